@@ -1,0 +1,92 @@
+# Each target makes the virtual environment it needs, and again whenever the dependencies change.
+#   PYTHON  the interpreter it is made with (3.11 or newer)
+#   VENV    where it is kept
+PYTHON ?= python3
+VENV ?= .venv
+
+RUN := $(VENV)/.installed
+TEST := $(VENV)/.installed-test
+DEV := $(VENV)/.installed-dev
+PIP_INSTALL := $(VENV)/bin/python -m pip install --quiet --disable-pip-version-check \
+	--prefer-binary --constraint constraints.txt
+
+VERSION_OF := -c 'import sys; print("%d.%d.%d" % sys.version_info[:3])'
+
+.DEFAULT_GOAL := help
+.PHONY: help demo test lint bench clean environment
+
+help:
+	@echo 'make demo    train ten seeds of DQN on CartPole-v1; table, figure, film: results/demo'
+	@echo 'make test    run the tests'
+	@echo 'make lint    check style and types'
+	@echo 'make bench   measure the training speed'
+	@echo 'make clean   remove the virtual environment and all caches (results stay)'
+	@echo
+	@echo 'Each sets itself up in $(VENV) on first use. Another interpreter or place:'
+	@echo '  make demo PYTHON=python3.13 VENV=.venv313'
+
+demo: $(RUN)
+	@echo 'Training ten seeds of DQN on CartPole-v1; results go to results/demo.'
+	@$(VENV)/bin/python experiments/cartpole.py --num-seeds 10 --output results/demo --overwrite
+
+test: $(TEST)
+	@echo 'Running the tests.'
+	@$(VENV)/bin/python -m pytest
+
+lint: $(DEV)
+	@echo 'Checking style (ruff) and types (mypy).'
+	@$(VENV)/bin/ruff check
+	@$(VENV)/bin/ruff format --check
+	@$(VENV)/bin/mypy
+
+bench: $(RUN)
+	@echo 'Measuring the training speed; this takes some minutes.'
+	@$(VENV)/bin/python experiments/benchmarks/throughput.py
+
+clean:
+	@rm -rf build dist .mypy_cache .pytest_cache .ruff_cache .hypothesis
+	@find purejaxdqn experiments tests -name __pycache__ -type d -prune -exec rm -rf {} +
+	@if [ -f '$(VENV)/pyvenv.cfg' ]; then rm -rf '$(VENV)'; fi
+
+$(RUN): pyproject.toml constraints.txt | environment
+	@echo 'Installing purejaxdqn into $(VENV); this takes about a minute.'
+	@$(PIP_INSTALL) --editable .
+	@touch $(RUN)
+
+$(TEST): pyproject.toml constraints.txt | environment
+	@echo 'Installing purejaxdqn and what its tests need into $(VENV); this takes about a minute.'
+	@$(PIP_INSTALL) --editable '.[test]'
+	@touch $(RUN) $(TEST)
+
+$(DEV): pyproject.toml constraints.txt | environment
+	@echo 'Installing purejaxdqn and its development tools into $(VENV); this takes about a minute.'
+	@$(PIP_INSTALL) --editable '.[dev]'
+	@touch $(RUN) $(TEST) $(DEV)
+
+# Makes the virtual environment when there is none. One made with another interpreter than the PYTHON
+# that was asked for is refused, because it would silently be used instead.
+environment:
+	@if [ -x '$(VENV)/bin/pip' ]; then \
+	  if [ '$(origin PYTHON)' != file ]; then \
+	    asked=$$('$(PYTHON)' $(VERSION_OF)) || exit 1; \
+	    found=$$('$(VENV)/bin/python' $(VERSION_OF)) || exit 1; \
+	    if [ "$$asked" != "$$found" ]; then \
+	      echo "$(VENV) holds Python $$found, but PYTHON=$(PYTHON) is $$asked:" \
+	        "run 'make clean' first, or name another place with VENV=." >&2; \
+	      exit 1; \
+	    fi; \
+	  fi; \
+	else \
+	  if ! found=$$('$(PYTHON)' $(VERSION_OF) 2>/dev/null); then \
+	    echo "No working Python was found as '$(PYTHON)': install Python 3.11 or newer," \
+	      "or name one: make $(or $(MAKECMDGOALS),demo) PYTHON=python3.13" >&2; \
+	    exit 1; \
+	  fi; \
+	  if ! '$(PYTHON)' -c 'import sys; sys.exit(sys.version_info < (3, 11))'; then \
+	    echo "purejaxdqn needs Python 3.11 or newer, but '$(PYTHON)' is Python $$found." \
+	      "Name a newer one: make $(or $(MAKECMDGOALS),demo) PYTHON=python3.13" >&2; \
+	    exit 1; \
+	  fi; \
+	  echo "Making a virtual environment with Python $$found in $(VENV)."; \
+	  '$(PYTHON)' -m venv '$(VENV)'; \
+	fi

@@ -1,0 +1,82 @@
+"""Trains many seeds of DQN on CartPole at once and says how well they did.
+
+    python experiments/cartpole.py --num-seeds 10
+    python experiments/cartpole.py --num-seeds 30 --first-seed 100 --learning-rate 5e-4 --output results/slower
+
+Writes results.nc (every number, labelled), learning_curve.png and .svg, policy.gif (the best seed's policy in
+gymnasium's rendered environment) and summary.json. Progress goes to standard error.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from pathlib import Path
+
+import jax
+import numpy as np
+from rich.console import Console
+
+from purejaxdqn import cli, environments, plotting, results, summary
+from purejaxdqn.devices import use_every_core
+from purejaxdqn.dqn import DQNConfig, dqn
+from purejaxdqn.gymnasium_play import play_in_gymnasium, save_gif
+from purejaxdqn.sweep import SweepInterrupted, SweepResult, run_sweep
+
+GYMNASIUM_EPISODES = 100
+
+
+@dataclasses.dataclass(frozen=True)
+class Args(cli.SweepArgs):
+    __doc__ = __doc__
+    output: Path = Path("results/cartpole")
+    """Folder for everything that is written."""
+    config: DQNConfig = DQNConfig()
+
+
+def main(args: Args) -> int:
+    args.config.validate()
+    seeds = args.seeds
+    output = results.prepare_output(args.output, args.overwrite)
+    use_every_core()
+    try:
+        result = run_sweep(
+            dqn, args.config, seeds, width=args.width, seed_mode=args.seed_mode, output=output
+        )
+    except SweepInterrupted as interrupt:
+        report(args, interrupt.result, output)
+        raise
+    report(args, play(args, result, output), output)
+    return 0
+
+
+def play(args: Args, result: SweepResult, output: Path) -> SweepResult:
+    """Plays every seed's policy in gymnasium's own environment, and films the best one."""
+    Console(stderr=True).print(f"playing {GYMNASIUM_EPISODES} episodes per seed in gymnasium ...")
+    train = dqn(args.config)
+    returns = play_in_gymnasium(train, result.params, GYMNASIUM_EPISODES)
+    dataset = result.dataset.assign(gymnasium_return=(("seed", "gymnasium_episode"), returns))
+    results.save(dataset, output)
+    best = int(returns.mean(axis=1).argmax())
+    save_gif(train, jax.tree.map(lambda x: x[best], result.params), output / "policy.gif")
+    return result._replace(dataset=dataset)
+
+
+def report(args: Args, result: SweepResult, output: Path) -> None:
+    """The table, the summary and the figure of whatever is there."""
+    threshold = environments.make(args.config.env).threshold
+    facts = summary.summarise(result.dataset, threshold, np.random.default_rng(0))
+    console = Console()
+    summary.print_summary(facts, console)
+    summary.save_summary(facts, output)
+    title = f"DQN on {args.config.env}"
+    plotting.save_figure(
+        plotting.learning_curve(result.dataset, title, threshold), output / "learning_curve"
+    )
+    console.print(f"written to {output}: {', '.join(sorted(p.name for p in output.iterdir()))}")
+    if args.json:
+        print(json.dumps(facts, allow_nan=False))
+
+
+if __name__ == "__main__":
+    cli.run(main, Args)

@@ -1,0 +1,120 @@
+"""The search behind the default settings: random settings on the tuning seeds 0 to 9, the best ones listed.
+
+    python experiments/tune.py --num-settings 40 --output results/tune
+
+Reported figures come from other seeds. Every line of `tune.jsonl` is one setting with its scores, so that a search that
+was stopped goes on where it was.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from pathlib import Path
+
+import numpy as np
+import tyro
+from rich.console import Console
+from rich.table import Table
+
+from purejaxdqn.dqn import DQNConfig, dqn
+from purejaxdqn.statistics import interquartile_mean
+from purejaxdqn.sweep import run_sweep
+
+SPACE = {
+    # num_envs, steps_per_update, updates_per_iteration
+    "rhythm": [(10, 10, 2), (10, 10, 5), (10, 50, 25), (10, 250, 125), (5, 5, 1), (4, 4, 2)],
+    "batch_size": [64, 128],
+    "hidden_sizes": [(64, 64), (128, 128)],
+    "replay_capacity": [10_000, 50_000, 100_000],
+    # target_period, target_step_size
+    "target": [(50, 1.0), (125, 1.0), (250, 1.0), (1, 0.005), (1, 0.02), (10, 0.1)],
+    # penalty, huber_threshold
+    "penalty": [("squared", 1.0), ("huber", 10.0)],
+    "learning_rate": [5e-4, 1e-3, 2.3e-3],
+    "learning_rate_end_fraction": [0.0, 0.05],
+    "max_grad_norm": [1.0, 10.0, 100.0],
+    "epsilon_fraction": [0.1, 0.2, 0.4],
+    "epsilon_end": [0.02, 0.05, 0.1],
+    "discount": [0.98, 0.99],
+}
+
+
+@dataclasses.dataclass(frozen=True)
+class Args:
+    """A random search over the settings of DQN on the tuning seeds."""
+
+    num_settings: int = 40
+    """Settings to try, those that stand in the output file already included."""
+    search_seed: int = 0
+    """Seed of the search itself."""
+    num_seeds: int = 10
+    """Training seeds per setting, from 0 on; at most 10, the others are for reporting."""
+    output: Path = Path("results/tune")
+    """Folder of `tune.jsonl`."""
+    overrides: str = "{}"
+    """JSON of lists that replace those of the search space, such as '{"batch_size": [64]}'."""
+
+
+def draw(rng: np.random.Generator, space: dict) -> dict:
+    """One setting, each value drawn uniformly from its list."""
+    choice = {name: values[rng.integers(len(values))] for name, values in space.items()}
+    choice["target_period"], choice["target_step_size"] = choice.pop("target")
+    choice["penalty"], choice["huber_threshold"] = choice.pop("penalty")
+    choice["hidden_sizes"] = tuple(choice["hidden_sizes"])
+    rhythm = ("num_envs", "steps_per_update", "updates_per_iteration")
+    choice.update(zip(rhythm, choice.pop("rhythm"), strict=True))
+    return choice
+
+
+def score(config: DQNConfig, num_seeds: int) -> dict:
+    """Trains the seeds and says how well they did."""
+    result = run_sweep(dqn, config, range(num_seeds), progress=False)
+    dataset = result.dataset
+    means = dataset.final_return.mean("episode").values
+    curve = dataset.evaluation_return.mean("episode").values
+    reached = [
+        int(dataset.step.values[np.argmax(row >= 475)]) if (row >= 475).any() else None
+        for row in curve
+    ]
+    return {
+        "iqm": float(interquartile_mean(means)),
+        "lowest": float(means.min()),
+        "mean": float(means.mean()),
+        "solved": int((means >= 475).sum()),
+        "median_steps": float(np.median([step or np.inf for step in reached])),
+        "late": float(curve[:, -5:].mean()),
+        "seconds": dataset.attrs["train_seconds"],
+        "final": means.round(1).tolist(),
+    }
+
+
+def main(args: Args) -> None:
+    """Searches, and prints the best settings."""
+    args.output.mkdir(parents=True, exist_ok=True)
+    path = args.output / "tune.jsonl"
+    known = [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
+    space = SPACE | json.loads(args.overrides)
+    rng = np.random.default_rng(args.search_seed)
+    console = Console(stderr=True)
+    for index in range(args.num_settings):
+        choice = draw(rng, space)
+        if index < len(known):
+            continue
+        scores = score(dataclasses.replace(DQNConfig(), **choice), args.num_seeds)
+        console.print(f"{index + 1}/{args.num_settings}", choice, scores)
+        known.append({"setting": choice, **scores})
+        with path.open("a") as file:
+            file.write(json.dumps(known[-1]) + "\n")
+    table = Table("mean", "IQM", "lowest", "solved", "median steps", "seconds", "setting")
+    for row in sorted(known, key=lambda row: -row["late"])[:10]:
+        table.add_row(
+            *(f"{row[name]:.1f}" for name in ("mean", "iqm", "lowest")),
+            *(f"{row[name]:.0f}" for name in ("solved", "median_steps", "seconds")),
+            str(row["setting"]),
+        )
+    Console().print(table)
+
+
+if __name__ == "__main__":
+    main(tyro.cli(Args))

@@ -1,0 +1,75 @@
+"""What every experiment's command line has in common: typed flags, errors without a traceback, exit codes."""
+
+from __future__ import annotations
+
+import dataclasses
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any, TypeVar
+
+import tyro
+
+from purejaxdqn.sweep import SeedMode
+from purejaxdqn.types import ConfigError
+
+T = TypeVar("T")
+
+EXIT_REFUSED = 2
+EXIT_FAILED = 1
+EXIT_INTERRUPTED = 130  # 128 + SIGINT, as shells have it
+
+
+@dataclasses.dataclass(frozen=True)
+class SweepArgs:
+    """Flags of every experiment that trains over seeds."""
+
+    num_seeds: int = 10
+    """Seeds to train."""
+    first_seed: int = 0
+    """The first of them; they are consecutive. Seeds 0 to 9 are those that the defaults were tuned on."""
+    output: Path = Path("results/sweep")
+    """Folder for everything that is written."""
+    overwrite: bool = False
+    """Replace results that lie in the output folder already."""
+    json: bool = False
+    """Print the summary as one JSON object on the last line of standard output."""
+    width: int | None = None
+    """Runs per device program, part of what determines a result bit for bit; by default chosen, and recorded."""
+    seed_mode: SeedMode = "vmap"
+    """"vmap" trains the seeds of a device side by side, "map" one after another, each bitwise as if alone."""
+
+    @property
+    def seeds(self) -> range:
+        """The seeds to train.
+
+        Raises:
+          ConfigError: if there are none, or one lies outside 0 to 2**32 - 1.
+        """
+        if self.num_seeds < 1:
+            raise ConfigError(f"num_seeds ({self.num_seeds}) must be at least 1")
+        if self.first_seed < 0 or self.first_seed + self.num_seeds > 2**32:
+            raise ConfigError(
+                f"first_seed ({self.first_seed}) must be at least 0, and the last seed below {2**32}"
+            )
+        return range(self.first_seed, self.first_seed + self.num_seeds)
+
+
+def run(main: Callable[[T], int | None], args_type: type[T], argv: Sequence[str] | None = None) -> None:
+    """Parses the command line into `args_type`, runs `main`, and exits.
+
+    Exit codes: what `main` returns (None is 0); 2 for settings that are refused; 1 for a file that cannot be written;
+    130 after Ctrl-C.
+    """
+    try:
+        args: Any = tyro.cli(args_type, args=argv, config=(tyro.conf.OmitArgPrefixes,))
+        sys.exit(main(args) or 0)
+    except ConfigError as error:
+        print(f"error: {error}", file=sys.stderr)
+        sys.exit(EXIT_REFUSED)
+    except OSError as error:
+        print(f"error: {error}", file=sys.stderr)
+        sys.exit(EXIT_FAILED)
+    except KeyboardInterrupt:
+        print("interrupted", file=sys.stderr)
+        sys.exit(EXIT_INTERRUPTED)

@@ -1,0 +1,159 @@
+"""Every core at work: one XLA device on each CPU core, or the accelerators there are.
+
+Small matrix products lose more to handing work between threads than they gain, so many runs train fastest with one
+single-threaded device per core and the runs spread over them. XLA fixes its devices when JAX first computes something;
+`use_every_core` has to come before that. `purejaxdqn.sweep.run_sweep` calls it by itself.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import math
+import os
+import platform
+import warnings
+from pathlib import Path
+from typing import NamedTuple
+
+import jax
+
+from purejaxdqn.types import ConfigError
+
+_FLAG = "xla_cpu_multi_thread_eigen"
+_MAX_WIDTH = {"cpu": 8}  # wider batches gain nothing on one core and fall out of its cache
+_MAX_WIDTH_ACCELERATOR = 128
+
+
+def available_cores() -> int:
+    """The CPU cores that this process may use (its affinity, not the machine's size)."""
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
+
+
+def use_every_core(num_cpu_devices: int | None = None) -> list[jax.Device]:
+    """Puts one single-threaded XLA device on each CPU core; accelerators, where there are any, go before the CPU.
+
+    Also turns on JAX's compilation cache on disk, unless one is set, in `$XDG_CACHE_HOME/purejaxdqn` (usually
+    `~/.cache/purejaxdqn`), so that the second run of an experiment compiles in a fraction of the time.
+
+    Args:
+      num_cpu_devices: CPU devices to make; by default one for each available core.
+
+    Returns:
+      The devices that computations will run on.
+
+    Raises:
+      ConfigError: if `num_cpu_devices` is below 1.
+      RuntimeError: if JAX has already started with other CPU devices; nothing can change them any more.
+    """
+    if num_cpu_devices is not None and num_cpu_devices < 1:
+        raise ConfigError(
+            f"num_cpu_devices ({num_cpu_devices}) must be at least 1; leave it out for one per core"
+        )
+    wanted = num_cpu_devices or available_cores()
+    _use_compilation_cache()
+    flags = os.environ.get("XLA_FLAGS", "")
+    try:
+        if "xla_force_host_platform_device_count" not in flags:  # else the user has chosen
+            jax.config.update("jax_num_cpu_devices", wanted)
+    except RuntimeError as error:
+        # JAX has started. That is fine if it has what is wanted, or computes elsewhere anyway.
+        if jax.default_backend() == "cpu" and jax.local_device_count("cpu") != wanted:
+            raise RuntimeError(
+                f"use_every_core() came too late: JAX has already started with "
+                f"{jax.local_device_count('cpu')} CPU device(s) where {wanted} were wanted, and cannot change that. "
+                "Call purejaxdqn.devices.use_every_core() at the top of the script, before the first JAX computation "
+                "(jax.devices(), jax.random.key(...) and jnp.zeros(...) count as one)."
+            ) from error
+        return jax.devices()
+    if _FLAG not in flags:
+        os.environ["XLA_FLAGS"] = f"{flags} --{_FLAG}=false".strip()
+    return jax.devices()
+
+
+def ensure_devices() -> list[jax.Device]:
+    """`use_every_core()` where it still can be; where it comes too late, a warning, and the devices as they are."""
+    try:
+        return use_every_core()
+    except RuntimeError as error:
+        # A deliberate choice of several devices needs no warning.
+        if jax.local_device_count() == 1:
+            warnings.warn(f"only one core will work. {error}", RuntimeWarning, stacklevel=3)
+        return jax.devices()
+
+
+def _use_compilation_cache() -> None:
+    if jax.config.jax_compilation_cache_dir is not None:
+        return
+    home = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
+    # Programs are compiled for one kind of processor: a home shared by several kinds keeps them apart.
+    folder = home / "purejaxdqn" / f"xla-{_processor()}"
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError:
+        return  # a home that cannot be written costs compile time, no more
+    jax.config.update("jax_compilation_cache_dir", str(folder))
+    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
+    jax.config.update("jax_persistent_cache_min_entry_size_bytes", -1)
+
+
+def _processor() -> str:
+    description = platform.machine() + platform.processor()
+    cpuinfo = Path("/proc/cpuinfo")
+    if cpuinfo.exists():
+        lines = cpuinfo.read_text().splitlines()
+        description += "".join(
+            sorted({line for line in lines if line.startswith(("flags", "Features", "model name"))})
+        )
+    return hashlib.sha256(description.encode()).hexdigest()[:12]
+
+
+class Plan(NamedTuple):
+    """How runs are laid out: `num_rounds` times, `num_devices` devices each train `width` runs side by side.
+
+    Attributes:
+      width: runs per device program. Part of the result: the same run at another width has other bits.
+      num_devices: devices in use.
+      num_rounds: rounds, one after another.
+    """
+
+    width: int
+    num_devices: int
+    num_rounds: int
+
+    @property
+    def slots_per_round(self) -> int:
+        """Runs that train at the same time, padding included."""
+        return self.width * self.num_devices
+
+
+def make_plan(num_runs: int, num_devices: int, width: int | None = None, max_width: int = 8) -> Plan:
+    """Lays out runs so that no device idles and little padding is wasted.
+
+    Args:
+      num_runs: runs to train.
+      num_devices: devices there are.
+      width: runs per device program, to repeat an earlier result; by default chosen.
+      max_width: the widest that is chosen.
+
+    Returns:
+      The `Plan`: 10 runs on 2 devices train 5 wide in one round.
+
+    Raises:
+      ConfigError: if a number is below 1.
+    """
+    for name, value in (("num_runs", num_runs), ("num_devices", num_devices), ("width", width)):
+        if value is not None and value < 1:
+            raise ConfigError(f"{name} ({value}) must be at least 1")
+    if width is None:
+        num_rounds = math.ceil(num_runs / (num_devices * max_width))
+        width = math.ceil(num_runs / (num_devices * num_rounds))
+    num_batches = math.ceil(num_runs / width)
+    used_devices = min(num_devices, num_batches)
+    return Plan(width, used_devices, math.ceil(num_batches / used_devices))
+
+
+def max_width() -> int:
+    """The widest batch of runs per device that is worth while on the devices there are."""
+    return _MAX_WIDTH.get(jax.default_backend(), _MAX_WIDTH_ACCELERATOR)

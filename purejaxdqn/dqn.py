@@ -1,0 +1,477 @@
+"""Deep Q-learning from top to bottom: the settings, the learner, the training run, and how they are put together.
+
+`train.init(key)` fills the replay with random play; `train.chunk(state, n, m)` then repeats: act k times, learn n times.
+Both are pure, so `jax.jit` compiles them, `jax.vmap` runs them for many seeds and settings, and `purejaxdqn.sweep`
+drives them over every device.
+
+Mnih et al., "Human-level control through deep reinforcement learning" (2015), algorithm 1; the differences are in
+`docs/deviations.md`.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import math
+from collections.abc import Callable
+from typing import Literal, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from purejaxdqn import environments, losses, networks
+from purejaxdqn.environments import Environment, step_and_reset
+from purejaxdqn.evaluation import Policy, greedy_policy
+from purejaxdqn.exploration import Schedule, epsilon_greedy, linear_schedule
+from purejaxdqn.replay import uniform_replay
+from purejaxdqn.types import (
+    Array,
+    ConfigError,
+    Learner,
+    LearnerState,
+    LossFn,
+    Network,
+    Params,
+    Replay,
+    Step,
+    TrainState,
+    Transition,
+)
+
+# ------------------------------------------------------------------------------------------------------- settings
+
+
+@dataclasses.dataclass(frozen=True)
+class DQNConfig:
+    """Every setting of a run. Floats may be swept within one compiled program; the others set shapes and lengths."""
+
+    env: str = "CartPole-v1"
+    """The environment, by its gymnasium name."""
+    total_steps: int = 100_000
+    """Environment steps per seed, over all its environments, the prefill included."""
+    num_envs: int = 10
+    """Environments stepped side by side within one seed."""
+    steps_per_update: int = 10
+    """Environment steps (over all environments) between two rounds of updates; a multiple of num_envs."""
+    updates_per_iteration: int = 1
+    """Gradient steps in each round of updates."""
+    prefill_steps: int = 1_000
+    """Environment steps of uniformly random play before anything is learned."""
+    replay_capacity: int = 10_000
+    """Transitions that the replay holds; the oldest are dropped."""
+    batch_size: int = 128
+    """Transitions per gradient step."""
+    hidden_sizes: tuple[int, ...] = (120, 84)
+    """Widths of the network's hidden layers."""
+    td_error: Literal["q_learning", "double_q_learning"] = "double_q_learning"
+    """How the target is formed."""
+    penalty: Literal["squared", "huber"] = "squared"
+    """What is minimised of the TD error: half its square, or the Huber loss."""
+    huber_threshold: float = 1.0
+    """TD error from which on the Huber loss grows linearly (no effect on the squared penalty)."""
+    discount: float = 0.99
+    """Gamma, per environment step."""
+    learning_rate: float = 1e-3
+    """Adam's step size at the first gradient step."""
+    learning_rate_end_fraction: float = 0.05
+    """The learning rate falls linearly to this fraction of itself at the last gradient step; 1 keeps it constant."""
+    max_grad_norm: float = 10.0
+    """Gradients are scaled down to this global norm; inf never does."""
+    target_period: int = 50
+    """Gradient steps between two updates of the target network."""
+    target_step_size: float = 1.0
+    """How far each of those goes towards the online network: 1 copies it, less is Polyak averaging."""
+    epsilon_start: float = 1.0
+    """Probability of a random action at step 0."""
+    epsilon_end: float = 0.04
+    """Probability of a random action once exploration has decayed."""
+    epsilon_fraction: float = 0.2
+    """Fraction of total_steps over which epsilon falls linearly."""
+    eval_interval: int = 5_000
+    """Environment steps between two evaluations (one before learning and one at the end come on top)."""
+    eval_episodes: int = 100
+    """Greedy episodes per evaluation and seed; their steps do not count as training."""
+
+    @property
+    def num_iterations(self) -> int:
+        """Rounds of acting and learning in a run."""
+        return (self.total_steps - self.prefill_steps) // self.steps_per_update
+
+    @property
+    def num_updates(self) -> int:
+        """Gradient steps in a run."""
+        return self.num_iterations * self.updates_per_iteration
+
+    def validate(self) -> None:
+        """Refuses settings that cannot be kept, on concrete values, before anything is traced.
+
+        Raises:
+          ConfigError: with every setting at fault, its value, what is allowed, and the remedy.
+        """
+        problems = [*_range_problems(self)]
+        if not problems:  # the relations below divide by these numbers
+            problems = [*_relation_problems(self)]
+        if problems:
+            raise ConfigError("\n".join(problems))
+        environments.make(self.env)
+
+
+def _range_problems(config: DQNConfig):
+    counts = [f.name for f in dataclasses.fields(config) if f.type == "int"]
+    for name in counts:
+        value = getattr(config, name)
+        if isinstance(value, bool) or not isinstance(value, int) or value < 1:
+            yield f"{name} ({value!r}) must be a whole number of at least 1"
+        elif value > 2**31 - 1:
+            yield f"{name} ({value}) must be at most {2**31 - 1}: counters are 32 bits wide"
+    for size in config.hidden_sizes:
+        if isinstance(size, bool) or not isinstance(size, int) or size < 1:
+            yield f"hidden_sizes {config.hidden_sizes} must all be whole numbers of at least 1"
+    for name, table in (("td_error", TD_ERRORS), ("penalty", PENALTIES)):
+        if getattr(config, name) not in table:
+            yield f"{name} ({getattr(config, name)!r}) must be one of {', '.join(table)}"
+    unit = ("discount", "epsilon_start", "epsilon_end", "epsilon_fraction")
+    for name in (*unit, "learning_rate_end_fraction"):
+        if not 0 <= getattr(config, name) <= 1:
+            yield f"{name} ({getattr(config, name)}) must lie between 0 and 1"
+    if not 0 < config.target_step_size <= 1:
+        yield (
+            f"target_step_size ({config.target_step_size}) must be above 0 and at most 1: "
+            "1 copies the online network"
+        )
+    for name in ("learning_rate", "huber_threshold"):
+        value = getattr(config, name)
+        if not (value > 0 and math.isfinite(value)):
+            yield f"{name} ({value}) must be positive and finite, such as 0.001"
+    if not config.max_grad_norm > 0:
+        yield f"max_grad_norm ({config.max_grad_norm}) must be positive; inf turns clipping off"
+
+
+def _relation_problems(config: DQNConfig):
+    def multiple(name: str, of: str):
+        value, base = getattr(config, name), getattr(config, of)
+        if value % base:
+            below, above = value // base * base, (value // base + 1) * base
+            nearest = f"{below} or {above}" if below else f"{above}"
+            yield f"{name} ({value}) must be a multiple of {of} ({base}): try {nearest}"
+
+    yield from multiple("steps_per_update", "num_envs")
+    yield from multiple("prefill_steps", "num_envs")
+    yield from multiple("replay_capacity", "num_envs")
+    yield from multiple("eval_interval", "steps_per_update")
+    # So that every multiple of eval_interval, and the last step, fall on the end of an iteration.
+    yield from multiple("prefill_steps", "steps_per_update")
+    yield from multiple("total_steps", "steps_per_update")
+    if config.batch_size > config.replay_capacity:
+        yield (
+            f"batch_size ({config.batch_size}) must be at most replay_capacity "
+            f"({config.replay_capacity}): lower the one or raise the other"
+        )
+    if config.batch_size > config.prefill_steps:
+        yield (
+            f"batch_size ({config.batch_size}) must be at most prefill_steps ({config.prefill_steps}): learning "
+            "starts when the prefill is over"
+        )
+    if config.prefill_steps >= config.total_steps:
+        yield (
+            f"prefill_steps ({config.prefill_steps}) must be below total_steps ({config.total_steps}): "
+            "nothing would be learned"
+        )
+    if config.target_period > max(config.num_updates, 1):
+        yield (
+            f"target_period ({config.target_period} gradient steps) must be at most the {config.num_updates} gradient "
+            "steps of the run: the target network would never be updated"
+        )
+
+
+# -------------------------------------------------------------------------------------------------------- learner
+
+TargetUpdate = Callable[[Params, Params, Array], Params]  # (params, target_params, num_updates)
+
+
+def periodic_target_update(period: int, step_size: Array | float = 1.0) -> TargetUpdate:
+    """Every `period` gradient steps, moves the target network towards the online one.
+
+    A step size of 1 is the hard copy of Mnih et al. (2015); a period of 1 with a small step size is Polyak averaging,
+    Lillicrap et al., "Continuous control with deep reinforcement learning" (2016), algorithm 1.
+
+    Args:
+      period: gradient steps between two moves.
+      step_size: `[]` above 0, at most 1.
+
+    Returns:
+      `(params, target_params, num_updates []) -> target_params`, with `num_updates` counting the step just taken.
+    """
+
+    def target_update(params: Params, target_params: Params, num_updates: Array) -> Params:
+        # A select and no branch: a branch on a batched predicate would run both sides anyway.
+        rate = jnp.where(num_updates % period == 0, step_size, 0.0)
+        moved = optax.incremental_update(params, target_params, step_size)
+        return jax.tree.map(
+            lambda new, old: jnp.where(rate > 0, new, old), moved, target_params
+        )
+
+    return target_update
+
+
+def make_learner(
+    network: Network,
+    loss_fn: LossFn,
+    optimizer: optax.GradientTransformation,
+    target_update: TargetUpdate,
+) -> Learner:
+    """Makes the learner: the mean of a per-transition loss over a batch, one optimiser step, the target's update.
+
+    Args:
+      network: the value network.
+      loss_fn: loss of ONE transition.
+      optimizer: any optax optimiser.
+      target_update: such as `periodic_target_update(50)`.
+
+    Returns:
+      The `Learner`. Its metrics are the loss function's own, averaged over the batch, and `loss`.
+    """
+
+    def init(key: Array, obs: Array) -> LearnerState:
+        params = network.init(key, obs)
+        return LearnerState(
+            params=params,
+            target_params=jax.tree.map(jnp.copy, params),  # two buffers, so that both can be donated
+            opt_state=optimizer.init(params),
+            num_updates=jnp.zeros((), jnp.int32),
+        )
+
+    def update(state: LearnerState, transition: Transition, key: Array):
+        keys = jax.random.split(key, transition.r_t.shape[0])
+
+        def mean_loss(params: Params):
+            batched = jax.vmap(loss_fn, in_axes=(None, None, None, 0, 0))
+            output = batched(network, params, state.target_params, transition, keys)
+            return jnp.mean(output.loss), output
+
+        (loss, output), grads = jax.value_and_grad(mean_loss, has_aux=True)(state.params)
+        updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
+        params = optax.apply_updates(state.params, updates)
+        num_updates = state.num_updates + 1
+        target_params = target_update(params, state.target_params, num_updates)
+        metrics = {"loss": loss, **jax.tree.map(jnp.mean, output.metrics)}
+        state = LearnerState(params, target_params, opt_state, num_updates)
+        return state, output.priority, metrics
+
+    return Learner(init, update)
+
+
+# --------------------------------------------------------------------------------------------------- training run
+
+
+class ChunkOutputs(NamedTuple):
+    """What happened in a chunk of at most `M` iterations; rows of iterations that were not run are NaN.
+
+    Attributes:
+      episode_return: `[M, k, E]` the return of the episode that ended at this step, NaN where none did.
+      metrics: `[M]` each of the learner's metrics, averaged over the iteration's updates.
+    """
+
+    episode_return: Array
+    metrics: dict[str, Array]
+
+
+class Train(NamedTuple):
+    """A training run as pure functions of arrays.
+
+    Attributes:
+      init: `key -> TrainState`, with the replay prefilled. To be compiled apart from `chunk`.
+      chunk: `(TrainState, num_iterations [], max_iterations) -> (TrainState, ChunkOutputs)`. The number of iterations
+        is an argument of the compiled program, so any chunking runs the same program and gives the same bits; only
+        `max_iterations`, the room in the outputs, is static.
+      policy: `params -> greedy policy`, for evaluation.
+      env: the environment.
+    """
+
+    init: Callable[[Array], TrainState]
+    chunk: Callable[[TrainState, Array, int], tuple[TrainState, ChunkOutputs]]
+    policy: Callable[[Params], Policy]
+    env: Environment
+
+
+def make_train(
+    config: DQNConfig,
+    env: Environment,
+    network: Network,
+    learner: Learner,
+    replay: Replay,
+    epsilon: Schedule,
+) -> Train:
+    """Makes the training run out of its parts.
+
+    Args:
+      config: for the counts only: num_envs, prefill_steps, steps_per_update, updates_per_iteration.
+      env: the environment.
+      network: the value network.
+      learner: what a gradient step does.
+      replay: what is remembered.
+      epsilon: `num_steps -> probability of a random action`, in environment steps.
+
+    Returns:
+      The `Train`.
+    """
+    num_envs = config.num_envs
+    acts_per_iteration = config.steps_per_update // num_envs
+
+    def random_policy(key: Array, obs: Array) -> Array:
+        del obs
+        return jax.random.randint(key, (), 0, env.num_actions, jnp.int32)
+
+    def epsilon_greedy_policy(params: Params, num_steps: Array) -> Policy:
+        def policy(key: Array, obs: Array) -> Array:
+            explore_key, network_key = jax.random.split(key)
+            q_values = network.action_values(network.apply(params, obs, network_key))
+            return epsilon_greedy(explore_key, q_values, epsilon(num_steps))
+
+        return policy
+
+    def act(state: TrainState, policy: Policy) -> tuple[TrainState, Array]:
+        """One step of every environment; also says which returns `[E]` became final."""
+        key, act_key, env_key = jax.random.split(state.key, 3)
+        action = jax.vmap(policy)(jax.random.split(act_key, num_envs), state.obs)
+        env_state, obs, timestep = jax.vmap(functools.partial(step_and_reset, env))(
+            jax.random.split(env_key, num_envs), state.env_state, action
+        )
+        step = Step(
+            state.obs, action, timestep.reward, timestep.terminated, timestep.truncated, timestep.obs
+        )
+        episode_return = state.episode_return + timestep.reward
+        ended = timestep.terminated | timestep.truncated
+        state = state.replace(
+            replay=replay.add(state.replay, step),
+            env_state=env_state,
+            obs=obs,
+            episode_return=jnp.where(ended, 0.0, episode_return),
+            key=key,
+            num_steps=state.num_steps + num_envs,
+        )
+        return state, jnp.where(ended, episode_return, jnp.nan)
+
+    def learn(state: TrainState) -> tuple[TrainState, dict[str, Array]]:
+        """One gradient step."""
+        key, sample_key, loss_key = jax.random.split(state.key, 3)
+        sample = replay.sample(state.replay, sample_key)
+        learner_state, priorities, metrics = learner.update(
+            state.learner, sample.transition, loss_key
+        )
+        replay_state = replay.update(state.replay, sample.indices, priorities)
+        return state.replace(learner=learner_state, replay=replay_state, key=key), metrics
+
+    def iteration(state: TrainState) -> tuple[TrainState, ChunkOutputs]:
+        def act_once(state: TrainState, _):
+            return act(state, epsilon_greedy_policy(state.learner.params, state.num_steps))
+
+        state, episode_return = jax.lax.scan(act_once, state, length=acts_per_iteration)
+        state, metrics = jax.lax.scan(
+            lambda state, _: learn(state), state, length=config.updates_per_iteration
+        )
+        return state, ChunkOutputs(episode_return, jax.tree.map(jnp.mean, metrics))
+
+    def init(key: Array) -> TrainState:
+        key, env_key, network_key = jax.random.split(key, 3)
+        env_state, obs = jax.vmap(env.reset)(jax.random.split(env_key, num_envs))
+        first_step = Step(
+            obs=obs,
+            action=jnp.zeros(num_envs, jnp.int32),
+            reward=jnp.zeros(num_envs),
+            terminated=jnp.zeros(num_envs, bool),
+            truncated=jnp.zeros(num_envs, bool),
+            next_obs=obs,
+        )
+        state = TrainState(
+            learner=learner.init(network_key, obs[0]),
+            replay=replay.init(first_step),
+            env_state=env_state,
+            obs=obs,
+            episode_return=jnp.zeros(num_envs),
+            key=key,
+            num_steps=jnp.zeros((), jnp.int32),
+        )
+        return jax.lax.fori_loop(
+            0,
+            config.prefill_steps // num_envs,
+            lambda _, state: act(state, random_policy)[0],
+            state,
+        )
+
+    def chunk(
+        state: TrainState, num_iterations: Array, max_iterations: int
+    ) -> tuple[TrainState, ChunkOutputs]:
+        def body(i: Array, carry: tuple[TrainState, ChunkOutputs]):
+            state, outputs = carry
+            state, output = iteration(state)
+            outputs = jax.tree.map(lambda rows, row: rows.at[i].set(row), outputs, output)
+            return state, outputs
+
+        shapes = jax.eval_shape(iteration, state)[1]
+        empty = jax.tree.map(
+            lambda leaf: jnp.full((max_iterations, *leaf.shape), jnp.nan, leaf.dtype), shapes
+        )
+        return jax.lax.fori_loop(0, num_iterations, body, (state, empty))
+
+    return Train(init, chunk, functools.partial(greedy_policy, network), env)
+
+
+# ---------------------------------------------------------------------------------------------------- put together
+
+TD_ERRORS = {
+    "q_learning": losses.q_learning,
+    "double_q_learning": losses.double_q_learning,
+}
+PENALTIES = {
+    "squared": lambda config: optax.l2_loss,
+    "huber": lambda config: functools.partial(optax.huber_loss, delta=config.huber_threshold),
+}
+
+
+def dqn(
+    config: DQNConfig,
+    *,
+    env: Environment | None = None,
+    network: Network | None = None,
+    loss_fn: LossFn | None = None,
+    optimizer: Callable[[Schedule], optax.GradientTransformation] = optax.adam,
+) -> Train:
+    """DQN as an `Experiment`: settings in, training run out. To change a part, pass it: `partial(dqn, loss_fn=mine)`.
+
+    Called inside the traced function, so that every float of the config may be a tracer.
+
+    Args:
+      config: the settings.
+      env: instead of the one that `config.env` names.
+      network: instead of the MLP of `config.hidden_sizes`.
+      loss_fn: instead of the Bellman loss of `config.td_error` and `config.penalty`.
+      optimizer: `learning-rate schedule -> optax optimiser`, behind the clipping of the gradients' global norm.
+
+    Returns:
+      The `Train`.
+    """
+    env = env or environments.make(config.env)
+    network = network or networks.make_network(networks.MLP(config.hidden_sizes, env.num_actions))
+    loss_fn = loss_fn or losses.bellman_loss(
+        TD_ERRORS[config.td_error], PENALTIES[config.penalty](config)
+    )
+    learning_rate = linear_schedule(
+        config.learning_rate,
+        config.learning_rate * config.learning_rate_end_fraction,
+        config.num_updates,
+    )
+    learner = make_learner(
+        network,
+        loss_fn,
+        optax.chain(optax.clip_by_global_norm(config.max_grad_norm), optimizer(learning_rate)),
+        periodic_target_update(config.target_period, config.target_step_size),
+    )
+    replay = uniform_replay(
+        config.replay_capacity, config.batch_size, config.discount, env.max_steps
+    )
+    epsilon = linear_schedule(
+        config.epsilon_start, config.epsilon_end, config.epsilon_fraction * config.total_steps
+    )
+    return make_train(config, env, network, learner, replay, epsilon)

@@ -1,0 +1,125 @@
+"""CartPole as pure functions, following `gymnasium.make("CartPole-v0")` and `gymnasium.make("CartPole-v1")`.
+
+The task is Barto, Sutton and Anderson, "Neuronlike adaptive elements that can solve difficult learning control
+problems" (1983); the equations of motion are Florian, "Correct equations for the dynamics of the cart-pole system"
+(2005), equations 23 and 24 without friction, integrated by explicit Euler as gymnasium does.
+"""
+
+from __future__ import annotations
+
+import functools
+import math
+
+import flax.struct
+import gymnasium
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from purejaxdqn.environments.base import Environment
+from purejaxdqn.types import Array, TimeStep
+
+GRAVITY = 9.8  # m / s^2
+MASS_CART = 1.0  # kg
+MASS_POLE = 0.1  # kg
+TOTAL_MASS = MASS_CART + MASS_POLE
+LENGTH = 0.5  # m, half of the pole's length
+POLE_MASS_LENGTH = MASS_POLE * LENGTH
+FORCE = 10.0  # N
+TAU = 0.02  # s between two steps
+THETA_THRESHOLD = 12 * 2 * math.pi / 360  # rad
+X_THRESHOLD = 2.4  # m
+RESET_BOUND = 0.05
+
+
+@flax.struct.dataclass
+class CartPoleState:
+    """One cart with its pole.
+
+    Attributes:
+      x: `[]` m, position of the cart.
+      x_dot: `[]` m / s.
+      theta: `[]` rad, angle of the pole from upright.
+      theta_dot: `[]` rad / s.
+      num_steps: `[]` int32, steps taken in this episode.
+    """
+
+    x: Array
+    x_dot: Array
+    theta: Array
+    theta_dot: Array
+    num_steps: Array
+
+
+def _observe(state: CartPoleState) -> Array:
+    return jnp.stack([state.x, state.x_dot, state.theta, state.theta_dot])
+
+
+def reset(key: Array) -> tuple[CartPoleState, Array]:
+    """A new episode: all four numbers uniform in [-0.05, 0.05).
+
+    Args:
+      key: `[]` PRNG key.
+
+    Returns:
+      `(state, obs [4])`, in JAX's default float type (float64 under x64).
+    """
+    values = jax.random.uniform(key, (4,), minval=-RESET_BOUND, maxval=RESET_BOUND)
+    x, x_dot, theta, theta_dot = values
+    state = CartPoleState(x, x_dot, theta, theta_dot, num_steps=jnp.zeros((), jnp.int32))
+    return state, _observe(state)
+
+
+def step(
+    key: Array, state: CartPoleState, action: Array, *, max_steps: int
+) -> tuple[CartPoleState, TimeStep]:
+    """Pushes the cart for 0.02 seconds.
+
+    Args:
+      key: `[]` PRNG key, unused: the dynamics are deterministic.
+      state: `CartPoleState`.
+      action: `[]` int, 0 pushes to the left and 1 to the right.
+      max_steps: the time limit in steps.
+
+    Returns:
+      `(state, TimeStep)` with a reward of 1 for every step, the last one included.
+    """
+    del key
+    force = jnp.where(action == 1, FORCE, -FORCE).astype(state.x.dtype)
+    cos_theta, sin_theta = jnp.cos(state.theta), jnp.sin(state.theta)
+    push = (force + POLE_MASS_LENGTH * jnp.square(state.theta_dot) * sin_theta) / TOTAL_MASS
+    theta_acc = (GRAVITY * sin_theta - cos_theta * push) / (
+        LENGTH * (4.0 / 3.0 - MASS_POLE * jnp.square(cos_theta) / TOTAL_MASS)
+    )
+    x_acc = push - POLE_MASS_LENGTH * theta_acc * cos_theta / TOTAL_MASS
+    next_state = CartPoleState(
+        x=state.x + TAU * state.x_dot,
+        x_dot=state.x_dot + TAU * x_acc,
+        theta=state.theta + TAU * state.theta_dot,
+        theta_dot=state.theta_dot + TAU * theta_acc,
+        num_steps=state.num_steps + 1,
+    )
+    terminated = (jnp.abs(next_state.x) > X_THRESHOLD) | (
+        jnp.abs(next_state.theta) > THETA_THRESHOLD
+    )
+    timestep = TimeStep(
+        obs=_observe(next_state),
+        reward=jnp.ones((), state.x.dtype),
+        terminated=terminated,
+        truncated=next_state.num_steps >= max_steps,
+    )
+    return next_state, timestep
+
+
+def cartpole(name: str, max_steps: int, threshold: float | None) -> Environment:
+    """CartPole with a time limit of `max_steps` steps."""
+    bounds = np.array([2 * X_THRESHOLD, np.inf, 2 * THETA_THRESHOLD, np.inf], np.float32)
+    return Environment(
+        name=name,
+        reset=reset,
+        step=functools.partial(step, max_steps=max_steps),
+        num_actions=2,
+        observation_space=gymnasium.spaces.Box(-bounds, bounds, dtype=np.float32),
+        threshold=threshold,
+        max_steps=max_steps,
+    )

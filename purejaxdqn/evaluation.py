@@ -1,0 +1,89 @@
+"""Evaluation: whole episodes of a policy, on environments and keys of their own."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from purejaxdqn.environments import Environment
+from purejaxdqn.types import Array, Network, Params
+
+Policy = Callable[[Array, Array], Array]  # (key [], obs [*obs]) -> action []
+
+
+class EpisodeStats(NamedTuple):
+    """One number per episode.
+
+    Attributes:
+      episode_return: `[N]` float32, undiscounted.
+      length: `[N]` int32, steps.
+    """
+
+    episode_return: Array
+    length: Array
+
+
+def greedy_policy(network: Network, params: Params) -> Policy:
+    """The policy that takes the action of the highest value, without noise and without exploration."""
+
+    def policy(key: Array, obs: Array) -> Array:
+        del key
+        q_values = network.action_values(network.apply(params, obs))
+        return jnp.argmax(q_values).astype(jnp.int32)
+
+    return policy
+
+
+def evaluate(policy: Policy, env: Environment, key: Array, num_episodes: int) -> EpisodeStats:
+    """Plays exactly one episode in each of `num_episodes` fresh environments, to its end.
+
+    One episode an environment, so that short episodes are not favoured over long ones.
+
+    Args:
+      policy: `(key, obs [*obs]) -> action []`.
+      env: the environment.
+      key: `[]` PRNG key.
+      num_episodes: `N`.
+
+    Returns:
+      `EpisodeStats`.
+    """
+
+    class Carry(NamedTuple):
+        keys: Array  # [N]
+        env_state: object
+        obs: Array
+        running: Array
+        stats: EpisodeStats
+
+    def cond(carry: Carry) -> Array:
+        return carry.running.any()
+
+    def body(carry: Carry) -> Carry:
+        keys, act_keys, step_keys = jax.vmap(lambda key: tuple(jax.random.split(key, 3)))(
+            carry.keys
+        )
+        actions = jax.vmap(policy)(act_keys, carry.obs)
+        env_state, timestep = jax.vmap(env.step)(step_keys, carry.env_state, actions)
+        stats = EpisodeStats(
+            carry.stats.episode_return + jnp.where(carry.running, timestep.reward, 0.0),
+            carry.stats.length + carry.running,
+        )
+        running = carry.running & ~(timestep.terminated | timestep.truncated)
+        return Carry(keys, env_state, timestep.obs, running, stats)
+
+    reset_key, play_key = jax.random.split(key)
+    env_state, obs = jax.vmap(env.reset)(jax.random.split(reset_key, num_episodes))
+    start = Carry(
+        keys=jax.random.split(play_key, num_episodes),
+        env_state=env_state,
+        obs=obs,
+        running=jnp.ones(num_episodes, bool),
+        stats=EpisodeStats(
+            jnp.zeros(num_episodes, jnp.float32), jnp.zeros(num_episodes, jnp.int32)
+        ),
+    )
+    return jax.lax.while_loop(cond, body, start).stats

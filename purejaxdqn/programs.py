@@ -1,0 +1,156 @@
+"""Experiments as compiled programs for a whole round of runs: vmapped on each device, sharded over the devices."""
+
+from __future__ import annotations
+
+import dataclasses
+import time
+from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any, NamedTuple
+
+import jax
+import numpy as np
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
+
+from purejaxdqn.devices import Plan
+from purejaxdqn.dqn import ChunkOutputs, DQNConfig, Train
+from purejaxdqn.evaluation import evaluate
+from purejaxdqn.types import Array, ArrayTree, Params, TrainState, run_axes
+
+Experiment = Callable[[DQNConfig], Train]
+Floats = Mapping[str, Array]  # the float settings by name, one value per run
+
+_CHUNK_STEPS = 20_000  # room for the outputs of a chunk, in environment steps of one run
+_SHARED = PartitionSpec()
+_PER_RUN = PartitionSpec("runs")
+
+
+class Programs(NamedTuple):
+    """A training run over a round of slots, compiled. Arrays have a leading axis of slots, sharded over the devices.
+
+    Attributes:
+      init: `(floats, seeds [slots]) -> TrainState`.
+      chunk: `(floats, TrainState, num_iterations []) -> (TrainState, ChunkOutputs)`; the state is donated.
+      evaluate: `(floats, params, seeds [slots], step []) -> episode returns [slots, N]`.
+      place: puts a host array with one entry per slot onto the devices.
+      max_iterations: the most iterations a chunk can run.
+      compile_seconds: tracing, lowering and compiling.
+    """
+
+    init: Callable[[Floats, Array], TrainState]
+    chunk: Callable[[Floats, TrainState, np.int32], tuple[TrainState, ChunkOutputs]]
+    evaluate: Callable[[Floats, Params, Array, np.int32], Array]
+    place: Callable[[np.ndarray], Array]
+    max_iterations: int
+    compile_seconds: float
+
+
+def float_fields(config: DQNConfig) -> tuple[str, ...]:
+    """The settings that enter a compiled program as arguments, and so can be swept within one."""
+    return tuple(f.name for f in dataclasses.fields(config) if f.type in (float, "float"))
+
+
+def run_keys(seed: Array) -> tuple[Array, Array]:
+    """The two PRNG keys of a run: one for its training, one for its evaluations."""
+    training_key, evaluation_key = jax.random.split(jax.random.key(seed))
+    return training_key, evaluation_key
+
+
+def compile_programs(
+    experiment: Experiment, config: DQNConfig, plan: Plan, devices: Sequence[jax.Device]
+) -> Programs:
+    """Compiles initialisation, training and evaluation for one round of a plan, each apart from the others.
+
+    Args:
+      experiment: `config -> Train`, called inside the traced functions with tracers for the floats.
+      config: the settings; the values of its floats do not matter here.
+      plan: how the runs are laid out.
+      devices: at least `plan.num_devices`.
+
+    Returns:
+      The `Programs`.
+    """
+    start = time.perf_counter()
+    mesh = Mesh(np.array(devices[: plan.num_devices]), ("runs",))
+    max_iterations = max(1, min(_CHUNK_STEPS // config.steps_per_update, config.num_iterations))
+
+    # The three functions of ONE run. Floats are always arguments: as constants they would give other bits.
+
+    def build(floats: Floats) -> Train:
+        return experiment(dataclasses.replace(config, **floats))
+
+    def init(floats: Floats, seed: Array) -> TrainState:
+        return build(floats).init(run_keys(seed)[0])
+
+    def chunk(floats: Floats, state: TrainState, num_iterations: Array):
+        return build(floats).chunk(state, num_iterations, max_iterations)
+
+    def evaluate_run(floats: Floats, params: Params, seed: Array, step: Array) -> Array:
+        train = build(floats)
+        key = jax.random.fold_in(run_keys(seed)[1], step)
+        return evaluate(train.policy(params), train.env, key, config.eval_episodes).episode_return
+
+    # The same over all runs of the round.
+
+    def abstract(axes: ArrayTree, tree: ArrayTree) -> ArrayTree:
+        """Shapes with their shardings."""
+
+        def leaf(axis: int | None, x: jax.ShapeDtypeStruct) -> jax.ShapeDtypeStruct:
+            shape = x.shape if axis is None else (plan.slots_per_round, *x.shape)
+            return jax.ShapeDtypeStruct(shape, x.dtype, sharding=NamedSharding(mesh, _spec(axis)))
+
+        return _map_axes(lambda axis, part: jax.tree.map(lambda x: leaf(axis, x), part), axes, tree)
+
+    def lower(run: Callable[..., Any], in_axes: tuple, out_axes: Any, *args: Any, **options: Any):
+        over_runs = jax.shard_map(
+            _on_device(run, plan.width, in_axes, out_axes),
+            mesh=mesh,
+            in_specs=_map_axes(_spec, in_axes),
+            out_specs=_map_axes(_spec, out_axes),
+            check_vma=False,
+        )
+        return jax.jit(over_runs, **options).lower(*abstract(in_axes, args))
+
+    floats = {name: jax.ShapeDtypeStruct((), np.float32) for name in float_fields(config)}
+    seed = jax.ShapeDtypeStruct((), np.uint32)
+    count = jax.ShapeDtypeStruct((), np.int32)
+    state = jax.eval_shape(init, floats, seed)
+    axes = run_axes(state)
+    lowered = [
+        lower(chunk, (0, axes, None), (axes, 0), floats, state, count, donate_argnums=1),
+        lower(init, (0, 0), axes, floats, seed),
+        lower(evaluate_run, (0, 0, 0, None), 0, floats, state.learner.params, seed, count),
+    ]
+    with ThreadPoolExecutor() as pool:  # XLA compiles outside Python's lock
+        chunk_program, init_program, evaluate_program = pool.map(lambda x: x.compile(), lowered)
+    return Programs(
+        init=init_program,
+        chunk=chunk_program,
+        evaluate=evaluate_program,
+        place=lambda values: jax.device_put(values, NamedSharding(mesh, _PER_RUN)),
+        max_iterations=max_iterations,
+        compile_seconds=time.perf_counter() - start,
+    )
+
+
+def _on_device(run: Callable[..., Any], width: int, in_axes: tuple, out_axes: Any):
+    """`run` over the `width` runs of one device; a single one is not batched at all."""
+    if width > 1:
+        return jax.vmap(run, in_axes=in_axes, out_axes=out_axes)
+
+    def index(axes: ArrayTree, tree: ArrayTree, at: Any) -> ArrayTree:
+        def part(axis: int | None, subtree: ArrayTree) -> ArrayTree:
+            return subtree if axis is None else jax.tree.map(lambda x: x[at], subtree)
+
+        return _map_axes(part, axes, tree)
+
+    return lambda *args: index(out_axes, run(*index(in_axes, args, 0)), None)
+
+
+def _spec(axis: int | None) -> PartitionSpec:
+    return _SHARED if axis is None else _PER_RUN
+
+
+def _map_axes(function: Callable[..., Any], axes: ArrayTree, *trees: ArrayTree) -> ArrayTree:
+    """`jax.tree.map` over a prefix of axes, in which None is a value of its own."""
+    return jax.tree.map(function, axes, *trees, is_leaf=lambda axis: axis is None)

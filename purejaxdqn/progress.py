@@ -1,0 +1,71 @@
+"""Progress of a sweep, on standard error: a bar with steps, speed, time left and mean return, and a line per evaluation."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import numpy as np
+from rich.console import Console
+from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+
+_MOST_SEEDS_SHOWN = 16
+
+
+class SweepProgress:
+    """A context manager around a sweep; everything goes to standard error."""
+
+    def __init__(self, total_steps: int, enabled: bool = True) -> None:
+        """Args: total_steps: environment steps of all runs together. enabled: False shows nothing."""
+        self._enabled = enabled
+        self._console = Console(stderr=True, quiet=not enabled, highlight=False)
+        self._bar = Progress(
+            TextColumn("training"),
+            BarColumn(),
+            TextColumn("{task.completed:,.0f}/{task.total:,.0f} steps"),
+            TextColumn("{task.fields[speed]}"),
+            TextColumn("mean return {task.fields[mean_return]}"),
+            TimeElapsedColumn(),
+            TextColumn("left"),
+            TimeRemainingColumn(),
+            console=self._console,
+            disable=not enabled,
+        )
+        self._task = self._bar.add_task("train", total=total_steps, speed="", mean_return="-")
+
+    def __enter__(self) -> SweepProgress:
+        self._bar.start()
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        self._bar.stop()
+
+    def message(self, text: str) -> None:
+        """A line above the bar."""
+        self._console.print(text)
+
+    def update(self, env_steps: int, training_return: np.ndarray, speed: float) -> None:
+        """Moves the bar to `env_steps`; `training_return [n]` is NaN for runs without a finished episode."""
+        known = training_return[np.isfinite(training_return)]
+        self._bar.update(
+            self._task,
+            completed=env_steps,
+            speed=f"{speed:,.0f} steps/s",
+            mean_return=f"{known.mean():.1f}" if len(known) else "-",
+        )
+
+    def evaluated(self, step: int, episode_return: np.ndarray) -> None:
+        """A line on one evaluation, `episode_return [n, N]`."""
+        means = episode_return.mean(axis=1)
+        if len(means) <= _MOST_SEEDS_SHOWN:
+            shown = " ".join(f"{mean:5.0f}" for mean in means)
+        else:
+            low, middle, high = np.percentile(means, [0, 50, 100])
+            shown = f"lowest {low:.0f}, median {middle:.0f}, highest {high:.0f} of {len(means)} runs"
+        self._console.print(f"step {step:>9,}  greedy return per run: {shown}", soft_wrap=True)
+
+    def attempt(self, action: Callable[[], object]) -> None:
+        """Does something that may fail for want of disk, without stopping the sweep for it."""
+        try:
+            action()
+        except OSError as error:
+            self._console.print(f"could not save for now, going on: {error}")

@@ -1,0 +1,180 @@
+"""A circular replay buffer with uniform sampling.
+
+Lin, "Self-improving reactive agents based on reinforcement learning, planning and teaching" (1992); uniform sampling
+as in Mnih et al., "Human-level control through deep reinforcement learning" (2015), Methods.
+
+Every observation is kept once. The ring holds rows of `E` entries, one row a time step; the observation that follows a
+row is the one in the next row, with two exceptions that have places of their own: what follows the newest row, and the
+last observation of an episode that the time limit cut off (the next row then holds the first one of a new episode).
+An environment is truncated at most once in `time_limit` steps. So time is cut into blocks of `time_limit` rows, and
+each block has one place per environment for such a last observation: it is addressed by time alone, written in place,
+and costs `1 / time_limit` of the ring.
+"""
+
+from __future__ import annotations
+
+import flax.struct
+import jax
+import jax.numpy as jnp
+
+from purejaxdqn.types import Array, Replay, Sample, Step, Transition, shared_counter
+
+
+@flax.struct.dataclass
+class UniformReplayState:
+    """A ring of `T` rows of `E` entries each, stored flat: entry `row * E + env`.
+
+    Attributes:
+      obs: `[T * E, *obs]` in the observations' own dtype.
+      action: `[T * E]` int32.
+      reward: `[T * E]`.
+      terminated: `[T * E]` bool.
+      truncated: `[T * E]` bool.
+      newest_next_obs: `[E, *obs]` what followed the newest row.
+      last_obs: `[K * E, *obs]` the last observations of truncated episodes, a place per block and environment.
+      insert_row: `[]` int32, the row that is written next.
+      num_rows: `[]` int32, rows written, at most `T`.
+      block: `[]` int32, the block of the newest row, modulo `K`.
+      row_in_block: `[]` int32, where in its block the newest row lies.
+    """
+
+    obs: Array
+    action: Array
+    reward: Array
+    terminated: Array
+    truncated: Array
+    newest_next_obs: Array
+    last_obs: Array
+    insert_row: Array = shared_counter()
+    num_rows: Array = shared_counter()
+    block: Array = shared_counter()
+    row_in_block: Array = shared_counter()
+
+    @property
+    def num_envs(self) -> int:
+        """`E`."""
+        return self.newest_next_obs.shape[0]
+
+    @property
+    def max_rows(self) -> int:
+        """`T`."""
+        return self.action.shape[0] // self.num_envs
+
+    @property
+    def max_blocks(self) -> int:
+        """`K`."""
+        return self.last_obs.shape[0] // self.num_envs
+
+
+def uniform_replay(
+    capacity: int, batch_size: int, discount: Array | float, time_limit: int = 1
+) -> Replay:
+    """Makes a circular replay buffer that samples uniformly, with replacement, at a cost that is the batch's alone.
+
+    Args:
+      capacity: transitions held, over all environments; a multiple of the number of environments.
+      batch_size: `B`, transitions per sample.
+      discount: gamma, given out as `discount_t` unless the episode terminated.
+      time_limit: the least number of steps between two truncations of the same environment, usually
+        `Environment.max_steps`. The default of 1 is right for every environment and doubles the memory.
+
+    Returns:
+      A `Replay` over `UniformReplayState`. Its `update` changes nothing.
+
+    Raises:
+      ValueError: if a count is not positive; from `init`, if `capacity` is no multiple of the number of environments.
+    """
+    for name, count in (
+        ("capacity", capacity),
+        ("batch_size", batch_size),
+        ("time_limit", time_limit),
+    ):
+        if count < 1:
+            raise ValueError(f"{name} ({count}) must be at least 1")
+
+    def init(step: Step) -> UniformReplayState:
+        num_envs = step.action.shape[0]
+        if capacity % num_envs:
+            raise ValueError(
+                f"capacity ({capacity}) must be a multiple of the number of environments ({num_envs}), such as "
+                f"{max(capacity // num_envs, 1) * num_envs}"
+            )
+        max_rows = capacity // num_envs
+        max_blocks = (max_rows - 1) // time_limit + 2  # any max_rows rows in a row touch at most so many
+
+        def empty(example: Array, rows: int) -> Array:
+            return jnp.zeros((rows * num_envs, *example.shape[1:]), example.dtype)
+
+        return UniformReplayState(
+            obs=empty(step.obs, max_rows),
+            action=empty(step.action, max_rows),
+            reward=empty(step.reward, max_rows),
+            terminated=empty(step.terminated, max_rows),
+            truncated=empty(step.truncated, max_rows),
+            newest_next_obs=empty(step.obs, 1),
+            last_obs=empty(step.obs, max_blocks),
+            insert_row=jnp.zeros((), jnp.int32),
+            num_rows=jnp.zeros((), jnp.int32),
+            block=jnp.zeros((), jnp.int32),
+            row_in_block=jnp.full((), -1, jnp.int32),
+        )
+
+    def add(state: UniformReplayState, step: Step) -> UniformReplayState:
+        num_envs = state.num_envs
+        enters_block = state.row_in_block + 1 == time_limit
+        block = jnp.where(enters_block, (state.block + 1) % state.max_blocks, state.block)
+
+        def write(buffer: Array, rows: Array, row: Array) -> Array:
+            # An index that is the same in every run of a batch: written in place, also under vmap.
+            return jax.lax.dynamic_update_slice_in_dim(buffer, rows, row * num_envs, axis=0)
+
+        kept = jax.lax.dynamic_slice_in_dim(state.last_obs, block * num_envs, num_envs)
+        truncated = step.truncated.reshape(num_envs, *(1,) * (step.obs.ndim - 1))
+        return UniformReplayState(
+            obs=write(state.obs, step.obs, state.insert_row),
+            action=write(state.action, step.action, state.insert_row),
+            reward=write(state.reward, step.reward, state.insert_row),
+            terminated=write(state.terminated, step.terminated, state.insert_row),
+            truncated=write(state.truncated, step.truncated, state.insert_row),
+            newest_next_obs=step.next_obs,
+            last_obs=write(state.last_obs, jnp.where(truncated, step.next_obs, kept), block),
+            insert_row=(state.insert_row + 1) % state.max_rows,
+            num_rows=jnp.minimum(state.num_rows + 1, state.max_rows),
+            block=block,
+            row_in_block=jnp.where(enters_block, 0, state.row_in_block + 1),
+        )
+
+    def next_obs(state: UniformReplayState, indices: Array) -> Array:
+        num_envs, max_rows = state.num_envs, state.max_rows
+        row, env = indices // num_envs, indices % num_envs
+        age = (state.insert_row - 1 - row) % max_rows
+        # Floor division: rows before the newest one's block lie in blocks before it.
+        block = (state.block + (state.row_in_block - age) // time_limit) % state.max_blocks
+
+        def choose(condition: Array, chosen: Array, otherwise: Array) -> Array:
+            return jnp.where(
+                condition.reshape(-1, *(1,) * (chosen.ndim - 1)), chosen, otherwise
+            )
+
+        following = state.obs[(row + 1) % max_rows * num_envs + env]
+        following = choose(age == 0, state.newest_next_obs[env], following)
+        return choose(state.truncated[indices], state.last_obs[block * num_envs + env], following)
+
+    def sample(state: UniformReplayState, key: Array) -> Sample:
+        num_entries = state.num_rows * state.num_envs
+        indices = jax.random.randint(key, (batch_size,), 0, num_entries)
+        transition = Transition(
+            obs_tm1=state.obs[indices],
+            a_tm1=state.action[indices],
+            r_t=state.reward[indices],
+            discount_t=jnp.where(state.terminated[indices], 0.0, discount),
+            obs_t=next_obs(state, indices),
+        )
+        probabilities = jnp.full((batch_size,), 1.0) / num_entries
+        return Sample(transition, indices, probabilities)
+
+    def update(state: UniformReplayState, indices: Array, priorities: Array) -> UniformReplayState:
+        del indices, priorities
+        return state
+
+    return Replay(init, add, sample, update)

@@ -1,0 +1,229 @@
+"""The records and contracts that every other module speaks.
+
+Notation in the docstrings: ``E`` environments, ``B`` transitions in a batch, ``A`` actions, ``*obs`` the shape of one
+observation, ``[]`` a scalar. Time steps follow the usual ``tm1`` (t - 1) and ``t`` suffixes: ``a_tm1`` was taken in
+``obs_tm1`` and led to ``r_t``, ``discount_t`` and ``obs_t``.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable
+from typing import Any, NamedTuple, Protocol
+
+import flax.struct
+import jax
+
+Array = jax.Array
+Params = Any  # a pytree of arrays
+ArrayTree = Any
+
+
+class ConfigError(ValueError):
+    """A setting that cannot be kept: the message names the value, what is allowed and the remedy."""
+
+
+class TimeStep(NamedTuple):
+    """What an environment answers to one action.
+
+    Attributes:
+      obs: `[*obs]` the observation that the action led to, always the one *before* any reset.
+      reward: `[]` float.
+      terminated: `[]` bool, the episode ended by the task's own rules: nothing follows, the value is zero.
+      truncated: `[]` bool, the time limit was reached: the value of `obs` is still to be bootstrapped.
+    """
+
+    obs: Array
+    reward: Array
+    terminated: Array
+    truncated: Array
+
+
+class Step(NamedTuple):
+    """What a replay is given: one time step of every environment.
+
+    Attributes:
+      obs: `[E, *obs]` the observation acted on.
+      action: `[E]` int32.
+      reward: `[E]` float.
+      terminated: `[E]` bool.
+      truncated: `[E]` bool.
+      next_obs: `[E, *obs]` the observation before any reset.
+    """
+
+    obs: Array
+    action: Array
+    reward: Array
+    terminated: Array
+    truncated: Array
+    next_obs: Array
+
+
+class Transition(NamedTuple):
+    """What a replay's `sample` makes and what a loss sees; one transition, no batch axis.
+
+    Attributes:
+      obs_tm1: `[*obs]`.
+      a_tm1: `[]` int32.
+      r_t: `[]` the reward (with n-step replay: the discounted sum of n rewards).
+      discount_t: `[]` gamma (with n-step replay: gamma to the n), and 0 only where the episode *terminated*.
+      obs_t: `[*obs]`.
+    """
+
+    obs_tm1: Array
+    a_tm1: Array
+    r_t: Array
+    discount_t: Array
+    obs_t: Array
+
+
+class Sample(NamedTuple):
+    """A batch from a replay.
+
+    Attributes:
+      transition: `Transition` with a leading axis `[B, ...]`.
+      indices: `[B]` int32, where the transitions lie; given back to `Replay.update`.
+      probabilities: `[B]` the probability with which each one was drawn.
+    """
+
+    transition: Transition
+    indices: Array
+    probabilities: Array
+
+
+class LossOutput(NamedTuple):
+    """What a loss says of one transition.
+
+    Attributes:
+      loss: `[]` what is minimised.
+      priority: `[]` how surprising the transition was, handed back to the replay (usually `|td_error|`).
+      metrics: scalars by name, averaged over the batch.
+    """
+
+    loss: Array
+    priority: Array
+    metrics: dict[str, Array]
+
+
+class Network(NamedTuple):
+    """A value network as three pure functions of ONE observation.
+
+    Attributes:
+      init: `(key, obs) -> params`.
+      apply: `(params, obs, key=None) -> output`, whatever the head represents; noise comes from `key`, none without it.
+      action_values: `output -> q [A]`, one number per action; all that acting and evaluation ever see.
+    """
+
+    init: Callable[[Array, Array], Params]
+    apply: Callable[..., Array]
+    action_values: Callable[[Array], Array]
+
+
+class LossFn(Protocol):
+    """A loss of ONE transition; the learner maps it over the batch and takes the (weighted) mean."""
+
+    def __call__(
+        self,
+        network: Network,
+        params: Params,
+        target_params: Params,
+        transition: Transition,
+        key: Array,
+    ) -> LossOutput: ...
+
+
+class Learner(NamedTuple):
+    """What turns batches into better weights, as two pure functions.
+
+    Attributes:
+      init: `(key, obs [*obs]) -> LearnerState`.
+      update: `(LearnerState, Transition [B, ...], key) -> (LearnerState, priorities [B], metrics)`; one gradient step.
+    """
+
+    init: Callable[[Array, Array], LearnerState]
+    update: Callable[
+        [LearnerState, Transition, Array], tuple[LearnerState, Array, dict[str, Array]]
+    ]
+
+
+class Replay(NamedTuple):
+    """A replay buffer as four pure functions over a state of its own.
+
+    Attributes:
+      init: `step -> state`; `step` (`[E, ...]`) gives shapes and dtypes only.
+      add: `(state, step [E, ...]) -> state`.
+      sample: `(state, key) -> Sample`; the state must hold at least one batch.
+      update: `(state, indices [B], priorities [B]) -> state`.
+    """
+
+    init: Callable[[Step], ArrayTree]
+    add: Callable[[ArrayTree, Step], ArrayTree]
+    sample: Callable[[ArrayTree, Array], Sample]
+    update: Callable[[ArrayTree, Array, Array], ArrayTree]
+
+
+def shared_counter() -> Any:
+    """Declares a state field that is the same number in every run of a vmapped batch.
+
+    Such a counter stays unbatched under `vmap` (see `run_axes`): with a batched index, every write into a ring buffer
+    would become a scatter instead of an update in place.
+    """
+    return flax.struct.field(metadata={"shared": True})
+
+
+def run_axes(state: ArrayTree) -> ArrayTree:
+    """The `in_axes`/`out_axes` of a state for `vmap` over runs: `None` for shared counters and 0 for everything else.
+
+    Args:
+      state: a (possibly abstract) state whose counters are declared with `shared_counter`.
+
+    Returns:
+      A pytree prefix of `state`.
+    """
+    if not dataclasses.is_dataclass(state):
+        return 0
+    axes = {
+        field.name: None if field.metadata.get("shared") else run_axes(getattr(state, field.name))
+        for field in dataclasses.fields(state)
+    }
+    return dataclasses.replace(state, **axes)  # type: ignore[type-var]
+
+
+@flax.struct.dataclass
+class LearnerState:
+    """Everything that gradient steps change.
+
+    Attributes:
+      params: the online network's weights.
+      target_params: the target network's weights, same structure.
+      opt_state: the optimiser's state.
+      num_updates: `[]` int32, gradient steps taken so far.
+    """
+
+    params: Params
+    target_params: Params
+    opt_state: ArrayTree
+    num_updates: Array = shared_counter()
+
+
+@flax.struct.dataclass
+class TrainState:
+    """One run, whole: the carry of the training loop and the content of a checkpoint.
+
+    Attributes:
+      learner: `LearnerState`.
+      replay: the replay's own state.
+      env_state: `[E, ...]` the environments' states.
+      obs: `[E, *obs]` the observations to act on next.
+      episode_return: `[E]` float32, the undiscounted return of the episodes under way.
+      key: `[]` the typed PRNG key of everything that is still to come.
+      num_steps: `[]` int32, environment steps taken so far, over all environments, the prefill included.
+    """
+
+    learner: LearnerState
+    replay: ArrayTree
+    env_state: ArrayTree
+    obs: Array
+    episode_return: Array
+    key: Array
+    num_steps: Array = shared_counter()
