@@ -319,24 +319,18 @@ def make_train(
     num_envs = config.num_envs
     acts_per_iteration = config.steps_per_update // num_envs
 
-    def random_policy(key: Array, obs: Array) -> Array:
-        del obs
-        return jax.random.randint(key, (), 0, env.num_actions, jnp.int32)
-
-    def epsilon_greedy_policy(params: Params, num_steps: Array) -> Policy:
-        def policy(key: Array, obs: Array) -> Array:
-            explore_key, network_key = jax.random.split(key)
-            q_values = network.action_values(network.apply(params, obs, network_key))
-            return epsilon_greedy(explore_key, q_values, epsilon(num_steps))
-
-        return policy
-
-    def act(state: TrainState, policy: Policy) -> tuple[TrainState, Array]:
+    def act(state: TrainState, epsilon: Array | float) -> tuple[TrainState, Array]:
         """One step of every environment; also says which returns `[E]` became final."""
-        key, act_key, env_key = jax.random.split(state.key, 3)
-        action = jax.vmap(policy)(jax.random.split(act_key, num_envs), state.obs)
+        # All keys in one call of the generator: a call costs more than a key.
+        keys = jax.random.split(state.key, 1 + 3 * num_envs)
+        explore_keys, network_keys, env_keys = keys[1:].reshape(3, num_envs)
+        outputs = jax.vmap(network.apply, in_axes=(None, 0, 0))(
+            state.learner.params, state.obs, network_keys
+        )
+        q_values = jax.vmap(network.action_values)(outputs)
+        action = jax.vmap(epsilon_greedy, in_axes=(0, 0, None))(explore_keys, q_values, epsilon)
         env_state, obs, timestep = jax.vmap(functools.partial(step_and_reset, env))(
-            jax.random.split(env_key, num_envs), state.env_state, action
+            env_keys, state.env_state, action
         )
         step = Step(
             state.obs, action, timestep.reward, timestep.terminated, timestep.truncated, timestep.obs
@@ -348,7 +342,7 @@ def make_train(
             env_state=env_state,
             obs=obs,
             episode_return=jnp.where(ended, 0.0, episode_return),
-            key=key,
+            key=keys[0],
             num_steps=state.num_steps + num_envs,
         )
         return state, jnp.where(ended, episode_return, jnp.nan)
@@ -365,7 +359,7 @@ def make_train(
 
     def iteration(state: TrainState) -> tuple[TrainState, ChunkOutputs]:
         def act_once(state: TrainState, _):
-            return act(state, epsilon_greedy_policy(state.learner.params, state.num_steps))
+            return act(state, epsilon(state.num_steps))
 
         state, episode_return = jax.lax.scan(act_once, state, length=acts_per_iteration)
         state, metrics = jax.lax.scan(
@@ -396,7 +390,7 @@ def make_train(
         return jax.lax.fori_loop(
             0,
             config.prefill_steps // num_envs,
-            lambda _, state: act(state, random_policy)[0],
+            lambda _, state: act(state, 1.0)[0],  # uniformly random
             state,
         )
 

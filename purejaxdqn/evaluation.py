@@ -53,7 +53,7 @@ def evaluate(policy: Policy, env: Environment, key: Array, num_episodes: int) ->
     """
 
     class Carry(NamedTuple):
-        keys: Array  # [N]
+        num_steps: Array
         env_state: object
         obs: Array
         running: Array
@@ -63,9 +63,8 @@ def evaluate(policy: Policy, env: Environment, key: Array, num_episodes: int) ->
         return carry.running.any()
 
     def body(carry: Carry) -> Carry:
-        keys, act_keys, step_keys = jax.vmap(lambda key: tuple(jax.random.split(key, 3)))(
-            carry.keys
-        )
+        keys = jax.random.split(jax.random.fold_in(play_key, carry.num_steps), 2 * num_episodes)
+        act_keys, step_keys = keys.reshape(2, num_episodes)
         actions = jax.vmap(policy)(act_keys, carry.obs)
         env_state, timestep = jax.vmap(env.step)(step_keys, carry.env_state, actions)
         stats = EpisodeStats(
@@ -73,12 +72,12 @@ def evaluate(policy: Policy, env: Environment, key: Array, num_episodes: int) ->
             carry.stats.length + carry.running,
         )
         running = carry.running & ~(timestep.terminated | timestep.truncated)
-        return Carry(keys, env_state, timestep.obs, running, stats)
+        return Carry(carry.num_steps + 1, env_state, timestep.obs, running, stats)
 
     reset_key, play_key = jax.random.split(key)
     env_state, obs = jax.vmap(env.reset)(jax.random.split(reset_key, num_episodes))
     start = Carry(
-        keys=jax.random.split(play_key, num_episodes),
+        num_steps=jnp.zeros((), jnp.int32),
         env_state=env_state,
         obs=obs,
         running=jnp.ones(num_episodes, bool),

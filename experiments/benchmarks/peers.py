@@ -288,14 +288,12 @@ def summarise(runs: dict[str, list[dict[str, Any]]]) -> list[dict[str, Any]]:
 def make_table(rows: list[dict[str, Any]], settings: Settings) -> Table:
     """Lay the rows out for a person."""
     table = Table(title=f"DQN on {settings.env}, CPU, {os.cpu_count()} cores", show_lines=True)
-    table.add_column("system")
-    table.add_column("versions")
-    for heading in ("seeds", "steps per second", "lowest to highest", "ours / this"):
+    table.add_column("system and versions", no_wrap=True)
+    for heading in ("seeds", "steps/s", "lowest to highest", "ours / this"):
         table.add_column(heading, justify="right")
     for row in rows:
         speeds = row["steps_per_second_rounds"]
         table.add_row(
-            SYSTEMS[row["system"]],
             "\n".join(f"{name} {number}" for name, number in row["versions"].items()),
             str(row["num_seeds"]),
             f"{row['steps_per_second']:,.0f}",

@@ -66,6 +66,22 @@ class UniformReplayState:
         return self.last_obs.shape[0] // self.num_envs
 
 
+def _uniform_indices(key: Array, num: int, bound: Array) -> Array:
+    """`num` indices below `bound`, each as likely as any other up to `bound / 2**32`.
+
+    The high half of the product of 32 random bits and `bound`, summed from 16-bit halves; `jax.random.randint` takes
+    four calls of the generator and a division for the same.
+    """
+    bits = jax.random.bits(key, (num,), jnp.uint32)
+    bound = bound.astype(jnp.uint32)
+    bits_high, bits_low = bits >> 16, bits & 0xFFFF
+    bound_high, bound_low = bound >> 16, bound & 0xFFFF
+    # No sum here can reach 2**32.
+    middle = bits_high * bound_low + (bits_low * bound_low >> 16)
+    carry = (middle & 0xFFFF) + bits_low * bound_high >> 16
+    return (bits_high * bound_high + (middle >> 16) + carry).astype(jnp.int32)
+
+
 def uniform_replay(
     capacity: int, batch_size: int, discount: Array | float, time_limit: int = 1
 ) -> Replay:
@@ -162,7 +178,7 @@ def uniform_replay(
 
     def sample(state: UniformReplayState, key: Array) -> Sample:
         num_entries = state.num_rows * state.num_envs
-        indices = jax.random.randint(key, (batch_size,), 0, num_entries)
+        indices = _uniform_indices(key, batch_size, num_entries)
         transition = Transition(
             obs_tm1=state.obs[indices],
             a_tm1=state.action[indices],
