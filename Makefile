@@ -13,6 +13,7 @@ PIP_INSTALL := $(VENV)/bin/python -m pip install --quiet --disable-pip-version-c
 VERSION_OF := -c 'import sys; print("%d.%d.%d" % sys.version_info[:3])'
 
 .DEFAULT_GOAL := help
+.NOTPARALLEL:
 .PHONY: help demo test lint bench clean environment
 
 help:

@@ -63,7 +63,8 @@ def test_rows_hold_medians_and_ratios_of_this_package_to_each():
             "package": [run(100.0), run(300.0), run(120.0)],
             "rejax": [run(40.0), run(30.0), run(1.0)],
             "sb3": [run(6.0, 1), run(7.0, 1), run(5.0, 1)],
-        }
+        },
+        peers.DEVIATIONS,
     )
     assert [row["system"] for row in rows] == ["package", "rejax", "sb3"]
     assert [row["steps_per_second"] for row in rows] == [120.0, 30.0, 6.0]
@@ -75,13 +76,14 @@ def test_rows_hold_medians_and_ratios_of_this_package_to_each():
 
 
 def test_without_the_package_there_is_no_ratio():
-    (row,) = peers.summarise({"rejax": [run(40.0)]})
+    (row,) = peers.summarise({"rejax": [run(40.0)]}, peers.DEVIATIONS)
     assert row["ratio"] is None
     assert row["steps_per_second"] == 40.0
 
 
 def test_the_table_shows_versions_speeds_and_ratios():
-    rows = peers.summarise({"package": [run(120_000.0)], "sb3": [run(5_000.0, 1), run(7_000.0, 1)]})
+    runs = {"package": [run(120_000.0)], "sb3": [run(5_000.0, 1), run(7_000.0, 1)]}
+    rows = peers.summarise(runs, peers.DEVIATIONS)
     output = io.StringIO()
     # 80 columns are what a terminal may have, and what a pipe gets.
     Console(file=output, width=80).print(peers.make_table(rows, SETTINGS))
@@ -104,6 +106,13 @@ def test_the_table_shows_versions_speeds_and_ratios():
 def test_options_that_cannot_be_run_are_refused(change, named):
     with pytest.raises(ValueError, match=named):
         peers.check(dataclasses.replace(peers.Options(), **change), SETTINGS)
+
+
+def test_a_shorter_run_is_said():
+    assert peers.deviations(peers.Options(), SETTINGS) == peers.DEVIATIONS
+    notes = peers.deviations(peers.Options(sb3_steps=30_000), SETTINGS)
+    assert notes["sb3"][0] == "30,000 environment steps in place of 100,000"
+    assert notes["rejax"] == peers.DEVIATIONS["rejax"]
 
 
 def test_the_default_options_pass():
@@ -132,7 +141,7 @@ def test_the_package_is_measured_through_throughput(monkeypatch):
         return {"results": rows}
 
     monkeypatch.setattr(peers, "run_json", answer)
-    monkeypatch.setattr(peers, "version", lambda name: "0")
+    monkeypatch.setattr(peers, "version_of", lambda name: "0")
     measured = peers.measure_package(8)
     assert (measured["steps_per_second"], measured["num_seeds"]) == (8_000.0, 8)
     ((_, script, *flags),) = commands
@@ -144,6 +153,6 @@ def test_only_the_last_line_that_a_program_prints_is_read():
     python = peers.sys.executable
     assert peers.run_json([python, "-c", "print('warming up'); print('{\"a\": 1}')"]) == {"a": 1}
     with pytest.raises(RuntimeError, match="exit status 3"):
-        peers.run_json([python, "-c", "raise SystemExit(3)"])
+        peers.run_json([python, "-c", "print('{}'); raise SystemExit(3)"])
     with pytest.raises(RuntimeError, match="no JSON"):
         peers.run_json([python, "-c", "print('nothing')"])

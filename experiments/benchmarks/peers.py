@@ -27,7 +27,7 @@ import shlex
 import statistics
 import subprocess
 import sys
-from importlib.metadata import version
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -38,7 +38,7 @@ from rich.table import Table
 FOLDER = Path(__file__).resolve().parent
 REQUIREMENTS = ("rejax", "gymnax", "jax", "stable-baselines3", "torch")
 SYSTEMS = {"package": "purejaxdqn", "rejax": "rejax", "sb3": "Stable-Baselines3"}
-DEVIATIONS = {
+DEVIATIONS: dict[str, tuple[str, ...]] = {
     "package": (),
     "rejax": (
         "samples its batch without replacement, at a cost that grows with the capacity",
@@ -94,6 +94,14 @@ class Options:
     """What to measure, in this order within a round. Ratios need the package."""
     json_line: Annotated[bool, tyro.conf.arg(name="json")] = False
     """End standard output with one line that holds every number as a JSON object."""
+
+
+def deviations(options: Options, settings: Settings) -> dict[str, tuple[str, ...]]:
+    """Return, for each system, where its run is not the one that the settings ask for."""
+    if options.sb3_steps == settings.total_steps:
+        return DEVIATIONS
+    shorter = f"{options.sb3_steps:,} environment steps in place of {settings.total_steps:,}"
+    return DEVIATIONS | {"sb3": (shorter, *DEVIATIONS["sb3"])}
 
 
 def check(options: Options, settings: Settings) -> None:
@@ -237,6 +245,14 @@ def measure_peer(python: Path, script: str, arguments: dict[str, Any]) -> dict[s
     return run_json([python, "-I", "-W", "ignore", FOLDER / script, json.dumps(arguments)])
 
 
+def version_of(package: str) -> str:
+    """Return the installed version of a package, or say that it runs from its source folder."""
+    try:
+        return version(package)
+    except PackageNotFoundError:
+        return "not installed"
+
+
 def measure_package(num_seeds: int) -> dict[str, Any]:
     """Measure this package once through throughput.py, and speak of it as the workers do."""
     flags = ["--json", "--seeds", str(num_seeds), "--rounds", "1"]
@@ -245,7 +261,7 @@ def measure_package(num_seeds: int) -> dict[str, Any]:
     return {
         "steps_per_second": row["package_steps_per_second"],
         "num_seeds": num_seeds,
-        "versions": {name: version(name) for name in ("purejaxdqn", "jax")},
+        "versions": {name: version_of(name) for name in ("purejaxdqn", "jax")},
     }
 
 
@@ -263,11 +279,13 @@ def check_work(system: str, run: dict[str, Any], settings: Settings) -> None:
             )
 
 
-def summarise(runs: dict[str, list[dict[str, Any]]]) -> list[dict[str, Any]]:
+def summarise(
+    runs: dict[str, list[dict[str, Any]]], notes: dict[str, tuple[str, ...]]
+) -> list[dict[str, Any]]:
     """Return one row per system: its median speed, and this package's divided by that.
 
     Speeds are environment steps per second of all of a run's seeds together. `ratio` is None where
-    the package was not measured.
+    the package was not measured. `notes` are the deviations of each system.
     """
     speeds = {system: [run["steps_per_second"] for run in runs[system]] for system in runs}
     medians = {system: statistics.median(values) for system, values in speeds.items()}
@@ -279,7 +297,7 @@ def summarise(runs: dict[str, list[dict[str, Any]]]) -> list[dict[str, Any]]:
             "steps_per_second": medians[system],
             "steps_per_second_rounds": speeds[system],
             "ratio": medians["package"] / medians[system] if "package" in medians else None,
-            "deviations": list(DEVIATIONS[system]),
+            "deviations": list(notes[system]),
         }
         for system in runs
     ]
@@ -323,7 +341,7 @@ def compare(options: Options, settings: Settings, python: Path) -> list[dict[str
                 f" {run['steps_per_second']:,.0f} steps per second"
             )
             runs[system].append(run)
-    return summarise(runs)
+    return summarise(runs, deviations(options, settings))
 
 
 def main() -> None:
