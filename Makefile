@@ -67,27 +67,22 @@ $(DEV): pyproject.toml constraints.txt | environment
 # Makes the virtual environment when there is none. One made with another interpreter than the PYTHON
 # that was asked for is refused, because it would silently be used instead.
 environment:
-	@if [ -x '$(VENV)/bin/pip' ]; then \
-	  if [ '$(origin PYTHON)' != file ]; then \
-	    asked=$$('$(PYTHON)' $(VERSION_OF)) || exit 1; \
-	    found=$$('$(VENV)/bin/python' $(VERSION_OF)) || exit 1; \
-	    if [ "$$asked" != "$$found" ]; then \
-	      echo "$(VENV) holds Python $$found, but PYTHON=$(PYTHON) is $$asked:" \
-	        "run 'make clean' first, or name another place with VENV=." >&2; \
-	      exit 1; \
-	    fi; \
-	  fi; \
-	else \
-	  if ! found=$$('$(PYTHON)' $(VERSION_OF) 2>/dev/null); then \
-	    echo "No working Python was found as '$(PYTHON)': install Python 3.11 or newer," \
-	      "or name one: make $(or $(MAKECMDGOALS),demo) PYTHON=python3.13" >&2; \
-	    exit 1; \
-	  fi; \
-	  if ! '$(PYTHON)' -c 'import sys; sys.exit(sys.version_info < (3, 11))'; then \
-	    echo "purejaxdqn needs Python 3.11 or newer, but '$(PYTHON)' is Python $$found." \
-	      "Name a newer one: make $(or $(MAKECMDGOALS),demo) PYTHON=python3.13" >&2; \
-	    exit 1; \
-	  fi; \
-	  echo "Making a virtual environment with Python $$found in $(VENV)."; \
+	@if [ -x '$(VENV)/bin/pip' ] && [ '$(origin PYTHON)' = file ]; then exit 0; fi; \
+	if ! asked=$$('$(PYTHON)' $(VERSION_OF) 2>/dev/null); then \
+	  echo "No working Python was found as '$(PYTHON)': install Python 3.11 or newer," \
+	    "or name one: make $(or $(MAKECMDGOALS),demo) PYTHON=python3.13" >&2; \
+	  exit 1; \
+	fi; \
+	if ! '$(PYTHON)' -c 'import sys; sys.exit(sys.version_info < (3, 11))'; then \
+	  echo "purejaxdqn needs Python 3.11 or newer, but '$(PYTHON)' is Python $$asked." \
+	    "Name a newer one: make $(or $(MAKECMDGOALS),demo) PYTHON=python3.13" >&2; \
+	  exit 1; \
+	fi; \
+	if [ ! -x '$(VENV)/bin/pip' ]; then \
+	  echo "Making a virtual environment with Python $$asked in $(VENV)."; \
 	  '$(PYTHON)' -m venv '$(VENV)'; \
+	elif found=$$('$(VENV)/bin/python' $(VERSION_OF)); [ "$$asked" != "$$found" ]; then \
+	  echo "$(VENV) holds Python $$found, but PYTHON=$(PYTHON) is $$asked:" \
+	    "run 'make clean VENV=$(VENV)' first, or name another place with VENV=." >&2; \
+	  exit 1; \
 	fi

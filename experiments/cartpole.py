@@ -1,10 +1,10 @@
 """Trains many seeds of DQN on CartPole at once and says how well they did.
 
     python experiments/cartpole.py --num-seeds 10
-    python experiments/cartpole.py --num-seeds 30 --first-seed 100 --learning-rate 5e-4 --output results/slower
+    python experiments/cartpole.py --num-seeds 30 --first-seed 100 --learning-rate 5e-4 --output out
 
-Writes results.nc (every number, labelled), learning_curve.png and .svg, policy.gif (the best seed's policy in
-gymnasium's rendered environment) and summary.json. Progress goes to standard error.
+Writes results.nc (every number, labelled), learning_curve.png and .svg, policy.gif (the best seed's
+policy in gymnasium's rendered environment) and summary.json. Progress goes to standard error.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ class Args(cli.SweepArgs):
     __doc__ = __doc__
     output: Path = Path("results/cartpole")
     """Folder for everything that is written."""
-    config: DQNConfig = DQNConfig()
+    config: DQNConfig = dataclasses.field(default_factory=DQNConfig)
 
 
 def main(args: Args) -> int:

@@ -1,9 +1,9 @@
-"""The search behind the default settings: random settings on the tuning seeds 0 to 9, the best ones listed.
+"""The search behind the default settings: random ones on tuning seeds 0 to 9, the best listed.
 
     python experiments/tune.py --num-settings 40 --output results/tune
 
-Reported figures come from other seeds. Every line of `tune.jsonl` is one setting with its scores, so that a search that
-was stopped goes on where it was.
+Reported figures come from other seeds. Every line of `tune.jsonl` is one setting with its scores,
+so that a search that was stopped goes on where it was.
 """
 
 from __future__ import annotations
@@ -11,6 +11,7 @@ from __future__ import annotations
 import dataclasses
 import json
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import tyro
@@ -56,7 +57,7 @@ class Args:
     """JSON of lists that replace those of the search space, such as '{"batch_size": [64]}'."""
 
 
-def draw(rng: np.random.Generator, space: dict) -> dict:
+def draw(rng: np.random.Generator, space: dict[str, Any]) -> dict[str, Any]:
     """One setting, each value drawn uniformly from its list."""
     choice = {name: values[rng.integers(len(values))] for name, values in space.items()}
     choice["target_period"], choice["target_step_size"] = choice.pop("target")
@@ -67,7 +68,7 @@ def draw(rng: np.random.Generator, space: dict) -> dict:
     return choice
 
 
-def score(config: DQNConfig, num_seeds: int) -> dict:
+def score(config: DQNConfig, num_seeds: int) -> dict[str, Any]:
     """Trains the seeds and says how well they did."""
     result = run_sweep(dqn, config, range(num_seeds), progress=False)
     dataset = result.dataset

@@ -1,4 +1,4 @@
-"""What every experiment's command line has in common: typed flags, errors without a traceback, exit codes."""
+"""What all command lines share: typed flags, errors without a traceback, exit codes."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ class SweepArgs:
     num_seeds: int = 10
     """Seeds to train."""
     first_seed: int = 0
-    """The first of them; they are consecutive. Seeds 0 to 9 are those that the defaults were tuned on."""
+    """The first of them; they are consecutive. The defaults were tuned on seeds 0 to 9."""
     output: Path = Path("results/sweep")
     """Folder for everything that is written."""
     overwrite: bool = False
@@ -35,9 +35,9 @@ class SweepArgs:
     json: bool = False
     """Print the summary as one JSON object on the last line of standard output."""
     width: int | None = None
-    """Runs per device program, part of what determines a result bit for bit; by default chosen, and recorded."""
+    """Runs per device program, by default chosen and recorded; a result's bits depend on it."""
     seed_mode: SeedMode = "vmap"
-    """"vmap" trains the seeds of a device side by side, "map" one after another, each bitwise as if alone."""
+    """"vmap" trains a device's seeds side by side, "map" one by one, each bitwise as if alone."""
 
     @property
     def seeds(self) -> range:
@@ -50,16 +50,19 @@ class SweepArgs:
             raise ConfigError(f"num_seeds ({self.num_seeds}) must be at least 1")
         if self.first_seed < 0 or self.first_seed + self.num_seeds > 2**32:
             raise ConfigError(
-                f"first_seed ({self.first_seed}) must be at least 0, and the last seed below {2**32}"
+                f"first_seed ({self.first_seed}) must be at least 0, and the last seed below "
+                f"{2**32}"
             )
         return range(self.first_seed, self.first_seed + self.num_seeds)
 
 
-def run(main: Callable[[T], int | None], args_type: type[T], argv: Sequence[str] | None = None) -> None:
+def run(
+    main: Callable[[T], int | None], args_type: type[T], argv: Sequence[str] | None = None
+) -> None:
     """Parses the command line into `args_type`, runs `main`, and exits.
 
-    Exit codes: what `main` returns (None is 0); 2 for settings that are refused; 1 for a file that cannot be written;
-    130 after Ctrl-C.
+    Exit codes: what `main` returns (None is 0); 2 for settings that are refused; 1 for a file that
+    cannot be written; 130 after Ctrl-C.
     """
     try:
         args: Any = tyro.cli(args_type, args=argv, config=(tyro.conf.OmitArgPrefixes,))

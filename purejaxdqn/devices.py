@@ -1,8 +1,9 @@
 """Every core at work: one XLA device on each CPU core, or the accelerators there are.
 
-Small matrix products lose more to handing work between threads than they gain, so many runs train fastest with one
-single-threaded device per core and the runs spread over them. XLA fixes its devices when JAX first computes something;
-`use_every_core` has to come before that. `purejaxdqn.sweep.run_sweep` calls it by itself.
+Small matrix products lose more to handing work between threads than they gain, so many runs train
+fastest with one single-threaded device per core and the runs spread over them. XLA fixes its
+devices when JAX first computes something; `use_every_core` has to come before that.
+`purejaxdqn.sweep.run_sweep` calls it by itself.
 """
 
 from __future__ import annotations
@@ -16,11 +17,13 @@ from pathlib import Path
 from typing import NamedTuple
 
 import jax
+import numpy as np
 
 from purejaxdqn.types import ConfigError
 
 _FLAG = "xla_cpu_multi_thread_eigen"
 _MAX_WIDTH = {"cpu": 8}  # wider batches gain nothing on one core and fall out of its cache
+_MIN_DEVICES = 2  # so that a run has the same bits on one core as on many
 _MAX_WIDTH_ACCELERATOR = 128
 
 
@@ -32,26 +35,31 @@ def available_cores() -> int:
 
 
 def use_every_core(num_cpu_devices: int | None = None) -> list[jax.Device]:
-    """Puts one single-threaded XLA device on each CPU core; accelerators, where there are any, go before the CPU.
+    """Puts one single-threaded XLA device on each CPU core.
 
-    Also turns on JAX's compilation cache on disk, unless one is set, in `$XDG_CACHE_HOME/purejaxdqn` (usually
-    `~/.cache/purejaxdqn`), so that the second run of an experiment compiles in a fraction of the time.
+    Accelerators, where there are any, go before the CPU.
+
+    Also turns on JAX's compilation cache on disk, unless one is set, in
+    `$XDG_CACHE_HOME/purejaxdqn` (usually `~/.cache/purejaxdqn`), so that the second run of an
+    experiment compiles in a fraction of the time.
 
     Args:
       num_cpu_devices: CPU devices to make; by default one for each available core.
 
     Returns:
-      The devices that computations will run on.
+      The devices that computations will run on; at least two on the CPU, also on one core, because
+      XLA compiles a program for a lone device by another path, which rounds differently.
 
     Raises:
       ConfigError: if `num_cpu_devices` is below 1.
-      RuntimeError: if JAX has already started with other CPU devices; nothing can change them any more.
+      RuntimeError: if JAX has already started with other CPU devices; nothing can change
+        them any more.
     """
     if num_cpu_devices is not None and num_cpu_devices < 1:
         raise ConfigError(
             f"num_cpu_devices ({num_cpu_devices}) must be at least 1; leave it out for one per core"
         )
-    wanted = num_cpu_devices or available_cores()
+    wanted = max(num_cpu_devices or available_cores(), _MIN_DEVICES)
     _use_compilation_cache()
     flags = os.environ.get("XLA_FLAGS", "")
     try:
@@ -61,10 +69,11 @@ def use_every_core(num_cpu_devices: int | None = None) -> list[jax.Device]:
         # JAX has started. That is fine if it has what is wanted, or computes elsewhere anyway.
         if jax.default_backend() == "cpu" and jax.local_device_count("cpu") != wanted:
             raise RuntimeError(
-                f"use_every_core() came too late: JAX has already started with "
-                f"{jax.local_device_count('cpu')} CPU device(s) where {wanted} were wanted, and cannot change that. "
-                "Call purejaxdqn.devices.use_every_core() at the top of the script, before the first JAX computation "
-                "(jax.devices(), jax.random.key(...) and jnp.zeros(...) count as one)."
+                "use_every_core() came too late: JAX has already started with "
+                f"{jax.local_device_count('cpu')} CPU device(s) where {wanted} were wanted, and "
+                "cannot change that. Call purejaxdqn.devices.use_every_core() at the top of the "
+                "script, before the first JAX computation (jax.devices(), jax.random.key(...) and "
+                "jnp.zeros(...) count as one)."
             ) from error
         return jax.devices()
     if _FLAG not in flags:
@@ -73,7 +82,7 @@ def use_every_core(num_cpu_devices: int | None = None) -> list[jax.Device]:
 
 
 def ensure_devices() -> list[jax.Device]:
-    """`use_every_core()` where it still can be; where it comes too late, a warning, and the devices as they are."""
+    """`use_every_core()`, or where it comes too late a warning, and the devices as they are."""
     try:
         return use_every_core()
     except RuntimeError as error:
@@ -84,10 +93,11 @@ def ensure_devices() -> list[jax.Device]:
 
 
 def _use_compilation_cache() -> None:
-    if jax.config.jax_compilation_cache_dir is not None:
+    # JAX's types leave its options out.
+    if jax.config.jax_compilation_cache_dir is not None:  # type: ignore[attr-defined]
         return
     home = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
-    # Programs are compiled for one kind of processor: a home shared by several kinds keeps them apart.
+    # Programs fit one kind of processor: a home shared by several kinds keeps them apart.
     folder = home / "purejaxdqn" / f"xla-{_processor()}"
     try:
         folder.mkdir(parents=True, exist_ok=True)
@@ -110,11 +120,14 @@ def _processor() -> str:
 
 
 class Plan(NamedTuple):
-    """How runs are laid out: `num_rounds` times, `num_devices` devices each train `width` runs side by side.
+    """How runs are laid out over the devices.
+
+    `num_rounds` times, `num_devices` devices each train `width` runs side by side.
 
     Attributes:
-      width: runs per device program. Part of the result: the same run at another width has other bits.
-      num_devices: devices in use.
+      width: runs per device program. Part of the result: the same run at another width
+        has other bits.
+      num_devices: devices that the programs are compiled for; two at least where there are two.
       num_rounds: rounds, one after another.
     """
 
@@ -127,8 +140,15 @@ class Plan(NamedTuple):
         """Runs that train at the same time, padding included."""
         return self.width * self.num_devices
 
+    def rounds(self, num_runs: int) -> list[np.ndarray]:
+        """Which of `num_runs` runs train in each round, in order; the last round may be smaller."""
+        ends = np.arange(self.slots_per_round, num_runs, self.slots_per_round)
+        return np.split(np.arange(num_runs), ends)
 
-def make_plan(num_runs: int, num_devices: int, width: int | None = None, max_width: int = 8) -> Plan:
+
+def make_plan(
+    num_runs: int, num_devices: int, width: int | None = None, max_width: int = 8
+) -> Plan:
     """Lays out runs so that no device idles and little padding is wasted.
 
     Args:
@@ -150,7 +170,7 @@ def make_plan(num_runs: int, num_devices: int, width: int | None = None, max_wid
         num_rounds = math.ceil(num_runs / (num_devices * max_width))
         width = math.ceil(num_runs / (num_devices * num_rounds))
     num_batches = math.ceil(num_runs / width)
-    used_devices = min(num_devices, num_batches)
+    used_devices = min(num_devices, max(num_batches, _MIN_DEVICES))
     return Plan(width, used_devices, math.ceil(num_batches / used_devices))
 
 

@@ -1,11 +1,11 @@
-"""Deep Q-learning from top to bottom: the settings, the learner, the training run, and how they are put together.
+"""Deep Q-learning from top to bottom: the settings, the learner, the training run, put together.
 
-`train.init(key)` fills the replay with random play; `train.chunk(state, n, m)` then repeats: act k times, learn n times.
-Both are pure, so `jax.jit` compiles them, `jax.vmap` runs them for many seeds and settings, and `purejaxdqn.sweep`
-drives them over every device.
+`train.init(key)` fills the replay with random play; `train.chunk(state, n, m)` then repeats: act k
+times, learn n times. Both are pure, so `jax.jit` compiles them, `jax.vmap` runs them for many seeds
+and settings, and `purejaxdqn.sweep` drives them over every device.
 
-Mnih et al., "Human-level control through deep reinforcement learning" (2015), algorithm 1; the differences are in
-`docs/deviations.md`.
+Mnih et al., "Human-level control through deep reinforcement learning" (2015), algorithm 1; the
+differences are in `docs/deviations.md`.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Literal, NamedTuple
 
 import jax
@@ -31,6 +31,7 @@ from purejaxdqn.types import (
     Learner,
     LearnerState,
     LossFn,
+    LossOutput,
     Network,
     Params,
     Replay,
@@ -39,12 +40,15 @@ from purejaxdqn.types import (
     Transition,
 )
 
-# ------------------------------------------------------------------------------------------------------- settings
+# ----------------------------------------------------------------------------------------- settings
 
 
 @dataclasses.dataclass(frozen=True)
 class DQNConfig:
-    """Every setting of a run. Floats may be swept within one compiled program; the others set shapes and lengths."""
+    """Every setting of a run.
+
+    Floats may be swept within one compiled program; the others set shapes and lengths.
+    """
 
     env: str = "CartPole-v1"
     """The environment, by its gymnasium name."""
@@ -53,7 +57,7 @@ class DQNConfig:
     num_envs: int = 10
     """Environments stepped side by side within one seed."""
     steps_per_update: int = 10
-    """Environment steps (over all environments) between two rounds of updates; a multiple of num_envs."""
+    """Environment steps (of all environments) between rounds of updates; a multiple of num_envs."""
     updates_per_iteration: int = 1
     """Gradient steps in each round of updates."""
     prefill_steps: int = 1_000
@@ -75,13 +79,13 @@ class DQNConfig:
     learning_rate: float = 1e-3
     """Adam's step size at the first gradient step."""
     learning_rate_end_fraction: float = 0.05
-    """The learning rate falls linearly to this fraction of itself at the last gradient step; 1 keeps it constant."""
+    """Fraction of learning_rate left at the last gradient step, falling linearly; 1: constant."""
     max_grad_norm: float = 10.0
     """Gradients are scaled down to this global norm; inf never does."""
     target_period: int = 50
     """Gradient steps between two updates of the target network."""
     target_step_size: float = 1.0
-    """How far each of those goes towards the online network: 1 copies it, less is Polyak averaging."""
+    """How far an update goes towards the online network: 1 copies it, less is Polyak averaging."""
     epsilon_start: float = 1.0
     """Probability of a random action at step 0."""
     epsilon_end: float = 0.04
@@ -89,7 +93,7 @@ class DQNConfig:
     epsilon_fraction: float = 0.2
     """Fraction of total_steps over which epsilon falls linearly."""
     eval_interval: int = 5_000
-    """Environment steps between two evaluations (one before learning and one at the end come on top)."""
+    """Environment steps between evaluations; one before learning and one at the end come on top."""
     eval_episodes: int = 100
     """Greedy episodes per evaluation and seed; their steps do not count as training."""
 
@@ -117,7 +121,7 @@ class DQNConfig:
         environments.make(self.env)
 
 
-def _range_problems(config: DQNConfig):
+def _range_problems(config: DQNConfig) -> Iterator[str]:
     counts = [f.name for f in dataclasses.fields(config) if f.type == "int"]
     for name in counts:
         value = getattr(config, name)
@@ -148,8 +152,8 @@ def _range_problems(config: DQNConfig):
         yield f"max_grad_norm ({config.max_grad_norm}) must be positive; inf turns clipping off"
 
 
-def _relation_problems(config: DQNConfig):
-    def multiple(name: str, of: str):
+def _relation_problems(config: DQNConfig) -> Iterator[str]:
+    def multiple(name: str, of: str) -> Iterator[str]:
         value, base = getattr(config, name), getattr(config, of)
         if value % base:
             below, above = value // base * base, (value // base + 1) * base
@@ -170,22 +174,23 @@ def _relation_problems(config: DQNConfig):
         )
     if config.batch_size > config.prefill_steps:
         yield (
-            f"batch_size ({config.batch_size}) must be at most prefill_steps ({config.prefill_steps}): learning "
-            "starts when the prefill is over"
+            f"batch_size ({config.batch_size}) must be at most prefill_steps "
+            f"({config.prefill_steps}): learning starts when the prefill is over"
         )
     if config.prefill_steps >= config.total_steps:
         yield (
-            f"prefill_steps ({config.prefill_steps}) must be below total_steps ({config.total_steps}): "
-            "nothing would be learned"
+            f"prefill_steps ({config.prefill_steps}) must be below total_steps "
+            f"({config.total_steps}): nothing would be learned"
         )
     if config.target_period > max(config.num_updates, 1):
         yield (
-            f"target_period ({config.target_period} gradient steps) must be at most the {config.num_updates} gradient "
-            "steps of the run: the target network would never be updated"
+            f"target_period ({config.target_period} gradient steps) must be at most the "
+            f"{config.num_updates} gradient steps of the run: the target network would never be "
+            "updated"
         )
 
 
-# -------------------------------------------------------------------------------------------------------- learner
+# ------------------------------------------------------------------------------------------ learner
 
 TargetUpdate = Callable[[Params, Params, Array], Params]  # (params, target_params, num_updates)
 
@@ -193,24 +198,24 @@ TargetUpdate = Callable[[Params, Params, Array], Params]  # (params, target_para
 def periodic_target_update(period: int, step_size: Array | float = 1.0) -> TargetUpdate:
     """Every `period` gradient steps, moves the target network towards the online one.
 
-    A step size of 1 is the hard copy of Mnih et al. (2015); a period of 1 with a small step size is Polyak averaging,
-    Lillicrap et al., "Continuous control with deep reinforcement learning" (2016), algorithm 1.
+    A step size of 1 is the hard copy of Mnih et al. (2015); a period of 1 with a small step size is
+    Polyak averaging, Lillicrap et al., "Continuous control with deep reinforcement learning"
+    (2016), algorithm 1.
 
     Args:
       period: gradient steps between two moves.
       step_size: `[]` above 0, at most 1.
 
     Returns:
-      `(params, target_params, num_updates []) -> target_params`, with `num_updates` counting the step just taken.
+      `(params, target_params, num_updates []) -> target_params`, with `num_updates` counting the
+      step just taken.
     """
 
     def target_update(params: Params, target_params: Params, num_updates: Array) -> Params:
         # A select and no branch: a branch on a batched predicate would run both sides anyway.
         rate = jnp.where(num_updates % period == 0, step_size, 0.0)
         moved = optax.incremental_update(params, target_params, step_size)
-        return jax.tree.map(
-            lambda new, old: jnp.where(rate > 0, new, old), moved, target_params
-        )
+        return jax.tree.map(lambda new, old: jnp.where(rate > 0, new, old), moved, target_params)
 
     return target_update
 
@@ -221,7 +226,7 @@ def make_learner(
     optimizer: optax.GradientTransformation,
     target_update: TargetUpdate,
 ) -> Learner:
-    """Makes the learner: the mean of a per-transition loss over a batch, one optimiser step, the target's update.
+    """Makes the learner: the mean loss of a batch, one optimiser step, the target's update.
 
     Args:
       network: the value network.
@@ -237,15 +242,18 @@ def make_learner(
         params = network.init(key, obs)
         return LearnerState(
             params=params,
-            target_params=jax.tree.map(jnp.copy, params),  # two buffers, so that both can be donated
+            # Two buffers, so that both can be donated.
+            target_params=jax.tree.map(jnp.copy, params),
             opt_state=optimizer.init(params),
             num_updates=jnp.zeros((), jnp.int32),
         )
 
-    def update(state: LearnerState, transition: Transition, key: Array):
+    def update(
+        state: LearnerState, transition: Transition, key: Array
+    ) -> tuple[LearnerState, Array, dict[str, Array]]:
         keys = jax.random.split(key, transition.r_t.shape[0])
 
-        def mean_loss(params: Params):
+        def mean_loss(params: Params) -> tuple[Array, LossOutput]:
             batched = jax.vmap(loss_fn, in_axes=(None, None, None, 0, 0))
             output = batched(network, params, state.target_params, transition, keys)
             return jnp.mean(output.loss), output
@@ -262,14 +270,15 @@ def make_learner(
     return Learner(init, update)
 
 
-# --------------------------------------------------------------------------------------------------- training run
+# ------------------------------------------------------------------------------------- training run
 
 
 class ChunkOutputs(NamedTuple):
-    """What happened in a chunk of at most `M` iterations; rows of iterations that were not run are NaN.
+    """What happened in a chunk of at most `M` iterations; rows that were not run are NaN.
 
     Attributes:
-      episode_return: `[M, k, E]` the return of the episode that ended at this step, NaN where none did.
+      episode_return: `[M, k, E]` the return of the episode that ended at this step, NaN
+        where none did.
       metrics: `[M]` each of the learner's metrics, averaged over the iteration's updates.
     """
 
@@ -282,9 +291,9 @@ class Train(NamedTuple):
 
     Attributes:
       init: `key -> TrainState`, with the replay prefilled. To be compiled apart from `chunk`.
-      chunk: `(TrainState, num_iterations [], max_iterations) -> (TrainState, ChunkOutputs)`. The number of iterations
-        is an argument of the compiled program, so any chunking runs the same program and gives the same bits; only
-        `max_iterations`, the room in the outputs, is static.
+      chunk: `(TrainState, num_iterations [], max_iterations) -> (TrainState, ChunkOutputs)`. The
+        number of iterations is an argument of the compiled program, so any chunking runs the same
+        program and gives the same bits; only `max_iterations`, the room in the outputs, is static.
       policy: `params -> greedy policy`, for evaluation.
       env: the environment.
     """
@@ -333,11 +342,17 @@ def make_train(
             env_keys, state.env_state, action
         )
         step = Step(
-            state.obs, action, timestep.reward, timestep.terminated, timestep.truncated, timestep.obs
+            obs=state.obs,
+            action=action,
+            reward=timestep.reward,
+            terminated=timestep.terminated,
+            truncated=timestep.truncated,
+            next_obs=timestep.obs,
         )
         episode_return = state.episode_return + timestep.reward
         ended = timestep.terminated | timestep.truncated
-        state = state.replace(
+        state = dataclasses.replace(
+            state,
             replay=replay.add(state.replay, step),
             env_state=env_state,
             obs=obs,
@@ -355,10 +370,11 @@ def make_train(
             state.learner, sample.transition, loss_key
         )
         replay_state = replay.update(state.replay, sample.indices, priorities)
-        return state.replace(learner=learner_state, replay=replay_state, key=key), metrics
+        state = dataclasses.replace(state, learner=learner_state, replay=replay_state, key=key)
+        return state, metrics
 
     def iteration(state: TrainState) -> tuple[TrainState, ChunkOutputs]:
-        def act_once(state: TrainState, _):
+        def act_once(state: TrainState, _: None) -> tuple[TrainState, Array]:
             return act(state, epsilon(state.num_steps))
 
         state, episode_return = jax.lax.scan(act_once, state, length=acts_per_iteration)
@@ -397,7 +413,9 @@ def make_train(
     def chunk(
         state: TrainState, num_iterations: Array, max_iterations: int
     ) -> tuple[TrainState, ChunkOutputs]:
-        def body(i: Array, carry: tuple[TrainState, ChunkOutputs]):
+        def body(
+            i: Array, carry: tuple[TrainState, ChunkOutputs]
+        ) -> tuple[TrainState, ChunkOutputs]:
             state, outputs = carry
             state, output = iteration(state)
             outputs = jax.tree.map(lambda rows, row: rows.at[i].set(row), outputs, output)
@@ -412,7 +430,7 @@ def make_train(
     return Train(init, chunk, functools.partial(greedy_policy, network), env)
 
 
-# ---------------------------------------------------------------------------------------------------- put together
+# ------------------------------------------------------------------------------------- put together
 
 TD_ERRORS = {
     "q_learning": losses.q_learning,
@@ -432,16 +450,18 @@ def dqn(
     loss_fn: LossFn | None = None,
     optimizer: Callable[[Schedule], optax.GradientTransformation] = optax.adam,
 ) -> Train:
-    """DQN as an `Experiment`: settings in, training run out. To change a part, pass it: `partial(dqn, loss_fn=mine)`.
+    """DQN as an `Experiment`: settings in, training run out.
 
-    Called inside the traced function, so that every float of the config may be a tracer.
+    To change a part, pass it: `partial(dqn, loss_fn=mine)`. Called inside the traced function, so
+    that every float of the config may be a tracer.
 
     Args:
       config: the settings.
       env: instead of the one that `config.env` names.
       network: instead of the MLP of `config.hidden_sizes`.
       loss_fn: instead of the Bellman loss of `config.td_error` and `config.penalty`.
-      optimizer: `learning-rate schedule -> optax optimiser`, behind the clipping of the gradients' global norm.
+      optimizer: `learning-rate schedule -> optax optimiser`, behind the clipping of the
+        gradients' global norm.
 
     Returns:
       The `Train`.

@@ -27,7 +27,7 @@ class EpisodeStats(NamedTuple):
 
 
 def greedy_policy(network: Network, params: Params) -> Policy:
-    """The policy that takes the action of the highest value, without noise and without exploration."""
+    """The policy that takes the action of the highest value, without noise or exploration."""
 
     def policy(key: Array, obs: Array) -> Array:
         del key
@@ -68,7 +68,8 @@ def evaluate(policy: Policy, env: Environment, key: Array, num_episodes: int) ->
         actions = jax.vmap(policy)(act_keys, carry.obs)
         env_state, timestep = jax.vmap(env.step)(step_keys, carry.env_state, actions)
         stats = EpisodeStats(
-            carry.stats.episode_return + jnp.where(carry.running, timestep.reward, 0.0),
+            carry.stats.episode_return
+            + jnp.where(carry.running, timestep.reward, 0.0).astype(jnp.float32),
             carry.stats.length + carry.running,
         )
         running = carry.running & ~(timestep.terminated | timestep.truncated)

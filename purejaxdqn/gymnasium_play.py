@@ -1,4 +1,4 @@
-"""Trained policies in gymnasium's own environments: the outside check of every return that is reported."""
+"""Trained policies in gymnasium's own environments: the outside check of reported returns."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import os
 import warnings
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import gymnasium
 import jax
@@ -19,7 +20,7 @@ _GIF_SIZE = (300, 200)  # pixels
 _GIF_SECONDS_PER_STEP = 0.02
 
 
-def _make(name: str, **options: str) -> gymnasium.Env:
+def _make(name: str, **options: Any) -> gymnasium.Env:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # gymnasium calls CartPole-v0 outdated at each make
         return gymnasium.make(name, disable_env_checker=True, **options)
@@ -85,14 +86,15 @@ def save_gif(train: Train, params: Params, path: Path, random_seed: int = 0) -> 
     Returns:
       The episode's return.
     """
-    os.environ.setdefault("SDL_VIDEODRIVER", "dummy")  # frames only, on machines without a screen too
+    # Frames only, on machines without a screen too.
+    os.environ.setdefault("SDL_VIDEODRIVER", "dummy")
     env = _make(train.env.name, render_mode="rgb_array")
     act = _actor(train)
     batched = jax.tree.map(lambda x: x[None], params)
     obs, _ = env.reset(seed=random_seed)
     frames, total, ended = [], 0.0, False
     while not ended:
-        frames.append(Image.fromarray(env.render()).resize(_GIF_SIZE))
+        frames.append(Image.fromarray(np.asarray(env.render())).resize(_GIF_SIZE))
         obs, reward, terminated, truncated, _ = env.step(int(act(batched, obs[None, None])[0, 0]))
         total += float(reward)
         ended = terminated or truncated

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from typing import cast
 
 import flax.linen as nn
 import jax.numpy as jnp
@@ -36,7 +37,8 @@ def make_network(
     """Turns a linen module of one observation into the package's three functions.
 
     Args:
-      module: maps one observation `[*obs]` to an output; noise, if it has any, is drawn from the stream "noise".
+      module: maps one observation `[*obs]` to an output; noise, if it has any, is drawn from
+        the stream "noise".
       action_values: `output -> q [A]`; the output itself by default.
 
     Returns:
@@ -47,6 +49,7 @@ def make_network(
         return module.init(key, obs)
 
     def apply(params: Params, obs: Array, key: Array | None = None) -> Array:
-        return module.apply(params, obs, rngs=None if key is None else {"noise": key})
+        rngs = None if key is None else {"noise": key}
+        return cast(Array, module.apply(params, obs, rngs=rngs))
 
     return Network(init, apply, action_values)

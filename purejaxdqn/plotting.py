@@ -1,4 +1,4 @@
-"""Figures, drawn from results alone: whatever is in a figure can be drawn again from `results.nc`."""
+"""Figures drawn from results alone: each one can be drawn again from `results.nc`."""
 
 from __future__ import annotations
 
@@ -17,10 +17,11 @@ _COLOUR = "#1f5fa8"
 def learning_curve(
     dataset: xr.Dataset, title: str, threshold: float | None = None, random_seed: int = 0
 ) -> Figure:
-    """Greedy return over environment steps: every seed thin, their interquartile mean thick, its interval shaded.
+    """Greedy return over environment steps: seeds thin, interquartile mean thick, interval shaded.
 
     Args:
-      dataset: with `evaluation_return (seed, step, episode)`, as `run_sweep` gives it for one setting.
+      dataset: with `evaluation_return (seed, step, episode)`, as `run_sweep` gives it
+        for one setting.
       title: stands above the axes.
       threshold: the return at which the task counts as solved, drawn as a dotted line.
       random_seed: of the bootstrap.
@@ -38,7 +39,13 @@ def learning_curve(
     axes.plot(steps, iqm, color=_COLOUR, linewidth=2.5, label="interquartile mean")
     if np.isfinite(low).any():
         axes.fill_between(
-            steps, low, high, color=_COLOUR, alpha=0.25, linewidth=0, label="95 % bootstrap interval"
+            steps,
+            low,
+            high,
+            color=_COLOUR,
+            alpha=0.25,
+            linewidth=0,
+            label="95 % bootstrap interval",
         )
     if threshold is not None:
         axes.axhline(threshold, color="black", linestyle=":", linewidth=1, label="solved")

@@ -1,4 +1,4 @@
-"""Experiments as compiled programs for a whole round of runs: vmapped on each device, sharded over the devices."""
+"""Experiments as compiled programs for a round of runs: vmapped on a device, sharded over all."""
 
 from __future__ import annotations
 
@@ -18,29 +18,36 @@ from purejaxdqn.evaluation import evaluate
 from purejaxdqn.types import Array, ArrayTree, Params, TrainState, run_axes
 
 Experiment = Callable[[DQNConfig], Train]
+Axis = int | str | None  # 0: an entry per run; None: the same in all; or _PER_DEVICE
 Floats = Mapping[str, Array]  # the float settings by name, one value per run
 
 _CHUNK_STEPS = 20_000  # room for the outputs of a chunk, in environment steps of one run
 _SHARED = PartitionSpec()
 _PER_RUN = PartitionSpec("runs")
+_PER_DEVICE = "device"  # an axis that the devices share out, and the runs of a device do not
 
 
 class Programs(NamedTuple):
-    """A training run over a round of slots, compiled. Arrays have a leading axis of slots, sharded over the devices.
+    """A training run over a round of slots, compiled.
+
+    Arrays have a leading axis of slots, sharded over the devices.
 
     Attributes:
       init: `(floats, seeds [slots]) -> TrainState`.
-      chunk: `(floats, TrainState, num_iterations []) -> (TrainState, ChunkOutputs)`; the state is donated.
+      chunk: `(floats, TrainState, num_iterations [devices]) -> (TrainState, ChunkOutputs)`; the
+        state is donated. A device without a run gets 0 iterations.
       evaluate: `(floats, params, seeds [slots], step []) -> episode returns [slots, N]`.
       place: puts a host array with one entry per slot onto the devices.
+      plan: how the runs are laid out.
       max_iterations: the most iterations a chunk can run.
       compile_seconds: tracing, lowering and compiling.
     """
 
     init: Callable[[Floats, Array], TrainState]
-    chunk: Callable[[Floats, TrainState, np.int32], tuple[TrainState, ChunkOutputs]]
+    chunk: Callable[[Floats, TrainState, Array], tuple[TrainState, ChunkOutputs]]
     evaluate: Callable[[Floats, Params, Array, np.int32], Array]
     place: Callable[[np.ndarray], Array]
+    plan: Plan
     max_iterations: int
     compile_seconds: float
 
@@ -59,7 +66,7 @@ def run_keys(seed: Array) -> tuple[Array, Array]:
 def compile_programs(
     experiment: Experiment, config: DQNConfig, plan: Plan, devices: Sequence[jax.Device]
 ) -> Programs:
-    """Compiles initialisation, training and evaluation for one round of a plan, each apart from the others.
+    """Compiles initialisation, training and evaluation for one round of a plan, each on its own.
 
     Args:
       experiment: `config -> Train`, called inside the traced functions with tracers for the floats.
@@ -74,16 +81,19 @@ def compile_programs(
     mesh = Mesh(np.array(devices[: plan.num_devices]), ("runs",))
     max_iterations = max(1, min(_CHUNK_STEPS // config.steps_per_update, config.num_iterations))
 
-    # The three functions of ONE run. Floats are always arguments: as constants they would give other bits.
+    # The three functions of ONE run. Floats are always arguments: constants would give other bits.
 
     def build(floats: Floats) -> Train:
-        return experiment(dataclasses.replace(config, **floats))
+        traced: dict[str, Any] = dict(floats)  # tracers stand where the config has floats
+        return experiment(dataclasses.replace(config, **traced))
 
     def init(floats: Floats, seed: Array) -> TrainState:
         return build(floats).init(run_keys(seed)[0])
 
-    def chunk(floats: Floats, state: TrainState, num_iterations: Array):
-        return build(floats).chunk(state, num_iterations, max_iterations)
+    def chunk(
+        floats: Floats, state: TrainState, num_iterations: Array
+    ) -> tuple[TrainState, ChunkOutputs]:
+        return build(floats).chunk(state, num_iterations[0], max_iterations)
 
     def evaluate_run(floats: Floats, params: Params, seed: Array, step: Array) -> Array:
         train = build(floats)
@@ -95,13 +105,17 @@ def compile_programs(
     def abstract(axes: ArrayTree, tree: ArrayTree) -> ArrayTree:
         """Shapes with their shardings."""
 
-        def leaf(axis: int | None, x: jax.ShapeDtypeStruct) -> jax.ShapeDtypeStruct:
-            shape = x.shape if axis is None else (plan.slots_per_round, *x.shape)
+        lengths = {None: (), 0: (plan.slots_per_round,), _PER_DEVICE: (plan.num_devices,)}
+
+        def leaf(axis: Axis, x: jax.ShapeDtypeStruct) -> jax.ShapeDtypeStruct:
+            shape = (*lengths[axis], *x.shape)
             return jax.ShapeDtypeStruct(shape, x.dtype, sharding=NamedSharding(mesh, _spec(axis)))
 
         return _map_axes(lambda axis, part: jax.tree.map(lambda x: leaf(axis, x), part), axes, tree)
 
-    def lower(run: Callable[..., Any], in_axes: tuple, out_axes: Any, *args: Any, **options: Any):
+    def lower(
+        run: Callable[..., Any], in_axes: tuple[Any, ...], out_axes: Any, *args: Any, **options: Any
+    ) -> jax.stages.Lowered:
         over_runs = jax.shard_map(
             _on_device(run, plan.width, in_axes, out_axes),
             mesh=mesh,
@@ -117,7 +131,7 @@ def compile_programs(
     state = jax.eval_shape(init, floats, seed)
     axes = run_axes(state)
     lowered = [
-        lower(chunk, (0, axes, None), (axes, 0), floats, state, count, donate_argnums=1),
+        lower(chunk, (0, axes, _PER_DEVICE), (axes, 0), floats, state, count, donate_argnums=1),
         lower(init, (0, 0), axes, floats, seed),
         lower(evaluate_run, (0, 0, 0, None), 0, floats, state.learner.params, seed, count),
     ]
@@ -128,26 +142,30 @@ def compile_programs(
         chunk=chunk_program,
         evaluate=evaluate_program,
         place=lambda values: jax.device_put(values, NamedSharding(mesh, _PER_RUN)),
+        plan=plan,
         max_iterations=max_iterations,
         compile_seconds=time.perf_counter() - start,
     )
 
 
-def _on_device(run: Callable[..., Any], width: int, in_axes: tuple, out_axes: Any):
+def _on_device(
+    run: Callable[..., Any], width: int, in_axes: tuple[Any, ...], out_axes: Any
+) -> Callable[..., Any]:
     """`run` over the `width` runs of one device; a single one is not batched at all."""
     if width > 1:
-        return jax.vmap(run, in_axes=in_axes, out_axes=out_axes)
+        batched = _map_axes(lambda axis: None if axis == _PER_DEVICE else axis, in_axes)
+        return jax.vmap(run, in_axes=batched, out_axes=out_axes)
 
     def index(axes: ArrayTree, tree: ArrayTree, at: Any) -> ArrayTree:
-        def part(axis: int | None, subtree: ArrayTree) -> ArrayTree:
-            return subtree if axis is None else jax.tree.map(lambda x: x[at], subtree)
+        def part(axis: Axis, subtree: ArrayTree) -> ArrayTree:
+            return jax.tree.map(lambda x: x[at], subtree) if axis == 0 else subtree
 
         return _map_axes(part, axes, tree)
 
     return lambda *args: index(out_axes, run(*index(in_axes, args, 0)), None)
 
 
-def _spec(axis: int | None) -> PartitionSpec:
+def _spec(axis: Axis) -> PartitionSpec:
     return _SHARED if axis is None else _PER_RUN
 
 

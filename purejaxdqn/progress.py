@@ -1,4 +1,4 @@
-"""Progress of a sweep, on standard error: a bar with steps, speed, time left and mean return, and a line per evaluation."""
+"""Progress of a sweep on standard error: a bar (steps, speed, return), a line per evaluation."""
 
 from __future__ import annotations
 
@@ -12,10 +12,14 @@ _MOST_SEEDS_SHOWN = 16
 
 
 class SweepProgress:
-    """A context manager around a sweep; everything goes to standard error."""
+    """A context manager around a sweep; everything goes to standard error.
+
+    Args:
+      total_steps: environment steps of all runs together.
+      enabled: False shows nothing.
+    """
 
     def __init__(self, total_steps: int, enabled: bool = True) -> None:
-        """Args: total_steps: environment steps of all runs together. enabled: False shows nothing."""
         self._enabled = enabled
         self._console = Console(stderr=True, quiet=not enabled, highlight=False)
         self._bar = Progress(
@@ -44,7 +48,7 @@ class SweepProgress:
         self._console.print(text)
 
     def update(self, env_steps: int, training_return: np.ndarray, speed: float) -> None:
-        """Moves the bar to `env_steps`; `training_return [n]` is NaN for runs without a finished episode."""
+        """Moves the bar to `env_steps`; `training_return [n]` is NaN where no episode has ended."""
         known = training_return[np.isfinite(training_return)]
         self._bar.update(
             self._task,
@@ -60,7 +64,9 @@ class SweepProgress:
             shown = " ".join(f"{mean:5.0f}" for mean in means)
         else:
             low, middle, high = np.percentile(means, [0, 50, 100])
-            shown = f"lowest {low:.0f}, median {middle:.0f}, highest {high:.0f} of {len(means)} runs"
+            shown = (
+                f"lowest {low:.0f}, median {middle:.0f}, highest {high:.0f} of {len(means)} runs"
+            )
         self._console.print(f"step {step:>9,}  greedy return per run: {shown}", soft_wrap=True)
 
     def attempt(self, action: Callable[[], object]) -> None:

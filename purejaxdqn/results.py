@@ -32,8 +32,8 @@ def provenance(config: Any, experiment: Any) -> dict[str, Any]:
       experiment: the function that was trained; recorded by name.
 
     Returns:
-      `config` (JSON of every setting), `experiment`, `command`, `date`, `versions` (JSON), `git_commit`, `python`,
-      `platform` and `processor`.
+      `config` (JSON of every setting), `experiment`, `command`, `date`, `versions` (JSON),
+      `git_commit`, `python`, `platform` and `processor`.
     """
     function = getattr(experiment, "func", experiment)  # the function inside a functools.partial
     versions = {}
@@ -54,7 +54,7 @@ def provenance(config: Any, experiment: Any) -> dict[str, Any]:
 
 
 def _git_commit() -> str:
-    """The commit of the code in use, with "-dirty" where it was changed; "unknown" outside a checkout."""
+    """The commit of the code in use; "-dirty" if it was changed, "unknown" outside a checkout."""
     folder = Path(__file__).parent
     try:
         describe = ["git", "-C", str(folder), "describe", "--always", "--dirty", "--abbrev=40"]
@@ -91,18 +91,21 @@ def prepare_output(folder: Path, overwrite: bool = False) -> Path:
             pass
     except OSError as error:
         raise ConfigError(
-            f"the output folder {folder} cannot be written ({error.strerror}): choose another with --output"
+            f"the output folder {folder} cannot be written ({error.strerror}): choose another "
+            "with --output"
         ) from error
     if (folder / FILE_NAME).exists() and not overwrite:
         raise ConfigError(
-            f"the output folder {folder} already holds results: choose another with --output, or replace them with "
-            "--overwrite"
+            f"the output folder {folder} already holds results: choose another with --output, or "
+            "replace them with --overwrite"
         )
     return folder
 
 
 def save(dataset: xr.Dataset, folder: Path) -> Path:
-    """Writes `results.nc` into a folder, all of it or nothing: a kill or a full disk leaves the file before it intact.
+    """Writes `results.nc` into a folder, all of it or nothing.
+
+    A kill or a full disk leaves the file before it intact.
 
     Args:
       dataset: what `run_sweep` returned.

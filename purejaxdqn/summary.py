@@ -1,4 +1,4 @@
-"""One setting's results in a few numbers: what goes into the table, the summary file and the paper."""
+"""One setting's results in a few numbers, for the table, the summary file and the paper."""
 
 from __future__ import annotations
 
@@ -17,14 +17,14 @@ SUMMARY_NAME = "summary.json"
 
 
 def steps_to_threshold(dataset: xr.Dataset, threshold: float) -> list[int | None]:
-    """The first evaluated step at which each seed's mean greedy return reached a threshold; None where none did.
+    """The first evaluated step at which each seed's mean greedy return reached a threshold.
 
     Args:
       dataset: with `evaluation_return (seed, step, episode)`.
       threshold: a return.
 
     Returns:
-      Environment steps per seed.
+      Environment steps per seed; None where the threshold was never reached.
     """
     means = dataset.evaluation_return.mean("episode").transpose("seed", "step").values
     steps = dataset.step.values
@@ -37,20 +37,22 @@ def summarise(
     """Everything that the table and `summary.json` say, ready for JSON: what is missing is None.
 
     Args:
-      dataset: what `run_sweep` gives for one setting; with `gymnasium_return (seed, gymnasium_episode)` where there is one.
+      dataset: what `run_sweep` gives for one setting; with
+        `gymnasium_return (seed, gymnasium_episode)` where there is one.
       threshold: the return at which the task counts as solved.
       rng: of the bootstrap.
 
     Returns:
-      `seeds`, `final_return` and `gymnasium_return` per seed (means over episodes), `iqm` over the seeds' means with
-      its 95 % interval `iqm_low` and `iqm_high`, `interval_note`, `threshold`, `steps_to_threshold` per seed,
-      `num_solved` (seeds whose final mean reached the threshold), `num_finished`, and the sweep's times.
+      `seeds`, `final_return` and `gymnasium_return` per seed (means over episodes), `iqm` over the
+      seeds' means with its 95 % interval `iqm_low` and `iqm_high`, `interval_note`, `threshold`,
+      `steps_to_threshold` per seed, `num_solved` (seeds whose final mean reached the threshold),
+      `num_finished`, and the sweep's times.
     """
     finals = dataset.final_return.mean("episode").values.astype(float)
     finished = finals[np.isfinite(finals)]
     interval = bootstrap_interval(finished, rng) if len(finished) else None
     times = ("env_steps_per_second", "compile_seconds", "train_seconds", "evaluation_seconds")
-    gymnasium_return = [None] * len(finals)
+    gymnasium_return: list[float | None] = [None] * len(finals)
     if "gymnasium_return" in dataset:
         gymnasium_return = _numbers(dataset.gymnasium_return.mean("gymnasium_episode").values)
     solved = threshold is not None and int((finished >= threshold).sum())
@@ -111,12 +113,13 @@ def print_summary(summary: dict[str, Any], console: Console) -> None:
         console.print(summary["interval_note"])
     if summary["threshold"] is not None:
         console.print(
-            f"solved (at least {summary['threshold']:.0f}): {summary['num_solved']} of {len(summary['seeds'])} seeds"
+            f"solved (at least {summary['threshold']:.0f}): {summary['num_solved']} of "
+            f"{len(summary['seeds'])} seeds"
         )
     console.print(
-        f"{summary['env_steps_per_second']:,.0f} environment steps per second over all seeds; compiled in "
-        f"{summary['compile_seconds']:.1f} s, trained in {summary['train_seconds']:.1f} s, evaluated in "
-        f"{summary['evaluation_seconds']:.1f} s"
+        f"{summary['env_steps_per_second']:,.0f} environment steps per second over all seeds; "
+        f"compiled in {summary['compile_seconds']:.1f} s, trained in "
+        f"{summary['train_seconds']:.1f} s, evaluated in {summary['evaluation_seconds']:.1f} s"
     )
 
 

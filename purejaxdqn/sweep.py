@@ -1,7 +1,7 @@
-"""Seeds times hyper-parameters to one labelled dataset: many runs over every device, driven in chunks from the host.
+"""Seeds times hyper-parameters to one labelled dataset: many runs over every device, in chunks.
 
-A run is a function of its config, its seed and the plan's width (runs per device program). Neither the runs beside it,
-nor its slot, nor the number of devices, nor the chunking changes a bit of it.
+A run is a function of its config, its seed and the plan's width (runs per device program). Neither
+the runs beside it, nor its slot, nor the number of devices, nor the chunking changes a bit of it.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ import itertools
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Literal, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import jax
 import numpy as np
@@ -20,7 +20,7 @@ import xarray as xr
 
 from purejaxdqn import results
 from purejaxdqn.devices import ensure_devices, make_plan, max_width
-from purejaxdqn.dqn import DQNConfig
+from purejaxdqn.dqn import ChunkOutputs, DQNConfig
 from purejaxdqn.programs import Experiment, Programs, compile_programs, float_fields
 from purejaxdqn.progress import SweepProgress
 from purejaxdqn.types import ArrayTree, ConfigError, Params
@@ -36,7 +36,8 @@ class SweepResult(NamedTuple):
 
     Attributes:
       dataset: the numbers, labelled; see `run_sweep`.
-      params: the final weights as NumPy arrays `[*grid, num_seeds, ...]`; NaN for runs that were not finished.
+      params: the final weights as NumPy arrays `[*grid, num_seeds, ...]`; NaN for runs that
+        were not finished.
     """
 
     dataset: xr.Dataset
@@ -58,7 +59,8 @@ class Evaluated(NamedTuple):
       step: environment steps of each run so far.
       runs: `[n]` which runs these are, counted over the grid with the seeds running fastest.
       episode_return: `[n, N]` greedy returns.
-      training_return: `[n]` mean return of the training episodes that ended since the evaluation before; NaN if none.
+      training_return: `[n]` mean return of the training episodes that ended since the evaluation
+        before; NaN if none.
     """
 
     step: int
@@ -74,6 +76,7 @@ def run_sweep(
     *,
     width: int | None = None,
     seed_mode: SeedMode = "vmap",
+    devices: Sequence[jax.Device] | None = None,
     output: Path | None = None,
     on_evaluation: Callable[[Evaluated], None] | None = None,
     progress: bool = True,
@@ -85,21 +88,25 @@ def run_sweep(
       experiment: `config -> Train`, such as `purejaxdqn.dqn.dqn`.
       config: the settings that all runs share.
       seeds: whole numbers from 0 to 2**32 - 1, no two the same.
-      width: runs per device program, to repeat an earlier result bit for bit; by default the plan's own choice. It
-        stands in the dataset's attributes.
-      seed_mode: "vmap" batches the runs of a device; "map" trains them one after another, each bitwise as if alone.
+      width: runs per device program, to repeat an earlier result bit for bit; by default the plan's
+        own choice. It stands in the dataset's attributes.
+      seed_mode: "vmap" batches the runs of a device; "map" trains them one after another, each
+        bitwise as if alone.
+      devices: what to train on; by default every core, or the accelerators there are.
       output: a folder in which `results.nc` is kept up to date while the sweep runs.
       on_evaluation: called with each `Evaluated` as it comes.
       progress: whether to show progress on standard error.
       **grid: float settings by name with the values to sweep, such as `learning_rate=[1e-4, 1e-3]`.
 
     Returns:
-      A `SweepResult` whose dataset has the dimensions `(*grid, seed, step, episode)` and the variables
+      A `SweepResult` whose dataset has the dimensions `(*grid, seed, step, episode)` and
+      these variables:
         - `evaluation_return (*grid, seed, step, episode)`: greedy returns, undiscounted;
         - `final_return (*grid, seed, episode)`: those of the last step;
-        - `training_return (*grid, seed, step)`: mean return of the training episodes that ended since the step before,
-          NaN if none did;
-        - one variable `(*grid, seed, step)` for each metric of the learner, its mean since the step before;
+        - `training_return (*grid, seed, step)`: mean return of the training episodes that ended
+          since the step before, NaN if none did;
+        - one variable `(*grid, seed, step)` for each metric of the learner, its mean since
+          the step before;
         - `num_updates (step)`: gradient steps taken.
       Runs that were not finished have NaN where they did not get to.
 
@@ -107,12 +114,12 @@ def run_sweep(
       ConfigError: for settings that cannot be kept, before anything is compiled.
       SweepInterrupted: on Ctrl-C, with everything that was finished.
     """
-    runs = _list_runs(config, seeds, grid)
+    runs = list_runs(config, seeds, grid)
     if seed_mode not in ("vmap", "map"):
         raise ConfigError(f"seed_mode ({seed_mode!r}) must be 'vmap' or 'map'")
     if seed_mode == "map" and width not in (None, 1):
         raise ConfigError(f"width ({width}) must be 1 with seed_mode 'map': leave it out")
-    devices = ensure_devices()
+    devices = devices or ensure_devices()
     width = 1 if seed_mode == "map" else width
     plan = make_plan(len(runs), len(devices), width, max_width())
     record = _Record(config, len(runs))
@@ -132,53 +139,40 @@ def run_sweep(
         shape = (*map(len, grid.values()), len(seeds))
         params = jax.tree.map(lambda x: x.reshape(*shape, *x.shape[1:]), record.params)
         return SweepResult(
-            dataset.assign_attrs(
-                results.provenance(config, experiment), status=status, **facts
-            ),
+            dataset.assign_attrs(results.provenance(config, experiment), status=status, **facts),
             params,
         )
 
     with SweepProgress(len(runs) * config.total_steps, enabled=progress) as bar:
         try:
             bar.message(
-                f"{len(runs)} runs of {config.total_steps:,} steps: {plan.num_rounds} round(s) on {plan.num_devices} of "
-                f"{len(devices)} device(s), {plan.width} run(s) side by side on each; compiling ..."
+                f"{len(runs)} runs of {config.total_steps:,} steps: {plan.num_rounds} round(s) on "
+                f"{plan.num_devices} of {len(devices)} device(s), {plan.width} run(s) side by side "
+                "on each; compiling ..."
             )
             programs = compile_programs(experiment, config, plan, devices)
             facts["compile_seconds"] = programs.compile_seconds
             bar.message(f"compiled in {programs.compile_seconds:.1f} s")
             last_save = time.perf_counter()
-            for start in range(0, len(runs), plan.slots_per_round):
-                members = np.arange(start, min(start + plan.slots_per_round, len(runs)))
-                # Slots without a run of their own repeat the last one.
-                slots = np.resize(members, plan.slots_per_round)
-                slots[len(members) :] = members[-1]
-                for event in _train_round(programs, config, [runs[i] for i in slots]):
+            for members in plan.rounds(len(runs)):
+                for event in train_round(programs, config, [runs[i] for i in members]):
                     facts["train_seconds"] += event.train_seconds
                     facts["evaluation_seconds"] += event.evaluation_seconds
-                    env_steps = start * config.total_steps + len(members) * event.step
-                    facts["env_steps_per_second"] = env_steps / facts["train_seconds"]
-                    bar.update(
-                        env_steps,
-                        event.training_return[: len(members)],
-                        facts["env_steps_per_second"],
-                    )
+                    env_steps = members[0] * config.total_steps + len(members) * event.step
+                    speed = facts["env_steps_per_second"] = env_steps / facts["train_seconds"]
+                    bar.update(env_steps, event.training_return, speed)
                     if event.episode_return is None:
                         continue
                     record.add(members, event)
-                    evaluated = Evaluated(
-                        event.step,
-                        members,
-                        event.episode_return[: len(members)],
-                        event.training_return[: len(members)],
-                    )
-                    bar.evaluated(evaluated.step, evaluated.episode_return)
+                    bar.evaluated(event.step, event.episode_return)
                     if on_evaluation is not None:
-                        on_evaluation(evaluated)
-                    if output is not None and time.perf_counter() - last_save > _SAVE_SECONDS:
-                        bar.attempt(
-                            lambda: results.save(snapshot("running").dataset, output)
+                        on_evaluation(
+                            Evaluated(
+                                event.step, members, event.episode_return, event.training_return
+                            )
                         )
+                    if output is not None and time.perf_counter() - last_save > _SAVE_SECONDS:
+                        bar.attempt(lambda: results.save(snapshot("running").dataset, output))
                         last_save = time.perf_counter()
             result = snapshot("finished")
         except KeyboardInterrupt:
@@ -190,16 +184,16 @@ def run_sweep(
     return result
 
 
-class _Run(NamedTuple):
+class Run(NamedTuple):
     """One run of a sweep: its seed, and the values of all its float settings."""
 
     seed: int
     floats: Mapping[str, float]
 
 
-def _list_runs(
+def list_runs(
     config: DQNConfig, seeds: Sequence[int], grid: Mapping[str, Sequence[float]]
-) -> list[_Run]:
+) -> list[Run]:
     """Every run of a sweep, the seeds running fastest; refuses what cannot be run."""
     config.validate()
     names = float_fields(config)
@@ -215,29 +209,32 @@ def _list_runs(
             nearest = difflib.get_close_matches(name, names, n=3)
             raise ConfigError(
                 f"{name!r} cannot be swept within one program: only the float settings can "
-                f"({', '.join(nearest or names)}). For any other, call run_sweep once for each value."
+                f"({', '.join(nearest or names)}). For any other, call run_sweep once for each "
+                "value."
             )
         if not len(values):
             raise ConfigError(f"the values of {name} are empty: give at least one")
     runs = []
     for values in itertools.product(*grid.values()):
-        setting = dataclasses.replace(config, **dict(zip(grid, values, strict=True)))
+        swept: dict[str, Any] = dict(zip(grid, values, strict=True))
+        setting = dataclasses.replace(config, **swept)
         setting.validate()
         floats = {name: float(getattr(setting, name)) for name in names}
-        runs += [_Run(int(seed), floats) for seed in seeds]
+        runs += [Run(int(seed), floats) for seed in seeds]
     return runs
 
 
-class _Event(NamedTuple):
-    """What `_train_round` says after a chunk, and at each evaluation. Arrays have an entry per slot.
+class Event(NamedTuple):
+    """What `train_round` says after a chunk and at each evaluation; arrays have an entry per slot.
 
     Attributes:
       step: environment steps of each run so far.
       train_seconds: seconds of training since the event before.
       evaluation_seconds: seconds of evaluation since the event before.
-      training_return: `[slots]` mean return of the training episodes that ended since the evaluation before, NaN if none.
-      episode_return: `[slots, N]` greedy returns, or None where nothing was evaluated.
-      metrics: `[slots]` the learner's metrics, means since the evaluation before.
+      training_return: `[n]` mean return of the training episodes that ended since the
+        evaluation before, NaN if none.
+      episode_return: `[n, N]` greedy returns, or None where nothing was evaluated.
+      metrics: `[n]` the learner's metrics, means since the evaluation before.
       params: the weights, where something was evaluated.
     """
 
@@ -251,22 +248,28 @@ class _Event(NamedTuple):
 
 
 def evaluation_steps(config: DQNConfig) -> list[int]:
-    """The environment steps at which a run is evaluated: before learning, at each interval, and at the end."""
+    """The steps at which a run is evaluated: before learning, at each interval, and at the end."""
     first = config.prefill_steps
     multiples = range(config.eval_interval, config.total_steps, config.eval_interval)
     return [first, *(step for step in multiples if step > first), config.total_steps]
 
 
-def _train_round(
-    programs: Programs, config: DQNConfig, slots: Sequence[_Run]
-) -> Iterator[_Event]:
-    """Trains one round of runs from start to end, an event at a time."""
+def train_round(programs: Programs, config: DQNConfig, runs: Sequence[Run]) -> Iterator[Event]:
+    """Trains one round of runs, at most as many as there are slots, an event at a time."""
+    plan, num_runs = programs.plan, len(runs)
+    # Slots without a run of their own repeat the last one; devices without a run stand still.
+    slots = [*runs, *[runs[-1]] * (plan.slots_per_round - num_runs)]
+    active = np.arange(plan.num_devices) * plan.width < num_runs
     floats = {
         name: programs.place(np.array([run.floats[name] for run in slots], np.float32))
         for name in float_fields(config)
     }
     seeds = programs.place(np.array([run.seed for run in slots], np.uint32))
-    window = _Window(len(slots))
+
+    def to_host(tree: ArrayTree) -> ArrayTree:
+        return jax.tree.map(lambda x: np.array(x[:num_runs]), jax.device_get(tree))
+
+    window = _Window(num_runs)
     lap = _Lap()
     state = jax.block_until_ready(programs.init(floats, seeds))
     step = config.prefill_steps
@@ -275,27 +278,28 @@ def _train_round(
         while step < next_step:
             left = (next_step - step) // config.steps_per_update
             iterations = min(iterations, left, programs.max_iterations)
-            state, outputs = programs.chunk(floats, state, np.int32(iterations))
-            window.add(jax.tree.map(lambda x: np.asarray(x)[:, :iterations], outputs))
+            counts = programs.place(np.where(active, iterations, 0).astype(np.int32))
+            state, outputs = programs.chunk(floats, state, counts)
+            window.add(jax.tree.map(lambda x, n=iterations: x[:, :n], to_host(outputs)))
             step += iterations * config.steps_per_update
             seconds = lap()
-            yield _Event(step, seconds, 0.0, window.training_return(), None, {}, None)
+            yield Event(step, seconds, 0.0, window.training_return(), None, {}, None)
             lap()
             # Double at most, so that one quick chunk does not make the next one long.
             iterations = max(1, min(2 * iterations, int(iterations * _CHUNK_SECONDS / seconds)))
         params = state.learner.params
         train_seconds = lap()
-        episode_return = np.asarray(programs.evaluate(floats, params, seeds, np.int32(step)))
-        yield _Event(
+        episode_return = to_host(programs.evaluate(floats, params, seeds, np.int32(step)))
+        yield Event(
             step,
             train_seconds,
             lap(),
             window.training_return(),
             episode_return,
             window.metrics(),
-            jax.tree.map(np.array, params),
+            to_host(params),
         )
-        window = _Window(len(slots))
+        window = _Window(num_runs)
         lap()
 
 
@@ -311,15 +315,18 @@ class _Lap:
 
 
 class _Window:
-    """Sums over what happened since the last evaluation, in float64 and in order, so that chunking changes no bit."""
+    """Sums over what happened since the last evaluation.
 
-    def __init__(self, num_slots: int) -> None:
+    In float64 and in order, so that chunking changes no bit.
+    """
+
+    def __init__(self, num_runs: int) -> None:
         self._sums: dict[str, np.ndarray] = {}
         self._iterations = 0
-        self._return_sum = np.zeros(num_slots)
-        self._num_episodes = np.zeros(num_slots)
+        self._return_sum = np.zeros(num_runs)
+        self._num_episodes = np.zeros(num_runs)
 
-    def add(self, outputs) -> None:
+    def add(self, outputs: ChunkOutputs) -> None:
         """Takes the rows `[slots, iterations, ...]` that were run."""
         episode_return = outputs.episode_return.reshape(len(self._return_sum), -1)
         self._num_episodes += np.isfinite(episode_return).sum(axis=1)
@@ -332,12 +339,12 @@ class _Window:
         self._iterations += next(iter(outputs.metrics.values())).shape[1]
 
     def training_return(self) -> np.ndarray:
-        """`[slots]`, NaN where no episode has ended."""
+        """`[n]`, NaN where no episode has ended."""
         ended = self._num_episodes > 0
         return np.where(ended, self._return_sum / np.maximum(self._num_episodes, 1), np.nan)
 
     def metrics(self) -> dict[str, np.ndarray]:
-        """`[slots]` each."""
+        """`[n]` each."""
         return {name: total / self._iterations for name, total in self._sums.items()}
 
 
@@ -352,14 +359,13 @@ class _Record:
         self._curves = {"training_return": np.full(shape, np.nan)}
         self.params: Params = None
 
-    def add(self, members: np.ndarray, event: _Event) -> None:
-        """Keeps one evaluation of some runs; slots beyond the members are padding."""
-        at, n = self._steps.index(event.step), len(members)
-        assert event.episode_return is not None
-        self._evaluation[members, at] = event.episode_return[:n]
+    def add(self, members: np.ndarray, event: Event) -> None:
+        """Keeps one evaluation of some runs."""
+        at = self._steps.index(event.step)
+        self._evaluation[members, at] = event.episode_return
         for name, values in {"training_return": event.training_return, **event.metrics}.items():
             curve = self._curves.setdefault(name, np.full(self._evaluation.shape[:2], np.nan))
-            curve[members, at] = values[:n]
+            curve[members, at] = values
         if event.step == self._config.total_steps:
             self._keep_params(members, event.params)
 
@@ -370,7 +376,7 @@ class _Record:
                 lambda x: np.full((num_runs, *x.shape[1:]), np.nan, x.dtype), params
             )
         for kept, new in zip(jax.tree.leaves(self.params), jax.tree.leaves(params), strict=True):
-            kept[members] = new[: len(members)]
+            kept[members] = new
 
     def to_dataset(self, seeds: Sequence[int], grid: Mapping[str, Sequence[float]]) -> xr.Dataset:
         """Everything so far, labelled."""

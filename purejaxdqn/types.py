@@ -1,8 +1,9 @@
 """The records and contracts that every other module speaks.
 
-Notation in the docstrings: ``E`` environments, ``B`` transitions in a batch, ``A`` actions, ``*obs`` the shape of one
-observation, ``[]`` a scalar. Time steps follow the usual ``tm1`` (t - 1) and ``t`` suffixes: ``a_tm1`` was taken in
-``obs_tm1`` and led to ``r_t``, ``discount_t`` and ``obs_t``.
+Notation in the docstrings: ``E`` environments, ``B`` transitions in a batch, ``A`` actions,
+``*obs`` the shape of one observation, ``[]`` a scalar. Time steps follow the usual ``tm1`` (t - 1)
+and ``t`` suffixes: ``a_tm1`` was taken in ``obs_tm1`` and led to ``r_t``,
+``discount_t`` and ``obs_t``.
 """
 
 from __future__ import annotations
@@ -20,7 +21,7 @@ ArrayTree = Any
 
 
 class ConfigError(ValueError):
-    """A setting that cannot be kept: the message names the value, what is allowed and the remedy."""
+    """A setting that cannot be kept; the message names the value, what is allowed, the remedy."""
 
 
 class TimeStep(NamedTuple):
@@ -29,8 +30,10 @@ class TimeStep(NamedTuple):
     Attributes:
       obs: `[*obs]` the observation that the action led to, always the one *before* any reset.
       reward: `[]` float.
-      terminated: `[]` bool, the episode ended by the task's own rules: nothing follows, the value is zero.
-      truncated: `[]` bool, the time limit was reached: the value of `obs` is still to be bootstrapped.
+      terminated: `[]` bool, the episode ended by the task's own rules: nothing follows, the
+        value is zero.
+      truncated: `[]` bool, the time limit was reached: the value of `obs` is
+        still to be bootstrapped.
     """
 
     obs: Array
@@ -66,7 +69,8 @@ class Transition(NamedTuple):
       obs_tm1: `[*obs]`.
       a_tm1: `[]` int32.
       r_t: `[]` the reward (with n-step replay: the discounted sum of n rewards).
-      discount_t: `[]` gamma (with n-step replay: gamma to the n), and 0 only where the episode *terminated*.
+      discount_t: `[]` gamma (with n-step replay: gamma to the n), and 0 only where the
+        episode *terminated*.
       obs_t: `[*obs]`.
     """
 
@@ -96,7 +100,8 @@ class LossOutput(NamedTuple):
 
     Attributes:
       loss: `[]` what is minimised.
-      priority: `[]` how surprising the transition was, handed back to the replay (usually `|td_error|`).
+      priority: `[]` how surprising the transition was, handed back to the replay
+        (usually `|td_error|`).
       metrics: scalars by name, averaged over the batch.
     """
 
@@ -110,8 +115,10 @@ class Network(NamedTuple):
 
     Attributes:
       init: `(key, obs) -> params`.
-      apply: `(params, obs, key=None) -> output`, whatever the head represents; noise comes from `key`, none without it.
-      action_values: `output -> q [A]`, one number per action; all that acting and evaluation ever see.
+      apply: `(params, obs, key=None) -> output`, whatever the head represents; noise comes from
+        `key`, none without it.
+      action_values: `output -> q [A]`, one number per action; all that acting and evaluation
+        ever see.
     """
 
     init: Callable[[Array, Array], Params]
@@ -120,7 +127,7 @@ class Network(NamedTuple):
 
 
 class LossFn(Protocol):
-    """A loss of ONE transition; the learner maps it over the batch and takes the (weighted) mean."""
+    """A loss of ONE transition; the learner maps it over the batch and takes the weighted mean."""
 
     def __call__(
         self,
@@ -129,7 +136,8 @@ class LossFn(Protocol):
         target_params: Params,
         transition: Transition,
         key: Array,
-    ) -> LossOutput: ...
+    ) -> LossOutput:
+        """The loss, the priority and the metrics of one transition."""
 
 
 class Learner(NamedTuple):
@@ -137,7 +145,8 @@ class Learner(NamedTuple):
 
     Attributes:
       init: `(key, obs [*obs]) -> LearnerState`.
-      update: `(LearnerState, Transition [B, ...], key) -> (LearnerState, priorities [B], metrics)`; one gradient step.
+      update: `(LearnerState, Transition [B, ...], key) -> (LearnerState, priorities [B], metrics)`;
+        one gradient step.
     """
 
     init: Callable[[Array, Array], LearnerState]
@@ -165,14 +174,14 @@ class Replay(NamedTuple):
 def shared_counter() -> Any:
     """Declares a state field that is the same number in every run of a vmapped batch.
 
-    Such a counter stays unbatched under `vmap` (see `run_axes`): with a batched index, every write into a ring buffer
-    would become a scatter instead of an update in place.
+    Such a counter stays unbatched under `vmap` (see `run_axes`): with a batched index, every write
+    into a ring buffer would become a scatter instead of an update in place.
     """
     return flax.struct.field(metadata={"shared": True})
 
 
 def run_axes(state: ArrayTree) -> ArrayTree:
-    """The `in_axes`/`out_axes` of a state for `vmap` over runs: `None` for shared counters and 0 for everything else.
+    """The `in_axes`/`out_axes` of a state for `vmap` over runs: None for shared counters, else 0.
 
     Args:
       state: a (possibly abstract) state whose counters are declared with `shared_counter`.
@@ -217,7 +226,8 @@ class TrainState:
       obs: `[E, *obs]` the observations to act on next.
       episode_return: `[E]` float32, the undiscounted return of the episodes under way.
       key: `[]` the typed PRNG key of everything that is still to come.
-      num_steps: `[]` int32, environment steps taken so far, over all environments, the prefill included.
+      num_steps: `[]` int32, environment steps taken so far, over all environments, the
+        prefill included.
     """
 
     learner: LearnerState

@@ -255,11 +255,10 @@ def version_of(package: str) -> str:
 
 def measure_package(num_seeds: int) -> dict[str, Any]:
     """Measure this package once through throughput.py, and speak of it as the workers do."""
-    flags = ["--json", "--seeds", str(num_seeds), "--rounds", "1"]
+    flags = ["--worker", "package", "--num-seeds", str(num_seeds)]
     answer = run_json([sys.executable, FOLDER / "throughput.py", *flags])
-    (row,) = (row for row in answer["results"] if row["num_seeds"] == num_seeds)
     return {
-        "steps_per_second": row["package_steps_per_second"],
+        "steps_per_second": answer["steps_per_second"],
         "num_seeds": num_seeds,
         "versions": {name: version_of(name) for name in ("purejaxdqn", "jax")},
     }

@@ -1,4 +1,4 @@
-"""The environment contract: two pure functions of ONE environment, and what the package needs to know about them."""
+"""The environment contract: two pure functions of ONE environment, and what to know about them."""
 
 from __future__ import annotations
 
@@ -20,13 +20,13 @@ class Environment(NamedTuple):
     Attributes:
       name: how `make` knows it.
       reset: `key -> (state, obs [*obs])`.
-      step: `(key, state, action []) -> (state, TimeStep)`. It never resets by itself: `TimeStep.obs` is the observation
-        that the action led to, also at the end of an episode.
+      step: `(key, state, action []) -> (state, TimeStep)`. It never resets by itself:
+        `TimeStep.obs` is the observation that the action led to, also at the end of an episode.
       num_actions: number of discrete actions.
       observation_space: bounds, shape and dtype of an observation.
-      threshold: the mean return at which the task counts as solved, or None where none is agreed on.
-      max_steps: the time limit in steps: `truncated` is True from the `max_steps`-th step of an episode on, and at no
-        earlier one.
+      threshold: the mean return at which the task counts as solved; None where none is agreed on.
+      max_steps: the time limit in steps: `truncated` is True from the `max_steps`-th step of an
+        episode on, and at no earlier one.
     """
 
     name: str
@@ -55,8 +55,8 @@ def step_and_reset(
       action: `[]` int.
 
     Returns:
-      `(state, obs_to_act_on [*obs], timestep)`: state and observation are those of the new episode where one began,
-      while `timestep.obs` is always the last observation of the old one.
+      `(state, obs_to_act_on [*obs], timestep)`: state and observation are those of the new episode
+      where one began, while `timestep.obs` is always the last observation of the old one.
     """
     step_key, reset_key = jax.random.split(key)
     next_state, timestep = env.step(step_key, state, action)

@@ -1,8 +1,9 @@
-"""CartPole as pure functions, following `gymnasium.make("CartPole-v0")` and `gymnasium.make("CartPole-v1")`.
+"""CartPole as pure functions, following gymnasium's "CartPole-v0" and "CartPole-v1".
 
-The task is Barto, Sutton and Anderson, "Neuronlike adaptive elements that can solve difficult learning control
-problems" (1983); the equations of motion are Florian, "Correct equations for the dynamics of the cart-pole system"
-(2005), equations 23 and 24 without friction, integrated by explicit Euler as gymnasium does.
+The task is Barto, Sutton and Anderson, "Neuronlike adaptive elements that can solve difficult
+learning control problems" (1983); the equations of motion are Florian, "Correct equations for the
+dynamics of the cart-pole system" (2005), equations 23 and 24 without friction, integrated by
+explicit Euler as gymnasium does.
 """
 
 from __future__ import annotations

@@ -22,9 +22,10 @@ def bellman_loss(td_error: TDError = q_learning, penalty: Penalty = optax.l2_los
     No gradient is stopped here: the TD error decides what its target is, and stops that.
 
     Args:
-      td_error: `(q_tm1 [A], a_tm1 [], r_t [], discount_t [], q_t [A], q_t_online [A]) -> []`, such as `q_learning`.
-      penalty: `[] -> []`, such as `optax.l2_loss` (half the square; Mnih et al. 2015, equation 1) or
-        `functools.partial(optax.huber_loss, delta=1.0)`.
+      td_error: `(q_tm1 [A], a_tm1 [], r_t [], discount_t [], q_t [A], q_t_online [A]) -> []`,
+        such as `q_learning`.
+      penalty: `[] -> []`, such as `optax.l2_loss` (half the square; Mnih et al. 2015,
+        equation 1) or `functools.partial(optax.huber_loss, delta=1.0)`.
 
     Returns:
       A `LossFn` whose priority is the absolute TD error.

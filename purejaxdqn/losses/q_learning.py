@@ -44,10 +44,10 @@ def q_learning(
 def double_q_learning(
     q_tm1: Array, a_tm1: Array, r_t: Array, discount_t: Array, q_t: Array, q_t_online: Array
 ) -> Array:
-    """The TD error of double Q-learning: the online network picks the action, the target network judges it.
+    """The TD error of double Q-learning: the online network picks, the target network judges.
 
-    van Hasselt, Guez and Silver, "Deep reinforcement learning with double Q-learning" (2016), equation 4:
-    `r_t + discount_t * q_t[argmax_a q_t_online[a]] - q_tm1[a_tm1]`.
+    van Hasselt, Guez and Silver, "Deep reinforcement learning with double Q-learning" (2016),
+    equation 4: `r_t + discount_t * q_t[argmax_a q_t_online[a]] - q_tm1[a_tm1]`.
 
     Args:
       q_tm1: `[A]` online action values at time t - 1.

@@ -1,14 +1,16 @@
 """A circular replay buffer with uniform sampling.
 
-Lin, "Self-improving reactive agents based on reinforcement learning, planning and teaching" (1992); uniform sampling
-as in Mnih et al., "Human-level control through deep reinforcement learning" (2015), Methods.
+Lin, "Self-improving reactive agents based on reinforcement learning, planning and teaching"
+(1992); uniform sampling as in Mnih et al., "Human-level control through deep reinforcement
+learning" (2015), Methods.
 
-Every observation is kept once. The ring holds rows of `E` entries, one row a time step; the observation that follows a
-row is the one in the next row, with two exceptions that have places of their own: what follows the newest row, and the
-last observation of an episode that the time limit cut off (the next row then holds the first one of a new episode).
-An environment is truncated at most once in `time_limit` steps. So time is cut into blocks of `time_limit` rows, and
-each block has one place per environment for such a last observation: it is addressed by time alone, written in place,
-and costs `1 / time_limit` of the ring.
+Every observation is kept once. The ring holds rows of `E` entries, one row a time step; the
+observation that follows a row is the one in the next row, with two exceptions that have places of
+their own: what follows the newest row, and the last observation of an episode that the time limit
+cut off (the next row then holds the first one of a new episode). An environment is truncated at
+most once in `time_limit` steps. So time is cut into blocks of `time_limit` rows, and each block has
+one place per environment for such a last observation: it is addressed by time alone, written in
+place, and costs `1 / time_limit` of the ring.
 """
 
 from __future__ import annotations
@@ -31,7 +33,8 @@ class UniformReplayState:
       terminated: `[T * E]` bool.
       truncated: `[T * E]` bool.
       newest_next_obs: `[E, *obs]` what followed the newest row.
-      last_obs: `[K * E, *obs]` the last observations of truncated episodes, a place per block and environment.
+      last_obs: `[K * E, *obs]` the last observations of truncated episodes, a place per
+        block and environment.
       insert_row: `[]` int32, the row that is written next.
       num_rows: `[]` int32, rows written, at most `T`.
       block: `[]` int32, the block of the newest row, modulo `K`.
@@ -69,8 +72,8 @@ class UniformReplayState:
 def _uniform_indices(key: Array, num: int, bound: Array) -> Array:
     """`num` indices below `bound`, each as likely as any other up to `bound / 2**32`.
 
-    The high half of the product of 32 random bits and `bound`, summed from 16-bit halves; `jax.random.randint` takes
-    four calls of the generator and a division for the same.
+    The high half of the product of 32 random bits and `bound`, summed from 16-bit halves;
+    `jax.random.randint` takes four calls of the generator and a division for the same.
     """
     bits = jax.random.bits(key, (num,), jnp.uint32)
     bound = bound.astype(jnp.uint32)
@@ -85,20 +88,24 @@ def _uniform_indices(key: Array, num: int, bound: Array) -> Array:
 def uniform_replay(
     capacity: int, batch_size: int, discount: Array | float, time_limit: int = 1
 ) -> Replay:
-    """Makes a circular replay buffer that samples uniformly, with replacement, at a cost that is the batch's alone.
+    """Makes a circular replay buffer that samples uniformly, with replacement.
+
+    What sampling costs depends on the batch alone, and not on the capacity.
 
     Args:
       capacity: transitions held, over all environments; a multiple of the number of environments.
       batch_size: `B`, transitions per sample.
       discount: gamma, given out as `discount_t` unless the episode terminated.
-      time_limit: the least number of steps between two truncations of the same environment, usually
-        `Environment.max_steps`. The default of 1 is right for every environment and doubles the memory.
+      time_limit: the least number of steps between two truncations of the same environment,
+        usually `Environment.max_steps`. The default of 1 is right for every environment and
+        doubles the memory.
 
     Returns:
       A `Replay` over `UniformReplayState`. Its `update` changes nothing.
 
     Raises:
-      ValueError: if a count is not positive; from `init`, if `capacity` is no multiple of the number of environments.
+      ValueError: if a count is not positive; from `init`, if `capacity` is no multiple of the
+        number of environments.
     """
     for name, count in (
         ("capacity", capacity),
@@ -112,11 +119,12 @@ def uniform_replay(
         num_envs = step.action.shape[0]
         if capacity % num_envs:
             raise ValueError(
-                f"capacity ({capacity}) must be a multiple of the number of environments ({num_envs}), such as "
-                f"{max(capacity // num_envs, 1) * num_envs}"
+                f"capacity ({capacity}) must be a multiple of the number of environments "
+                f"({num_envs}), such as {max(capacity // num_envs, 1) * num_envs}"
             )
         max_rows = capacity // num_envs
-        max_blocks = (max_rows - 1) // time_limit + 2  # any max_rows rows in a row touch at most so many
+        # Any max_rows rows one after another touch at most so many.
+        max_blocks = (max_rows - 1) // time_limit + 2
 
         def empty(example: Array, rows: int) -> Array:
             return jnp.zeros((rows * num_envs, *example.shape[1:]), example.dtype)
@@ -168,9 +176,7 @@ def uniform_replay(
         block = (state.block + (state.row_in_block - age) // time_limit) % state.max_blocks
 
         def choose(condition: Array, chosen: Array, otherwise: Array) -> Array:
-            return jnp.where(
-                condition.reshape(-1, *(1,) * (chosen.ndim - 1)), chosen, otherwise
-            )
+            return jnp.where(condition.reshape(-1, *(1,) * (chosen.ndim - 1)), chosen, otherwise)
 
         following = state.obs[(row + 1) % max_rows * num_envs + env]
         following = choose(age == 0, state.newest_next_obs[env], following)

@@ -1,0 +1,93 @@
+"""Two ideas of one's own, trained beside the package's loss: a TD error, and a whole loss.
+
+    python experiments/custom_loss.py --num-seeds 4 --total-steps 50000
+
+A TD error sees action values and is three lines. A full loss sees the network, the weights and one
+transition, and is a dozen. `purejaxdqn.testing` says whether they are sound.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+from rich.console import Console
+from rich.table import Table
+
+from purejaxdqn import cli, results
+from purejaxdqn.devices import use_every_core
+from purejaxdqn.dqn import DQNConfig, dqn
+from purejaxdqn.losses import bellman_loss
+from purejaxdqn.programs import Experiment
+from purejaxdqn.statistics import interquartile_mean
+from purejaxdqn.sweep import run_sweep
+from purejaxdqn.testing import check_loss, check_td_error
+from purejaxdqn.types import Array, LossOutput, Network, Params, Transition
+
+
+def persistent(q_tm1, a_tm1, r_t, discount_t, q_t, q_t_online, scale=0.1):  # type: ignore[no-untyped-def]
+    """Persistent actions: bootstraps a little from the action that was just taken."""
+    target_tm1 = r_t + discount_t * ((1 - scale) * q_t.max() + scale * q_t[a_tm1])
+    return jax.lax.stop_gradient(target_tm1) - q_tm1[a_tm1]
+
+
+def conservative(
+    network: Network, params: Params, target_params: Params, transition: Transition, key: Array
+) -> LossOutput:
+    """Q-learning with CQL's regulariser: Kumar et al. (2020), equation 4, alpha = 0.1."""
+    del key  # draws nothing
+    q_tm1 = network.action_values(network.apply(params, transition.obs_tm1))
+    q_t = network.action_values(network.apply(target_params, transition.obs_t))
+    target_tm1 = jax.lax.stop_gradient(transition.r_t + transition.discount_t * q_t.max())
+    chosen = q_tm1[transition.a_tm1]
+    td_error = target_tm1 - chosen
+    gap = jax.nn.logsumexp(q_tm1) - chosen
+    loss = 0.5 * td_error**2 + 0.1 * gap
+    return LossOutput(loss, priority=jnp.abs(td_error), metrics={"conservative_gap": gap})
+
+
+EXPERIMENTS: dict[str, Experiment] = {
+    "double Q-learning (the package's)": dqn,
+    "persistent (a TD error)": functools.partial(dqn, loss_fn=bellman_loss(persistent)),
+    "conservative (a full loss)": functools.partial(dqn, loss_fn=conservative),
+}
+
+
+@dataclasses.dataclass(frozen=True)
+class Args(cli.SweepArgs):
+    __doc__ = __doc__
+    num_seeds: int = 4
+    """Seeds to train with each loss."""
+    output: Path = Path("results/custom_loss")
+    """Folder for everything that is written."""
+    config: DQNConfig = dataclasses.field(default_factory=lambda: DQNConfig(total_steps=50_000))
+
+
+def main(args: Args) -> None:
+    args.config.validate()
+    seeds = args.seeds
+    output = results.prepare_output(args.output, args.overwrite)
+    use_every_core()
+    check_td_error(persistent, jax.random.key(0))
+    check_loss(conservative, jax.random.key(0))
+    table = Table("loss", "interquartile mean of the final greedy return")
+    for name, experiment in EXPERIMENTS.items():
+        folder = results.prepare_output(output / name.split()[0], args.overwrite)
+        result = run_sweep(
+            experiment,
+            args.config,
+            seeds,
+            width=args.width,
+            seed_mode=args.seed_mode,
+            output=folder,
+        )
+        means = result.dataset.final_return.mean("episode").values
+        table.add_row(name, f"{interquartile_mean(means):.1f}")
+    Console().print(table)
+
+
+if __name__ == "__main__":
+    cli.run(main, Args)

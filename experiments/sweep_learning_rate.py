@@ -1,0 +1,29 @@
+"""Sweeps the learning rate over seeds, in one compiled program, and prints what is best.
+
+python experiments/sweep_learning_rate.py
+"""
+
+import numpy as np
+
+from purejaxdqn.dqn import DQNConfig, dqn
+from purejaxdqn.statistics import bootstrap_interval
+from purejaxdqn.sweep import run_sweep
+
+LEARNING_RATES = [3e-4, 1e-3, 3e-3]
+
+
+def main() -> None:
+    config = DQNConfig(env="CartPole-v1", total_steps=50_000)
+    result = run_sweep(dqn, config, seeds=range(10), learning_rate=LEARNING_RATES)
+    means = result.dataset.final_return.mean("episode")  # (learning_rate, seed)
+    rng = np.random.default_rng(0)
+    for learning_rate in LEARNING_RATES:
+        interval = bootstrap_interval(means.sel(learning_rate=learning_rate).values, rng)
+        print(
+            f"learning rate {learning_rate:g}: interquartile mean {interval.estimate:.1f}, "
+            f"95 % interval {interval.low:.1f} to {interval.high:.1f}"
+        )
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,231 @@
+"""The settings' rules, the exact counts of a run, and what its bits do not depend on."""
+
+import dataclasses
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from purejaxdqn import environments
+from purejaxdqn.dqn import DQNConfig, dqn
+from purejaxdqn.types import ConfigError
+
+SMALL = DQNConfig(
+    total_steps=400,
+    num_envs=4,
+    steps_per_update=4,
+    prefill_steps=80,
+    replay_capacity=120,
+    batch_size=16,
+    hidden_sizes=(8,),
+    target_period=5,
+    eval_interval=100,
+    eval_episodes=3,
+)
+
+
+def bits(tree):
+    """Every leaf's bytes, typed keys included."""
+    leaves = jax.tree.leaves(tree)
+    return [
+        np.asarray(
+            jax.random.key_data(x) if jnp.issubdtype(x.dtype, jax.dtypes.prng_key) else x
+        ).tobytes()
+        for x in leaves
+    ]
+
+
+@functools.cache
+def compiled(config):
+    train = dqn(config)
+    return jax.jit(train.init), jax.jit(train.chunk, static_argnums=2)
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        ({"num_envs": 0}, ["num_envs", "0", "at least 1"]),
+        ({"batch_size": -3}, ["batch_size", "-3", "at least 1"]),
+        ({"total_steps": 2**31}, ["total_steps", "at most"]),
+        ({"total_steps": True}, ["total_steps", "True"]),
+        ({"hidden_sizes": (8, 0)}, ["hidden_sizes", "0"]),
+        ({"batch_size": 128}, ["batch_size (128)", "replay_capacity (120)"]),
+        ({"batch_size": 100}, ["batch_size (100)", "prefill_steps (80)"]),
+        ({"steps_per_update": 6}, ["steps_per_update (6)", "num_envs (4)", "4 or 8"]),
+        ({"prefill_steps": 82}, ["prefill_steps (82)", "80 or 84"]),
+        ({"replay_capacity": 121}, ["replay_capacity (121)", "120 or 124"]),
+        ({"total_steps": 402}, ["total_steps (402)", "400 or 404"]),
+        ({"eval_interval": 2}, ["eval_interval (2)", "try 4"]),
+        ({"prefill_steps": 400}, ["prefill_steps (400)", "below total_steps (400)"]),
+        ({"target_period": 81}, ["target_period (81", "80 gradient"]),
+        ({"learning_rate": 0.0}, ["learning_rate (0.0)", "positive and finite"]),
+        ({"learning_rate": float("nan")}, ["learning_rate (nan)"]),
+        ({"learning_rate": float("inf")}, ["learning_rate (inf)"]),
+        ({"discount": 1.01}, ["discount (1.01)", "between 0 and 1"]),
+        ({"discount": float("nan")}, ["discount (nan)"]),
+        ({"epsilon_start": -0.1}, ["epsilon_start (-0.1)"]),
+        ({"epsilon_end": 2.0}, ["epsilon_end (2.0)"]),
+        ({"epsilon_fraction": 1.5}, ["epsilon_fraction (1.5)"]),
+        ({"target_step_size": 0.0}, ["target_step_size (0.0)"]),
+        ({"max_grad_norm": 0.0}, ["max_grad_norm (0.0)", "inf"]),
+        ({"huber_threshold": -1.0}, ["huber_threshold (-1.0)"]),
+        ({"td_error": "sarsa"}, ["td_error ('sarsa')", "double_q_learning"]),
+        ({"penalty": "cubic"}, ["penalty ('cubic')", "huber"]),
+        ({"env": "CartPole-v2"}, ["CartPole-v2", "CartPole-v1"]),
+    ],
+)
+def test_settings_that_cannot_be_kept_are_refused_with_value_and_remedy(change, words):
+    with pytest.raises(ConfigError) as error:
+        dataclasses.replace(SMALL, **change).validate()
+    for word in words:
+        assert word in str(error.value)
+
+
+def test_the_defaults_and_the_limits_of_what_is_allowed_are_accepted():
+    DQNConfig().validate()
+    dataclasses.replace(SMALL, discount=1.0, epsilon_end=0.0, max_grad_norm=float("inf")).validate()
+    dataclasses.replace(SMALL, discount=0.0, epsilon_fraction=0.0, batch_size=80).validate()
+
+
+@pytest.mark.parametrize(
+    ("num_envs", "steps_per_update", "updates", "period"),
+    [(1, 1, 1, 1), (3, 6, 2, 3), (5, 5, 4, 7), (2, 12, 1, 4)],
+)
+def test_acting_learning_and_target_copies_happen_exactly_as_often_as_asked(
+    num_envs, steps_per_update, updates, period
+):
+    config = DQNConfig(
+        total_steps=240,
+        num_envs=num_envs,
+        steps_per_update=steps_per_update,
+        updates_per_iteration=updates,
+        prefill_steps=60,
+        replay_capacity=240,
+        batch_size=8,
+        hidden_sizes=(4,),
+        target_period=period,
+        eval_interval=120,
+    )
+    config.validate()
+    init, chunk = compiled(config)
+    state = init(jax.random.key(0))
+    assert state.num_steps == 60
+    assert state.replay.num_rows * num_envs == 60
+    assert state.learner.num_updates == 0
+    copies, target = 0, state.learner.target_params
+    for i in range(config.num_iterations):
+        state, outputs = chunk(state, jnp.int32(1), 1)
+        copies += bits(state.learner.target_params) != bits(target)
+        target = state.learner.target_params
+        assert state.num_steps == 60 + (i + 1) * steps_per_update
+        assert state.learner.num_updates == (i + 1) * updates
+        if (i + 1) * updates % period == 0:
+            assert bits(target) == bits(state.learner.params)
+    assert outputs.episode_return.shape == (1, steps_per_update // num_envs, num_envs)
+    assert state.num_steps == 240
+    assert state.replay.num_rows * num_envs == 240
+    assert state.learner.num_updates == 180 // steps_per_update * updates == config.num_updates
+    # A chunk of one iteration shows whether any copy fell into it, not how many.
+    seen = {(update - 1) // updates for update in range(period, config.num_updates + 1, period)}
+    assert copies == len(seen)
+
+
+def test_any_chunking_gives_the_same_bits():
+    init, chunk = compiled(SMALL)
+    whole, outputs = chunk(init(jax.random.key(3)), jnp.int32(30), 30)
+    state, returns = init(jax.random.key(3)), []
+    for length in (1, 9, 2, 18):
+        state, part = chunk(state, jnp.int32(length), 30)
+        assert np.isnan(np.asarray(part.metrics["loss"])[length:]).all()
+        returns.append(np.asarray(part.episode_return)[:length])
+    assert bits(state) == bits(whole)
+    assert np.concatenate(returns).tobytes() == np.asarray(outputs.episode_return).tobytes()
+
+
+def test_two_calls_give_the_same_bits_and_two_seeds_do_not():
+    init, chunk = compiled(SMALL)
+    runs = [chunk(init(jax.random.key(seed)), jnp.int32(20), 30)[0] for seed in (1, 1, 2)]
+    assert bits(runs[0]) == bits(runs[1])
+    assert bits(runs[0].learner.params) != bits(runs[2].learner.params)
+
+
+def test_the_whole_training_uses_no_key_twice():
+    config = dataclasses.replace(SMALL, prefill_steps=84, replay_capacity=124)
+    with jax.debug_key_reuse(True):
+        train = dqn(config)
+        state = jax.jit(train.init)(jax.random.key(0))
+        state, _ = jax.jit(train.chunk, static_argnums=2)(state, jnp.int32(2), 2)
+        jax.block_until_ready(state)
+
+
+def test_a_hundred_seeds_share_neither_weights_nor_resets_nor_exploration_nor_replay_draws():
+    config = dataclasses.replace(SMALL, epsilon_end=1.0)
+    train = dqn(config)
+    keys = jax.vmap(jax.random.key)(jnp.arange(100))
+
+    def run(key):
+        state = train.init(key)
+        first_obs = state.replay.obs[:4]
+        actions = state.replay.action[:80]
+        later, _ = train.chunk(state, jnp.int32(1), 1)
+        _, sample_key, _ = jax.random.split(later.key, 3)
+        return state.learner.params, first_obs, actions, later.learner.params, sample_key
+
+    weights, resets, actions, learned, sample_keys = jax.jit(jax.vmap(run))(keys)
+    kernels = np.concatenate(
+        [np.asarray(x).reshape(100, -1) for x in jax.tree.leaves(weights) if x.ndim == 3], axis=1
+    )
+    draws = jax.vmap(lambda key: jax.random.bits(key, (8,)))(sample_keys)
+    for values in (kernels, resets.reshape(100, -1), actions, draws):
+        assert len(np.unique(np.asarray(values), axis=0)) == 100
+    # Also no single number of the continuous ones is shared, which a partly shared stream would.
+    for column in (*kernels.T, *np.asarray(resets).reshape(100, -1).T):
+        assert len(np.unique(column)) == 100
+    learned_kernels = np.asarray(jax.tree.leaves(learned)[-1]).reshape(100, -1)
+    assert len(np.unique(learned_kernels, axis=0)) == 100
+
+
+def test_replay_draws_differ_between_seeds_with_equal_buffers():
+    train_state = compiled(SMALL)[0](jax.random.key(0))
+    from purejaxdqn.replay import uniform_replay
+
+    replay = uniform_replay(SMALL.replay_capacity, SMALL.batch_size, 0.99, 500)
+    keys = jax.vmap(jax.random.key)(jnp.arange(100))
+    indices = jax.vmap(lambda key: replay.sample(train_state.replay, key).indices)(keys)
+    assert len(np.unique(np.asarray(indices), axis=0)) == 100
+
+
+def test_the_prefill_is_uniformly_random_and_learns_nothing():
+    config = dataclasses.replace(
+        SMALL, prefill_steps=4000, replay_capacity=4000, total_steps=4400, epsilon_start=0.0
+    )
+    train = dqn(config)
+    state = jax.jit(train.init)(jax.random.key(5))
+    share = float(state.replay.action.mean())
+    assert abs(share - 0.5) < 4 * 0.5 / np.sqrt(4000)
+    assert bits(state.learner.params) == bits(state.learner.target_params)
+
+
+def test_returns_are_reported_when_an_episode_ends_and_are_its_length():
+    init, chunk = compiled(SMALL)
+    state = init(jax.random.key(7))
+    before = np.asarray(state.episode_return)
+    state, outputs = chunk(state, jnp.int32(60), 60)
+    returns = np.asarray(outputs.episode_return).reshape(60, 4)
+    assert np.isfinite(returns).any()
+    assert np.isnan(returns).any()
+    for env in range(4):
+        running = before[env]
+        for row in returns[:, env]:
+            running += 1
+            if np.isfinite(row):
+                assert row == running
+                running = 0
+        assert running == state.episode_return[env]
+
+
+def test_parts_can_be_replaced_by_argument():
+    env = environments.make("CartPole-v0")
+    assert dqn(SMALL, env=env).env is env

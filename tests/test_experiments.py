@@ -1,0 +1,141 @@
+"""The scripts as a user runs them: files, exit codes, the last line, Ctrl-C."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from purejaxdqn import results
+
+EXPERIMENTS = Path(__file__).parents[1] / "experiments"
+SHORT = [
+    "--total-steps=800",
+    "--num-envs=4",
+    "--steps-per-update=4",
+    "--prefill-steps=200",
+    "--batch-size=16",
+    "--hidden-sizes",
+    "8",
+    "--replay-capacity=400",
+    "--updates-per-iteration=1",
+    "--target-period=5",
+    "--eval-interval=400",
+    "--eval-episodes=4",
+]
+
+
+def command(script, *flags):
+    return [sys.executable, str(EXPERIMENTS / script), *map(str, flags)]
+
+
+def run(script, *flags):
+    return subprocess.run(
+        command(script, *flags), capture_output=True, text=True, timeout=280, env=environment()
+    )
+
+
+def environment():
+    """As a user's: the test run's own JAX settings do not reach the scripts."""
+    return {k: v for k, v in os.environ.items() if not k.startswith(("JAX_", "XLA_"))}
+
+
+@pytest.fixture(scope="module")
+def first(tmp_path_factory):
+    output = tmp_path_factory.mktemp("cartpole") / "run"
+    answer = run("cartpole.py", "--num-seeds=3", "--output", output, "--json", *SHORT)
+    assert answer.returncode == 0, answer.stderr
+    return output, answer
+
+
+def test_cartpole_writes_everything_and_ends_in_one_json_object(first):
+    output, answer = first
+    assert {path.name for path in output.iterdir()} == {
+        "results.nc",
+        "learning_curve.png",
+        "learning_curve.svg",
+        "policy.gif",
+        "summary.json",
+    }
+    facts = json.loads(answer.stdout.splitlines()[-1])
+    assert facts == json.loads((output / "summary.json").read_text())
+    dataset = results.load(output)
+    assert facts["final_return"] == pytest.approx(dataset.final_return.mean("episode").values)
+    assert facts["gymnasium_return"] == pytest.approx(
+        dataset.gymnasium_return.mean("gymnasium_episode")
+    )
+    assert dataset.sizes["gymnasium_episode"] == 100
+    assert len(facts["steps_to_threshold"]) == 3
+    for name in ("iqm", "iqm_low", "iqm_high", "env_steps_per_second", "compile_seconds"):
+        assert facts[name] > 0
+    assert "compiling" in answer.stderr
+    assert "greedy return" in answer.stderr
+
+
+def test_the_same_command_gives_the_same_numbers_and_needs_overwrite(first):
+    output, answer = first
+    flags = ("--num-seeds=3", "--output", output, "--json", *SHORT)
+    refused = run("cartpole.py", *flags)
+    assert refused.returncode == 2
+    assert "already holds results" in refused.stderr
+    before = results.load(output)
+    again = run("cartpole.py", *flags, "--overwrite")
+    assert again.returncode == 0, again.stderr
+    assert results.load(output).equals(before)
+    first_facts, facts = (json.loads(a.stdout.splitlines()[-1]) for a in (answer, again))
+    assert facts["compile_seconds"] < first_facts["compile_seconds"] or facts["compile_seconds"] < 2
+
+
+@pytest.mark.parametrize(
+    ("flags", "words"),
+    [
+        (["--num-seeds=0"], "num_seeds (0) must be at least 1"),
+        (["--num-envs=-1"], "num_envs (-1)"),
+        (["--batch-size=20000"], "batch_size (20000) must be at most replay_capacity"),
+        (["--discount=1.5"], "discount (1.5) must lie between 0 and 1"),
+        (["--env=CartPole-v3"], "CartPole-v1"),
+        (["--lerning-rate=1e-3"], "--learning-rate"),
+        (["--output=/dev/null/x"], "cannot be written"),
+    ],
+)
+def test_bad_flags_are_refused_with_exit_code_2_and_no_traceback(flags, words):
+    answer = run("cartpole.py", *flags)
+    assert answer.returncode == 2
+    assert words in answer.stderr + answer.stdout
+    assert "Traceback" not in answer.stderr
+
+
+def test_ctrl_c_ends_cleanly_with_what_was_finished_on_disk(tmp_path):
+    flags = [*SHORT, "--total-steps=4000000", "--eval-interval=400"]
+    process = subprocess.Popen(
+        command("cartpole.py", "--num-seeds=2", "--output", tmp_path, *flags),
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        env=environment(),
+    )
+    deadline = time.monotonic() + 120
+    while not (tmp_path / "results.nc").exists():  # the first write, some seconds into the training
+        assert time.monotonic() < deadline
+        assert process.poll() is None
+        time.sleep(0.2)
+    process.send_signal(signal.SIGINT)
+    out, err = process.communicate(timeout=60)
+    assert process.returncode == 130, err
+    assert "Traceback" not in err
+    assert "not finished" in out
+    dataset = results.load(tmp_path)
+    assert dataset.attrs["status"] == "interrupted"
+    assert dataset.evaluation_return.notnull().any()
+
+
+def test_custom_losses_train(tmp_path):
+    answer = run("custom_loss.py", "--num-seeds=1", "--output", tmp_path / "out", *SHORT)
+    assert answer.returncode == 0, answer.stderr
+    for name in ("double", "persistent", "conservative"):
+        assert name in answer.stdout
+        assert results.load(tmp_path / "out" / name).attrs["status"] == "finished"

@@ -1,0 +1,64 @@
+"""Results on disk: all or nothing, and never over somebody's earlier results."""
+
+import numpy as np
+import pytest
+import xarray as xr
+
+from purejaxdqn import results
+from purejaxdqn.types import ConfigError
+
+DATASET = xr.Dataset(
+    {"final_return": (("seed", "episode"), np.array([[1.0, np.nan]], np.float32))},
+    coords={"seed": [3], "episode": [0, 1]},
+    attrs={"config": "{}", "status": "finished"},
+)
+
+
+def test_what_is_saved_is_what_is_loaded(tmp_path):
+    path = results.save(DATASET, tmp_path)
+    assert path.name == "results.nc"
+    for place in (path, tmp_path):
+        xr.testing.assert_identical(results.load(place), DATASET)
+    assert list(tmp_path.iterdir()) == [path]
+
+
+def test_a_write_that_fails_leaves_the_file_before_it_intact(tmp_path, monkeypatch):
+    results.save(DATASET, tmp_path)
+
+    def half_written(self, path, **options):
+        path.write_bytes(b"half")
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(xr.Dataset, "to_netcdf", half_written)
+    with pytest.raises(OSError, match="No space"):
+        results.save(DATASET.assign_attrs(status="other"), tmp_path)
+    monkeypatch.undo()
+    assert results.load(tmp_path).attrs["status"] == "finished"
+    assert len(list(tmp_path.iterdir())) == 1
+
+
+def test_an_output_folder_is_made_and_earlier_results_are_kept(tmp_path):
+    folder = results.prepare_output(tmp_path / "a" / "b")
+    assert folder.is_dir()
+    results.prepare_output(folder)  # empty: fine
+    results.save(DATASET, folder)
+    with pytest.raises(ConfigError, match=r"already holds results.*--overwrite"):
+        results.prepare_output(folder)
+    assert results.prepare_output(folder, overwrite=True) == folder
+
+
+def test_an_output_folder_that_cannot_be_written_is_refused(tmp_path):
+    (tmp_path / "file").write_text("")
+    with pytest.raises(ConfigError, match=r"cannot be written.*--output"):
+        results.prepare_output(tmp_path / "file" / "below")
+
+
+def test_provenance_names_the_code_and_the_settings():
+    from functools import partial
+
+    from purejaxdqn.dqn import DQNConfig, dqn
+
+    facts = results.provenance(DQNConfig(), partial(dqn))
+    assert facts["experiment"] == "purejaxdqn.dqn.dqn"
+    assert '"learning_rate"' in facts["config"]
+    assert facts["git_commit"]

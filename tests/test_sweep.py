@@ -1,0 +1,251 @@
+"""Sweeps: bitwise promises, labels, what is refused, and what survives an interruption."""
+
+import dataclasses
+import json
+import pickle
+import subprocess
+import sys
+from functools import partial
+
+import jax
+import numpy as np
+import pytest
+
+from purejaxdqn import results, sweep
+from purejaxdqn.dqn import DQNConfig, dqn
+from purejaxdqn.losses import bellman_loss, double_q_learning
+from purejaxdqn.sweep import SweepInterrupted, evaluation_steps, run_sweep
+from purejaxdqn.types import ConfigError
+
+CONFIG = DQNConfig(
+    total_steps=480,
+    num_envs=4,
+    steps_per_update=4,
+    prefill_steps=80,
+    replay_capacity=120,
+    batch_size=16,
+    hidden_sizes=(8,),
+    target_period=5,
+    eval_interval=200,
+    eval_episodes=3,
+)
+quiet = partial(run_sweep, progress=False)
+
+
+@pytest.fixture(scope="session")
+def seven():
+    """Seven seeds on two devices: four wide, one slot of padding."""
+    return quiet(dqn, CONFIG, range(7))
+
+
+def weights(result, seed):
+    """A seed's final weights, as one array."""
+    at = list(result.dataset.seed.values).index(seed)
+    return np.concatenate([x[at].ravel() for x in jax.tree.leaves(result.params)])
+
+
+def assert_same_run(one, other, seed):
+    assert weights(one, seed).tobytes() == weights(other, seed).tobytes()
+    for name in ("evaluation_return", "training_return", "loss", "q_value"):
+        a, b = (x.dataset[name].sel(seed=seed).values for x in (one, other))
+        assert a.tobytes() == b.tobytes(), name
+
+
+def test_seven_seeds_on_two_devices_are_all_trained(seven):
+    dataset = seven.dataset
+    assert (dataset.attrs["width"], dataset.attrs["num_devices"]) == (4, 2)
+    assert dataset.sizes == {"seed": 7, "step": 4, "episode": 3}
+    assert dataset.step.values.tolist() == [80, 200, 400, 480]
+    assert dataset.num_updates.values.tolist() == [0, 30, 80, 100]
+    assert np.isfinite(dataset.evaluation_return).all()
+    assert (dataset.final_return == dataset.evaluation_return.isel(step=-1)).all()
+    assert len({weights(seven, seed).tobytes() for seed in range(7)}) == 7
+
+
+def test_before_learning_there_is_no_training_return_and_none_is_ever_zero(seven):
+    curve = seven.dataset.training_return
+    assert np.isnan(curve.isel(step=0)).all()
+    assert (curve.isel(step=slice(1, None)).min() >= 1).all()
+
+
+def test_the_same_command_twice_gives_the_same_bits(seven):
+    again = quiet(dqn, CONFIG, range(7))
+    for seed in range(7):
+        assert_same_run(seven, again, seed)
+
+
+def test_a_seed_has_the_same_bits_in_any_slot_beside_any_others(seven):
+    others = quiet(dqn, CONFIG, [6, 1000, 2**32 - 1, 3, 0], width=4)
+    for seed in (6, 3, 0):
+        assert_same_run(seven, others, seed)
+
+
+def test_a_seed_has_the_same_bits_on_any_number_of_devices(seven, tmp_path):
+    code = (
+        "import sys, pickle; from purejaxdqn.devices import use_every_core; use_every_core(3);"
+        "from purejaxdqn.sweep import run_sweep; from purejaxdqn.dqn import dqn;"
+        "config, path = pickle.load(sys.stdin.buffer);"
+        "result = run_sweep(dqn, config, range(9), width=4, progress=False);"
+        "pickle.dump((result.dataset, result.params), open(path, 'wb'))"
+    )
+    path = tmp_path / "result"
+    subprocess.run([sys.executable, "-c", code], input=pickle.dumps((CONFIG, path)), check=True)
+    nine = sweep.SweepResult(*pickle.loads(path.read_bytes()))
+    assert nine.dataset.attrs["num_devices"] == 3
+    for seed in range(7):
+        assert_same_run(seven, nine, seed)
+
+
+def test_chunking_changes_no_bit(seven, monkeypatch):
+    monkeypatch.setattr(sweep, "_CHUNK_SECONDS", 1e-9)  # one iteration per chunk
+    chopped = quiet(dqn, CONFIG, range(7))
+    for seed in range(7):
+        assert_same_run(seven, chopped, seed)
+
+
+def test_evaluation_changes_no_bit_of_the_training(seven):
+    rarely = quiet(dqn, dataclasses.replace(CONFIG, eval_interval=480, eval_episodes=1), range(7))
+    for seed in range(7):
+        assert weights(seven, seed).tobytes() == weights(rarely, seed).tobytes()
+
+
+def test_in_map_mode_a_seed_in_a_batch_is_bitwise_the_seed_alone():
+    batch = quiet(dqn, CONFIG, range(3), seed_mode="map")
+    assert batch.dataset.attrs["width"] == 1
+    for seed in range(3):
+        assert_same_run(batch, quiet(dqn, CONFIG, [seed], seed_mode="map"), seed)
+
+
+def test_a_swept_setting_gives_what_it_gives_alone():
+    grid = quiet(dqn, CONFIG, range(2), width=4, learning_rate=[1e-3, 3e-3], discount=[0.9, 0.99])
+    assert grid.dataset.sizes["learning_rate"] == grid.dataset.sizes["discount"] == 2
+    assert grid.dataset.evaluation_return.dims == (
+        "learning_rate",
+        "discount",
+        "seed",
+        "step",
+        "episode",
+    )
+    alone = quiet(
+        dqn, dataclasses.replace(CONFIG, learning_rate=3e-3, discount=0.9), range(2), width=4
+    )
+    part = grid.dataset.sel(learning_rate=3e-3, discount=0.9)
+    assert (part.evaluation_return.values == alone.dataset.evaluation_return.values).all()
+    for swept, single in zip(*map(jax.tree.leaves, (grid.params, alone.params)), strict=True):
+        assert swept[1, 0].tobytes() == single.tobytes()
+    other = grid.dataset.sel(learning_rate=1e-3, discount=0.9).loss.values
+    assert not np.array_equal(part.loss.values, other, equal_nan=True)
+
+
+def test_a_loss_of_ones_own_is_what_is_trained(seven):
+    def half(*args):
+        return 0.5 * double_q_learning(*args)
+
+    same = quiet(partial(dqn, loss_fn=bellman_loss(double_q_learning)), CONFIG, range(7))
+    other = quiet(partial(dqn, loss_fn=bellman_loss(half)), CONFIG, range(7))
+    assert_same_run(seven, same, 0)
+    assert weights(other, 0).tobytes() != weights(seven, 0).tobytes()
+    assert same.dataset.attrs["experiment"] == "purejaxdqn.dqn.dqn"
+
+
+def test_evaluations_come_as_the_sweep_runs(seven):
+    seen: list[sweep.Evaluated] = []
+    quiet(dqn, CONFIG, range(7), on_evaluation=seen.append)
+    assert [event.step for event in seen] == [80, 200, 400, 480]
+    for at, event in enumerate(seen):
+        assert event.runs.tolist() == list(range(7))
+        expected = seven.dataset.evaluation_return.isel(step=at).values
+        assert event.episode_return.tobytes() == expected.tobytes()
+
+
+def test_rounds_one_after_another_fill_the_same_dataset(seven):
+    seen: list[sweep.Evaluated] = []
+    rounds = quiet(dqn, CONFIG, range(7), width=2, on_evaluation=seen.append)
+    assert [event.runs.tolist() for event in seen[::4]] == [[0, 1, 2, 3], [4, 5, 6]]
+    assert np.isfinite(rounds.dataset.evaluation_return).all()
+
+
+def test_after_an_interruption_everything_finished_is_on_disk(tmp_path):
+    def interrupt(event):
+        if event.runs[0] == 4 and event.step == 200:
+            raise KeyboardInterrupt
+
+    with pytest.raises(SweepInterrupted) as caught:
+        quiet(dqn, CONFIG, range(7), width=2, output=tmp_path, on_evaluation=interrupt)
+    dataset = results.load(tmp_path)
+    assert dataset.attrs["status"] == "interrupted"
+    finals = dataset.final_return.values
+    assert np.isfinite(finals[:4]).all()
+    assert np.isnan(finals[4:]).all()
+    assert np.isfinite(dataset.evaluation_return.sel(seed=slice(4, 6), step=200)).all()
+    kept = caught.value.result
+    whole = quiet(dqn, CONFIG, range(7), width=2)
+    assert_same_run(kept, whole, 2)
+    assert np.isnan(weights(kept, 5)).all()
+
+
+def test_a_full_disk_stops_no_sweep(tmp_path, monkeypatch):
+    monkeypatch.setattr(sweep, "_SAVE_SECONDS", 0.0)
+    tries = []
+
+    def save(dataset, folder):
+        tries.append(dataset.attrs["status"])
+        if dataset.attrs["status"] == "running":
+            raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(results, "save", save)
+    result = quiet(dqn, CONFIG, range(2), output=tmp_path)
+    assert tries == ["running"] * 4 + ["finished"]
+    assert np.isfinite(result.dataset.final_return).all()
+
+
+def test_a_run_of_nan_neither_stops_nor_touches_the_others():
+    grid = quiet(dqn, CONFIG, range(2), width=2, learning_rate=[1e-3, 1e30])
+    alone = quiet(dqn, CONFIG, range(2), width=2)
+    assert not np.isfinite(grid.dataset.loss.sel(learning_rate=1e30, step=480)).any()
+    fine = grid.dataset.sel(learning_rate=1e-3)
+    assert (fine.final_return.values == alone.dataset.final_return.values).all()
+
+
+def test_the_dataset_says_how_to_run_it_again(seven):
+    attrs = seven.dataset.attrs
+    settings = json.loads(attrs["config"])
+    settings["hidden_sizes"] = tuple(settings["hidden_sizes"])
+    assert DQNConfig(**settings) == CONFIG
+    for name in ("jax", "flax", "numpy"):
+        assert json.loads(attrs["versions"])[name]
+    for name in ("git_commit", "device", "processor", "date", "command", "python"):
+        assert attrs[name]
+    for name in ("compile_seconds", "train_seconds", "evaluation_seconds", "env_steps_per_second"):
+        assert attrs[name] > 0
+
+
+def test_evaluations_fall_on_multiples_and_on_the_end():
+    assert evaluation_steps(CONFIG) == [80, 200, 400, 480]
+    assert evaluation_steps(dataclasses.replace(CONFIG, eval_interval=4000)) == [80, 480]
+    assert evaluation_steps(dataclasses.replace(CONFIG, eval_interval=240)) == [80, 240, 480]
+    assert evaluation_steps(dataclasses.replace(CONFIG, eval_interval=40))[:3] == [80, 120, 160]
+
+
+@pytest.mark.parametrize(
+    ("seeds", "options", "words"),
+    [
+        ([], {}, "seeds is empty"),
+        ([1, 1], {}, "must differ"),
+        ([-1], {}, r"seed \(-1\)"),
+        ([2**32], {}, "whole number from 0"),
+        ([0], {"width": 0}, r"width \(0\)"),
+        ([0], {"seed_mode": "pmap"}, "seed_mode"),
+        ([0], {"seed_mode": "map", "width": 3}, r"width \(3\)"),
+        ([0], {"learning_rte": [1.0]}, "learning_rate"),
+        ([0], {"batch_size": [8, 16]}, "cannot be swept within one program"),
+        ([0], {"learning_rate": []}, "empty"),
+        ([0], {"learning_rate": [1e-3, -1.0]}, r"learning_rate \(-1.0\)"),
+    ],
+)
+def test_sweeps_that_cannot_be_run_are_refused_before_anything_is_compiled(
+    seeds, options, words, monkeypatch
+):
+    monkeypatch.setattr(sweep, "compile_programs", None)
+    with pytest.raises(ConfigError, match=words):
+        quiet(dqn, CONFIG, seeds, **options)

@@ -1,0 +1,931 @@
+"""The contract checks: the package's own components pass them, and each kind of broken one is found."""
+
+import functools
+from collections.abc import Callable
+from typing import Any
+
+import flax.struct
+import gymnasium
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+from purejaxdqn import environments
+from purejaxdqn.environments import Environment
+from purejaxdqn.losses import bellman_loss, double_q_learning, q_learning
+from purejaxdqn.networks import MLP, make_network
+from purejaxdqn.replay import uniform_replay
+from purejaxdqn.testing import (
+    check_environment,
+    check_loss,
+    check_network,
+    check_replay,
+    check_td_error,
+    check_terminal_ignores_next_obs,
+)
+from purejaxdqn.types import Array, LossOutput, Network, TimeStep, Transition
+
+KEY = jax.random.key(0)
+MAX_STEPS = 6
+
+
+# -------------------------------------------------------------------------------- environments
+
+
+@flax.struct.dataclass
+class WalkerState:
+    """A point on a line."""
+
+    position: Array
+    num_steps: Array
+
+
+def observe(state):
+    return jnp.stack([state.position, -state.position])
+
+
+def reset(key):
+    state = WalkerState(jax.random.uniform(key, (), minval=-0.5, maxval=0.5), jnp.int32(0))
+    return state, observe(state)
+
+
+def step(key, state, action, *, noise=0.0):
+    """To the left or to the right, until it is too far out."""
+    move = jnp.where(action == 1, 0.4, -0.4) + noise * jax.random.normal(key)
+    move = move.astype(state.position.dtype)
+    state = WalkerState(state.position + move, state.num_steps + 1)
+    terminated = jnp.abs(state.position) > 1
+    return state, TimeStep(observe(state), move, terminated, state.num_steps >= MAX_STEPS)
+
+
+SPACE = gymnasium.spaces.Box(-2, 2, (2,), np.float32)
+WALKER = Environment("walker", reset, step, 2, SPACE, None, MAX_STEPS)
+
+
+def walker(**changes: Any) -> Environment:
+    return WALKER._replace(**changes)
+
+
+def changed_step(change: Callable[..., Any], env: Environment = WALKER) -> Environment:
+    """An environment whose answers are `change(key, old_state, state, timestep)`."""
+
+    def new_step(key, old_state, action):
+        return change(key, old_state, *env.step(key, old_state, action))
+
+    return env._replace(step=new_step)
+
+
+def changed_timestep(**fields: Callable[[TimeStep], Any]) -> Environment:
+    def change(key, old_state, state, timestep):
+        return state, timestep._replace(**{name: f(timestep) for name, f in fields.items()})
+
+    return changed_step(change)
+
+
+def start_again(key, old_state, state, timestep, keep=()):
+    """What vectorised environments do that reset by themselves."""
+    new_state, new_obs = reset(key)
+    ended = timestep.terminated | timestep.truncated
+    new_state = new_state.replace(**{name: getattr(state, name) for name in keep})
+    state = jax.tree.map(lambda new, old: jnp.where(ended, new, old), new_state, state)
+    return state, timestep._replace(obs=jnp.where(ended, new_obs, timestep.obs))
+
+
+def start_again_at_the_same_place(key, old_state, state, timestep):
+    return start_again(jax.random.key(7), old_state, state, timestep)
+
+
+def packed() -> Environment:
+    """Position and clock in one array, as many environments have it."""
+
+    def pack(state):
+        return jnp.stack([state.position, state.num_steps.astype(state.position.dtype)])
+
+    def unpack(packed):
+        return WalkerState(packed[0], packed[1].astype(jnp.int32))
+
+    def packed_reset(key):
+        state, obs = reset(key)
+        return pack(state), obs
+
+    def packed_step(key, state, action):
+        state, timestep = step(key, unpack(state), action)
+        return pack(state), timestep
+
+    return walker(reset=packed_reset, step=packed_step)
+
+
+def with_own_key() -> Environment:
+    """A state that carries a PRNG key."""
+
+    def keyed_reset(key):
+        reset_key, own_key = jax.random.split(key)
+        state, obs = reset(reset_key)
+        return (own_key, state), obs
+
+    def keyed_step(key, state, action):
+        own_key, use_key = jax.random.split(state[0])
+        state, timestep = step(use_key, state[1], action, noise=0.05)
+        return (own_key, state), timestep
+
+    return walker(reset=keyed_reset, step=keyed_step)
+
+
+def countdown() -> Environment:
+    """The clock runs backwards, and is all there is."""
+
+    def countdown_step(key, state, action):
+        left = state - 1
+        return left, TimeStep(jnp.ones(1), jnp.float32(1), jnp.bool(False), left <= 0)
+
+    def countdown_reset(key):
+        return jnp.int32(MAX_STEPS), jnp.ones(1)
+
+    space = gymnasium.spaces.Box(0, 1, (1,), np.float32)
+    return walker(reset=countdown_reset, step=countdown_step, observation_space=space)
+
+
+def frozen(key, old_state, state, timestep):
+    """Nothing moves after the end of an episode but the clock."""
+    is_over = jnp.abs(old_state.position) > 1
+    position = jnp.where(is_over, old_state.position, state.position)
+    state = state.replace(position=position)
+    return state, timestep._replace(obs=observe(state), terminated=jnp.abs(position) > 1)
+
+
+GOOD_ENVIRONMENTS = {
+    **{name: environments.make(name) for name in environments.registered()},
+    "walker": WALKER,
+    "noisy walker": walker(step=functools.partial(step, noise=0.1)),
+    "packed": packed(),
+    "with its own key": with_own_key(),
+    "frozen": changed_step(frozen),
+    "bandit": changed_timestep(truncated=lambda t: jnp.bool(True))._replace(max_steps=1),
+}
+
+
+class Counter:
+    """Something that is not a function of its arguments."""
+
+    def __init__(self) -> None:
+        self.value = 0.0
+
+    def __call__(self) -> float:
+        self.value += 0.01
+        return self.value
+
+
+HIDDEN = Counter()
+
+
+def reset_with_hidden_randomness(key):
+    state, _ = reset(key)
+    state = state.replace(position=state.position + HIDDEN())
+    return state, observe(state)
+
+
+def reset_that_reuses_its_key(key):
+    state, _ = reset(key)
+    state = state.replace(position=state.position + 0.1 * jax.random.uniform(key))
+    return state, observe(state)
+
+
+def step_that_branches(key, state, action):
+    return step(key, state, 1 if action == 1 else 0)
+
+
+def step_that_broadcasts(key, state, action):
+    state, timestep = step(key, state, action)
+    return state, timestep._replace(obs=timestep.obs * jnp.ones((1, 2)))
+
+
+def step_of_gymnasium(key, state, action):
+    state, timestep = step(key, state, action)
+    return timestep.obs, timestep.reward, timestep.terminated, timestep.truncated, {}
+
+
+def step_with_a_bare_tuple(key, state, action):
+    state, timestep = step(key, state, action)
+    return state, tuple(timestep)
+
+
+def reset_to_float32(key):
+    state, obs = reset(key)
+    return state.replace(position=state.position.astype(jnp.float32)), obs.astype(jnp.float32)
+
+
+def step_to_default_float(key, state, action):
+    state, timestep = step(key, state, action)
+    return state.replace(position=state.position.astype(float)), timestep
+
+
+def centred_over_the_batch(key, old_state, state, timestep):
+    obs = jax.pure_callback(
+        lambda obs: np.asarray(obs - obs.mean(axis=0) if obs.ndim > 1 else obs, np.float32),
+        jax.ShapeDtypeStruct((2,), jnp.float32),
+        timestep.obs.astype(jnp.float32),
+        vmap_method="broadcast_all",
+    )
+    return state, timestep._replace(obs=obs.astype(timestep.obs.dtype))
+
+
+BROKEN_ENVIRONMENTS = {
+    # Time limits
+    "truncation folded into terminated, on top": (
+        changed_timestep(terminated=lambda t: t.terminated | t.truncated),
+        r"terminated becomes True at step 6 because the time limit .* truncated alone",
+    ),
+    "truncation folded into terminated, packed": (
+        changed_step(
+            lambda key, old, state, t: (state, t._replace(terminated=t.terminated | t.truncated)),
+            packed(),
+        ),
+        "terminated becomes True at step 6 because",
+    ),
+    "truncation folded into terminated, with a countdown": (
+        changed_step(
+            lambda key, old, state, t: (state, t._replace(terminated=t.truncated)), countdown()
+        ),
+        "terminated becomes True at step 6 because",
+    ),
+    "truncation replaced by terminated": (
+        changed_timestep(
+            terminated=lambda t: t.terminated | t.truncated, truncated=lambda t: jnp.bool(False)
+        ),
+        r"truncated is False at step 6 of an episode, but max_steps is 6",
+    ),
+    "termination folded into truncated": (
+        changed_timestep(truncated=lambda t: t.terminated | t.truncated),
+        r"truncated is True at step \d of an episode, but max_steps is 6: it means the time limit",
+    ),
+    "a step too early": (walker(max_steps=7), "truncated is True at step 6 .* max_steps is 7"),
+    "a step too late": (walker(max_steps=5), "truncated is False at step 5 .* max_steps is 5"),
+    "only at the very step": (
+        changed_step(
+            lambda key, old, state, t: (state, t._replace(truncated=state.num_steps == MAX_STEPS))
+        ),
+        "truncated is False at step 7 .* max_steps is 6",
+    ),
+    # Resetting by itself
+    "auto-reset": (
+        changed_step(start_again),
+        "depends on the step's key, and no other step does: env.step starts a new episode by",
+    ),
+    "auto-reset with the clock going on": (
+        changed_step(functools.partial(start_again, keep=["num_steps"])),
+        "env.step starts a new episode by itself. Return the state and the observation that",
+    ),
+    "auto-reset to a fixed place": (
+        changed_step(start_again_at_the_same_place),
+        r"the episode was over at step \d, env.step seems to start a new one by itself",
+    ),
+    "auto-reset of a noisy environment": (
+        changed_step(start_again, walker(step=functools.partial(step, noise=0.1))),
+        r"the episode was over at step \d, env.step seems to start a new one by itself",
+    ),
+    # Types
+    "state that changes its dtype": (
+        changed_step(lambda k, o, state, t: (state.replace(num_steps=state.num_steps * 1.0), t)),
+        r"other types after env.step .*the part .num_steps is int32\[\] and then float32\[\]",
+    ),
+    "state that changes its shape": (
+        changed_step(lambda k, o, state, t: (state.replace(position=state.position[None]), t)),
+        r"the part .position is float32\[\] and then float32\[1\]",
+    ),
+    "state that changes its structure": (
+        changed_step(lambda k, o, state, t: ((state, state), t)),
+        "the state has other types after env.step",
+    ),
+    "state that changes its dtype in 64 bits": (
+        walker(reset=reset_to_float32, step=step_to_default_float),
+        r"in 64-bit mode.*the part .position is float32\[\] and then float64\[\]",
+    ),
+    "observation of another shape": (
+        walker(observation_space=gymnasium.spaces.Box(-2, 2, (3,), np.float32)),
+        r"the observation of env.reset is float32\[2\] .* observation_space says float32\[3\]",
+    ),
+    "observation of another dtype": (
+        changed_timestep(obs=lambda t: t.obs.astype(jnp.float16)),
+        r"the observation of env.step is float16\[2\]",
+    ),
+    "observation space of bytes": (
+        walker(observation_space=gymnasium.spaces.Box(0, 255, (2,), np.uint8)),
+        r"the observation of env.reset is float32\[2\] .* says uint8\[2\]",
+    ),
+    "integer reward": (
+        changed_timestep(reward=lambda t: jnp.int32(1)),
+        r"the reward in 32-bit mode is int32\[\]",
+    ),
+    "reward with an axis": (
+        changed_timestep(reward=lambda t: jnp.ones(1)),
+        r"the reward in 32-bit mode is float32\[1\]: it must be a float scalar",
+    ),
+    "terminated that is no bool": (
+        changed_timestep(terminated=lambda t: t.terminated.astype(jnp.int32)),
+        r"terminated is int32\[\] in 32-bit mode: it must be a bool scalar",
+    ),
+    "truncated with an axis": (
+        changed_timestep(truncated=lambda t: t.truncated[None]),
+        r"truncated is bool\[1\] in 32-bit mode",
+    ),
+    "gymnasium's five answers": (walker(step=step_of_gymnasium), "env.step .*raises ValueError"),
+    "no TimeStep": (walker(step=step_with_a_bare_tuple), r"it must return \(state, TimeStep\)"),
+    # Values
+    "observation of a step outside of the space": (
+        walker(observation_space=gymnasium.spaces.Box(-1, 1, (2,), np.float32)),
+        r"the observation after step \d of an episode lies outside of observation_space",
+    ),
+    "observation of a reset outside of the space": (
+        walker(observation_space=gymnasium.spaces.Box(-0.1, 2, (2,), np.float32)),
+        "an observation of env.reset lies outside of observation_space",
+    ),
+    "observation that is not a number": (
+        changed_timestep(obs=lambda t: jnp.where(t.obs > 0.5, jnp.nan, t.obs).astype(t.obs.dtype)),
+        r"the observation after step \d of an episode lies outside",
+    ),
+    "reward that is not a number": (
+        changed_timestep(reward=lambda t: jnp.sqrt(t.reward)),
+        r"the reward of step \d of an episode is NaN or infinite",
+    ),
+    # Purity
+    "hidden randomness": (
+        walker(reset=reset_with_hidden_randomness),
+        "gives different answers to the same arguments: .* none from numpy",
+    ),
+    "constant reset": (
+        walker(reset=lambda key: reset(jax.random.key(3))),
+        "16 different keys give 16 times the same reset",
+    ),
+    "a key used twice": (walker(reset=reset_that_reuses_its_key), "uses a PRNG key twice"),
+    "a branch on an array": (
+        walker(step=step_that_branches),
+        r"(?s)env.step in 32-bit mode raises TracerBoolConversionError.*jnp.where or jax.lax.cond",
+    ),
+    "broadcasting between ranks": (
+        walker(step=step_that_broadcasts),
+        r"(?s)env.step in 32-bit mode raises ValueError.*no broadcasting",
+    ),
+    "a mean over the batch": (
+        changed_step(centred_over_the_batch),
+        "an environment alone and the same one in a batch answer differently",
+    ),
+    # Description
+    "no name": (walker(name=""), "Environment.name is ''"),
+    "no actions": (walker(num_actions=0), "num_actions is 0: it must be a whole number"),
+    "max_steps that is no int": (walker(max_steps=1e3), "max_steps is 1000.0"),
+    "discrete observations": (
+        walker(observation_space=gymnasium.spaces.Discrete(4)),
+        r"observation_space is Discrete\(4\): it must be a gymnasium.spaces.Box",
+    ),
+    "a threshold in words": (walker(threshold="high"), "threshold is 'high'"),
+}
+
+
+class TestCheckEnvironment:
+    @pytest.mark.parametrize("name", GOOD_ENVIRONMENTS)
+    def test_good(self, name):
+        check_environment(GOOD_ENVIRONMENTS[name], KEY)
+
+    def test_episodes_that_start_alike(self):
+        with pytest.raises(AssertionError, match="pass random_reset=False"):
+            check_environment(countdown(), KEY)
+        check_environment(countdown(), KEY, random_reset=False)
+
+    @pytest.mark.parametrize("name", BROKEN_ENVIRONMENTS)
+    def test_broken(self, name):
+        env, message = BROKEN_ENVIRONMENTS[name]
+        with pytest.raises(AssertionError, match=message):
+            check_environment(env, KEY, random_reset="countdown" not in name)
+
+    def test_in_64_bits(self):
+        with jax.enable_x64(True):
+            check_environment(WALKER, KEY)
+
+
+# -------------------------------------------------------------------------------------- losses
+
+
+def without_stop(q_tm1, a_tm1, r_t, discount_t, q_t, q_t_online):
+    return r_t + discount_t * q_t.max() - q_tm1[a_tm1]
+
+
+def persistent(q_tm1, a_tm1, r_t, discount_t, q_t, q_t_online, scale=0.1):
+    target_tm1 = r_t + discount_t * ((1 - scale) * q_t.max() + scale * q_t[a_tm1])
+    return jax.lax.stop_gradient(target_tm1) - q_tm1[a_tm1]
+
+
+def online_target(q_tm1, a_tm1, r_t, discount_t, q_t, q_t_online):
+    return r_t + discount_t * q_t_online.max() + jax.lax.stop_gradient(0.0) - q_tm1[a_tm1]
+
+
+def hidden_error(*args):
+    return q_learning(*args) + HIDDEN()
+
+
+BROKEN_TD_ERRORS = {
+    "gradient through the target": (
+        without_stop,
+        r"a gradient of up to \S+ flows through the target to r_t: wrap",
+    ),
+    "gradient through the values of time t alone": (
+        lambda q, a, r, d, q_t, q_o: jax.lax.stop_gradient(r) + d * q_t.max() - q[a],
+        "flows through the target to (discount_t|q_t): wrap the target in jax.lax.stop_gradient",
+    ),
+    "no gradient": (
+        lambda *args: jax.lax.stop_gradient(q_learning(*args)),
+        r"no gradient reaches q_tm1\[a_tm1\]",
+    ),
+    "another action's value": (
+        lambda q, a, r, d, q_t, q_o: q_learning(q, a * 0, r, d, q_t, q_o),
+        r"no gradient reaches q_tm1\[a_tm1\]",
+    ),
+    "all actions' values": (
+        lambda q, a, r, d, q_t, q_o: q_learning(q, a, r, d, q_t, q_o) + 0.1 * q.mean(),
+        "reaches q_tm1 of actions that were not taken",
+    ),
+    "no discount": (
+        lambda q, a, r, d, q_t, q_o: jax.lax.stop_gradient(r + 0.9 * q_t.max()) - q[a],
+        r"with discount_t = 0 \(a terminated episode\) the TD error depends on q_t",
+    ),
+    "one error per action": (
+        lambda q, a, r, d, q_t, q_o: jax.lax.stop_gradient(r + d * q_t) - q,
+        r"is float32\[3\]: it must be a float scalar",
+    ),
+    "integer": (lambda q, a, r, d, q_t, q_o: a, r"is int32\[\]: it must be a float scalar"),
+    "not a number": (
+        lambda q, a, r, d, q_t, q_o: jnp.log(jax.lax.stop_gradient(r)) - q[a],
+        "the TD error holds .*nan.*: it must be finite",
+    ),
+    "broadcasting between ranks": (
+        lambda q, a, r, d, q_t, q_o: (
+            q_learning(q, a, r, d, q_t, q_o) + jnp.ones((1, 3)) - q
+        ).sum(),
+        "raises ValueError",
+    ),
+    "numpy": (
+        lambda q, a, r, d, q_t, q_o: r + d * np.max(np.asarray(q_t)) - q[a],
+        r"(?s)raises TracerArrayConversionError.*jnp in the place of numpy",
+    ),
+    "hidden randomness": (hidden_error, "different answers to the same arguments"),
+}
+
+
+class TestCheckTDError:
+    @pytest.mark.parametrize("td_error", [q_learning, double_q_learning, persistent])
+    def test_good(self, td_error):
+        check_td_error(td_error, KEY)
+        check_td_error(td_error, KEY, num_actions=2)
+
+    @pytest.mark.parametrize("name", BROKEN_TD_ERRORS)
+    def test_broken(self, name):
+        td_error, message = BROKEN_TD_ERRORS[name]
+        with pytest.raises(AssertionError, match=message):
+            check_td_error(td_error, KEY)
+
+
+def changed_output(**fields: Callable[[LossOutput], Any]) -> Callable[..., Any]:
+    def loss_fn(*args):
+        output = bellman_loss()(*args)
+        return output._replace(**{name: f(output) for name, f in fields.items()})
+
+    return loss_fn
+
+
+def loss_of_a_tuple(*args):
+    return tuple(bellman_loss()(*args))
+
+
+def loss_of_the_target_network(network, params, target_params, transition, key):
+    return bellman_loss()(network, target_params, params, transition, key)
+
+
+def loss_with_noise(network, params, target_params, transition, key):
+    key, noise_key = jax.random.split(key)
+    output = bellman_loss()(network, params, target_params, transition, key)
+    return output._replace(loss=output.loss * (1 + 0.1 * jax.random.normal(noise_key)))
+
+
+def loss_that_reuses_its_key(network, params, target_params, transition, key):
+    output = bellman_loss()(network, params, target_params, transition, key)
+    return output._replace(loss=output.loss * jax.random.uniform(key))
+
+
+def loss_that_ignores_the_end(network, params, target_params, transition, key):
+    transition = transition._replace(discount_t=jnp.float32(0.99))
+    return bellman_loss()(network, params, target_params, transition, key)
+
+
+def loss_of_the_next_observation(network, params, target_params, transition, key):
+    """The TD error knows of the end, something beside it does not."""
+    output = bellman_loss()(network, params, target_params, transition, key)
+    values = network.action_values(network.apply(params, transition.obs_t, key))
+    return output._replace(loss=output.loss + 0.01 * jnp.square(values).sum())
+
+
+def loss_over_the_batch(network, params, target_params, transition, key):
+    output = bellman_loss()(network, params, target_params, transition, key)
+    scale = jax.pure_callback(
+        lambda r_t: np.full_like(r_t, 1.0 + r_t.size),
+        jax.ShapeDtypeStruct((), jnp.float32),
+        transition.r_t,
+        vmap_method="broadcast_all",
+    )
+    return output._replace(loss=output.loss * jax.lax.stop_gradient(scale))
+
+
+BROKEN_LOSSES = {
+    "no LossOutput": (loss_of_a_tuple, "it must return a LossOutput"),
+    "loss with an axis": (
+        changed_output(loss=lambda o: o.loss[None]),
+        r"LossOutput.loss is float32\[1\]: it must be a float scalar",
+    ),
+    "priority with an axis": (
+        changed_output(priority=lambda o: o.priority[None]),
+        r"LossOutput.priority is float32\[1\]",
+    ),
+    "negative priority": (
+        changed_output(priority=lambda o: -o.priority),
+        "a priority is -.*: it must not be negative",
+    ),
+    "metrics that are no dict": (changed_output(metrics=lambda o: o.loss), "it must be a dict"),
+    "metric with an axis": (
+        changed_output(metrics=lambda o: {"q": jnp.ones(3)}),
+        r"LossOutput.metrics\['q'\] is float32\[3\]",
+    ),
+    "infinite loss": (
+        changed_output(loss=lambda o: o.loss / 0.0),
+        "LossOutput.loss holds .*inf.*: it must be finite",
+    ),
+    "gradient that is not a number": (
+        changed_output(loss=lambda o: o.loss + jnp.sqrt(0.0 * o.loss)),
+        "the gradient of the loss.* holds .*nan.*gradient of a root at 0",
+    ),
+    "nothing is learned": (
+        changed_output(loss=lambda o: jax.lax.stop_gradient(o.loss)),
+        "no gradient reaches the online weights",
+    ),
+    "networks mixed up": (loss_of_the_target_network, "no gradient reaches the online weights"),
+    "gradient through the target": (
+        bellman_loss(without_stop),
+        "reaches target_params: wrap the target in jax.lax.stop_gradient",
+    ),
+    "the end is ignored": (
+        loss_that_ignores_the_end,
+        r"with discount_t = 0 .* depends on obs_t: .*multiply everything that comes from obs_t",
+    ),
+    "obs_t beside the TD error": (loss_of_the_next_observation, "with discount_t = 0"),
+    "hidden randomness": (
+        changed_output(loss=lambda o: o.loss * (1 + HIDDEN())),
+        "the loss gives different answers to the same arguments",
+    ),
+    "a key used twice": (loss_that_reuses_its_key, "the loss uses a PRNG key twice"),
+    "a branch on an array": (
+        changed_output(loss=lambda o: o.loss if o.loss > 1 else 2 * o.loss),
+        "the loss of one transition raises TracerBoolConversionError",
+    ),
+    "broadcasting between ranks": (
+        changed_output(loss=lambda o: (jnp.ones((2, 1)) - o.loss * jnp.ones(2)).sum()),
+        "the loss of one transition raises ValueError",
+    ),
+    "a batch's mean": (loss_over_the_batch, "one transition alone and in a batch have different"),
+}
+
+
+class TestCheckLoss:
+    @pytest.mark.parametrize(
+        "loss_fn",
+        [
+            bellman_loss(),
+            bellman_loss(double_q_learning, functools.partial(optax.huber_loss, delta=1.0)),
+            bellman_loss(persistent),
+            loss_with_noise,
+        ],
+    )
+    def test_good(self, loss_fn):
+        check_loss(loss_fn, KEY)
+
+    def test_with_a_network_and_transitions_of_its_own(self):
+        network = make_network(MLP((8,), 2))
+        image = np.random.default_rng(0).integers(0, 255, (2, 5, 3, 3), np.uint8)
+        transitions = Transition(
+            jnp.asarray(image[0]),
+            jnp.arange(5) % 2,
+            jnp.ones(5),
+            jnp.ones(5),
+            jnp.asarray(image[1]),
+        )
+        check_loss(bellman_loss(), KEY, network=network, transitions=transitions)
+        with pytest.raises(AssertionError, match="raises"):
+            check_loss(bellman_loss(), KEY, network=network._replace(apply=lambda *args: None))
+
+    @pytest.mark.parametrize("name", BROKEN_LOSSES)
+    def test_broken(self, name):
+        loss_fn, message = BROKEN_LOSSES[name]
+        with pytest.raises(AssertionError, match=message):
+            check_loss(loss_fn, KEY)
+
+    def test_a_loss_that_is_meant_to_learn_from_the_next_observation(self):
+        check_loss(loss_of_the_next_observation, KEY, terminal_ignores_next_obs=False)
+
+    def test_the_part_about_terminal_states(self):
+        check_terminal_ignores_next_obs(bellman_loss(double_q_learning), KEY)
+        with pytest.raises(AssertionError, match="with discount_t = 0"):
+            check_terminal_ignores_next_obs(loss_that_ignores_the_end, KEY)
+
+
+# ------------------------------------------------------------------------------------ networks
+
+
+OBS = jnp.array([0.5, -1.0, 2.0, 0.1])
+NETWORK = make_network(MLP((8,), 2))
+
+
+def changed_network(
+    values: Callable[..., Any] = lambda q, key: q,
+    init: Callable[..., Any] = NETWORK.init,
+    action_values: Callable[[Array], Array] = NETWORK.action_values,
+) -> Network:
+    """A network whose outputs go through `values(q, key)`."""
+
+    def apply(params, obs, key=None):
+        return values(NETWORK.apply(params, obs), key)
+
+    return Network(init, apply, action_values)
+
+
+def noisy(q, key):
+    return q if key is None else q + jax.random.normal(key, q.shape)
+
+
+def normalised_over_the_batch(q, key):
+    return q + jax.pure_callback(
+        lambda q: np.asarray(q - q.reshape(-1, 2).mean(axis=0), np.float32),
+        jax.ShapeDtypeStruct((2,), jnp.float32),
+        jax.lax.stop_gradient(q),
+        vmap_method="broadcast_all",
+    )
+
+
+def init_with_one_key_for_all(key, obs):
+    params = NETWORK.init(key, obs)
+    return jax.tree.map(lambda x: x + jax.random.normal(key, x.shape), params)
+
+
+BROKEN_NETWORKS = {
+    "another number of actions": (
+        make_network(MLP((8,), 3)),
+        r"gives float32\[3\] for one observation without a key: it must give float32\[2\]",
+    ),
+    "batched values": (
+        changed_network(action_values=lambda q: q[None]),
+        r"action_values gives float32\[1, 2\]",
+    ),
+    "integer values": (
+        changed_network(action_values=lambda q: q.astype(jnp.int32)),
+        r"action_values gives int32\[2\]",
+    ),
+    "no key": (
+        Network(NETWORK.init, lambda params, obs: NETWORK.apply(params, obs), lambda q: q),
+        "network.apply without a key raises TypeError",
+    ),
+    "a key that must be there": (
+        changed_network(lambda q, key: q + jax.random.normal(key, q.shape)),
+        "network.apply without a key raises",
+    ),
+    "noise that is not the key's": (
+        changed_network(lambda q, key: q + HIDDEN()),
+        "the network gives different answers to the same arguments",
+    ),
+    "constant weights": (
+        changed_network(init=lambda key, obs: NETWORK.init(jax.random.key(3), obs)),
+        "two different keys give the same weights",
+    ),
+    "a key used twice": (changed_network(init=init_with_one_key_for_all), "a PRNG key twice"),
+    "infinite weights": (
+        changed_network(
+            init=lambda key, obs: jax.tree.map(lambda x: x / 0.0, NETWORK.init(key, obs))
+        ),
+        "the network's weights after network.init.* must be finite",
+    ),
+    "values that are not numbers": (
+        changed_network(lambda q, key: jnp.log(-jnp.square(q))),
+        "action_values without a key holds .*nan",
+    ),
+    "noise that is infinite": (
+        changed_network(lambda q, key: q if key is None else q / 0.0),
+        "action_values with a key holds .*inf",
+    ),
+    "gradient that is not a number": (
+        changed_network(lambda q, key: q + jnp.sqrt(0.0 * jnp.square(q))),
+        "the gradient of the action values.* holds .*nan",
+    ),
+    "nothing is learned": (
+        changed_network(lambda q, key: jax.lax.stop_gradient(q)),
+        "no gradient reaches the weights",
+    ),
+    "normalised over the batch": (
+        changed_network(normalised_over_the_batch, action_values=jax.lax.stop_gradient),
+        "the values of an observation differ alone and among observations in a batch",
+    ),
+    "broadcasting between ranks": (
+        changed_network(lambda q, key: (q + jnp.ones((3, 2))).mean(axis=0)),
+        "network.apply without a key raises ValueError",
+    ),
+    "a branch on an array": (
+        changed_network(lambda q, key: q if q[0] > 0 else -q),
+        "network.apply without a key raises TracerBoolConversionError",
+    ),
+}
+
+
+class TestCheckNetwork:
+    def test_good(self):
+        check_network(NETWORK, KEY, OBS, 2)
+        check_network(changed_network(noisy), KEY, OBS, 2)
+        check_network(make_network(MLP((8,), 3)), KEY, jnp.ones((2, 3), jnp.uint8), 3)
+
+    @pytest.mark.parametrize("name", BROKEN_NETWORKS)
+    def test_broken(self, name):
+        network, message = BROKEN_NETWORKS[name]
+        with pytest.raises(AssertionError, match=message):
+            check_network(network, KEY, OBS, 2)
+
+
+# -------------------------------------------------------------------------------------- replay
+
+
+def changed_replay(**changes: Callable[..., Any]) -> Callable[..., Any]:
+    """A `make_replay` with functions replaced by `change(replay, capacity, *arguments)`."""
+
+    def make_replay(capacity, batch_size, discount, time_limit):
+        replay = uniform_replay(capacity, batch_size, discount, time_limit)
+        return replay._replace(
+            **{name: functools.partial(f, replay, capacity) for name, f in changes.items()}
+        )
+
+    return make_replay
+
+
+def changed_sample(change: Callable[..., Any]) -> Callable[..., Any]:
+    """`change(state, sample)` of what is sampled."""
+    return changed_replay(
+        sample=lambda replay, capacity, state, key: change(state, replay.sample(state, key))
+    )
+
+
+def changed_transition(**fields: Callable[..., Any]) -> Callable[..., Any]:
+    """Fields replaced by `f(state, sample)`."""
+
+    def change(state, sample):
+        new = {name: f(state, sample) for name, f in fields.items()}
+        return sample._replace(transition=sample.transition._replace(**new))
+
+    return changed_sample(change)
+
+
+def all_of_the_ring(replay, capacity, state, key):
+    max_rows = jnp.full_like(state.num_rows, state.max_rows)
+    return replay.sample(state.replace(num_rows=max_rows), key)
+
+
+def next_row(state, sample):
+    """The usual mistake: what lies in the next row, whatever the time limit did in between."""
+    following = state.obs[(sample.indices + state.num_envs) % len(state.obs)]
+    is_newest = sample.indices // state.num_envs == (state.insert_row - 1) % state.max_rows
+    newest = state.newest_next_obs[sample.indices % state.num_envs]
+    return jnp.where(is_newest.reshape(-1, 1, 1, 1), newest, following)
+
+
+def stuck(replay, capacity, state, key):
+    sample = replay.sample(state, key)
+    first = jax.tree.map(lambda x: jnp.broadcast_to(x[:1], x.shape), sample)
+    return first._replace(transition=replay.sample(state, jax.random.key(1)).transition)
+
+
+def add_without_overwriting(replay, capacity, state, step):
+    """Once it is full, it takes nothing more; but it counts on."""
+    return jax.tree.map(
+        lambda new, old: jnp.where(state.num_rows < state.max_rows, new, old),
+        replay.add(state, step),
+        state,
+    )
+
+
+def add_actions_late(replay, capacity, state, step):
+    return replay.add(state, step._replace(action=jnp.roll(step.action, 1)))
+
+
+def add_with_a_copy(replay, capacity, state, step):
+    """The old ring is read after the new one was written."""
+    new = replay.add(state, step)
+    shift = jnp.sum(jnp.flip(state.obs, 0) * new.obs) * 0.0
+    return new.replace(reward=new.reward + jax.lax.stop_gradient(shift))
+
+
+def add_with_a_scatter(replay, capacity, state, step):
+    """The row to be written depends on what is added, so that it differs from run to run."""
+    rows = state.insert_row * state.num_envs + jnp.arange(state.num_envs)
+    rows = rows + jnp.zeros_like(step.action)
+    return replay.add(state, step).replace(obs=state.obs.at[rows].set(step.obs))
+
+
+def add_with_a_counter_of_its_own(replay, capacity, state, step):
+    is_always = step.action[0] > -1
+    return replay.add(state, step).replace(
+        num_rows=jnp.minimum(state.num_rows + is_always, state.max_rows)
+    )
+
+
+def update_to_float(replay, capacity, state, indices, priorities):
+    return state.replace(action=state.action.astype(jnp.float32))
+
+
+def sample_with_one_key_for_all(replay, capacity, state, key):
+    sample = replay.sample(state, key)
+    noise = jax.random.uniform(key, sample.probabilities.shape)
+    return sample._replace(probabilities=sample.probabilities * noise)
+
+
+BROKEN_REPLAYS = {
+    "unwritten entries": (
+        changed_replay(sample=all_of_the_ring),
+        "a sampled transition holds observations that were never added",
+    ),
+    "the next row's observation": (
+        changed_transition(obs_t=next_row),
+        r"obs_t is observation \S+ and not \S+ \(terminated False, truncated True\)",
+    ),
+    "the same observation twice": (
+        changed_transition(obs_t=lambda state, sample: sample.transition.obs_tm1),
+        "obs_t is observation .* and not",
+    ),
+    "a time limit taken for an end": (
+        changed_transition(
+            discount_t=lambda state, sample: jnp.where(
+                state.truncated[sample.indices], 0.0, sample.transition.discount_t
+            )
+        ),
+        r"discount_t is 0.0 and not 0.9 \(terminated False, truncated True\)",
+    ),
+    "an end that is none": (
+        changed_transition(discount_t=lambda state, sample: jnp.full(16, 0.9)),
+        r"discount_t is 0.9\d* and not 0.0 \(terminated True",
+    ),
+    "nothing is overwritten": (
+        changed_replay(add=add_without_overwriting),
+        r"after 29 steps .* is not among the newest 8: write over the oldest",
+    ),
+    "actions of another environment": (
+        changed_replay(add=add_actions_late),
+        r"in the transition of step \d+ of environment \d.* a_tm1 is \d+ and not \d+",
+    ),
+    "rewards of another entry": (
+        changed_transition(r_t=lambda state, sample: state.reward[sample.indices - 1]),
+        r"r_t is \S+ and not \S+",
+    ),
+    "impossible probabilities": (
+        changed_sample(lambda state, s: s._replace(probabilities=s.probabilities * 0)),
+        "probabilities reach from 0 to 0: each must be above 0",
+    ),
+    "always the same": (changed_replay(sample=stuck), "draws reached only .* transitions held"),
+    "observations made floats": (
+        changed_transition(obs_tm1=lambda state, sample: sample.transition.obs_tm1 / 255.0),
+        r"the part .transition.obs_tm1 is uint8\[16, 2, 3, 5\] and then float32\[16, 2, 3, 5\]",
+    ),
+    "no batch": (
+        changed_sample(lambda state, sample: jax.tree.map(lambda x: x[0], sample)),
+        r"a batch of 16 steps .* has the wrong types",
+    ),
+    "no Sample": (changed_sample(lambda state, s: s.transition), "it must give a Sample"),
+    "an update that changes a dtype": (
+        changed_replay(update=update_to_float),
+        r"Replay.update changes the types of the state.*\.action is int32.* and then float32",
+    ),
+    "a key used twice": (changed_replay(sample=sample_with_one_key_for_all), "PRNG key twice"),
+    "hidden randomness": (
+        changed_sample(
+            lambda state, s: s._replace(probabilities=s.probabilities * (1 - HIDDEN() / 10))
+        ),
+        "different answers to the same arguments",
+    ),
+    "a copy": (changed_replay(add=add_with_a_copy), r"Replay.add copies: it needs \d+ bytes"),
+    "a scatter": (changed_replay(add=add_with_a_scatter), "Replay.add writes with a scatter"),
+    "a shared counter that is not shared": (
+        changed_replay(add=add_with_a_counter_of_its_own),
+        r"(?s)several runs under vmap raises ValueError.*shared_counter\(\) declares must not",
+    ),
+}
+
+
+class TestCheckReplay:
+    def test_good(self):
+        check_replay(uniform_replay, KEY)
+        check_replay(uniform_replay, KEY, num_envs=1)
+
+    @pytest.mark.parametrize("name", BROKEN_REPLAYS)
+    def test_broken(self, name):
+        make_replay, message = BROKEN_REPLAYS[name]
+        with pytest.raises(AssertionError, match=message):
+            check_replay(make_replay, KEY)
