@@ -104,7 +104,6 @@ def compile_programs(
 
     def abstract(axes: ArrayTree, tree: ArrayTree) -> ArrayTree:
         """Shapes with their shardings."""
-
         lengths = {None: (), 0: (plan.slots_per_round,), _PER_DEVICE: (plan.num_devices,)}
 
         def leaf(axis: Axis, x: jax.ShapeDtypeStruct) -> jax.ShapeDtypeStruct:
