@@ -22,22 +22,23 @@ from purejaxdqn.dqn import DQNConfig, dqn
 from purejaxdqn.statistics import interquartile_mean
 from purejaxdqn.sweep import run_sweep
 
-SPACE = {
+SPACE: dict[str, list[Any]] = {
     # num_envs, steps_per_update, updates_per_iteration
-    "rhythm": [(10, 10, 2), (10, 10, 5), (10, 50, 25), (10, 250, 125), (5, 5, 1), (4, 4, 2)],
+    "rhythm": [(4, 4, 1), (4, 4, 2), (4, 4, 4), (10, 10, 4), (10, 50, 20), (10, 250, 100)],
     "batch_size": [64, 128],
-    "hidden_sizes": [(64, 64), (128, 128)],
-    "replay_capacity": [10_000, 50_000, 100_000],
+    "hidden_sizes": [(64, 64), (128, 128), (256, 256)],
+    "replay_capacity": [10_000, 20_000, 50_000, 100_000],
     # target_period, target_step_size
-    "target": [(50, 1.0), (125, 1.0), (250, 1.0), (1, 0.005), (1, 0.02), (10, 0.1)],
+    "target": [(25, 1.0), (50, 1.0), (100, 1.0), (200, 1.0), (1, 0.005), (1, 0.01), (1, 0.02)],
     # penalty, huber_threshold
     "penalty": [("squared", 1.0), ("huber", 10.0)],
-    "learning_rate": [5e-4, 1e-3, 2.3e-3],
+    "td_error": ["q_learning", "double_q_learning"],
+    "learning_rate": [5e-4, 1e-3, 2e-3],
     "learning_rate_end_fraction": [0.0, 0.05],
-    "max_grad_norm": [1.0, 10.0, 100.0],
-    "epsilon_fraction": [0.1, 0.2, 0.4],
-    "epsilon_end": [0.02, 0.05, 0.1],
-    "discount": [0.98, 0.99],
+    "max_grad_norm": [1.0, 10.0, 1e6],
+    "epsilon_fraction": [0.05, 0.1, 0.2, 0.5],
+    "epsilon_end": [0.01, 0.04, 0.1],
+    "discount": [0.97, 0.98, 0.99],
 }
 
 
@@ -53,6 +54,8 @@ class Args:
     """Training seeds per setting, from 0 on; at most 10, the others are for reporting."""
     output: Path = Path("results/tune")
     """Folder of `tune.jsonl`."""
+    settings: Path | None = None
+    """Instead of drawing at random: a file with one JSON object of changes to the defaults per line."""
     overrides: str = "{}"
     """JSON of lists that replace those of the search space, such as '{"batch_size": [64]}'."""
 
@@ -65,6 +68,14 @@ def draw(rng: np.random.Generator, space: dict[str, Any]) -> dict[str, Any]:
     choice["hidden_sizes"] = tuple(choice["hidden_sizes"])
     rhythm = ("num_envs", "steps_per_update", "updates_per_iteration")
     choice.update(zip(rhythm, choice.pop("rhythm"), strict=True))
+    return choice
+
+
+def read(line: str) -> dict[str, Any]:
+    """One setting of a file."""
+    choice = json.loads(line)
+    if "hidden_sizes" in choice:
+        choice["hidden_sizes"] = tuple(choice["hidden_sizes"])
     return choice
 
 
@@ -98,12 +109,15 @@ def main(args: Args) -> None:
     space = SPACE | json.loads(args.overrides)
     rng = np.random.default_rng(args.search_seed)
     console = Console(stderr=True)
-    for index in range(args.num_settings):
-        choice = draw(rng, space)
+    if args.settings is None:
+        choices = [draw(rng, space) for _ in range(args.num_settings)]
+    else:
+        choices = [read(line) for line in args.settings.read_text().splitlines() if line]
+    for index, choice in enumerate(choices):
         if index < len(known):
             continue
         scores = score(dataclasses.replace(DQNConfig(), **choice), args.num_seeds)
-        console.print(f"{index + 1}/{args.num_settings}", choice, scores)
+        console.print(f"{index + 1}/{len(choices)}", choice, scores)
         known.append({"setting": choice, **scores})
         with path.open("a") as file:
             file.write(json.dumps(known[-1]) + "\n")

@@ -14,7 +14,6 @@ what is wrong, the value that was found, and the remedy.
 
 from __future__ import annotations
 
-import functools
 import re
 from collections.abc import Callable
 from typing import Any, NamedTuple
@@ -126,14 +125,18 @@ def _check_description(env: Environment) -> None:
 
 def _check_environment_types(env: Environment, key: Array, mode: str) -> None:
     action = jax.ShapeDtypeStruct((), jnp.int32)
-    state, obs = _types(f"env.reset {mode}", _ONE_ENVIRONMENT, env.reset, key)
-    next_state, timestep = _types(
-        f"env.step {mode}", _ONE_ENVIRONMENT, env.step, key, state, action
-    )
+    answer = _types(f"env.reset {mode}", _ONE_ENVIRONMENT, env.reset, key)
     _require(
-        isinstance(timestep, TimeStep),
-        f"env.step answers with {timestep!r}: it must return (state, TimeStep)",
+        isinstance(answer, tuple) and len(answer) == 2,
+        f"env.reset answers with {answer!r}: it must return (state, obs)",
     )
+    state, obs = answer
+    answer = _types(f"env.step {mode}", _ONE_ENVIRONMENT, env.step, key, state, action)
+    _require(
+        isinstance(answer, tuple) and len(answer) == 2 and isinstance(answer[1], TimeStep),
+        f"env.step answers with {answer!r}: it must return (state, TimeStep)",
+    )
+    next_state, timestep = answer
     _require_same_types(
         state,
         next_state,
@@ -182,16 +185,57 @@ def _check_episodes(env: Environment, key: Array, random_reset: bool) -> None:
     slack = 1e-5 if np.issubdtype(space.dtype, np.floating) else 0
     low = space.low - slack * np.maximum(1, np.abs(space.low))
     high = space.high + slack * np.maximum(1, np.abs(space.high))
+    num_steps = env.max_steps + 2
+    start_key, play_key = jax.random.split(key)
+    start_keys = jax.random.split(start_key, (_NUM_LANES, 2))
+    # As numbers, so that a loop may take them out one by one.
+    play_keys = jax.random.key_data(jax.random.split(play_key, (num_steps, _NUM_LANES, 2)))
+    actions = _host_rng(key).integers(0, env.num_actions, (num_steps, _NUM_LANES), np.int32)
 
     def lies_in_space(obs: Array) -> Array:
         return ((obs >= low.astype(obs.dtype)) & (obs <= high.astype(obs.dtype))).all()
 
-    def play(key: Array, state: ArrayTree) -> tuple[ArrayTree, _Played]:
-        """One random step of one environment."""
-        act_key, step_key, other_key = jax.random.split(key, 3)
-        action = jax.random.randint(act_key, (), 0, env.num_actions, jnp.int32)
+    def first_step(keys: Array, action: Array) -> Any:
+        state, obs = env.reset(keys[0])
+        return (state, obs), env.step(keys[1], state, action)
+
+    def start(keys: Array, actions: Array) -> dict[str, Any]:
+        alone = first_step(jax.random.clone(keys)[0], actions[0])
+        resets, firsts = jax.vmap(first_step)(keys, actions)
+        return {
+            "states": resets[0],
+            "resets": _without_keys(resets),
+            "in_space": jax.vmap(lies_in_space)(resets[1]),
+            "alone": _without_keys(alone),
+            "together": _without_keys((resets, firsts)),
+        }
+
+    program = _Program("env.reset and the first env.step", _ONE_ENVIRONMENT, start)
+    started = program(start_keys, actions[0])
+    fresh = started["states"]
+    started = _on_host(started)
+    _require_close(
+        started["alone"],
+        jax.tree.map(lambda x: x[0], started["together"]),
+        "an environment alone and the same one in a batch answer differently",
+        "write reset and step for ONE environment: no sum, mean or draw over a batch axis",
+    )
+    if random_reset:
+        _require(
+            any((leaf != leaf[:1]).any() for leaf in started["resets"]),
+            f"{_NUM_LANES} different keys give {_NUM_LANES} times the same reset: draw it from the "
+            "key, or pass random_reset=False if episodes are meant to start alike",
+        )
+    _require(
+        started["in_space"].all(),
+        f"an observation of env.reset lies outside of observation_space ({space}): correct the one "
+        "or the other",
+    )
+
+    def play_one(keys: Array, action: Array, state: ArrayTree) -> tuple[ArrayTree, _Played]:
+        step_key, other_key = jax.random.wrap_key_data(keys, impl=jax.random.key_impl(key))
+        other_state, other = env.step(other_key, _clone_keys(state), action)
         next_state, timestep = env.step(step_key, state, action)
-        other_state, other = env.step(other_key, state, action)
         return next_state, _Played(
             timestep.terminated,
             timestep.truncated,
@@ -200,72 +244,39 @@ def _check_episodes(env: Environment, key: Array, random_reset: bool) -> None:
             _differ((next_state, timestep.obs), (other_state, other.obs)),
         )
 
-    def play_all(states: ArrayTree, key: Array) -> tuple[ArrayTree, _Played]:
-        return jax.vmap(play)(jax.random.split(key, _NUM_LANES), states)
+    def play_lanes(
+        states: ArrayTree, keys: Array, actions: Array, first: Array, num: Array
+    ) -> tuple[ArrayTree, _Played]:
+        """Steps `first` to `first + num` of all lanes, also after the end of an episode."""
 
-    def record(key: Array) -> dict[str, Any]:
-        """Plays on after the end of each episode, as `step` never starts a new one."""
-        reset_key, first_key, key = jax.random.split(key, 3)
-        early_key, late_key, old_key = jax.random.split(key, 3)
-        reset_keys = jax.random.split(reset_key, _NUM_LANES)
-        resets = jax.vmap(env.reset)(reset_keys)
-        fresh, obs = resets
+        def body(t: Array, carry: tuple[ArrayTree, _Played]) -> tuple[ArrayTree, _Played]:
+            states, played = carry
+            states, row = jax.vmap(play_one)(keys[first + t], actions[first + t], states)
+            return states, jax.tree.map(lambda rows, row: rows.at[t].set(row), played, row)
 
-        def first_step(key: Array, state: ArrayTree) -> Any:
-            return env.step(key, state, jnp.zeros((), jnp.int32))
+        nothing = _Played(*[jnp.zeros((num_steps, _NUM_LANES), bool) for _ in _Played._fields])
+        return jax.lax.fori_loop(0, num, body, (states, nothing))
 
-        first_keys = jax.random.split(first_key, _NUM_LANES)
-        firsts = jax.vmap(first_step)(first_keys, fresh)
-        alone = env.reset(jax.random.clone(reset_keys)[0])
-        first_alone = first_step(jax.random.clone(first_keys)[0], alone[0])
+    program = _Program("playing whole episodes", _ONE_ENVIRONMENT, play_lanes)
 
-        early_keys = jax.random.split(early_key, max(env.max_steps - 1, 1))
-        states, early = jax.lax.scan(play_all, fresh, early_keys[1:])
+    def play(states: ArrayTree, first: int, num: int) -> tuple[ArrayTree, _Played]:
+        states, played = program(states, play_keys, actions, first, num)
+        return states, jax.tree.map(lambda rows: rows[:num], _on_host(played))
 
-        def remember(states: ArrayTree, key: Array) -> Any:
-            next_states, played = play_all(states, key)
-            return next_states, (states, played)
-
-        # Before steps T - 1, T, T + 1 and T + 2, where T is the time limit (T, ... if that is 1).
-        _, (late_states, late) = jax.lax.scan(remember, states, jax.random.split(late_key, 4))
-        # Fresh episodes whose clocks, and nothing else, say that the time is almost up.
-        old = jax.vmap(lambda clock: _with_clock(fresh, clock, late_states))(
-            jax.tree.map(lambda x: x[:2], late_states)
-        )
-        _, endings = jax.vmap(play_all)(old, jax.random.split(old_key, 2))
-
-        return {
-            "resets": _without_keys(resets),
-            "reset_in_space": jax.vmap(lies_in_space)(obs),
-            "alone": (_without_keys(alone), _without_keys(first_alone)),
-            "together": (_without_keys(resets), _without_keys(firsts)),
-            "played": jax.tree.map(lambda *parts: jnp.concatenate(parts), early, late),
-            "old_terminated": endings.terminated,
-        }
-
-    found = _run("playing whole episodes with reset and step", _ONE_ENVIRONMENT, record, key)
-    _require_close(
-        found["alone"],
-        jax.tree.map(lambda x: x[0], found["together"]),
-        "an environment alone and the same one in a batch answer differently",
-        "write reset and step for ONE environment: no sum, mean or draw over a batch axis",
+    first = max(env.max_steps - 2, 0)
+    states, early = play(fresh, 0, first)
+    next_states, middle = play(states, first, 1)
+    _, late = play(next_states, first + 1, num_steps - first - 1)
+    _check_played(env, jax.tree.map(lambda *x: np.concatenate(x), early, middle, late))
+    if env.max_steps == 1:
+        return  # no step comes before the last one, to compare it with
+    # Fresh episodes whose clocks, and nothing else, say that the time is almost up.
+    before, after = (
+        play(_with_clock(fresh, clock, [states, next_states]), 0, 1)[1].terminated[0]
+        for clock in (states, next_states)
     )
-    if random_reset:
-        _require(
-            any((leaf != leaf[:1]).any() for leaf in found["resets"]),
-            f"{_NUM_LANES} different keys give {_NUM_LANES} times the same reset: draw it from the "
-            "key, or pass random_reset=False if episodes are meant to start alike",
-        )
     _require(
-        found["reset_in_space"].all(),
-        f"an observation of env.reset lies outside of observation_space ({space}): correct the one "
-        "or the other",
-    )
-    _check_played(env, found["played"])
-    # The clock alone turned every episode that was alive into a terminated one.
-    before, after = found["old_terminated"]
-    _require(
-        env.max_steps == 1 or bool(before.all()) or not after[~before].all(),
+        bool(before.all()) or not after[~before].all(),
         f"terminated becomes True at step {env.max_steps} because the time limit (max_steps) is "
         "reached: report it as truncated alone, so that the value is bootstrapped. If the task's "
         "own rules end it there, raise max_steps",
@@ -328,20 +339,20 @@ def _check_played(env: Environment, played: _Played) -> None:
     )
 
 
-def _with_clock(fresh: ArrayTree, clock: ArrayTree, states: ArrayTree) -> ArrayTree:
-    """States `[lanes, ...]` with the clocks of other states, told by states `[time, lanes, ...]`.
+def _with_clock(fresh: ArrayTree, clock: ArrayTree, two_times: list[ArrayTree]) -> ArrayTree:
+    """States `[lanes, ...]` with the clocks of other states, told by states of two times.
 
     A clock is a number that is the same in all lanes, whatever their keys and actions, and another
-    at each time.
+    at another time.
     """
 
-    def leaf(fresh: Array, clock: Array, states: Array) -> Array:
+    def leaf(fresh: Array, clock: Array, one: Array, two: Array) -> Array:
         if _is_key(fresh):
             return fresh
-        is_clock = (states == states[:, :1]).all((0, 1)) & (states[0, 0] != states[1, 0])
+        is_clock = (one == one[:1]).all(0) & (two == two[:1]).all(0) & (one[0] != two[0])
         return jnp.where(is_clock[jnp.newaxis], clock, fresh)
 
-    return jax.tree.map(leaf, fresh, clock, states)
+    return jax.tree.map(leaf, fresh, clock, *two_times)
 
 
 def _differ(a: ArrayTree, b: ArrayTree) -> Array:
@@ -376,13 +387,14 @@ def check_td_error(td_error: TDError, key: Array, *, num_actions: int = 3) -> No
     floats = tuple(i for i, name in enumerate(names) if name != "a_tm1")
     a_tm1 = np.arange(_NUM_LANES, dtype=np.int32) % num_actions
 
-    def examine(key: Array) -> Any:
-        q_key, r_key, discount_key = jax.random.split(key, 3)
-        q_tm1, q_t, q_t_online = jax.random.normal(q_key, (3, _NUM_LANES, num_actions))
-        r_t = jax.random.normal(r_key, (_NUM_LANES,))
-        discount_t = jax.random.uniform(discount_key, (_NUM_LANES,), minval=0.5)
-        batch = (q_tm1, jnp.asarray(a_tm1), r_t, discount_t, q_t, q_t_online)
-        ended = (q_tm1, jnp.asarray(a_tm1), r_t, jnp.zeros_like(r_t))
+    rng = _host_rng(key)
+    q_tm1, q_t, q_t_online = rng.normal(size=(3, _NUM_LANES, num_actions)).astype(np.float32)
+    r_t, discount_t = rng.uniform(0.5, 1, (2, _NUM_LANES)).astype(np.float32)
+    r_t -= 0.75
+
+    def examine(*batch: Array) -> Any:
+        q_tm1, a_tm1, r_t, _, q_t, q_t_online = batch
+        ended = (q_tm1, a_tm1, r_t, jnp.zeros_like(r_t))
         batched = jax.vmap(td_error)
         return (
             td_error(*jax.tree.map(lambda x: x[0], batch)),
@@ -400,7 +412,8 @@ def check_td_error(td_error: TDError, key: Array, *, num_actions: int = 3) -> No
         *(values, action, scalar, scalar, values, values),
     )
     _require_float_scalar(found, "the TD error of one transition")
-    alone, errors, grads, ended = _run("the TD error", _ONE_TRANSITION, examine, key)
+    batch = (q_tm1, a_tm1, r_t, discount_t, q_t, q_t_online)
+    alone, errors, grads, ended = _run("the TD error", _ONE_TRANSITION, examine, *batch)
     _require_finite(errors, "the TD error")
     _require_close(
         alone, errors[0], "one transition alone and in a batch differ", "write it for ONE of them"
@@ -451,38 +464,33 @@ def check_loss(
       key: `[]` PRNG key of everything that is drawn.
       network: the one that the loss is meant for; by default a small MLP of action values.
       transitions: `[B, ...]`, such as `replay.sample(state, key).transition`; by default random
-        ones with 4 numbers in an observation and 3 actions.
+        ones with 4 numbers in an observation.
       terminal_ignores_next_obs: False for a loss that learns from `obs_t` whatever the discount.
 
     Raises:
       AssertionError: if something is wrong.
     """
-    network, transitions = _loss_inputs(network, transitions)
-    num_transitions = len(transitions.r_t)
+    network, transitions, params, target_params = _loss_inputs(key, network, transitions)
+    one = jax.tree.map(lambda x: x[0], transitions)
 
     def losses(params: Params, target_params: Params, keys: Array) -> LossOutput:
         batched = jax.vmap(loss_fn, in_axes=(None, None, None, 0, 0))
         return batched(network, params, target_params, transitions, keys)
 
-    def examine(key: Array) -> Any:
-        init_key, loss_key = jax.random.split(key)
-        params, target_params = _two_params(network, init_key, transitions)
-        keys = jax.random.split(loss_key, num_transitions)
+    def one_loss(params: Params, target_params: Params, key: Array) -> LossOutput:
+        return loss_fn(network, params, target_params, jax.tree.map(jnp.asarray, one), key)
+
+    def examine(params: Params, target_params: Params, keys: Array) -> Any:
         output = losses(params, target_params, keys)
-        one = jax.tree.map(lambda x: x[0], transitions)
-        alone = loss_fn(network, params, target_params, one, jax.random.clone(keys)[0])
+        alone = one_loss(params, target_params, jax.random.clone(keys)[0])
 
         def mean_loss(params: Params, target_params: Params) -> Array:
             return jnp.mean(losses(params, target_params, jax.random.clone(keys)).loss)
 
         return alone, output, jax.grad(mean_loss, argnums=(0, 1))(params, target_params)
 
-    def one_loss(key: Array) -> LossOutput:
-        params, target_params = _two_params(network, key, transitions)
-        one = jax.tree.map(lambda x: x[0], transitions)
-        return loss_fn(network, params, target_params, one, key)
-
-    output = _types("the loss of one transition", _ONE_TRANSITION, one_loss, key)
+    weights, keys = (params, target_params), jax.random.split(key, len(transitions.r_t))
+    output = _types("the loss of one transition", _ONE_TRANSITION, one_loss, *weights, key)
     _require(
         isinstance(output, LossOutput),
         f"the loss returns {output!r}: it must return a LossOutput(loss, priority, metrics)",
@@ -496,7 +504,9 @@ def check_loss(
     for name, metric in output.metrics.items():
         _require_float_scalar(metric, f"LossOutput.metrics[{name!r}]")
 
-    alone, output, (grads, target_grads) = _run("the loss", _ONE_TRANSITION, examine, key)
+    alone, output, (grads, target_grads) = _run(
+        "the loss", _ONE_TRANSITION, examine, *weights, keys
+    )
     _require_finite(output, "LossOutput")
     _require(
         (output.priority >= 0).all(),
@@ -541,17 +551,15 @@ def check_terminal_ignores_next_obs(
     Raises:
       AssertionError: if the loss, the priority or the gradient depend on `obs_t`.
     """
-    network, transitions = _loss_inputs(network, transitions)
+    network, transitions, *weights = _loss_inputs(key, network, transitions)
     no_discount: Any = np.zeros_like(transitions.discount_t)
     other_obs: Any = np.roll(transitions.obs_t, 1, axis=0)
     ended = transitions._replace(discount_t=no_discount)
     elsewhere = ended._replace(obs_t=other_obs)
 
-    def examine(key: Array) -> Any:
-        init_key, loss_key = jax.random.split(key)
-        params, target_params = _two_params(network, init_key, transitions)
-        keys = jax.random.split(loss_key, len(transitions.r_t))
+    keys = jax.random.split(key, len(transitions.r_t))
 
+    def examine(params: Params, target_params: Params, keys: Array) -> Any:
         def one(transition: Transition, key: Array) -> Any:
             def loss(params: Params) -> tuple[Array, Array]:
                 output = loss_fn(network, params, target_params, transition, key)
@@ -561,7 +569,7 @@ def check_terminal_ignores_next_obs(
 
         return jax.vmap(one)(ended, keys), jax.vmap(one)(elsewhere, jax.random.clone(keys))
 
-    nothing, other = _run("the gradient of the loss", _ONE_TRANSITION, examine, key)
+    nothing, other = _run("the gradient of the loss", _ONE_TRANSITION, examine, *weights, keys)
     _require_close(
         nothing,
         other,
@@ -572,25 +580,41 @@ def check_terminal_ignores_next_obs(
     )
 
 
+_SMALL_NETWORK = make_network(MLP((16,), 3))
+
+
 def _loss_inputs(
-    network: Network | None, transitions: Transition | None
-) -> tuple[Network, Transition]:
-    """A network, and transitions `[B, ...]` as NumPy arrays."""
+    key: Array, network: Network | None, transitions: Transition | None
+) -> tuple[Network, Transition, Params, Params]:
+    """A network, transitions `[B, ...]` as NumPy arrays, and online and target weights."""
+    rng = _host_rng(key)
+    obs: Any = rng.normal(size=(2, _NUM_LANES, 4)).astype(np.float32)
+    if transitions is not None:
+        obs = np.asarray(transitions.obs_tm1)[np.newaxis]
+    network = network or _SMALL_NETWORK
+
+    def values(key: Array, obs: Array) -> Array:
+        return network.action_values(network.apply(network.init(key, obs), obs))
+
+    q_values = _types(
+        "the network that goes with the loss", _ONE_OBSERVATION, values, key, obs[0, 0]
+    )
+    num_actions = q_values.shape[0]
     if transitions is None:
-        rng = np.random.default_rng(0)
-        obs_tm1, obs_t = rng.normal(size=(2, _NUM_LANES, 4)).astype(np.float32)
-        a_tm1: Any = rng.integers(0, 3, _NUM_LANES, np.int32)
+        a_tm1: Any = rng.integers(0, num_actions, _NUM_LANES, np.int32)
         r_t: Any = rng.normal(size=_NUM_LANES).astype(np.float32)
         discount_t: Any = np.where(np.arange(_NUM_LANES) % 4 == 3, 0.0, 0.99).astype(np.float32)
-        transitions = Transition(obs_tm1, a_tm1, r_t, discount_t, obs_t)
-    return network or make_network(MLP((16,), 3)), jax.tree.map(np.asarray, transitions)
-
-
-def _two_params(network: Network, key: Array, transitions: Transition) -> tuple[Params, Params]:
-    """Online and target weights that differ."""
-    online_key, target_key = jax.random.split(key)
-    obs = jnp.asarray(transitions.obs_tm1[0])
-    return network.init(online_key, obs), network.init(target_key, obs)
+        transitions = Transition(obs[0], a_tm1, r_t, discount_t, obs[1])
+    transitions = jax.tree.map(np.asarray, transitions)
+    # An index that is out of range would be clamped without a word.
+    _require(
+        transitions.a_tm1.max() < num_actions,
+        f"a_tm1 reaches {transitions.a_tm1.max()}, but the network has {num_actions} actions: pass "
+        "the network and the transitions that belong together",
+    )
+    init = jax.jit(network.init)
+    online, target = (init(init_key, obs[0, 0]) for init_key in jax.random.split(key))
+    return network, transitions, online, target
 
 
 # ------------------------------------------------------------------------------------ networks
@@ -629,9 +653,7 @@ def check_network(network: Network, key: Array, obs: Array, num_actions: int) ->
             f"float32[{num_actions}], one number for each action",
         )
 
-    def examine(key: Array) -> Any:
-        init_key, noise_key = jax.random.split(key)
-        init_keys = jax.random.split(init_key)
+    def examine(init_keys: Array, noise_key: Array) -> Any:
         weights = jax.vmap(network.init, in_axes=(0, None))(init_keys, obs)
         params = jax.tree.map(lambda x: x[0], weights)
         batch = jnp.stack([obs, jnp.zeros_like(obs), jnp.ones_like(obs)])
@@ -644,7 +666,8 @@ def check_network(network: Network, key: Array, obs: Array, num_actions: int) ->
             "gradient": jax.grad(lambda params: values(params, batch[2]).sum())(params),
         }
 
-    found = _run("the network", _ONE_OBSERVATION, examine, key)
+    keys = jax.random.split(key, 3)
+    found = _run("the network", _ONE_OBSERVATION, examine, keys[:2], keys[2])
     _require_finite(found["weights"], "the network's weights after network.init")
     _require_finite(found["alone"], "action_values without a key")
     _require_finite(found["noisy"], "action_values with a key")
@@ -695,11 +718,10 @@ def check_replay(make_replay: MakeReplay, key: Array, *, num_envs: int = 3) -> N
       AssertionError: if something is wrong.
     """
     _check_replay_types(make_replay(8 * num_envs, _BATCH_SIZE, _DISCOUNT, 5), num_envs, key)
-    # Rows, time limit, steps: not full, more than full, and the least time limit.
-    for max_rows, time_limit, num_steps in ((8, 5, 6), (8, 3, 29), (4, 1, 11)):
+    keys = jax.random.split(key, 64)
+    for max_rows, time_limit in ((8, 3), (4, 1)):
         replay = make_replay(max_rows * num_envs, _BATCH_SIZE, _DISCOUNT, time_limit)
-        steps = _stream(num_steps, num_envs, time_limit)
-        _check_replay_content(replay, steps, key, max_rows)
+        _check_replay_content(replay, _stream(29, num_envs, time_limit), keys, max_rows)
     _check_in_place(make_replay, num_envs)
 
 
@@ -727,10 +749,6 @@ def _stream(num_steps: int, num_envs: int, time_limit: int) -> Step:
     action, reward = rng.integers(0, 100, obs.shape, np.int32), rng.normal(size=obs.shape)
     fields = (image(obs), action, reward.astype(np.float32), terminated, truncated, image(next_obs))
     return Step._make(fields)
-
-
-def _add_all(replay: Replay, state: ArrayTree, steps: Step) -> ArrayTree:
-    return jax.lax.scan(lambda state, step: (replay.add(state, step), None), state, steps)[0]
 
 
 def _check_replay_types(replay: Replay, num_envs: int, key: Array) -> None:
@@ -765,20 +783,29 @@ def _check_replay_types(replay: Replay, num_envs: int, key: Array) -> None:
         )
 
 
-def _check_replay_content(replay: Replay, steps: Step, key: Array, max_rows: int) -> None:
-    num_steps, num_envs = steps.action.shape
-
-    def examine(key: Array, steps: Step) -> Sample:
-        state = replay.init(jax.tree.map(lambda x: x[0], steps))
-
+def _check_replay_content(replay: Replay, steps: Step, keys: Array, max_rows: int) -> None:
+    def examine(keys: Array, steps: Step, num_steps: Array) -> Sample:
         def unwritten(x: Array) -> Array:
             holds_obs = x.shape[-len(_OBS_SHAPE) :] == _OBS_SHAPE
             return jnp.full_like(x, jnp.nan) if holds_obs else x
 
-        state = _add_all(replay, jax.tree.map(unwritten, state), steps)
-        return jax.vmap(replay.sample, in_axes=(None, 0))(state, jax.random.split(key, 64))
+        def at(t: Array) -> Step:
+            return jax.tree.map(lambda x: x[t], steps)
 
-    samples = _run("init, add and sample under jit and scan", _COMPILABLE, examine, key, steps)
+        state = jax.tree.map(unwritten, replay.init(at(jnp.int32(0))))
+        state = jax.lax.fori_loop(0, num_steps, lambda t, state: replay.add(state, at(t)), state)
+        return jax.vmap(replay.sample, in_axes=(None, 0))(state, keys)
+
+    program = _Program("init, add and sample of a replay", _COMPILABLE, examine)
+    for num_steps in (max_rows - 2, len(steps.action)):
+        added = Step._make(x[:num_steps] for x in steps)
+        samples = _on_host(program(keys, steps, num_steps))
+        _check_samples(samples, added, max_rows)
+
+
+def _check_samples(samples: Sample, steps: Step, max_rows: int) -> None:
+    """Samples `[n, B, ...]` against the steps `[T, E, ...]` that were added."""
+    num_steps, num_envs = steps.action.shape
     transition, _, probabilities = jax.tree.map(np.concatenate, samples)
     _require(
         ((probabilities > 0) & (probabilities <= 1)).all(),
@@ -815,8 +842,8 @@ def _check_replay_content(replay: Replay, steps: Step, key: Array, max_rows: int
         true_discount = 0.0 if steps.terminated[at] else _DISCOUNT
         _require(
             bool(np.isclose(discount_t, true_discount)),
-            f"{where}discount_t is {discount_t} and not {true_discount} ({flags}): it is 0 where "
-            "the episode terminated, and gamma everywhere else, also at the time limit",
+            f"{where}discount_t is {discount_t:.3g} and not {true_discount} ({flags}): it is 0 "
+            "where the episode terminated, and gamma everywhere else, also at the time limit",
         )
         true_next = steps.next_obs[at][0, 0, 0]
         _require(
@@ -840,15 +867,20 @@ def _check_in_place(make_replay: MakeReplay, num_envs: int) -> None:
     state = jax.eval_shape(replay.init, jax.tree.map(lambda x: jnp.asarray(x[0]), steps))
     axes = run_axes(state)
 
-    def over_runs(axis: int | None, part: ArrayTree) -> ArrayTree:
+    def batched(axis: int | None, part: ArrayTree) -> ArrayTree:
         if axis is None:
             return part
         return jax.tree.map(lambda x: jax.ShapeDtypeStruct((num_runs, *x.shape), x.dtype), part)
 
-    states = jax.tree.map(over_runs, axes, state, is_leaf=lambda axis: axis is None)
-    add_all = jax.vmap(functools.partial(_add_all, replay), in_axes=(axes, None), out_axes=axes)
+    states = jax.tree.map(batched, axes, state, is_leaf=lambda axis: axis is None)
+    runs = jax.tree.map(lambda x: np.stack([x] * num_runs), steps)
+
+    def add_all(state: ArrayTree, steps: Step) -> ArrayTree:
+        return jax.lax.scan(lambda state, step: (replay.add(state, step), None), state, steps)[0]
+
+    over_runs = jax.vmap(add_all, in_axes=(axes, 0), out_axes=axes)
     try:
-        program = jax.jit(add_all, donate_argnums=0).lower(states, steps).compile()
+        program = jax.jit(over_runs, donate_argnums=0).lower(states, runs).compile()
     except Exception as error:
         raise AssertionError(
             f"Replay.add of several runs under vmap raises {type(error).__name__}: {error}\nA "
@@ -887,41 +919,68 @@ def _types(name: str, remedy: str, function: Callable[..., Any], *args: Any) -> 
         raise AssertionError(f"{name} raises {type(error).__name__}: {error}\n{remedy}.") from error
 
 
+class _Program:
+    """A function of a component, compiled; its first call shows whether it is pure."""
+
+    def __init__(self, name: str, remedy: str, function: Callable[..., Any]) -> None:
+        self._name, self._remedy, self._function = name, remedy, function
+        self._compiled: Any = None
+
+    def _trace(self) -> Any:
+        # A function of its own each time, so that it is traced anew; compiled soon, not fast.
+        return jax.jit(
+            lambda *args: self._function(*_clone_keys(args)),
+            compiler_options={"xla_backend_optimization_level": 0},
+        )
+
+    def __call__(self, *args: Any) -> Any:
+        args = jax.tree.map(jnp.asarray, args)
+        answers = []
+        try:
+            with jax.numpy_rank_promotion("raise"), jax.debug_key_reuse(True):
+                if self._compiled is None:
+                    self._compiled, again = self._trace(), self._trace()
+                    answers.append(self._compiled(*args))
+                    # What is hidden outside of the arguments shows when it is traced again.
+                    if again.lower(*args).as_text() != self._compiled.lower(*args).as_text():
+                        answers.append(again(*args))
+                answers.append(self._compiled(*args))
+                jax.block_until_ready(answers)
+        except jax.errors.KeyReuseError as error:
+            raise AssertionError(
+                f"{self._name} uses a PRNG key twice, so that draws are not independent: {error}\n"
+                "Give each use its own: key, use_key = jax.random.split(key)."
+            ) from error
+        except Exception as error:
+            raise AssertionError(
+                f"{self._name} raises {type(error).__name__}: {error}\n{self._remedy}."
+            ) from error
+        for other in answers[1:]:
+            for path, x, y in _pairs(_on_host(answers[0]), _on_host(other)):
+                _require(
+                    x.tobytes() == y.tobytes(),
+                    f"{self._name} gives different answers to the same arguments: {path} is "
+                    f"{_some(x)} and then {_some(y)}; {_OWN_KEY}",
+                )
+        return answers[0]
+
+
 def _run(name: str, remedy: str, function: Callable[..., Any], *args: Any) -> Any:
-    """A function's answer, compiled, as NumPy arrays; see that it is pure and uses no key twice."""
+    """A function's answer, compiled and seen to be pure, on the host."""
+    return _on_host(_Program(name, remedy, function)(*args))
 
-    def trace() -> Any:
-        def clone_keys(x: Any) -> Any:
-            return jax.random.clone(x) if _is_key(x) else x
 
-        # A function of its own each time, so that it is traced anew.
-        return jax.jit(lambda *args: function(*jax.tree.map(clone_keys, args)))
+def _on_host(tree: ArrayTree) -> Any:
+    return jax.tree.map(lambda x: np.asarray(jax.random.key_data(x) if _is_key(x) else x), tree)
 
-    args = jax.tree.map(jnp.asarray, args)
-    try:
-        with jax.numpy_rank_promotion("raise"), jax.debug_key_reuse(True):
-            program = trace()
-            answers = [program(*args), program(*args)]
-            # What is hidden outside of the arguments shows when the function is traced again.
-            again = trace()
-            if again.lower(*args).as_text() != program.lower(*args).as_text():
-                answers.append(again(*args))
-            answers = jax.tree.map(np.asarray, answers)
-    except jax.errors.KeyReuseError as error:
-        raise AssertionError(
-            f"{name} uses a PRNG key twice, so that draws are not independent: {error}\nGive each "
-            "use its own: key, use_key = jax.random.split(key)."
-        ) from error
-    except Exception as error:
-        raise AssertionError(f"{name} raises {type(error).__name__}: {error}\n{remedy}.") from error
-    for other in answers[1:]:
-        for path, x, y in _pairs(answers[0], other):
-            _require(
-                x.tobytes() == y.tobytes(),
-                f"{name} gives different answers to the same arguments: {path} is {_some(x)} and "
-                f"then {_some(y)}; {_OWN_KEY}",
-            )
-    return answers[0]
+
+def _clone_keys(tree: ArrayTree) -> ArrayTree:
+    """Lets the keys of a tree be used again, on purpose."""
+    return jax.tree.map(lambda x: jax.random.clone(x) if _is_key(x) else x, tree)
+
+
+def _host_rng(key: Array) -> np.random.Generator:
+    return np.random.default_rng(np.asarray(jax.random.key_data(key)).ravel())
 
 
 def _is_key(x: Any) -> bool:

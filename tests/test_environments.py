@@ -46,7 +46,7 @@ def record(name: str, play: str) -> Play:
     rng = np.random.default_rng(0)
     draws = rng.random((600_000, 2)).tolist()
     probability_of_random = 1.0 if play == "random" else 0.3
-    rows = []
+    rows: list[tuple[Any, ...]] = []
     for episode in range(NUM_EPISODES):
         env.reset(seed=episode)
         state = env.unwrapped.state  # type: ignore[attr-defined]
@@ -65,6 +65,11 @@ def record(name: str, play: str) -> Play:
     return Play(*map(np.array, zip(*rows, strict=True)))
 
 
+def state_from(values: Any, num_steps: Any) -> CartPoleState:
+    x, x_dot, theta, theta_dot = values
+    return CartPoleState(x, x_dot, theta, theta_dot, num_steps)
+
+
 def step_all(name: str, play: Play, dtype: Any) -> tuple[CartPoleState, Any]:
     """Our step from each of gymnasium's states."""
     env = environments.make(name)
@@ -72,10 +77,7 @@ def step_all(name: str, play: Play, dtype: Any) -> tuple[CartPoleState, Any]:
     @jax.jit
     @jax.vmap
     def step(state, num_steps, action):
-        x, x_dot, theta, theta_dot = state
-        return env.step(
-            jax.random.key(0), CartPoleState(x, x_dot, theta, theta_dot, num_steps), action
-        )
+        return env.step(jax.random.key(0), state_from(state, num_steps), action)
 
     return jax.tree.map(
         np.asarray,
@@ -154,7 +156,7 @@ class TestAgainstGymnasium:
                 running &= ~(timestep.terminated | timestep.truncated)
                 return (state, timestep.obs, running, total), None
 
-            carry = (CartPoleState(*start, jnp.int32(0)), start, jnp.bool(True), jnp.float32(0))
+            carry = (state_from(start, jnp.int32(0)), start, jnp.bool(True), jnp.float32(0))
             return jax.lax.scan(one_step, carry, length=500)[0][3]
 
         ours = np.asarray(play(weights.astype(np.float32), starts.astype(np.float32)))
@@ -177,7 +179,7 @@ class TestAgainstGymnasium:
 class TestCartPole:
     def test_one_step_by_hand(self):
         env = environments.make("CartPole-v1")
-        start = CartPoleState(*jnp.zeros(4), num_steps=jnp.int32(0))
+        start = state_from(jnp.zeros(4), jnp.int32(0))
         _, timestep = env.step(jax.random.key(0), start, jnp.int32(1))
         push = 10 / 1.1
         theta_acc = -push / (0.5 * (4 / 3 - 0.1 / 1.1))
@@ -190,20 +192,19 @@ class TestCartPole:
         env = environments.make("CartPole-v0")
         for theta, falls in ((0.0, False), (0.3, True)):
             for num_steps, is_late in ((198, False), (199, True), (200, True)):
-                state = CartPoleState(
-                    *(jnp.float32(v) for v in (0, 0, theta, 0)), num_steps=jnp.int32(num_steps)
-                )
+                state = state_from(jnp.array([0, 0, theta, 0]), jnp.int32(num_steps))
                 _, timestep = env.step(jax.random.key(0), state, jnp.int32(0))
-                assert (timestep.terminated, timestep.truncated) == (falls, is_late)
+                assert bool(timestep.terminated) == falls
+                assert bool(timestep.truncated) == is_late
 
     def test_reset_is_uniform(self):
         env = environments.make("CartPole-v1")
         state, obs = jax.vmap(env.reset)(jax.random.split(jax.random.key(0), 2_000))
-        obs = np.asarray(obs)
+        values = np.asarray(obs)
         for i, name in enumerate(("x", "x_dot", "theta", "theta_dot")):
-            np.testing.assert_array_equal(obs[:, i], getattr(state, name))
-            assert stats.kstest(obs[:, i], stats.uniform(-0.05, 0.1).cdf).pvalue > 1e-3
-        assert np.abs(np.corrcoef(obs.T) - np.eye(4)).max() < 0.1
+            np.testing.assert_array_equal(values[:, i], getattr(state, name))
+            assert stats.kstest(values[:, i], stats.uniform(-0.05, 0.1).cdf).pvalue > 1e-3
+        assert np.abs(np.corrcoef(values.T) - np.eye(4)).max() < 0.1
         assert not np.any(state.num_steps)
 
 

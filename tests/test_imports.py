@@ -9,7 +9,7 @@ import pytest
 
 ROOT = Path(__file__).resolve().parents[1]
 
-# The lowest layer first. Modules that are not listed belong to the last but one, experiments to the last.
+# The lowest layer first. What is not listed lies above them, and below the experiments.
 LAYERS = [
     {"types"},
     {
@@ -38,14 +38,14 @@ def family(module: str) -> str:
 
 
 def imported(module: str, source: str) -> Iterator[str]:
-    """What a module imports of the project, anywhere in it, also within functions and for types alone."""
+    """What a module imports of the project, anywhere in it, also within functions."""
     for node in ast.walk(ast.parse(source)):
         names = []
         if isinstance(node, ast.Import):
             names = [alias.name for alias in node.names]
         elif isinstance(node, ast.ImportFrom):
             assert node.level == 0, f"{module} imports relatively: write the whole name"
-            # `from purejaxdqn import dqn` imports a module, `from purejaxdqn.dqn import DQNConfig` does not.
+            # `from purejaxdqn import dqn` names a module, `from purejaxdqn.dqn import dqn` none.
             below = [f"{node.module}.{alias.name}" for alias in node.names]
             names = below if node.module == "purejaxdqn" else [node.module or ""]
         yield from (n for n in names if n.split(".")[0] in ("purejaxdqn", "experiments", "tests"))
@@ -83,7 +83,7 @@ def project() -> dict[str, str]:
 def test_the_project():
     sources = project()
     assert {"purejaxdqn.types", "purejaxdqn.dqn", "purejaxdqn.losses.bellman"} <= set(sources)
-    # Each name that has a layer of its own and exists is a module, so that a typing error would show.
+    # The layers speak of modules that are there.
     assert {"types", "losses", "environments", "evaluation", "dqn"} <= {
         family(name).split(".")[-1] for name in sources
     }
@@ -119,7 +119,7 @@ def test_what_is_allowed():
     sources = {
         "purejaxdqn.environments": "from purejaxdqn.environments.base import Environment",
         "purejaxdqn.environments.base": "from purejaxdqn.types import Array\nimport jax",
-        "purejaxdqn.dqn": "from purejaxdqn import losses, types\nfrom purejaxdqn.evaluation import x",
+        "purejaxdqn.dqn": "from purejaxdqn import losses\nfrom purejaxdqn.evaluation import x",
         "purejaxdqn.sweep": "from purejaxdqn import dqn, results",
         "experiments.cartpole": "from purejaxdqn import sweep",
     }

@@ -89,13 +89,10 @@ def as_jax(tree):
 
 def batch_of_transitions(num=6, seed=0):
     rng = np.random.default_rng(seed)
-    return Transition(
-        obs_tm1=rng.normal(size=(num, 3)),
-        a_tm1=rng.integers(0, 2, num),
-        r_t=rng.normal(size=num),
-        discount_t=np.where(np.arange(num) % 3 == 0, 0.0, 0.9),
-        obs_t=rng.normal(size=(num, 3)),
-    )
+    obs_tm1, obs_t = rng.normal(size=(2, num, 3))
+    discount_t = np.where(np.arange(num) % 3 == 0, 0.0, 0.9)
+    fields = (obs_tm1, rng.integers(0, 2, num), rng.normal(size=num), discount_t, obs_t)
+    return Transition._make(fields)
 
 
 def on_device(transitions):

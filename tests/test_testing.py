@@ -1,4 +1,4 @@
-"""The contract checks: the package's own components pass them, and each kind of broken one is found."""
+"""The contract checks: good components pass them, and each kind of broken one is found."""
 
 import functools
 from collections.abc import Callable
@@ -53,7 +53,9 @@ def reset(key):
 
 def step(key, state, action, *, noise=0.0):
     """To the left or to the right, until it is too far out."""
-    move = jnp.where(action == 1, 0.4, -0.4) + noise * jax.random.normal(key)
+    move = jnp.where(action == 1, 0.4, -0.4)
+    if noise:
+        move += noise * jax.random.uniform(key, minval=-1)
     move = move.astype(state.position.dtype)
     state = WalkerState(state.position + move, state.num_steps + 1)
     terminated = jnp.abs(state.position) > 1
@@ -86,7 +88,7 @@ def changed_timestep(**fields: Callable[[TimeStep], Any]) -> Environment:
 
 def start_again(key, old_state, state, timestep, keep=()):
     """What vectorised environments do that reset by themselves."""
-    new_state, new_obs = reset(key)
+    new_state, new_obs = reset(jax.random.fold_in(key, 1))
     ended = timestep.terminated | timestep.truncated
     new_state = new_state.replace(**{name: getattr(state, name) for name in keep})
     state = jax.tree.map(lambda new, old: jnp.where(ended, new, old), new_state, state)
@@ -223,7 +225,7 @@ def step_to_default_float(key, state, action):
 
 def centred_over_the_batch(key, old_state, state, timestep):
     obs = jax.pure_callback(
-        lambda obs: np.asarray(obs - obs.mean(axis=0) if obs.ndim > 1 else obs, np.float32),
+        lambda obs: np.asarray(obs) - np.asarray(obs).reshape(-1, 2)[:, :1].mean(),
         jax.ShapeDtypeStruct((2,), jnp.float32),
         timestep.obs.astype(jnp.float32),
         vmap_method="broadcast_all",
@@ -330,7 +332,7 @@ BROKEN_ENVIRONMENTS = {
         changed_timestep(truncated=lambda t: t.truncated[None]),
         r"truncated is bool\[1\] in 32-bit mode",
     ),
-    "gymnasium's five answers": (walker(step=step_of_gymnasium), "env.step .*raises ValueError"),
+    "gymnasium's five answers": (walker(step=step_of_gymnasium), "must return .state, TimeStep"),
     "no TimeStep": (walker(step=step_with_a_bare_tuple), r"it must return \(state, TimeStep\)"),
     # Values
     "observation of a step outside of the space": (
@@ -617,8 +619,9 @@ class TestCheckLoss:
             jnp.asarray(image[1]),
         )
         check_loss(bellman_loss(), KEY, network=network, transitions=transitions)
-        with pytest.raises(AssertionError, match="raises"):
-            check_loss(bellman_loss(), KEY, network=network._replace(apply=lambda *args: None))
+        wrong = transitions._replace(a_tm1=jnp.arange(5) % 3)
+        with pytest.raises(AssertionError, match="a_tm1 reaches 2, but the network has 2 actions"):
+            check_loss(bellman_loss(), KEY, network=network, transitions=wrong)
 
     @pytest.mark.parametrize("name", BROKEN_LOSSES)
     def test_broken(self, name):
@@ -639,7 +642,11 @@ class TestCheckLoss:
 
 
 OBS = jnp.array([0.5, -1.0, 2.0, 0.1])
-NETWORK = make_network(MLP((8,), 2))
+NETWORK = Network(
+    init=lambda key, obs: jax.random.uniform(key, (2, obs.size)),
+    apply=lambda params, obs, key=None: params @ obs,
+    action_values=lambda output: output,
+)
 
 
 def changed_network(
@@ -656,12 +663,12 @@ def changed_network(
 
 
 def noisy(q, key):
-    return q if key is None else q + jax.random.normal(key, q.shape)
+    return q if key is None else q + jax.random.uniform(key, q.shape)
 
 
 def normalised_over_the_batch(q, key):
     return q + jax.pure_callback(
-        lambda q: np.asarray(q - q.reshape(-1, 2).mean(axis=0), np.float32),
+        lambda q: np.asarray(q) - np.asarray(q).mean(),
         jax.ShapeDtypeStruct((2,), jnp.float32),
         jax.lax.stop_gradient(q),
         vmap_method="broadcast_all",
@@ -670,12 +677,12 @@ def normalised_over_the_batch(q, key):
 
 def init_with_one_key_for_all(key, obs):
     params = NETWORK.init(key, obs)
-    return jax.tree.map(lambda x: x + jax.random.normal(key, x.shape), params)
+    return params + jax.random.uniform(key, params.shape)
 
 
 BROKEN_NETWORKS = {
     "another number of actions": (
-        make_network(MLP((8,), 3)),
+        changed_network(action_values=lambda q: jnp.append(q, 0.0)),
         r"gives float32\[3\] for one observation without a key: it must give float32\[2\]",
     ),
     "batched values": (
@@ -704,9 +711,7 @@ BROKEN_NETWORKS = {
     ),
     "a key used twice": (changed_network(init=init_with_one_key_for_all), "a PRNG key twice"),
     "infinite weights": (
-        changed_network(
-            init=lambda key, obs: jax.tree.map(lambda x: x / 0.0, NETWORK.init(key, obs))
-        ),
+        changed_network(init=lambda key, obs: NETWORK.init(key, obs) / 0.0),
         "the network's weights after network.init.* must be finite",
     ),
     "values that are not numbers": (
@@ -744,7 +749,7 @@ class TestCheckNetwork:
     def test_good(self):
         check_network(NETWORK, KEY, OBS, 2)
         check_network(changed_network(noisy), KEY, OBS, 2)
-        check_network(make_network(MLP((8,), 3)), KEY, jnp.ones((2, 3), jnp.uint8), 3)
+        check_network(make_network(MLP((8,), 3)), KEY, jnp.ones((2, 2), jnp.uint8), 3)
 
     @pytest.mark.parametrize("name", BROKEN_NETWORKS)
     def test_broken(self, name):
@@ -799,9 +804,8 @@ def next_row(state, sample):
 
 
 def stuck(replay, capacity, state, key):
-    sample = replay.sample(state, key)
-    first = jax.tree.map(lambda x: jnp.broadcast_to(x[:1], x.shape), sample)
-    return first._replace(transition=replay.sample(state, jax.random.key(1)).transition)
+    sample = replay.sample(state, jax.random.key(1))
+    return jax.tree.map(lambda x: jnp.broadcast_to(x[:1], x.shape), sample)
 
 
 def add_without_overwriting(replay, capacity, state, step):
@@ -820,8 +824,8 @@ def add_actions_late(replay, capacity, state, step):
 def add_with_a_copy(replay, capacity, state, step):
     """The old ring is read after the new one was written."""
     new = replay.add(state, step)
-    shift = jnp.sum(jnp.flip(state.obs, 0) * new.obs) * 0.0
-    return new.replace(reward=new.reward + jax.lax.stop_gradient(shift))
+    both = jnp.sum(jnp.flip(state.obs, 0) * new.obs)
+    return new.replace(reward=jnp.where(both == 1e30, 0.0, new.reward))
 
 
 def add_with_a_scatter(replay, capacity, state, step):
@@ -867,11 +871,11 @@ BROKEN_REPLAYS = {
                 state.truncated[sample.indices], 0.0, sample.transition.discount_t
             )
         ),
-        r"discount_t is 0.0 and not 0.9 \(terminated False, truncated True\)",
+        r"discount_t is 0 and not 0.9 \(terminated False, truncated True\)",
     ),
     "an end that is none": (
         changed_transition(discount_t=lambda state, sample: jnp.full(16, 0.9)),
-        r"discount_t is 0.9\d* and not 0.0 \(terminated True",
+        r"discount_t is 0.9 and not 0.0 \(terminated True",
     ),
     "nothing is overwritten": (
         changed_replay(add=add_without_overwriting),

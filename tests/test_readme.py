@@ -1,0 +1,37 @@
+"""What the README shows is what the repository holds."""
+
+import ast
+import re
+from pathlib import Path
+
+ROOT = Path(__file__).parents[1]
+README = (ROOT / "README.md").read_text()
+
+
+def body(path):
+    """A script's source below its docstring."""
+    source = (ROOT / path).read_text()
+    first = ast.parse(source).body[1]
+    return "\n".join(source.splitlines()[first.lineno - 1 :])
+
+
+def test_the_sweep_in_the_readme_is_the_script():
+    assert body("experiments/sweep_learning_rate.py") in README
+
+
+def test_the_td_error_in_the_readme_is_the_tested_one():
+    source = (ROOT / "experiments/custom_loss.py").read_text()
+    for line in re.search(r"def persistent.*?- q_tm1\[a_tm1\]", README, re.DOTALL)[0].splitlines():
+        assert line.strip() in source
+
+
+def test_every_file_that_the_readme_links_to_exists():
+    for link in re.findall(r"\]\(([^)#]+)\)", README):
+        assert link.startswith("http") or (ROOT / link).exists(), link
+
+
+def test_the_two_commands_are_there_and_are_targets():
+    makefile = (ROOT / "Makefile").read_text()
+    for target in ("demo", "test"):
+        assert f"make {target}" in README
+        assert re.search(rf"^{target}:", makefile, re.MULTILINE)
