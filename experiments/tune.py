@@ -55,7 +55,7 @@ class Args:
     output: Path = Path("results/tune")
     """Folder of `tune.jsonl`."""
     settings: Path | None = None
-    """Instead of drawing at random: a file with one JSON object of changes to the defaults per line."""
+    """Instead of drawing at random: a file of JSON objects, changes to the defaults, one a line."""
     overrides: str = "{}"
     """JSON of lists that replace those of the search space, such as '{"batch_size": [64]}'."""
 

@@ -13,6 +13,7 @@ import shlex
 import subprocess
 import sys
 import tempfile
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -127,6 +128,24 @@ def save(dataset: xr.Dataset, folder: Path) -> Path:
     finally:
         temporary.unlink(missing_ok=True)
     return path
+
+
+def save_or_rescue(dataset: xr.Dataset, folder: Path) -> Path:
+    """`save`, and where the folder cannot take it, into a new temporary folder, with a warning.
+
+    Finished results are hours of work: a full disk must not cost them.
+
+    Raises:
+      OSError: if neither can be written.
+    """
+    try:
+        return save(dataset, folder)
+    except OSError as error:
+        rescued = save(dataset, Path(tempfile.mkdtemp(prefix="purejaxdqn-")))
+        warnings.warn(
+            f"{folder} could not take the results ({error}): they are in {rescued}", stacklevel=2
+        )
+        return rescued
 
 
 def load(path: Path) -> xr.Dataset:

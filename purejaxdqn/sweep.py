@@ -178,7 +178,7 @@ def run_sweep(
         except KeyboardInterrupt:
             result = snapshot("interrupted")
     if output is not None:
-        results.save(result.dataset, output)
+        results.save_or_rescue(result.dataset, output)
     if result.dataset.attrs["status"] == "interrupted":
         raise SweepInterrupted(result)
     return result

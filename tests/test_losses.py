@@ -342,11 +342,13 @@ def learned_values(env: Environment) -> np.ndarray:
         batch_size=32,
         hidden_sizes=(),
         td_error="q_learning",
+        penalty="squared",
         discount=0.9,
         learning_rate=1.0,
         learning_rate_end_fraction=0.5,
         max_grad_norm=np.inf,
         target_period=10,
+        target_step_size=1.0,
         epsilon_start=1.0,
         epsilon_end=1.0,
     )

@@ -21,7 +21,8 @@ def test_the_sweep_in_the_readme_is_the_script():
 
 def test_the_td_error_in_the_readme_is_the_tested_one():
     source = (ROOT / "experiments/custom_loss.py").read_text()
-    for line in re.search(r"def persistent.*?- q_tm1\[a_tm1\]", README, re.DOTALL)[0].splitlines():
+    (example,) = re.findall(r"def persistent.*?- q_tm1\[a_tm1\]", README, re.DOTALL)
+    for line in example.splitlines():
         assert line.strip() in source
 
 

@@ -37,6 +37,21 @@ def test_a_write_that_fails_leaves_the_file_before_it_intact(tmp_path, monkeypat
     assert len(list(tmp_path.iterdir())) == 1
 
 
+def test_results_that_a_full_disk_refuses_are_rescued(tmp_path, monkeypatch):
+    save = results.save
+
+    def full(dataset, folder):
+        if folder == tmp_path:
+            raise OSError(28, "No space left on device")
+        return save(dataset, folder)
+
+    monkeypatch.setattr(results, "save", full)
+    with pytest.warns(UserWarning, match="No space left on device"):
+        path = results.save_or_rescue(DATASET, tmp_path)
+    assert path.parent != tmp_path
+    xr.testing.assert_identical(results.load(path), DATASET)
+
+
 def test_an_output_folder_is_made_and_earlier_results_are_kept(tmp_path):
     folder = results.prepare_output(tmp_path / "a" / "b")
     assert folder.is_dir()

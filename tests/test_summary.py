@@ -86,7 +86,7 @@ def test_the_table_has_a_row_per_seed(dataset, tmp_path):
 def test_the_learning_curve_shows_every_seed(dataset, tmp_path):
     figure = plotting.learning_curve(dataset, "title", 475.0)
     (axes,) = figure.axes
-    curves = [line.get_ydata() for line in axes.lines]
+    curves = [np.asarray(line.get_ydata()) for line in axes.lines]
     for seed_curve in RETURNS.mean(axis=2):
         assert any(np.array_equal(seed_curve, curve) for curve in curves)
     middle = RETURNS.mean(axis=2).mean(axis=0)

@@ -1,0 +1,94 @@
+"""Checks of a network."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from purejaxdqn.testing.common import (
+    COMPILABLE,
+    describe,
+    largest,
+    output_types,
+    require,
+    require_close,
+    require_finite,
+    run,
+)
+from purejaxdqn.types import Array, Network, Params
+
+_ONE_OBSERVATION = (
+    "It is a function of ONE observation without a batch axis, mapped over a batch with vmap. "
+    f"{COMPILABLE}"
+)
+
+
+def check_network(network: Network, key: Array, obs: Array, num_actions: int) -> None:
+    """Checks a value network of ONE observation: see `Network`.
+
+    - It works under `jit`, `vmap` (over observations and over weights) and `grad`.
+    - `action_values` gives one finite float for each action.
+    - Its noise is the key's; without a key there is none.
+    - What it makes of an observation does not depend on the others in a batch.
+    - Different keys give different weights.
+
+    Args:
+      network: the network.
+      key: `[]` PRNG key of everything that is drawn.
+      obs: `[*obs]` one observation.
+      num_actions: `A`.
+
+    Raises:
+      AssertionError: if something is wrong.
+    """
+    obs = jnp.asarray(obs)
+
+    def values(params: Params, obs: Array, key: Array | None = None) -> Array:
+        return network.action_values(network.apply(params, obs, key))
+
+    params = output_types("network.init", _ONE_OBSERVATION, network.init, key, obs)
+    for name, noise in (("without a key", None), ("with a key", key)):
+        found = output_types(f"network.apply {name}", _ONE_OBSERVATION, values, params, obs, noise)
+        require(
+            getattr(found, "shape", None) == (num_actions,)
+            and jnp.issubdtype(found.dtype, jnp.floating),
+            f"action_values gives {describe(found)} for one observation {name}: it must give "
+            f"float32[{num_actions}], one number for each action",
+        )
+
+    def examine(init_keys: Array, noise_key: Array) -> Any:
+        weights = jax.vmap(network.init, in_axes=(0, None))(init_keys, obs)
+        params = jax.tree.map(lambda x: x[0], weights)
+        batch = jnp.stack([obs, jnp.zeros_like(obs), jnp.ones_like(obs)])
+        return {
+            "weights": weights,
+            "alone": values(params, obs),
+            "noisy": values(params, obs, noise_key),
+            "among observations": jax.vmap(values, in_axes=(None, 0))(params, batch)[0],
+            "among weights": jax.vmap(values, in_axes=(0, None))(weights, obs)[0],
+            "gradient": jax.grad(lambda params: values(params, batch[2]).sum())(params),
+        }
+
+    keys = jax.random.split(key, 3)
+    found = run("the network", _ONE_OBSERVATION, examine, keys[:2], keys[2])
+    require_finite(found["weights"], "the network's weights after network.init")
+    require_finite(found["alone"], "action_values without a key")
+    require_finite(found["noisy"], "action_values with a key")
+    require(
+        any((leaf[0] != leaf[1]).any() for leaf in jax.tree.leaves(found["weights"])),
+        "two different keys give the same weights: draw them from the key",
+    )
+    for place in ("among observations", "among weights"):
+        require_close(
+            found["alone"],
+            found[place],
+            f"the values of an observation differ alone and {place} in a batch",
+            "normalise within ONE observation, not over a batch",
+        )
+    require_finite(found["gradient"], "the gradient of the action values")
+    require(
+        largest(found["gradient"]) > 0,
+        "no gradient reaches the weights, so that nothing would be learned",
+    )

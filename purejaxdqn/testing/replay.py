@@ -1,0 +1,233 @@
+"""Checks of a replay."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from purejaxdqn.testing.common import (
+    COMPILABLE,
+    Program,
+    on_host,
+    output_types,
+    require,
+    require_same_types,
+)
+from purejaxdqn.types import Array, ArrayTree, Replay, Sample, Step, Transition, run_axes
+
+MakeReplay = Callable[[int, int, float, int], Replay]  # capacity, batch_size, discount, time_limit
+
+
+_OBS_SHAPE = (2, 3, 5)  # so peculiar that what ends in it holds observations
+_BATCH_SIZE = 16
+_DISCOUNT = 0.9
+
+
+def check_replay(make_replay: MakeReplay, key: Array, *, num_envs: int = 3) -> None:
+    """Checks a replay of single steps: see `Replay`, `Step` and `Sample`.
+
+    - Every transition in a sample is one that was added, and among the newest `capacity` ones.
+      What was never written is never sampled.
+    - Action, reward and both observations belong together; `obs_t` is the true one, also where the
+      time limit cut an episode off.
+    - `discount_t` is 0 where the episode terminated, and nowhere else.
+    - It works under `jit`, `scan` and `vmap`; it writes in place, also for several runs at once;
+      it keeps the dtype of observations.
+
+    Args:
+      make_replay: `(capacity, batch_size, discount, time_limit) -> Replay`, such as
+        `uniform_replay`.
+      key: `[]` PRNG key of everything that is drawn.
+      num_envs: `E`.
+
+    Raises:
+      AssertionError: if something is wrong.
+    """
+    _check_replay_types(make_replay(8 * num_envs, _BATCH_SIZE, _DISCOUNT, 5), num_envs, key)
+    keys = jax.random.split(key, 64)
+    for max_rows, time_limit in ((8, 3), (4, 1)):
+        replay = make_replay(max_rows * num_envs, _BATCH_SIZE, _DISCOUNT, time_limit)
+        _check_replay_content(replay, _stream(29, num_envs, time_limit), keys, max_rows)
+    _check_in_place(make_replay, num_envs)
+
+
+def _stream(num_steps: int, num_envs: int, time_limit: int) -> Step:
+    """Random steps `[T, E, ...]`; each observation holds a number above 0 that no other one does.
+
+    Episodes follow each other; both flags also come together; each environment is truncated at
+    most once in `time_limit` steps.
+    """
+    rng = np.random.default_rng(0)
+    terminated = rng.random((num_steps, num_envs)) < 0.25
+    truncated = np.zeros_like(terminated)
+    since = np.full(num_envs, time_limit)
+    for t in range(num_steps):
+        truncated[t] = (rng.random(num_envs) < 0.5) & (since >= time_limit)
+        since = np.where(truncated[t], 1, since + 1)
+    obs, last_obs = rng.permutation(2 * num_steps * num_envs).reshape(2, num_steps, num_envs) + 1
+    following = np.concatenate([obs[1:], last_obs[-1:]])
+    next_obs = np.where(terminated | truncated, last_obs, following)
+
+    def image(numbers: np.ndarray) -> Any:
+        numbers = numbers.astype(np.float32)
+        return numbers.reshape(*numbers.shape, 1, 1, 1) * np.ones(_OBS_SHAPE, np.float32)
+
+    action, reward = rng.integers(0, 100, obs.shape, np.int32), rng.normal(size=obs.shape)
+    fields = (image(obs), action, reward.astype(np.float32), terminated, truncated, image(next_obs))
+    return Step._make(fields)
+
+
+def _check_replay_types(replay: Replay, num_envs: int, key: Array) -> None:
+    def array(*shape: int, dtype: Any) -> Any:
+        return jax.ShapeDtypeStruct(shape, dtype)
+
+    obs, flag = array(num_envs, *_OBS_SHAPE, dtype=jnp.uint8), array(num_envs, dtype=bool)
+    action = array(num_envs, dtype=jnp.int32)
+    step = Step(obs, action, array(num_envs, dtype=jnp.float32), flag, flag, obs)
+    state = output_types("Replay.init", COMPILABLE, replay.init, step)
+    added = output_types("Replay.add", COMPILABLE, replay.add, state, step)
+    sample = output_types("Replay.sample", COMPILABLE, replay.sample, added, key)
+    require(
+        isinstance(sample, Sample) and isinstance(sample.transition, Transition),
+        f"Replay.sample gives {sample!r}: it must give a Sample of a Transition",
+    )
+    some_obs = array(_BATCH_SIZE, *_OBS_SHAPE, dtype=jnp.uint8)
+    action, number = (array(_BATCH_SIZE, dtype=dtype) for dtype in (jnp.int32, jnp.float32))
+    require_same_types(
+        Sample(Transition(some_obs, action, number, number, some_obs), action, number),
+        sample,
+        f"a batch of {_BATCH_SIZE} steps with uint8 observations has the wrong types",
+        "give out observations, actions and rewards in the dtypes in which they were added",
+    )
+    updated = output_types("Replay.update", COMPILABLE, replay.update, added, action, number)
+    for name, new in (("add", added), ("update", updated)):
+        require_same_types(
+            state,
+            new,
+            f"Replay.{name} changes the types of the state, so that scan cannot carry it",
+            "keep every shape and dtype",
+        )
+
+
+def _check_replay_content(replay: Replay, steps: Step, keys: Array, max_rows: int) -> None:
+    def examine(keys: Array, steps: Step, num_steps: Array) -> Sample:
+        def unwritten(x: Array) -> Array:
+            holds_obs = x.shape[-len(_OBS_SHAPE) :] == _OBS_SHAPE
+            return jnp.full_like(x, jnp.nan) if holds_obs else x
+
+        def at(t: Array) -> Step:
+            return jax.tree.map(lambda x: x[t], steps)
+
+        state = jax.tree.map(unwritten, replay.init(at(jnp.int32(0))))
+        state = jax.lax.fori_loop(0, num_steps, lambda t, state: replay.add(state, at(t)), state)
+        return jax.vmap(replay.sample, in_axes=(None, 0))(state, keys)
+
+    program = Program("init, add and sample of a replay", COMPILABLE, examine)
+    for num_steps in (max_rows - 2, len(steps.action)):
+        added = Step._make(x[:num_steps] for x in steps)
+        samples = on_host(program(keys, steps, num_steps))
+        _check_samples(samples, added, max_rows)
+
+
+def _check_samples(samples: Sample, steps: Step, max_rows: int) -> None:
+    """Samples `[n, B, ...]` against the steps `[T, E, ...]` that were added."""
+    num_steps, num_envs = steps.action.shape
+    transition, _, probabilities = jax.tree.map(np.concatenate, samples)
+    require(
+        ((probabilities > 0) & (probabilities <= 1)).all(),
+        f"probabilities reach from {probabilities.min():.3g} to {probabilities.max():.3g}: each "
+        "must be above 0 and at most 1",
+    )
+
+    def numbers(obs: np.ndarray) -> np.ndarray:
+        """The number in each observation, NaN where the pixels do not agree."""
+        obs = obs.reshape(len(obs), -1)
+        return np.where((obs == obs[:, :1]).all(axis=1), obs[:, 0], np.nan)
+
+    added = {float(steps.obs[at][0, 0, 0]): at for at in np.ndindex(num_steps, num_envs)}
+    seen = set()
+    fields = (transition.a_tm1, transition.r_t, transition.discount_t)
+    obs_tm1, obs_t = numbers(transition.obs_tm1), numbers(transition.obs_t)
+    for number, a_tm1, r_t, discount_t, next_number in zip(obs_tm1, *fields, obs_t, strict=True):
+        where = f"after {num_steps} steps of {num_envs} environments with room for {max_rows}, "
+        require(
+            number in added and not np.isnan(next_number),
+            f"{where}a sampled transition holds observations that were never added (obs_tm1 "
+            f"{number}, obs_t {next_number}): sample only entries that were written",
+        )
+        at = added[number]
+        seen.add(at)
+        where = f"in the transition of step {at[0]} of environment {at[1]}, {where}"
+        require(
+            at[0] >= num_steps - max_rows,
+            f"{where}which is not among the newest {max_rows}: write over the oldest",
+        )
+        for name, found, true in (("a_tm1", a_tm1, steps.action), ("r_t", r_t, steps.reward)):
+            require(found == true[at], f"{where}{name} is {found} and not {true[at]}")
+        flags = f"terminated {steps.terminated[at]}, truncated {steps.truncated[at]}"
+        true_discount = 0.0 if steps.terminated[at] else _DISCOUNT
+        require(
+            bool(np.isclose(discount_t, true_discount)),
+            f"{where}discount_t is {discount_t:.3g} and not {true_discount} ({flags}): it is 0 "
+            "where the episode terminated, and gamma everywhere else, also at the time limit",
+        )
+        true_next = steps.next_obs[at][0, 0, 0]
+        require(
+            bool(steps.terminated[at]) or next_number == true_next,
+            f"{where}obs_t is observation {next_number} and not {true_next} ({flags}): it is "
+            "Step.next_obs, at the time limit too, where the next row holds another episode's",
+        )
+    num_held = min(num_steps, max_rows) * num_envs
+    require(
+        2 * len(seen) >= num_held,
+        f"{len(obs_tm1)} draws reached only {len(seen)} of {num_held} transitions held: sample "
+        "all of them",
+    )
+
+
+def _check_in_place(make_replay: MakeReplay, num_envs: int) -> None:
+    """Compiles, but does not run, `add` for several runs at once, as a sweep trains them."""
+    num_runs, max_rows = 2, 4096
+    replay = make_replay(max_rows * num_envs, _BATCH_SIZE, _DISCOUNT, 5)
+    steps = _stream(6, num_envs, 5)
+    state = jax.eval_shape(replay.init, jax.tree.map(lambda x: jnp.asarray(x[0]), steps))
+    axes = run_axes(state)
+
+    def batched(axis: int | None, part: ArrayTree) -> ArrayTree:
+        if axis is None:
+            return part
+        return jax.tree.map(lambda x: jax.ShapeDtypeStruct((num_runs, *x.shape), x.dtype), part)
+
+    states = jax.tree.map(batched, axes, state, is_leaf=lambda axis: axis is None)
+    runs = jax.tree.map(lambda x: np.stack([x] * num_runs), steps)
+
+    def add_all(state: ArrayTree, steps: Step) -> ArrayTree:
+        return jax.lax.scan(lambda state, step: (replay.add(state, step), None), state, steps)[0]
+
+    over_runs = jax.vmap(add_all, in_axes=(axes, 0), out_axes=axes)
+    try:
+        program = jax.jit(over_runs, donate_argnums=0).lower(states, runs).compile()
+    except Exception as error:
+        raise AssertionError(
+            f"Replay.add of several runs under vmap raises {type(error).__name__}: {error}\nA "
+            "field that purejaxdqn.types.shared_counter() declares must not depend on what is added"
+        ) from error
+    obs_type = ",".join(map(str, _OBS_SHAPE))
+    require(
+        not re.search(rf"{obs_type}\]\S* scatter\(", program.as_text() or ""),
+        "Replay.add writes with a scatter when several runs are vmapped: declare the index with "
+        "purejaxdqn.types.shared_counter(), and write with jax.lax.dynamic_update_slice",
+    )
+    memory = program.memory_analysis()
+    ring = max(x.size * x.dtype.itemsize for x in jax.tree.leaves(states))
+    require(
+        memory is None or memory.temp_size_in_bytes < ring / 2,
+        f"Replay.add copies: it needs {getattr(memory, 'temp_size_in_bytes', 0)} bytes beside a "
+        f"ring of {ring}. Write with jax.lax.dynamic_update_slice, and read what the write "
+        "replaces before it, not after",
+    )
