@@ -62,7 +62,7 @@ class DQNConfig:
     """Gradient steps in each round of updates."""
     prefill_steps: int = 1_000
     """Environment steps of uniformly random play before anything is learned."""
-    replay_capacity: int = 50_000
+    replay_capacity: int = 100_000
     """Transitions that the replay holds; the oldest are dropped."""
     batch_size: int = 64
     """Transitions per gradient step."""

@@ -43,7 +43,8 @@ def countdown(noise: float = 0.0) -> Environment:
         is_over = state.num_steps >= state.length
         reward = jnp.where(is_over, 1e6, state.length) + noise * jax.random.normal(key)
         state = state._replace(num_steps=state.num_steps + 1)
-        terminated = (state.num_steps >= state.length) & (state.length < LONGEST)
+        # Reported once: an episode that has ended must stay ended.
+        terminated = (state.num_steps == state.length) & (state.length < LONGEST)
         return state, TimeStep(observe(state), reward, terminated, state.num_steps >= LONGEST)
 
     space = gymnasium.spaces.Box(0, 20, (2,), np.float32)

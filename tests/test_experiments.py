@@ -95,7 +95,7 @@ def test_the_same_command_gives_the_same_numbers_and_needs_overwrite(first):
     [
         (["--num-seeds=0"], "num_seeds (0) must be at least 1"),
         (["--num-envs=-1"], "num_envs (-1)"),
-        (["--batch-size=60000"], "batch_size (60000) must be at most replay_capacity"),
+        (["--batch-size=200000"], "batch_size (200000) must be at most replay_capacity"),
         (["--discount=1.5"], "discount (1.5) must lie between 0 and 1"),
         (["--env=CartPole-v3"], "CartPole-v1"),
         (["--lerning-rate=1e-3"], "--learning-rate"),

@@ -83,11 +83,7 @@ def compiled(layout: Layout) -> Callable[..., Sample]:
     return run
 
 
-flags = st.lists(st.booleans(), min_size=MAX_ADDS * 4, max_size=MAX_ADDS * 4)
-
-
-def as_flags(bits, layout):
-    return np.reshape(bits, (MAX_ADDS, 4))[:, : layout.num_envs]
+probabilities = st.sampled_from([0.0, 0.1, 0.5, 1.0])
 
 
 class TestAgainstAList:
@@ -95,12 +91,13 @@ class TestAgainstAList:
     @given(
         layout=st.sampled_from(LAYOUTS),
         num_adds=st.integers(1, MAX_ADDS),
-        terminated=flags,
-        wants_truncation=flags,
+        termination=probabilities,
+        truncation=probabilities,
         seed=st.integers(0, 2**31 - 1),
     )
-    def test_every_entry(self, layout, num_adds, terminated, wants_truncation, seed):
-        steps = make_steps(layout, as_flags(terminated, layout), as_flags(wants_truncation, layout))
+    def test_every_entry(self, layout, num_adds, termination, truncation, seed):
+        draws = np.random.default_rng(seed).random((2, MAX_ADDS, layout.num_envs))
+        steps = make_steps(layout, draws[0] < termination, draws[1] < truncation)
         self.check(layout, steps, num_adds, seed)
 
     @pytest.mark.parametrize("layout", LAYOUTS)
