@@ -58,15 +58,15 @@ class DQNConfig:
     """Environments stepped side by side within one seed."""
     steps_per_update: int = 4
     """Environment steps (of all environments) between rounds of updates; a multiple of num_envs."""
-    updates_per_iteration: int = 2
+    updates_per_iteration: int = 1
     """Gradient steps in each round of updates."""
     prefill_steps: int = 1_000
     """Environment steps of uniformly random play before anything is learned."""
-    replay_capacity: int = 100_000
+    replay_capacity: int = 10_000
     """Transitions that the replay holds; the oldest are dropped."""
-    batch_size: int = 64
+    batch_size: int = 128
     """Transitions per gradient step."""
-    hidden_sizes: tuple[int, ...] = (64, 64)
+    hidden_sizes: tuple[int, ...] = (128, 128)
     """Widths of the network's hidden layers."""
     td_error: Literal["q_learning", "double_q_learning"] = "double_q_learning"
     """How the target is formed."""
@@ -82,15 +82,15 @@ class DQNConfig:
     """Fraction of learning_rate left at the last gradient step, falling linearly; 1: constant."""
     max_grad_norm: float = 10.0
     """Gradients are scaled down to this global norm; inf never does."""
-    target_period: int = 1
+    target_period: int = 50
     """Gradient steps between two updates of the target network."""
-    target_step_size: float = 0.01
+    target_step_size: float = 1.0
     """How far an update goes towards the online network: 1 copies it, less is Polyak averaging."""
     epsilon_start: float = 1.0
     """Probability of a random action at step 0."""
-    epsilon_end: float = 0.01
+    epsilon_end: float = 0.04
     """Probability of a random action once exploration has decayed."""
-    epsilon_fraction: float = 0.1
+    epsilon_fraction: float = 0.2
     """Fraction of total_steps over which epsilon falls linearly."""
     eval_interval: int = 5_000
     """Environment steps between evaluations; one before learning and one at the end come on top."""

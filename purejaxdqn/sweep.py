@@ -327,16 +327,15 @@ class _Window:
         self._num_episodes = np.zeros(num_runs)
 
     def add(self, outputs: ChunkOutputs) -> None:
-        """Takes the rows `[slots, iterations, ...]` that were run."""
-        episode_return = outputs.episode_return.reshape(len(self._return_sum), -1)
-        self._num_episodes += np.isfinite(episode_return).sum(axis=1)
-        for column in np.nan_to_num(episode_return.astype(np.float64), nan=0.0).T:
-            self._return_sum += column
+        """Takes the rows `[n, iterations, ...]` that were run."""
+        returns = np.asarray(outputs.episode_return).reshape(len(self._return_sum), -1)
+        ended = ~np.isnan(returns)
+        self._num_episodes += ended.sum(axis=1)
+        self._return_sum = _add_in_order(self._return_sum, np.where(ended, returns, 0.0))
         for name, rows in outputs.metrics.items():
-            total = self._sums.setdefault(name, np.zeros(len(rows)))
-            for column in rows.T.astype(np.float64):
-                total += column
-        self._iterations += next(iter(outputs.metrics.values())).shape[1]
+            total = self._sums.get(name, np.zeros(len(rows)))
+            self._sums[name] = _add_in_order(total, np.asarray(rows))
+        self._iterations += returns.shape[1] // outputs.episode_return[0, 0].size
 
     def training_return(self) -> np.ndarray:
         """`[n]`, NaN where no episode has ended."""
@@ -346,6 +345,12 @@ class _Window:
     def metrics(self) -> dict[str, np.ndarray]:
         """`[n]` each."""
         return {name: total / self._iterations for name, total in self._sums.items()}
+
+
+def _add_in_order(total: np.ndarray, rows: np.ndarray) -> np.ndarray:
+    """`total [n]` plus each column of `rows [n, M]` in turn; `sum` would pair them up."""
+    columns = np.column_stack([total, rows]).astype(np.float64)
+    return np.add.accumulate(columns, axis=1)[:, -1]
 
 
 class _Record:

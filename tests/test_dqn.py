@@ -16,11 +16,13 @@ SMALL = DQNConfig(
     total_steps=400,
     num_envs=4,
     steps_per_update=4,
+    updates_per_iteration=1,
     prefill_steps=80,
     replay_capacity=120,
     batch_size=16,
     hidden_sizes=(8,),
     target_period=5,
+    target_step_size=1.0,
     eval_interval=100,
     eval_episodes=3,
 )
@@ -106,6 +108,7 @@ def test_acting_learning_and_target_copies_happen_exactly_as_often_as_asked(
         batch_size=8,
         hidden_sizes=(4,),
         target_period=period,
+        target_step_size=1.0,
         eval_interval=120,
     )
     config.validate()

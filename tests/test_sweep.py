@@ -21,11 +21,13 @@ CONFIG = DQNConfig(
     total_steps=480,
     num_envs=4,
     steps_per_update=4,
+    updates_per_iteration=1,
     prefill_steps=80,
     replay_capacity=120,
     batch_size=16,
     hidden_sizes=(8,),
     target_period=5,
+    target_step_size=1.0,
     eval_interval=200,
     eval_episodes=3,
 )
