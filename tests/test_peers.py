@@ -137,8 +137,7 @@ def test_the_package_is_measured_through_throughput(monkeypatch):
 
     def answer(command):
         commands.append(command)
-        rows = [{"num_seeds": n, "package_steps_per_second": 1_000.0 * n} for n in (1, 8)]
-        return {"results": rows}
+        return {"steps_per_second": 8_000.0}
 
     monkeypatch.setattr(peers, "run_json", answer)
     monkeypatch.setattr(peers, "version_of", lambda name: "0")
@@ -146,7 +145,7 @@ def test_the_package_is_measured_through_throughput(monkeypatch):
     assert (measured["steps_per_second"], measured["num_seeds"]) == (8_000.0, 8)
     ((_, script, *flags),) = commands
     assert script.name == "throughput.py"
-    assert flags == ["--json", "--seeds", "8", "--rounds", "1"]
+    assert flags == ["--worker", "package", "--num-seeds", "8"]
 
 
 def test_only_the_last_line_that_a_program_prints_is_read():
