@@ -37,7 +37,7 @@ class Args(cli.SweepArgs):
     """Folder for everything that is written."""
     agent: str | None = None
     """A member of the family, whose settings are the defaults of all others: dqn, double, dueling,
-    n_step, prioritised, c51, qr_dqn, iqn, munchausen, m_iqn, noisy, rainbow."""
+    n_step, prioritised, c51, qr_dqn, iqn, fqf, munchausen, m_iqn, noisy, rainbow."""
     config: DQNConfig = dataclasses.field(default_factory=DQNConfig)
 
 

@@ -32,6 +32,7 @@ _CHANGES: dict[str, dict[str, Any]] = {
     # Picked as in double Q-learning, every tuning seed held what it learned.
     "qr_dqn": {"representation": "quantile", "td_error": "double_q_learning", **_DISTRIBUTION},
     "iqn": _IQN,
+    "fqf": {**_IQN, "representation": "proposed_quantile"},
     "munchausen": {"munchausen": True},
     "m_iqn": {**_IQN, "munchausen": True},
     "noisy": {"noisy": True, "batch_size": 32},

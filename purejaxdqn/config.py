@@ -48,9 +48,11 @@ class DQNConfig:
     at the last (prioritised replay only)."""
     hidden_sizes: tuple[int, ...] = (128, 128)
     """Widths of the network's hidden layers."""
-    representation: Literal["values", "categorical", "quantile", "implicit_quantile"] = "values"
+    representation: Literal[
+        "values", "categorical", "quantile", "implicit_quantile", "proposed_quantile"
+    ] = "values"
     """What the network says of an action: its value, or its returns' distribution on fixed atoms
-    (C51), by fixed quantiles (QR-DQN), or by drawn ones (IQN)."""
+    (C51), by fixed quantiles (QR-DQN), by drawn ones (IQN), or by proposed ones (FQF)."""
     num_atoms: int = 51
     """Atoms of the categorical representation."""
     value_min: float = 0.0
@@ -58,16 +60,23 @@ class DQNConfig:
     value_max: float = 100.0
     """The highest atom: the greatest discounted return there may be."""
     num_quantiles: int = 32
-    """Quantiles of the two quantile representations."""
+    """Quantiles of the three quantile representations."""
+    fraction_learning_rate: float = 1e-4
+    """RMSprop's step size at first for the layer that proposes fractions; falls as learning_rate
+    does (proposed_quantile only)."""
     dueling: bool = False
     """Whether the network is split into a state's value and the actions' advantages."""
     noisy: bool = False
     """Whether the network's weights are noisy, and explore in epsilon's place."""
     layer_norm: bool = False
     """Whether hidden layers are normalised before their ReLU."""
-    td_error: Literal["q_learning", "double_q_learning", "expected_sarsa", "soft_q_learning"] = (
-        "double_q_learning"
-    )
+    td_error: Literal[
+        "q_learning",
+        "double_q_learning",
+        "expected_sarsa",
+        "soft_q_learning",
+        "persistent_advantage_learning",
+    ] = "double_q_learning"
     """How the target is formed; of a distribution, whether its next action is picked as in
     double_q_learning or as in q_learning."""
     munchausen: bool = False
@@ -75,6 +84,8 @@ class DQNConfig:
     in place of td_error (values and quantiles only)."""
     munchausen_coefficient: float = 0.9
     """How much of that log-probability is added (munchausen only)."""
+    advantage_coefficient: float = 0.9
+    """How much of the gap to the best action is taken off (persistent_advantage_learning only)."""
     temperature: float = 0.03
     """Of the soft targets: how much entropy counts (soft_q_learning and munchausen only)."""
     penalty: Literal["squared", "huber", "masked_squared"] = "squared"
@@ -173,7 +184,8 @@ def _range_problems(config: DQNConfig) -> Iterator[str]:
             yield f"{name} ({getattr(config, name)!r}) must be one of {', '.join(allowed)}"
     unit = ("discount", "epsilon_start", "epsilon_end", "epsilon_fraction", "epsilon_decay")
     exponents = ("priority_exponent", "importance_exponent")
-    for name in (*unit, *exponents, "learning_rate_end_fraction", "munchausen_coefficient"):
+    coefficients = ("munchausen_coefficient", "advantage_coefficient")
+    for name in (*unit, *exponents, "learning_rate_end_fraction", *coefficients):
         if not 0 <= getattr(config, name) <= 1:
             yield f"{name} ({getattr(config, name)}) must lie between 0 and 1"
     if not 0 < config.target_step_size <= 1:
@@ -182,7 +194,8 @@ def _range_problems(config: DQNConfig) -> Iterator[str]:
             "1 copies the online network"
         )
     single = np.finfo(np.float32)  # in which they enter the programs
-    for name in ("learning_rate", "adam_epsilon", "huber_threshold", "temperature"):
+    positive = ("learning_rate", "fraction_learning_rate", "adam_epsilon")
+    for name in (*positive, "huber_threshold", "temperature"):
         value = getattr(config, name)
         if not float(single.tiny) <= value <= float(single.max):
             yield (

@@ -29,6 +29,7 @@ from purejaxdqn.exploration import (
     linear_schedule,
     multiplicative_schedule,
 )
+from purejaxdqn.losses.bellman import Penalty
 from purejaxdqn.replay import prioritised_replay, uniform_replay
 from purejaxdqn.types import (
     Array,
@@ -328,14 +329,19 @@ def make_train(
 
 # ------------------------------------------------------------------------------------- put together
 
-TD_ERRORS: dict[str, Callable[[DQNConfig], Callable[..., Array]]] = {
-    "q_learning": lambda config: losses.q_learning,
-    "double_q_learning": lambda config: losses.double_q_learning,
-    "expected_sarsa": lambda config: functools.partial(
-        losses.expected_sarsa, epsilon=config.epsilon_end
+LOSSES: dict[str, Callable[[DQNConfig, Penalty], LossFn]] = {
+    "q_learning": lambda config, penalty: losses.bellman_loss(losses.q_learning, penalty),
+    "double_q_learning": lambda config, penalty: losses.bellman_loss(
+        losses.double_q_learning, penalty
     ),
-    "soft_q_learning": lambda config: functools.partial(
-        losses.soft_q_learning, temperature=config.temperature
+    "expected_sarsa": lambda config, penalty: losses.bellman_loss(
+        functools.partial(losses.expected_sarsa, epsilon=config.epsilon_end), penalty
+    ),
+    "soft_q_learning": lambda config, penalty: losses.bellman_loss(
+        functools.partial(losses.soft_q_learning, temperature=config.temperature), penalty
+    ),
+    "persistent_advantage_learning": lambda config, penalty: (
+        losses.persistent_advantage_learning_loss(config.advantage_coefficient, penalty)
     ),
 }
 PENALTIES = {
@@ -370,8 +376,8 @@ def _make_loss(config: DQNConfig, env: Environment) -> LossFn:
         return losses.categorical_loss(double)
     soft = config.temperature if config.munchausen else None
     if config.representation == "values":
-        td_error = TD_ERRORS["soft_q_learning" if config.munchausen else config.td_error](config)
-        loss_fn = losses.bellman_loss(td_error, PENALTIES[config.penalty](config, env))
+        make_loss = LOSSES["soft_q_learning" if config.munchausen else config.td_error]
+        loss_fn = make_loss(config, PENALTIES[config.penalty](config, env))
     else:
         # A soft target has no next action to pick.
         loss_fn = losses.quantile_loss(
@@ -402,6 +408,7 @@ def dqn(
       loss_fn: instead of that of `config.representation`, `config.td_error` and `config.penalty`.
       optimizer: `learning-rate schedule -> optax optimiser`, such as `optax.rmsprop`, instead of
         the one that `config.optimizer` names; behind the clipping of the gradients' global norm.
+        FQF's proposal of fractions keeps its own.
 
     Returns:
       The `Train`.
@@ -420,11 +427,12 @@ def dqn(
         num_quantiles=config.num_quantiles,
     )
     loss_fn = loss_fn or _make_loss(config, env)
-    learning_rate = linear_schedule(
-        config.learning_rate,
-        config.learning_rate * config.learning_rate_end_fraction,
-        config.num_updates,
-    )
+
+    def decaying(step_size: Array | float) -> Schedule:
+        end = step_size * config.learning_rate_end_fraction
+        return linear_schedule(step_size, end, config.num_updates)
+
+    learning_rate = decaying(config.learning_rate)
     clip = optax.clip_by_global_norm(config.max_grad_norm)
     if optimizer is None:
         named = OPTIMIZERS[config.optimizer](config, learning_rate)
@@ -432,6 +440,12 @@ def dqn(
         transformation = optax.flatten(optax.chain(clip, named))
     else:
         transformation = optax.chain(clip, optimizer(learning_rate))
+    if config.representation == "proposed_quantile":
+        proposal = optax.rmsprop(decaying(config.fraction_learning_rate), decay=0.95, eps=1e-5)
+        transformation = optax.multi_transform(
+            {"value": transformation, "fraction_proposal": proposal},
+            networks.label_fraction_proposal,
+        )
     learner = make_learner(
         network,
         loss_fn,

@@ -108,7 +108,7 @@ class Categorical(NamedTuple):
 
 
 class Quantiles(NamedTuple):
-    """Quantiles of the return for each action: what a QR-DQN, IQN or FQF network puts out.
+    """Quantiles of the return for each action: what a QR-DQN or IQN network puts out.
 
     Attributes:
       values: `[A, N]` the return's quantiles.
@@ -119,6 +119,26 @@ class Quantiles(NamedTuple):
     values: Array
     fractions: Array
     weights: Array
+
+
+class ProposedQuantiles(NamedTuple):
+    """Quantiles at fractions that the network chose: what an FQF network puts out.
+
+    Attributes:
+      values: `[A, N]` the return's quantiles.
+      fractions: `[N]` which quantiles these are: the midpoints of the parts into which the
+        boundaries cut the interval from 0 to 1.
+      weights: `[N]` how long each part is; they sum to 1.
+      boundaries: `[N - 1]` between the parts, increasing; gradients through them reach the
+        proposal alone.
+      boundary_values: `[A, N - 1]` the quantiles at the boundaries.
+    """
+
+    values: Array
+    fractions: Array
+    weights: Array
+    boundaries: Array
+    boundary_values: Array
 
 
 class LossOutput(NamedTuple):

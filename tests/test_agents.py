@@ -10,6 +10,7 @@ import pytest
 
 from purejaxdqn.agents import AGENTS, agent
 from purejaxdqn.dqn import dqn
+from purejaxdqn.networks import label_fraction_proposal
 from purejaxdqn.types import ConfigError
 
 SMALL: dict[str, Any] = {
@@ -68,6 +69,8 @@ def test_an_unknown_name_is_refused_with_the_nearest_ones():
         {"prioritised": True, "n_step": 3, "num_envs": 2, "steps_per_update": 8},
         {"td_error": "expected_sarsa", "optimizer": "rmsprop"},
         {"td_error": "soft_q_learning", "penalty": "huber"},
+        {"td_error": "persistent_advantage_learning", "penalty": "huber"},
+        {"representation": "proposed_quantile", "dueling": True, "noisy": True, "munchausen": True},
     ],
 )
 def test_components_combine(change):
@@ -77,3 +80,41 @@ def test_components_combine(change):
     state = jax.jit(train.init)(jax.random.key(0))
     _, outputs = jax.jit(train.chunk, static_argnums=2)(state, jnp.int32(10), 10)
     assert np.isfinite(outputs.metrics["loss"]).all()
+
+
+@pytest.mark.parametrize(
+    ("still", "moving"),
+    [("learning_rate", "fraction_proposal"), ("fraction_learning_rate", "value")],
+)
+def test_the_proposal_of_fractions_has_an_optimiser_of_its_own(still, moving):
+    changes = {**SMALL, still: 1e-30}
+    config = dataclasses.replace(agent("fqf"), **changes)
+    train = dqn(config)
+    before = jax.jit(train.init)(jax.random.key(0))
+    after, _ = jax.jit(train.chunk, static_argnums=2)(before, jnp.int32(10), 10)
+    moved = jax.tree.map(
+        lambda a, b: bool(np.abs(a - b).max() > 1e-12), before.learner.params, after.learner.params
+    )
+    labels = label_fraction_proposal(before.learner.params)
+    by_label: dict[str, set[bool]] = {"value": set(), "fraction_proposal": set()}
+    for label, has_moved in zip(jax.tree.leaves(labels), jax.tree.leaves(moved), strict=True):
+        by_label[label].add(has_moved)
+    assert by_label == {label: {label == moving} for label in by_label}
+
+
+def test_persistent_advantage_learning_has_its_coefficient():
+    """At 0 it is Q-learning, at 0.9 it is not."""
+
+    def train_params(**changes):
+        train = dqn(dataclasses.replace(AGENTS["dqn"], **SMALL, **changes))
+        state = jax.jit(train.init)(jax.random.key(0))
+        state, _ = jax.jit(train.chunk, static_argnums=2)(state, jnp.int32(10), 10)
+        return jax.tree.leaves(state.learner.params)
+
+    def distance(a, b):
+        return max(float(np.abs(x - y).max()) for x, y in zip(a, b, strict=True))
+
+    plain = train_params()
+    persistent = "persistent_advantage_learning"
+    assert distance(plain, train_params(td_error=persistent, advantage_coefficient=0.0)) < 1e-6
+    assert distance(plain, train_params(td_error=persistent, advantage_coefficient=0.9)) > 1e-5

@@ -1,6 +1,7 @@
 """The losses of the DQN family against numbers by hand and double loops in NumPy."""
 
 import functools
+import itertools
 import math
 
 import jax
@@ -16,6 +17,7 @@ from purejaxdqn.losses import (
     categorical_loss,
     double_q_learning,
     expected_sarsa,
+    fraction_loss,
     munchausen,
     persistent_advantage_learning_loss,
     project,
@@ -26,7 +28,14 @@ from purejaxdqn.losses import (
 )
 from purejaxdqn.losses.q_learning import softmax_log_policy
 from purejaxdqn.testing import check_loss, check_td_error
-from purejaxdqn.types import Categorical, LossOutput, Network, Quantiles, Transition
+from purejaxdqn.types import (
+    Categorical,
+    LossOutput,
+    Network,
+    ProposedQuantiles,
+    Quantiles,
+    Transition,
+)
 
 KEY = jax.random.key(0)
 NUM_ACTIONS, NUM_OBS, BATCH = 3, 4, 24
@@ -168,6 +177,18 @@ def implicit_quantiles(raw, key):
 IMPLICIT = linear_network((NUM_ACTIONS, len(FRACTIONS)), implicit_quantiles, quantile_means)
 
 
+def proposed_quantiles(raw, key):
+    """Quantiles at midpoints, then at boundaries that depend on the weights, as FQF's do."""
+    num = len(FRACTIONS)
+    boundaries = jnp.sort(jax.nn.sigmoid(raw[0, num:]))
+    edges = jnp.concatenate([jnp.zeros(1), boundaries, jnp.ones(1)])
+    fractions = (edges[1:] + edges[:-1]) / 2
+    return ProposedQuantiles(raw[:, :num], fractions, jnp.diff(edges), boundaries, raw[:, num:])
+
+
+PROPOSED = linear_network((NUM_ACTIONS, 2 * len(FRACTIONS) - 1), proposed_quantiles, quantile_means)
+
+
 def make_batch(seed=0):
     rng = np.random.default_rng(seed)
     obs_tm1, obs_t = rng.normal(size=(2, BATCH, NUM_OBS)).astype(np.float32)
@@ -234,6 +255,8 @@ ALL_LOSSES = {
     "double QR": (quantile_loss(), QUANTILES),
     "plain QR": (quantile_loss(threshold=0.0), QUANTILES),
     "IQN": (quantile_loss(), IMPLICIT),
+    "FQF": (quantile_loss(), PROPOSED),
+    "M-FQF": (munchausen(quantile_loss(double=False, temperature=0.03)), PROPOSED),
     "M-QR": (munchausen(quantile_loss(double=False, temperature=0.03)), QUANTILES),
     "M-IQN": (munchausen(quantile_loss(double=False, temperature=0.03)), IMPLICIT),
 }
@@ -699,3 +722,66 @@ class TestQuantileLoss:
         assert not np.any(grads["fractions"])
         assert not any(np.any(leaf) for leaf in jax.tree.leaves(target_grads))
         assert float(output.priority) == pytest.approx(0.125 + 3 - 1.75)
+
+
+class TestFractionLoss:
+    def test_by_hand(self):
+        boundaries = jnp.array([0.25, 0.5])
+        args = jnp.array([2.0, 5.0]), jnp.array([1.0, 4.0, 5.0])
+        loss, grad = jax.value_and_grad(fraction_loss)(boundaries, *args)
+        # 2 * 2 - 1 - 4 = -1, and 2 * 5 - 4 - 5 = 1.
+        np.testing.assert_allclose(grad, [-1.0, 1.0])
+        assert float(loss) == pytest.approx(0.25)
+        others = jax.grad(fraction_loss, (1, 2))(boundaries, *args)
+        assert not any(np.any(leaf) for leaf in others)
+
+    @pytest.mark.parametrize("num", [2, 3, 6])
+    def test_is_the_slope_of_the_wasserstein_error(self, num):
+        """Of a quantile function that is known, against differences of the error's integral."""
+        rng = np.random.default_rng(num)
+        boundaries = np.sort(rng.uniform(0.05, 0.95, num - 1))
+
+        def quantile(fraction):
+            return np.exp(2 * fraction) - fraction**2  # increasing
+
+        def error(boundaries):
+            edges = np.concatenate([[0], boundaries, [1]])
+            total = 0.0
+            for low, high in itertools.pairwise(edges):
+                middle = (low + high) / 2
+                for a, b in ((low, middle), (middle, high)):
+                    fractions = a + (b - a) * (np.arange(2000) + 0.5) / 2000
+                    total += np.abs(quantile(fractions) - quantile(middle)).mean() * (b - a)
+            return total
+
+        edges = np.concatenate([[0], boundaries, [1]])
+        grad = jax.grad(fraction_loss)(
+            jnp.asarray(boundaries),
+            jnp.asarray(quantile(boundaries)),
+            jnp.asarray(quantile((edges[1:] + edges[:-1]) / 2)),
+        )
+        for i in range(num - 1):
+            step = np.zeros(num - 1)
+            step[i] = 1e-4
+            slope = (error(boundaries + step) - error(boundaries - step)) / 2e-4
+            assert float(grad[i]) == pytest.approx(slope, rel=1e-3, abs=1e-4)
+
+    def test_is_added_where_fractions_are_proposed(self):
+        batch = make_batch()
+        values_tm1, *_ = raw_of(PROPOSED, batch)
+
+        def without_proposal(raw, key):
+            return Quantiles(*proposed_quantiles(raw, key)[:3])
+
+        fixed = linear_network(
+            (NUM_ACTIONS, 2 * len(FRACTIONS) - 1), without_proposal, quantile_means
+        )
+        a, b = (losses_of(quantile_loss(), network, batch) for network in (PROPOSED, fixed))
+        for i in range(BATCH):
+            output = proposed_quantiles(jnp.asarray(values_tm1[i], jnp.float32), None)
+            action = batch.a_tm1[i]
+            added = fraction_loss(
+                output.boundaries, output.boundary_values[action], output.values[action]
+            )
+            require_equal(a.loss[i] - b.loss[i], added)
+        require_equal(a.priority, b.priority)

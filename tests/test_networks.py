@@ -22,6 +22,7 @@ from purejaxdqn.networks import (
     NoisyDense,
     cosines,
     expected_value,
+    label_fraction_proposal,
     make_network,
     mean_of_quantiles,
     midpoints,
@@ -29,7 +30,7 @@ from purejaxdqn.networks import (
     value_plus_advantages,
 )
 from purejaxdqn.testing import check_network
-from purejaxdqn.types import Categorical, ConfigError, Quantiles
+from purejaxdqn.types import Categorical, ConfigError, ProposedQuantiles, Quantiles
 
 
 def numpy_mlp(params, x):
@@ -116,7 +117,7 @@ class TestMakeNetwork:
 
 OBS = jnp.array([0.5, -1.0, 2.0, 0.1])
 NUMBERS = st.floats(-100, 100, width=32)
-REPRESENTATIONS = ("values", "categorical", "quantile", "implicit_quantile")
+REPRESENTATIONS = ("values", "categorical", "quantile", "implicit_quantile", "proposed_quantile")
 
 
 def small(representation="values", **kwargs):
@@ -384,7 +385,7 @@ class TestDueling:
         size = outputs["value"]["Dense_0"]["bias"].size
         apply = jax.jit(network.apply)
         before = apply(params, OBS)
-        if representation != "implicit_quantile":  # there each fraction has its own mean
+        if representation in REPRESENTATIONS[:3]:  # in the others each fraction has its own mean
             mean = jax.tree.leaves(before)[0].reshape(3, size).mean(axis=0)
             hidden = np.maximum(dense(params["params"]["torso"]["Dense_0"], np.asarray(OBS)), 0)
             value = dense(outputs["value"]["Dense_0"], hidden)
@@ -491,6 +492,58 @@ class TestHeads:
         for column in fractions.T:
             assert scipy.stats.kstest(column, "uniform").pvalue > 1e-4
         assert np.abs(np.corrcoef(fractions.T) - np.eye(4)).max() < 0.15
+
+    def test_proposed_quantile_by_hand(self):
+        network = small("proposed_quantile", head_sizes=(5,))
+        params = random_params(network)
+        output = network.apply(params, OBS)
+        assert isinstance(output, ProposedQuantiles)
+        layers = params["params"]
+        features = np.maximum(dense(layers["torso"]["Dense_0"], np.asarray(OBS)), 0)
+        logits = dense(layers["fraction_proposal"], features)
+        weights = np.exp(logits) / np.exp(logits).sum()
+        edges = np.concatenate([[0], np.cumsum(weights)])
+        assert weights.std() > 0.01  # or uneven parts would not be tried
+        np.testing.assert_allclose(output.weights, weights, rtol=1e-4)
+        np.testing.assert_allclose(output.boundaries, edges[1:-1], rtol=1e-4)
+        np.testing.assert_allclose(output.fractions, (edges[1:] + edges[:-1]) / 2, rtol=1e-4)
+
+        def quantile(fraction):
+            basis = np.cos(np.pi * np.arange(7) * fraction)
+            embedding = np.maximum(dense(layers["FractionEmbedding_0"]["Dense_0"], basis), 0)
+            hidden = np.maximum(dense(layers["outputs"]["Dense_0"], features * embedding), 0)
+            return dense(layers["outputs"]["Dense_1"], hidden)
+
+        for fractions, values in (
+            (output.fractions, output.values),
+            (output.boundaries, output.boundary_values),
+        ):
+            expected = np.stack([quantile(x) for x in np.asarray(fractions).tolist()], axis=1)
+            np.testing.assert_allclose(values, expected, rtol=1e-3, atol=1e-4)
+        means = np.asarray(output.values) @ weights
+        np.testing.assert_allclose(network.action_values(output), means, rtol=1e-3, atol=1e-4)
+
+    def test_proposed_fractions_are_even_at_first(self):
+        network = small("proposed_quantile")
+        params = network.init(jax.random.key(0), OBS)
+        np.testing.assert_allclose(network.apply(params, OBS).weights, [0.25] * 4, rtol=1e-6)
+
+    def test_quantiles_and_their_proposal_learn_apart(self):
+        network = small("proposed_quantile")
+        params = random_params(network)
+        of_values, of_boundaries = (
+            jax.grad(lambda params, name=name: jnp.sum(getattr(network.apply(params, OBS), name)))(
+                params
+            )
+            for name in ("values", "boundaries")
+        )
+        labels = jax.tree.leaves(label_fraction_proposal(params))
+        assert set(labels) == {"value", "fraction_proposal"}
+        for label, value_grad, boundary_grad in zip(
+            labels, jax.tree.leaves(of_values), jax.tree.leaves(of_boundaries), strict=True
+        ):
+            assert np.any(value_grad) == (label == "value")
+            assert np.any(boundary_grad) == (label == "fraction_proposal")
 
     @pytest.mark.parametrize("num", [1, 2, 7])
     def test_midpoints(self, num):

@@ -42,6 +42,7 @@ COMPONENTS: dict[str, dict[str, Any]] = {
     "c51": {"representation": "categorical"},
     "qr_dqn": {"representation": "quantile", "num_quantiles": 32},
     "iqn": {"representation": "implicit_quantile", "num_quantiles": 8},
+    "fqf": {"representation": "proposed_quantile", "num_quantiles": 8},
 }
 
 

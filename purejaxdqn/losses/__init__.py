@@ -3,6 +3,7 @@
 from purejaxdqn.losses.bellman import bellman_loss, masked_squared_error
 from purejaxdqn.losses.distributional import (
     categorical_loss,
+    fraction_loss,
     project,
     quantile_huber,
     quantile_loss,
@@ -20,6 +21,7 @@ __all__ = [
     "categorical_loss",
     "double_q_learning",
     "expected_sarsa",
+    "fraction_loss",
     "masked_squared_error",
     "munchausen",
     "persistent_advantage_learning_loss",

@@ -9,7 +9,15 @@ import jax
 import jax.numpy as jnp
 
 from purejaxdqn.losses.q_learning import softmax_log_policy
-from purejaxdqn.types import Array, LossFn, LossOutput, Network, Params, Transition
+from purejaxdqn.types import (
+    Array,
+    LossFn,
+    LossOutput,
+    Network,
+    Params,
+    ProposedQuantiles,
+    Transition,
+)
 
 
 def _outputs(
@@ -118,19 +126,42 @@ def quantile_huber(error: Array, fraction: Array, threshold: Array | float = 1.0
     return jnp.abs(fraction - (error < 0)) * huber
 
 
+def fraction_loss(boundaries: Array, boundary_values: Array, values: Array) -> Array:
+    """What FQF's proposal of fractions minimises: how far its quantiles are from the distribution.
+
+    Yang et al., "Fully parameterized quantile function for distributional reinforcement learning"
+    (2019), proposition 1: the 1-Wasserstein error of `N` quantiles, each at the midpoint of a part,
+    changes with the boundary `tau_i` between two parts by `2 F(tau_i) - F(midpoint before) -
+    F(midpoint after)`, with the quantile function `F` held fixed.
+
+    Args:
+      boundaries: `[N - 1]` between the parts; the gradient goes through them alone, and is that of
+        the error.
+      boundary_values: `[N - 1]` the quantiles there.
+      values: `[N]` the quantiles at the parts' midpoints.
+
+    Returns:
+      `[]` a number whose gradient counts, and not its size.
+    """
+    chex.assert_rank([boundaries, boundary_values, values], 1)
+    slope = 2 * boundary_values - values[1:] - values[:-1]
+    return jnp.sum(jax.lax.stop_gradient(slope) * boundaries)
+
+
 def quantile_loss(
     double: bool = True,
     threshold: Array | float = 1.0,
     temperature: Array | float | None = None,
 ) -> LossFn:
-    """The loss of QR-DQN, of IQN, and of the values of FQF: quantile regression of the target.
+    """The loss of QR-DQN, of IQN and of FQF: quantile regression of the target.
 
     Dabney, Rowland, Bellemare and Munos, "Distributional reinforcement learning with quantile
     regression" (2018), equation 10 and algorithm 1: over all pairs of a predicted quantile `i`
     and one `j` of the target, `sum_i mean_j quantile_huber(r_t + discount_t * z_t[j] -
     z_tm1[i], fraction[i])`, where quantile `j` counts in the mean what the network says it
     weighs. Equation 3 of IQN (Dabney et al. 2018) is the same over a constant, see
-    `quantile_huber`. No gradient reaches the fractions, which in FQF have a loss of their own.
+    `quantile_huber`. Its gradient does not reach the fractions: where the network proposes them
+    (FQF), their own `fraction_loss` is added, whose gradient reaches nothing else.
 
     With a temperature the next action is not the greedy one but drawn from the softmax policy
     `pi`, whose entropy is part of the target: `z_t[j] = sum_a pi(a) (z_t[a, j] - temperature *
@@ -145,8 +176,8 @@ def quantile_loss(
         greedy policy.
 
     Returns:
-      A `LossFn` for a network whose output is `Quantiles`. Its priority is the absolute difference
-      between the means of target and prediction.
+      A `LossFn` for a network whose output is `Quantiles` or `ProposedQuantiles`. Its priority is
+      the absolute difference between the means of target and prediction.
     """
 
     def loss_fn(
@@ -170,9 +201,14 @@ def quantile_loss(
         values_tm1 = online_tm1.values[transition.a_tm1]
         errors = target_tm1[jnp.newaxis, :] - values_tm1[:, jnp.newaxis]
         penalties = quantile_huber(errors, fractions[:, jnp.newaxis], threshold)
+        loss = jnp.sum(penalties * weights[jnp.newaxis, :])
+        if isinstance(online_tm1, ProposedQuantiles):
+            loss += fraction_loss(
+                online_tm1.boundaries, online_tm1.boundary_values[transition.a_tm1], values_tm1
+            )
         q_value = network.action_values(online_tm1)[transition.a_tm1]
         return LossOutput(
-            loss=jnp.sum(penalties * weights[jnp.newaxis, :]),
+            loss=loss,
             priority=jnp.abs(jnp.sum(weights * target_tm1) - q_value),
             metrics={"q_value": q_value},
         )

@@ -19,7 +19,7 @@ def munchausen(
 ) -> LossFn:
     """Adds the policy's own opinion of the action taken to the reward of a loss.
 
-    Vieillard, Pietquin and Geist, "Munchausen reinforcement learning" (2020), section 2: `r_t`
+    Vieillard, Pietquin and Geist, "Munchausen reinforcement learning" (2020), equation 2: `r_t`
     becomes `r_t + coefficient * clip(temperature * log pi(a_tm1 | obs_tm1), log_policy_min, 0)`,
     where `pi` is the softmax of the target network's action values over `temperature`.
 

@@ -128,8 +128,8 @@ def soft_q_learning(
     """The TD error of soft Q-learning with a target network.
 
     Haarnoja, Tang, Abbeel and Levine, "Reinforcement learning with deep energy-based policies"
-    (2017), theorems 1 and 2 (the soft value and the soft Bellman equation) for finitely many
-    actions: `r_t + discount_t * temperature * log sum_a exp(q_t[a] / temperature) -
+    (2017), the soft value of theorem 1 and the soft Bellman equation of theorem 2, for finitely
+    many actions: `r_t + discount_t * temperature * log sum_a exp(q_t[a] / temperature) -
     q_tm1[a_tm1]`. The soft value is also what the softmax policy is worth together with its
     entropy, `sum_a pi(a) (q_t[a] - temperature * log pi(a))`.
 

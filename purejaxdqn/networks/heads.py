@@ -1,0 +1,266 @@
+"""Heads: features to an output for each action, and an output to action values."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+
+from purejaxdqn.networks.layers import DenseLayer, hidden_layers
+from purejaxdqn.types import Array, Categorical, ProposedQuantiles, Quantiles
+
+# ---------------------------------------------------------------------- outputs for each action
+
+
+class ActionOutputs(nn.Module):
+    """Outputs for each action, linear in the features or in hidden layers of their own.
+
+    Attributes:
+      num_actions: `A`.
+      num_outputs: `N`, outputs for each action: 1 value, or the number of atoms or quantiles.
+      hidden_sizes: width of each hidden layer before the outputs.
+      layer_norm: whether LayerNorm comes between each hidden layer and its ReLU.
+      dense: `features -> layer`, such as `nn.Dense` or `NoisyDense`.
+    """
+
+    num_actions: int
+    num_outputs: int = 1
+    hidden_sizes: Sequence[int] = ()
+    layer_norm: bool = False
+    dense: DenseLayer = nn.Dense
+
+    @nn.compact
+    def __call__(self, features: Array) -> Array:
+        """Maps features `[..., F]` to `[..., A, N]`."""
+        x = hidden_layers(features, self.hidden_sizes, self.layer_norm, self.dense)
+        outputs = self.dense(self.num_actions * self.num_outputs)(x)
+        return outputs.reshape(*outputs.shape[:-1], self.num_actions, self.num_outputs)
+
+
+class Dueling(nn.Module):
+    """Outputs for each action as the state's value plus the action's advantage.
+
+    Wang et al., "Dueling network architectures for deep reinforcement learning" (2016), equation 9:
+    see `value_plus_advantages`. In the paper each stream has a hidden layer of 512 of its own, on
+    convolutions alone. For distributions the same holds atom by atom, or quantile by quantile:
+    Hessel et al., "Rainbow" (2018), "The integrated agent".
+
+    Attributes:
+      value: `features [..., F] -> [..., 1, N]`, such as `ActionOutputs(1, N)`.
+      advantages: `features [..., F] -> [..., A, N]`, such as `ActionOutputs(A, N)`.
+    """
+
+    value: nn.Module
+    advantages: nn.Module
+
+    @nn.compact
+    def __call__(self, features: Array) -> Array:
+        """Maps features `[..., F]` to `[..., A, N]`."""
+        return value_plus_advantages(self.value(features), self.advantages(features))
+
+
+def value_plus_advantages(value: Array, advantages: Array) -> Array:
+    """A value plus advantages minus their mean over the actions (Wang et al. 2016, equation 9).
+
+    Args:
+      value: `[..., 1, N]`.
+      advantages: `[..., A, N]`.
+
+    Returns:
+      `[..., A, N]`, whose mean over the actions is the value.
+    """
+    return value + advantages - jnp.mean(advantages, axis=-2, keepdims=True)
+
+
+# -------------------------------------------------------------------------------------- heads
+
+
+class Values(nn.Module):
+    """Action values as they are.
+
+    Attributes:
+      torso: `obs [*obs] -> features [F]`.
+      outputs: `features [F] -> [A, 1]`.
+    """
+
+    torso: nn.Module
+    outputs: nn.Module
+
+    @nn.compact
+    def __call__(self, obs: Array) -> Array:
+        """Maps one observation `[*obs]` to values `[A]`."""
+        return self.outputs(self.torso(obs))[:, 0]
+
+
+class C51(nn.Module):
+    """A categorical distribution of returns on evenly spaced atoms, for each action.
+
+    Bellemare et al., "A distributional perspective on reinforcement learning" (2017), section 4,
+    with 51 atoms.
+
+    Attributes:
+      torso: `obs [*obs] -> features [F]`.
+      outputs: `features [F] -> [A, N]`, the logits of `N` atoms.
+      v_min: the first atom, a return.
+      v_max: the last atom.
+    """
+
+    torso: nn.Module
+    outputs: nn.Module
+    v_min: float
+    v_max: float
+
+    @nn.compact
+    def __call__(self, obs: Array) -> Categorical:
+        """Maps one observation `[*obs]` to `Categorical`."""
+        logits = self.outputs(self.torso(obs))
+        return Categorical(logits, jnp.linspace(self.v_min, self.v_max, logits.shape[-1]))
+
+
+class QRDQN(nn.Module):
+    """The return's quantiles at fixed fractions, for each action.
+
+    Dabney et al., "Distributional reinforcement learning with quantile regression" (2018), lemma 2:
+    the midpoints of `N` equal parts; 200 of them in the paper.
+
+    Attributes:
+      torso: `obs [*obs] -> features [F]`.
+      outputs: `features [F] -> [A, N]`, the quantiles.
+    """
+
+    torso: nn.Module
+    outputs: nn.Module
+
+    @nn.compact
+    def __call__(self, obs: Array) -> Quantiles:
+        """Maps one observation `[*obs]` to `Quantiles`."""
+        values = self.outputs(self.torso(obs))
+        return _equal_quantiles(values, midpoints(values.shape[-1]))
+
+
+class IQN(nn.Module):
+    """The return's quantiles at fractions that are drawn, for each action.
+
+    Dabney et al., "Implicit quantile networks for distributional reinforcement learning" (2018),
+    section 3.1: the features times an embedding of the fraction, unit by unit. Fractions are
+    drawn uniformly from the stream "noise"; without it they are the midpoints of equal parts. The
+    paper finds 8 fractions enough in the loss, and acts with 32; published code learns with 64.
+
+    Attributes:
+      torso: `obs [*obs] -> features [F]`.
+      outputs: `features [..., F] -> [..., A, 1]`, the quantile; the paper has a hidden layer here.
+      num_quantiles: `N`, the number of fractions.
+      num_cosines: size of the embedding's basis.
+    """
+
+    torso: nn.Module
+    outputs: nn.Module
+    num_quantiles: int
+    num_cosines: int = 64
+
+    @nn.compact
+    def __call__(self, obs: Array) -> Quantiles:
+        """Maps one observation `[*obs]` to `Quantiles`."""
+        features = self.torso(obs)
+        if self.has_rng("noise"):
+            fractions = jax.random.uniform(self.make_rng("noise"), (self.num_quantiles,))
+        else:
+            fractions = midpoints(self.num_quantiles)
+        embedding = FractionEmbedding(features.size, self.num_cosines)(fractions)
+        values = self.outputs(features[None] * embedding)  # [N, A, 1]
+        return _equal_quantiles(values[..., 0].T, fractions)
+
+
+class FQF(nn.Module):
+    """The return's quantiles at fractions that the network proposes, for each action.
+
+    Yang et al., "Fully parameterized quantile function for distributional reinforcement learning"
+    (2019), sections 3.2 and 3.4: the softmax of a linear layer on the features cuts the interval
+    from 0 to 1 into `N` parts; the quantiles are those at the parts' midpoints, found as in `IQN`,
+    and each weighs as much as its part is long. The paper has 32.
+
+    No gradient of the quantiles reaches the proposal (`fraction_proposal` among the parameters),
+    and none of the proposal reaches the features: the two learn apart, each from a loss of its own.
+
+    Attributes:
+      torso: `obs [*obs] -> features [F]`.
+      outputs: `features [..., F] -> [..., A, 1]`, the quantile; the paper has a hidden layer here.
+      num_quantiles: `N`, the number of fractions.
+      num_cosines: size of the embedding's basis.
+    """
+
+    torso: nn.Module
+    outputs: nn.Module
+    num_quantiles: int
+    num_cosines: int = 64
+
+    @nn.compact
+    def __call__(self, obs: Array) -> ProposedQuantiles:
+        """Maps one observation `[*obs]` to `ProposedQuantiles`."""
+        features = self.torso(obs)
+        # Equal parts at first, as in QR-DQN.
+        proposal = nn.Dense(
+            self.num_quantiles, kernel_init=nn.initializers.zeros, name="fraction_proposal"
+        )
+        weights = nn.softmax(proposal(jax.lax.stop_gradient(features)))
+        ends = jnp.cumsum(weights)
+        fractions, boundaries = ends - weights / 2, ends[:-1]
+
+        embedding = FractionEmbedding(features.size, self.num_cosines)
+
+        def quantiles_at(fractions: Array) -> Array:
+            embedded = embedding(jax.lax.stop_gradient(fractions))
+            return self.outputs(features[None] * embedded)[..., 0].T
+
+        # Apart, so that what only learning needs is left out of acting and of the targets.
+        values, boundary_values = quantiles_at(fractions), quantiles_at(boundaries)
+        return ProposedQuantiles(values, fractions, weights, boundaries, boundary_values)
+
+
+class FractionEmbedding(nn.Module):
+    """Fractions as vectors: ReLU of a linear layer on cosines.
+
+    Dabney et al., "Implicit quantile networks for distributional reinforcement learning" (2018),
+    equation 4.
+
+    Attributes:
+      num_features: `F`.
+      num_cosines: `n`, 64 in the paper.
+    """
+
+    num_features: int
+    num_cosines: int = 64
+
+    @nn.compact
+    def __call__(self, fractions: Array) -> Array:
+        """Maps fractions `[N]` to `[N, F]`."""
+        return nn.relu(nn.Dense(self.num_features)(cosines(fractions, self.num_cosines)))
+
+
+def cosines(fractions: Array, num_cosines: int) -> Array:
+    """`cos(pi i tau)` for `i` from 0 to `n - 1`: fractions `[N]` to `[N, n]`."""
+    return jnp.cos(jnp.pi * jnp.outer(fractions, jnp.arange(num_cosines)))
+
+
+def midpoints(num: int) -> Array:
+    """`[num]` the midpoints of `num` equal parts of the interval from 0 to 1."""
+    return (jnp.arange(num) + 0.5) / num
+
+
+def _equal_quantiles(values: Array, fractions: Array) -> Quantiles:
+    return Quantiles(values, fractions, jnp.full(fractions.shape, 1 / fractions.size))
+
+
+# ------------------------------------------------------------------------------- action values
+
+
+def expected_value(output: Categorical) -> Array:
+    """The mean of each action's distribution, `[A]`."""
+    return jax.nn.softmax(output.logits) @ output.support
+
+
+def mean_of_quantiles(output: Quantiles | ProposedQuantiles) -> Array:
+    """The mean of each action's quantiles by their weights, `[A]`."""
+    return output.values @ output.weights

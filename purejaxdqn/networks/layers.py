@@ -1,0 +1,82 @@
+"""Layers that torsos and heads are made of."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+
+from purejaxdqn.types import Array
+
+DenseLayer = Callable[..., nn.Module]  # features -> layer, such as nn.Dense
+
+
+def hidden_layers(
+    x: Array, sizes: Sequence[int], layer_norm: bool = False, dense: DenseLayer = nn.Dense
+) -> Array:
+    """Layers with ReLU, as submodules of the module that calls this: `[..., F] -> [..., size]`."""
+    for size in sizes:
+        x = dense(size)(x)
+        if layer_norm:
+            x = nn.LayerNorm()(x)
+        x = nn.relu(x)
+    return x
+
+
+class NoisyDense(nn.Module):
+    """A linear layer whose weights carry learned, factorised Gaussian noise.
+
+    Fortunato et al., "Noisy networks for exploration" (2018), equations 10 and 11: the noise of the
+    weight from input `i` to output `j` is `f(e_i) f(e_j)`, that of bias `j` is `f(e_j)`, with
+    `f(x) = sign(x) sqrt(|x|)` and `e` standard normal. Initialised as in section 3.2: means
+    uniform within `1 / sqrt(inputs)`, scales `sigma / sqrt(inputs)`.
+
+    The noise is drawn from the stream "noise", anew in each call and once for all leading axes of
+    what the layer is given; without that stream the weights are their means.
+
+    Attributes:
+      features: number of outputs.
+      sigma: the scale of the noise at first, times the square root of the number of inputs.
+    """
+
+    features: int
+    sigma: float = 0.5
+
+    @nn.compact
+    def __call__(self, x: Array) -> Array:
+        """Maps `[..., inputs]` to `[..., features]`."""
+        num_inputs = x.shape[-1]
+        bound = 1 / math.sqrt(num_inputs)
+
+        def mean(key: Array, shape: tuple[int, ...]) -> Array:
+            return jax.random.uniform(key, shape, minval=-bound, maxval=bound)
+
+        scale = nn.initializers.constant(self.sigma * bound)
+        kernel = self.param("kernel", mean, (num_inputs, self.features))
+        bias = self.param("bias", mean, (self.features,))
+        kernel_sigma = self.param("kernel_sigma", scale, (num_inputs, self.features))
+        bias_sigma = self.param("bias_sigma", scale, (self.features,))
+        if self.has_rng("noise"):
+            input_key, output_key = jax.random.split(self.make_rng("noise"))
+            input_noise = _signed_root(jax.random.normal(input_key, (num_inputs,)))
+            output_noise = _signed_root(jax.random.normal(output_key, (self.features,)))
+            # Noise on what goes in and out is noise on the weights: with a key for each transition
+            # of a batch, no matrix of weights is made for each.
+            noise = _scaled(_scaled(x, input_noise) @ kernel_sigma, output_noise)
+            return _shifted(x @ kernel + noise, bias + bias_sigma * output_noise)
+        return _shifted(x @ kernel, bias)
+
+
+def _signed_root(x: Array) -> Array:
+    return jnp.sign(x) * jnp.sqrt(jnp.abs(x))
+
+
+def _scaled(x: Array, factor: Array) -> Array:
+    return x * jnp.expand_dims(factor, range(x.ndim - 1))  # no broadcasting between ranks
+
+
+def _shifted(x: Array, offset: Array) -> Array:
+    return x + jnp.expand_dims(offset, range(x.ndim - 1))

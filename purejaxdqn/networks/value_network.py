@@ -1,0 +1,199 @@
+"""Value networks put together, with one argument for each difference."""
+
+from __future__ import annotations
+
+import functools
+import math
+from collections.abc import Callable, Sequence
+from typing import Any, Literal, cast, get_args
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+
+from purejaxdqn.networks.heads import (
+    C51,
+    FQF,
+    IQN,
+    QRDQN,
+    ActionOutputs,
+    Dueling,
+    Values,
+    expected_value,
+    mean_of_quantiles,
+)
+from purejaxdqn.networks.layers import DenseLayer, NoisyDense, hidden_layers
+from purejaxdqn.networks.torsos import MLPTorso
+from purejaxdqn.types import Array, ConfigError, Network, Params
+
+Representation = Literal[
+    "values", "categorical", "quantile", "implicit_quantile", "proposed_quantile"
+]
+
+
+class MLP(nn.Module):
+    """A multilayer perceptron with ReLU between the layers and a linear output.
+
+    Attributes:
+      hidden_sizes: width of each hidden layer.
+      num_outputs: width of the output.
+    """
+
+    hidden_sizes: Sequence[int]
+    num_outputs: int
+
+    @nn.compact
+    def __call__(self, obs: Array) -> Array:
+        """Maps one observation `[*obs]` to `[num_outputs]`."""
+        x = jnp.ravel(obs).astype(jnp.float32)
+        x = hidden_layers(x, self.hidden_sizes)
+        return nn.Dense(self.num_outputs)(x)
+
+
+def make_network(
+    module: nn.Module, action_values: Callable[[Any], Array] = lambda output: output
+) -> Network:
+    """Turns a linen module of one observation into the package's three functions.
+
+    Args:
+      module: maps one observation `[*obs]` to an output; noise, if it has any, is drawn from
+        the stream "noise".
+      action_values: `output -> q [A]`; the output itself by default.
+
+    Returns:
+      The `Network`.
+    """
+
+    def init(key: Array, obs: Array) -> Params:
+        return module.init(key, obs)
+
+    def apply(params: Params, obs: Array, key: Array | None = None) -> Array:
+        rngs = None if key is None else {"noise": key}
+        return cast(Array, module.apply(params, obs, rngs=rngs))
+
+    return Network(init, apply, action_values)
+
+
+def value_network(
+    num_actions: int,
+    hidden_sizes: Sequence[int],
+    *,
+    torso: nn.Module | None = None,
+    head_sizes: Sequence[int] = (),
+    dueling: bool = False,
+    noisy: bool = False,
+    noisy_sigma: float = 0.5,
+    layer_norm: bool = False,
+    representation: Representation = "values",
+    num_atoms: int = 51,
+    v_min: float = 0.0,
+    v_max: float = 100.0,
+    num_quantiles: int = 32,
+    num_cosines: int = 64,
+) -> Network:
+    """Makes a network of a torso, outputs for each action, and a head; one argument a difference.
+
+    Args:
+      num_actions: `A`.
+      hidden_sizes: width of each layer of an `MLPTorso`; with a torso of one's own, ().
+      torso: `obs [*obs] -> features [F]` instead, such as `CNNTorso()`; its layers are its own
+        matter, whatever `noisy` and `layer_norm` say.
+      head_sizes: width of each hidden layer between features and outputs: one set in each stream
+        with `dueling`; behind the embedding of the fractions with "implicit_quantile" and
+        "proposed_quantile".
+      dueling: whether outputs are a value plus advantages: see `Dueling`.
+      noisy: whether the linear layers made here are `NoisyDense`; the embedding of
+        fractions and FQF's proposal of them are not.
+      noisy_sigma: scale of their noise at first.
+      layer_norm: whether LayerNorm comes before the ReLU of the layers made here.
+      representation: what the network puts out: "values" `[A]`, "categorical" (C51), "quantile"
+        (QR-DQN), "implicit_quantile" (IQN) or "proposed_quantile" (FQF).
+      num_atoms: of "categorical".
+      v_min: first atom of "categorical", a discounted return.
+      v_max: last atom of "categorical".
+      num_quantiles: of the three representations by quantiles.
+      num_cosines: size of the basis in which "implicit_quantile" and "proposed_quantile" see a
+        fraction.
+
+    Returns:
+      The `Network`. By default it is that of `MLP(hidden_sizes, num_actions)`, to the bit.
+
+    Raises:
+      ConfigError: if an argument cannot be kept; floats are looked at unless they are traced.
+    """
+    _check_counts(1, num_actions=num_actions, num_quantiles=num_quantiles, num_cosines=num_cosines)
+    _check_counts(2, num_atoms=num_atoms)
+    for name, sizes in (("hidden_sizes", hidden_sizes), ("head_sizes", head_sizes)):
+        _check_counts(1, **{f"{name}[{i}]": size for i, size in enumerate(sizes)})
+    if torso is not None and hidden_sizes:
+        raise ConfigError(
+            f"hidden_sizes {tuple(hidden_sizes)} must be () beside a torso, which has its own: "
+            "leave one of them out, or give the layers behind the torso as head_sizes"
+        )
+    if _is_known(v_min, v_max) and not -math.inf < v_min < v_max < math.inf:
+        raise ConfigError(
+            f"v_min ({v_min}) must be below v_max ({v_max}), both finite: give the least and the "
+            "largest discounted return"
+        )
+    if _is_known(noisy_sigma) and not 0 <= noisy_sigma < math.inf:
+        raise ConfigError(f"noisy_sigma ({noisy_sigma}) must be at least 0 and finite, such as 0.5")
+
+    dense: DenseLayer = functools.partial(NoisyDense, sigma=noisy_sigma) if noisy else nn.Dense
+    is_mlp = torso is None
+    torso = MLPTorso(hidden_sizes, layer_norm, dense) if torso is None else torso
+
+    def outputs(num_outputs: int) -> nn.Module:
+        def stream(num_actions: int) -> nn.Module:
+            return ActionOutputs(num_actions, num_outputs, head_sizes, layer_norm, dense)
+
+        return Dueling(stream(1), stream(num_actions)) if dueling else stream(num_actions)
+
+    match representation:
+        case "values":
+            if is_mlp and not (dueling or noisy or layer_norm or head_sizes):
+                # Initial weights depend on the layers' names: those of the MLP stay what they were.
+                return make_network(MLP(hidden_sizes, num_actions))
+            return make_network(Values(torso, outputs(1)))
+        case "categorical":
+            module = C51(torso, outputs(num_atoms), v_min, v_max)
+            return make_network(module, expected_value)
+        case "quantile":
+            return make_network(QRDQN(torso, outputs(num_quantiles)), mean_of_quantiles)
+        case "implicit_quantile":
+            iqn = IQN(torso, outputs(1), num_quantiles, num_cosines)
+            return make_network(iqn, mean_of_quantiles)
+        case "proposed_quantile":
+            fqf = FQF(torso, outputs(1), num_quantiles, num_cosines)
+            return make_network(fqf, mean_of_quantiles)
+    raise ConfigError(
+        f"representation ({representation!r}) must be one of {', '.join(get_args(Representation))}"
+    )
+
+
+def label_fraction_proposal(params: Params) -> Params:
+    """Says of each weight whether it proposes fractions: labels for `optax.multi_transform`.
+
+    Args:
+      params: the weights of any network.
+
+    Returns:
+      The same structure, of "fraction_proposal" for the weights of `FQF`'s proposal, and "value"
+      for all others.
+    """
+
+    def label(path: tuple[Any, ...], _: Array) -> str:
+        names = [getattr(key, "key", None) for key in path]
+        return "fraction_proposal" if "fraction_proposal" in names else "value"
+
+    return jax.tree_util.tree_map_with_path(label, params)
+
+
+def _check_counts(least: int, **counts: int) -> None:
+    for name, count in counts.items():
+        if count < least:
+            raise ConfigError(f"{name} ({count}) must be at least {least}: give a larger one")
+
+
+def _is_known(*numbers: Any) -> bool:
+    """Whether numbers can be looked at: in a sweep they are traced."""
+    return not any(isinstance(number, jax.core.Tracer) for number in numbers)
