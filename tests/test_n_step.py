@@ -242,9 +242,7 @@ class TestAgainstEpisodes:
 
     @settings(max_examples=200, deadline=None)
     @given(
-        layout_and_n=st.sampled_from(
-            [(Layout(1, 9, 4), 2), (Layout(2, 13, 1), 10), (Layout(3, 8, 6), 5), (LAYOUTS[-1], 3)]
-        ),
+        layout_and_n=st.sampled_from([(Layout(2, 13, 1), 10), (Layout(3, 8, 6), 4)]),
         kind=st.sampled_from(list(MAKE_REPLAY)),
         num_adds=st.integers(8, MAX_ADDS),
         ends=ends,
@@ -302,8 +300,7 @@ class TestComposition:
         def num_gathers(sample):
             return jax.jit(sample).lower(state, key).compile().as_text().count(" gather(")
 
-        gathers = [num_gathers(n_step_replay(replay, n).sample) for n in (1, 3)]
-        assert gathers == [num_gathers(replay.sample)] * 2 != [0, 0]
+        assert num_gathers(n_step_replay(replay, 3).sample) == num_gathers(replay.sample) > 0
 
 
 class TestBadInput:
