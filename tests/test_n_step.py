@@ -97,7 +97,7 @@ def make_steps(environments: list[Any]) -> Step:
     def pair(x: np.ndarray) -> np.ndarray:
         return np.stack([x, -x], axis=-1).astype(np.float32)
 
-    return Step(pair(obs), action, reward.astype(np.float32), *flags, pair(next_obs))
+    return Step._make((pair(obs), action, reward.astype(np.float32), *flags, pair(next_obs)))
 
 
 def brute_force(episode: Episode, start: int, num_added: int, n_step: int) -> tuple[float, ...]:
@@ -144,7 +144,7 @@ def assert_transitions(transition: Transition, expected: list[tuple[float, ...]]
 
 def filled(replay: Replay, steps: Step, num_adds: Any) -> Any:
     """The state after so many steps, where NaN marks what is unwritten."""
-    state = replay.init(jax.tree.map(lambda x: x[0], steps))
+    state: Any = replay.init(jax.tree.map(lambda x: x[0], steps))
     ring = getattr(state, "replay", state)
     nan = {name: jnp.full_like(getattr(ring, name), jnp.nan) for name in ("obs", "reward")}
     ring = ring.replace(**nan)
@@ -164,11 +164,13 @@ def whole_ring(layout: Layout) -> Replay:
     """A replay of one's own, which gives every place of the ring, written or not."""
     num_envs, max_rows, time_limit = layout
     replay = uniform_replay(num_envs * max_rows, 1, DISCOUNT, time_limit)
+    transition_at = replay.transition_at
+    assert transition_at is not None
 
     def sample(state: Any, key: Any) -> Sample:
         del key
         indices = jnp.arange(num_envs * max_rows)
-        transitions = jax.vmap(lambda index: replay.transition_at(state, index, 1))(indices)
+        transitions = jax.vmap(lambda index: transition_at(state, index, 1))(indices)
         return Sample(transitions, indices, jnp.ones(num_envs * max_rows))
 
     return replay._replace(sample=sample)
@@ -188,7 +190,7 @@ def every_window(layout: Layout) -> Callable[..., list[Transition]]:
     return run
 
 
-MAKE_REPLAY = {
+MAKE_REPLAY: dict[str, Callable[..., Replay]] = {
     "uniform": uniform_replay,
     "distinct": functools.partial(uniform_replay, with_replacement=False),
     "prioritised": prioritised_replay,
@@ -298,7 +300,8 @@ class TestComposition:
         state, key = filled(replay, steps, 11), jax.random.key(1)
 
         def num_gathers(sample):
-            return jax.jit(sample).lower(state, key).compile().as_text().count(" gather(")
+            text = jax.jit(sample).lower(state, key).compile().as_text() or ""
+            return text.count(" gather(")
 
         assert num_gathers(n_step_replay(replay, 3).sample) == num_gathers(replay.sample) > 0
 
