@@ -30,7 +30,7 @@ from purejaxdqn.exploration import (
     multiplicative_schedule,
 )
 from purejaxdqn.losses.bellman import Penalty
-from purejaxdqn.replay import prioritised_replay, uniform_replay
+from purejaxdqn.replay import n_step_replay, prioritised_replay, uniform_replay
 from purejaxdqn.types import (
     Array,
     ConfigError,
@@ -452,19 +452,14 @@ def dqn(
         transformation,
         periodic_target_update(config.target_period, config.target_step_size),
     )
-    ring = (
-        config.replay_capacity,
-        config.batch_size,
-        config.discount,
-        env.max_steps,
-        config.n_step,
-    )
+    ring = (config.replay_capacity, config.batch_size, config.discount, env.max_steps)
     importance_exponent = None
     if config.prioritised:
         replay = prioritised_replay(*ring, config.priority_exponent)
         importance_exponent = linear_schedule(config.importance_exponent, 1.0, config.num_updates)
     else:
         replay = uniform_replay(*ring, config.sample_with_replacement)
+    replay = n_step_replay(replay, config.n_step)
     epsilon = EPSILON_SCHEDULES[config.epsilon_schedule](config)
     if config.noisy:  # the weights explore by themselves
         epsilon = linear_schedule(0.0, 0.0, 0)

@@ -200,19 +200,28 @@ class Learner(NamedTuple):
 
 
 class Replay(NamedTuple):
-    """A replay buffer as four pure functions over a state of its own.
+    """A replay buffer as pure functions over a state of its own.
+
+    A transition of several steps: see `n_step_replay`, which needs the fifth function; all else
+    does without.
 
     Attributes:
       init: `step -> state`; `step` (`[E, ...]`) gives shapes and dtypes only.
       add: `(state, step [E, ...]) -> state`.
       sample: `(state, key) -> Sample`; the state must hold at least one batch.
       update: `(state, indices [B], priorities [B]) -> state`.
+      transition_at: `(state, index [], num_steps) -> Transition`, the one that starts at ONE of the
+        indices that `sample` gives. It spans `num_steps` (an `int` of at least 1) steps of its
+        environment, or fewer where the episode ends or where no more were added yet. Of m steps,
+        `r_t` is the sum of gamma^k times the k-th reward (from 0 on), `discount_t` is gamma^m, or 0
+        if the last of them terminated, and `obs_t` is what the last of them led to.
     """
 
     init: Callable[[Step], ArrayTree]
     add: Callable[[ArrayTree, Step], ArrayTree]
     sample: Callable[[ArrayTree, Array], Sample]
     update: Callable[[ArrayTree, Array, Array], ArrayTree]
+    transition_at: Callable[[ArrayTree, Array, int], Transition] | None = None
 
 
 def shared_counter() -> Any:

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from scipy import stats
 
 from purejaxdqn import testing
-from purejaxdqn.replay import prioritised_replay, uniform_replay
+from purejaxdqn.replay import n_step_replay, prioritised_replay, uniform_replay
 from purejaxdqn.replay.prioritised import (
     SumTree,
     _child_at,
@@ -315,14 +315,18 @@ class TestSums:
 
 
 class TestContract:
-    @pytest.mark.parametrize("n_step", [1, 3])
-    def test_check_replay(self, n_step):
-        make_replay = functools.partial(prioritised_replay, n_step=n_step)
-        testing.check_replay(make_replay, jax.random.key(0), n_step=n_step)
+    def test_check_replay(self):
+        testing.check_replay(prioritised_replay, jax.random.key(0))
+
+    def test_check_replay_of_several_steps(self):
+        def make_replay(*sizes):
+            return n_step_replay(prioritised_replay(*sizes), 3)
+
+        testing.check_replay(make_replay, jax.random.key(0), n_step=3)
 
     def test_transitions_are_those_of_the_uniform_replay(self):
-        replay = prioritised_replay(20, 512, DISCOUNT, n_step=3)
-        uniform = uniform_replay(20, 512, DISCOUNT, n_step=3)
+        replay = n_step_replay(prioritised_replay(20, 512, DISCOUNT), 3)
+        uniform = n_step_replay(uniform_replay(20, 512, DISCOUNT), 3)
         key = jax.random.key(0)
         sample = jax.jit(replay.sample)(filled(replay, 2, 13), key)
         other = jax.jit(uniform.sample)(filled(uniform, 2, 13), key)
@@ -381,9 +385,10 @@ class TestContract:
 NUM_RUNS, CAPACITY = 3, 1_000_000
 
 
-def compiled_loop(learns: bool) -> Any:
+def compiled_loop(learns: bool, n_step: int) -> Any:
     """Adds, and samples and updates between them, for several runs at once, state donated."""
     replay = prioritised_replay(CAPACITY, 128, DISCOUNT, time_limit=500)
+    replay = n_step_replay(replay, n_step)
     state = jax.eval_shape(replay.init, step_of(10))
     axes = run_axes(state)
 
@@ -416,9 +421,9 @@ def compiled_loop(learns: bool) -> Any:
 
 
 class TestCost:
-    @pytest.mark.parametrize("learns", [False, True])
-    def test_everything_is_written_in_place(self, learns):
-        program = compiled_loop(learns)
+    @pytest.mark.parametrize(("learns", "n_step"), [(False, 1), (True, 1), (True, 3)])
+    def test_everything_is_written_in_place(self, learns, n_step):
+        program = compiled_loop(learns, n_step)
         text = program.as_text()
         if not learns:
             assert not re.search(r"\bscatter\(", text)

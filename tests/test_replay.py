@@ -28,15 +28,12 @@ class Layout(NamedTuple):
     num_envs: int
     max_rows: int
     time_limit: int
-    n_step: int = 1
 
 
 LAYOUTS = [
     *[Layout(1, 2, 1), Layout(1, 2, 7), Layout(1, 12, 1), Layout(1, 12, 7), Layout(1, 5, 2)],
     *[Layout(2, 3, 3), Layout(2, 7, 3), Layout(2, 8, 4), Layout(3, 4, 5), Layout(3, 9, 6)],
     *[Layout(3, 10, 2), Layout(4, 2, 2), Layout(4, 6, 1), Layout(4, 11, 5), Layout(4, 12, 4)],
-    *[Layout(1, 12, 1, 2), Layout(1, 5, 7, 5), Layout(2, 7, 3, 3), Layout(2, 3, 4, 10)],
-    *[Layout(3, 9, 6, 4), Layout(3, 10, 2, 3), Layout(4, 11, 5, 5), Layout(1, 15, 1, 10)],
 ]
 
 
@@ -68,7 +65,6 @@ def compiled(layout: Layout) -> Callable[..., Sample]:
         BATCH_SIZE,
         DISCOUNT,
         layout.time_limit,
-        layout.n_step,
     )
 
     @jax.jit
@@ -86,18 +82,6 @@ def compiled(layout: Layout) -> Callable[..., Sample]:
         return replay.sample(jax.lax.fori_loop(0, num_adds, add, state), key)
 
     return run
-
-
-def window_of(steps: Step, start: tuple[int, int], num_adds: int, n_step: int) -> tuple:
-    """Discounted reward, discount and last step of the transition that starts at (t, env)."""
-    t, env = start
-    reward, discount = 0.0, 1.0
-    for at in [(t + k, env) for k in range(min(n_step, num_adds - t))]:
-        reward += discount * float(steps.reward[at])
-        discount *= DISCOUNT
-        if steps.terminated[at] or steps.truncated[at]:
-            break
-    return reward, 0.0 if steps.terminated[at] else discount, at
 
 
 probabilities = st.sampled_from([0.0, 0.1, 0.5, 1.0])
@@ -144,21 +128,17 @@ class TestAgainstAList:
         assert set(sample.indices.tolist()) == set(indices)
         np.testing.assert_allclose(sample.probabilities, 1 / len(kept), rtol=1e-6)
 
-        starts = [indices[index] for index in sample.indices.tolist()]
-        at = tuple(np.array(starts).T)
+        at = tuple(np.array([indices[index] for index in sample.indices.tolist()]).T)
         transition = sample.transition
         np.testing.assert_array_equal(transition.obs_tm1, steps.obs[at])
         np.testing.assert_array_equal(transition.a_tm1, steps.action[at])
-        windows = [window_of(steps, start, num_adds, layout.n_step) for start in starts]
-        r_t, discount_t = (np.array([w[i] for w in windows], np.float32) for i in (0, 1))
-        exact = {"rtol": 0} if layout.n_step == 1 else {"rtol": 1e-5}
-        np.testing.assert_allclose(transition.r_t, r_t, **exact)
-        np.testing.assert_allclose(transition.discount_t, discount_t, **exact)
+        np.testing.assert_array_equal(transition.r_t, steps.reward[at])
+        discount_t = np.where(steps.terminated[at], 0, np.float32(DISCOUNT))
+        np.testing.assert_array_equal(transition.discount_t, discount_t)
         # What follows a terminal state counts for nothing, but 0 * NaN would be NaN.
         assert np.isfinite(transition.obs_t).all()
-        last = tuple(np.array([w[2] for w in windows]).T)
-        goes_on = ~steps.terminated[last] | steps.truncated[last]
-        np.testing.assert_array_equal(transition.obs_t[goes_on], steps.next_obs[last][goes_on])
+        goes_on = ~steps.terminated[at] | steps.truncated[at]
+        np.testing.assert_array_equal(transition.obs_t[goes_on], steps.next_obs[at][goes_on])
 
 
 different_indices = jax.jit(_different_indices, static_argnums=1)
@@ -324,7 +304,7 @@ class TestCost:
     @pytest.mark.parametrize("with_replacement", [True, False])
     def test_a_sample_costs_the_batch_and_not_the_capacity(self, with_replacement):
         def compiled_sample(capacity):
-            replay = uniform_replay(capacity, 32, DISCOUNT, 500, 1, with_replacement)
+            replay = uniform_replay(capacity, 32, DISCOUNT, 500, with_replacement)
             state = jax.eval_shape(replay.init, step_types(10, (4,), jnp.float32))
             key = jax.eval_shape(lambda: jax.random.key(0))
             return jax.jit(replay.sample).lower(state, key).compile()
@@ -355,8 +335,7 @@ class TestBadInput:
             ((0, 4, 0.9, 1), r"capacity \(0\) must be at least 1"),
             ((8, -1, 0.9, 1), r"batch_size \(-1\) must be at least 1"),
             ((8, 4, 0.9, 0), r"time_limit \(0\) must be at least 1"),
-            ((8, 4, 0.9, 1, 0), r"n_step \(0\) must be at least 1"),
-            ((8, 9, 0.9, 1, 1, False), r"batch_size \(9\) must be at most capacity \(8\)"),
+            ((8, 9, 0.9, 1, False), r"batch_size \(9\) must be at most capacity \(8\)"),
         ],
     )
     def test_counts_that_are_not_positive(self, arguments, message):

@@ -16,7 +16,7 @@ from purejaxdqn import environments
 from purejaxdqn.environments import Environment
 from purejaxdqn.losses import bellman_loss, double_q_learning, q_learning
 from purejaxdqn.networks import MLP, make_network
-from purejaxdqn.replay import uniform_replay
+from purejaxdqn.replay import n_step_replay, uniform_replay
 from purejaxdqn.testing import (
     check_environment,
     check_loss,
@@ -794,6 +794,13 @@ def changed_transition(**fields: Callable[..., Any]) -> Callable[..., Any]:
     return changed_sample(change)
 
 
+def changed_transition_at(change: Callable[..., Any]) -> Callable[..., Any]:
+    """`change(transition_at, state, index, num_steps)` in its place."""
+    return changed_replay(
+        transition_at=lambda replay, capacity, *at: change(replay.transition_at, *at)
+    )
+
+
 def all_of_the_ring(replay, capacity, state, key):
     max_rows = jnp.full_like(state.num_rows, state.max_rows)
     return replay.sample(state.replace(num_rows=max_rows), key)
@@ -906,6 +913,20 @@ BROKEN_REPLAYS = {
         changed_sample(lambda state, sample: jax.tree.map(lambda x: x[0], sample)),
         r"a batch of 16 steps .* has the wrong types",
     ),
+    "transition_at of as many steps as it likes": (
+        changed_transition_at(lambda read, state, index, num_steps: read(state, index, 1)),
+        r"that transition_at gave for 3 steps.* (r_t|discount_t) is \S+ and not \S+",
+    ),
+    "transition_at of another entry": (
+        changed_transition_at(lambda read, state, index, num_steps: read(state, 0, num_steps)),
+        "transition_at gives other transitions than Replay.sample at the same indices",
+    ),
+    "transition_at of other dtypes": (
+        changed_transition_at(
+            lambda read, *at: read(*at)._replace(obs_t=read(*at).obs_t / jnp.float32(255))
+        ),
+        r"the part .obs_t is uint8\[2, 3, 5\] and then float32\[2, 3, 5\]",
+    ),
     "no Sample": (changed_sample(lambda state, s: s.transition), "it must give a Sample"),
     "an update that changes a dtype": (
         changed_replay(update=update_to_float),
@@ -935,8 +956,11 @@ class TestCheckReplay:
         check_replay(distinct, KEY)
         check_replay(distinct, KEY, num_envs=1)
 
+    def test_without_transition_at(self):
+        check_replay(lambda *sizes: uniform_replay(*sizes)._replace(transition_at=None), KEY)
+
     def test_several_steps(self):
-        three = functools.partial(uniform_replay, n_step=3)
+        three = lambda *sizes: n_step_replay(uniform_replay(*sizes), 3)  # noqa: E731
         check_replay(three, KEY, n_step=3)
         with pytest.raises(AssertionError, match=r"r_t is .* and not"):
             check_replay(three, KEY)

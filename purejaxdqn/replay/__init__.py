@@ -1,11 +1,13 @@
-"""Replay buffers as pure functions: `(init, add, sample, update)`."""
+"""Replay buffers as pure functions: `(init, add, sample, update, transition_at)`."""
 
+from purejaxdqn.replay.n_step import n_step_replay
 from purejaxdqn.replay.prioritised import PrioritisedReplayState, prioritised_replay
 from purejaxdqn.replay.uniform import UniformReplayState, uniform_replay
 
 __all__ = [
     "PrioritisedReplayState",
     "UniformReplayState",
+    "n_step_replay",
     "prioritised_replay",
     "uniform_replay",
 ]

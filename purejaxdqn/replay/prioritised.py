@@ -16,8 +16,8 @@ import flax.struct
 import jax
 import jax.numpy as jnp
 
-from purejaxdqn.replay.uniform import UniformReplayState, transition_at, uniform_replay
-from purejaxdqn.types import Array, Replay, Sample, Step
+from purejaxdqn.replay.uniform import UniformReplayState, read_transition, uniform_replay
+from purejaxdqn.types import Array, Replay, Sample, Step, Transition
 
 
 @flax.struct.dataclass
@@ -130,7 +130,6 @@ def prioritised_replay(
     batch_size: int,
     discount: Array | float,
     time_limit: int = 1,
-    n_step: int = 1,
     exponent: Array | float = 0.6,
     epsilon: Array | float = 1e-6,
 ) -> Replay:
@@ -149,7 +148,6 @@ def prioritised_replay(
       batch_size: as in `uniform_replay`.
       discount: as in `uniform_replay`.
       time_limit: as in `uniform_replay`.
-      n_step: as in `uniform_replay`.
       exponent: alpha; 0 samples uniformly.
       epsilon: keeps entries without any error in play.
 
@@ -161,7 +159,7 @@ def prioritised_replay(
       ValueError: as in `uniform_replay`; from `sample`, if the state holds nothing (where that can
         be seen).
     """
-    ring = uniform_replay(capacity, batch_size, discount, time_limit, n_step)
+    ring = uniform_replay(capacity, batch_size, discount, time_limit)
 
     def init(step: Step) -> PrioritisedReplayState:
         return PrioritisedReplayState(ring.init(step), make_sum_tree(capacity), jnp.ones(()))
@@ -184,9 +182,7 @@ def prioritised_replay(
         # Always the case, but so the indices wait for the last look at the tree. Were `update` free
         # to write before it, XLA would copy the whole tree.
         indices = jnp.where(probabilities > 0, indices, 0)
-        transitions = jax.vmap(
-            lambda index: transition_at(state.replay, index, discount, time_limit, n_step)
-        )(indices)
+        transitions = jax.vmap(lambda index: transition_at(state, index, 1))(indices)
         return Sample(transitions, indices, probabilities)
 
     def update(
@@ -197,4 +193,7 @@ def prioritised_replay(
         max_priority = jnp.maximum(state.max_priority, scaled.max())
         return PrioritisedReplayState(state.replay, tree, max_priority)
 
-    return Replay(init, add, sample, update)
+    def transition_at(state: PrioritisedReplayState, index: Array, num_steps: int) -> Transition:
+        return read_transition(state.replay, index, num_steps, discount, time_limit)
+
+    return Replay(init, add, sample, update, transition_at)

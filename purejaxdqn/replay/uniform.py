@@ -2,9 +2,7 @@
 
 Lin, "Self-improving reactive agents based on reinforcement learning, planning and teaching"
 (1992); uniform sampling as in Mnih et al., "Human-level control through deep reinforcement
-learning" (2015), Methods. Transitions may span several steps (n-step returns: Watkins, "Learning
-from delayed rewards" (1989), chapter 7; Sutton and Barto, "Reinforcement learning" (2018),
-section 7.1).
+learning" (2015), Methods.
 
 Every observation is kept once. The ring holds rows of `E` entries, one row a time step; the
 observation that follows a row is the one in the next row, with two exceptions that have rows of
@@ -112,30 +110,30 @@ def _different_indices(key: Array, num: int, bound: Array) -> Array:
     return jax.lax.fori_loop(0, num, swap, (positions, positions))[1]
 
 
-def transition_at(
+def read_transition(
     state: UniformReplayState,
     index: Array,
+    num_steps: int,
     discount: Array | float,
     time_limit: int,
-    n_step: int,
 ) -> Transition:
-    """The transition that starts at ONE entry; the last three are those of `uniform_replay`."""
+    """`Replay.transition_at` of a ring; the last two are those of `uniform_replay`."""
     row, env = index // state.num_envs, index % state.num_envs
     age = (state.insert_row - 1 - row) % state.max_rows
-    offsets = jnp.arange(n_step)
+    offsets = jnp.arange(num_steps)
     entries = (row + offsets) % state.max_rows * state.num_envs + env
     terminated = _entries(state.terminated)[entries]
     truncated = _entries(state.truncated)[entries]
     ends = terminated | truncated
     ended_before = jnp.cumsum(ends) - ends > 0
     spanned = ~ended_before & (offsets <= age)
-    num_steps = spanned.sum()
+    num_spanned = spanned.sum()
 
-    last = num_steps - 1
+    last = num_spanned - 1
     last_age = age - last
     # Floor division: rows before the newest one's block lie in blocks before it.
     block = (state.block + (state.row_in_block - last_age) // time_limit) % state.max_blocks
-    next_row = jnp.where(last_age == 0, state.max_rows, (row + num_steps) % state.max_rows)
+    next_row = jnp.where(last_age == 0, state.max_rows, (row + num_spanned) % state.max_rows)
     next_row = jnp.where(truncated[last], state.max_rows + 1 + block, next_row)
     # One gather, and of whole observations: where they lie is cheaper to choose than they are.
     obs = _entries(state.obs)
@@ -143,7 +141,7 @@ def transition_at(
         obs_tm1=obs[index],
         a_tm1=_entries(state.action)[index],
         r_t=jnp.sum(discount**offsets * _entries(state.reward)[entries], where=spanned),
-        discount_t=jnp.where(terminated[last], 0.0, discount**num_steps),
+        discount_t=jnp.where(terminated[last], 0.0, discount**num_spanned),
         obs_t=obs[next_row * state.num_envs + env],
     )
 
@@ -153,18 +151,13 @@ def uniform_replay(
     batch_size: int,
     discount: Array | float,
     time_limit: int = 1,
-    n_step: int = 1,
     with_replacement: bool = True,
 ) -> Replay:
     """Makes a circular replay buffer that samples uniformly.
 
-    What sampling costs depends on the batch (and n_step) alone, and not on the capacity: without
-    replacement it grows with the square of the batch.
-
-    A transition spans `n_step` steps of one environment, or fewer where the episode ends or where
-    no more have been added yet: with m steps, `r_t` is the sum of gamma^k times the k-th reward,
-    `discount_t` is gamma^m, or 0 if the last of them terminated, and `obs_t` is what the last of
-    them led to. The actions in between are those of the behaviour, without any correction.
+    What sampling costs depends on the batch alone, and not on the capacity: without replacement it
+    grows with the square of the batch. Each transition is one step; `n_step_replay` makes them
+    longer.
 
     Args:
       capacity: transitions held, over all environments; a multiple of the number of environments.
@@ -173,7 +166,6 @@ def uniform_replay(
       time_limit: the least number of steps between two truncations of the same environment,
         usually `Environment.max_steps`. The default of 1 is right for every environment and
         doubles the memory.
-      n_step: `n`, the most steps that a transition spans.
       with_replacement: whether a batch may hold an entry twice.
 
     Returns:
@@ -188,7 +180,6 @@ def uniform_replay(
         ("capacity", capacity),
         ("batch_size", batch_size),
         ("time_limit", time_limit),
-        ("n_step", n_step),
     ):
         if count < 1:
             raise ValueError(f"{name} ({count}) must be at least 1")
@@ -259,9 +250,7 @@ def uniform_replay(
                 "add more first"
             )
         indices = draw_indices(key, batch_size, num_entries)
-        transitions = jax.vmap(
-            lambda index: transition_at(state, index, discount, time_limit, n_step)
-        )(indices)
+        transitions = jax.vmap(lambda index: transition_at(state, index, 1))(indices)
         probabilities = jnp.full((batch_size,), 1.0) / num_entries
         return Sample(transitions, indices, probabilities)
 
@@ -269,4 +258,7 @@ def uniform_replay(
         del indices, priorities
         return state
 
-    return Replay(init, add, sample, update)
+    def transition_at(state: UniformReplayState, index: Array, num_steps: int) -> Transition:
+        return read_transition(state, index, num_steps, discount, time_limit)
+
+    return Replay(init, add, sample, update, transition_at)

@@ -26,6 +26,7 @@ MakeReplay = Callable[[int, int, float, int], Replay]  # capacity, batch_size, d
 _OBS_SHAPE = (2, 3, 5)  # so peculiar that what ends in it holds observations
 _BATCH_SIZE = 16
 _DISCOUNT = 0.9
+_NUM_STEPS = 3  # for which transition_at is asked
 
 
 def check_replay(
@@ -40,15 +41,16 @@ def check_replay(
     - `discount_t` is 0 where the episode terminated, and nowhere else.
     - With `n_step`, a transition spans that many steps of one environment, or fewer where its
       episode ends or no more were added; it never reaches into the next episode.
+    - `transition_at`, where there is one, gives such transitions too, at a sample's indices.
     - It works under `jit`, `scan` and `vmap`; it writes in place, also for several runs at once;
       it keeps the dtype of observations.
 
     Args:
       make_replay: `(capacity, batch_size, discount, time_limit) -> Replay`, such as
-        `uniform_replay`, or `partial(uniform_replay, n_step=3)`.
+        `uniform_replay`, or `lambda *sizes: n_step_replay(uniform_replay(*sizes), 3)`.
       key: `[]` PRNG key of everything that is drawn.
       num_envs: `E`.
-      n_step: the most steps that a transition of this replay spans.
+      n_step: the most steps that a transition in a sample of this replay spans.
 
     Raises:
       AssertionError: if something is wrong.
@@ -112,6 +114,18 @@ def _check_replay_types(replay: Replay, num_envs: int, key: Array) -> None:
         f"a batch of {_BATCH_SIZE} steps with uint8 observations has the wrong types",
         "give out observations, actions and rewards in the dtypes in which they were added",
     )
+    if transition_at := replay.transition_at:
+        require_same_types(
+            jax.tree.map(lambda x: array(*x.shape[1:], dtype=x.dtype), sample.transition),
+            output_types(
+                "Replay.transition_at",
+                COMPILABLE,
+                lambda state, index: transition_at(state, index, _NUM_STEPS),
+                *(added, array(dtype=sample.indices.dtype)),
+            ),
+            "Replay.transition_at gives other types than a transition in Replay.sample",
+            "give ONE transition, in the dtypes in which it was added",
+        )
     updated = output_types("Replay.update", COMPILABLE, replay.update, added, action, number)
     for name, new in (("add", added), ("update", updated)):
         require_same_types(
@@ -125,7 +139,7 @@ def _check_replay_types(replay: Replay, num_envs: int, key: Array) -> None:
 def _check_replay_content(
     replay: Replay, steps: Step, keys: Array, max_rows: int, n_step: int
 ) -> None:
-    def examine(keys: Array, steps: Step, num_steps: Array) -> Sample:
+    def examine(keys: Array, steps: Step, num_steps: Array) -> tuple[Sample, Transition | None]:
         def unwritten(x: Array) -> Array:
             holds_obs = x.shape[-len(_OBS_SHAPE) :] == _OBS_SHAPE
             return jnp.full_like(x, jnp.nan) if holds_obs else x
@@ -135,13 +149,25 @@ def _check_replay_content(
 
         state = jax.tree.map(unwritten, replay.init(at(jnp.int32(0))))
         state = jax.lax.fori_loop(0, num_steps, lambda t, state: replay.add(state, at(t)), state)
-        return jax.vmap(replay.sample, in_axes=(None, 0))(state, keys)
+        samples = jax.vmap(replay.sample, in_axes=(None, 0))(state, keys)
+        if not (transition_at := replay.transition_at):
+            return samples, None
+        at_index = jax.vmap(lambda index: transition_at(state, index, _NUM_STEPS))
+        return samples, jax.vmap(at_index)(samples.indices)
 
     program = Program("init, add and sample of a replay", COMPILABLE, examine)
     for num_steps in (max_rows - 2, len(steps.action)):
         added = Step._make(x[:num_steps] for x in steps)
-        samples = on_host(program(keys, steps, num_steps))
+        samples, longer = on_host(program(keys, steps, num_steps))
         _check_samples(samples, added, max_rows, n_step)
+        if longer is not None:
+            asked = f"that transition_at gave for {_NUM_STEPS} steps, "
+            require(
+                np.array_equal(longer.obs_tm1, samples.transition.obs_tm1),
+                "Replay.transition_at gives other transitions than Replay.sample at the same "
+                "indices: start at the entry that Sample.indices names",
+            )
+            _check_samples(samples._replace(transition=longer), added, max_rows, _NUM_STEPS, asked)
 
 
 def _span(steps: Step, start: tuple[int, int], n_step: int) -> tuple[float, float, tuple[int, int]]:
@@ -157,7 +183,9 @@ def _span(steps: Step, start: tuple[int, int], n_step: int) -> tuple[float, floa
         t += 1
 
 
-def _check_samples(samples: Sample, steps: Step, max_rows: int, n_step: int) -> None:
+def _check_samples(
+    samples: Sample, steps: Step, max_rows: int, n_step: int, asked: str = ""
+) -> None:
     """Samples `[n, B, ...]` against the steps `[T, E, ...]` that were added."""
     num_steps, num_envs = steps.action.shape
     transition, _, probabilities = jax.tree.map(np.concatenate, samples)
@@ -185,7 +213,7 @@ def _check_samples(samples: Sample, steps: Step, max_rows: int, n_step: int) -> 
         )
         at = added[number]
         seen.add(at)
-        where = f"in the transition of step {at[0]} of environment {at[1]}, {where}"
+        where = f"in the transition of step {at[0]} of environment {at[1]}, {asked}{where}"
         require(
             at[0] >= num_steps - max_rows,
             f"{where}which is not among the newest {max_rows}: write over the oldest",
