@@ -24,7 +24,7 @@ class RunConfig:
     env: str = "CartPole-v1"
     """The environment, by its gymnasium name."""
     total_steps: int = 100_000
-    """Environment steps per seed, over all its environments, the prefill included."""
+    """Environment steps per seed, over all its environments, from the first one on."""
     num_envs: int = 4
     """Environments stepped side by side within one seed."""
     hidden_sizes: tuple[int, ...] = (128, 128)
@@ -38,8 +38,7 @@ class RunConfig:
     learning_rate_end_fraction: float = 0.05
     """Fraction of learning_rate left at the last gradient step, falling linearly; 1: constant."""
     adam_epsilon: float = 1e-3
-    """What Adam and RAdam add to their denominator; larger ones keep small gradients small (no
-    effect on RMSprop)."""
+    """What Adam, or RAdam, adds to its denominator; larger ones keep small gradients small."""
     max_grad_norm: float = 10.0
     """Gradients are scaled down to this global norm; inf never does."""
     epsilon_start: float = 1.0
@@ -47,7 +46,7 @@ class RunConfig:
     epsilon_end: float = 0.04
     """Probability of a random action once exploration has decayed."""
     epsilon_fraction: float = 0.2
-    """Fraction of total_steps over which epsilon falls (linear schedule only)."""
+    """Fraction of total_steps over which epsilon falls in a straight line."""
     eval_interval: int = 5_000
     """Environment steps between evaluations; one before learning and one at the end come on top,
     and are the only ones if this is longer than the run."""

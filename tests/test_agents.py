@@ -8,8 +8,10 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from purejaxdqn.agents import AGENTS, agent
+from purejaxdqn.agents import AGENTS, agent, experiment
+from purejaxdqn.config import PQNConfig
 from purejaxdqn.dqn import dqn
+from purejaxdqn.pqn import pqn
 from purejaxdqn.types import ConfigError
 
 SMALL: dict[str, Any] = {
@@ -27,7 +29,7 @@ SMALL: dict[str, Any] = {
 
 @pytest.mark.parametrize("name", AGENTS)
 def test_each_agent_trains(name):
-    config = dataclasses.replace(agent(name), **SMALL)
+    config = dataclasses.replace(AGENTS[name], **SMALL)
     config.validate()
     train = dqn(config)
     before = jax.jit(train.init)(jax.random.key(0))
@@ -51,6 +53,12 @@ def test_every_agent_is_one_component_beside_the_plain_one():
     assert rainbow.representation == "categorical"
     assert rainbow.td_error == "double_q_learning"
     assert rainbow.n_step > 1
+
+
+def test_settings_know_their_experiment():
+    assert agent("pqn") == PQNConfig()
+    assert experiment(agent("pqn")) is pqn
+    assert experiment(agent("rainbow")) is dqn
 
 
 def test_an_unknown_name_is_refused_with_the_nearest_ones():

@@ -47,9 +47,10 @@ def q_lambda_returns(
         return return_tm1, return_tm1
 
     # Cut where the trajectory ends, as a truncation cuts.
-    cut_t = truncated_t.at[-1].set(True)
-    start = jnp.zeros_like(v_t[-1])
-    return jax.lax.scan(backwards, start, (r_t, discount_t, cut_t, v_t), reverse=True)[1]
+    cut_t = truncated_t | (jnp.arange(len(r_t)) == len(r_t) - 1)
+    return jax.lax.scan(
+        backwards, jnp.zeros_like(v_t[-1]), (r_t, discount_t, cut_t, v_t), reverse=True
+    )[1]
 
 
 def return_error(
