@@ -180,15 +180,15 @@ class PQNConfig(RunConfig):
     hidden_sizes: tuple[int, ...] = (64, 64)
     layer_norm: bool = True
     adam_epsilon: float = 1e-5
-    learning_rate: float = 1e-3
+    learning_rate: float = 2.5e-3
     eval_interval: int = 25_000
     num_steps: int = 50
     """Steps of each environment between rounds of updates."""
     num_epochs: int = 4
     """Times that a round of updates goes through all that was played since the one before."""
-    num_minibatches: int = 5
+    num_minibatches: int = 2
     """Gradient steps in each epoch; num_envs * num_steps transitions are dealt out to them."""
-    q_lambda: float = 0.65
+    q_lambda: float = 0.9
     """Lambda of the Q(lambda) returns: 0 bootstraps after one step, 1 where the episode or the
     rollout ends."""
 

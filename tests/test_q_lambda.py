@@ -129,7 +129,7 @@ def test_nothing_behind_the_end_of_an_episode_counts_before_it(event):
 
 
 def test_batches_and_lengths_that_differ_are_refused():
-    floats, truncated = np.ones(3, np.float32), np.zeros(3, bool)
+    floats, truncated = jnp.ones(3), jnp.zeros(3, bool)
     with pytest.raises(AssertionError):
         q_lambda_returns(floats[None], floats[None], truncated[None], floats[None], 0.5)
     with pytest.raises(AssertionError):
