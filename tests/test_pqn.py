@@ -344,7 +344,10 @@ def test_neither_chunking_nor_company_changes_a_bit_of_a_run(swept, monkeypatch)
 
 
 def test_it_learns():
-    config = PQNConfig(total_steps=60_000, eval_interval=60_000, eval_episodes=20)
-    returns = quiet(pqn, config, range(2)).dataset.evaluation_return.mean("episode").values
-    assert (returns[:, 0] < 100).all()
-    assert (returns[:, -1] > 150).all()
+    """In an eighth of the usual steps, with more gradient steps for each."""
+    config = PQNConfig(
+        total_steps=60_000, num_minibatches=5, eval_interval=60_000, eval_episodes=20
+    )
+    returns = quiet(pqn, config, range(4)).dataset.evaluation_return.mean(("seed", "episode"))
+    assert returns[0] < 60
+    assert returns[-1] > 150

@@ -35,7 +35,7 @@ class Args:
     """Seeds side by side."""
     rounds: int = 3
     """Processes per figure, of which the median is reported."""
-    total_steps: int = 500_000
+    total_steps: int = 100_000
     """Environment steps per seed."""
     json: bool = False
     """Print everything as one JSON object on the last line of standard output."""
