@@ -1,8 +1,9 @@
-"""Trains many seeds of DQN on CartPole at once and says how well they did.
+"""Trains many seeds of an agent on CartPole at once and says how well they did.
 
     python experiments/cartpole.py --num-seeds 10
     python experiments/cartpole.py --num-seeds 30 --first-seed 100 --learning-rate 5e-4 --output out
     python experiments/cartpole.py --agent rainbow --no-noisy
+    python experiments/cartpole.py --agent pqn --q-lambda 0.65
 
 Writes results.nc (every number, labelled), learning_curve.png, .svg and .html (to look into),
 policy.gif (the best seed's policy in gymnasium's rendered environment) and summary.json. Progress
@@ -21,8 +22,8 @@ import numpy as np
 from rich.console import Console
 
 from purejaxdqn import agents, cli, environments, plotting, results, summary
+from purejaxdqn.config import DQNConfig, RunConfig
 from purejaxdqn.devices import use_every_core
-from purejaxdqn.dqn import DQNConfig, dqn
 from purejaxdqn.gymnasium_play import play_in_gymnasium, save_gif
 from purejaxdqn.sweep import SweepInterrupted, SweepResult, run_sweep
 
@@ -37,8 +38,9 @@ class Args(cli.SweepArgs):
     """Folder for everything that is written."""
     agent: str | None = None
     """A member of the family, whose settings are the defaults of all others: dqn, double, dueling,
-    n_step, prioritised, c51, qr_dqn, iqn, fqf, munchausen, m_iqn, noisy, rainbow."""
-    config: DQNConfig = dataclasses.field(default_factory=DQNConfig)
+    n_step, prioritised, c51, qr_dqn, iqn, fqf, munchausen, m_iqn, noisy, rainbow; or pqn, which
+    has flags of its own."""
+    config: RunConfig = dataclasses.field(default_factory=DQNConfig)
 
 
 def defaults(argv: Sequence[str]) -> Args:
@@ -54,7 +56,12 @@ def main(args: Args) -> int:
     use_every_core()
     try:
         result = run_sweep(
-            dqn, args.config, seeds, width=args.width, seed_mode=args.seed_mode, output=output
+            agents.experiment(args.config),
+            args.config,
+            seeds,
+            width=args.width,
+            seed_mode=args.seed_mode,
+            output=output,
         )
     except SweepInterrupted as interrupt:
         report(args, interrupt.result, output)
@@ -68,7 +75,7 @@ def main(args: Args) -> int:
 
 def play(args: Args, result: SweepResult, output: Path) -> SweepResult:
     """Plays every seed's policy in gymnasium's own environment, and films the best one."""
-    train = dqn(args.config)
+    train = agents.experiment(args.config)(args.config)
     returns = play_in_gymnasium(train, result.params, GYMNASIUM_EPISODES, progress=True)
     dataset = result.dataset.assign(gymnasium_return=(("seed", "gymnasium_episode"), returns))
     results.save(dataset, output)
@@ -89,7 +96,7 @@ def report(args: Args, result: SweepResult, output: Path) -> None:
     console = Console()
     summary.print_summary(facts, console)
     summary.save_summary(facts, output)
-    title = f"DQN on {args.config.env}"
+    title = f"{facts['algorithm']} on {args.config.env}"
     plotting.save_figure(
         plotting.learning_curve(result.dataset, title, threshold), output / "learning_curve"
     )

@@ -4,9 +4,13 @@ from __future__ import annotations
 
 import dataclasses
 import difflib
+from collections.abc import Callable
 from typing import Any
 
-from purejaxdqn.dqn import DQNConfig
+from purejaxdqn.config import DQNConfig, PQNConfig, RunConfig
+from purejaxdqn.dqn import dqn
+from purejaxdqn.pqn import pqn
+from purejaxdqn.training import Train
 from purejaxdqn.types import ConfigError
 
 # What each agent of the family changes in the package's defaults. The plain one bootstraps after
@@ -53,16 +57,22 @@ AGENTS: dict[str, DQNConfig] = {
 """Settings by name: DQN, its single extensions, and Rainbow (Hessel et al., 2018)."""
 
 
-def agent(name: str) -> DQNConfig:
-    """The settings of a named agent; `dataclasses.replace` changes single ones.
+def agent(name: str) -> RunConfig:
+    """The settings of a named agent, "pqn" among them; `dataclasses.replace` changes single ones.
 
     Raises:
       ConfigError: for a name that is none, with the nearest ones.
     """
-    if name not in AGENTS:
-        nearest = difflib.get_close_matches(name, AGENTS, n=3)
-        raise ConfigError(f"agent ({name!r}) must be one of {', '.join(nearest or AGENTS)}")
-    return AGENTS[name]
+    named: dict[str, RunConfig] = {**AGENTS, "pqn": PQNConfig()}
+    if name not in named:
+        nearest = difflib.get_close_matches(name, named, n=3)
+        raise ConfigError(f"agent ({name!r}) must be one of {', '.join(nearest or named)}")
+    return named[name]
+
+
+def experiment(config: RunConfig) -> Callable[[Any], Train]:
+    """The `Experiment` that settings are of: `dqn` or `pqn`."""
+    return pqn if isinstance(config, PQNConfig) else dqn
 
 
 TUTORIAL = DQNConfig(

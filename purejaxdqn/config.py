@@ -15,8 +15,8 @@ from purejaxdqn.types import ConfigError
 
 
 @dataclasses.dataclass(frozen=True)
-class DQNConfig:
-    """Every setting of a run.
+class RunConfig:
+    """What every training run sets, whatever it learns by; all that sweeps and reports ask for.
 
     Floats may be swept within one compiled program; the others set shapes and lengths.
     """
@@ -24,9 +24,82 @@ class DQNConfig:
     env: str = "CartPole-v1"
     """The environment, by its gymnasium name."""
     total_steps: int = 100_000
-    """Environment steps per seed, over all its environments, the prefill included."""
+    """Environment steps per seed, over all its environments, from the first one on."""
     num_envs: int = 4
     """Environments stepped side by side within one seed."""
+    hidden_sizes: tuple[int, ...] = (128, 128)
+    """Widths of the network's hidden layers."""
+    layer_norm: bool = False
+    """Whether hidden layers are normalised before their ReLU."""
+    discount: float = 0.99
+    """Gamma, per step of one environment."""
+    learning_rate: float = 3e-4
+    """The optimiser's step size at the first gradient step."""
+    learning_rate_end_fraction: float = 0.05
+    """Fraction of learning_rate left at the last gradient step, falling linearly; 1: constant."""
+    adam_epsilon: float = 1e-3
+    """What Adam, or RAdam, adds to its denominator; larger ones keep small gradients small."""
+    max_grad_norm: float = 10.0
+    """Gradients are scaled down to this global norm; inf never does."""
+    epsilon_start: float = 1.0
+    """Probability of a random action at first."""
+    epsilon_end: float = 0.04
+    """Probability of a random action once exploration has decayed."""
+    epsilon_fraction: float = 0.2
+    """Fraction of total_steps over which epsilon falls in a straight line."""
+    eval_interval: int = 5_000
+    """Environment steps between evaluations; one before learning and one at the end come on top,
+    and are the only ones if this is longer than the run."""
+    eval_episodes: int = 100
+    """Greedy episodes per evaluation and seed; their steps do not count as training."""
+
+    @property
+    def prefill_steps(self) -> int:
+        """Environment steps before anything is learned."""
+        return 0
+
+    @property
+    def steps_per_update(self) -> int:
+        """Environment steps (of all environments) between rounds of updates."""
+        raise NotImplementedError
+
+    @property
+    def updates_per_iteration(self) -> int:
+        """Gradient steps in each round of updates."""
+        raise NotImplementedError
+
+    @property
+    def num_iterations(self) -> int:
+        """Rounds of acting and learning in a run."""
+        return (self.total_steps - self.prefill_steps) // self.steps_per_update
+
+    @property
+    def num_updates(self) -> int:
+        """Gradient steps in a run."""
+        return self.num_iterations * self.updates_per_iteration
+
+    def validate(self) -> None:
+        """Refuses settings that cannot be kept, on concrete values, before anything is traced.
+
+        Raises:
+          ConfigError: with every setting at fault, its value, what is allowed, and the remedy.
+        """
+        problems = [*_range_problems(self)]
+        if not problems:  # the relations below divide by these numbers
+            problems = [*self._relation_problems()]
+        if problems:
+            raise ConfigError("\n".join(problems))
+        environments.make(self.env)
+
+    def _relation_problems(self) -> Iterator[str]:
+        """What settings that are allowed each by itself make wrong together."""
+        raise NotImplementedError
+
+
+@dataclasses.dataclass(frozen=True)
+class DQNConfig(RunConfig):
+    """Every setting of DQN and its extensions."""
+
     steps_per_update: int = 4
     """Environment steps (of all environments) between rounds of updates; a multiple of num_envs."""
     updates_per_iteration: int = 1
@@ -46,8 +119,6 @@ class DQNConfig:
     importance_exponent: float = 0.4
     """How far sampling by priority is corrected for at the first gradient step; rises to 1, wholly,
     at the last (prioritised replay only)."""
-    hidden_sizes: tuple[int, ...] = (128, 128)
-    """Widths of the network's hidden layers."""
     representation: Literal[
         "values", "categorical", "quantile", "implicit_quantile", "proposed_quantile"
     ] = "values"
@@ -68,8 +139,6 @@ class DQNConfig:
     """Whether the network is split into a state's value and the actions' advantages."""
     noisy: bool = False
     """Whether the network's weights are noisy, and explore in epsilon's place."""
-    layer_norm: bool = False
-    """Whether hidden layers are normalised before their ReLU."""
     td_error: Literal[
         "q_learning",
         "double_q_learning",
@@ -94,21 +163,10 @@ class DQNConfig:
     values only."""
     huber_threshold: float = 1.0
     """Error from which on the Huber loss grows linearly (penalty huber, and quantiles)."""
-    discount: float = 0.99
-    """Gamma, per step of one environment."""
     n_step: int = 5
     """Steps of one environment that a transition spans: so many rewards before the bootstrap."""
     optimizer: Literal["adam", "rmsprop"] = "adam"
     """Adam, or RMSprop with Keras's constants (decay 0.9, epsilon 1e-7, no momentum)."""
-    learning_rate: float = 3e-4
-    """The optimiser's step size at the first gradient step."""
-    learning_rate_end_fraction: float = 0.05
-    """Fraction of learning_rate left at the last gradient step, falling linearly; 1: constant."""
-    adam_epsilon: float = 1e-3
-    """What Adam adds to its denominator; larger ones keep small gradients small (no effect on
-    RMSprop)."""
-    max_grad_norm: float = 10.0
-    """Gradients are scaled down to this global norm; inf never does."""
     target_period: int = 50
     """Gradient steps between two updates of the target network; 1 bootstraps from the current
     weights, as without a target network."""
@@ -117,48 +175,69 @@ class DQNConfig:
     epsilon_schedule: Literal["linear", "multiplicative"] = "linear"
     """How epsilon, the probability of a random action, falls from epsilon_start to epsilon_end: in
     a straight line from step 0, or by a factor at each step after the prefill."""
-    epsilon_start: float = 1.0
-    """Probability of a random action at first."""
-    epsilon_end: float = 0.04
-    """Probability of a random action once exploration has decayed."""
-    epsilon_fraction: float = 0.2
-    """Fraction of total_steps over which epsilon falls (linear schedule only)."""
     epsilon_decay: float = 0.999
     """Factor on epsilon per environment step (multiplicative schedule only)."""
-    eval_interval: int = 5_000
-    """Environment steps between evaluations; one before learning and one at the end come on top,
-    and are the only ones if this is longer than the run."""
-    eval_episodes: int = 100
-    """Greedy episodes per evaluation and seed; their steps do not count as training."""
+
+    def _relation_problems(self) -> Iterator[str]:
+        return _dqn_problems(self)
+
+
+@dataclasses.dataclass(frozen=True)
+class PQNConfig(RunConfig):
+    """Every setting of PQN."""
+
+    total_steps: int = 500_000
+    num_envs: int = 10
+    hidden_sizes: tuple[int, ...] = (64, 64)
+    layer_norm: bool = True
+    adam_epsilon: float = 1e-5
+    learning_rate: float = 2.5e-3
+    eval_interval: int = 25_000
+    num_steps: int = 50
+    """Steps of each environment between rounds of updates."""
+    num_epochs: int = 4
+    """Times that a round of updates goes through all that was played since the one before."""
+    num_minibatches: int = 2
+    """Gradient steps in each epoch; num_envs * num_steps transitions are dealt out to them."""
+    q_lambda: float = 0.9
+    """Lambda of the Q(lambda) returns: 0 bootstraps after one step, 1 where the episode or the
+    rollout ends."""
 
     @property
-    def num_iterations(self) -> int:
-        """Rounds of acting and learning in a run."""
-        return (self.total_steps - self.prefill_steps) // self.steps_per_update
+    def steps_per_update(self) -> int:
+        """Environment steps (of all environments) between rounds of updates."""
+        return self.num_envs * self.num_steps
 
     @property
-    def num_updates(self) -> int:
-        """Gradient steps in a run."""
-        return self.num_iterations * self.updates_per_iteration
+    def updates_per_iteration(self) -> int:
+        """Gradient steps in each round of updates."""
+        return self.num_epochs * self.num_minibatches
 
-    def validate(self) -> None:
-        """Refuses settings that cannot be kept, on concrete values, before anything is traced.
-
-        Raises:
-          ConfigError: with every setting at fault, its value, what is allowed, and the remedy.
-        """
-        problems = [*_range_problems(self)]
-        if not problems:  # the relations below divide by these numbers
-            problems = [*_relation_problems(self)]
-        if problems:
-            raise ConfigError("\n".join(problems))
-        environments.make(self.env)
+    def _relation_problems(self) -> Iterator[str]:
+        per_iteration = self.steps_per_update
+        yield from _iteration_problems(self, "num_envs * num_steps")
+        if per_iteration % self.num_minibatches:
+            largest = min(self.num_minibatches, per_iteration)
+            nearest = next(n for n in range(largest, 0, -1) if per_iteration % n == 0)
+            yield (
+                f"num_minibatches ({self.num_minibatches}) must divide num_envs * num_steps "
+                f"({per_iteration}) without rest: try {nearest}"
+            )
 
 
 _GREEDY_TARGETS = ("q_learning", "double_q_learning")
+# Floats by the values that they may have.
+_FRACTIONS = frozenset(
+    {"discount", "q_lambda", "epsilon_start", "epsilon_end", "epsilon_fraction", "epsilon_decay"}
+    | {"priority_exponent", "importance_exponent"}
+    | {"learning_rate_end_fraction", "munchausen_coefficient", "advantage_coefficient"}
+)
+_POSITIVE = frozenset(
+    {"learning_rate", "fraction_learning_rate", "adam_epsilon", "huber_threshold", "temperature"}
+)
 
 
-def _range_problems(config: DQNConfig) -> Iterator[str]:
+def _range_problems(config: RunConfig) -> Iterator[str]:
     floats = [f.name for f in dataclasses.fields(config) if f.type == "float"]
     for name in floats:
         value = getattr(config, name)
@@ -178,26 +257,17 @@ def _range_problems(config: DQNConfig) -> Iterator[str]:
     sizes = config.hidden_sizes
     if not isinstance(sizes, tuple) or not all(type(size) is int and size > 0 for size in sizes):
         yield f"hidden_sizes ({sizes!r}) must be a tuple of whole numbers of at least 1"
-    for name, annotation in typing.get_type_hints(DQNConfig).items():
+    for name, annotation in typing.get_type_hints(type(config)).items():
         allowed = typing.get_args(annotation)
         if typing.get_origin(annotation) is Literal and getattr(config, name) not in allowed:
             yield f"{name} ({getattr(config, name)!r}) must be one of {', '.join(allowed)}"
-    unit = ("discount", "epsilon_start", "epsilon_end", "epsilon_fraction", "epsilon_decay")
-    exponents = ("priority_exponent", "importance_exponent")
-    coefficients = ("munchausen_coefficient", "advantage_coefficient")
-    for name in (*unit, *exponents, "learning_rate_end_fraction", *coefficients):
-        if not 0 <= getattr(config, name) <= 1:
+    for name in floats:
+        if name in _FRACTIONS and not 0 <= getattr(config, name) <= 1:
             yield f"{name} ({getattr(config, name)}) must lie between 0 and 1"
-    if not 0 < config.target_step_size <= 1:
-        yield (
-            f"target_step_size ({config.target_step_size}) must be above 0 and at most 1: "
-            "1 copies the online network"
-        )
     single = np.finfo(np.float32)  # in which they enter the programs
-    positive = ("learning_rate", "fraction_learning_rate", "adam_epsilon")
-    for name in (*positive, "huber_threshold", "temperature"):
+    for name in floats:
         value = getattr(config, name)
-        if not float(single.tiny) <= value <= float(single.max):
+        if name in _POSITIVE and not float(single.tiny) <= value <= float(single.max):
             yield (
                 f"{name} ({value}) must be positive and finite, such as 0.001, also in single "
                 f"precision ({single.tiny:.1e} to {single.max:.1e})"
@@ -206,7 +276,32 @@ def _range_problems(config: DQNConfig) -> Iterator[str]:
         yield f"max_grad_norm ({config.max_grad_norm}) must be positive; inf turns clipping off"
 
 
-def _relation_problems(config: DQNConfig) -> Iterator[str]:
+def _multiple(config: RunConfig, name: str, of: str, base: int) -> Iterator[str]:
+    value = getattr(config, name)
+    if value % base:
+        below, above = value // base * base, (value // base + 1) * base
+        nearest = f"{below} or {above}" if below else f"{above}"
+        yield f"{name} ({value}) must be a multiple of {of} ({base}): try {nearest}"
+
+
+def _iteration_problems(config: RunConfig, of: str) -> Iterator[str]:
+    """Whether a run is so many whole iterations, each of `steps_per_update` as `of` calls them."""
+    # So that every multiple of eval_interval, and the last step, fall on the end of an iteration.
+    for name in ("eval_interval", "prefill_steps", "total_steps"):
+        yield from _multiple(config, name, of, config.steps_per_update)
+    if config.num_updates > 2**31 - 1:
+        yield (
+            f"the gradient steps of the run ({config.num_updates}) must be at most {2**31 - 1}: "
+            "lower total_steps or the gradient steps of each iteration"
+        )
+
+
+def _dqn_problems(config: DQNConfig) -> Iterator[str]:
+    if not 0 < config.target_step_size <= 1:
+        yield (
+            f"target_step_size ({config.target_step_size}) must be above 0 and at most 1: "
+            "1 copies the online network"
+        )
     if not -math.inf < config.value_min < config.value_max < math.inf:
         yield (
             f"value_min ({config.value_min}) must be finite and below value_max "
@@ -226,21 +321,9 @@ def _relation_problems(config: DQNConfig) -> Iterator[str]:
         )
     if config.prioritised and not config.sample_with_replacement:
         yield "prioritised replay samples with replacement: leave sample_with_replacement True"
-
-    def multiple(name: str, of: str) -> Iterator[str]:
-        value, base = getattr(config, name), getattr(config, of)
-        if value % base:
-            below, above = value // base * base, (value // base + 1) * base
-            nearest = f"{below} or {above}" if below else f"{above}"
-            yield f"{name} ({value}) must be a multiple of {of} ({base}): try {nearest}"
-
-    yield from multiple("steps_per_update", "num_envs")
-    yield from multiple("prefill_steps", "num_envs")
-    yield from multiple("replay_capacity", "num_envs")
-    yield from multiple("eval_interval", "steps_per_update")
-    # So that every multiple of eval_interval, and the last step, fall on the end of an iteration.
-    yield from multiple("prefill_steps", "steps_per_update")
-    yield from multiple("total_steps", "steps_per_update")
+    for name in ("steps_per_update", "prefill_steps", "replay_capacity"):
+        yield from _multiple(config, name, "num_envs", config.num_envs)
+    yield from _iteration_problems(config, "steps_per_update")
     if config.batch_size > config.replay_capacity:
         yield (
             f"batch_size ({config.batch_size}) must be at most replay_capacity "
@@ -256,11 +339,6 @@ def _relation_problems(config: DQNConfig) -> Iterator[str]:
         yield (
             f"n_step ({config.n_step}) must be at most replay_capacity / num_envs ({max_rows}): "
             "the replay would never hold a whole transition"
-        )
-    if config.num_updates > 2**31 - 1:
-        yield (
-            f"the gradient steps of the run ({config.num_updates}) must be at most {2**31 - 1}: "
-            "lower total_steps or updates_per_iteration"
         )
     if config.prefill_steps >= config.total_steps:
         yield (

@@ -1,4 +1,4 @@
-"""Deep Q-learning from top to bottom: the learner, the training run, and how settings make them.
+"""Deep Q-learning from top to bottom: the training run, and how settings make it.
 
 `train.init(key)` fills the replay with random play; `train.chunk(state, n, m)` then repeats: act k
 times, learn n times. Both are pure, so `jax.jit` compiles them, `jax.vmap` runs them for many seeds
@@ -13,7 +13,6 @@ from __future__ import annotations
 import dataclasses
 import functools
 from collections.abc import Callable
-from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -21,125 +20,24 @@ import optax
 
 from purejaxdqn import environments, losses, networks
 from purejaxdqn.config import DQNConfig
-from purejaxdqn.environments import Environment, step_and_reset
-from purejaxdqn.evaluation import Policy, greedy_policy
-from purejaxdqn.exploration import (
-    Schedule,
-    epsilon_greedy,
-    linear_schedule,
-    multiplicative_schedule,
-)
+from purejaxdqn.environments import Environment
+from purejaxdqn.evaluation import greedy_policy
+from purejaxdqn.exploration import Schedule, linear_schedule, multiplicative_schedule
+from purejaxdqn.learner import make_learner, periodic_target_update
 from purejaxdqn.losses.bellman import Penalty
 from purejaxdqn.replay import n_step_replay, prioritised_replay, uniform_replay
-from purejaxdqn.types import (
-    Array,
-    ConfigError,
-    Learner,
-    LearnerState,
-    LossFn,
-    LossOutput,
-    Network,
-    Params,
-    Replay,
-    Step,
-    TrainState,
-    Transition,
+from purejaxdqn.training import (
+    ChunkOutputs,
+    Train,
+    act,
+    linear_epsilon,
+    linear_learning_rate,
+    run_chunk,
+    start,
 )
+from purejaxdqn.types import Array, Learner, LossFn, Network, Replay, TrainState
 
-# ------------------------------------------------------------------------------------------ learner
-
-# Names that a results file has for something else: no metric of a loss may have one of them.
-RESERVED_METRICS = frozenset(
-    {"loss", "evaluation_return", "final_return", "training_return", "num_updates"}
-    | {"gymnasium_return", "step", "seed", "episode"}
-    | {field.name for field in dataclasses.fields(DQNConfig)}
-)
-
-TargetUpdate = Callable[[Params, Params, Array], Params]  # (params, target_params, num_updates)
-
-
-def periodic_target_update(period: int, step_size: Array | float = 1.0) -> TargetUpdate:
-    """Every `period` gradient steps, moves the target network towards the online one.
-
-    A step size of 1 is the hard copy of Mnih et al. (2015); a period of 1 with a small step size is
-    Polyak averaging, Lillicrap et al., "Continuous control with deep reinforcement learning"
-    (2016), algorithm 1.
-
-    Args:
-      period: gradient steps between two moves.
-      step_size: `[]` above 0, at most 1.
-
-    Returns:
-      `(params, target_params, num_updates []) -> target_params`, with `num_updates` counting the
-      step just taken.
-    """
-
-    def target_update(params: Params, target_params: Params, num_updates: Array) -> Params:
-        # A select and no branch: a branch on a batched predicate would run both sides anyway.
-        rate = jnp.where(num_updates % period == 0, step_size, 0.0)
-        moved = optax.incremental_update(params, target_params, step_size)
-        return jax.tree.map(lambda new, old: jnp.where(rate > 0, new, old), moved, target_params)
-
-    return target_update
-
-
-def make_learner(
-    network: Network,
-    loss_fn: LossFn,
-    optimizer: optax.GradientTransformation,
-    target_update: TargetUpdate,
-) -> Learner:
-    """Makes the learner: the mean loss of a batch, one optimiser step, the target's update.
-
-    Args:
-      network: the value network.
-      loss_fn: loss of ONE transition.
-      optimizer: any optax optimiser.
-      target_update: such as `periodic_target_update(50)`.
-
-    Returns:
-      The `Learner`. Its metrics are the loss function's own, averaged over the batch, and `loss`.
-
-    Raises:
-      ConfigError: from `update`, if a metric has one of the `RESERVED_METRICS` for its name.
-    """
-
-    def init(key: Array, obs: Array) -> LearnerState:
-        params = network.init(key, obs)
-        return LearnerState(
-            params=params,
-            # Two buffers, so that both can be donated.
-            target_params=jax.tree.map(jnp.copy, params),
-            opt_state=optimizer.init(params),
-            num_updates=jnp.zeros((), jnp.int32),
-        )
-
-    def update(
-        state: LearnerState, transition: Transition, key: Array, weights: Array | None = None
-    ) -> tuple[LearnerState, Array, dict[str, Array]]:
-        keys = jax.random.split(key, transition.r_t.shape[0])
-
-        def mean_loss(params: Params) -> tuple[Array, LossOutput]:
-            batched = jax.vmap(loss_fn, in_axes=(None, None, None, 0, 0))
-            output = batched(network, params, state.target_params, transition, keys)
-            weighted = output.loss if weights is None else weights * output.loss
-            return jnp.mean(weighted), output
-
-        (loss, output), grads = jax.value_and_grad(mean_loss, has_aux=True)(state.params)
-        if reserved := RESERVED_METRICS & set(output.metrics):
-            raise ConfigError(
-                f"the loss has a metric named {', '.join(sorted(reserved))}, which names something "
-                "else in results: rename it"
-            )
-        updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
-        params = optax.apply_updates(state.params, updates)
-        num_updates = state.num_updates + 1
-        target_params = target_update(params, state.target_params, num_updates)
-        metrics = {"loss": loss, **jax.tree.map(jnp.mean, output.metrics)}
-        state = LearnerState(params, target_params, opt_state, num_updates)
-        return state, output.priority, metrics
-
-    return Learner(init, update)
+# ------------------------------------------------------------------------------------- training run
 
 
 def importance_weights(probabilities: Array, exponent: Array | float) -> Array:
@@ -156,40 +54,6 @@ def importance_weights(probabilities: Array, exponent: Array | float) -> Array:
       `[B]` above 0, at most 1.
     """
     return (probabilities / jnp.min(probabilities)) ** -exponent
-
-
-# ------------------------------------------------------------------------------------- training run
-
-
-class ChunkOutputs(NamedTuple):
-    """What happened in a chunk of at most `M` iterations; rows that were not run are NaN.
-
-    Attributes:
-      episode_return: `[M, k, E]` the return of the episode that ended at this step, NaN
-        where none did.
-      metrics: `[M]` each of the learner's metrics, averaged over the iteration's updates.
-    """
-
-    episode_return: Array
-    metrics: dict[str, Array]
-
-
-class Train(NamedTuple):
-    """A training run as pure functions of arrays.
-
-    Attributes:
-      init: `key -> TrainState`, with the replay prefilled. To be compiled apart from `chunk`.
-      chunk: `(TrainState, num_iterations [], max_iterations) -> (TrainState, ChunkOutputs)`. The
-        number of iterations is an argument of the compiled program, so any chunking runs the same
-        program and gives the same bits; only `max_iterations`, the room in the outputs, is static.
-      policy: `params -> greedy policy`, for evaluation.
-      env: the environment.
-    """
-
-    init: Callable[[Array], TrainState]
-    chunk: Callable[[TrainState, Array, int], tuple[TrainState, ChunkOutputs]]
-    policy: Callable[[Params], Policy]
-    env: Environment
 
 
 def make_train(
@@ -219,39 +83,11 @@ def make_train(
     num_envs = config.num_envs
     acts_per_iteration = config.steps_per_update // num_envs
 
-    def act(state: TrainState, epsilon: Array | float) -> tuple[TrainState, Array]:
+    def act_once(state: TrainState, epsilon: Array | float) -> tuple[TrainState, Array]:
         """One step of every environment; also says which returns `[E]` became final."""
-        # All keys in one call of the generator: a call costs more than a key.
-        keys = jax.random.split(state.key, 1 + 3 * num_envs)
-        explore_keys, network_keys, env_keys = keys[1:].reshape(3, num_envs)
-        outputs = jax.vmap(network.apply, in_axes=(None, 0, 0))(
-            state.learner.params, state.obs, network_keys
-        )
-        q_values = jax.vmap(network.action_values)(outputs)
-        action = jax.vmap(epsilon_greedy, in_axes=(0, 0, None))(explore_keys, q_values, epsilon)
-        env_state, obs, timestep = jax.vmap(functools.partial(step_and_reset, env))(
-            env_keys, state.env_state, action
-        )
-        step = Step(
-            obs=state.obs,
-            action=action,
-            reward=timestep.reward,
-            terminated=timestep.terminated,
-            truncated=timestep.truncated,
-            next_obs=timestep.obs,
-        )
-        episode_return = state.episode_return + timestep.reward
-        ended = timestep.terminated | timestep.truncated
-        state = dataclasses.replace(
-            state,
-            replay=replay.add(state.replay, step),
-            env_state=env_state,
-            obs=obs,
-            episode_return=jnp.where(ended, 0.0, episode_return),
-            key=keys[0],
-            num_steps=state.num_steps + num_envs,
-        )
-        return state, jnp.where(ended, episode_return, jnp.nan)
+        state, step, episode_return = act(env, network, state, epsilon)
+        state = dataclasses.replace(state, replay=replay.add(state.replay, step))
+        return state, episode_return
 
     def learn(state: TrainState) -> tuple[TrainState, dict[str, Array]]:
         """One gradient step."""
@@ -269,61 +105,25 @@ def make_train(
         return state, metrics
 
     def iteration(state: TrainState) -> tuple[TrainState, ChunkOutputs]:
-        def act_once(state: TrainState, _: None) -> tuple[TrainState, Array]:
-            return act(state, epsilon(state.num_steps))
-
-        state, episode_return = jax.lax.scan(act_once, state, length=acts_per_iteration)
+        state, episode_return = jax.lax.scan(
+            lambda state, _: act_once(state, epsilon(state.num_steps)),
+            state,
+            length=acts_per_iteration,
+        )
         state, metrics = jax.lax.scan(
             lambda state, _: learn(state), state, length=config.updates_per_iteration
         )
         return state, ChunkOutputs(episode_return, jax.tree.map(jnp.mean, metrics))
 
     def init(key: Array) -> TrainState:
-        key, env_key, network_key = jax.random.split(key, 3)
-        env_state, obs = jax.vmap(env.reset)(jax.random.split(env_key, num_envs))
-        first_step = Step(
-            obs=obs,
-            action=jnp.zeros(num_envs, jnp.int32),
-            reward=jnp.zeros(num_envs),
-            terminated=jnp.zeros(num_envs, bool),
-            truncated=jnp.zeros(num_envs, bool),
-            next_obs=obs,
-        )
-        state = TrainState(
-            learner=learner.init(network_key, obs[0]),
-            replay=replay.init(first_step),
-            env_state=env_state,
-            obs=obs,
-            episode_return=jnp.zeros(num_envs),
-            key=key,
-            num_steps=jnp.zeros((), jnp.int32),
-        )
         return jax.lax.fori_loop(
             0,
             config.prefill_steps // num_envs,
-            lambda _, state: act(state, 1.0)[0],  # uniformly random
-            state,
+            lambda _, state: act_once(state, 1.0)[0],  # uniformly random
+            start(key, env, num_envs, learner, replay),
         )
 
-    def chunk(
-        state: TrainState, num_iterations: Array, max_iterations: int
-    ) -> tuple[TrainState, ChunkOutputs]:
-        run_iteration = jax.jit(iteration)  # traced once, for its shapes and for the loop
-
-        def body(
-            i: Array, carry: tuple[TrainState, ChunkOutputs]
-        ) -> tuple[TrainState, ChunkOutputs]:
-            state, outputs = carry
-            state, output = run_iteration(state)
-            write = functools.partial(jax.lax.dynamic_update_index_in_dim, index=i, axis=0)
-            return state, jax.tree.map(write, outputs, output)
-
-        shapes = jax.eval_shape(run_iteration, state)[1]
-        empty = jax.tree.map(
-            lambda leaf: jnp.full((max_iterations, *leaf.shape), jnp.nan, leaf.dtype), shapes
-        )
-        return jax.lax.fori_loop(0, num_iterations, body, (state, empty))
-
+    chunk = functools.partial(run_chunk, iteration)
     return Train(init, chunk, functools.partial(greedy_policy, network), env)
 
 
@@ -355,11 +155,6 @@ OPTIMIZERS = {
 }
 
 
-def _linear_epsilon(config: DQNConfig) -> Schedule:
-    duration = config.epsilon_fraction * config.total_steps
-    return linear_schedule(config.epsilon_start, config.epsilon_end, duration)
-
-
 def _multiplicative_epsilon(config: DQNConfig) -> Schedule:
     schedule = multiplicative_schedule(
         config.epsilon_start, config.epsilon_decay, config.epsilon_end
@@ -367,7 +162,7 @@ def _multiplicative_epsilon(config: DQNConfig) -> Schedule:
     return lambda num_steps: schedule(num_steps - config.prefill_steps)
 
 
-EPSILON_SCHEDULES = {"linear": _linear_epsilon, "multiplicative": _multiplicative_epsilon}
+EPSILON_SCHEDULES = {"linear": linear_epsilon, "multiplicative": _multiplicative_epsilon}
 
 
 def _make_loss(config: DQNConfig, env: Environment) -> LossFn:
@@ -427,12 +222,7 @@ def dqn(
         num_quantiles=config.num_quantiles,
     )
     loss_fn = loss_fn or _make_loss(config, env)
-
-    def decaying(step_size: Array | float) -> Schedule:
-        end = step_size * config.learning_rate_end_fraction
-        return linear_schedule(step_size, end, config.num_updates)
-
-    learning_rate = decaying(config.learning_rate)
+    learning_rate = linear_learning_rate(config, config.learning_rate)
     clip = optax.clip_by_global_norm(config.max_grad_norm)
     if optimizer is None:
         named = OPTIMIZERS[config.optimizer](config, learning_rate)
@@ -441,7 +231,9 @@ def dqn(
     else:
         transformation = optax.chain(clip, optimizer(learning_rate))
     if config.representation == "proposed_quantile":
-        proposal = optax.rmsprop(decaying(config.fraction_learning_rate), decay=0.95, eps=1e-5)
+        proposal = optax.rmsprop(
+            linear_learning_rate(config, config.fraction_learning_rate), decay=0.95, eps=1e-5
+        )
         transformation = optax.multi_transform(
             {"value": transformation, "fraction_proposal": proposal},
             networks.label_fraction_proposal,

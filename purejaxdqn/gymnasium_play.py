@@ -15,7 +15,7 @@ from PIL import Image
 from rich.console import Console
 from rich.progress import track
 
-from purejaxdqn.dqn import Train
+from purejaxdqn.training import Train
 from purejaxdqn.types import Params
 
 _GIF_SIZE = (300, 200)  # pixels

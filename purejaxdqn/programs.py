@@ -12,12 +12,13 @@ import jax
 import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
+from purejaxdqn.config import RunConfig
 from purejaxdqn.devices import Plan, compiler_options
-from purejaxdqn.dqn import ChunkOutputs, DQNConfig, Train
 from purejaxdqn.evaluation import evaluate
+from purejaxdqn.training import ChunkOutputs, Train
 from purejaxdqn.types import Array, ArrayTree, Params, TrainState, run_axes
 
-Experiment = Callable[[DQNConfig], Train]
+Experiment = Callable[[Any], Train]  # of a `RunConfig`, or of one of its kinds
 Axis = int | str | None  # 0: an entry per run; None: the same in all; or _PER_DEVICE
 Floats = Mapping[str, Array]  # the float settings by name, one value per run
 
@@ -52,7 +53,7 @@ class Programs(NamedTuple):
     compile_seconds: float
 
 
-def float_fields(config: DQNConfig) -> tuple[str, ...]:
+def float_fields(config: RunConfig) -> tuple[str, ...]:
     """The settings that enter a compiled program as arguments, and so can be swept within one."""
     return tuple(f.name for f in dataclasses.fields(config) if f.type in (float, "float"))
 
@@ -64,7 +65,7 @@ def run_keys(seed: Array) -> tuple[Array, Array]:
 
 
 def compile_programs(
-    experiment: Experiment, config: DQNConfig, plan: Plan, devices: Sequence[jax.Device]
+    experiment: Experiment, config: RunConfig, plan: Plan, devices: Sequence[jax.Device]
 ) -> Programs:
     """Compiles initialisation, training and evaluation for one round of a plan, each on its own.
 

@@ -43,10 +43,10 @@ def summarise(
       rng: of the bootstrap.
 
     Returns:
-      `seeds`, `final_return` and `gymnasium_return` per seed (means over episodes), `iqm` over the
-      seeds' means with its 95 % interval `iqm_low` and `iqm_high`, `interval_note`, `threshold`,
-      `steps_to_threshold` per seed, `num_solved` (seeds whose final mean reached the threshold),
-      `num_finished`, and the sweep's times.
+      `algorithm` and `env` by name, `status`, `seeds`, `final_return` and `gymnasium_return` per
+      seed (means over episodes), `iqm` over the seeds' means with its 95 % interval `iqm_low` and
+      `iqm_high`, `interval_note`, `threshold`, `steps_to_threshold` per seed, `num_solved` (seeds
+      whose final mean reached the threshold), `num_finished`, and the sweep's times.
     """
     finals = dataset.final_return.mean("episode").values.astype(float)
     finished = finals[np.isfinite(finals)]
@@ -57,6 +57,7 @@ def summarise(
         gymnasium_return = _numbers(dataset.gymnasium_return.mean("gymnasium_episode").values)
     solved = threshold is not None and int((finished >= threshold).sum())
     return {
+        "algorithm": dataset.attrs["experiment"].rpartition(".")[2].upper(),
         "env": json.loads(dataset.attrs["config"])["env"],
         "status": dataset.attrs["status"],
         "seeds": dataset.seed.values.tolist(),
@@ -85,7 +86,7 @@ def _numbers(values: np.ndarray) -> list[float | None]:
 
 def print_summary(summary: dict[str, Any], console: Console) -> None:
     """The table, a row per seed, and the summary below it."""
-    table = Table(title=f"DQN on {summary['env']}")
+    table = Table(title=f"{summary['algorithm']} on {summary['env']}")
     columns = ("seed", "greedy return", "in gymnasium", "steps to threshold")
     for column in columns:
         table.add_column(column, justify="right")

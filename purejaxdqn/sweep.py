@@ -19,10 +19,11 @@ import numpy as np
 import xarray as xr
 
 from purejaxdqn import results
+from purejaxdqn.config import RunConfig
 from purejaxdqn.devices import ensure_devices, make_plan, max_width
-from purejaxdqn.dqn import ChunkOutputs, DQNConfig
 from purejaxdqn.programs import Experiment, Programs, compile_programs, float_fields
 from purejaxdqn.progress import SweepProgress
+from purejaxdqn.training import ChunkOutputs
 from purejaxdqn.types import ArrayTree, ConfigError, Params
 
 SeedMode = Literal["vmap", "map"]
@@ -71,7 +72,7 @@ class Evaluated(NamedTuple):
 
 def run_sweep(
     experiment: Experiment,
-    config: DQNConfig,
+    config: RunConfig,
     seeds: Sequence[int],
     *,
     width: int | None = None,
@@ -85,7 +86,7 @@ def run_sweep(
     """Trains every seed at every combination of the swept settings, on every device.
 
     Args:
-      experiment: `config -> Train`, such as `purejaxdqn.dqn.dqn`.
+      experiment: `config -> Train`, such as `purejaxdqn.dqn.dqn` or `purejaxdqn.pqn.pqn`.
       config: the settings that all runs share.
       seeds: whole numbers from 0 to 2**32 - 1, no two the same.
       width: runs per device program, to repeat an earlier result bit for bit; by default the plan's
@@ -197,7 +198,7 @@ class Run(NamedTuple):
 
 
 def list_runs(
-    config: DQNConfig, seeds: Sequence[int], grid: Mapping[str, Sequence[float]]
+    config: RunConfig, seeds: Sequence[int], grid: Mapping[str, Sequence[float]]
 ) -> list[Run]:
     """Every run of a sweep, the seeds running fastest; refuses what cannot be run."""
     config.validate()
@@ -275,7 +276,7 @@ class Event(NamedTuple):
     params: Params
 
 
-def evaluation_steps(config: DQNConfig) -> list[int]:
+def evaluation_steps(config: RunConfig) -> list[int]:
     """The steps at which a run is evaluated: before learning, at each interval, and at the end."""
     first = config.prefill_steps
     multiples = range(config.eval_interval, config.total_steps, config.eval_interval)
@@ -284,7 +285,7 @@ def evaluation_steps(config: DQNConfig) -> list[int]:
 
 def train_round(
     programs: Programs,
-    config: DQNConfig,
+    config: RunConfig,
     runs: Sequence[Run],
     steps: Sequence[int] | None = None,
 ) -> Iterator[Event]:
@@ -413,7 +414,7 @@ def _add_in_order(total: np.ndarray, rows: np.ndarray) -> np.ndarray:
 class _Record:
     """The numbers of a whole sweep, by run, as they come in."""
 
-    def __init__(self, config: DQNConfig, num_runs: int) -> None:
+    def __init__(self, config: RunConfig, num_runs: int) -> None:
         self._config = config
         self._steps = evaluation_steps(config)
         shape = (num_runs, len(self._steps))

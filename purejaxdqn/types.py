@@ -257,7 +257,7 @@ class LearnerState:
 
     Attributes:
       params: the online network's weights.
-      target_params: the target network's weights, same structure.
+      target_params: the target network's weights, same structure; None without one.
       opt_state: the optimiser's state.
       num_updates: `[]` int32, gradient steps taken so far.
     """
@@ -274,7 +274,7 @@ class TrainState:
 
     Attributes:
       learner: `LearnerState`.
-      replay: the replay's own state.
+      replay: the replay's own state; None without one.
       env_state: `[E, ...]` the environments' states.
       obs: `[E, *obs]` the observations to act on next.
       episode_return: `[E]` float32, the undiscounted return of the episodes under way.

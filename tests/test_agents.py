@@ -8,9 +8,11 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from purejaxdqn.agents import AGENTS, agent
+from purejaxdqn.agents import AGENTS, agent, experiment
+from purejaxdqn.config import PQNConfig
 from purejaxdqn.dqn import dqn
 from purejaxdqn.networks import label_fraction_proposal
+from purejaxdqn.pqn import pqn
 from purejaxdqn.types import ConfigError
 
 SMALL: dict[str, Any] = {
@@ -28,7 +30,7 @@ SMALL: dict[str, Any] = {
 
 @pytest.mark.parametrize("name", AGENTS)
 def test_each_agent_trains(name):
-    config = dataclasses.replace(agent(name), **SMALL)
+    config = dataclasses.replace(AGENTS[name], **SMALL)
     config.validate()
     train = dqn(config)
     before = jax.jit(train.init)(jax.random.key(0))
@@ -52,6 +54,12 @@ def test_every_agent_is_one_component_beside_the_plain_one():
     assert rainbow.representation == "categorical"
     assert rainbow.td_error == "double_q_learning"
     assert rainbow.n_step > 1
+
+
+def test_settings_know_their_experiment():
+    assert agent("pqn") == PQNConfig()
+    assert experiment(agent("pqn")) is pqn
+    assert experiment(agent("rainbow")) is dqn
 
 
 def test_an_unknown_name_is_refused_with_the_nearest_ones():
@@ -88,7 +96,7 @@ def test_components_combine(change):
 )
 def test_the_proposal_of_fractions_has_an_optimiser_of_its_own(still, moving):
     changes = {**SMALL, still: 1e-30}
-    config = dataclasses.replace(agent("fqf"), **changes)
+    config = dataclasses.replace(AGENTS["fqf"], **changes)
     train = dqn(config)
     before = jax.jit(train.init)(jax.random.key(0))
     after, _ = jax.jit(train.chunk, static_argnums=2)(before, jnp.int32(10), 10)

@@ -91,6 +91,19 @@ def test_the_same_command_gives_the_same_numbers_and_needs_overwrite(first):
     assert facts["compile_seconds"] < first_facts["compile_seconds"] or facts["compile_seconds"] < 2
 
 
+def test_cartpole_trains_pqn_with_flags_of_its_own(tmp_path):
+    flags = ["--total-steps=800", "--num-envs=4", "--num-steps=50", "--num-epochs=1"]
+    flags += ["--q-lambda=0.5", "--hidden-sizes", "8", "--eval-interval=400", "--eval-episodes=4"]
+    answer = run("cartpole.py", "--agent=pqn", "--num-seeds=1", "--output", tmp_path, *flags)
+    assert answer.returncode == 0, answer.stderr
+    assert "PQN on CartPole-v1" in answer.stdout
+    dataset = results.load(tmp_path)
+    assert dataset.attrs["experiment"] == "purejaxdqn.pqn.pqn"
+    assert json.loads(dataset.attrs["config"])["q_lambda"] == 0.5
+    assert dataset.num_updates.values.tolist() == [0, 4, 8]
+    assert (tmp_path / "policy.gif").exists()
+
+
 @pytest.mark.parametrize(
     ("flags", "words"),
     [
@@ -102,6 +115,8 @@ def test_the_same_command_gives_the_same_numbers_and_needs_overwrite(first):
         (["--lerning-rate=1e-3"], "--learning-rate"),
         (["--agent=ranbow"], "rainbow"),
         (["--agent=rainbow", "--munchausen"], "munchausen"),
+        (["--agent=pqn", "--num-minibatches=7"], "num_minibatches (7) must divide"),
+        (["--agent=pqn", "--batch-size=32"], "batch-size"),
         (["--output=/dev/null/x"], "cannot be written"),
     ],
 )
@@ -172,6 +187,8 @@ def test_tune_scores_a_setting_at_several_learning_rates_and_goes_on_where_it_st
     ("script", "flags", "words"),
     [
         ("tune.py", ["--num-seeds=30"], "num_seeds (30) must be 1 to 10"),
+        ("benchmarks/pqn.py", ["--rounds=0"], "num_seeds and rounds must be at least 1"),
+        ("benchmarks/pqn.py", ["--total-steps=20010"], "num_envs * num_steps (500)"),
         ("benchmarks/throughput.py", ["--rounds=0"], "rounds [0] must be at least 1"),
         ("benchmarks/throughput.py", ["--total-steps=5000"], "prefill_steps (10000)"),
     ],

@@ -17,6 +17,7 @@ LAYERS = [
         *{"statistics", "devices"},
     },
     {"config", "evaluation", "diagnostics"},
+    {"learner", "training"},
     {"dqn", "pqn"},
     {"agents"},
 ]

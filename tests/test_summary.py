@@ -32,6 +32,7 @@ def dataset():
         coords={"seed": [4, 5, 6], "step": [10, 20, 30], "episode": [0, 1]},
         attrs={
             "config": '{"env": "CartPole-v1"}',
+            "experiment": "purejaxdqn.pqn.pqn",
             "status": "finished",
             "width": 2,
             "num_devices": 2,
@@ -78,7 +79,14 @@ def test_the_table_has_a_row_per_seed(dataset, tmp_path):
     console = Console(width=120, record=True, file=io.StringIO())
     summary.print_summary(facts, console)
     text = console.export_text()
-    for words in ("450.0", "500.0", "1 of 3 seeds", "interquartile mean", "1.5 s"):
+    for words in (
+        "PQN on CartPole-v1",
+        "450.0",
+        "500.0",
+        "1 of 3 seeds",
+        "interquartile mean",
+        "1.5 s",
+    ):
         assert words in text
     assert json.loads(summary.save_summary(facts, tmp_path).read_text()) == facts
 

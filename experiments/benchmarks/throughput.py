@@ -32,7 +32,7 @@ from rich.table import Table
 from purejaxdqn import cli
 from purejaxdqn.types import ConfigError
 
-Worker = Literal["plain", "package", "bound"]
+Worker = Literal["plain", "package", "bound", "pqn"]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -86,6 +86,13 @@ def make_config(args: Args) -> Any:
     )
 
 
+def make_pqn_config(args: Args) -> Any:
+    """PQN's own settings, over as many steps and with no evaluation between."""
+    from purejaxdqn.config import PQNConfig
+
+    return PQNConfig(total_steps=args.total_steps, eval_interval=args.total_steps, eval_episodes=1)
+
+
 # ------------------------------------------------------------------------------- in the processes
 
 
@@ -119,18 +126,28 @@ def measure_plain(args: Args) -> dict[str, float]:
 
 def measure_package(args: Args) -> dict[str, float]:
     """(b) The package's own compiled programs and host loop, as `run_sweep` uses them."""
+    return measure_programs(make_config(args), args.num_seeds[0])
+
+
+def measure_pqn(args: Args) -> dict[str, float]:
+    """The same of PQN, for `pqn.py`."""
+    return measure_programs(make_pqn_config(args), args.num_seeds[0])
+
+
+def measure_programs(config: Any, num_seeds: int) -> dict[str, float]:
+    """All runs of some settings, whichever algorithm they are of."""
     import jax
 
+    from purejaxdqn import agents
     from purejaxdqn.devices import make_plan, max_width, use_every_core
-    from purejaxdqn.dqn import dqn
     from purejaxdqn.programs import compile_programs
     from purejaxdqn.sweep import list_runs, train_round
 
     devices = use_every_core()
-    config = make_config(args)
-    runs = list_runs(config, range(args.num_seeds[0]), {})
+    experiment = agents.experiment(config)
+    runs = list_runs(config, range(num_seeds), {})
     plan = make_plan(len(runs), len(devices), max_width=max_width())
-    programs = compile_programs(dqn, config, plan, devices)
+    programs = compile_programs(experiment, config, plan, devices)
     gc.collect()
     before = _reset_peak_memory()
     train_seconds = 0.0
@@ -139,7 +156,7 @@ def measure_package(args: Args) -> dict[str, float]:
         for event in train_round(programs, config, [runs[i] for i in members]):
             train_seconds += event.train_seconds
     wall_seconds = time.perf_counter() - start
-    replay = jax.eval_shape(dqn(config).init, jax.random.key(0)).replay
+    replay = jax.eval_shape(experiment(config).init, jax.random.key(0)).replay
     return {
         "steps_per_second": len(runs) * config.total_steps / train_seconds,
         "compile_seconds": programs.compile_seconds,
@@ -239,7 +256,7 @@ def measure(worker: Worker, num_seeds: int, args: Args, cache: str) -> dict[str,
     """One measurement, in a process of its own."""
     environment = {k: v for k, v in os.environ.items() if not k.startswith(("JAX_", "XLA_"))}
     environment["JAX_PLATFORMS"] = "cpu"
-    if worker == "package":
+    if worker in ("package", "pqn"):
         environment["JAX_COMPILATION_CACHE_DIR"] = cache
         environment["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0"
     flags = {
@@ -318,7 +335,12 @@ def print_table(rows: list[dict[str, Any]]) -> None:
 
 def main(args: Args) -> None:
     if args.worker is not None:
-        workers = {"plain": measure_plain, "package": measure_package, "bound": measure_bound}
+        workers = {
+            "plain": measure_plain,
+            "package": measure_package,
+            "bound": measure_bound,
+            "pqn": measure_pqn,
+        }
         print(json.dumps(workers[args.worker](args)))
         return
     for name, values in (("num_seeds", args.num_seeds), ("rounds", [args.rounds])):

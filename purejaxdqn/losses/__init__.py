@@ -1,4 +1,4 @@
-"""TD errors and losses of ONE transition; the learner maps them over the batch."""
+"""TD errors and losses of ONE transition, and returns of ONE trajectory; callers map them."""
 
 from purejaxdqn.losses.bellman import bellman_loss, masked_squared_error
 from purejaxdqn.losses.distributional import (
@@ -9,6 +9,7 @@ from purejaxdqn.losses.distributional import (
     quantile_loss,
 )
 from purejaxdqn.losses.munchausen import munchausen, persistent_advantage_learning_loss
+from purejaxdqn.losses.q_lambda import q_lambda_returns, return_error
 from purejaxdqn.losses.q_learning import (
     double_q_learning,
     expected_sarsa,
@@ -26,8 +27,10 @@ __all__ = [
     "munchausen",
     "persistent_advantage_learning_loss",
     "project",
+    "q_lambda_returns",
     "q_learning",
     "quantile_huber",
     "quantile_loss",
+    "return_error",
     "soft_q_learning",
 ]

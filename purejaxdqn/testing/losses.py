@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from purejaxdqn.dqn import RESERVED_METRICS
+from purejaxdqn.learner import RESERVED_METRICS
 from purejaxdqn.losses.bellman import TDError
 from purejaxdqn.networks import MLP, make_network
 from purejaxdqn.testing.common import (

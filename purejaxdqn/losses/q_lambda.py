@@ -1,0 +1,75 @@
+"""Q(lambda): returns of ONE trajectory, and the TD error towards them."""
+
+from __future__ import annotations
+
+import chex
+import jax
+import jax.numpy as jnp
+
+from purejaxdqn.types import Array
+
+
+def q_lambda_returns(
+    r_t: Array, discount_t: Array, truncated_t: Array, v_t: Array, lambda_: Array | float
+) -> Array:
+    """The Q(lambda) return of every step of ONE trajectory, which may hold several episodes.
+
+    Peng and Williams, "Incremental multi-step Q-learning" (1996): returns of all lengths are
+    averaged with weights that fall by lambda, as Sutton and Barto (2018), equations 12.2 and 12.3,
+    define it, each bootstrapping from the highest action value; exploratory actions do not cut
+    them. Worked out backwards, as Gallici et al., "Simplifying deep temporal difference learning"
+    (2025) do: `G_{t-1} = r_t + discount_t * ((1 - lambda) v_t + lambda G_t)`.
+
+    No return looks beyond its episode: at a termination `discount_t` is 0, at a truncation, and
+    where the trajectory ends, `G_{t-1} = r_t + discount_t * v_t`, whatever lambda is.
+
+    Args:
+      r_t: `[T]` rewards.
+      discount_t: `[T]` gamma, or 0 where the episode terminated.
+      truncated_t: `[T]` bool, whether the time limit ended the episode here.
+      v_t: `[T]` the highest action value of the observation that each step led to, at the end of an
+        episode that of its last observation, and not of the next episode's first one.
+      lambda_: `[]` between 0 and 1. At 0 the returns are the targets of one-step Q-learning, at 1
+        the sums of all discounted rewards up to the episode's or trajectory's end.
+
+    Returns:
+      `[T]` the returns `G_{t-1}`, to be learned by the value of what was done at t - 1. Gradients
+      are not stopped.
+    """
+    chex.assert_rank([r_t, discount_t, truncated_t, v_t, lambda_], [1, 1, 1, 1, 0])
+    chex.assert_equal_shape([r_t, discount_t, truncated_t, v_t])
+    chex.assert_type(truncated_t, bool)
+
+    def backwards(return_t: Array, step: tuple[Array, Array, Array, Array]) -> tuple[Array, Array]:
+        r_t, discount_t, truncated_t, v_t = step
+        mixed_t = (1 - lambda_) * v_t + lambda_ * return_t
+        return_tm1 = r_t + discount_t * jnp.where(truncated_t, v_t, mixed_t)
+        return return_tm1, return_tm1
+
+    # Cut where the trajectory ends, as a truncation cuts.
+    cut_t = truncated_t | (jnp.arange(len(r_t)) == len(r_t) - 1)
+    return jax.lax.scan(
+        backwards, jnp.zeros_like(v_t[-1]), (r_t, discount_t, cut_t, v_t), reverse=True
+    )[1]
+
+
+def return_error(
+    q_tm1: Array, a_tm1: Array, r_t: Array, discount_t: Array, q_t: Array, q_t_online: Array
+) -> Array:
+    """The TD error towards a whole return, with nothing left to bootstrap: `r_t - q_tm1[a_tm1]`.
+
+    Args:
+      q_tm1: `[A]` online action values at time t - 1.
+      a_tm1: `[]` int, the action taken at time t - 1.
+      r_t: `[]` a return, such as one of `q_lambda_returns`.
+      discount_t: `[]` unused.
+      q_t: `[A]` unused.
+      q_t_online: `[A]` unused.
+
+    Returns:
+      `[]` the TD error; no gradient flows through the return.
+    """
+    del discount_t, q_t, q_t_online
+    chex.assert_rank([q_tm1, a_tm1, r_t], [1, 0, 0])
+    chex.assert_type(a_tm1, int)
+    return jax.lax.stop_gradient(r_t) - q_tm1[a_tm1]
