@@ -227,8 +227,8 @@ def five(q_tm1, a_tm1, r_t):
 
 # Each with a pattern that some failure's message, with the name of its row, must match.
 TD_ERRORS = [
-    (no_stop, "flows through the target to the online .* stop_gradient"),
-    (no_stop_target, "a gradient .* reaches target_params .* stop_gradient"),
+    (no_stop, "flows through the target to the online .*stop_gradient"),
+    (no_stop_target, "a gradient .* reaches target_params .*stop_gradient"),
     (wrong_stop, "stop_gradient on the wrong side"),
     (online_target, "bootstraps from the online network .* and not from the target network"),
     (roles_swapped, r"q_t and q_t_online swapped"),
@@ -250,7 +250,7 @@ TD_ERRORS = [
     (minimum, "it takes the min of q_t where the maximum belongs"),
     (mean, "it takes the mean of q_t where the maximum belongs"),
     (same_action, r"it takes q_t\[a_tm1\] where the maximum belongs"),
-    (action_itself, "argmax|action itself"),
+    (action_itself, "the number of the best action"),
     (first_action, r"another action's value is trained: index q_tm1 with a_tm1"),
     (greedy_action, r"another action's value is trained: index q_tm1 with a_tm1"),
     (all_actions, "reaches q_tm1 of actions that were not taken"),
@@ -280,3 +280,192 @@ def assert_named(loss, pattern, **options):
 @pytest.mark.parametrize(("td_error", "pattern"), TD_ERRORS, ids=lambda x: getattr(x, "__name__", ""))
 def test_a_mistake_in_a_td_error_is_named(td_error, pattern):
     assert_named(td_error, pattern)
+
+
+# ------------------------------------------------------------------------ planted in whole losses
+
+
+def changed(loss_fn, change):
+    """A loss whose output is `change(output, network, params, target_params, transition, key)`."""
+
+    def mine(network, params, target_params, transition, key):
+        loss_key, own_key = jax.random.split(key)
+        output = loss_fn(network, params, target_params, transition, loss_key)
+        return change(output, network, params, target_params, transition, own_key)
+
+    return mine
+
+
+def networks_swapped(network, params, target_params, transition, key):
+    return bellman_loss()(network, target_params, params, transition, key)
+
+
+def observations_swapped(network, params, target_params, transition, key):
+    swapped = transition._replace(obs_tm1=transition.obs_t, obs_t=transition.obs_tm1)
+    return bellman_loss()(network, params, target_params, swapped, key)
+
+
+def one_key(network, params, target_params, transition, key):
+    output = bellman_loss()(network, params, target_params, transition, key)
+    return output._replace(loss=output.loss * jax.random.uniform(key))
+
+
+def next_values_beside(output, network, params, target_params, transition, key):
+    values = network.action_values(network.apply(params, transition.obs_t, key))
+    return output._replace(loss=output.loss + 0.01 * jnp.square(values).sum())
+
+
+def of_the_batch(output, network, params, target_params, transition, key):
+    scale = jax.pure_callback(
+        lambda r_t: np.full_like(r_t, 1.0 + r_t.size),
+        jax.ShapeDtypeStruct((), transition.r_t.dtype),
+        transition.r_t,
+        vmap_method="broadcast_all",
+    )
+    return output._replace(loss=output.loss * jax.lax.stop_gradient(scale))
+
+
+def categorical(project_target=project, stops=True, log=jax.nn.log_softmax):
+    def loss_fn(network, params, target_params, transition, key):
+        online = network.apply(params, transition.obs_tm1)
+        target = network.apply(target_params, transition.obs_t)
+        probabilities = jax.nn.softmax(target.logits[network.action_values(target).argmax()])
+        atoms = transition.r_t + transition.discount_t * target.support
+        projected = project_target(probabilities, atoms, online.support)
+        projected = stop(projected) if stops else projected
+        loss = -jnp.sum(projected * log(online.logits[transition.a_tm1]))
+        return LossOutput(loss, jnp.abs(loss), {})
+
+    return loss_fn
+
+
+def to_the_atom_below(probabilities, atoms, support):
+    width = support[1] - support[0]
+    index = jnp.clip(((atoms - support[0]) / width).astype(int), 0, len(support) - 1)
+    return jnp.zeros_like(support).at[index].add(probabilities)
+
+
+def losing_mass_on_atoms(probabilities, atoms, support):
+    position = jnp.clip((atoms - support[0]) / (support[1] - support[0]), 0, len(support) - 1)
+    low, high = jnp.floor(position).astype(int), jnp.ceil(position).astype(int)
+    mass = jnp.zeros_like(support).at[low].add(probabilities * (high - position))
+    return mass.at[high].add(probabilities * (position - low))
+
+
+def quantiles(penalty=lambda e, tau: quantile_huber(e, tau[:, None]), sign=1.0):
+    def loss_fn(network, params, target_params, transition, key):
+        online = network.apply(params, transition.obs_tm1)
+        target = network.apply(target_params, transition.obs_t)
+        values_t = target.values[network.action_values(target).argmax()]
+        target_tm1 = stop(transition.r_t + transition.discount_t * values_t)
+        errors = sign * (target_tm1[None] - online.values[transition.a_tm1][:, None])
+        loss = penalty(errors, online.fractions).mean(1).sum()
+        return LossOutput(loss, jnp.abs(errors.mean()), {})
+
+    return loss_fn
+
+
+LOSSES = {
+    "networks swapped": (networks_swapped, "networks swapped|reaches target_params"),
+    "observations swapped": (observations_swapped, "the gradient goes to obs_t|through the target"),
+    "loss's sign": (
+        changed(bellman_loss(), lambda o, *_: o._replace(loss=-o.loss)),
+        "the loss has the wrong sign",
+    ),
+    "no gradient": (
+        changed(bellman_loss(), lambda o, *_: o._replace(loss=stop(o.loss))),
+        "no gradient reaches",
+    ),
+    "a tuple": (changed(bellman_loss(), lambda o, *_: tuple(o)), "must return a LossOutput"),
+    "signed priority": (
+        changed(bellman_loss(), lambda o, *_: o._replace(priority=-o.priority)),
+        "a priority is .* must not be negative",
+    ),
+    "half precision": (
+        changed(bellman_loss(), lambda o, *_: o._replace(loss=o.loss.astype(jnp.float16))),
+        "is float16 where the network is float32",
+    ),
+    "root of the square": (
+        changed(bellman_loss(), lambda o, *_: o._replace(loss=jnp.sqrt(o.loss))),
+        "values that are all 0.* is not finite",
+    ),
+    "key used twice": (one_key, "uses a PRNG key twice"),
+    "obs_t beside": (changed(bellman_loss(), next_values_beside), "a terminal transition"),
+    "the batch's size": (changed(bellman_loss(), of_the_batch), "alone and in a batch"),
+    "C51 to the atom below": (categorical(to_the_atom_below), "converges to"),
+    "C51 loses mass": (categorical(losing_mass_on_atoms), "converges to|settle|reward"),
+    "C51 without stop": (categorical(stops=False), "reaches target_params"),
+    "C51 log of softmax": (
+        categorical(log=lambda x: jnp.log(jax.nn.softmax(x))),
+        "is not finite",
+    ),
+    "QR with 1 - fraction": (quantiles(sign=-1.0), "1 - fraction"),
+    "QR on the wrong axis": (
+        quantiles(lambda e, tau: quantile_huber(e, tau[None, :])),
+        "all quantiles are the same",
+    ),
+    "munchausen of the online network": (
+        lambda network, params, target_params, transition, key: munchausen(
+            bellman_loss(soft_q_learning)
+        )(network, params, params, transition, key),
+        "bootstraps from the online network|reaches|flows",
+    ),
+}
+
+
+@pytest.mark.parametrize("name", LOSSES)
+def test_a_mistake_in_a_loss_is_named(name):
+    assert_named(*LOSSES[name])
+
+
+# ------------------------------------------------------------------------------- what is declared
+
+
+def persistent(q_tm1, a_tm1, r_t, discount_t, q_t, q_t_online, scale=0.1):
+    value_t = (1 - scale) * q_t.max() + scale * q_t[a_tm1]
+    return stop(r_t + discount_t * value_t) - q_tm1[a_tm1]
+
+
+def persistent_target(q_tm1, a_tm1, r_t, discount_t, q_t):
+    same = np.take_along_axis(q_t, a_tm1[:, np.newaxis], 1)[:, 0]
+    return r_t + discount_t * (0.9 * q_t.max(-1) + 0.1 * same)
+
+
+def test_a_fixed_point_of_ones_own(capsys):
+    with pytest.raises(CheckError, match="fixed point, stochastic") as failure:
+        check_loss(persistent)
+    assert not failure.value.report.passed
+    assert "FAIL" in capsys.readouterr().out
+    report = check_loss(persistent, fixed_point=persistent_target)
+    assert report.passed
+    assert "fixed point, time limit" in capsys.readouterr().out
+
+
+def test_a_loss_without_a_target_network():
+    assert loss_report(online_target, bootstrap="online").failures == ()
+    assert_named(q_learning, "although bootstrap='online'", bootstrap="online")
+
+
+def conservative(network, params, target_params, transition, key):
+    output = bellman_loss()(network, params, target_params, transition, key)
+    q_tm1 = network.action_values(network.apply(params, transition.obs_tm1))
+    gap = jax.nn.logsumexp(q_tm1) - q_tm1[transition.a_tm1]
+    return output._replace(loss=output.loss + 0.1 * gap)
+
+
+def test_a_regulariser():
+    assert loss_report(conservative, fixed_point=None, learns_other_actions=True).failures == ()
+    assert_named(conservative, "learns_other_actions=True", fixed_point=None)
+
+
+def test_what_a_loss_declares():
+    assert declared(q_learning) == (OPTIMAL, "target")
+    assert declared(functools.partial(soft_q_learning, temperature=2.0))[0].name == "soft(2.0)"
+    assert declared(bellman_loss(expected_sarsa))[0].name == "epsilon_greedy(0.05)"
+    assert declared(munchausen(bellman_loss(soft_q_learning)))[0].name.startswith("munchausen(soft")
+    assert declared(lambda: None) == (None, "target")
+    mine = converges_to(soft(0.5))(functools.partial(undeclared_soft).func)
+    try:
+        assert loss_report(mine).failures == ()
+    finally:
+        vars(undeclared_soft).clear()

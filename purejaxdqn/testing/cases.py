@@ -81,16 +81,14 @@ class Bench(NamedTuple):
     """A loss with a table for its network, compiled, on cases.
 
     Attributes:
-      answers: `(Cases, dtype=float64, scale=1) -> Answers`; `scale` multiplies the tables.
+      answers: `(Cases, dtype=float64, scale=1, nudge=0) -> Answers`; `scale` multiplies the tables,
+        `nudge` `[N, 2, A, ...]` is added to the online network's.
       settled: `Cases -> [N]` to which action value of `a_tm1` the loss pulls in the end, all else
         held fixed: its target, whatever its penalty.
-      slopes: `Cases -> (by gradient [N], by finite differences [N])`, along random directions of
-        the online network's outputs at `obs_tm1`.
     """
 
     answers: Callable[..., Answers]
     settled: Callable[[Cases], np.ndarray]
-    slopes: Callable[[Cases], tuple[np.ndarray, np.ndarray]]
 
 
 def make_bench(loss_fn: LossFn, table: Table) -> Bench:
@@ -122,34 +120,27 @@ def make_bench(loss_fn: LossFn, table: Table) -> Bench:
             moved = jnp.zeros_like(grad).at[0].set(grad[0])  # what is held fixed does not move
             return table.descend(state, online, moved), None
 
-        start = (table.init(online), online)
+        start = (table.init(online, jnp.full((), 0.1)), online)
         (_, online), _ = jax.lax.scan(step, start, length=_SETTLING_STEPS)
         return value(online, scalars[0])
-
-    def slope(online: Array, target: Array, key: Array, *scalars: Array) -> tuple[Array, Array]:
-        key, direction_key = jax.random.split(key)
-        direction = jnp.zeros_like(online)
-        direction = direction.at[0].set(jax.random.normal(direction_key, online[0].shape))
-
-        def along(step: Array) -> Array:
-            return loss(online + step * direction, target, key, *scalars)[0]
-
-        # Rounding at the one end, curvature at the other.
-        width = 1e-5 if jax.eval_shape(along, jnp.zeros(())).dtype == jnp.float64 else 1e-2
-        grad = jax.grad(loss, has_aux=True)(online, target, key, *scalars)[0]
-        return jnp.sum(grad * direction), (along(width) - along(-width)) / (2 * width)
 
     def over_cases(function: Callable[..., Any]) -> Callable[..., Any]:
         program = jax.jit(jax.vmap(function), compiler_options=FAST_COMPILE)
 
-        def run(cases: Cases, dtype: Any = np.float64, scale: float = 1.0) -> Any:
+        def run(
+            cases: Cases,
+            dtype: Any = np.float64,
+            scale: float = 1.0,
+            nudge: np.ndarray | float = 0.0,
+        ) -> Any:
             with jax.enable_x64(dtype == np.float64), jax.numpy_rank_promotion("raise"):
                 values = (cases.online, cases.target)
                 tables = [(scale * table.from_values(x)).astype(dtype) for x in values]
+                tables[0] = tables[0] + np.asarray(nudge, dtype)
                 scalars = (cases.a_tm1, cases.r_t.astype(dtype), cases.discount_t.astype(dtype))
                 keys = jax.random.split(jax.random.key(0), len(cases.r_t))
                 return jax.tree.map(np.asarray, program(*tables, keys, *scalars))
 
         return run
 
-    return Bench(over_cases(answer), over_cases(settle), over_cases(slope))
+    return Bench(over_cases(answer), over_cases(settle))

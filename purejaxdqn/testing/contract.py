@@ -149,7 +149,7 @@ def check_contract(
 
         def gradient(batch: Transition, keys: Array) -> Any:
             def mean_loss(params: Params) -> tuple[Array, LossOutput]:
-                output = over_batch(params, target_params, batch, jax.random.clone(keys))
+                output = over_batch(params, target_params, batch, keys)
                 return jnp.mean(output.loss), output
 
             grad, output = jax.grad(mean_loss, has_aux=True)(params)
@@ -157,13 +157,14 @@ def check_contract(
 
         ended = batch._replace(discount_t=np.zeros_like(batch.discount_t))
         ordered = jax.tree.map(lambda x: x[order], batch)
-        return {
-            "alone": loss(params, target_params, one, jax.random.clone(keys)[0]),
-            "batch": gradient(batch, keys),
-            "ordered": gradient(ordered, jax.random.clone(keys)[order]),
-            "ended": gradient(ended, keys),
-            "elsewhere": gradient(ended._replace(obs_t=elsewhere), keys),
-        }
+        variants = (batch, ordered, ended, ended._replace(obs_t=elsewhere))
+        orders = np.stack([order * 0 + np.arange(len(order)), order, *[np.arange(len(order))] * 2])
+        found = jax.vmap(gradient)(
+            jax.tree.map(lambda *x: np.stack(x), *variants), jax.random.clone(keys)[orders]
+        )
+        names = ("batch", "ordered", "ended", "elsewhere")
+        split = {name: jax.tree.map(lambda x, i=i: x[i], found) for i, name in enumerate(names)}
+        return {"alone": loss(params, target_params, one, keys[0]), **split}
 
     found: dict[str, Any] = {}
 

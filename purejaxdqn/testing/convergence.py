@@ -104,8 +104,6 @@ def _compare(
         f"{found[rows][used][state, action]:.4g}, and that of the declared fixed point "
         f"({fixed_point.name}) is {expected[rows][used][state, action]:.4g}"
     )
-    if title.endswith("terminal") and not named:
-        message += "; does what follows an end count?"
     hint = named or (
         "what the loss is meant to converge to can be declared: fixed_point=soft(0.1) and others of "
         "purejaxdqn.losses.fixed_points, a function of one's own, or None"

@@ -32,10 +32,8 @@ def _at(q_values: np.ndarray, action: np.ndarray) -> np.ndarray:
     return np.take_along_axis(q_values, action[:, np.newaxis], 1)[:, 0]
 
 
-def _sources(cases: Cases, settled: np.ndarray, bootstrap: Bootstrap) -> list[Part]:
+def _sources(cases: Cases, q_tm1: np.ndarray, bootstrap: Bootstrap) -> list[Part]:
     """The rows of values there are, and what is wrong with bootstrapping from them."""
-    q_tm1 = cases.online[:, 0].copy()
-    q_tm1[np.arange(len(settled)), cases.a_tm1] = settled
     wrong_network = {
         "target": (
             "it bootstraps from the online network (params, q_t_online) and not from the target "
@@ -77,6 +75,8 @@ def _values(cases: Cases, sources: list[Part], is_optimal: bool) -> Iterator[Par
             wrong = f"it takes {name}[{which}] {not_highest}: the value of another action"
             chosen = _at(q, np.broadcast_to(action, cases.a_tm1.shape) % q.shape[1])
             yield f"{name}[{which}]", chosen, "; ".join(filter(None, [wrong, mistake]))
+        index = f"it takes the number of the best action, argmax({name}), for its value"
+        yield f"argmax({name})", 1.0 * q.argmax(1), "; ".join(filter(None, [index, mistake]))
         for picker, q_pick, _ in sources:
             if picker == name:
                 continue
@@ -137,12 +137,17 @@ def _discounts(cases: Cases) -> list[Part]:
 
 
 def name_target(
-    settled: np.ndarray, cases: Cases, fixed_point: FixedPoint, bootstrap: Bootstrap
+    settled: np.ndarray,
+    q_tm1: np.ndarray,
+    cases: Cases,
+    fixed_point: FixedPoint,
+    bootstrap: Bootstrap,
 ) -> Formula | None:
     """The formula that gives what a loss was found to pull to, the one with the fewest mistakes.
 
     Args:
       settled: `[N]` from `Bench.settled`.
+      q_tm1: `[N, A]` the online network's values at `obs_tm1` with which it was found.
       cases: the `N` cases.
       fixed_point: what is declared.
       bootstrap: from which network.
@@ -150,7 +155,7 @@ def name_target(
     Returns:
       The `Formula`; None if none fits.
     """
-    sources = _sources(cases, settled, bootstrap)
+    sources = _sources(cases, q_tm1, bootstrap)
     rewards, discounts = _rewards(cases), _discounts(cases)
     is_optimal = fixed_point.name == "optimal"
     values = [*_values(cases, sources, is_optimal)]
@@ -169,10 +174,10 @@ def name_target(
     for r_text, reward, r_wrong in rewards:
         for d_text, discount, d_wrong in discounts:
             for name, q_t, mistake in sources:
-                for own, q_tm1 in (("target", cases.target[:, 0]), ("online", sources[2][1])):
+                for own, q_own in (("target", cases.target[:, 0]), ("online", q_tm1)):
                     right_own = "online" if bootstrap == "online" else "target"
                     elsewhere = "" if own == right_own else f"it sees the {own} network's q_tm1"
-                    target = fixed_point.target(q_tm1, cases.a_tm1, reward, discount, q_t)
+                    target = fixed_point.target(q_own, cases.a_tm1, reward, discount, q_t)
                     text = f"{fixed_point.name} of {name}, {r_text} and {d_text}"
                     consider(text, target, r_wrong, d_wrong, mistake, elsewhere)
             for v_text, value, v_wrong in values:

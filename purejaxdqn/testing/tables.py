@@ -15,7 +15,7 @@ from purejaxdqn.types import Array, Categorical, Network, Quantiles
 NUM_QUANTILES = 8
 FRACTIONS = (np.arange(NUM_QUANTILES) + 0.5) / NUM_QUANTILES
 SUPPORT = np.linspace(-20.0, 20.0, 81)  # wide: what falls outside would have another mean
-_FIRST_STEP, _LEAST_STEP, _MOST_STEP = 0.1, 1e-9, 1e4
+_LEAST_STEP, _MOST_STEP = 1e-10, 1e4
 
 
 class Table(NamedTuple):
@@ -26,7 +26,8 @@ class Table(NamedTuple):
       network: the `Network`; its params are the table.
       from_values: `q [..., A] -> table [..., A, *]` with these action values.
       pull: `[]` or `[*]` what more of each output is worth, to the first order.
-      init: `table -> state` of `descend`.
+      init: `(table, steps) -> state` of `descend`, with steps `[]` or `[S]` for a start.
+      steps_per_copy: steps of `descend` that come near enough to a target that stays.
       descend: `(state, table, gradient) -> (state, table)`, one step of a descent that needs no
         step size: only where the gradient is 0 does it stay.
     """
@@ -35,34 +36,45 @@ class Table(NamedTuple):
     network: Network
     from_values: Callable[[np.ndarray], np.ndarray]
     pull: np.ndarray
-    init: Callable[[Array], Any]
+    init: Callable[[Array, Array], Any]
     descend: Callable[[Any, Array, Array], tuple[Any, Array]]
+    steps_per_copy: int
 
 
 class SignState(NamedTuple):
-    """Of `_descend_by_sign`: the last gradient's signs and the steps, shaped as the table."""
+    """Of `_descend_by_sign`, each shaped as the table.
+
+    Attributes:
+      sign: of the last gradient.
+      step: the size of the next step.
+      agreements: steps since the sign last changed.
+    """
 
     sign: Array
     step: Array
+    agreements: Array
 
 
-def _start_by_sign(table: Array) -> SignState:
-    return SignState(jnp.zeros_like(table), jnp.full_like(table, _FIRST_STEP))
+def _start_by_sign(table: Array, step: Array) -> SignState:
+    nothing = jnp.zeros_like(table)
+    step = step.reshape(*step.shape, *(1,) * (table.ndim - step.ndim))
+    return SignState(nothing, jnp.clip(step + nothing, _LEAST_STEP, _MOST_STEP), nothing)
 
 
-def _descend_by_sign(
-    state: SignState, table: Array, gradient: Array
-) -> tuple[SignState, Array]:
-    """Rprop: each entry by a step of its own, whatever the penalty's scale and shape.
+def _descend_by_sign(state: SignState, table: Array, gradient: Array) -> tuple[SignState, Array]:
+    """Each entry by a step of its own, whatever the penalty's scale and shape.
 
-    Igel and Huesken, "Improving the Rprop learning algorithm" (2000), iRprop-.
+    Where the sign of the gradient changes the step is halved, so that an entry that lies within a
+    step of its minimum stays within one; where it does not change for long, the step is doubled
+    (after Riedmiller and Braun, "A direct adaptive method for faster backpropagation learning: the
+    RPROP algorithm" (1993)).
     """
     sign = jnp.sign(gradient)
-    agreement = sign * state.sign
-    factor = jnp.where(agreement > 0, 1.3, jnp.where(agreement < 0, 0.5, 1.0))
+    changed, agreed = sign * state.sign < 0, sign * state.sign > 0
+    agreements = jnp.where(agreed, state.agreements + 1, 0)
+    factor = jnp.where(changed, 0.5, jnp.where(agreements > 2, 2.0, 1.0))
     step = jnp.clip(state.step * factor, _LEAST_STEP, _MOST_STEP)
-    sign = jnp.where(agreement < 0, 0.0, sign)
-    return SignState(sign, step), table - sign * step
+    return SignState(sign, step, agreements), table - sign * step
 
 
 def _descend_probabilities(
@@ -108,6 +120,7 @@ TABLES = {
             np.ones(()),
             _start_by_sign,
             _descend_by_sign,
+            16,
         ),
         Table(
             "quantile",
@@ -116,6 +129,7 @@ TABLES = {
             np.full(NUM_QUANTILES, 1 / NUM_QUANTILES),
             _start_by_sign,
             _descend_by_sign,
+            16,
         ),
         Table(
             "categorical",
@@ -124,8 +138,9 @@ TABLES = {
             ),
             _bell_logits,
             SUPPORT,
-            lambda table: (),
+            lambda table, step: (),
             _descend_probabilities,
+            5,
         ),
     )
 }
