@@ -2,6 +2,7 @@
 
 import functools
 import re
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -24,13 +25,15 @@ from purejaxdqn.losses import (
     soft_q_learning,
 )
 from purejaxdqn.losses.fixed_points import OPTIMAL, converges_to, declared, soft
+from purejaxdqn.networks import MLP, make_network
 from purejaxdqn.testing import CheckError, check_loss, loss_report
-from purejaxdqn.types import LossOutput
+from purejaxdqn.testing.contract import check_contract
+from purejaxdqn.types import LossOutput, Transition
 
 stop = jax.lax.stop_gradient
 huber = functools.partial(optax.huber_loss, delta=1.0)
 
-GOOD = {
+GOOD: dict[str, Any] = {
     "q_learning": q_learning,
     "double_q_learning": double_q_learning,
     "expected_sarsa": functools.partial(expected_sarsa, epsilon=0.3),
@@ -277,7 +280,9 @@ def assert_named(loss, pattern, **options):
     assert re.search(pattern, text), text
 
 
-@pytest.mark.parametrize(("td_error", "pattern"), TD_ERRORS, ids=lambda x: getattr(x, "__name__", ""))
+@pytest.mark.parametrize(
+    ("td_error", "pattern"), TD_ERRORS, ids=lambda x: getattr(x, "__name__", "")
+)
 def test_a_mistake_in_a_td_error_is_named(td_error, pattern):
     assert_named(td_error, pattern)
 
@@ -381,6 +386,14 @@ LOSSES = {
         changed(bellman_loss(), lambda o, *_: o._replace(priority=-o.priority)),
         "a priority is .* must not be negative",
     ),
+    "a metric with a name that is taken": (
+        changed(bellman_loss(), lambda o, *_: o._replace(metrics={"training_return": o.loss})),
+        r"LossOutput.metrics has 'training_return', which names something else",
+    ),
+    "metrics that are no dict": (
+        changed(bellman_loss(), lambda o, *_: o._replace(metrics=o.loss)),
+        "it must be a dict",
+    ),
     "half precision": (
         changed(bellman_loss(), lambda o, *_: o._replace(loss=o.loss.astype(jnp.float16))),
         "is float16 where the network is float32",
@@ -408,7 +421,7 @@ LOSSES = {
         lambda network, params, target_params, transition, key: munchausen(
             bellman_loss(soft_q_learning)
         )(network, params, params, transition, key),
-        "bootstraps from the online network|reaches|flows",
+        "the target takes values of the online network",
     ),
 }
 
@@ -458,11 +471,31 @@ def test_a_regulariser():
     assert_named(conservative, "learns_other_actions=True", fixed_point=None)
 
 
+def test_a_network_and_transitions_of_ones_own():
+    network = make_network(MLP((8,), 2))
+    images = np.random.default_rng(0).integers(0, 255, (2, 5, 3, 3), np.uint8)
+    actions = np.arange(5, dtype=np.int32) % 2
+    ones = np.ones(5, np.float32)
+    fields: Any = (images[0], actions, ones, ones, images[1])
+    transitions: Any = Transition._make(fields)
+    checks = check_contract(bellman_loss(), network, transitions, learns_next_obs=False)
+    assert all(check.passed for check in checks)
+    wrong = transitions._replace(a_tm1=actions + 1)
+    check = check_contract(bellman_loss(), network, wrong, learns_next_obs=False)[0]
+    assert "a_tm1 reaches 2, but the network has 2 actions" in check.message
+
+
+def name_of(loss):
+    fixed_point, _ = declared(loss)
+    assert fixed_point is not None
+    return fixed_point.name
+
+
 def test_what_a_loss_declares():
     assert declared(q_learning) == (OPTIMAL, "target")
-    assert declared(functools.partial(soft_q_learning, temperature=2.0))[0].name == "soft(2.0)"
-    assert declared(bellman_loss(expected_sarsa))[0].name == "epsilon_greedy(0.05)"
-    assert declared(munchausen(bellman_loss(soft_q_learning)))[0].name.startswith("munchausen(soft")
+    assert name_of(functools.partial(soft_q_learning, temperature=2.0)) == "soft(2.0)"
+    assert name_of(bellman_loss(expected_sarsa)) == "epsilon_greedy(0.05)"
+    assert name_of(munchausen(bellman_loss(soft_q_learning))).startswith("munchausen(soft")
     assert declared(lambda: None) == (None, "target")
     mine = converges_to(soft(0.5))(functools.partial(undeclared_soft).func)
     try:

@@ -1,5 +1,7 @@
 """What a loss converges to, declared beside it, for `purejaxdqn.testing.check_loss` to judge by.
 
+Settings may be tracers where a run is traced: they are looked at only when a loss is checked.
+
 A `FixedPoint` is the target of a transition where the online and the target network agree, in plain
 NumPy and apart from the losses' own code; the table of action values that equals its expected
 targets is what the loss converges to. Its functions work on any leading axes: `q_t [..., A]`.
@@ -56,7 +58,7 @@ OPTIMAL = _bellman("optimal", lambda q_t: q_t.max(-1))
 """The optimal values: Bellman's optimality equation."""
 
 
-def epsilon_greedy(epsilon: float) -> FixedPoint:
+def epsilon_greedy(epsilon: Any) -> FixedPoint:
     """The values of acting greedily but for a share `epsilon` of uniformly random actions."""
     return _bellman(
         f"epsilon_greedy({epsilon})",
@@ -64,13 +66,13 @@ def epsilon_greedy(epsilon: float) -> FixedPoint:
     )
 
 
-def soft(temperature: float) -> FixedPoint:
-    """The soft values: `temperature * log sum_a exp(q_t[a] / temperature)` in the maximum's place."""
+def soft(temperature: Any) -> FixedPoint:
+    """The soft values: `temperature * log sum_a exp(q_t[a] / temperature)` for the maximum."""
     return _bellman(f"soft({temperature})", lambda q_t: temperature * _logsumexp(q_t / temperature))
 
 
 def munchausen(
-    fixed_point: FixedPoint, temperature: float, coefficient: float, log_policy_min: float
+    fixed_point: FixedPoint, temperature: Any, coefficient: Any, log_policy_min: Any
 ) -> FixedPoint:
     """Another fixed point with `purejaxdqn.losses.munchausen`'s bonus in its reward."""
 
@@ -88,7 +90,7 @@ def munchausen(
     return FixedPoint(f"munchausen({fixed_point.name}, {temperature}, {coefficient})", target)
 
 
-def persistent(coefficient: float) -> FixedPoint:
+def persistent(coefficient: Any) -> FixedPoint:
     """The values of `purejaxdqn.losses.persistent_advantage_learning_loss`."""
 
     def target(
@@ -135,8 +137,8 @@ def declared(loss: Callable[..., Any]) -> tuple[FixedPoint | None, Bootstrap]:
     declaring: Any = loss
     while not hasattr(declaring, "fixed_point") and hasattr(declaring, "func"):
         declaring = declaring.func
-    fixed_point = getattr(declaring, "fixed_point", None)
-    bootstrap = getattr(declaring, "bootstrap", "target")
+    fixed_point: Any = getattr(declaring, "fixed_point", None)
+    bootstrap: Any = getattr(declaring, "bootstrap", "target")
     if fixed_point is not None and not isinstance(fixed_point, FixedPoint):
         settings = inspect.signature(loss).parameters
         names = inspect.signature(fixed_point).parameters

@@ -6,10 +6,11 @@
     testing.check_training(my_experiment)
     testing.check_environment(my_env, jax.random.key(0))
     testing.check_network(my_network, jax.random.key(0), obs=jnp.zeros(4), num_actions=2)
-    testing.check_replay(my_make_replay, jax.random.key(0))
+    testing.check_replay(my_make_replay)
 
 A check that finds something raises an AssertionError that says what is wrong, the value that was
-found, and the remedy. `check_loss` and `check_training` print a table, also from the command line:
+found, and the remedy. Those of a loss, a replay and a training run print a table with a row a
+check; a loss can be checked from the command line too:
 
     python -m purejaxdqn.testing my_module:my_loss
 """
@@ -17,8 +18,9 @@ found, and the remedy. `check_loss` and `check_training` print a table, also fro
 from purejaxdqn.testing.environments import check_environment
 from purejaxdqn.testing.losses import check_loss, loss_report
 from purejaxdqn.testing.networks import check_network
-from purejaxdqn.testing.replay import check_replay
+from purejaxdqn.testing.replay import check_replay, replay_report
 from purejaxdqn.testing.report import Check, CheckError, Report
+from purejaxdqn.testing.training import check_training, training_report
 
 __all__ = [
     "Check",
@@ -28,5 +30,8 @@ __all__ = [
     "check_loss",
     "check_network",
     "check_replay",
+    "check_training",
     "loss_report",
+    "replay_report",
+    "training_report",
 ]

@@ -27,7 +27,7 @@ from purejaxdqn.types import ConfigError
 
 
 @dataclasses.dataclass(frozen=True)
-class Args:
+class Args:  # noqa: D101 - the module's docstring is the command's help
     __doc__ = __doc__
     loss: Annotated[str, tyro.conf.Positional]
     """module:name or path/to/file.py:name, of a TD error, of a loss, or of a function that makes
@@ -76,7 +76,9 @@ def load(name: str) -> Any:
     try:
         parameters = inspect.signature(loss).parameters.values()
     except (TypeError, ValueError):
-        raise ConfigError(f"{name} does not say what arguments it takes: wrap it in a function") from None
+        raise ConfigError(
+            f"{name} does not say what arguments it takes: wrap it in a function"
+        ) from None
     is_required = (p.default is p.empty and p.kind is not p.VAR_POSITIONAL for p in parameters)
     variadic = any(p.kind is p.VAR_POSITIONAL for p in parameters)
     if any(is_required) or variadic:

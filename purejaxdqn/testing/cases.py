@@ -106,12 +106,12 @@ def make_bench(loss_fn: LossFn, table: Table) -> Bench:
     def value(online: Array, a_tm1: Array) -> Array:
         return network.action_values(network.apply(online, jnp.asarray(obs_tm1)))[a_tm1]
 
-    def answer(online: Array, target: Array, key: Array, *scalars: Array) -> Answers:
+    def answer(online: Array, target: Array, key: Array, *scalars: Array) -> Any:
         (found, priority), (grad, target_grad) = jax.value_and_grad(
             loss, argnums=(0, 1), has_aux=True
         )(online, target, key, *scalars)
         pull = -jnp.sum(grad[0, scalars[0]] * table.pull.astype(grad.dtype))
-        return Answers(found, priority, grad, target_grad, pull)
+        return Answers._make((found, priority, grad, target_grad, pull))
 
     def settle(online: Array, target: Array, key: Array, *scalars: Array) -> Array:
         def step(carry: Any, _: None) -> tuple[Any, None]:

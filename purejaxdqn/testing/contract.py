@@ -66,9 +66,7 @@ def _error_with(loss_fn: LossFn, table: Table) -> Exception | None:
     transition = Transition(obs[0], jnp.int32(0), jnp.float32(0), jnp.float32(0.9), obs[1])
     params = jnp.asarray(table.from_values(np.zeros((2, _NUM_ACTIONS))), jnp.float32)
     try:
-        jax.eval_shape(
-            lambda *args: loss_fn(table.network, *args), params, params, transition, key
-        )
+        jax.eval_shape(lambda *args: loss_fn(table.network, *args), params, params, transition, key)
     except Exception as error:
         return error
     return None
@@ -187,7 +185,7 @@ def check_contract(
             eager,
             found["alone"],
             "eager and compiled give different losses",
-            "what is decided by Python is decided once, when it is compiled: jnp.where in its place",
+            "what Python decides is decided once, when it is compiled: jnp.where in its place",
         )
         return _difference(
             found["alone"],

@@ -105,7 +105,7 @@ def _compare(
         f"({fixed_point.name}) is {expected[rows][used][state, action]:.4g}"
     )
     hint = named or (
-        "what the loss is meant to converge to can be declared: fixed_point=soft(0.1) and others of "
+        "what a loss is meant to converge to can be declared: fixed_point=soft(0.1) and others of "
         "purejaxdqn.losses.fixed_points, a function of one's own, or None"
     )
     return Check(title, False, f"{worst:.3g}", f"{message}: {hint}")

@@ -32,8 +32,8 @@ def iterate(
     Returns:
       `[S, A, ...]` the table that was learned.
     """
-    # Each state has two observations, before and after a step, so that the online network too can be
-    # held still at time t.
+    # Each state has two observations, before and after a step, so that the online network too can
+    # be held still at time t.
     observations = np.eye(2 * mdp.num_states, dtype=np.float32)
     process = np.searchsorted(mdp.starts, np.arange(mdp.num_states), side="right") - 1
 

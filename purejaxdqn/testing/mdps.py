@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -45,7 +45,7 @@ class MDP(NamedTuple):
         return slice((*self.starts, self.num_states)[i], (*self.starts, self.num_states)[i + 1])
 
 
-Row = tuple[int, int, float, float, int, float]  # the fields of MDP, in their order
+Row = tuple[Any, ...]  # the fields of MDP, in their order
 
 
 def _deterministic(rng: np.random.Generator, discount: float) -> list[Row]:
@@ -81,11 +81,9 @@ def _terminal(rng: np.random.Generator, discount: float) -> list[Row]:
 
 
 def _time_limit(discount: float) -> list[Row]:
-    """A loop of 3 states for ever; where the limit cuts an episode off, the discount stays gamma."""
+    """A loop of 3 states; where the limit cuts an episode off, the discount stays gamma."""
     reward = (0.1, 0.05, 0.0)
-    return [
-        (s, a, reward[a], discount, (s + 1) % 3, 1.0) for s, a in np.ndindex(3, NUM_ACTIONS)
-    ]
+    return [(s, a, reward[a], discount, (s + 1) % 3, 1.0) for s, a in np.ndindex(3, NUM_ACTIONS)]
 
 
 BANDIT_REWARDS = 1e4 * np.array([-4.0, -2.5, -2.0, -0.5, 0.25, 1.0, 1.75, 3.0, 5.0])
@@ -168,6 +166,6 @@ def value_iteration(mdp: MDP, fixed_point: FixedPoint, q_values: np.ndarray) -> 
         if not np.isfinite(change):
             break
     raise ConfigError(
-        f"fixed_point ({fixed_point.name}) has no values on the decision processes: value iteration "
+        f"fixed_point ({fixed_point.name}) has no values on the decision processes: iteration "
         "does not settle; its target must discount what comes from q_t"
     )

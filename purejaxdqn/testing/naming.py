@@ -120,7 +120,11 @@ def _discounts(cases: Cases) -> list[Part]:
         ("0", 0 * one, "nothing of time t counts: there is no bootstrap"),
         ("r_t", r_t, "r_t stands in the place of discount_t (swapped arguments)"),
         ("(1 - discount_t)", 1 - discount_t, "it takes discount_t for a flag of the end"),
-        ("discount_t^2", discount_t**2, "the discount is applied twice: discount_t is gamma itself"),
+        (
+            "discount_t^2",
+            discount_t**2,
+            "the discount is applied twice: discount_t is gamma itself",
+        ),
         *(
             (f"{g}", g * one, f"a discount of {g} is written into it: discount_t is lost")
             for g in (0.9, 0.95, 0.99, 0.999)
@@ -168,7 +172,9 @@ def name_target(
             return
         for sign, wrong in ((1, ""), (-1, "the prediction q_tm1[a_tm1] has the wrong sign")):
             if np.abs(settled - sign * target).max() < _TOLERANCE:
-                best = Formula(f"-({text})" if wrong else text, (*found, *([wrong] if wrong else [])))
+                best = Formula(
+                    f"-({text})" if wrong else text, (*found, *([wrong] if wrong else []))
+                )
                 return
 
     for r_text, reward, r_wrong in rewards:
@@ -187,5 +193,7 @@ def name_target(
                 consider(f"{r_text} + {d_text} * {v_text}", reward + discount * value, *wrong)
                 if (r_text, d_text) == ("r_t", "discount_t"):
                     both = "the reward is discounted, r_t counts in full"
-                    consider(f"discount_t * (r_t + {v_text})", discount * (reward + value), both, v_wrong)
+                    consider(
+                        f"discount_t * (r_t + {v_text})", discount * (reward + value), both, v_wrong
+                    )
     return best

@@ -1,4 +1,4 @@
-"""Five probe environments whose values are known, side by side in one: an episode is in one of them.
+"""Five probe environments whose values are known, side by side: an episode is in one of them.
 
 What a loss cannot see shows in their values: a time limit that is learned as a death, gamma where
 gamma to the n belongs, rewards of another episode.
@@ -29,12 +29,10 @@ PROBES: dict[str, tuple[int, ...]] = {
     "time limit": (5,),
     "choice": (6, 7),
 }
-_STARTS = {name: obs[:1] if name == "delayed reward" else obs for name, obs in PROBES.items()}
+STARTS = {name: obs[:1] if name == "delayed reward" else obs for name, obs in PROBES.items()}
 # By observation and action. The delayed reward goes to and fro, the time limit stays for ever; the
 # others end after one step.
-REWARD = np.array(
-    [[1, 1], [-1, -1], [2, 2], [0, 0], [1, 1], [1, 1], [1, 0], [0, 1]], np.float32
-)
+REWARD = np.array([[1, 1], [-1, -1], [2, 2], [0, 0], [1, 1], [1, 1], [1, 0], [0, 1]], np.float32)
 FOLLOWING = np.array([0, 1, 2, 4, 3, 5, 6, 7], np.int32)
 IS_END = np.array([1, 1, 1, 0, 0, 0, 1, 1], bool)
 
@@ -69,7 +67,7 @@ def probe_environment(names: Sequence[str] = tuple(PROBES)) -> Environment:
     Returns:
       An `Environment` with one-hot observations `[8]` and two actions.
     """
-    starts = np.concatenate([_STARTS[name] for name in names]).astype(np.int32)
+    starts = np.concatenate([STARTS[name] for name in names]).astype(np.int32)
 
     def observe(number: Array) -> Array:
         return jax.nn.one_hot(number, NUM_OBS)

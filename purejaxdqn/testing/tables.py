@@ -1,4 +1,4 @@
-"""Networks that are tables: every value is a number of its own, so that what a loss does is exact."""
+"""Networks that are tables: every value is a number of its own, and what a loss does is exact."""
 
 from __future__ import annotations
 
@@ -92,9 +92,7 @@ def _bell_logits(q_values: np.ndarray) -> np.ndarray:
     return np.maximum(-(distance**2) / 2, -40.0)
 
 
-def _make_network(
-    head: Callable[[Array], Any], action_values: Callable[[Any], Array]
-) -> Network:
+def _make_network(head: Callable[[Array], Any], action_values: Callable[[Any], Array]) -> Network:
     def no_init(key: Array, obs: Array) -> Array:
         raise NotImplementedError("a table is made of values, not initialised")
 

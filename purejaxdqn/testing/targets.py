@@ -160,7 +160,9 @@ def _direction(bench: Bench, table: Table, cases: Cases) -> str:
         why = "a large error has no gradient: clip the gradient (Huber), not the error"
     else:
         why = "the step depends on something else than target less prediction"
-    message = f"in {share:.0%} of cases a step leads from an error of +-{far:g} to its target: {why}"
+    message = (
+        f"in {share:.0%} of cases a step leads from an error of +-{far:g} to its target: {why}"
+    )
     return expect(share > 0.99, f"{share:.0%}", message)
 
 
@@ -172,7 +174,7 @@ def _slopes(bench: Bench, cases: Cases) -> str:
     direction[:, 1] = 0  # only the prediction's side: a semi-gradient ignores the target's
     up, down = (bench.answers(cases, nudge=step * direction).loss for step in (width, -width))
     grad = (answers.grad * direction).reshape(len(direction), -1).sum(1)
-    difference = np.float64(up - down) / (2 * width)
+    difference = np.asarray(up - down, np.float64) / (2 * width)
     error = _size((grad - difference) / (1 + np.abs(difference)))
     i = int(np.argmax(np.abs(grad - difference)))
     return expect(
@@ -236,9 +238,7 @@ def _discount(bench: Bench, cases: Cases, bootstrap: Bootstrap) -> str:
     )
 
 
-def _bootstrap(
-    bench: Bench, cases: Cases, bootstrap: Bootstrap, learns_other_actions: bool
-) -> str:
+def _bootstrap(bench: Bench, cases: Cases, bootstrap: Bootstrap, learns_other_actions: bool) -> str:
     rng = np.random.default_rng(4)
     largest = 0.0
 

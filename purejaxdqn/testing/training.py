@@ -17,9 +17,9 @@ import optax
 from purejaxdqn.dqn import DQNConfig, Train, dqn
 from purejaxdqn.environments import Environment
 from purejaxdqn.networks import value_network
-from purejaxdqn.testing.probes import NUM_ACTIONS, NUM_OBS, PROBES, known_values, probe_environment
+from purejaxdqn.testing.probes import NUM_ACTIONS, NUM_OBS, probe_environment
 from purejaxdqn.testing.report import Check, Report, attempt, expect
-from purejaxdqn.testing.windows import name_mistake
+from purejaxdqn.testing.windows import probe_checks
 from purejaxdqn.types import Array, TimeStep
 
 _DISCOUNT = 0.9
@@ -82,27 +82,6 @@ def training_report(
     outputs = jax.vmap(network.apply, in_axes=(None, 0))(trained[0], jnp.eye(NUM_OBS))
     learned = np.asarray(jax.vmap(network.action_values)(outputs), np.float64)
     return Report(name, (*checks, *probe_checks(learned, _DISCOUNT, config.n_step)))
-
-
-def probe_checks(learned: np.ndarray, discount: float, n_step: int) -> list[Check]:
-    """A row for each probe, by the values `[observations, A]` that were learned."""
-    known = known_values(discount)
-    checks = []
-    for name, numbers in PROBES.items():
-        rows = list(numbers)
-        error = np.abs(np.nan_to_num(learned[rows], nan=np.inf) - known[rows])
-        worst = float(error.max())
-        if worst < 0.02 * max(1.0, float(np.abs(known[rows]).max())):
-            checks.append(Check(f"probe: {name}", True, f"{worst:.1e}"))
-            continue
-        i, a = np.unravel_index(error.argmax(), error.shape)
-        message = (
-            f"the value of action {a} in observation {rows[i]} is learned as "
-            f"{learned[rows][i, a]:.4g} and is {known[rows][i, a]:.4g}: "
-            f"{name_mistake(learned, discount, n_step)}"
-        )
-        checks.append(Check(f"probe: {name}", False, f"{worst:.3g}", message))
-    return checks
 
 
 def _settings(config: DQNConfig) -> DQNConfig:
@@ -197,7 +176,8 @@ def _seed_checks(make: Callable[[Environment], Train]) -> list[Check]:
         """Fails where two lanes agree in more than a share `most` of their entries."""
         highest, pair = 0.0, (0, 0)
         for i, j in itertools.combinations(range(len(values)), 2):
-            highest, pair = max((highest, pair), (float((values[i] == values[j]).mean()), (i, j)))
+            alike = float((values[i] == values[j]).mean())
+            highest, pair = (alike, (i, j)) if alike > highest else (highest, pair)
         (seed, env), (other, other_env) = (divmod(lane, num_envs) for lane in pair)
         who = (
             f"environments {env} and {other_env} of a seed share a stream"

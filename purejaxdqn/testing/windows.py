@@ -7,8 +7,18 @@ from typing import NamedTuple
 
 import numpy as np
 
-from purejaxdqn.testing.probes import FOLLOWING, IS_END, MAX_STEPS, NUM_ACTIONS, NUM_OBS, PROBES, REWARD
-from purejaxdqn.testing.probes import _STARTS as STARTS
+from purejaxdqn.testing.probes import (
+    FOLLOWING,
+    IS_END,
+    MAX_STEPS,
+    NUM_ACTIONS,
+    NUM_OBS,
+    PROBES,
+    REWARD,
+    STARTS,
+    known_values,
+)
+from purejaxdqn.testing.report import Check
 
 MISTAKES = {
     "death": "a time limit is learned as a death: where the episode was truncated, and not "
@@ -57,7 +67,7 @@ def solve(
     discount_t: np.ndarray,
     obs_t: np.ndarray,
 ) -> np.ndarray:
-    """`[observations, A]` the values that equal the mean of their own targets over transitions `[N]`.
+    """`[observations, A]` the values that equal their own mean targets over transitions `[N]`.
 
     NaN for what was never done; values that do not settle grow large.
     """
@@ -106,4 +116,27 @@ def name_mistake(learned: np.ndarray, discount: float, n_step: int) -> str:
         return float(np.nanmean(np.where(np.isfinite(learned), difference, 100)))
 
     nearest = min(MISTAKES, key=distance)
-    return MISTAKES[nearest] if distance(nearest) < distance("") else "no mistake that is known fits"
+    return (
+        MISTAKES[nearest] if distance(nearest) < distance("") else "no mistake that is known fits"
+    )
+
+
+def probe_checks(learned: np.ndarray, discount: float, n_step: int) -> list[Check]:
+    """A row for each probe, by the values `[observations, A]` that were learned."""
+    known = known_values(discount)
+    checks = []
+    for name, numbers in PROBES.items():
+        rows = list(numbers)
+        error = np.abs(np.nan_to_num(learned[rows], nan=np.inf) - known[rows])
+        worst = float(error.max())
+        if worst < 0.02 * max(1.0, float(np.abs(known[rows]).max())):
+            checks.append(Check(f"probe: {name}", True, f"{worst:.1e}"))
+            continue
+        i, a = np.unravel_index(error.argmax(), error.shape)
+        message = (
+            f"the value of action {a} in observation {rows[i]} is learned as "
+            f"{learned[rows][i, a]:.4g} and is {known[rows][i, a]:.4g}: "
+            f"{name_mistake(learned, discount, n_step)}"
+        )
+        checks.append(Check(f"probe: {name}", False, f"{worst:.3g}", message))
+    return checks
