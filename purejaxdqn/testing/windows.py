@@ -20,15 +20,17 @@ from purejaxdqn.testing.probes import (
 )
 from purejaxdqn.testing.report import Check
 
+_NO_END = "a terminal transition bootstraps: discount_t must be 0 where the episode terminated"
 MISTAKES = {
     "death": "a time limit is learned as a death: where the episode was truncated, and not "
     "terminated, discount_t must stay gamma",
-    "gamma": "the bootstrap of a window of m steps is discounted by gamma and not by gamma to the m",
+    "gamma": "the bootstrap after m steps is discounted by gamma and not by gamma to the m",
     "sum": "rewards within a window are summed without their discount",
     "across": "windows of n steps reach across the end of an episode into the next",
     "next episode": "at a time limit it bootstraps from the first observation of the next episode, "
     "and not from the true last one",
-    "no end": "a terminal transition bootstraps: discount_t must be 0 where the episode terminated",
+    "no end": _NO_END,
+    "no end, next episode": _NO_END,
 }
 
 
@@ -96,12 +98,13 @@ def learned_with(mistake: str, discount: float, n_step: int) -> np.ndarray:
         gammas = np.ones(m) if mistake == "sum" else discount ** np.arange(m)
         r_t = float((gammas * stream.reward[t : t + m, 0]).sum())
         discount_t = discount if mistake == "gamma" else discount**m
-        if stream.terminated[end, 0] and mistake != "no end":
+        if stream.terminated[end, 0] and not mistake.startswith("no end"):
             discount_t = 0.0
         if stream.truncated[end, 0] and mistake == "death":
             discount_t = 0.0
         obs_t = stream.next_obs[end, 0]
-        if stream.truncated[end, 0] and mistake == "next episode":
+        follows = {"next episode": stream.truncated, "no end, next episode": stream.terminated}
+        if mistake in follows and follows[mistake][end, 0]:
             obs_t = stream.obs[end + 1, 0]
         rows.append((stream.obs[t, 0], stream.action[t, 0], r_t, discount_t, obs_t))
     return solve(*(np.array(x) for x in zip(*rows, strict=True)))
