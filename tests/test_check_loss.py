@@ -280,8 +280,20 @@ def assert_named(loss, pattern, **options):
     assert re.search(pattern, text), text
 
 
+# The others are much like them, and all of them take a minute.
+SLOW = {
+    *(times_swapped, value_sign, lost_discount_but_at_the_end, twice_discounted, flag_inverted),
+    *(picked_now, mean, action_itself, greedy_action, all_actions, no_reward, no_bootstrap),
+    *(clipped_reward, per_action, branching, rounded, undeclared_soft),
+}
+
+
 @pytest.mark.parametrize(
-    ("td_error", "pattern"), TD_ERRORS, ids=lambda x: getattr(x, "__name__", "")
+    ("td_error", "pattern"),
+    [
+        pytest.param(*(loss, pattern), marks=[pytest.mark.slow] * (loss in SLOW), id=loss.__name__)
+        for loss, pattern in TD_ERRORS
+    ],
 )
 def test_a_mistake_in_a_td_error_is_named(td_error, pattern):
     assert_named(td_error, pattern)

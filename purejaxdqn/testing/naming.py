@@ -105,6 +105,7 @@ def _rewards(cases: Cases) -> list[Part]:
         ("discount_t", discount_t, "r_t and discount_t are swapped"),
         ("discount_t * r_t", discount_t * r_t, "the reward is discounted, r_t counts in full"),
         ("2 * r_t", 2 * r_t, "the reward counts twice"),
+        *((f"{c} * r_t", c * r_t, f"the reward is scaled by {c}") for c in (0.01, 0.1, 0.5, 10)),
         ("|r_t|", np.abs(r_t), "the reward loses its sign"),
         ("sign(r_t)", np.sign(r_t), "the reward is clipped to its sign"),
     ]
