@@ -9,6 +9,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
+from purejaxdqn.losses.fixed_points import converges_to, declared
 from purejaxdqn.losses.q_learning import q_learning
 from purejaxdqn.types import Array, LossFn, LossOutput, Network, Params, Transition
 
@@ -74,4 +75,5 @@ def bellman_loss(td_error: TDError = q_learning, penalty: Penalty = optax.l2_los
 
     names = (getattr(part, "__name__", repr(part)) for part in (td_error, penalty))
     loss_fn.__qualname__ = f"bellman_loss({', '.join(names)})"  # what a results file says
-    return loss_fn
+    fixed_point, bootstrap = declared(td_error)
+    return loss_fn if fixed_point is None else converges_to(fixed_point, bootstrap)(loss_fn)

@@ -8,6 +8,7 @@ import chex
 import jax
 import jax.numpy as jnp
 
+from purejaxdqn.losses.fixed_points import OPTIMAL, converges_to, soft
 from purejaxdqn.losses.q_learning import softmax_log_policy
 from purejaxdqn.types import (
     Array,
@@ -99,7 +100,7 @@ def categorical_loss(double: bool = True) -> LossFn:
         )
 
     loss_fn.__qualname__ = f"categorical_loss(double={double})"  # what a results file says
-    return loss_fn
+    return converges_to(OPTIMAL)(loss_fn)
 
 
 def quantile_huber(error: Array, fraction: Array, threshold: Array | float = 1.0) -> Array:
@@ -215,4 +216,4 @@ def quantile_loss(
 
     policy_name = "greedy" if temperature is None else "softmax"
     loss_fn.__qualname__ = f"quantile_loss(double={double}, {policy_name})"
-    return loss_fn
+    return converges_to(OPTIMAL if temperature is None else soft(temperature))(loss_fn)

@@ -6,7 +6,9 @@ import jax
 import jax.numpy as jnp
 import optax
 
+from purejaxdqn.losses import fixed_points
 from purejaxdqn.losses.bellman import Penalty
+from purejaxdqn.losses.fixed_points import converges_to, declared
 from purejaxdqn.losses.q_learning import q_learning, softmax_log_policy
 from purejaxdqn.types import Array, LossFn, LossOutput, Network, Params, Transition
 
@@ -50,7 +52,11 @@ def munchausen(
 
     inner = getattr(loss_fn, "__qualname__", repr(loss_fn))
     munchausen_loss.__qualname__ = f"munchausen({inner})"  # what a results file says
-    return munchausen_loss
+    fixed_point, bootstrap = declared(loss_fn)
+    if fixed_point is None:
+        return munchausen_loss
+    raised = fixed_points.munchausen(fixed_point, temperature, coefficient, log_policy_min)
+    return converges_to(raised, bootstrap)(munchausen_loss)
 
 
 def persistent_advantage_learning_loss(
@@ -103,4 +109,4 @@ def persistent_advantage_learning_loss(
 
     name = getattr(penalty, "__name__", repr(penalty))
     loss_fn.__qualname__ = f"persistent_advantage_learning_loss({name})"
-    return loss_fn
+    return converges_to(fixed_points.persistent(coefficient))(loss_fn)

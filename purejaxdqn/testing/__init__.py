@@ -2,26 +2,36 @@
 
     from purejaxdqn import testing
 
+    testing.check_loss(my_loss)
+    testing.check_training(my_experiment)
     testing.check_environment(my_env, jax.random.key(0))
-    testing.check_td_error(my_td_error, jax.random.key(0))
-    testing.check_loss(my_loss, jax.random.key(0))
     testing.check_network(my_network, jax.random.key(0), obs=jnp.zeros(4), num_actions=2)
-    testing.check_replay(my_make_replay, jax.random.key(0))
+    testing.check_replay(my_make_replay)
 
-A check that finds nothing returns None. One that finds something raises an AssertionError that says
-what is wrong, the value that was found, and the remedy.
+A check that finds something raises an AssertionError that says what is wrong, the value that was
+found, and the remedy. Those of a loss, a replay and a training run print a table with a row a
+check; a loss can be checked from the command line too:
+
+    python -m purejaxdqn.testing my_module:my_loss
 """
 
 from purejaxdqn.testing.environments import check_environment
-from purejaxdqn.testing.losses import check_loss, check_td_error, check_terminal_ignores_next_obs
+from purejaxdqn.testing.losses import check_loss, loss_report
 from purejaxdqn.testing.networks import check_network
-from purejaxdqn.testing.replay import check_replay
+from purejaxdqn.testing.replay import check_replay, replay_report
+from purejaxdqn.testing.report import Check, CheckError, Report
+from purejaxdqn.testing.training import check_training, training_report
 
 __all__ = [
+    "Check",
+    "CheckError",
+    "Report",
     "check_environment",
     "check_loss",
     "check_network",
     "check_replay",
-    "check_td_error",
-    "check_terminal_ignores_next_obs",
+    "check_training",
+    "loss_report",
+    "replay_report",
+    "training_report",
 ]

@@ -18,6 +18,9 @@ from purejaxdqn.testing.common import (
     require,
     require_same_types,
 )
+from purejaxdqn.testing.probes import MAX_STEPS, NUM_OBS
+from purejaxdqn.testing.report import Check, Report, attempt
+from purejaxdqn.testing.windows import probe_checks, random_stream, solve
 from purejaxdqn.types import Array, ArrayTree, Replay, Sample, Step, Transition, run_axes
 
 MakeReplay = Callable[[int, int, float, int], Replay]  # capacity, batch_size, discount, time_limit
@@ -30,9 +33,11 @@ _NUM_STEPS = 3  # for which transition_at is asked
 
 
 def check_replay(
-    make_replay: MakeReplay, key: Array, *, num_envs: int = 3, n_step: int = 1
-) -> None:
-    """Checks a replay: see `Replay`, `Step` and `Sample`.
+    make_replay: MakeReplay, key: Array | None = None, *, num_envs: int = 3, n_step: int = 1
+) -> Report:
+    """Checks a replay, prints a table with a row a check, and raises if one failed.
+
+    See `Replay`, `Step` and `Sample`.
 
     - Every transition in a sample is one that was added, and among the newest `capacity` ones.
       What was never written is never sampled.
@@ -44,26 +49,94 @@ def check_replay(
     - `transition_at`, where there is one, gives such transitions too, at a sample's indices.
     - It works under `jit`, `scan` and `vmap`; it writes in place, also for several runs at once;
       it keeps the dtype of observations.
+    - From its samples the values of five probe environments come out as they are known: no time
+      limit is learned as a death, no window reaches across episodes.
 
     Args:
       make_replay: `(capacity, batch_size, discount, time_limit) -> Replay`, such as
         `uniform_replay`, or `lambda *sizes: n_step_replay(uniform_replay(*sizes), 3)`.
-      key: `[]` PRNG key of everything that is drawn.
+      key: `[]` PRNG key of everything that is drawn; always the same one by default.
       num_envs: `E`.
       n_step: the most steps that a transition in a sample of this replay spans.
 
+    Returns:
+      The `Report`, all of whose rows passed.
+
     Raises:
-      AssertionError: if something is wrong.
+      CheckError: an AssertionError with the message of every failure; its `report` has the rows.
     """
-    types = make_replay(_BATCH_SIZE * num_envs, _BATCH_SIZE, _DISCOUNT, 5)
-    _check_replay_types(types, num_envs, key)
-    keys = jax.random.split(key, 64)
-    for max_rows, time_limit in ((8, 3), (4, 1)):
+    report = replay_report(make_replay, key, num_envs=num_envs, n_step=n_step)
+    report.print()
+    return report.raise_if_failed()
+
+
+def replay_report(
+    make_replay: MakeReplay, key: Array | None = None, *, num_envs: int = 3, n_step: int = 1
+) -> Report:
+    """What `check_replay` prints, without printing or raising; the arguments are the same."""
+    key = jax.random.key(0) if key is None else key
+    name = getattr(make_replay, "__qualname__", None) or repr(make_replay)
+
+    def types() -> str:
+        replay = make_replay(_BATCH_SIZE * num_envs, _BATCH_SIZE, _DISCOUNT, 5)
+        _check_replay_types(replay, num_envs, key)
+        return ""
+
+    def contents(max_rows: int, time_limit: int) -> str:
         # Batches that the replay holds when it is emptiest, for those without replacement.
         replay = make_replay(max_rows * num_envs, 2 * num_envs, _DISCOUNT, time_limit)
         steps = _stream(29, num_envs, time_limit)
-        _check_replay_content(replay, steps, keys, max_rows, n_step)
-    _check_in_place(make_replay, num_envs)
+        _check_replay_content(replay, steps, jax.random.split(key, 64), max_rows, n_step)
+        return f"{max_rows} rows"
+
+    def in_place() -> str:
+        _check_in_place(make_replay, num_envs)
+        return ""
+
+    checks = [attempt("shapes and dtypes", types)]
+    if not checks[0].passed:
+        return Report(name, tuple(checks))
+    checks.append(attempt("what was added is sampled", lambda: contents(8, 3)))
+    checks.append(attempt("with a time limit of one step", lambda: contents(4, 1)))
+    checks.append(attempt("written in place", in_place))
+    values: list[Check] = []
+
+    def play() -> str:
+        values.extend(_probe_checks(make_replay, key, num_envs, n_step))
+        return ""
+
+    checks.append(attempt("the probes are sampled", play))
+    return Report(name, (*checks, *values))
+
+
+_PROBE_ROWS = 400
+
+
+def _probe_checks(make_replay: MakeReplay, key: Array, num_envs: int, n_step: int) -> list[Check]:
+    """Values learned from what is sampled of the probes."""
+    stream = random_stream(_PROBE_ROWS, num_envs)
+    capacity = _PROBE_ROWS * num_envs
+    replay = make_replay(capacity, capacity, _DISCOUNT, MAX_STEPS)
+    one_hot = np.eye(NUM_OBS, dtype=np.float32)
+    fields: Any = (
+        one_hot[stream.obs],
+        stream.action.astype(np.int32),
+        *(stream.reward, stream.terminated, stream.truncated),
+        one_hot[stream.next_obs],
+    )
+    steps = Step._make(fields)
+
+    def sampled(keys: Array) -> Transition:
+        first = jax.tree.map(lambda x: jnp.asarray(x[0]), steps)
+        state, _ = jax.lax.scan(
+            lambda state, step: (replay.add(state, step), None), replay.init(first), steps
+        )
+        return jax.vmap(replay.sample, in_axes=(None, 0))(state, keys).transition
+
+    batches = on_host(jax.jit(sampled)(jax.random.split(key, 4)))
+    flat = jax.tree.map(lambda x: x.reshape(-1, *x.shape[2:]), batches)
+    numbers = (flat.obs_tm1.argmax(1), flat.a_tm1, flat.r_t, flat.discount_t, flat.obs_t.argmax(1))
+    return probe_checks(solve(*numbers), _DISCOUNT, n_step)
 
 
 def _stream(num_steps: int, num_envs: int, time_limit: int) -> Step:

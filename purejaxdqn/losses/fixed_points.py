@@ -1,0 +1,150 @@
+"""What a loss converges to, declared beside it, for `purejaxdqn.testing.check_loss` to judge by.
+
+Settings may be tracers where a run is traced: they are looked at only when a loss is checked.
+
+A `FixedPoint` is the target of a transition where the online and the target network agree, in plain
+NumPy and apart from the losses' own code; the table of action values that equals its expected
+targets is what the loss converges to. Its functions work on any leading axes: `q_t [..., A]`.
+"""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable
+from typing import Any, Literal, NamedTuple, TypeVar
+
+import numpy as np
+
+Bootstrap = Literal["target", "online", "both", "none"]
+Loss = TypeVar("Loss", bound=Callable[..., Any])
+
+
+class FixedPoint(NamedTuple):
+    """What a loss converges to.
+
+    Attributes:
+      name: for messages.
+      target: `(q_tm1 [..., A], a_tm1 [...], r_t [...], discount_t [...], q_t [..., A]) -> [...]`,
+        NumPy in and out: where both networks agree, what the value of `a_tm1` is pulled to.
+    """
+
+    name: str
+    target: Callable[..., np.ndarray]
+
+
+def _at(q_values: np.ndarray, action: np.ndarray) -> np.ndarray:
+    return np.take_along_axis(q_values, np.expand_dims(action, -1), -1)[..., 0]
+
+
+def _logsumexp(x: np.ndarray) -> np.ndarray:
+    highest = x.max(-1)
+    return highest + np.log(np.exp(x - np.expand_dims(highest, -1)).sum(-1))
+
+
+def _bellman(name: str, value: Callable[[np.ndarray], np.ndarray]) -> FixedPoint:
+    def target(
+        q_tm1: np.ndarray,
+        a_tm1: np.ndarray,
+        r_t: np.ndarray,
+        discount_t: np.ndarray,
+        q_t: np.ndarray,
+    ) -> np.ndarray:
+        return r_t + discount_t * value(q_t)
+
+    return FixedPoint(name, target)
+
+
+OPTIMAL = _bellman("optimal", lambda q_t: q_t.max(-1))
+"""The optimal values: Bellman's optimality equation."""
+
+
+RETURN = _bellman("return", lambda q_t: 0 * q_t.max(-1))
+"""The mean of `r_t`, for losses whose `r_t` is a whole return: nothing of time t is left."""
+
+
+def epsilon_greedy(epsilon: Any) -> FixedPoint:
+    """The values of acting greedily but for a share `epsilon` of uniformly random actions."""
+    return _bellman(
+        f"epsilon_greedy({epsilon})",
+        lambda q_t: (1 - epsilon) * q_t.max(-1) + epsilon * q_t.mean(-1),
+    )
+
+
+def soft(temperature: Any) -> FixedPoint:
+    """The soft values: `temperature * log sum_a exp(q_t[a] / temperature)` for the maximum."""
+    return _bellman(f"soft({temperature})", lambda q_t: temperature * _logsumexp(q_t / temperature))
+
+
+def munchausen(
+    fixed_point: FixedPoint, temperature: Any, coefficient: Any, log_policy_min: Any
+) -> FixedPoint:
+    """Another fixed point with `purejaxdqn.losses.munchausen`'s bonus in its reward."""
+
+    def target(
+        q_tm1: np.ndarray,
+        a_tm1: np.ndarray,
+        r_t: np.ndarray,
+        discount_t: np.ndarray,
+        q_t: np.ndarray,
+    ) -> np.ndarray:
+        log_policy = _at(q_tm1, a_tm1) - temperature * _logsumexp(q_tm1 / temperature)
+        bonus = coefficient * np.clip(log_policy, log_policy_min, 0.0)
+        return fixed_point.target(q_tm1, a_tm1, r_t + bonus, discount_t, q_t)
+
+    return FixedPoint(f"munchausen({fixed_point.name}, {temperature}, {coefficient})", target)
+
+
+def persistent(coefficient: Any) -> FixedPoint:
+    """The values of `purejaxdqn.losses.persistent_advantage_learning_loss`."""
+
+    def target(
+        q_tm1: np.ndarray,
+        a_tm1: np.ndarray,
+        r_t: np.ndarray,
+        discount_t: np.ndarray,
+        q_t: np.ndarray,
+    ) -> np.ndarray:
+        gap_tm1, gap_t = (q.max(-1) - _at(q, a_tm1) for q in (q_tm1, q_t))
+        gap = np.minimum(gap_tm1, np.where(discount_t > 0, gap_t, 0.0))
+        return r_t + discount_t * q_t.max(-1) - coefficient * gap
+
+    return FixedPoint(f"persistent({coefficient})", target)
+
+
+def converges_to(
+    fixed_point: FixedPoint | Callable[..., FixedPoint], bootstrap: Bootstrap = "target"
+) -> Callable[[Loss], Loss]:
+    """Declares, as a decorator, what a loss or a TD error converges to.
+
+    Args:
+      fixed_point: such as `OPTIMAL` or `soft(0.1)`; or what makes one of the loss's own settings,
+        such as `soft` for a TD error with an argument `temperature` that has a default.
+      bootstrap: the network whose values at time t the loss bootstraps from.
+
+    Returns:
+      The decorator; it gives back the loss itself.
+    """
+
+    def declare(loss: Loss) -> Loss:
+        vars(loss).update(fixed_point=fixed_point, bootstrap=bootstrap)
+        return loss
+
+    return declare
+
+
+def declared(loss: Callable[..., Any]) -> tuple[FixedPoint | None, Bootstrap]:
+    """What a loss declares by `converges_to`, also where it is a `functools.partial`.
+
+    Returns:
+      The fixed point, None where none is declared, and the network that it bootstraps from.
+    """
+    declaring: Any = loss
+    while not hasattr(declaring, "fixed_point") and hasattr(declaring, "func"):
+        declaring = declaring.func
+    fixed_point: Any = getattr(declaring, "fixed_point", None)
+    bootstrap: Any = getattr(declaring, "bootstrap", "target")
+    if fixed_point is not None and not isinstance(fixed_point, FixedPoint):
+        settings = inspect.signature(loss).parameters
+        names = inspect.signature(fixed_point).parameters
+        fixed_point = fixed_point(**{name: settings[name].default for name in names})
+    return fixed_point, bootstrap

@@ -1,0 +1,171 @@
+"""Small tabular decision processes whose values are known, by value iteration in plain NumPy."""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from purejaxdqn.losses.fixed_points import FixedPoint
+from purejaxdqn.types import ConfigError
+
+NUM_ACTIONS = 3
+_MAX_SWEEPS = 20_000
+_TERMINAL_VALUE = 7.0  # what follows a terminal transition has a value, and must not count
+
+
+class MDP(NamedTuple):
+    """All transitions of one or more decision processes, as a table.
+
+    Attributes:
+      state: `[N]` int32, in which `action` is taken.
+      action: `[N]` int32.
+      reward: `[N]`.
+      discount: `[N]` gamma, and 0 only where the process terminates.
+      next_state: `[N]` int32.
+      probability: `[N]` of the transition, given state and action.
+      names: the processes' names by their states: `names[i]` holds states `starts[i]` on.
+      starts: the first state of each process; what follows is the next one's.
+      num_states: `S`.
+    """
+
+    state: np.ndarray
+    action: np.ndarray
+    reward: np.ndarray
+    discount: np.ndarray
+    next_state: np.ndarray
+    probability: np.ndarray
+    names: tuple[str, ...]
+    starts: tuple[int, ...]
+    num_states: int
+
+    def states_of(self, name: str) -> slice:
+        """Which rows of a table belong to a process."""
+        i = self.names.index(name)
+        return slice((*self.starts, self.num_states)[i], (*self.starts, self.num_states)[i + 1])
+
+
+Row = tuple[Any, ...]  # the fields of MDP, in their order
+
+
+def _deterministic(rng: np.random.Generator, discount: float) -> list[Row]:
+    rewards = rng.uniform(-1, 1, (4, NUM_ACTIONS))
+    following = rng.permuted(np.tile(np.arange(4), (NUM_ACTIONS, 1)), axis=1).T
+    return [
+        (s, a, rewards[s, a], discount, int(following[s, a]), 1.0)
+        for s, a in np.ndindex(4, NUM_ACTIONS)
+    ]
+
+
+def _stochastic(rng: np.random.Generator, discount: float) -> list[Row]:
+    rows: list[Row] = []
+    for s, a in np.ndindex(4, NUM_ACTIONS):
+        share = rng.uniform(0.2, 0.8)
+        first, second = rng.choice(4, 2, replace=False)
+        # The reward goes with where it leads to.
+        rows.append((s, a, rng.uniform(-1, 1), discount, int(first), share))
+        rows.append((s, a, rng.uniform(-1, 1), discount, int(second), 1 - share))
+    return rows
+
+
+def _terminal(rng: np.random.Generator, discount: float) -> list[Row]:
+    """Action 0 ends it at once, 1 goes on, 2 goes back; the last state ends with every action."""
+    rows: list[Row] = []
+    for s in range(4):
+        rewards = rng.uniform(-0.5, 1, NUM_ACTIONS)
+        for a in range(NUM_ACTIONS):
+            ends = a == 0 or s == 3
+            following = 4 if ends else s + 1 if a == 1 else 0
+            rows.append((s, a, rewards[a] + (s == 3), 0.0 if ends else discount, following, 1.0))
+    return rows
+
+
+def _time_limit(discount: float) -> list[Row]:
+    """A loop of 3 states; where the limit cuts an episode off, the discount stays gamma."""
+    reward = (0.1, 0.05, 0.0)
+    return [(s, a, reward[a], discount, (s + 1) % 3, 1.0) for s, a in np.ndindex(3, NUM_ACTIONS)]
+
+
+BANDIT_REWARDS = 1e4 * np.array([-4.0, -2.5, -2.0, -0.5, 0.25, 1.0, 1.75, 3.0, 5.0])
+
+
+def _bandit() -> list[Row]:
+    """One step whose rewards lie far apart, for losses whose minimiser is a quantile."""
+    share = 1 / len(BANDIT_REWARDS)
+    return [(0, a, r, 0.0, 1, share) for a in range(NUM_ACTIONS) for r in BANDIT_REWARDS]
+
+
+def make_mdps(discount: float) -> MDP:
+    """All of them side by side in one table.
+
+    Args:
+      discount: gamma of the time limit; the others have `discount - 0.09`, so that they are told
+        apart.
+    """
+    rng = np.random.default_rng(0)
+    lower = max(discount - 0.09, 0.0)
+    # How many states each has, the one that follows its end included.
+    processes = {
+        "deterministic": (4, _deterministic(rng, lower)),
+        "stochastic": (4, _stochastic(rng, lower)),
+        "terminal": (5, _terminal(rng, lower)),
+        "time limit": (3, _time_limit(discount)),
+        "bandit": (2, _bandit()),
+    }
+    starts, rows, num_states = [], [], 0
+    for size, process in processes.values():
+        starts.append(num_states)
+        rows += [(s + num_states, a, r, d, t + num_states, p) for s, a, r, d, t, p in process]
+        num_states += size
+    state, action, reward, gamma, following, probability = map(np.array, zip(*rows, strict=True))
+    return MDP(
+        state.astype(np.int32),
+        action.astype(np.int32),
+        reward,
+        gamma,
+        following.astype(np.int32),
+        probability,
+        tuple(processes),
+        tuple(starts),
+        num_states,
+    )
+
+
+def is_final(mdp: MDP) -> np.ndarray:
+    """`[S]` which states follow an end, so that nothing is ever done in them."""
+    return ~np.isin(np.arange(mdp.num_states), mdp.state)
+
+
+def start_values(mdp: MDP) -> np.ndarray:
+    """`[S, A]` small random values to start from, large ones after an end."""
+    q_values = np.random.default_rng(1).normal(size=(mdp.num_states, NUM_ACTIONS)) * 0.3
+    return np.where(is_final(mdp)[:, np.newaxis], _TERMINAL_VALUE, q_values)
+
+
+def value_iteration(mdp: MDP, fixed_point: FixedPoint, q_values: np.ndarray) -> np.ndarray:
+    """The table `[S, A]` that equals its own expected targets.
+
+    Args:
+      mdp: the transitions.
+      fixed_point: the target of one of them.
+      q_values: `[S, A]` to start from; what follows an end stays.
+
+    Raises:
+      ConfigError: if there is none.
+    """
+    for _ in range(_MAX_SWEEPS):
+        target = fixed_point.target(
+            q_values[mdp.state], mdp.action, mdp.reward, mdp.discount, q_values[mdp.next_state]
+        )
+        new = np.where(is_final(mdp)[:, np.newaxis], q_values, 0.0)
+        np.add.at(new, (mdp.state, mdp.action), mdp.probability * target)
+        change = np.abs(new - q_values).max()
+        q_values = new
+        if change < 1e-9:
+            return q_values
+        if not np.isfinite(change):
+            break
+    raise ConfigError(
+        f"fixed_point ({fixed_point.name}) has no values on the decision processes: iteration "
+        "does not settle; its target must discount what comes from q_t"
+    )

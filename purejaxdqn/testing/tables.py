@@ -1,0 +1,144 @@
+"""Networks that are tables: every value is a number of its own, and what a loss does is exact."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from purejaxdqn.networks import expected_value, mean_of_quantiles
+from purejaxdqn.types import Array, Categorical, Network, Quantiles
+
+NUM_QUANTILES = 8
+FRACTIONS = (np.arange(NUM_QUANTILES) + 0.5) / NUM_QUANTILES
+SUPPORT = np.linspace(-20.0, 20.0, 81)  # wide: what falls outside would have another mean
+_LEAST_STEP, _MOST_STEP = 1e-10, 1e4
+
+
+class Table(NamedTuple):
+    """A network over a table of outputs `[S, A, ...]`; an observation is one-hot, `[S]`.
+
+    Attributes:
+      representation: as `purejaxdqn.networks.value_network` has it.
+      network: the `Network`; its params are the table.
+      from_values: `q [..., A] -> table [..., A, *]` with these action values.
+      pull: `[]` or `[*]` what more of each output is worth, to the first order.
+      init: `(table, steps) -> state` of `descend`, with steps `[]` or `[S]` for a start.
+      steps_per_copy: steps of `descend` that come near enough to a target that stays.
+      descend: `(state, table, gradient) -> (state, table)`, one step of a descent that needs no
+        step size: only where the gradient is 0 does it stay.
+    """
+
+    representation: str
+    network: Network
+    from_values: Callable[[np.ndarray], np.ndarray]
+    pull: np.ndarray
+    init: Callable[[Array, Array], Any]
+    descend: Callable[[Any, Array, Array], tuple[Any, Array]]
+    steps_per_copy: int
+
+
+class SignState(NamedTuple):
+    """Of `_descend_by_sign`, each shaped as the table.
+
+    Attributes:
+      sign: of the last gradient.
+      step: the size of the next step.
+      agreements: steps since the sign last changed.
+    """
+
+    sign: Array
+    step: Array
+    agreements: Array
+
+
+def _start_by_sign(table: Array, step: Array) -> SignState:
+    nothing = jnp.zeros_like(table)
+    step = step.reshape(*step.shape, *(1,) * (table.ndim - step.ndim))
+    return SignState(nothing, jnp.clip(step + nothing, _LEAST_STEP, _MOST_STEP), nothing)
+
+
+def _descend_by_sign(state: SignState, table: Array, gradient: Array) -> tuple[SignState, Array]:
+    """Each entry by a step of its own, whatever the penalty's scale and shape.
+
+    Where the sign of the gradient changes the step is halved, so that an entry that lies within a
+    step of its minimum stays within one; where it does not change for long, the step is doubled
+    (after Riedmiller and Braun, "A direct adaptive method for faster backpropagation learning: the
+    RPROP algorithm" (1993)).
+    """
+    sign = jnp.sign(gradient)
+    changed, agreed = sign * state.sign < 0, sign * state.sign > 0
+    agreements = jnp.where(agreed, state.agreements + 1, 0)
+    factor = jnp.where(changed, 0.5, jnp.where(agreements > 2, 2.0, 1.0))
+    step = jnp.clip(state.step * factor, _LEAST_STEP, _MOST_STEP)
+    return SignState(sign, step, agreements), table - sign * step
+
+
+def _descend_probabilities(
+    state: tuple[()], table: Array, gradient: Array
+) -> tuple[tuple[()], Array]:
+    """Moves probabilities by the gradient of their logits: for a cross-entropy, to the target."""
+    moved = jnp.maximum(jax.nn.softmax(table) - 0.7 * gradient, 1e-12)
+    return state, jnp.log(moved / moved.sum(-1, keepdims=True))
+
+
+def _bell_logits(q_values: np.ndarray) -> np.ndarray:
+    """Logits on SUPPORT with given means, of which the ends of the support hold nothing."""
+    width = SUPPORT[1] - SUPPORT[0]
+    distance = (SUPPORT - q_values[..., np.newaxis]) / width
+    return np.maximum(-(distance**2) / 2, -40.0)
+
+
+def _make_network(head: Callable[[Array], Any], action_values: Callable[[Any], Array]) -> Network:
+    def no_init(key: Array, obs: Array) -> Array:
+        raise NotImplementedError("a table is made of values, not initialised")
+
+    def apply(params: Array, obs: Array, key: Array | None = None) -> Any:
+        del key  # no noise
+        return head(jnp.tensordot(obs.astype(params.dtype), params, 1))
+
+    return Network(no_init, apply, action_values)
+
+
+def _quantiles(values: Array) -> Quantiles:
+    weights = jnp.full_like(values[0], 1 / NUM_QUANTILES)
+    return Quantiles(values, jnp.asarray(FRACTIONS, values.dtype), weights)
+
+
+TABLES = {
+    table.representation: table
+    for table in (
+        Table(
+            "values",
+            _make_network(lambda row: row, lambda q: q),
+            lambda q: q,
+            np.ones(()),
+            _start_by_sign,
+            _descend_by_sign,
+            16,
+        ),
+        Table(
+            "quantile",
+            _make_network(_quantiles, mean_of_quantiles),
+            lambda q: np.repeat(q[..., np.newaxis], NUM_QUANTILES, -1),
+            np.full(NUM_QUANTILES, 1 / NUM_QUANTILES),
+            _start_by_sign,
+            _descend_by_sign,
+            16,
+        ),
+        Table(
+            "categorical",
+            _make_network(
+                lambda row: Categorical(row, jnp.asarray(SUPPORT, row.dtype)), expected_value
+            ),
+            _bell_logits,
+            SUPPORT,
+            lambda table, step: (),
+            _descend_probabilities,
+            5,
+        ),
+    )
+}
