@@ -13,28 +13,45 @@ from purejaxdqn.pqn import pqn
 from purejaxdqn.training import Train
 from purejaxdqn.types import ConfigError
 
-# What each agent of the family changes in the package's defaults. The plain one bootstraps after
-# one step from the greedy action of the target network, and every other adds its component to it.
-_PLAIN: dict[str, Any] = {"td_error": "q_learning", "n_step": 1, "learning_rate": 5e-4}
+# What all members of the family change in the package's defaults, so that each differs from the
+# plain one in its component: one step, the greedy action of the target network, a lower discount
+# and more exploration, without which values that are learned one step at a time run away.
+_PLAIN: dict[str, Any] = {
+    "td_error": "q_learning",
+    "n_step": 1,
+    "discount": 0.98,
+    "learning_rate": 2e-3,
+    "learning_rate_end_fraction": 0.0,
+    "target_period": 10,
+    "epsilon_end": 0.1,
+}
 # Their gradients are small, whatever the returns are: Adam's epsilon must not swallow them.
-_DISTRIBUTION: dict[str, Any] = {"adam_epsilon": 1e-5}
-_C51: dict[str, Any] = {"representation": "categorical", **_DISTRIBUTION}
+_DISTRIBUTION: dict[str, Any] = {"learning_rate": 1e-3, "adam_epsilon": 1e-5}
+_C51: dict[str, Any] = {"representation": "categorical", "value_max": 50.0, **_DISTRIBUTION}
+# Quantiles run away where the target network follows at once, and are slow to learn and to hold
+# what they learned one step at a time.
+_QUANTILES: dict[str, Any] = {
+    "td_error": "double_q_learning",
+    "n_step": 5,
+    "target_period": 50,
+    **_DISTRIBUTION,
+}
 _IQN: dict[str, Any] = {
     "representation": "implicit_quantile",
     "num_quantiles": 8,
-    "batch_size": 32,
-    **_DISTRIBUTION,
+    "batch_size": 64,
+    "hidden_sizes": (64, 64),
+    **_QUANTILES,
 }
 
 _CHANGES: dict[str, dict[str, Any]] = {
     "dqn": {},
     "double": {"td_error": "double_q_learning"},
     "dueling": {"dueling": True},
-    "n_step": {"n_step": 5, "learning_rate": 3e-4},
+    "n_step": {"n_step": 5},
     "prioritised": {"prioritised": True},
     "c51": _C51,
-    # Picked as in double Q-learning, every tuning seed held what it learned.
-    "qr_dqn": {"representation": "quantile", "td_error": "double_q_learning", **_DISTRIBUTION},
+    "qr_dqn": {"representation": "quantile", **_QUANTILES},
     "iqn": _IQN,
     "fqf": {**_IQN, "representation": "proposed_quantile"},
     "munchausen": {"munchausen": True},
@@ -48,6 +65,7 @@ _CHANGES: dict[str, dict[str, Any]] = {
         "prioritised": True,
         "noisy": True,
         "batch_size": 32,
+        "hidden_sizes": (64, 64),
     },
 }
 AGENTS: dict[str, DQNConfig] = {

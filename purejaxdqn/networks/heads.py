@@ -7,6 +7,8 @@ from collections.abc import Sequence
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+import numpy as np
+from numpy.polynomial import Chebyshev, Polynomial
 
 from purejaxdqn.networks.layers import DenseLayer, hidden_layers
 from purejaxdqn.types import Array, Categorical, ProposedQuantiles, Quantiles
@@ -240,8 +242,23 @@ class FractionEmbedding(nn.Module):
 
 
 def cosines(fractions: Array, num_cosines: int) -> Array:
-    """`cos(pi i tau)` for `i` from 0 to `n - 1`: fractions `[N]` to `[N, n]`."""
-    return jnp.cos(jnp.pi * jnp.outer(fractions, jnp.arange(num_cosines)))
+    """`cos(pi i tau)` for `i` from 0 to `n - 1`: fractions `[N]` to `[N, n]`, within 1e-5."""
+    half_turns = jnp.outer(fractions, jnp.arange(num_cosines))
+    # A polynomial between -1 and 1: on a CPU, XLA's cosine takes ten times as long, and half of all
+    # the time of IQN.
+    square = jnp.square(half_turns - 2 * jnp.round(half_turns / 2))
+    total = jnp.zeros_like(square)
+    for coefficient in reversed(_COSINE):
+        total = total * square + coefficient
+    return total
+
+
+# Of cos(pi sqrt(x)) for x from 0 to 1, the lowest power first.
+_COSINE: list[float] = (
+    Chebyshev.interpolate(lambda x: np.cos(np.pi * np.sqrt(x)), 8, domain=[0, 1])
+    .convert(kind=Polynomial, domain=[-1, 1], window=[-1, 1])
+    .coef.tolist()
+)
 
 
 def midpoints(num: int) -> Array:
