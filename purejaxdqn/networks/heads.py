@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any, cast
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from purejaxdqn.networks.layers import DenseLayer, hidden_layers
+from purejaxdqn.networks.layers import DenseLayer, hidden_layers, show
 from purejaxdqn.types import Array, Categorical, ProposedQuantiles, Quantiles
 
 # ---------------------------------------------------------------------- outputs for each action
@@ -34,7 +35,7 @@ class ActionOutputs(nn.Module):
     @nn.compact
     def __call__(self, features: Array) -> Array:
         """Maps features `[..., F]` to `[..., A, N]`."""
-        x = hidden_layers(features, self.hidden_sizes, self.layer_norm, self.dense)
+        x = hidden_layers(self, features, self.hidden_sizes, self.layer_norm, self.dense)
         outputs = self.dense(self.num_actions * self.num_outputs)(x)
         return outputs.reshape(*outputs.shape[:-1], self.num_actions, self.num_outputs)
 
@@ -91,7 +92,7 @@ class Values(nn.Module):
     @nn.compact
     def __call__(self, obs: Array) -> Array:
         """Maps one observation `[*obs]` to values `[A]`."""
-        return self.outputs(self.torso(obs))[:, 0]
+        return self.outputs(_features(self, obs))[:, 0]
 
 
 class C51(nn.Module):
@@ -115,7 +116,7 @@ class C51(nn.Module):
     @nn.compact
     def __call__(self, obs: Array) -> Categorical:
         """Maps one observation `[*obs]` to `Categorical`."""
-        logits = self.outputs(self.torso(obs))
+        logits = self.outputs(_features(self, obs))
         return Categorical(logits, jnp.linspace(self.v_min, self.v_max, logits.shape[-1]))
 
 
@@ -136,7 +137,7 @@ class QRDQN(nn.Module):
     @nn.compact
     def __call__(self, obs: Array) -> Quantiles:
         """Maps one observation `[*obs]` to `Quantiles`."""
-        values = self.outputs(self.torso(obs))
+        values = self.outputs(_features(self, obs))
         return _equal_quantiles(values, midpoints(values.shape[-1]))
 
 
@@ -163,7 +164,7 @@ class IQN(nn.Module):
     @nn.compact
     def __call__(self, obs: Array) -> Quantiles:
         """Maps one observation `[*obs]` to `Quantiles`."""
-        features = self.torso(obs)
+        features = _features(self, obs)
         if self.has_rng("noise"):
             fractions = jax.random.uniform(self.make_rng("noise"), (self.num_quantiles,))
         else:
@@ -199,7 +200,7 @@ class FQF(nn.Module):
     @nn.compact
     def __call__(self, obs: Array) -> ProposedQuantiles:
         """Maps one observation `[*obs]` to `ProposedQuantiles`."""
-        features = self.torso(obs)
+        features = _features(self, obs)
         # Equal parts at first, as in QR-DQN.
         proposal = nn.Dense(
             self.num_quantiles, kernel_init=nn.initializers.zeros, name="fraction_proposal"
@@ -236,7 +237,9 @@ class FractionEmbedding(nn.Module):
     @nn.compact
     def __call__(self, fractions: Array) -> Array:
         """Maps fractions `[N]` to `[N, F]`."""
-        return nn.relu(nn.Dense(self.num_features)(cosines(fractions, self.num_cosines)))
+        embedding = nn.relu(nn.Dense(self.num_features)(cosines(fractions, self.num_cosines)))
+        show(self, "hidden_embedding", embedding)
+        return embedding
 
 
 def cosines(fractions: Array, num_cosines: int) -> Array:
@@ -247,6 +250,12 @@ def cosines(fractions: Array, num_cosines: int) -> Array:
 def midpoints(num: int) -> Array:
     """`[num]` the midpoints of `num` equal parts of the interval from 0 to 1."""
     return (jnp.arange(num) + 0.5) / num
+
+
+def _features(head: Any, obs: Array) -> Array:
+    features = cast(Array, head.torso(obs))
+    show(head, "features", features)
+    return features
 
 
 def _equal_quantiles(values: Array, fractions: Array) -> Quantiles:
