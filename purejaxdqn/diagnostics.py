@@ -91,7 +91,8 @@ def diagnose(
     def action_values(params: Params) -> Array:
         return jax.vmap(lambda x: network.action_values(network.apply(params, x)))(obs)
 
-    hidden, features = (), jnp.zeros((len(obs), 0))
+    hidden: tuple[Array, ...] = ()
+    features = jnp.zeros((len(obs), 0))
     if network.activations is not None:
         hidden, features = jax.vmap(network.activations, in_axes=(None, 0))(params, obs)
     return {

@@ -21,8 +21,8 @@ import xarray as xr
 
 from purejaxdqn import results
 from purejaxdqn.config import RunConfig
-from purejaxdqn.diagnostics import DIAGNOSTICS
 from purejaxdqn.devices import ensure_devices, make_plan, max_width
+from purejaxdqn.diagnostics import DIAGNOSTICS
 from purejaxdqn.programs import Experiment, Programs, compile_programs, float_fields
 from purejaxdqn.progress import SweepProgress
 from purejaxdqn.training import ChunkOutputs
