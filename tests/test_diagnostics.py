@@ -370,7 +370,7 @@ def test_off_they_are_not_there_and_on_they_are_labelled(both, tmp_path):
 
 def without_source_lines(text):
     """A compiled program's text without where it was traced from."""
-    start = re.search("^(%|ENTRY)", text, re.MULTILINE).start()
+    start = next(re.finditer("^(%|ENTRY)", text, re.MULTILINE)).start()
     return text.split("\n")[0] + re.sub(r", metadata=\{[^}]*\}", "", text[start:])
 
 
