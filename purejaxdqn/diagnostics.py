@@ -11,6 +11,7 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 
 from purejaxdqn.environments import Environment
@@ -70,7 +71,7 @@ class Probe(NamedTuple):
 def diagnose(
     probe: Probe, env: Environment, state: TrainState, params_before: Params, key: Array
 ) -> dict[str, Array]:
-    """All diagnostics of one run.
+    """All diagnostics of one run, but for the rank.
 
     Args:
       probe: what the run shows.
@@ -80,8 +81,9 @@ def diagnose(
       key: `[]` PRNG key of its own.
 
     Returns:
-      `[]` float32 for each name in `DIAGNOSTICS`. Dormant units and the effective rank are NaN for
-      a network that shows no hidden units or features (see `make_network`), the gradient's norm
+      `[]` float32 for each name in `DIAGNOSTICS`; in place of the effective rank `features [N, F]`,
+      from which `effective_rank` finds it on the host. Dormant units and the effective rank are NaN
+      for a network that shows no hidden units or features (see `make_network`), the gradient's norm
       is for a learner without `gradient`; all of them are where weights have run away to NaN.
     """
     network, params = probe.network, state.learner.params
@@ -98,7 +100,7 @@ def diagnose(
     return {
         "value_bias": value_bias(network, params, env, probe.discount, play_key, NUM_EPISODES),
         "dormant_units": dormant_units(hidden),
-        "effective_rank": effective_rank(features),
+        "features": features,
         "gradient_norm": norm,
         "policy_churn": policy_churn(action_values(params_before), action_values(params)),
     }
@@ -208,30 +210,33 @@ def dormant_units(hidden: tuple[Array, ...], threshold: float = 0.025) -> Array:
     return jnp.where(jnp.isfinite(total), dormant / num_units if num_units else jnp.nan, jnp.nan)
 
 
-def effective_rank(features: Array, delta: float = 0.01) -> Array:
-    """How many directions the features of many states span.
+def effective_rank(features: np.ndarray | Array, delta: float = 0.01) -> np.ndarray:
+    """How many directions the features of many states span; in NumPy, on the host.
+
+    There, because XLA's decomposition on the CPU stalled when several devices called it at once.
 
     Kumar et al., "Implicit under-parameterization inhibits data-efficient deep reinforcement
     learning" (2021), definition 1 (srank): the smallest k for which the k largest singular values
     make up at least 1 - delta of the sum of all.
 
     Args:
-      features: `[N, F]` of N states.
+      features: `[..., N, F]` of N states.
       delta: between 0 and 1, 0.01 in the paper.
 
     Returns:
-      `[]` float32, a whole number from 0 (all features are 0) to the smaller of N and F; NaN if
+      `[...]` float32, whole numbers from 0 (all features are 0) to the smaller of N and F; NaN if
       there are no features, or if one is not finite.
     """
+    features = np.asarray(features, np.float32)
     if not features.size:
-        return jnp.full((), jnp.nan)
-    finite = jnp.all(jnp.isfinite(features))
-    values = jnp.linalg.svd(jnp.where(finite, features, 0.0), compute_uv=False)
-    total = jnp.sum(values)
+        return np.full(features.shape[:-2], np.nan, np.float32)
+    finite = np.isfinite(features).all(axis=(-2, -1))
+    values = np.linalg.svd(np.where(finite[..., None, None], features, 0), compute_uv=False)
+    total = values.sum(axis=-1)
     # Single precision: a share of exactly 1 - delta must not be missed by a rounding.
     enough = (1 - delta - 1e-6) * total
-    rank = jnp.sum(jnp.cumsum(values) < enough) + (total > 0)
-    return jnp.where(finite, rank.astype(jnp.float32), jnp.nan)
+    rank = (values.cumsum(axis=-1) < enough[..., None]).sum(axis=-1) + (total > 0)
+    return np.where(finite, rank, np.nan).astype(np.float32)
 
 
 def gradient_norm(

@@ -1,10 +1,10 @@
 """What diagnostics cost at the default interval between evaluations.
 
     python experiments/benchmarks/diagnostics.py
-    python experiments/benchmarks/diagnostics.py --num-seeds 8 --total-steps 100000 --rounds 5 --json
+    python experiments/benchmarks/diagnostics.py --agent pqn --rounds 5 --json
 
-The same sweep without and with, in turns, so that a drift of the machine's speed meets both; medians
-over the rounds. Timed is training with its evaluations, after compilation.
+The same sweep without and with, in turns, so that a drift of the machine's speed meets both;
+medians over the rounds. Timed is training with its evaluations, after compilation.
 """
 
 from __future__ import annotations
