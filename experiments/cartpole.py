@@ -40,6 +40,9 @@ class Args(cli.SweepArgs):
     """A member of the family, whose settings are the defaults of all others: dqn, double, dueling,
     n_step, prioritised, c51, qr_dqn, iqn, fqf, munchausen, m_iqn, noisy, rainbow; or pqn, which
     has flags of its own."""
+    diagnostics: bool = False
+    """Also look inside the learner at each evaluation, into results.nc: value bias, dormant units,
+    effective rank, gradient norm, policy churn."""
     config: RunConfig = dataclasses.field(default_factory=DQNConfig)
 
 
@@ -62,6 +65,7 @@ def main(args: Args) -> int:
             width=args.width,
             seed_mode=args.seed_mode,
             output=output,
+            diagnostics=args.diagnostics,
         )
     except SweepInterrupted as interrupt:
         report(args, interrupt.result, output)

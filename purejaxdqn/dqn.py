@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import math
 from collections.abc import Callable
 
 import jax
@@ -20,6 +21,7 @@ import optax
 
 from purejaxdqn import environments, losses, networks
 from purejaxdqn.config import DQNConfig
+from purejaxdqn.diagnostics import NUM_STATES, Probe, gradient_norm
 from purejaxdqn.environments import Environment
 from purejaxdqn.evaluation import greedy_policy
 from purejaxdqn.exploration import Schedule, linear_schedule, multiplicative_schedule
@@ -35,7 +37,7 @@ from purejaxdqn.training import (
     run_chunk,
     start,
 )
-from purejaxdqn.types import Array, Learner, LossFn, Network, Replay, TrainState
+from purejaxdqn.types import Array, Learner, LossFn, Network, Replay, Sample, TrainState
 
 # ------------------------------------------------------------------------------------- training run
 
@@ -68,7 +70,8 @@ def make_train(
     """Makes the training run out of its parts.
 
     Args:
-      config: for the counts only: num_envs, prefill_steps, steps_per_update, updates_per_iteration.
+      config: for the counts (num_envs, prefill_steps, steps_per_update, updates_per_iteration,
+        batch_size), and the discount that diagnostics measure returns with.
       env: the environment.
       network: the value network.
       learner: what a gradient step does.
@@ -89,14 +92,18 @@ def make_train(
         state = dataclasses.replace(state, replay=replay.add(state.replay, step))
         return state, episode_return
 
+    def draw(state: TrainState, key: Array) -> tuple[Sample, Array | None]:
+        """A batch, and what each of its transitions counts."""
+        sample = replay.sample(state.replay, key)
+        if importance_exponent is None:
+            return sample, None
+        exponent = importance_exponent(state.learner.num_updates)
+        return sample, importance_weights(sample.probabilities, exponent)
+
     def learn(state: TrainState) -> tuple[TrainState, dict[str, Array]]:
         """One gradient step."""
         key, sample_key, loss_key = jax.random.split(state.key, 3)
-        sample = replay.sample(state.replay, sample_key)
-        weights = None
-        if importance_exponent is not None:
-            exponent = importance_exponent(state.learner.num_updates)
-            weights = importance_weights(sample.probabilities, exponent)
+        sample, weights = draw(state, sample_key)
         learner_state, priorities, metrics = learner.update(
             state.learner, sample.transition, loss_key, weights
         )
@@ -123,8 +130,22 @@ def make_train(
             start(key, env, num_envs, learner, replay),
         )
 
+    def observe(state: TrainState, key: Array) -> tuple[Array, Array]:
+        """States and gradients of batches that might be learned from next."""
+
+        def batch(key: Array) -> tuple[Array, Array]:
+            sample_key, loss_key = jax.random.split(key)
+            sample, weights = draw(state, sample_key)
+            norm = gradient_norm(learner, state.learner, sample.transition, loss_key, weights)
+            return sample.transition.obs_tm1, norm
+
+        num_batches = math.ceil(NUM_STATES / config.batch_size)
+        obs, norms = jax.vmap(batch)(jax.random.split(key, num_batches))
+        return obs.reshape(-1, *obs.shape[2:])[:NUM_STATES], jnp.mean(norms)
+
     chunk = functools.partial(run_chunk, iteration)
-    return Train(init, chunk, functools.partial(greedy_policy, network), env)
+    probe = Probe(network, config.discount, observe)
+    return Train(init, chunk, functools.partial(greedy_policy, network), env, probe)
 
 
 # ------------------------------------------------------------------------------------- put together

@@ -10,6 +10,7 @@ import jax.numpy as jnp
 import optax
 
 from purejaxdqn.config import DQNConfig, PQNConfig
+from purejaxdqn.diagnostics import DIAGNOSTICS
 from purejaxdqn.types import (
     Array,
     ConfigError,
@@ -26,6 +27,7 @@ from purejaxdqn.types import (
 RESERVED_METRICS = frozenset(
     {"loss", "evaluation_return", "final_return", "training_return", "num_updates"}
     | {"gymnasium_return", "step", "seed", "episode"}
+    | set(DIAGNOSTICS)
     | {field.name for config in (DQNConfig, PQNConfig) for field in dataclasses.fields(config)}
 )
 
@@ -89,9 +91,9 @@ def make_learner(
             num_updates=jnp.zeros((), jnp.int32),
         )
 
-    def update(
-        state: LearnerState, transition: Transition, key: Array, weights: Array | None = None
-    ) -> tuple[LearnerState, Array, dict[str, Array]]:
+    def differentiate(
+        state: LearnerState, transition: Transition, key: Array, weights: Array | None
+    ) -> tuple[tuple[Array, LossOutput], Params]:
         keys = jax.random.split(key, transition.r_t.shape[0])
 
         bootstrap_params = state.params if target_update is None else state.target_params
@@ -102,7 +104,12 @@ def make_learner(
             weighted = output.loss if weights is None else weights * output.loss
             return jnp.mean(weighted), output
 
-        (loss, output), grads = jax.value_and_grad(mean_loss, has_aux=True)(state.params)
+        return jax.value_and_grad(mean_loss, has_aux=True)(state.params)
+
+    def update(
+        state: LearnerState, transition: Transition, key: Array, weights: Array | None = None
+    ) -> tuple[LearnerState, Array, dict[str, Array]]:
+        (loss, output), grads = differentiate(state, transition, key, weights)
         if reserved := RESERVED_METRICS & set(output.metrics):
             raise ConfigError(
                 f"the loss has a metric named {', '.join(sorted(reserved))}, which names something "
@@ -118,4 +125,9 @@ def make_learner(
         state = LearnerState(params, target_params, opt_state, num_updates)
         return state, output.priority, metrics
 
-    return Learner(init, update)
+    def gradient(
+        state: LearnerState, transition: Transition, key: Array, weights: Array | None = None
+    ) -> Params:
+        return differentiate(state, transition, key, weights)[1]
+
+    return Learner(init, update, gradient)

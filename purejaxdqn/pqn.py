@@ -21,6 +21,7 @@ import optax
 
 from purejaxdqn import environments, losses, networks
 from purejaxdqn.config import PQNConfig
+from purejaxdqn.diagnostics import NUM_STATES, Probe, gradient_norm
 from purejaxdqn.environments import Environment
 from purejaxdqn.evaluation import greedy_policy
 from purejaxdqn.exploration import Schedule
@@ -105,8 +106,8 @@ def make_train(
         state, step, episode_return = act(env, network, state, epsilon(state.num_steps))
         return state, (step, episode_return)
 
-    def learn(state: TrainState, steps: Step) -> tuple[TrainState, dict[str, Array]]:
-        """All gradient steps on what was played, `[T, E, ...]`; the returns stay what they are."""
+    def transitions_of(state: TrainState, steps: Step) -> Transition:
+        """What was played, `[T, E, ...]`, as `[T * E, ...]` to learn from."""
         returns = jax.vmap(rollout_returns, in_axes=(None, None, 1, None, None), out_axes=1)(
             network, state.learner.params, steps, config.discount, config.q_lambda
         )
@@ -114,7 +115,11 @@ def make_train(
         played = Transition(
             steps.obs, steps.action, returns, jnp.zeros_like(returns), steps.next_obs
         )
-        transitions = jax.tree.map(lambda x: x.reshape(-1, *x.shape[2:]), played)
+        return jax.tree.map(lambda x: x.reshape(-1, *x.shape[2:]), played)
+
+    def learn(state: TrainState, steps: Step) -> tuple[TrainState, dict[str, Array]]:
+        """All gradient steps on what was played, `[T, E, ...]`; the returns stay what they are."""
+        transitions = transitions_of(state, steps)
 
         def update(
             learner_state: LearnerState, batch: tuple[Transition, Array]
@@ -141,8 +146,21 @@ def make_train(
     def init(key: Array) -> TrainState:
         return start(key, env, config.num_envs, learner)
 
+    def observe(state: TrainState, key: Array) -> tuple[Array, Array]:
+        """States and gradients of a rollout that might be learned from next."""
+        play_key, shuffle_key, loss_key = jax.random.split(key, 3)
+        state = dataclasses.replace(state, key=play_key)
+        state, (steps, _) = jax.lax.scan(play, state, length=config.num_steps)
+        minibatches = shuffled(shuffle_key, transitions_of(state, steps), config.num_minibatches)
+        norms = jax.vmap(functools.partial(gradient_norm, learner, state.learner))(
+            minibatches, jax.random.split(loss_key, config.num_minibatches)
+        )
+        obs = minibatches.obs_tm1
+        return obs.reshape(-1, *obs.shape[2:])[:NUM_STATES], jnp.mean(norms)
+
     chunk = functools.partial(run_chunk, iteration)
-    return Train(init, chunk, functools.partial(greedy_policy, network), env)
+    probe = Probe(network, config.discount, observe)
+    return Train(init, chunk, functools.partial(greedy_policy, network), env, probe)
 
 
 # ------------------------------------------------------------------------------------- put together

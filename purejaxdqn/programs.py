@@ -14,9 +14,10 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from purejaxdqn.config import RunConfig
 from purejaxdqn.devices import Plan, compiler_options
+from purejaxdqn.diagnostics import diagnose
 from purejaxdqn.evaluation import evaluate
 from purejaxdqn.training import ChunkOutputs, Train
-from purejaxdqn.types import Array, ArrayTree, Params, TrainState, run_axes
+from purejaxdqn.types import Array, ArrayTree, ConfigError, Params, TrainState, run_axes
 
 Experiment = Callable[[Any], Train]  # of a `RunConfig`, or of one of its kinds
 Axis = int | str | None  # 0: an entry per run; None: the same in all; or _PER_DEVICE
@@ -38,6 +39,8 @@ class Programs(NamedTuple):
       chunk: `(floats, TrainState, num_iterations [devices]) -> (TrainState, ChunkOutputs)`; the
         state is donated. A device without a run gets 0 iterations.
       evaluate: `(floats, params, seeds [slots], step []) -> episode returns [slots, N]`.
+      diagnose: `(floats, TrainState, params before, seeds [slots], step []) -> diagnostics
+        [slots]` by name; None where nobody asked for it. The state is not donated.
       place: puts a host array with one entry per slot onto the devices.
       plan: how the runs are laid out.
       max_iterations: the most iterations a chunk can run.
@@ -47,6 +50,7 @@ class Programs(NamedTuple):
     init: Callable[[Floats, Array], TrainState]
     chunk: Callable[[Floats, TrainState, Array], tuple[TrainState, ChunkOutputs]]
     evaluate: Callable[[Floats, Params, Array, np.int32], Array]
+    diagnose: Callable[..., dict[str, Array]] | None
     place: Callable[[np.ndarray], Array]
     plan: Plan
     max_iterations: int
@@ -58,25 +62,37 @@ def float_fields(config: RunConfig) -> tuple[str, ...]:
     return tuple(f.name for f in dataclasses.fields(config) if f.type in (float, "float"))
 
 
-def run_keys(seed: Array) -> tuple[Array, Array]:
-    """The two PRNG keys of a run: one for its training, one for its evaluations."""
-    training_key, evaluation_key = jax.random.split(jax.random.key(seed))
-    return training_key, evaluation_key
+def run_keys(seed: Array) -> tuple[Array, Array, Array]:
+    """The PRNG keys of a run: for its training, for its evaluations, and for its diagnostics."""
+    key = jax.random.key(seed)
+    training_key, evaluation_key = jax.random.split(key)
+    # A split counts from 0: that number 2 would be the third of it keeps the streams apart.
+    return training_key, evaluation_key, jax.random.fold_in(key, 2)
 
 
 def compile_programs(
-    experiment: Experiment, config: RunConfig, plan: Plan, devices: Sequence[jax.Device]
+    experiment: Experiment,
+    config: RunConfig,
+    plan: Plan,
+    devices: Sequence[jax.Device],
+    diagnostics: bool = False,
 ) -> Programs:
     """Compiles initialisation, training and evaluation for one round of a plan, each on its own.
+
+    Diagnostics are one more program: those that train and evaluate are the same with and without.
 
     Args:
       experiment: `config -> Train`, called inside the traced functions with tracers for the floats.
       config: the settings; the values of its floats do not matter here.
       plan: how the runs are laid out.
       devices: at least `plan.num_devices`.
+      diagnostics: whether to compile those too.
 
     Returns:
       The `Programs`.
+
+    Raises:
+      ConfigError: for diagnostics of a training run that has no `probe`.
     """
     start = time.perf_counter()
     mesh = Mesh(np.array(devices[: plan.num_devices]), ("runs",))
@@ -100,6 +116,18 @@ def compile_programs(
         train = build(floats)
         key = jax.random.fold_in(run_keys(seed)[1], step)
         return evaluate(train.policy(params), train.env, key, config.eval_episodes).episode_return
+
+    def diagnose_run(
+        floats: Floats, state: TrainState, params_before: Params, seed: Array, step: Array
+    ) -> dict[str, Array]:
+        train = build(floats)
+        if train.probe is None:
+            raise ConfigError(
+                "diagnostics (True) need a training run with a probe: give its Train one, as "
+                "purejaxdqn.dqn.make_train does, or leave diagnostics False"
+            )
+        key = jax.random.fold_in(run_keys(seed)[2], step)
+        return diagnose(train.probe, train.env, state, params_before, key)
 
     # The same over all runs of the round.
 
@@ -140,10 +168,16 @@ def compile_programs(
         evaluate_program = compile_later(
             evaluate_run, (0, 0, 0, None), 0, floats, params, seed, count
         )
+        diagnose_program = None
+        if diagnostics:
+            diagnose_program = compile_later(
+                diagnose_run, (0, axes, 0, 0, None), 0, floats, state, params, seed, count
+            )
     return Programs(
         init=init_program.result(),
         chunk=chunk_program.result(),
         evaluate=evaluate_program.result(),
+        diagnose=None if diagnose_program is None else diagnose_program.result(),
         place=lambda values: jax.device_put(values, NamedSharding(mesh, _PER_RUN)),
         plan=plan,
         max_iterations=max_iterations,

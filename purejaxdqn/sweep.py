@@ -15,12 +15,14 @@ from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import xarray as xr
 
 from purejaxdqn import results
 from purejaxdqn.config import RunConfig
-from purejaxdqn.devices import ensure_devices, make_plan, max_width
+from purejaxdqn.devices import ensure_devices, make_plan, max_width, single_threaded_numpy
+from purejaxdqn.diagnostics import DIAGNOSTICS, effective_rank
 from purejaxdqn.programs import Experiment, Programs, compile_programs, float_fields
 from purejaxdqn.progress import SweepProgress
 from purejaxdqn.training import ChunkOutputs
@@ -81,6 +83,7 @@ def run_sweep(
     output: Path | None = None,
     on_evaluation: Callable[[Evaluated], None] | None = None,
     progress: bool = True,
+    diagnostics: bool = False,
     **grid: Sequence[float],
 ) -> SweepResult:
     """Trains every seed at every combination of the swept settings, on every device.
@@ -97,6 +100,8 @@ def run_sweep(
       output: a folder in which `results.nc` is kept up to date while the sweep runs.
       on_evaluation: called with each `Evaluated` as it comes.
       progress: whether to show progress on standard error.
+      diagnostics: whether to look inside the learner at each evaluation: see
+        `purejaxdqn.diagnostics`. It changes no bit of anything else, and takes one more program.
       **grid: float settings by name with the values to sweep, such as `learning_rate=[1e-4, 1e-3]`.
 
     Returns:
@@ -108,7 +113,9 @@ def run_sweep(
           since the step before, NaN if none did;
         - one variable `(*grid, seed, step)` for each metric of the learner, its mean since
           the step before;
-        - `num_updates (step)`: gradient steps taken.
+        - `num_updates (step)`: gradient steps taken;
+        - with `diagnostics`, a variable `(*grid, seed, step)` for each of
+          `purejaxdqn.diagnostics.DIAGNOSTICS`.
       Runs that were not finished have NaN where they did not get to.
 
     Raises:
@@ -147,7 +154,7 @@ def run_sweep(
                 f"{plan.num_devices} of {len(devices)} device(s), {plan.width} run(s) side by side "
                 "on each; compiling ..."
             )
-            programs = compile_programs(experiment, config, plan, devices)
+            programs = compile_programs(experiment, config, plan, devices, diagnostics)
             facts["compile_seconds"] = programs.compile_seconds
             bar.message(f"compiled in {programs.compile_seconds:.1f} s")
             last_save = time.perf_counter()
@@ -262,7 +269,8 @@ class Event(NamedTuple):
       games: per run, the training episodes that ended since the event before; those of the
         prefill are not among them.
       episode_return: `[n, N]` greedy returns, or None where nothing was evaluated.
-      metrics: `[n]` the learner's metrics, means since the evaluation before.
+      metrics: `[n]` the learner's metrics, means since the evaluation before; and the
+        diagnostics, if there are any.
       params: the weights, where something was evaluated.
     """
 
@@ -314,8 +322,20 @@ def train_round(
     def to_host(tree: ArrayTree) -> ArrayTree:
         return jax.tree.map(lambda x: np.array(x[:num_runs]), jax.device_get(tree))
 
+    def diagnose(params_before: Params) -> dict[str, np.ndarray]:
+        if programs.diagnose is None:
+            return {}
+        before = state.learner.params if params_before is None else params_before
+        values = to_host(programs.diagnose(floats, state, before, seeds, np.int32(step)))
+        with single_threaded_numpy():
+            values["effective_rank"] = effective_rank(values.pop("features"))
+        if params_before is None:  # nothing has changed that could be counted
+            values["policy_churn"] = np.full(num_runs, np.nan, np.float32)
+        return values
+
     window = _Window(num_runs)
     lap = _Lap()
+    params_before = None
     state = jax.block_until_ready(programs.init(floats, seeds))
     step = config.prefill_steps
     iterations = 1  # the first chunk is short: nothing is known of the speed yet
@@ -337,6 +357,9 @@ def train_round(
         params = state.learner.params
         train_seconds = lap()
         episode_return = to_host(programs.evaluate(floats, params, seeds, np.int32(step)))
+        diagnostics = diagnose(params_before)
+        if programs.diagnose is not None:
+            params_before = jax.tree.map(jnp.copy, params)  # a chunk donates its state
         yield Event(
             step,
             train_seconds,
@@ -344,7 +367,7 @@ def train_round(
             window.training_return(),
             [],
             episode_return,
-            window.metrics(),
+            window.metrics() | diagnostics,
             to_host(params),
         )
         window = _Window(num_runs)
@@ -460,7 +483,11 @@ class _Record:
                 "final_return": ((*dims, "episode"), evaluation[..., -1, :]),
                 "num_updates": ("step", iterations * config.updates_per_iteration),
                 **{
-                    name: ((*dims, "step"), curve.reshape(*shape, num_steps))
+                    name: (
+                        (*dims, "step"),
+                        curve.reshape(*shape, num_steps),
+                        DIAGNOSTICS.get(name, {}),
+                    )
                     for name, curve in self._curves.items()
                 },
             },

@@ -11,6 +11,7 @@ import jax
 import jax.numpy as jnp
 
 from purejaxdqn.config import RunConfig
+from purejaxdqn.diagnostics import Probe
 from purejaxdqn.environments import Environment, step_and_reset
 from purejaxdqn.evaluation import Policy
 from purejaxdqn.exploration import Schedule, epsilon_greedy, linear_schedule
@@ -40,12 +41,14 @@ class Train(NamedTuple):
         program and gives the same bits; only `max_iterations`, the room in the outputs, is static.
       policy: `params -> greedy policy`, for evaluation.
       env: the environment.
+      probe: what diagnostics look at; None where there is nothing to be seen.
     """
 
     init: Callable[[Array], TrainState]
     chunk: Callable[[TrainState, Array, int], tuple[TrainState, ChunkOutputs]]
     policy: Callable[[Params], Policy]
     env: Environment
+    probe: Probe | None = None
 
 
 def linear_epsilon(config: RunConfig) -> Schedule:

@@ -156,8 +156,23 @@ class LossOutput(NamedTuple):
     metrics: dict[str, Array]
 
 
+class Activations(NamedTuple):
+    """What the units of a network say of ONE observation, behind their nonlinearity.
+
+    Attributes:
+      hidden: an array `[..., units]` for each hidden layer; leading axes are other places at which
+        the same units stand, such as the pixels of a convolution or the fractions of a quantile.
+      features: `[F]` what the network makes of the observation before it looks at actions.
+    """
+
+    hidden: tuple[Array, ...]
+    features: Array
+
+
 class Network(NamedTuple):
-    """A value network as three pure functions of ONE observation.
+    """A value network as pure functions of ONE observation.
+
+    Only diagnostics ask for the fourth one; all else does without.
 
     Attributes:
       init: `(key, obs) -> params`.
@@ -165,11 +180,13 @@ class Network(NamedTuple):
         `key`, none without it.
       action_values: `output -> q [A]`, one number per action; all that acting and evaluation
         ever see.
+      activations: `(params, obs) -> Activations`, without noise; None where a network does not say.
     """
 
     init: Callable[[Array, Array], Params]
     apply: Callable[..., Array]
     action_values: Callable[[Array], Array]
+    activations: Callable[[Params, Array], Activations] | None = None
 
 
 class LossFn(Protocol):
@@ -187,16 +204,20 @@ class LossFn(Protocol):
 
 
 class Learner(NamedTuple):
-    """What turns batches into better weights, as two pure functions.
+    """What turns batches into better weights, as pure functions.
+
+    Only diagnostics ask for the third one; all else does without.
 
     Attributes:
       init: `(key, obs [*obs]) -> LearnerState`.
       update: `(LearnerState, Transition [B, ...], key, weights [B]=None) -> (LearnerState,
         priorities [B], metrics)`; one gradient step. Without weights each transition counts 1.
+      gradient: of the same arguments, the loss's gradient as `update` hands it to the optimiser.
     """
 
     init: Callable[[Array, Array], LearnerState]
     update: Callable[..., tuple[LearnerState, Array, dict[str, Array]]]
+    gradient: Callable[..., Params] | None = None
 
 
 class Replay(NamedTuple):

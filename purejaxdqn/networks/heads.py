@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any, cast
 
 import flax.linen as nn
 import jax
@@ -10,7 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 from numpy.polynomial import Chebyshev, Polynomial
 
-from purejaxdqn.networks.layers import DenseLayer, hidden_layers
+from purejaxdqn.networks.layers import DenseLayer, hidden_layers, show
 from purejaxdqn.types import Array, Categorical, ProposedQuantiles, Quantiles
 
 # ---------------------------------------------------------------------- outputs for each action
@@ -36,7 +37,7 @@ class ActionOutputs(nn.Module):
     @nn.compact
     def __call__(self, features: Array) -> Array:
         """Maps features `[..., F]` to `[..., A, N]`."""
-        x = hidden_layers(features, self.hidden_sizes, self.layer_norm, self.dense)
+        x = hidden_layers(self, features, self.hidden_sizes, self.layer_norm, self.dense)
         outputs = self.dense(self.num_actions * self.num_outputs)(x)
         return outputs.reshape(*outputs.shape[:-1], self.num_actions, self.num_outputs)
 
@@ -93,7 +94,7 @@ class Values(nn.Module):
     @nn.compact
     def __call__(self, obs: Array) -> Array:
         """Maps one observation `[*obs]` to values `[A]`."""
-        return self.outputs(self.torso(obs))[:, 0]
+        return self.outputs(_features(self, obs))[:, 0]
 
 
 class C51(nn.Module):
@@ -117,7 +118,7 @@ class C51(nn.Module):
     @nn.compact
     def __call__(self, obs: Array) -> Categorical:
         """Maps one observation `[*obs]` to `Categorical`."""
-        logits = self.outputs(self.torso(obs))
+        logits = self.outputs(_features(self, obs))
         return Categorical(logits, jnp.linspace(self.v_min, self.v_max, logits.shape[-1]))
 
 
@@ -138,7 +139,7 @@ class QRDQN(nn.Module):
     @nn.compact
     def __call__(self, obs: Array) -> Quantiles:
         """Maps one observation `[*obs]` to `Quantiles`."""
-        values = self.outputs(self.torso(obs))
+        values = self.outputs(_features(self, obs))
         return _equal_quantiles(values, midpoints(values.shape[-1]))
 
 
@@ -165,7 +166,7 @@ class IQN(nn.Module):
     @nn.compact
     def __call__(self, obs: Array) -> Quantiles:
         """Maps one observation `[*obs]` to `Quantiles`."""
-        features = self.torso(obs)
+        features = _features(self, obs)
         if self.has_rng("noise"):
             fractions = jax.random.uniform(self.make_rng("noise"), (self.num_quantiles,))
         else:
@@ -201,7 +202,7 @@ class FQF(nn.Module):
     @nn.compact
     def __call__(self, obs: Array) -> ProposedQuantiles:
         """Maps one observation `[*obs]` to `ProposedQuantiles`."""
-        features = self.torso(obs)
+        features = _features(self, obs)
         # Equal parts at first, as in QR-DQN.
         proposal = nn.Dense(
             self.num_quantiles, kernel_init=nn.initializers.zeros, name="fraction_proposal"
@@ -238,7 +239,9 @@ class FractionEmbedding(nn.Module):
     @nn.compact
     def __call__(self, fractions: Array) -> Array:
         """Maps fractions `[N]` to `[N, F]`."""
-        return nn.relu(nn.Dense(self.num_features)(cosines(fractions, self.num_cosines)))
+        embedding = nn.relu(nn.Dense(self.num_features)(cosines(fractions, self.num_cosines)))
+        show(self, "hidden_embedding", embedding)
+        return embedding
 
 
 def cosines(fractions: Array, num_cosines: int) -> Array:
@@ -264,6 +267,12 @@ _COSINE: list[float] = (
 def midpoints(num: int) -> Array:
     """`[num]` the midpoints of `num` equal parts of the interval from 0 to 1."""
     return (jnp.arange(num) + 0.5) / num
+
+
+def _features(head: Any, obs: Array) -> Array:
+    features = cast(Array, head.torso(obs))
+    show(head, "features", features)
+    return features
 
 
 def _equal_quantiles(values: Array, fractions: Array) -> Quantiles:

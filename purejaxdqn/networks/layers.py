@@ -15,15 +15,28 @@ DenseLayer = Callable[..., nn.Module]  # features -> layer, such as nn.Dense
 
 
 def hidden_layers(
-    x: Array, sizes: Sequence[int], layer_norm: bool = False, dense: DenseLayer = nn.Dense
+    module: nn.Module,
+    x: Array,
+    sizes: Sequence[int],
+    layer_norm: bool = False,
+    dense: DenseLayer = nn.Dense,
 ) -> Array:
     """Layers with ReLU, as submodules of the module that calls this: `[..., F] -> [..., size]`."""
-    for size in sizes:
+    for i, size in enumerate(sizes):
         x = dense(size)(x)
         if layer_norm:
             x = nn.LayerNorm()(x)
         x = nn.relu(x)
+        show(module, f"hidden_{i}", x)
     return x
+
+
+def show(module: nn.Module, name: str, x: Array) -> None:
+    """Lets diagnostics see what a layer puts out: nothing is computed unless they ask.
+
+    See `make_network`. It is flax's `module.sow("intermediates", name, x)`.
+    """
+    module.sow("intermediates", name, x)
 
 
 class NoisyDense(nn.Module):

@@ -8,7 +8,7 @@ import chex
 import flax.linen as nn
 import jax.numpy as jnp
 
-from purejaxdqn.networks.layers import DenseLayer, hidden_layers
+from purejaxdqn.networks.layers import DenseLayer, hidden_layers, show
 from purejaxdqn.types import Array, ConfigError
 
 
@@ -29,7 +29,7 @@ class MLPTorso(nn.Module):
     def __call__(self, obs: Array) -> Array:
         """Maps one observation `[*obs]` to features `[F]`."""
         x = jnp.ravel(obs).astype(jnp.float32)
-        return hidden_layers(x, self.hidden_sizes, self.layer_norm, self.dense)
+        return hidden_layers(self, x, self.hidden_sizes, self.layer_norm, self.dense)
 
 
 class CNNTorso(nn.Module):
@@ -78,9 +78,8 @@ class CNNTorso(nn.Module):
         x = obs.astype(jnp.float32)
         if jnp.issubdtype(obs.dtype, jnp.integer):
             x /= 255
-        for channels, kernel_size, stride in zip(
-            self.channels, self.kernel_sizes, self.strides, strict=True
-        ):
+        convolutions = zip(self.channels, self.kernel_sizes, self.strides, strict=True)
+        for i, (channels, kernel_size, stride) in enumerate(convolutions):
             if kernel_size > min(x.shape[:2]):
                 raise ConfigError(
                     f"kernel_sizes {tuple(self.kernel_sizes)} and strides {tuple(self.strides)}: "
@@ -92,5 +91,6 @@ class CNNTorso(nn.Module):
             if self.layer_norm:
                 x = nn.LayerNorm(reduction_axes=(-3, -2, -1))(x)
             x = nn.relu(x)
+            show(self, f"hidden_convolution_{i}", x)
         hidden_sizes = () if self.hidden_size is None else (self.hidden_size,)
-        return hidden_layers(jnp.ravel(x), hidden_sizes, self.layer_norm, self.dense)
+        return hidden_layers(self, jnp.ravel(x), hidden_sizes, self.layer_norm, self.dense)

@@ -22,9 +22,9 @@ from purejaxdqn.networks.heads import (
     expected_value,
     mean_of_quantiles,
 )
-from purejaxdqn.networks.layers import DenseLayer, NoisyDense, hidden_layers
+from purejaxdqn.networks.layers import DenseLayer, NoisyDense, hidden_layers, show
 from purejaxdqn.networks.torsos import MLPTorso
-from purejaxdqn.types import Array, ConfigError, Network, Params
+from purejaxdqn.types import Activations, Array, ConfigError, Network, Params
 
 Representation = Literal[
     "values", "categorical", "quantile", "implicit_quantile", "proposed_quantile"
@@ -46,18 +46,21 @@ class MLP(nn.Module):
     def __call__(self, obs: Array) -> Array:
         """Maps one observation `[*obs]` to `[num_outputs]`."""
         x = jnp.ravel(obs).astype(jnp.float32)
-        x = hidden_layers(x, self.hidden_sizes)
+        x = hidden_layers(self, x, self.hidden_sizes)
+        show(self, "features", x)
         return nn.Dense(self.num_outputs)(x)
 
 
 def make_network(
     module: nn.Module, action_values: Callable[[Any], Array] = lambda output: output
 ) -> Network:
-    """Turns a linen module of one observation into the package's three functions.
+    """Turns a linen module of one observation into the package's functions.
 
     Args:
       module: maps one observation `[*obs]` to an output; noise, if it has any, is drawn from
-        the stream "noise".
+        the stream "noise". Diagnostics see of it what it shows, at any depth, with flax's
+        `self.sow("intermediates", name, x)`: under "features" the features, and under names that
+        begin with "hidden" the layers' units behind their nonlinearity.
       action_values: `output -> q [A]`; the output itself by default.
 
     Returns:
@@ -71,7 +74,27 @@ def make_network(
         rngs = None if key is None else {"noise": key}
         return cast(Array, module.apply(params, obs, rngs=rngs))
 
-    return Network(init, apply, action_values)
+    def activations(params: Params, obs: Array) -> Activations:
+        _, shown = module.apply(params, obs, mutable=["intermediates"])
+        return _activations(shown)
+
+    return Network(init, apply, action_values, activations)
+
+
+def _activations(shown: Any) -> Activations:
+    """Sorts what a module has sown: under each name a tuple, an entry a call."""
+    hidden, features = [], []
+    calls = jax.tree_util.tree_leaves_with_path(shown, is_leaf=lambda x: isinstance(x, tuple))
+    for path, outputs in calls:
+        name = str(path[-1].key)
+        if name == "features":
+            features.append((len(path), outputs[-1]))
+        elif name.startswith("hidden"):
+            rows = [x.reshape(-1, x.shape[-1]) for x in outputs]  # the same units, called again
+            hidden.append(jnp.concatenate(rows))
+    # Of modules in modules, the outermost one knows what its features are.
+    outermost = min(features, key=lambda depth_and_features: depth_and_features[0], default=None)
+    return Activations(tuple(hidden), jnp.zeros(0) if outermost is None else outermost[1])
 
 
 def value_network(
