@@ -8,14 +8,11 @@ devices when JAX first computes something; `use_every_core` has to come before t
 
 from __future__ import annotations
 
-import contextlib
-import ctypes
 import hashlib
 import math
 import os
 import platform
 import warnings
-from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple
 
@@ -97,29 +94,6 @@ def ensure_devices() -> list[jax.Device]:
         if jax.local_device_count() == 1:
             warnings.warn(f"only one core will work. {error}", RuntimeWarning, stacklevel=3)
         return jax.devices()
-
-
-@contextlib.contextmanager
-def single_threaded_numpy() -> Iterator[None]:
-    """Keeps the linear algebra of NumPy to one thread, as `use_every_core` keeps XLA's.
-
-    The threads of its OpenBLAS wait for each other: for seconds, where the cores are busy. Of
-    another library nothing is changed.
-    """
-    package = Path(np.__file__).parent
-    found = [*package.parent.glob("numpy.libs/*openblas*"), *package.glob(".dylibs/*openblas*")]
-    setters = []
-    for library in [ctypes.CDLL(str(path)) for path in found]:  # NumPy has loaded them already
-        with contextlib.suppress(AttributeError):  # named otherwise, it stays as it is
-            get = library.scipy_openblas_get_num_threads64_
-            setters.append((library.scipy_openblas_set_num_threads64_, get()))
-    try:
-        for set_num_threads, _ in setters:
-            set_num_threads(1)
-        yield
-    finally:
-        for set_num_threads, count in setters:
-            set_num_threads(count)
 
 
 def _use_compilation_cache() -> None:

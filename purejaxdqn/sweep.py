@@ -18,10 +18,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import xarray as xr
+from threadpoolctl import threadpool_limits
 
 from purejaxdqn import results
 from purejaxdqn.config import RunConfig
-from purejaxdqn.devices import ensure_devices, make_plan, max_width, single_threaded_numpy
+from purejaxdqn.devices import ensure_devices, make_plan, max_width
 from purejaxdqn.diagnostics import DIAGNOSTICS, effective_rank
 from purejaxdqn.programs import Experiment, Programs, compile_programs, float_fields
 from purejaxdqn.progress import SweepProgress
@@ -327,7 +328,8 @@ def train_round(
             return {}
         before = state.learner.params if params_before is None else params_before
         values = to_host(programs.diagnose(floats, state, before, seeds, np.int32(step)))
-        with single_threaded_numpy():
+        # The threads of NumPy's BLAS wait for each other: for seconds, where the cores are busy.
+        with threadpool_limits(limits=1, user_api="blas"):
             values["effective_rank"] = effective_rank(values.pop("features"))
         if params_before is None:  # nothing has changed that could be counted
             values["policy_churn"] = np.full(num_runs, np.nan, np.float32)
