@@ -148,6 +148,42 @@ def interactive_curves(
     return figure
 
 
+def comparison(
+    panels: Mapping[str, Mapping[str, xr.DataArray]], title: str, random_seed: int = 0
+) -> Figure:
+    """One panel per quantity, in each a line per setting: interquartile mean and its interval.
+
+    Args:
+      panels: per quantity and setting, `(seed, x)` with coordinates; what is not finite is not
+        drawn.
+      title: stands above the panels.
+      random_seed: of the bootstrap.
+
+    Returns:
+      The figure; `save_figure` writes it.
+    """
+    columns = min(len(panels), 3)
+    rows = -(-len(panels) // columns)
+    figure = Figure(figsize=(4.2 * columns + 0.6, 3.0 * rows + 0.6), layout="constrained")
+    grid = figure.subplots(rows, columns, squeeze=False).flat
+    for axes, (quantity, curves) in itertools.zip_longest(grid, panels.items(), fillvalue=("", {})):
+        if not curves:  # more panels than quantities
+            axes.set_axis_off()
+            continue
+        colours = itertools.cycle(plotly.colors.qualitative.D3)
+        for (name, curve), colour in zip(curves.items(), colours, strict=False):
+            x = curve.dims[1]
+            values = np.where(np.isfinite(curve.values), curve.values, np.nan)
+            iqm, low, high = bootstrap_curve(values, np.random.default_rng(random_seed))
+            axes.plot(curve[x].values, iqm, color=colour, linewidth=2, label=name)
+            axes.fill_between(curve[x].values, low, high, color=colour, alpha=0.2, linewidth=0)
+            axes.set(xlabel=str(x), title=quantity)
+        axes.spines[["top", "right"]].set_visible(False)
+    figure.axes[0].legend(frameon=False)
+    figure.suptitle(title)
+    return figure
+
+
 def effects(intervals: Mapping[str, Mapping[str, Interval]], title: str) -> Figure:
     """One panel per outcome, in each a row per change: its effect as a dot, its interval as a bar.
 
@@ -171,6 +207,7 @@ def effects(intervals: Mapping[str, Mapping[str, Interval]], title: str) -> Figu
             axes.plot(interval.estimate, y, "o", color=_COLOUR)
         axes.set(xlabel=f"effect on the {outcome}")
         axes.set_yticks(range(len(names)), names)
+        axes.tick_params(left=False)
         axes.spines[["top", "right", "left"]].set_visible(False)
     panels[0].set_ylim(len(names) - 0.5, -0.5)  # the first one on top
     figure.suptitle(title)
