@@ -22,7 +22,6 @@
 
 # %%
 import functools
-import inspect
 from pathlib import Path
 from typing import NamedTuple
 
@@ -108,9 +107,8 @@ EXPERIMENTS = {
     "double DQN": dqn,
     "cautious": functools.partial(dqn, loss_fn=bellman_loss(cautious)),
 }
-options = {"diagnostics": True} if "diagnostics" in inspect.signature(run_sweep).parameters else {}
 datasets = {
-    name: run_sweep(experiment, CONFIG, SEEDS, progress=False, **options).dataset
+    name: run_sweep(experiment, CONFIG, SEEDS, progress=False, diagnostics=True).dataset
     for name, experiment in EXPERIMENTS.items()
 }
 
