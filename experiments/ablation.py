@@ -199,7 +199,7 @@ def plan(args: Args) -> dict[Combination, DQNConfig]:
     Raises:
       ConfigError: naming every combination that cannot be trained, and why.
     """
-    _ = args.seeds, width_of(args.seed_mode, args.width)
+    _ = args.seeds, width_of(args.seed_mode, args.width)  # refuse what they cannot be
     args.config.validate()
     check_components(args.components, args.config)
     configs, problems = {}, []
@@ -299,7 +299,10 @@ def train(args: Args, configs: Mapping[Combination, DQNConfig]) -> dict[Combinat
                 **grid,
             )
         except SweepInterrupted:
-            console.print(f"{len(found)} of {len(configs)} are finished: the same command goes on")
+            console.print(
+                f"{len(found)} of {len(configs)} combinations are finished: the same command, "
+                "without --overwrite, goes on from there"
+            )
             raise
         for member in members:
             config = configs[member]
@@ -499,7 +502,9 @@ def main(args: Args) -> None:
     dataset = dataset.assign_attrs(
         results.provenance(args.config, dqn),
         base=args.base,
-        components=json.dumps({name: COMPONENTS[name] for name in args.components}),
+        components=json.dumps(
+            results.jsonable({name: COMPONENTS[name] for name in args.components})
+        ),
     )
     results.save(dataset, args.output, FILE_NAME)
     facts = report(args, dataset)

@@ -41,7 +41,7 @@ use_every_core()  # before JAX computes anything
 OUTPUT = Path("results/your_own_loss")
 OUTPUT.mkdir(parents=True, exist_ok=True)
 SEEDS = range(10)
-CONFIG = DQNConfig(total_steps=60_000, n_step=1, hidden_sizes=(64, 64), batch_size=64)
+CONFIG = DQNConfig(total_steps=40_000, n_step=1, hidden_sizes=(64, 64), batch_size=64)
 
 # %% [markdown]
 # ## An idea
