@@ -33,6 +33,7 @@ from purejaxdqn import plotting
 from purejaxdqn.devices import use_every_core
 from purejaxdqn.dqn import DQNConfig, dqn
 from purejaxdqn.losses import bellman_loss
+from purejaxdqn.programs import Experiment
 from purejaxdqn.statistics import bootstrap_interval, probability_of_improvement
 from purejaxdqn.sweep import run_sweep
 from purejaxdqn.testing import CheckError, check_loss
@@ -103,7 +104,7 @@ report = check_loss(cautious, bootstrap="both")
 # ten seeds, side by side, and with `diagnostics` the sweep also looks inside the learner.
 
 # %%
-EXPERIMENTS = {
+EXPERIMENTS: dict[str, Experiment] = {
     "double DQN": dqn,
     "cautious": functools.partial(dqn, loss_fn=bellman_loss(cautious)),
 }
@@ -124,7 +125,7 @@ for name, final in finals.items():
     print(f"{name:10}", "final greedy return", bootstrap_interval(final, rng))
 better = probability_of_improvement(finals["cautious"], finals["double DQN"], rng)
 print(f"Probability of improvement: {better.estimate:.2f}", end="")
-if better.low is not None:
+if better.low is not None and better.high is not None:
     print(f", 95 % interval {better.low:.2f} to {better.high:.2f}")
     verdicts = {better.low > 0.5: "It helps.", better.high < 0.5: "It hurts."}
     print(verdicts.get(True, "With these seeds it cannot be told whether it helps."))
@@ -166,7 +167,7 @@ show(
 
 # %%
 inside = [
-    name
+    str(name)
     for name, values in datasets["double DQN"].items()
     if values.dims == ("seed", "step") and name in datasets["cautious"]
 ]

@@ -165,11 +165,10 @@ def comparison(
     columns = min(len(panels), 3)
     rows = -(-len(panels) // columns)
     figure = Figure(figsize=(4.2 * columns + 0.6, 3.0 * rows + 0.6), layout="constrained")
-    grid = figure.subplots(rows, columns, squeeze=False).flat
-    for axes, (quantity, curves) in itertools.zip_longest(grid, panels.items(), fillvalue=("", {})):
-        if not curves:  # more panels than quantities
-            axes.set_axis_off()
-            continue
+    grid = figure.subplots(rows, columns, squeeze=False).ravel()
+    for axes in grid[len(panels) :]:
+        axes.set_axis_off()
+    for axes, (quantity, curves) in zip(grid, panels.items(), strict=False):
         colours = itertools.cycle(plotly.colors.qualitative.D3)
         for (name, curve), colour in zip(curves.items(), colours, strict=False):
             x = curve.dims[1]
@@ -178,6 +177,7 @@ def comparison(
             axes.plot(curve[x].values, iqm, color=colour, linewidth=2, label=name)
             axes.fill_between(curve[x].values, low, high, color=colour, alpha=0.2, linewidth=0)
             axes.set(xlabel=str(x), title=quantity)
+            axes.locator_params(axis="x", nbins=5)
         axes.spines[["top", "right"]].set_visible(False)
     figure.axes[0].legend(frameon=False)
     figure.suptitle(title)

@@ -49,7 +49,7 @@ def test_effects_are_dots_with_their_intervals_in_the_order_given():
     figure = plotting.effects(intervals(), "A title")
     final, area = figure.axes
     assert [label.get_text() for label in final.get_yticklabels()] == ["double", "dueling"]
-    zero, *lines = ([*line.get_xdata()] for line in final.lines)
+    zero, *lines = (np.asarray(line.get_xdata()).tolist() for line in final.lines)
     assert zero == [0, 0]
     assert lines == [[1.0, 9.0], [5.0], [-2.0]]  # without an interval the dot alone
     assert len(area.lines) == 5
@@ -79,8 +79,8 @@ def test_a_comparison_has_a_panel_per_quantity_and_a_line_per_setting():
     assert [axes.get_title() for axes in drawn] == list(panels)
     assert len(figure.axes) == 6
     assert [line.get_label() for line in drawn[0].lines] == ["tutorial", "defaults"]
-    np.testing.assert_allclose(drawn[0].lines[0].get_ydata(), VALUES.mean(axis=0))
-    assert np.isnan(drawn[3].lines[0].get_ydata()).tolist() == [True, False, True]
+    np.testing.assert_allclose(np.asarray(drawn[0].lines[0].get_ydata()), VALUES.mean(axis=0))
+    assert np.isnan(np.asarray(drawn[3].lines[0].get_ydata())).tolist() == [True, False, True]
 
 
 @pytest.fixture(scope="module")

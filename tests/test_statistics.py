@@ -406,14 +406,14 @@ class TestPairedEffect:
         assert high - low == pytest.approx(2 * 1.96 * scores.std() / np.sqrt(20), rel=0.1)
 
     def test_the_same_generator_gives_the_same_interval_and_few_seeds_are_said(self):
-        scores = generator(1).normal(size=(2, 3, 5))
-        one, other = (paired_effect(*scores, generator(7)) for _ in range(2))
+        treated, control = generator(1).normal(size=(2, 3, 5))
+        one, other = (paired_effect(treated, control, generator(7)) for _ in range(2))
         assert one == other
         assert "only 5 seeds" in one.note
-        two = paired_effect(*scores[..., :2], generator())
+        two = paired_effect(treated[:, :2], control[:, :2], generator())
         assert two.low is two.high is None
         assert "no interval is honest" in two.note
-        assert two.estimate == pytest.approx((scores[0, :, :2] - scores[1, :, :2]).mean())
+        assert two.estimate == pytest.approx((treated - control)[:, :2].mean())
 
     @pytest.mark.parametrize(
         ("treated", "control", "words"),
