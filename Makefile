@@ -11,6 +11,7 @@ NOTEBOOK := $(VENV)/.installed-notebook
 PIP_INSTALL := $(VENV)/bin/python -m pip install --quiet --disable-pip-version-check \
 	--prefer-binary --constraint constraints.txt
 
+NOTEBOOKS := experiments/walkthrough experiments/your_own_loss
 VERSION_OF := -c 'import sys; print("%d.%d.%d" % sys.version_info[:3])'
 
 .DEFAULT_GOAL := help
@@ -22,7 +23,7 @@ help:
 	@echo 'make test      run the tests'
 	@echo 'make lint      check style and types'
 	@echo 'make bench     measure the training speed'
-	@echo 'make notebook  run the walk-through as a notebook: experiments/walkthrough.ipynb and .html'
+	@echo 'make notebook  run the two tutorials as notebooks: experiments/*.ipynb and .html'
 	@echo 'make clean     remove the virtual environment and all caches (results stay)'
 	@echo
 	@echo 'Each sets itself up in $(VENV) on first use. Another interpreter or place:'
@@ -47,10 +48,12 @@ bench: $(RUN)
 	@$(VENV)/bin/python experiments/benchmarks/throughput.py
 
 notebook: $(NOTEBOOK)
-	@echo 'Running the walk-through as a notebook.'
-	@$(VENV)/bin/jupytext --quiet --to notebook --execute experiments/walkthrough.py
-	@$(VENV)/bin/jupyter-nbconvert --log-level WARN --to html experiments/walkthrough.ipynb
-	@echo 'written: experiments/walkthrough.ipynb and experiments/walkthrough.html'
+	@echo 'Running the tutorials as notebooks; this takes about three minutes.'
+	@for name in $(NOTEBOOKS); do \
+	  $(VENV)/bin/jupytext --quiet --to notebook --execute --run-path . $$name.py && \
+	  $(VENV)/bin/jupyter-nbconvert --log-level WARN --to html $$name.ipynb && \
+	  echo "written: $$name.ipynb and $$name.html" || exit 1; \
+	done
 
 clean:
 	@rm -rf build dist .mypy_cache .pytest_cache .ruff_cache .hypothesis

@@ -13,7 +13,7 @@ import plotly.graph_objects
 import xarray as xr
 from matplotlib.figure import Figure
 
-from purejaxdqn.statistics import bootstrap_curve, interquartile_mean
+from purejaxdqn.statistics import Interval, bootstrap_curve, interquartile_mean
 
 _COLOUR = "#1f5fa8"
 
@@ -143,6 +143,114 @@ def interactive_curves(
         template="simple_white",
         legend_title_text="click to hide",
         hovermode="closest",
+        showlegend=True,
+    )
+    return figure
+
+
+def comparison(
+    panels: Mapping[str, Mapping[str, xr.DataArray]], title: str, random_seed: int = 0
+) -> Figure:
+    """One panel per quantity, in each a line per setting: interquartile mean and its interval.
+
+    Args:
+      panels: per quantity and setting, `(seed, x)` with coordinates; what is not finite is not
+        drawn.
+      title: stands above the panels.
+      random_seed: of the bootstrap.
+
+    Returns:
+      The figure; `save_figure` writes it.
+    """
+    columns = min(len(panels), 3)
+    rows = -(-len(panels) // columns)
+    figure = Figure(figsize=(4.2 * columns + 0.6, 3.0 * rows + 0.6), layout="constrained")
+    grid = figure.subplots(rows, columns, squeeze=False).ravel()
+    for axes in grid[len(panels) :]:
+        axes.set_axis_off()
+    for axes, (quantity, curves) in zip(grid, panels.items(), strict=False):
+        colours = itertools.cycle(plotly.colors.qualitative.D3)
+        for (name, curve), colour in zip(curves.items(), colours, strict=False):
+            x = curve.dims[1]
+            values = np.where(np.isfinite(curve.values), curve.values, np.nan)
+            iqm, low, high = bootstrap_curve(values, np.random.default_rng(random_seed))
+            axes.plot(curve[x].values, iqm, color=colour, linewidth=2, label=name)
+            axes.fill_between(curve[x].values, low, high, color=colour, alpha=0.2, linewidth=0)
+            axes.set(xlabel=str(x), title=quantity)
+            axes.locator_params(axis="x", nbins=5)
+        axes.spines[["top", "right"]].set_visible(False)
+    figure.axes[0].legend(frameon=False)
+    figure.suptitle(title)
+    return figure
+
+
+def effects(intervals: Mapping[str, Mapping[str, Interval]], title: str) -> Figure:
+    """One panel per outcome, in each a row per change: its effect as a dot, its interval as a bar.
+
+    Args:
+      intervals: per outcome and change, the effect; without its ends, the dot alone is drawn. Every
+        outcome has the same changes in the same order.
+      title: stands above the panels.
+
+    Returns:
+      The figure; `save_figure` writes it.
+    """
+    names = list(next(iter(intervals.values())))
+    size = (4.2 * len(intervals) + 1, 0.45 * len(names) + 1.6)
+    figure = Figure(figsize=size, layout="constrained")
+    panels = figure.subplots(1, len(intervals), sharey=True, squeeze=False)[0]
+    for axes, (outcome, rows) in zip(panels, intervals.items(), strict=True):
+        axes.axvline(0, color="black", linestyle=":", linewidth=1)
+        for y, interval in enumerate(rows.values()):
+            if interval.low is not None:
+                axes.plot([interval.low, interval.high], [y, y], color=_COLOUR, linewidth=2.5)
+            axes.plot(interval.estimate, y, "o", color=_COLOUR)
+        axes.set(xlabel=f"effect on the {outcome}")
+        axes.set_yticks(range(len(names)), names)
+        axes.tick_params(left=False)
+        axes.spines[["top", "right", "left"]].set_visible(False)
+    panels[0].set_ylim(len(names) - 0.5, -0.5)  # the first one on top
+    figure.suptitle(title)
+    return figure
+
+
+def interactive_effects(
+    intervals: Mapping[str, Mapping[str, Interval]], title: str
+) -> plotly.graph_objects.Figure:
+    """`effects` to look into: hovering says the numbers, a click on the legend hides an outcome.
+
+    Args:
+      intervals: per outcome and change, the effect.
+      title: stands above the axes.
+
+    Returns:
+      The figure; `save_html` writes it.
+    """
+    figure = plotly.graph_objects.Figure()
+    for outcome, rows in intervals.items():
+        known = list(rows.values())
+        figure.add_scatter(
+            x=[interval.estimate for interval in known],
+            y=list(rows),
+            mode="markers",
+            orientation="h",
+            name=outcome,
+            marker_size=10,
+            error_x={
+                "array": [0 if i.high is None else max(0, i.high - i.estimate) for i in known],
+                "arrayminus": [0 if i.low is None else max(0, i.estimate - i.low) for i in known],
+            },
+            customdata=[str(interval) for interval in known],
+            hovertemplate="%{y}<br>%{customdata}<extra>" + outcome + "</extra>",
+        )
+    figure.add_vline(0, line_dash="dot", line_width=1)
+    figure.update_layout(
+        title=title,
+        xaxis_title="effect",
+        yaxis_autorange="reversed",
+        template="simple_white",
+        legend_title_text="click to hide",
+        scattermode="group",  # outcomes beside each other, not on top of each other
         showlegend=True,
     )
     return figure

@@ -135,14 +135,15 @@ def prepare_output(folder: Path, overwrite: bool = False) -> Path:
     return folder
 
 
-def save(dataset: xr.Dataset, folder: Path) -> Path:
-    """Writes `results.nc` into a folder, all of it or nothing.
+def save(dataset: xr.Dataset, folder: Path, file_name: str = FILE_NAME) -> Path:
+    """Writes `results.nc`, or a file of another name, into a folder, all of it or nothing.
 
     A kill or a full disk leaves the file before it intact.
 
     Args:
       dataset: what `run_sweep` returned.
       folder: an existing folder.
+      file_name: what it is called there.
 
     Returns:
       The file's path.
@@ -150,8 +151,8 @@ def save(dataset: xr.Dataset, folder: Path) -> Path:
     Raises:
       OSError: if it cannot be written.
     """
-    path = folder / FILE_NAME
-    temporary = folder / f".{FILE_NAME}.{os.getpid()}"
+    path = folder / file_name
+    temporary = folder / f".{file_name}.{os.getpid()}"
     try:
         try:
             dataset.to_netcdf(temporary, engine="netcdf4")

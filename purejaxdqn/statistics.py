@@ -24,6 +24,7 @@ __all__ = [
     "bootstrap_curve",
     "bootstrap_interval",
     "interquartile_mean",
+    "paired_effect",
     "probability_of_improvement",
 ]
 
@@ -216,6 +217,63 @@ def probability_of_improvement(
     return _interval(samples, rng, _mann_whitney_fraction, confidence, num_resamples)
 
 
+def paired_effect(
+    treated: ArrayLike,
+    control: ArrayLike,
+    rng: np.random.Generator,
+    statistic: Callable[..., Any] = interquartile_mean,
+    confidence: float = 0.95,
+    num_resamples: int = 10_000,
+) -> Interval:
+    """Returns what one change does to the scores, over pairs of settings that differ in it alone.
+
+    The estimate is the mean over the pairs of `statistic(treated) - statistic(control)`, each over
+    the seeds; with `np.mean` it is the mean difference over all pairs and seeds, the main effect of
+    a factorial experiment. The interval is a percentile bootstrap stratified by pair: within a pair
+    the seeds are drawn with replacement, the same ones on both sides, because a seed is one
+    start that both had; each pair draws its own. Like every bootstrap interval from few seeds, it
+    is too narrow (see `bootstrap_interval`).
+
+    Args:
+        treated: `[num_pairs, num_seeds]`, finite, with the change.
+        control: `[num_pairs, num_seeds]`, finite, without it; the same pairs and seeds.
+        rng: the only source of randomness; the same state gives the same interval.
+        statistic: maps `[..., num_seeds]` and `axis=-1` to `[...]`, such as `np.mean`.
+        confidence: nominal coverage, above 0 and below 1.
+        num_resamples: resamples drawn, at least 1.
+
+    Returns:
+        The interval; `low` and `high` are None for one or two seeds.
+
+    Raises:
+        TypeError: `rng` is not a `numpy.random.Generator`, or `num_resamples` not an integer.
+        ValueError: an argument is out of its range, scores are not two-dimensional, empty, NaN or
+            infinite, or the two shapes differ.
+    """
+    with_it = _finite(_as_floats("treated", treated, ndim=2), "treated")
+    without = _finite(_as_floats("control", control, ndim=2), "control")
+    if with_it.shape != without.shape:
+        raise ValueError(
+            f"treated {with_it.shape} and control {without.shape} must have the same shape "
+            "[num_pairs, num_seeds]: every pair trains the same seeds on both sides"
+        )
+    confidence, num_resamples = _validate(rng, confidence, num_resamples)
+    num_pairs, num_seeds = with_it.shape
+
+    def effect(seeds: NDArray[np.int64]) -> FloatArray:
+        """The effect for indices of seeds `[..., num_pairs, num_seeds]`."""
+        pairs = np.arange(num_pairs)[:, np.newaxis]
+        difference = statistic(with_it[pairs, seeds], axis=-1)
+        return (difference - statistic(without[pairs, seeds], axis=-1)).mean(axis=-1)
+
+    estimate = float(effect(np.broadcast_to(np.arange(num_seeds), with_it.shape)))
+    note = _few_seeds_note(num_seeds, _counted(num_seeds))
+    if num_seeds < _MIN_SEEDS:
+        return Interval(estimate, None, None, confidence, note)
+    drawn = rng.integers(num_seeds, size=(num_resamples, num_pairs, num_seeds))
+    return Interval(estimate, *_percentiles(effect(drawn), confidence), confidence, note)
+
+
 def _mann_whitney_fraction(x: FloatArray, y: FloatArray, axis: int = -1) -> Any:
     """Returns U / (n m) from mid-ranks, for x `[..., n]` and y `[..., m]`; ties count one half."""
     n, m = x.shape[axis], y.shape[axis]
@@ -262,13 +320,8 @@ def _interval(
 
     estimate = checked_statistic(*samples, axis=-1)
     fewest = min(sample.size for sample in samples)
-    counted = " and ".join(str(sample.size) for sample in samples)
-    counted += " seed" if samples[-1].size == 1 else " seeds"
+    note = _few_seeds_note(fewest, _counted(*(sample.size for sample in samples)))
     if fewest < _MIN_SEEDS:
-        note = (
-            f"only {counted}: no interval is honest with fewer than {_MIN_SEEDS}; "
-            f"train {_ADVISED_SEEDS} or more"
-        )
         return Interval(float(estimate), None, None, confidence, note)
 
     resampled = stats.bootstrap(
@@ -282,13 +335,27 @@ def _interval(
     ).bootstrap_distribution
     # Not SciPy's own limits: their rounding can put low above high when all scores are equal.
     low, high = _percentiles(resampled, confidence)
-    note = ""
+    return Interval(float(estimate), low, high, confidence, note)
+
+
+def _counted(*sizes: int) -> str:
+    """Such as "3 and 5 seeds"."""
+    return " and ".join(map(str, sizes)) + (" seed" if sizes[-1] == 1 else " seeds")
+
+
+def _few_seeds_note(fewest: int, counted: str) -> str:
+    """Returns what is to be said of an interval from so many seeds, or nothing."""
+    if fewest < _MIN_SEEDS:
+        return (
+            f"only {counted}: no interval is honest with fewer than {_MIN_SEEDS}; "
+            f"train {_ADVISED_SEEDS} or more"
+        )
     if fewest < _ADVISED_SEEDS:
-        note = (
+        return (
             f"only {counted}: with fewer than {_ADVISED_SEEDS} a bootstrap interval tends to be "
             "too narrow"
         )
-    return Interval(float(estimate), low, high, confidence, note)
+    return ""
 
 
 def _percentiles(resampled: FloatArray, confidence: float) -> tuple[float, float]:

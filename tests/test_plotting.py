@@ -7,6 +7,7 @@ import pytest
 import xarray as xr
 
 from purejaxdqn import plotting
+from purejaxdqn.statistics import Interval
 
 CHROMIUM = next(
     filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None
@@ -29,6 +30,57 @@ def test_files_are_written(tmp_path):
     paths = plotting.save_figure(plotting.game_curves(curves(), "A title", 195), tmp_path / "a")
     assert [path.suffix for path in paths] == [".png", ".svg"]
     assert all(path.stat().st_size > 1_000 for path in paths)
+
+
+def intervals():
+    return {
+        "final return": {
+            "double": Interval(5.0, 1.0, 9.0, 0.95, ""),
+            "dueling": Interval(-2.0, None, None, 0.95, "only 2 seeds"),
+        },
+        "area": {
+            "double": Interval(0.5, 0.0, 2.0, 0.95, ""),
+            "dueling": Interval(1.0, -3.0, 1.0, 0.95, ""),
+        },
+    }
+
+
+def test_effects_are_dots_with_their_intervals_in_the_order_given():
+    figure = plotting.effects(intervals(), "A title")
+    final, area = figure.axes
+    assert [label.get_text() for label in final.get_yticklabels()] == ["double", "dueling"]
+    zero, *lines = (np.asarray(line.get_xdata()).tolist() for line in final.lines)
+    assert zero == [0, 0]
+    assert lines == [[1.0, 9.0], [5.0], [-2.0]]  # without an interval the dot alone
+    assert len(area.lines) == 5
+    assert final.get_ylim()[0] > final.get_ylim()[1]  # the first one on top
+
+
+def test_interactive_effects_hold_the_same_numbers(tmp_path):
+    figure = plotting.interactive_effects(intervals(), "A title")
+    final, area = figure.data
+    assert (final.name, area.name) == ("final return", "area")
+    assert (*final.x,) == (5.0, -2.0)
+    assert (*final.y,) == ("double", "dueling")
+    assert (*final.error_x.array,) == (4.0, 0)
+    assert (*final.error_x.arrayminus,) == (4.0, 0)
+    assert "only 2 seeds" in final.customdata[1]
+    assert (*area.error_x.arrayminus,) == (0.5, 4.0)
+    page = plotting.save_html(figure, tmp_path / "a.html")
+    assert page.stat().st_size > 1_000_000
+
+
+def test_a_comparison_has_a_panel_per_quantity_and_a_line_per_setting():
+    both = curves()
+    gap = both["defaults"].where(both["defaults"].step > 0, np.inf)
+    panels = {f"quantity {n}": both for n in range(3)} | {"other": {"gap": gap}}
+    figure = plotting.comparison(panels, "A title")
+    drawn = [axes for axes in figure.axes if axes.axison]
+    assert [axes.get_title() for axes in drawn] == list(panels)
+    assert len(figure.axes) == 6
+    assert [line.get_label() for line in drawn[0].lines] == ["tutorial", "defaults"]
+    np.testing.assert_allclose(np.asarray(drawn[0].lines[0].get_ydata()), VALUES.mean(axis=0))
+    assert np.isnan(np.asarray(drawn[3].lines[0].get_ydata())).tolist() == [True, False, True]
 
 
 @pytest.fixture(scope="module")

@@ -19,11 +19,13 @@ def test_the_sweep_in_the_readme_is_the_script():
     assert body("experiments/sweep_learning_rate.py") in README
 
 
-def test_the_td_error_in_the_readme_is_the_tested_one():
-    source = (ROOT / "experiments/custom_loss.py").read_text()
-    (example,) = re.findall(r"def persistent.*?- q_tm1\[a_tm1\]", README, re.DOTALL)
-    for line in example.splitlines():
-        assert line.strip() in source
+def test_the_loss_in_the_readme_is_the_tutorials():
+    source = (ROOT / "experiments/your_own_loss.py").read_text()
+    (example,) = re.findall(r"def cautious.*?- q_tm1\[a_tm1\]", README, re.DOTALL)
+    assert example in source
+    assert 'check_loss(cautious, bootstrap="both")' in README
+    for call in re.findall(r"(?:functools.partial|probability_of_improvement)\(.*\)", README):
+        assert call.removesuffix(")") in source
 
 
 def test_every_file_that_the_readme_links_to_exists():

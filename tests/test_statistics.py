@@ -11,6 +11,7 @@ from purejaxdqn.statistics import (
     bootstrap_curve,
     bootstrap_interval,
     interquartile_mean,
+    paired_effect,
     probability_of_improvement,
 )
 
@@ -375,3 +376,54 @@ class TestProbabilityOfImprovement:
             probability_of_improvement(
                 **{"x": [1.0, 2.0], "y": [1.0, 2.0], "rng": generator()} | arguments
             )
+
+
+class TestPairedEffect:
+    def test_hand_computed(self):
+        treated = [[1.0, 2.0, 3.0, 100.0], [5.0, 5.0, 5.0, 5.0]]
+        control = [[0.0, 0.0, 0.0, 0.0], [4.0, 3.0, 2.0, 1.0]]
+        # Of the middle halves: (2.5 - 0) and (5 - 2.5); of the means: 26.5 and 2.5.
+        assert paired_effect(treated, control, generator()).estimate == pytest.approx(2.5)
+        mean = paired_effect(treated, control, generator(), np.mean)
+        assert mean.estimate == pytest.approx(14.5)
+        assert mean.estimate == pytest.approx((np.array(treated) - control).mean())
+
+    @given(whole_scores, st.integers(-50, 50))
+    def test_what_seeds_have_in_common_does_not_widen_the_interval(self, scores, effect):
+        # The same seeds are drawn on both sides of a pair: a shift by a constant has no spread.
+        control = np.array([scores, scores[::-1]])
+        found = paired_effect(control + effect, control, generator(), num_resamples=50)
+        assert found.estimate == pytest.approx(effect, abs=1e-9)
+        if len(scores) >= 3:
+            assert limits(found) == pytest.approx((effect, effect), abs=1e-9)
+
+    def test_each_pair_draws_its_own_seeds(self):
+        # Drawn together, opposite pairs would cancel in every resample.
+        scores = np.arange(10.0)
+        found = paired_effect([scores, -scores], np.zeros((2, 10)), generator(), np.mean)
+        assert found.estimate == 0
+        low, high = limits(found)
+        assert high - low == pytest.approx(2 * 1.96 * scores.std() / np.sqrt(20), rel=0.1)
+
+    def test_the_same_generator_gives_the_same_interval_and_few_seeds_are_said(self):
+        treated, control = generator(1).normal(size=(2, 3, 5))
+        one, other = (paired_effect(treated, control, generator(7)) for _ in range(2))
+        assert one == other
+        assert "only 5 seeds" in one.note
+        two = paired_effect(treated[:, :2], control[:, :2], generator())
+        assert two.low is two.high is None
+        assert "no interval is honest" in two.note
+        assert two.estimate == pytest.approx((treated - control)[:, :2].mean())
+
+    @pytest.mark.parametrize(
+        ("treated", "control", "words"),
+        [
+            ([[1.0, 2.0]], [[1.0]], "same shape"),
+            ([[np.nan]], [[1.0]], "treated must be finite"),
+            ([[1.0]], [[np.inf]], "control must be finite"),
+            ([1.0], [1.0], "2-dimensional"),
+        ],
+    )
+    def test_refused(self, treated, control, words):
+        with pytest.raises(ValueError, match=words):
+            paired_effect(treated, control, generator())
