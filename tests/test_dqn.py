@@ -2,6 +2,7 @@
 
 import dataclasses
 import functools
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -262,29 +263,40 @@ def test_returns_are_reported_when_an_episode_ends_and_are_its_length():
         assert running == state.episode_return[env]
 
 
-# The floats that each of these settings uses beside those that all of them use.
-ONLY_WITH = {
-    "linear": {"epsilon_fraction", "huber_threshold"},
-    "multiplicative": {"epsilon_decay", "huber_threshold"}
-    | {"priority_exponent", "importance_exponent", "munchausen_coefficient", "temperature"},
-    "categorical": {"epsilon_fraction", "value_min", "value_max"},
+# Settings, and the floats that each of them uses beside those that all of them use.
+ONLY_WITH: dict[str, tuple[dict[str, Any], set[str]]] = {
+    "linear": ({}, {"epsilon_fraction", "huber_threshold"}),
+    "multiplicative": (
+        {"epsilon_schedule": "multiplicative", "prioritised": True, "munchausen": True},
+        {"epsilon_decay", "huber_threshold", "priority_exponent", "importance_exponent"}
+        | {"munchausen_coefficient", "temperature"},
+    ),
+    "categorical": (
+        {"representation": "categorical"},
+        {"epsilon_fraction", "value_min", "value_max"},
+    ),
+    "proposed_quantile": (
+        {"representation": "proposed_quantile", "num_quantiles": 4},
+        {"epsilon_fraction", "huber_threshold", "fraction_learning_rate"},
+    ),
+    "persistent": (
+        {"td_error": "persistent_advantage_learning", "penalty": "squared"},
+        {"epsilon_fraction", "advantage_coefficient"},
+    ),
 }
 
 
 @pytest.mark.parametrize("kind", ONLY_WITH)
 def test_every_float_of_the_config_reaches_the_training(kind):
-    config = dataclasses.replace(
-        SMALL,
-        penalty="huber",
-        max_grad_norm=1.0,
-        epsilon_schedule="multiplicative" if kind == "multiplicative" else "linear",
-        epsilon_fraction=0.5,
-        epsilon_decay=0.95,
-        prioritised=kind == "multiplicative",
-        munchausen=kind == "multiplicative",
-        representation="categorical" if kind == "categorical" else "values",
-    )
-    unused = set().union(*ONLY_WITH.values()) - ONLY_WITH[kind]
+    settings, floats_of_its_own = ONLY_WITH[kind]
+    base_settings: dict[str, Any] = {
+        "penalty": "huber",
+        "max_grad_norm": 1.0,
+        "epsilon_fraction": 0.5,
+        "epsilon_decay": 0.95,
+    }
+    config = dataclasses.replace(SMALL, **(base_settings | settings))
+    unused = set().union(*(own for _, own in ONLY_WITH.values())) - floats_of_its_own
     names = [name for name in float_fields(config) if name not in unused]
 
     @jax.jit
