@@ -39,7 +39,7 @@ _QUANTILES: dict[str, Any] = {
 _IQN: dict[str, Any] = {
     "representation": "implicit_quantile",
     "num_quantiles": 8,
-    "batch_size": 64,
+    "batch_size": 128,
     "hidden_sizes": (64, 64),
     **_QUANTILES,
 }
