@@ -199,7 +199,8 @@ def test_one_program_a_structure_and_one_dataset_of_all(trained):
         one = results.load(output / name)
         config = json.loads(one.attrs["config"])
         assert config["td_error"] == ("double_q_learning" if at[0] else "q_learning")
-        assert config["learning_rate_end_fraction"] == (1.0 if at[1] else 0.05)
+        falls_to = AGENTS["dqn"].learning_rate_end_fraction
+        assert config["learning_rate_end_fraction"] == (1.0 if at[1] else falls_to)
         assert one.attrs["status"] == "finished"
         there = dataset.sel(double=at[0], constant_learning_rate=at[1])
         for variable in ("evaluation_return", "loss", "training_return"):
