@@ -47,7 +47,7 @@ _IQN: dict[str, Any] = {
 _CHANGES: dict[str, dict[str, Any]] = {
     "dqn": {},
     "double": {"td_error": "double_q_learning"},
-    "dueling": {"dueling": True, "learning_rate": 1e-3, "batch_size": 256},
+    "dueling": {"dueling": True},
     "n_step": {"n_step": 5},
     "prioritised": {"prioritised": True},
     "c51": _C51,

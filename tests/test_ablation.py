@@ -1,5 +1,6 @@
 """The ablation: which settings its combinations are, what an effect is, files, going on, errors."""
 
+import dataclasses
 import importlib.util
 import itertools
 import json
@@ -25,10 +26,8 @@ sys.modules[spec.name] = ablation  # where dataclasses look
 spec.loader.exec_module(ablation)
 COMPONENTS, PLAIN, configure = ablation.COMPONENTS, ablation.PLAIN, ablation.configure
 
-SHORT = DQNConfig(
-    td_error="q_learning",
-    n_step=1,
-    learning_rate=5e-4,
+SHORT = dataclasses.replace(
+    AGENTS["dqn"],
     total_steps=600,
     prefill_steps=200,
     batch_size=16,
