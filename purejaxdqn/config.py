@@ -96,6 +96,11 @@ class RunConfig:
         raise NotImplementedError
 
 
+def float_fields(config: RunConfig) -> tuple[str, ...]:
+    """The settings that enter a compiled program as arguments, and so can be swept within one."""
+    return tuple(f.name for f in dataclasses.fields(config) if f.type in (float, "float"))
+
+
 @dataclasses.dataclass(frozen=True)
 class DQNConfig(RunConfig):
     """Every setting of DQN and its extensions."""

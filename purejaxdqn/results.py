@@ -39,25 +39,44 @@ def provenance(config: Any, experiment: Any) -> dict[str, Any]:
       what the partial passes, which goes before the config), `command`, `date`, `versions` (JSON),
       `git_commit`, `python`, `platform` and `processor`.
     """
+    return {
+        "config": json.dumps(jsonable(dataclasses.asdict(config)), allow_nan=False),
+        **experiment_names(experiment),
+        "command": shlex.join([Path(sys.executable).name, *sys.argv]),
+        "date": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
+        "host": platform.node(),
+        "platform": platform.platform(),
+        **_made_with(),
+    }
+
+
+def experiment_names(experiment: Any) -> dict[str, str]:
+    """`experiment` and `experiment_arguments`, as in `provenance`."""
     # The function inside a functools.partial, and what was passed in place of the config's parts.
     function = getattr(experiment, "func", experiment)
-    arguments = getattr(experiment, "keywords", {})
+    arguments = {k: _name(v) for k, v in sorted(getattr(experiment, "keywords", {}).items())}
+    return {"experiment": _name(function), "experiment_arguments": json.dumps(arguments)}
+
+
+@functools.cache
+def _made_with() -> dict[str, str]:
+    """What other bits may come from: `versions` (JSON), `git_commit`, `python`, `processor`."""
     versions = {}
     for package in _PACKAGES:
         with contextlib.suppress(importlib.metadata.PackageNotFoundError):
             versions[package] = importlib.metadata.version(package)
     return {
-        "config": json.dumps(jsonable(dataclasses.asdict(config)), allow_nan=False),
-        "experiment": _name(function),
-        "experiment_arguments": json.dumps({k: _name(v) for k, v in sorted(arguments.items())}),
-        "command": shlex.join([Path(sys.executable).name, *sys.argv]),
-        "date": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
         "versions": json.dumps(versions),
         "git_commit": _git_commit(),
         "python": platform.python_version(),
-        "platform": platform.platform(),
         "processor": _processor_name(),
     }
+
+
+def made_with() -> dict[str, Any]:
+    """What other bits may come from: versions, git commit, Python, kind of processor."""
+    known = _made_with()
+    return {**known, "versions": json.loads(known["versions"])}
 
 
 def jsonable(value: Any) -> Any:
