@@ -32,7 +32,7 @@ FILM = "policy.gif"
 
 
 @dataclasses.dataclass(frozen=True)
-class Args(cli.SweepArgs):
+class Args(cli.LongSweepArgs):
     __doc__ = __doc__
     output: Path = Path("results/cartpole")
     """Folder for everything that is written."""
@@ -55,17 +55,17 @@ def defaults(argv: Sequence[str]) -> Args:
 def main(args: Args) -> int:
     args.config.validate()
     seeds = args.seeds
-    output = results.prepare_output(args.output, args.overwrite)
+    options = args.sweep_options()
+    output = results.prepare_output(args.output, args.overwrite, args.resume)
     use_every_core()
     try:
         result = run_sweep(
             agents.experiment(args.config),
             args.config,
             seeds,
-            width=args.width,
-            seed_mode=args.seed_mode,
             output=output,
             diagnostics=args.diagnostics,
+            **options,
         )
     except SweepInterrupted as interrupt:
         report(args, interrupt.result, output)

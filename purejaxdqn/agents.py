@@ -93,6 +93,32 @@ def experiment(config: RunConfig) -> Callable[[Any], Train]:
     return pqn if isinstance(config, PQNConfig) else dqn
 
 
+def train_by_kind(config: RunConfig) -> Train:
+    """An `Experiment` for settings of either kind, as a sweep over agents has them."""
+    return experiment(config)(config)
+
+
+def configure(**settings: Any) -> RunConfig:
+    """The settings of an agent, single ones changed: what a sweep over agents is made with.
+
+    Args:
+      **settings: by name; "agent" among them is a named agent's, and the package's defaults of DQN
+        where it is left out.
+
+    Raises:
+      ConfigError: for a name that is none, or a setting that the agent does not have.
+    """
+    name = settings.pop("agent", None)
+    config = DQNConfig() if name is None else agent(name)
+    known = [field.name for field in dataclasses.fields(config)]
+    for setting in settings:
+        if setting not in known:
+            nearest = difflib.get_close_matches(setting, known, n=3)
+            hint = f", did you mean {' or '.join(nearest)}?" if nearest else ""
+            raise ConfigError(f"{setting!r} is no setting of agent {name or 'dqn'!r}{hint}")
+    return dataclasses.replace(config, **settings)
+
+
 TUTORIAL = DQNConfig(
     env="CartPole-v0",
     num_envs=1,

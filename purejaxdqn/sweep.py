@@ -10,6 +10,7 @@ from __future__ import annotations
 import contextlib
 import functools
 import json
+import math
 import time
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
@@ -17,17 +18,19 @@ from typing import Any, Literal, NamedTuple
 
 import jax
 import numpy as np
+import psutil
 import xarray as xr
+from rich.filesize import decimal
 
 from purejaxdqn import design, distributed, record, results
 from purejaxdqn.config import RunConfig
 from purejaxdqn.design import Design, grid_design
 from purejaxdqn.devices import ensure_devices
-from purejaxdqn.planning import SweepPlan, peak_bytes, plan_sweep
+from purejaxdqn.planning import Group, SweepPlan, peak_bytes, plan_sweep
 from purejaxdqn.programs import Experiment, Programs, compile_programs
 from purejaxdqn.progress import SweepProgress
 from purejaxdqn.record import Record
-from purejaxdqn.rounds import Event, Kept, train_round
+from purejaxdqn.rounds import Event, Kept, evaluation_steps, train_round
 from purejaxdqn.stopping import EXIT_INTERRUPTED, Stop, listen
 from purejaxdqn.sweep_folder import Paused, SweepFolder, differences
 from purejaxdqn.tracking import Evaluated, Tracker
@@ -37,6 +40,7 @@ SeedMode = Literal["vmap", "map"]
 
 _SAVE_SECONDS = 5.0  # between two writes of results that are not finished, at least
 _CHECKPOINT_SECONDS = 10.0  # between two checkpoints, at least
+_MEASURED_SECONDS = 1.0  # of training, to say how long all of it takes
 _COST = 20.0  # whatever is written may take one part in so many of the time
 
 
@@ -219,7 +223,49 @@ def run_design(
             attrs={"seed_mode": seed_mode, **history},
         )
         stop = stack.enter_context(listen())
+        known = sweep.take_finished()
+        if known is not None:
+            return known
+        if progress:
+            sweep.announce()
         return sweep.run(stop)
+
+
+def print_plan(
+    experiment: Experiment,
+    design: Design,
+    *,
+    width: int | None = None,
+    seed_mode: SeedMode = "vmap",
+    devices: Sequence[jax.Device] | None = None,
+    memory_budget: int | None = None,
+    diagnostics: bool = False,
+) -> SweepPlan:
+    """Says on standard error how `run_design` would go about it, and how long it would take.
+
+    The programs are compiled, and run for a second each.
+
+    Args:
+      experiment: see `run_design`, as for the others.
+      design: the runs.
+      width: runs per batch.
+      seed_mode: "vmap" or "map".
+      devices: what to train on.
+      memory_budget: bytes.
+      diagnostics: whether to look inside the learner.
+
+    Returns:
+      The plan.
+
+    Raises:
+      ConfigError: for settings that cannot be kept, before anything is compiled.
+    """
+    width = width_of(seed_mode, width)
+    devices = devices or ensure_devices()
+    plan = plan_sweep(experiment, design, devices, width=width, memory_budget=memory_budget)
+    with SweepProgress(0) as bar, listen():
+        Trainer(experiment, plan, devices, None, bar=bar, diagnostics=diagnostics).announce()
+    return plan
 
 
 def _total_steps(design: Design) -> int:
@@ -335,6 +381,7 @@ class Trainer:
         self._runs = plan.design.runs
         self._records: dict[int, Record] = {}
         self._finished: set[int] = set()
+        self._compiled: dict[int, Programs] = {}
         self._unsaved: set[int] = set()  # finished, but the disk could not take them
         self._saving = _Pace(_SAVE_SECONDS)
         self._checkpointing = _Pace(_CHECKPOINT_SECONDS, checkpoint_seconds)
@@ -362,9 +409,6 @@ class Trainer:
         """
         exit_code: int | None = None
         try:
-            known = self._take_finished()
-            if known is not None:
-                return known
             self.train([*range(len(self._plan.batches))], stop)
         except KeyboardInterrupt as error:
             exit_code = getattr(error, "exit_code", EXIT_INTERRUPTED)
@@ -386,7 +430,7 @@ class Trainer:
             return ""
         return f"; the same command with --resume goes on (in {self._folder.output})"
 
-    def _take_finished(self) -> SweepResult | None:
+    def take_finished(self) -> SweepResult | None:
         """Reads the batches that are finished; where all are, the result as it was written."""
         if self._folder is None:
             return None
@@ -405,6 +449,64 @@ class Trainer:
                 return SweepResult(dataset, self._params())
         return None
 
+    def announce(self) -> None:
+        """Compiles all programs that are needed, runs each for a second, and shows the plan."""
+        self._bar.message(self._plan.describe())
+        seconds = 0.0
+        for group in self._plan.groups:
+            if {*group.batches} <= self._finished:
+                continue
+            programs = self._programs(group)
+            seconds += self._expected_seconds(group, programs)
+        self._bar.message(
+            f"compiled in {self._facts['compile_seconds']:.1f} s; memory up to "
+            f"{decimal(self._plan_peak())}; expected to take {_duration(seconds)}"
+        )
+
+    def _expected_seconds(self, group: Group, programs: Programs) -> float:
+        """Of training all batches of a program that are left, by a short start of one round."""
+        config, plan = group.config, group.plan
+        left = [number for number in group.batches if number not in self._finished]
+        runs = [self._runs[i] for n in left[: plan.num_devices] for i in self._plan.batches[n]]
+        evaluation_seconds, train_seconds, per_step = 0.0, 0.0, 0.0
+        step = config.prefill_steps
+        for event in train_round(programs, config, runs):
+            if event.kept is None:
+                if train_seconds:
+                    break
+                evaluation_seconds = event.evaluation_seconds
+                continue
+            train_seconds += event.train_seconds
+            per_step = event.train_seconds / (event.step - step)  # of the longest chunk yet
+            step = event.step
+            if train_seconds > _MEASURED_SECONDS:
+                break
+        num_rounds = math.ceil(len(left) / plan.num_devices)
+        num_evaluations = len(evaluation_steps(config))
+        seconds = per_step * (config.total_steps - config.prefill_steps)
+        return num_rounds * (seconds + num_evaluations * evaluation_seconds)
+
+    def _programs(self, group: Group) -> Programs:
+        """The compiled programs of a group."""
+        key = group.batches[0]
+        if key not in self._compiled:
+            programs = compile_programs(
+                self._experiment, group.config, group.plan, self._devices, self._diagnostics
+            )
+            self._facts["compile_seconds"] += programs.compile_seconds
+            self._compiled[key] = programs
+        return self._compiled[key]
+
+    def _plan_peak(self) -> int:
+        """The most memory that this process is going to have, and keeps it among the facts."""
+        now = psutil.Process().memory_info().rss
+        running = max(group.round_bytes for group in self._plan.groups)
+        if self._devices[0].platform != "cpu":
+            running = 0  # elsewhere than in the process's own memory
+        peak = max(peak_bytes(), now + running + self._plan.result_bytes)
+        self._facts["planned_peak_bytes"] = peak
+        return peak
+
     def train(self, numbers: Sequence[int], stop: Stop) -> None:
         """Trains batches, those of this process that are not finished."""
         for group in self._plan.groups:
@@ -415,12 +517,9 @@ class Trainer:
             ]
             if not wanted:
                 continue
-            self._bar.message(f"{self._plan.describe_group(group)}; compiling ...")
-            programs = compile_programs(
-                self._experiment, group.config, group.plan, self._devices, self._diagnostics
-            )
-            self._facts["compile_seconds"] += programs.compile_seconds
-            self._bar.message(f"compiled in {programs.compile_seconds:.1f} s")
+            programs = self._programs(group)
+            if not self._facts["planned_peak_bytes"]:
+                self._plan_peak()
             self._saving.start()
             self._checkpointing.start()
             while wanted:
@@ -598,6 +697,13 @@ def _kept(programs: Programs, paused: Sequence[Paused]) -> Kept:
         before = programs.join([one.params_before for one in paused], weights_only=True)
     window = {name: np.concatenate([one.window[name] for one in paused]) for name in first.window}
     return Kept(first.step, programs.join([one.state for one in paused]), before, window)
+
+
+def _duration(seconds: float) -> str:
+    """Such as "about 3 min"."""
+    if seconds < 90:
+        return f"about {max(seconds, 1):.0f} s"
+    return f"about {seconds / 60:.0f} min" if seconds < 5400 else f"about {seconds / 3600:.1f} h"
 
 
 class _Pace:

@@ -24,6 +24,7 @@ from purejaxdqn import checkpoint
 from purejaxdqn.checkpoint import CheckpointDamaged
 from purejaxdqn.config import RunConfig
 from purejaxdqn.record import Record
+from purejaxdqn.results import CHECKPOINT
 from purejaxdqn.types import ConfigError
 
 _KEPT_EACH = 2  # checkpoints of a batch under way, so that a damaged one has one before it
@@ -58,7 +59,7 @@ class SweepFolder:
     def __init__(self, output: Path, say: Callable[[str], None] = print) -> None:
         self.output = output
         self._say = say
-        self._root = output / "checkpoint"
+        self._root = output / CHECKPOINT
         self._lock = filelock.FileLock(self._root / "lock")
 
     # ------------------------------------------------------------------------------ the whole sweep
