@@ -24,9 +24,16 @@ _PLAIN: dict[str, Any] = {
     "learning_rate_end_fraction": 0.0,
     "target_period": 10,
     "epsilon_end": 0.1,
+    "replay_capacity": 30_000,
 }
+# What learns faster, or holds more of what it learned, does with a shorter memory.
+_SHORT_MEMORY: dict[str, Any] = {"replay_capacity": 10_000}
 # Their gradients are small, whatever the returns are: Adam's epsilon must not swallow them.
-_DISTRIBUTION: dict[str, Any] = {"learning_rate": 1e-3, "adam_epsilon": 1e-5}
+_DISTRIBUTION: dict[str, Any] = {
+    "learning_rate": 1e-3,
+    "adam_epsilon": 1e-5,
+    **_SHORT_MEMORY,
+}
 _C51: dict[str, Any] = {"representation": "categorical", "value_max": 50.0, **_DISTRIBUTION}
 # Quantiles run away where the target network follows at once, and are slow to learn and to hold
 # what they learned one step at a time.
@@ -39,8 +46,9 @@ _QUANTILES: dict[str, Any] = {
 _IQN: dict[str, Any] = {
     "representation": "implicit_quantile",
     "num_quantiles": 8,
-    "batch_size": 128,
-    "hidden_sizes": (64, 64),
+    "num_cosines": 16,
+    "hidden_sizes": (64, 32),
+    "huber_threshold": 10.0,
     **_QUANTILES,
 }
 
@@ -48,15 +56,21 @@ _CHANGES: dict[str, dict[str, Any]] = {
     "dqn": {},
     "double": {"td_error": "double_q_learning"},
     "dueling": {"dueling": True},
-    "n_step": {"n_step": 5},
-    "prioritised": {"prioritised": True},
+    "n_step": {"n_step": 5, **_SHORT_MEMORY},
+    "prioritised": {"prioritised": True, **_SHORT_MEMORY},
     "c51": _C51,
     "qr_dqn": {"representation": "quantile", **_QUANTILES},
     "iqn": _IQN,
     "fqf": {**_IQN, "representation": "proposed_quantile"},
-    "munchausen": {"munchausen": True},
-    "m_iqn": {**_IQN, "munchausen": True},
-    "noisy": {"noisy": True, "batch_size": 32},
+    "munchausen": {"munchausen": True, **_SHORT_MEMORY},
+    "m_iqn": {
+        **_IQN,
+        "munchausen": True,
+        "hidden_sizes": (64, 64),
+        "batch_size": 64,
+        "huber_threshold": 1.0,
+    },
+    "noisy": {"noisy": True, "batch_size": 32, **_SHORT_MEMORY},
     "rainbow": {
         **_C51,
         "td_error": "double_q_learning",

@@ -19,6 +19,7 @@ import jax
 import numpy as np
 
 MANIFEST = "manifest.json"
+TEMPORARY = ".writing-"  # begins the name of a folder that is not finished
 _ARRAYS = "arrays"
 _CONCURRENT_GB = 1  # what Orbax copies at the same time, at most
 
@@ -38,7 +39,7 @@ def write(folder: Path, arrays: Sequence[np.ndarray], facts: Mapping[str, Any]) 
     Raises:
       OSError: if it cannot be written.
     """
-    temporary = folder.with_name(f".{folder.name}.{os.getpid()}")
+    temporary = folder.with_name(f"{TEMPORARY}{folder.name}.{os.getpid()}")
     shutil.rmtree(temporary, ignore_errors=True)
     try:
         temporary.mkdir(parents=True)

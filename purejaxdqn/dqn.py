@@ -241,6 +241,7 @@ def dqn(
         v_min=config.value_min,
         v_max=config.value_max,
         num_quantiles=config.num_quantiles,
+        num_cosines=config.num_cosines,
     )
     loss_fn = loss_fn or _make_loss(config, env)
     learning_rate = linear_learning_rate(config, config.learning_rate)

@@ -79,6 +79,8 @@ class SweepFolder:
                 f"another sweep is writing to {self.output} now: wait until it has ended, or "
                 "choose another folder with --output"
             ) from None
+        for half_written in self._root.rglob(f"{checkpoint.TEMPORARY}*"):
+            shutil.rmtree(half_written, ignore_errors=True)
 
     def unlock(self) -> None:
         """Gives the folder back."""
