@@ -21,8 +21,7 @@ import numpy as np
 MANIFEST = "manifest.json"
 TEMPORARY = ".writing-"  # begins the name of a folder that is not finished
 _ARRAYS = "arrays"
-WORKING_BYTES = 2**27  # of memory that writing takes, Orbax's own code included
-_PART_BYTES = 2**26  # Orbax copies what it writes: so much at a time
+_PART_BYTES = 2**27  # Orbax copies what it writes: so much at a time
 
 
 class CheckpointDamaged(Exception):
@@ -63,6 +62,11 @@ def write(folder: Path, arrays: Sequence[np.ndarray], facts: Mapping[str, Any]) 
         _sync_folder(folder.parent)
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
+
+
+def working_bytes(total: int) -> int:
+    """Memory that writing takes, for arrays of so many bytes; Orbax's own code included."""
+    return 2**26 + min(total, _PART_BYTES)
 
 
 def read(folder: Path) -> tuple[list[np.ndarray], dict[str, Any]]:

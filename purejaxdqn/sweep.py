@@ -512,7 +512,7 @@ class Trainer:
         now = psutil.Process().memory_info().rss
         running = max(group.round_bytes for group in self._plan.groups)
         if self._folder is not None:
-            running += checkpoint.WORKING_BYTES
+            running += checkpoint.working_bytes(running)
         if self._devices[0].platform != "cpu":
             running = 0  # elsewhere than in the process's own memory
         peak = max(peak_bytes(), now + running + self._plan.result_bytes)
