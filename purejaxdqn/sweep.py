@@ -461,7 +461,7 @@ class Trainer:
 
     def announce(self) -> None:
         """Compiles all programs that are needed, runs each for a second, and shows the plan."""
-        self._bar.message(self._plan.describe())
+        self._bar.message(f"{self._plan.describe()}\ncompiling ...")
         seconds = 0.0
         for group in self._plan.groups:
             if {*group.batches} <= self._finished:
