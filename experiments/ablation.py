@@ -28,9 +28,9 @@ from rich.console import Console
 from rich.table import Table
 
 from purejaxdqn import agents, cli, plotting, results, summary
+from purejaxdqn.config import float_fields
 from purejaxdqn.devices import use_every_core
 from purejaxdqn.dqn import DQNConfig, dqn
-from purejaxdqn.programs import float_fields
 from purejaxdqn.statistics import (
     Interval,
     bootstrap_interval,

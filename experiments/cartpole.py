@@ -23,7 +23,6 @@ from rich.console import Console
 
 from purejaxdqn import agents, cli, environments, plotting, results, summary
 from purejaxdqn.config import DQNConfig, RunConfig
-from purejaxdqn.devices import use_every_core
 from purejaxdqn.gymnasium_play import play_in_gymnasium, save_gif
 from purejaxdqn.sweep import SweepInterrupted, SweepResult, run_sweep
 
@@ -32,7 +31,7 @@ FILM = "policy.gif"
 
 
 @dataclasses.dataclass(frozen=True)
-class Args(cli.SweepArgs):
+class Args(cli.LongSweepArgs):
     __doc__ = __doc__
     output: Path = Path("results/cartpole")
     """Folder for everything that is written."""
@@ -55,17 +54,18 @@ def defaults(argv: Sequence[str]) -> Args:
 def main(args: Args) -> int:
     args.config.validate()
     seeds = args.seeds
-    output = results.prepare_output(args.output, args.overwrite)
-    use_every_core()
+    options = args.sweep_options()
+    output = results.prepare_output(args.output, args.overwrite, args.resume)
+    devices = args.devices()
     try:
         result = run_sweep(
             agents.experiment(args.config),
             args.config,
             seeds,
-            width=args.width,
-            seed_mode=args.seed_mode,
+            devices=devices,
             output=output,
             diagnostics=args.diagnostics,
+            **options,
         )
     except SweepInterrupted as interrupt:
         report(args, interrupt.result, output)

@@ -26,10 +26,12 @@ from rich.table import Table
 
 from purejaxdqn import cli, environments, plotting, results
 from purejaxdqn.agents import TUTORIAL
+from purejaxdqn.design import grid_design
 from purejaxdqn.devices import make_plan, max_width, use_every_core
 from purejaxdqn.dqn import DQNConfig, dqn
 from purejaxdqn.programs import compile_programs
-from purejaxdqn.sweep import Games, list_runs, train_round, width_of
+from purejaxdqn.rounds import Games, train_round
+from purejaxdqn.sweep import width_of
 from purejaxdqn.types import ConfigError
 
 ENV = environments.make("CartPole-v0")
@@ -87,7 +89,7 @@ def play(name: str, args: Args) -> Played:
     """Trains all seeds of a setting until each has won or played enough."""
     devices = use_every_core()
     config = SETTINGS[name]
-    runs = list_runs(config, args.seeds, {})
+    runs = grid_design(config, args.seeds, {}).runs
     width = width_of(args.seed_mode, args.width)
     plan = make_plan(len(runs), len(devices), width, max_width())
     programs = compile_programs(dqn, config, plan, devices)
@@ -195,7 +197,7 @@ def check(args: Args) -> None:
             "average is taken"
         )
     for config in SETTINGS.values():
-        list_runs(config, args.seeds, {})
+        grid_design(config, args.seeds, {})
         if longest(config, args.max_games) >= 2**31:
             raise ConfigError(
                 f"max_games ({args.max_games}) must be at most {2**31 // ENV.max_steps - 100}: "

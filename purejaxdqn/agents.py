@@ -24,9 +24,16 @@ _PLAIN: dict[str, Any] = {
     "learning_rate_end_fraction": 0.0,
     "target_period": 10,
     "epsilon_end": 0.1,
+    "replay_capacity": 30_000,
 }
+# What learns faster, or holds more of what it learned, does with a shorter memory.
+_SHORT_MEMORY: dict[str, Any] = {"replay_capacity": 10_000}
 # Their gradients are small, whatever the returns are: Adam's epsilon must not swallow them.
-_DISTRIBUTION: dict[str, Any] = {"learning_rate": 1e-3, "adam_epsilon": 1e-5}
+_DISTRIBUTION: dict[str, Any] = {
+    "learning_rate": 1e-3,
+    "adam_epsilon": 1e-5,
+    **_SHORT_MEMORY,
+}
 _C51: dict[str, Any] = {"representation": "categorical", "value_max": 50.0, **_DISTRIBUTION}
 # Quantiles run away where the target network follows at once, and are slow to learn and to hold
 # what they learned one step at a time.
@@ -39,8 +46,9 @@ _QUANTILES: dict[str, Any] = {
 _IQN: dict[str, Any] = {
     "representation": "implicit_quantile",
     "num_quantiles": 8,
-    "batch_size": 128,
-    "hidden_sizes": (64, 64),
+    "num_cosines": 16,
+    "hidden_sizes": (64, 32),
+    "huber_threshold": 10.0,
     **_QUANTILES,
 }
 
@@ -48,15 +56,21 @@ _CHANGES: dict[str, dict[str, Any]] = {
     "dqn": {},
     "double": {"td_error": "double_q_learning"},
     "dueling": {"dueling": True},
-    "n_step": {"n_step": 5},
-    "prioritised": {"prioritised": True},
+    "n_step": {"n_step": 5, **_SHORT_MEMORY},
+    "prioritised": {"prioritised": True, **_SHORT_MEMORY},
     "c51": _C51,
     "qr_dqn": {"representation": "quantile", **_QUANTILES},
     "iqn": _IQN,
     "fqf": {**_IQN, "representation": "proposed_quantile"},
-    "munchausen": {"munchausen": True},
-    "m_iqn": {**_IQN, "munchausen": True},
-    "noisy": {"noisy": True, "batch_size": 32},
+    "munchausen": {"munchausen": True, **_SHORT_MEMORY},
+    "m_iqn": {
+        **_IQN,
+        "munchausen": True,
+        "hidden_sizes": (64, 64),
+        "batch_size": 64,
+        "huber_threshold": 1.0,
+    },
+    "noisy": {"noisy": True, "batch_size": 32, **_SHORT_MEMORY},
     "rainbow": {
         **_C51,
         "td_error": "double_q_learning",
@@ -91,6 +105,32 @@ def agent(name: str) -> RunConfig:
 def experiment(config: RunConfig) -> Callable[[Any], Train]:
     """The `Experiment` that settings are of: `dqn` or `pqn`."""
     return pqn if isinstance(config, PQNConfig) else dqn
+
+
+def train_by_kind(config: RunConfig) -> Train:
+    """An `Experiment` for settings of either kind, as a sweep over agents has them."""
+    return experiment(config)(config)
+
+
+def configure(**settings: Any) -> RunConfig:
+    """The settings of an agent, single ones changed: what a sweep over agents is made with.
+
+    Args:
+      **settings: by name; "agent" among them is a named agent's, and the package's defaults of DQN
+        where it is left out.
+
+    Raises:
+      ConfigError: for a name that is none, or a setting that the agent does not have.
+    """
+    name = settings.pop("agent", None)
+    config = DQNConfig() if name is None else agent(name)
+    known = [field.name for field in dataclasses.fields(config)]
+    for setting in settings:
+        if setting not in known:
+            nearest = difflib.get_close_matches(setting, known, n=3)
+            hint = f", did you mean {' or '.join(nearest)}?" if nearest else ""
+            raise ConfigError(f"{setting!r} is no setting of agent {name or 'dqn'!r}{hint}")
+    return dataclasses.replace(config, **settings)
 
 
 TUTORIAL = DQNConfig(

@@ -3,22 +3,31 @@
 from __future__ import annotations
 
 import argparse
+import ast
 import dataclasses
+import inspect
+import itertools
 import sys
+import textwrap
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Annotated, Any, Literal, TypeVar, get_args, get_origin, get_type_hints
 
+import jax
 import tyro
 
-from purejaxdqn.sweep import SeedMode
+from purejaxdqn.config import RunConfig
+from purejaxdqn.devices import use_every_core
+from purejaxdqn.planning import parse_bytes
+from purejaxdqn.stopping import EXIT_INTERRUPTED, listen
+from purejaxdqn.sweep import SeedMode, check_checkpoint_seconds, width_of
 from purejaxdqn.types import ConfigError
 
 T = TypeVar("T")
 
+_MOST_DEVICES = 1024  # of one process
 EXIT_REFUSED = 2
 EXIT_FAILED = 1
-EXIT_INTERRUPTED = 130  # 128 + SIGINT, as shells have it
 
 
 @dataclasses.dataclass(frozen=True)
@@ -57,6 +66,87 @@ class SweepArgs:
         return range(self.first_seed, self.first_seed + self.num_seeds)
 
 
+@dataclasses.dataclass(frozen=True)
+class LongSweepArgs(SweepArgs):
+    """Flags of sweeps that may be killed, and go on."""
+
+    resume: bool = False
+    """Go on with the sweep that was begun in the output folder; begin it where none was."""
+    checkpoint_seconds: float | None = None
+    """Seconds between two checkpoints; by default 20 times as long as the last one took, and at
+    least 10."""
+    memory_budget: str | None = None
+    """Memory that runs may take at a time, such as 4GB; by default most of what is free."""
+
+    num_devices: int | None = None
+    """Devices to train on; by default one on each CPU core, or the accelerators there are."""
+
+    def sweep_options(self) -> dict[str, Any]:
+        """What `run_sweep` is told of these flags.
+
+        Raises:
+          ConfigError: for what cannot be kept.
+        """
+        width_of(self.seed_mode, self.width)
+        check_checkpoint_seconds(self.checkpoint_seconds)
+        if self.num_devices is not None and not 1 <= self.num_devices <= _MOST_DEVICES:
+            raise ConfigError(
+                f"num_devices ({self.num_devices}) must be 1 to {_MOST_DEVICES}; leave it out for "
+                "all there are"
+            )
+        budget = self.memory_budget
+        return {
+            "width": self.width,
+            "seed_mode": self.seed_mode,
+            "resume": self.resume,
+            "checkpoint_seconds": self.checkpoint_seconds,
+            "memory_budget": None if budget is None else parse_bytes(budget),
+        }
+
+    def devices(self) -> list[jax.Device]:
+        """What to train on; starts JAX."""
+        found = use_every_core(self.num_devices)
+        return found if found[0].platform == "cpu" else found[: self.num_devices]
+
+
+def setting_flags(*kinds: type[RunConfig]) -> list[tuple[str, Any, Any]]:
+    """A flag for each setting that takes several values as text: fields for `make_dataclass`.
+
+    Args:
+      *kinds: classes of settings, whose docstrings become the help.
+    """
+    flags: dict[str, tuple[str, Any, Any]] = {}
+    for kind in kinds:
+        helps = _field_docstrings(kind)
+        for field in dataclasses.fields(kind):
+            text = tyro.conf.arg(help=helps[field.name], metavar=_metavar(kind, field.name))
+            default = dataclasses.field(default=())
+            flags.setdefault(field.name, (field.name, Annotated[tuple[str, ...], text], default))
+    return [*flags.values()]
+
+
+def _metavar(kind: type[RunConfig], name: str) -> str:
+    annotation = get_type_hints(kind)[name]
+    if get_origin(annotation) is Literal:
+        return f"{{{','.join(get_args(annotation))}}} ..."
+    words = {float: "FLOAT|DISTRIBUTION", int: "INT", bool: "{true,false}", str: "NAME"}
+    return f"{words.get(annotation, 'INTxINT')} ..."
+
+
+def _field_docstrings(kind: type[RunConfig]) -> dict[str, str]:
+    """What stands below each field of a dataclass and of those that it inherits from."""
+    found: dict[str, str] = {}
+    for base in reversed(kind.__mro__[:-1]):
+        (tree,) = ast.parse(textwrap.dedent(inspect.getsource(base))).body
+        assert isinstance(tree, ast.ClassDef)
+        for field, below in itertools.pairwise(tree.body):
+            if isinstance(field, ast.AnnAssign) and isinstance(below, ast.Expr):
+                assert isinstance(field.target, ast.Name)
+                assert isinstance(below.value, ast.Constant)
+                found[field.target.id] = inspect.cleandoc(str(below.value.value))
+    return found
+
+
 def value_of(flag: str, argv: Sequence[str]) -> str | None:
     """The value of a flag that other flags' defaults hang on, before these are known."""
     parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
@@ -80,19 +170,22 @@ def run(
         stand on the command line go before them.
 
     Exit codes: what `main` returns (None is 0); 2 for settings that are refused; 1 for a file that
-    cannot be written; 130 after Ctrl-C.
+    cannot be written; 130 after Ctrl-C; 75 after SIGTERM, as a cluster sends it before it takes a
+    machine away: what was under way can go on.
     """
     try:
         argv = sys.argv[1:] if argv is None else argv
         options: dict[str, Any] = {} if defaults is None else {"default": defaults(argv)}
         args: Any = tyro.cli(args_type, args=argv, config=(tyro.conf.OmitArgPrefixes,), **options)
-        sys.exit(main(args) or 0)
+        with listen():
+            exit_code = main(args)
+        sys.exit(exit_code or 0)
     except ConfigError as error:
-        print(f"error: {error}", file=sys.stderr)
+        print(f"error: {'; '.join(str(error).splitlines())}", file=sys.stderr)
         sys.exit(EXIT_REFUSED)
     except OSError as error:
         print(f"error: {error}", file=sys.stderr)
         sys.exit(EXIT_FAILED)
-    except KeyboardInterrupt:
-        print("interrupted", file=sys.stderr)
-        sys.exit(EXIT_INTERRUPTED)
+    except KeyboardInterrupt as interrupt:
+        print(str(interrupt) or "interrupted", file=sys.stderr)
+        sys.exit(getattr(interrupt, "exit_code", EXIT_INTERRUPTED))

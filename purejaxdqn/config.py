@@ -96,6 +96,11 @@ class RunConfig:
         raise NotImplementedError
 
 
+def float_fields(config: RunConfig) -> tuple[str, ...]:
+    """The settings that enter a compiled program as arguments, and so can be swept within one."""
+    return tuple(f.name for f in dataclasses.fields(config) if f.type in (float, "float"))
+
+
 @dataclasses.dataclass(frozen=True)
 class DQNConfig(RunConfig):
     """Every setting of DQN and its extensions."""
@@ -132,6 +137,9 @@ class DQNConfig(RunConfig):
     """The highest atom: the greatest discounted return there may be."""
     num_quantiles: int = 32
     """Quantiles of the three quantile representations."""
+    num_cosines: int = 64
+    """Cosines by which a fraction is told to the network (implicit_quantile and proposed_quantile).
+    """
     fraction_learning_rate: float = 1e-4
     """RMSprop's step size at first for the layer that proposes fractions; falls as learning_rate
     does (proposed_quantile only)."""

@@ -79,10 +79,10 @@ def use_every_core(num_cpu_devices: int | None = None) -> list[jax.Device]:
                 "script, before the first JAX computation (jax.devices(), jax.random.key(...) and "
                 "jnp.zeros(...) count as one)."
             ) from error
-        return jax.devices()
+        return jax.local_devices()
     ours = [f"--{name}={value}" for name, value in _FLAGS.items() if name not in flags]
     os.environ["XLA_FLAGS"] = " ".join([flags, *ours]).strip()
-    return jax.devices()
+    return jax.local_devices()
 
 
 def ensure_devices() -> list[jax.Device]:
@@ -93,7 +93,7 @@ def ensure_devices() -> list[jax.Device]:
         # A deliberate choice of several devices needs no warning.
         if jax.local_device_count() == 1:
             warnings.warn(f"only one core will work. {error}", RuntimeWarning, stacklevel=3)
-        return jax.devices()
+        return jax.local_devices()
 
 
 def _use_compilation_cache() -> None:
@@ -184,6 +184,15 @@ def compiler_options() -> dict[str, str | bool]:
         return {}
     # Splitting an operation between threads, when every core has runs of its own, costs time.
     return {"xla_disable_hlo_passes": "cpu-parallel-task-assigner"}
+
+
+def min_devices() -> int:
+    """The fewest devices that a program is made for, where there are so many.
+
+    On a CPU two, because XLA compiles a program for a lone device by another path, which rounds
+    differently.
+    """
+    return _MIN_DEVICES if jax.default_backend() == "cpu" else 1
 
 
 def max_width() -> int:

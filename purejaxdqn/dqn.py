@@ -25,7 +25,7 @@ from purejaxdqn.diagnostics import NUM_STATES, Probe, gradient_norm
 from purejaxdqn.environments import Environment
 from purejaxdqn.evaluation import greedy_policy
 from purejaxdqn.exploration import Schedule, linear_schedule, multiplicative_schedule
-from purejaxdqn.learner import make_learner, periodic_target_update
+from purejaxdqn.learner import MakeOptimizer, clipped, make_learner, periodic_target_update
 from purejaxdqn.losses.bellman import Penalty
 from purejaxdqn.replay import n_step_replay, prioritised_replay, uniform_replay
 from purejaxdqn.training import (
@@ -210,7 +210,7 @@ def dqn(
     env: Environment | None = None,
     network: Network | None = None,
     loss_fn: LossFn | None = None,
-    optimizer: Callable[[Schedule], optax.GradientTransformation] | None = None,
+    optimizer: MakeOptimizer | None = None,
 ) -> Train:
     """DQN as an `Experiment`: settings in, training run out.
 
@@ -241,16 +241,12 @@ def dqn(
         v_min=config.value_min,
         v_max=config.value_max,
         num_quantiles=config.num_quantiles,
+        num_cosines=config.num_cosines,
     )
     loss_fn = loss_fn or _make_loss(config, env)
     learning_rate = linear_learning_rate(config, config.learning_rate)
-    clip = optax.clip_by_global_norm(config.max_grad_norm)
-    if optimizer is None:
-        named = OPTIMIZERS[config.optimizer](config, learning_rate)
-        # All weights as one vector: a few long operations where each layer would have its own.
-        transformation = optax.flatten(optax.chain(clip, named))
-    else:
-        transformation = optax.chain(clip, optimizer(learning_rate))
+    named = functools.partial(OPTIMIZERS[config.optimizer], config)
+    transformation = clipped(optimizer, named, learning_rate, config.max_grad_norm)
     if config.representation == "proposed_quantile":
         proposal = optax.rmsprop(
             linear_learning_rate(config, config.fraction_learning_rate), decay=0.95, eps=1e-5

@@ -11,6 +11,7 @@ import optax
 
 from purejaxdqn.config import DQNConfig, PQNConfig
 from purejaxdqn.diagnostics import DIAGNOSTICS
+from purejaxdqn.exploration import Schedule
 from purejaxdqn.types import (
     Array,
     ConfigError,
@@ -31,6 +32,7 @@ RESERVED_METRICS = frozenset(
     | {field.name for config in (DQNConfig, PQNConfig) for field in dataclasses.fields(config)}
 )
 
+MakeOptimizer = Callable[[Schedule], optax.GradientTransformation]
 TargetUpdate = Callable[[Params, Params, Array], Params]  # (params, target_params, num_updates)
 
 
@@ -57,6 +59,30 @@ def periodic_target_update(period: int, step_size: Array | float = 1.0) -> Targe
         return jax.tree.map(lambda new, old: jnp.where(rate > 0, new, old), moved, target_params)
 
     return target_update
+
+
+def clipped(
+    optimizer: MakeOptimizer | None,
+    default: MakeOptimizer,
+    learning_rate: Schedule,
+    max_grad_norm: Array | float,
+) -> optax.GradientTransformation:
+    """An optimiser behind the clipping of the gradients' global norm.
+
+    Args:
+      optimizer: `learning-rate schedule -> optax optimiser`; None for the default.
+      default: the same.
+      learning_rate: `num_updates -> step size`.
+      max_grad_norm: `[]` above 0.
+
+    Returns:
+      The optimiser.
+    """
+    clip = optax.clip_by_global_norm(max_grad_norm)
+    if optimizer is not None:
+        return optax.chain(clip, optimizer(learning_rate))
+    # All weights as one vector: a few long operations where each layer would have its own.
+    return optax.flatten(optax.chain(clip, default(learning_rate)))
 
 
 def make_learner(

@@ -13,7 +13,6 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
@@ -25,7 +24,7 @@ from purejaxdqn.diagnostics import NUM_STATES, Probe, gradient_norm
 from purejaxdqn.environments import Environment
 from purejaxdqn.evaluation import greedy_policy
 from purejaxdqn.exploration import Schedule
-from purejaxdqn.learner import make_learner
+from purejaxdqn.learner import MakeOptimizer, clipped, make_learner
 from purejaxdqn.training import (
     ChunkOutputs,
     Train,
@@ -172,7 +171,7 @@ def pqn(
     env: Environment | None = None,
     network: Network | None = None,
     loss_fn: LossFn | None = None,
-    optimizer: Callable[[Schedule], optax.GradientTransformation] | None = None,
+    optimizer: MakeOptimizer | None = None,
 ) -> Train:
     """PQN as an `Experiment`: settings in, training run out.
 
@@ -197,12 +196,7 @@ def pqn(
     )
     loss_fn = loss_fn or losses.bellman_loss(losses.return_error)
     learning_rate = linear_learning_rate(config, config.learning_rate)
-    clip = optax.clip_by_global_norm(config.max_grad_norm)
-    if optimizer is None:
-        rectified = optax.radam(learning_rate, eps=config.adam_epsilon)
-        # All weights as one vector: a few long operations where each layer would have its own.
-        transformation = optax.flatten(optax.chain(clip, rectified))
-    else:
-        transformation = optax.chain(clip, optimizer(learning_rate))
+    rectified = functools.partial(optax.radam, eps=config.adam_epsilon)
+    transformation = clipped(optimizer, rectified, learning_rate, config.max_grad_norm)
     learner = make_learner(network, loss_fn, transformation)
     return make_train(config, env, network, learner, linear_epsilon(config))

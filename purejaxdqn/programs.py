@@ -12,7 +12,7 @@ import jax
 import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
-from purejaxdqn.config import RunConfig
+from purejaxdqn.config import RunConfig, float_fields
 from purejaxdqn.devices import Plan, compiler_options
 from purejaxdqn.diagnostics import diagnose
 from purejaxdqn.evaluation import evaluate
@@ -29,6 +29,11 @@ _PER_RUN = PartitionSpec("runs")
 _PER_DEVICE = "device"  # an axis that the devices share out, and the runs of a device do not
 
 
+def max_iterations_of(config: RunConfig) -> int:
+    """The most iterations that a chunk can run; its outputs have room for so many."""
+    return max(1, min(_CHUNK_STEPS // config.steps_per_update, config.num_iterations))
+
+
 class Programs(NamedTuple):
     """A training run over a round of slots, compiled.
 
@@ -42,6 +47,10 @@ class Programs(NamedTuple):
       diagnose: `(floats, TrainState, params before, seeds [slots], step []) -> diagnostics
         [slots]` by name; None where nobody asked for it. The state is not donated.
       place: puts a host array with one entry per slot onto the devices.
+      split: `TrainState or weights -> a list of host arrays for each device`, whatever their
+        structure. On a CPU they are the devices' own memory: to be read before it is donated.
+      join: what `split` gave, for as many devices or fewer, back onto the devices;
+        `(lists, weights_only=False)`.
       plan: how the runs are laid out.
       max_iterations: the most iterations a chunk can run.
       compile_seconds: tracing, lowering and compiling.
@@ -52,14 +61,11 @@ class Programs(NamedTuple):
     evaluate: Callable[[Floats, Params, Array, np.int32], Array]
     diagnose: Callable[..., dict[str, Array]] | None
     place: Callable[[np.ndarray], Array]
+    split: Callable[[ArrayTree], list[list[np.ndarray]]]
+    join: Callable[..., ArrayTree]
     plan: Plan
     max_iterations: int
     compile_seconds: float
-
-
-def float_fields(config: RunConfig) -> tuple[str, ...]:
-    """The settings that enter a compiled program as arguments, and so can be swept within one."""
-    return tuple(f.name for f in dataclasses.fields(config) if f.type in (float, "float"))
 
 
 def run_keys(seed: Array) -> tuple[Array, Array, Array]:
@@ -96,7 +102,7 @@ def compile_programs(
     """
     start = time.perf_counter()
     mesh = Mesh(np.array(devices[: plan.num_devices]), ("runs",))
-    max_iterations = max(1, min(_CHUNK_STEPS // config.steps_per_update, config.num_iterations))
+    max_iterations = max_iterations_of(config)
 
     # The three functions of ONE run. Floats are always arguments: constants would give other bits.
 
@@ -173,16 +179,68 @@ def compile_programs(
             diagnose_program = compile_later(
                 diagnose_run, (0, axes, 0, 0, None), 0, floats, state, params, seed, count
             )
+    layout = _Layout(mesh, plan, state, axes)
     return Programs(
         init=init_program.result(),
         chunk=chunk_program.result(),
         evaluate=evaluate_program.result(),
         diagnose=None if diagnose_program is None else diagnose_program.result(),
         place=lambda values: jax.device_put(values, NamedSharding(mesh, _PER_RUN)),
+        split=layout.split,
+        join=layout.join,
         plan=plan,
         max_iterations=max_iterations,
         compile_seconds=time.perf_counter() - start,
     )
+
+
+class _Layout:
+    """Where the arrays of a round lie: between the devices' shards and lists of host arrays."""
+
+    def __init__(self, mesh: Mesh, plan: Plan, state: ArrayTree, axes: ArrayTree) -> None:
+        self._mesh, self._plan, self._state = mesh, plan, state
+        spread = _map_axes(
+            lambda axis, part: jax.tree.map(lambda _: _spec(axis), part), axes, state
+        )
+        self._specs = jax.tree.leaves(spread, is_leaf=lambda x: isinstance(x, PartitionSpec))
+
+    def _parts(self, weights_only: bool) -> tuple[ArrayTree, list[PartitionSpec]]:
+        if not weights_only:
+            return self._state, self._specs
+        params = self._state.learner.params
+        return params, [_PER_RUN] * len(jax.tree.leaves(params))
+
+    def split(self, tree: ArrayTree) -> list[list[np.ndarray]]:
+        by_device: list[list[np.ndarray]] = [[] for _ in self._mesh.devices]
+        for leaf in jax.tree.leaves(tree):
+            data = jax.random.key_data(leaf) if _is_key(leaf) else leaf
+            shards = {shard.device: shard.data for shard in data.addressable_shards}
+            for host, device in zip(by_device, self._mesh.devices, strict=True):
+                host.append(np.asarray(shards[device]))
+        return by_device
+
+    def join(self, by_device: Sequence[Sequence[np.ndarray]], weights_only: bool = False) -> Any:
+        # Devices without runs of their own stand still, on anything of the right shape.
+        by_device = [*by_device, *[by_device[-1]] * (self._plan.num_devices - len(by_device))]
+        structure, specs = self._parts(weights_only)
+        leaves = []
+        for i, (leaf, spec) in enumerate(zip(jax.tree.leaves(structure), specs, strict=True)):
+            shards = [
+                jax.device_put(host[i], device)
+                for host, device in zip(by_device, self._mesh.devices, strict=True)
+            ]
+            shape = shards[0].shape
+            if spec == _PER_RUN:
+                shape = (self._plan.slots_per_round, *shape[1:])
+            data = jax.make_array_from_single_device_arrays(
+                shape, NamedSharding(self._mesh, spec), shards
+            )
+            leaves.append(jax.random.wrap_key_data(data) if _is_key(leaf) else data)
+        return jax.tree.unflatten(jax.tree.structure(structure), leaves)
+
+
+def _is_key(leaf: Any) -> bool:
+    return bool(jax.numpy.issubdtype(leaf.dtype, jax.dtypes.prng_key))
 
 
 def _on_device(

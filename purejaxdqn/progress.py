@@ -15,7 +15,7 @@ class SweepProgress:
     """A context manager around a sweep; everything goes to standard error.
 
     Args:
-      total_steps: environment steps of all runs together.
+      total_steps: environment steps of all runs together; 0 shows messages alone.
       enabled: False shows nothing.
     """
 
@@ -31,7 +31,7 @@ class SweepProgress:
             TimeRemainingColumn(),
             TextColumn("left"),
             console=self._console,
-            disable=not enabled,
+            disable=not (enabled and total_steps),
         )
         self._task = self._bar.add_task("train", total=total_steps, speed="", mean_return="-")
 

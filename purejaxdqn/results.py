@@ -24,6 +24,7 @@ import xarray as xr
 from purejaxdqn.types import ConfigError
 
 FILE_NAME = "results.nc"
+CHECKPOINT = "checkpoint"  # the folder beside it of what a sweep needs to go on
 _PACKAGES = ("purejaxdqn", "jax", "jaxlib", "flax", "optax", "gymnasium", "numpy", "xarray")
 
 
@@ -39,25 +40,44 @@ def provenance(config: Any, experiment: Any) -> dict[str, Any]:
       what the partial passes, which goes before the config), `command`, `date`, `versions` (JSON),
       `git_commit`, `python`, `platform` and `processor`.
     """
+    return {
+        "config": json.dumps(jsonable(dataclasses.asdict(config)), allow_nan=False),
+        **experiment_names(experiment),
+        "command": shlex.join([Path(sys.executable).name, *sys.argv]),
+        "date": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
+        "host": platform.node(),
+        "platform": platform.platform(),
+        **_made_with(),
+    }
+
+
+def experiment_names(experiment: Any) -> dict[str, str]:
+    """`experiment` and `experiment_arguments`, as in `provenance`."""
     # The function inside a functools.partial, and what was passed in place of the config's parts.
     function = getattr(experiment, "func", experiment)
-    arguments = getattr(experiment, "keywords", {})
+    arguments = {k: _name(v) for k, v in sorted(getattr(experiment, "keywords", {}).items())}
+    return {"experiment": _name(function), "experiment_arguments": json.dumps(arguments)}
+
+
+@functools.cache
+def _made_with() -> dict[str, str]:
+    """What other bits may come from: `versions` (JSON), `git_commit`, `python`, `processor`."""
     versions = {}
     for package in _PACKAGES:
         with contextlib.suppress(importlib.metadata.PackageNotFoundError):
             versions[package] = importlib.metadata.version(package)
     return {
-        "config": json.dumps(jsonable(dataclasses.asdict(config)), allow_nan=False),
-        "experiment": _name(function),
-        "experiment_arguments": json.dumps({k: _name(v) for k, v in sorted(arguments.items())}),
-        "command": shlex.join([Path(sys.executable).name, *sys.argv]),
-        "date": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
         "versions": json.dumps(versions),
         "git_commit": _git_commit(),
         "python": platform.python_version(),
-        "platform": platform.platform(),
         "processor": _processor_name(),
     }
+
+
+def made_with() -> dict[str, Any]:
+    """What other bits may come from: versions, git commit, Python, kind of processor."""
+    known = _made_with()
+    return {**known, "versions": json.loads(known["versions"])}
 
 
 def jsonable(value: Any) -> Any:
@@ -105,19 +125,26 @@ def _processor_name() -> str:
     return platform.processor() or platform.machine()
 
 
-def prepare_output(folder: Path, overwrite: bool = False) -> Path:
+def prepare_output(folder: Path, overwrite: bool = False, resume: bool = False) -> Path:
     """Makes an output folder, and makes sure before a long run that results can be written there.
 
     Args:
       folder: made with its parents where it does not exist.
       overwrite: whether results that lie there may be replaced.
+      resume: whether the sweep that was begun there is to go on.
 
     Returns:
       The folder.
 
     Raises:
-      ConfigError: if it cannot be written, or holds results already and `overwrite` is False.
+      ConfigError: if it cannot be written; if it holds results, or a sweep that was begun, and is
+        neither to be overwritten nor resumed; or if it is to be both.
     """
+    if overwrite and resume:
+        raise ConfigError(
+            "resume (True) and overwrite (True) exclude each other: --resume goes on with what is "
+            "there, --overwrite starts again"
+        )
     try:
         folder.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryFile(dir=folder):
@@ -127,10 +154,12 @@ def prepare_output(folder: Path, overwrite: bool = False) -> Path:
             f"the output folder {folder} cannot be written ({error.strerror}): choose another "
             "with --output"
         ) from error
-    if (folder / FILE_NAME).exists() and not overwrite:
+    begun = (folder / CHECKPOINT / "sweep").exists()
+    if (begun or (folder / FILE_NAME).exists()) and not (overwrite or resume):
+        what = "results" if (folder / FILE_NAME).exists() else "a sweep that was begun"
         raise ConfigError(
-            f"the output folder {folder} already holds results: choose another with --output, or "
-            "replace them with --overwrite"
+            f"the output folder {folder} already holds {what}: choose another with --output, "
+            f"{'go on with --resume, ' if begun else ''}or start again with --overwrite"
         )
     return folder
 

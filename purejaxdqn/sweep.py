@@ -1,47 +1,57 @@
 """Seeds times hyper-parameters to one labelled dataset: many runs over every device, in chunks.
 
-A run is a function of its config, its seed and the plan's width (runs per device program). Neither
-the runs beside it, nor its slot, nor the number of devices, nor the chunking changes a bit of it.
+A run is a function of its config, its seed and the width (runs per device program). Neither the
+runs beside it, nor its slot, nor the number of devices, nor the chunking, nor a kill and a resume
+changes a bit of it.
 """
 
 from __future__ import annotations
 
-import dataclasses
-import difflib
-import itertools
+import contextlib
+import functools
+import json
+import math
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
 import jax
-import jax.numpy as jnp
 import numpy as np
+import psutil
 import xarray as xr
-from threadpoolctl import threadpool_limits
+from rich.filesize import decimal
 
-from purejaxdqn import results
+from purejaxdqn import checkpoint, design, distributed, record, results
 from purejaxdqn.config import RunConfig
-from purejaxdqn.devices import ensure_devices, make_plan, max_width
-from purejaxdqn.diagnostics import DIAGNOSTICS, effective_rank
-from purejaxdqn.programs import Experiment, Programs, compile_programs, float_fields
+from purejaxdqn.design import Design, grid_design
+from purejaxdqn.devices import ensure_devices
+from purejaxdqn.planning import Group, SweepPlan, peak_bytes, plan_sweep
+from purejaxdqn.programs import Experiment, Programs, compile_programs
 from purejaxdqn.progress import SweepProgress
-from purejaxdqn.training import ChunkOutputs
-from purejaxdqn.types import ArrayTree, ConfigError, Params
+from purejaxdqn.record import Record
+from purejaxdqn.rounds import Event, Kept, evaluation_steps, train_round
+from purejaxdqn.stopping import EXIT_INTERRUPTED, Stop, listen
+from purejaxdqn.sweep_folder import Paused, SweepFolder, differences
+from purejaxdqn.tracking import Evaluated, Tracker
+from purejaxdqn.types import ConfigError, Params
 
 SeedMode = Literal["vmap", "map"]
 
-_CHUNK_SECONDS = 0.5  # a signal reaches Python only between chunks
-_SAVE_SECONDS = 5.0  # between two writes of results that are not finished
+_SAVE_SECONDS = 5.0  # between two writes of results that are not finished, at least
+_CHECKPOINT_SECONDS = 10.0  # between two checkpoints, at least
+_MEASURED_SECONDS = 1.0  # of training, to say how long all of it takes
+_COST = 20.0  # whatever is written may take one part in so many of the time
 
 
 class SweepResult(NamedTuple):
     """What a sweep found.
 
     Attributes:
-      dataset: the numbers, labelled; see `run_sweep`.
-      params: the final weights as NumPy arrays `[*grid, num_seeds, ...]`; NaN for runs that
-        were not finished.
+      dataset: the numbers, labelled; see `run_design`.
+      params: the final weights as NumPy arrays `[*grid, num_seeds, ...]`, or `[run, ...]` of a
+        random search; NaN for runs that were not finished. None where no run was, or where
+        the runs' weights differ in shape.
     """
 
     dataset: xr.Dataset
@@ -49,144 +59,215 @@ class SweepResult(NamedTuple):
 
 
 class SweepInterrupted(KeyboardInterrupt):
-    """Ctrl-C during a sweep; `result` holds what was finished."""
+    """Ctrl-C or SIGTERM during a sweep; `result` holds what was finished.
 
-    def __init__(self, result: SweepResult) -> None:
-        super().__init__("the sweep was interrupted")
-        self.result = result
-
-
-class Evaluated(NamedTuple):
-    """One evaluation of the runs that are training, as it comes.
-
-    Attributes:
-      step: environment steps of each run so far.
-      runs: `[n]` which runs these are, counted over the grid with the seeds running fastest.
-      episode_return: `[n, N]` greedy returns.
-      training_return: `[n]` mean return of the training episodes that ended since the evaluation
-        before; NaN if none.
+    The process should end with `exit_code`: 130 after Ctrl-C, 75 after SIGTERM.
     """
 
-    step: int
-    runs: np.ndarray
-    episode_return: np.ndarray
-    training_return: np.ndarray
+    def __init__(self, result: SweepResult, exit_code: int, how_to_go_on: str) -> None:
+        super().__init__(f"the sweep was interrupted{how_to_go_on}")
+        self.result = result
+        self.exit_code = exit_code
 
 
 def run_sweep(
     experiment: Experiment,
-    config: RunConfig,
+    config: RunConfig | design.Configure,
     seeds: Sequence[int],
     *,
     width: int | None = None,
     seed_mode: SeedMode = "vmap",
     devices: Sequence[jax.Device] | None = None,
     output: Path | None = None,
-    on_evaluation: Callable[[Evaluated], None] | None = None,
+    resume: bool = False,
+    checkpoint_seconds: float | None = None,
+    memory_budget: int | None = None,
+    on_evaluation: Tracker | None = None,
     progress: bool = True,
     diagnostics: bool = False,
-    **grid: Sequence[float],
+    **grid: Sequence[Any],
 ) -> SweepResult:
     """Trains every seed at every combination of the swept settings, on every device.
 
     Args:
       experiment: `config -> Train`, such as `purejaxdqn.dqn.dqn` or `purejaxdqn.pqn.pqn`.
-      config: the settings that all runs share.
+      config: the settings that all runs share; or a function that makes all settings of the swept
+        ones.
       seeds: whole numbers from 0 to 2**32 - 1, no two the same.
+      width: see `run_design`, as for all that follow.
+      seed_mode: "vmap" or "map".
+      devices: what to train on.
+      output: a folder.
+      resume: whether to go on.
+      checkpoint_seconds: between two checkpoints.
+      memory_budget: bytes.
+      on_evaluation: a `Tracker`.
+      progress: whether to show any.
+      diagnostics: whether to look inside the learner.
+      **grid: settings by name with the values to sweep, such as `learning_rate=[1e-4, 1e-3]`. All
+        values of floats share one compiled program; other settings take one for each value.
+
+    Returns:
+      A `SweepResult`; see `run_design`.
+
+    Raises:
+      ConfigError: for settings that cannot be kept, before anything is compiled.
+      SweepInterrupted: on Ctrl-C and SIGTERM, with everything that was finished.
+    """
+    return run_design(
+        experiment,
+        grid_design(config, seeds, grid),
+        width=width,
+        seed_mode=seed_mode,
+        devices=devices,
+        output=output,
+        resume=resume,
+        checkpoint_seconds=checkpoint_seconds,
+        memory_budget=memory_budget,
+        on_evaluation=on_evaluation,
+        progress=progress,
+        diagnostics=diagnostics,
+    )
+
+
+def run_design(
+    experiment: Experiment,
+    design: Design,
+    *,
+    width: int | None = None,
+    seed_mode: SeedMode = "vmap",
+    devices: Sequence[jax.Device] | None = None,
+    output: Path | None = None,
+    resume: bool = False,
+    checkpoint_seconds: float | None = None,
+    memory_budget: int | None = None,
+    on_evaluation: Tracker | None = None,
+    progress: bool = True,
+    diagnostics: bool = False,
+) -> SweepResult:
+    """Trains every run of a design, on every device.
+
+    Args:
+      experiment: `config -> Train`.
+      design: the runs, of `grid_design` or `random_design`.
       width: runs per device program, to repeat an earlier result bit for bit; by default the plan's
         own choice. It stands in the dataset's attributes.
       seed_mode: "vmap" batches the runs of a device; "map" trains them one after another, each
         bitwise as if alone.
       devices: what to train on; by default every core, or the accelerators there are.
-      output: a folder in which `results.nc` is kept up to date while the sweep runs.
-      on_evaluation: called with each `Evaluated` as it comes.
+      output: a folder in which `results.nc` is kept up to date while the sweep runs, and beside it
+        whatever is needed to go on after a kill.
+      resume: whether to go on with the sweep that was begun in that folder. One that is finished
+        is only read; where none was begun, this one is.
+      checkpoint_seconds: between two checkpoints of what is under way; by default 20 times as long
+        as the last one took, and at least 10. 0 makes one after each chunk.
+      memory_budget: bytes that runs may take on the devices at a time; by default most of what is
+        free.
+      on_evaluation: called with each `Evaluated` as it comes; see `purejaxdqn.tracking`.
       progress: whether to show progress on standard error.
       diagnostics: whether to look inside the learner at each evaluation: see
         `purejaxdqn.diagnostics`. It changes no bit of anything else, and takes one more program.
-      **grid: float settings by name with the values to sweep, such as `learning_rate=[1e-4, 1e-3]`.
 
     Returns:
-      A `SweepResult` whose dataset has the dimensions `(*grid, seed, step, episode)` and
-      these variables:
-        - `evaluation_return (*grid, seed, step, episode)`: greedy returns, undiscounted;
-        - `final_return (*grid, seed, episode)`: those of the last step;
-        - `training_return (*grid, seed, step)`: mean return of the training episodes that ended
+      A `SweepResult` whose dataset has for a grid the dimensions `(*grid, seed, step, episode)`,
+      and for a random search `(run, step, episode)` with the coordinates `run`, `sample`, `seed`
+      and the swept settings. Called `runs` here, its first dimensions have these variables:
+        - `evaluation_return (*runs, step, episode)`: greedy returns, undiscounted;
+        - `final_return (*runs, episode)`: those of each run's last step;
+        - `training_return (*runs, step)`: mean return of the training episodes that ended
           since the step before, NaN if none did;
-        - one variable `(*grid, seed, step)` for each metric of the learner, its mean since
+        - one variable `(*runs, step)` for each metric of the learner, its mean since
           the step before;
-        - `num_updates (step)`: gradient steps taken;
-        - with `diagnostics`, a variable `(*grid, seed, step)` for each of
+        - `num_updates (step)`: gradient steps taken, `(*runs, step)` where runs differ in it;
+        - `diverged (*runs)`: whether weights or returns stopped being finite numbers;
+        - `settings (*grid)` or `(run)`: all settings, as JSON;
+        - with `diagnostics`, a variable `(*runs, step)` for each of
           `purejaxdqn.diagnostics.DIAGNOSTICS`.
-      Runs that were not finished have NaN where they did not get to.
+      Runs that were not finished have NaN where they did not get to. Its attributes say how it was
+      made, and how long that took. With several processes (`jax.distributed`) each trains its
+      share, and each returns all of it.
 
     Raises:
       ConfigError: for settings that cannot be kept, before anything is compiled.
-      SweepInterrupted: on Ctrl-C, with everything that was finished.
+      SweepInterrupted: on Ctrl-C and SIGTERM, with everything that was finished.
     """
-    runs = list_runs(config, seeds, grid)
+    width = width_of(seed_mode, width)
+    check_checkpoint_seconds(checkpoint_seconds)
+    if resume and output is None:
+        raise ConfigError("resume (True) needs an output folder: give output")
+    devices = devices or ensure_devices()
+    with contextlib.ExitStack() as stack:
+        bar = SweepProgress(_total_steps(design), enabled=progress)
+        folder = None if output is None else SweepFolder(output, bar.message)
+        history: dict[str, Any] = {}
+        if folder is not None:
+            if distributed.is_first():
+                folder.lock()
+                stack.callback(folder.unlock)
+            if resume and folder.is_begun():
+                width = folder.begun()["asked"]["width"] if width is None else width
+        plan = plan_sweep(experiment, design, devices, width=width, memory_budget=memory_budget)
+        if folder is not None:
+            asked = {**_asked(experiment, plan, seed_mode, diagnostics)}
+            history = _open(folder, asked, resume, bar.message)
+        sweep = Trainer(
+            experiment,
+            plan,
+            devices,
+            folder,
+            bar=bar,
+            diagnostics=diagnostics,
+            checkpoint_seconds=checkpoint_seconds,
+            on_evaluation=on_evaluation,
+            attrs={"seed_mode": seed_mode, **history},
+        )
+        stop = stack.enter_context(listen())
+        known = sweep.take_finished()
+        if known is not None:
+            return known
+        stack.enter_context(bar)
+        return sweep.run(stop, announce=progress)
+
+
+def print_plan(
+    experiment: Experiment,
+    design: Design,
+    *,
+    width: int | None = None,
+    seed_mode: SeedMode = "vmap",
+    devices: Sequence[jax.Device] | None = None,
+    memory_budget: int | None = None,
+    diagnostics: bool = False,
+) -> SweepPlan:
+    """Says on standard error how `run_design` would go about it, and how long it would take.
+
+    The programs are compiled, and run for a second each.
+
+    Args:
+      experiment: see `run_design`, as for the others.
+      design: the runs.
+      width: runs per batch.
+      seed_mode: "vmap" or "map".
+      devices: what to train on.
+      memory_budget: bytes.
+      diagnostics: whether to look inside the learner.
+
+    Returns:
+      The plan.
+
+    Raises:
+      ConfigError: for settings that cannot be kept, before anything is compiled.
+    """
     width = width_of(seed_mode, width)
     devices = devices or ensure_devices()
-    plan = make_plan(len(runs), len(devices), width, max_width())
-    record = _Record(config, len(runs))
-    facts = {
-        "seed_mode": seed_mode,
-        "width": plan.width,
-        "device": devices[0].device_kind,
-        "num_devices": plan.num_devices,
-        "compile_seconds": 0.0,
-        "train_seconds": 0.0,
-        "evaluation_seconds": 0.0,
-        "env_steps_per_second": 0.0,
-    }
+    plan = plan_sweep(experiment, design, devices, width=width, memory_budget=memory_budget)
+    with SweepProgress(0) as bar, listen():
+        Trainer(experiment, plan, devices, None, bar=bar, diagnostics=diagnostics).announce()
+    return plan
 
-    def snapshot(status: str) -> SweepResult:
-        dataset = record.to_dataset(seeds, grid)
-        shape = (*map(len, grid.values()), len(seeds))
-        params = jax.tree.map(lambda x: x.reshape(*shape, *x.shape[1:]), record.params)
-        return SweepResult(
-            dataset.assign_attrs(results.provenance(config, experiment), status=status, **facts),
-            params,
-        )
 
-    with SweepProgress(len(runs) * config.total_steps, enabled=progress) as bar:
-        try:
-            bar.message(
-                f"{len(runs)} runs of {config.total_steps:,} steps: {plan.num_rounds} round(s) on "
-                f"{plan.num_devices} of {len(devices)} device(s), {plan.width} run(s) side by side "
-                "on each; compiling ..."
-            )
-            programs = compile_programs(experiment, config, plan, devices, diagnostics)
-            facts["compile_seconds"] = programs.compile_seconds
-            bar.message(f"compiled in {programs.compile_seconds:.1f} s")
-            last_save = time.perf_counter()
-            for members in plan.rounds(len(runs)):
-                for event in train_round(programs, config, [runs[i] for i in members]):
-                    facts["train_seconds"] += event.train_seconds
-                    facts["evaluation_seconds"] += event.evaluation_seconds
-                    env_steps = members[0] * config.total_steps + len(members) * event.step
-                    speed = facts["env_steps_per_second"] = env_steps / facts["train_seconds"]
-                    bar.update(env_steps, event.training_return, speed)
-                    if event.episode_return is None:
-                        continue
-                    record.add(members, event)
-                    bar.evaluated(event.step, event.episode_return)
-                    if on_evaluation is not None:
-                        on_evaluation(
-                            Evaluated(
-                                event.step, members, event.episode_return, event.training_return
-                            )
-                        )
-                    if output is not None and time.perf_counter() - last_save > _SAVE_SECONDS:
-                        bar.attempt(lambda: results.save(snapshot("running").dataset, output))
-                        last_save = time.perf_counter()
-            result = snapshot("finished")
-        except KeyboardInterrupt:
-            result = snapshot("interrupted")
-    if output is not None and not record.is_empty:
-        results.save_or_rescue(result.dataset, output)
-    if result.dataset.attrs["status"] == "interrupted":
-        raise SweepInterrupted(result)
-    return result
+def _total_steps(design: Design) -> int:
+    return sum(run.setting.config.total_steps for run in design.runs)
 
 
 def width_of(seed_mode: SeedMode, width: int | None) -> int | None:
@@ -195,308 +276,478 @@ def width_of(seed_mode: SeedMode, width: int | None) -> int | None:
         raise ConfigError(f"seed_mode ({seed_mode!r}) must be 'vmap' or 'map'")
     if seed_mode == "map" and width not in (None, 1):
         raise ConfigError(f"width ({width}) must be 1 with seed_mode 'map': leave it out")
+    if width is not None and (isinstance(width, bool) or not isinstance(width, int) or width < 1):
+        raise ConfigError(f"width ({width!r}) must be a whole number of at least 1")
     return 1 if seed_mode == "map" else width
 
 
-class Run(NamedTuple):
-    """One run of a sweep: its seed, and the values of all its float settings."""
-
-    seed: int
-    floats: Mapping[str, float]
-
-
-def list_runs(
-    config: RunConfig, seeds: Sequence[int], grid: Mapping[str, Sequence[float]]
-) -> list[Run]:
-    """Every run of a sweep, the seeds running fastest; refuses what cannot be run."""
-    config.validate()
-    names = float_fields(config)
-    for what, values in {"seeds": seeds, **grid}.items():
-        if not isinstance(values, (Sequence, np.ndarray)) or isinstance(values, str):
-            raise ConfigError(
-                f"{what} ({values!r}) must be a sequence, such as "
-                + (f"range({values!r})" if what == "seeds" else f"[{values!r}]")
-            )
-    if not len(seeds):
-        raise ConfigError("seeds is empty: give at least one, such as range(10)")
-    if len(set(seeds)) < len(seeds):
-        raise ConfigError(f"seeds {list(seeds)} must differ from each other")
-    for seed in seeds:
-        if not (isinstance(seed, (int, np.integer)) and 0 <= seed < 2**32):
-            raise ConfigError(f"seed ({seed!r}) must be a whole number from 0 to {2**32 - 1}")
-    for name, values in grid.items():
-        if name not in names:
-            nearest = difflib.get_close_matches(name, names, n=3)
-            raise ConfigError(
-                f"{name!r} cannot be swept within one program: only the float settings can "
-                f"({', '.join(nearest or names)}). For any other, call run_sweep once for each "
-                "value."
-            )
-        if not len(values):
-            raise ConfigError(f"the values of {name} are empty: give at least one")
-        if len(set(values)) < len(values):
-            raise ConfigError(f"the values of {name} {list(values)} must differ from each other")
-    runs = []
-    for values in itertools.product(*grid.values()):
-        swept: dict[str, Any] = dict(zip(grid, values, strict=True))
-        setting = dataclasses.replace(config, **swept)
-        setting.validate()
-        floats = {name: float(getattr(setting, name)) for name in names}
-        runs += [Run(int(seed), floats) for seed in seeds]
-    return runs
+def check_checkpoint_seconds(seconds: float | None) -> None:
+    """Refuses what is no time between two checkpoints."""
+    if seconds is not None and not 0 <= seconds < math.inf:
+        raise ConfigError(
+            f"checkpoint_seconds ({seconds}) must be at least 0 and finite, such as 60"
+        )
 
 
-class Games(NamedTuple):
-    """Training episodes of one run, in the order in which they ended.
+# ------------------------------------------------------------------------ begun, and gone on with
 
-    Attributes:
-      step: `[G]` environment steps of the run when the episode ended.
-      episode_return: `[G]` undiscounted returns.
+
+def _asked(
+    experiment: Experiment, plan: SweepPlan, seed_mode: SeedMode, diagnostics: bool
+) -> dict[str, Any]:
+    """All that the numbers of a sweep hang on, as JSON holds it."""
+    settings = {
+        ", ".join(f"{name}={value}" for name, value in setting.labels.items()): json.loads(
+            design.config_to_json(setting.config)
+        )
+        for setting in plan.design.settings
+    }
+    if len(settings) == 1:
+        (settings,) = settings.values()
+    asked = {
+        **results.experiment_names(experiment),
+        "settings": settings,
+        "axes": plan.design.axes,
+        "seeds": list(plan.design.seeds),
+        "width": plan.width,
+        "seed_mode": seed_mode,
+        "diagnostics": diagnostics,
+    }
+    return json.loads(json.dumps(asked))
+
+
+def _open(
+    folder: SweepFolder, asked: dict[str, Any], resume: bool, say: Callable[[str], None]
+) -> dict[str, Any]:
+    """Begins a sweep in a folder, or makes sure that the one begun there is the same.
+
+    Returns:
+      Attributes that say what happened before.
     """
-
-    step: np.ndarray
-    episode_return: np.ndarray
-
-
-class Event(NamedTuple):
-    """What `train_round` says after a chunk and at each evaluation; arrays have an entry per slot.
-
-    Attributes:
-      step: environment steps of each run so far.
-      train_seconds: seconds of training since the event before.
-      evaluation_seconds: seconds of evaluation since the event before.
-      training_return: `[n]` mean return of the training episodes that ended since the
-        evaluation before, NaN if none.
-      games: per run, the training episodes that ended since the event before; those of the
-        prefill are not among them.
-      episode_return: `[n, N]` greedy returns, or None where nothing was evaluated.
-      metrics: `[n]` the learner's metrics, means since the evaluation before; and the
-        diagnostics, if there are any.
-      params: the weights, where something was evaluated.
-    """
-
-    step: int
-    train_seconds: float
-    evaluation_seconds: float
-    training_return: np.ndarray
-    games: list[Games]
-    episode_return: np.ndarray | None
-    metrics: dict[str, np.ndarray]
-    params: Params
+    made_with = results.made_with()
+    if not (resume and folder.is_begun()):
+        if resume and (folder.output / results.FILE_NAME).exists():
+            raise ConfigError(
+                f"{folder.output} holds results, but no checkpoint to go on from: choose another "
+                "folder with --output, or start again with --overwrite"
+            )
+        if distributed.is_first():
+            folder.begin({"asked": asked, "made_with": made_with, "not_bitwise": []})
+        distributed.wait("begun")
+        return {}
+    begun = folder.begun()
+    if lines := differences(begun["asked"], asked):
+        shown = "; ".join(lines[:8]) + (f"; and {len(lines) - 8} more" if len(lines) > 8 else "")
+        raise ConfigError(
+            f"the sweep in {folder.output} was begun with other settings ({shown}): resume with "
+            "the same ones, choose another folder with --output, or start again with --overwrite"
+        )
+    changed = [*begun["not_bitwise"]]
+    for line in differences(begun["made_with"], made_with):
+        say(f"warning: what is trained from here on may have other bits: {line}")
+        if line not in changed:
+            changed.append(line)
+    if changed != begun["not_bitwise"] and distributed.is_first():
+        folder.note(begun | {"not_bitwise": changed})
+    return {"not_bitwise": json.dumps(changed)} if changed else {}
 
 
-def evaluation_steps(config: RunConfig) -> list[int]:
-    """The steps at which a run is evaluated: before learning, at each interval, and at the end."""
-    first = config.prefill_steps
-    multiples = range(config.eval_interval, config.total_steps, config.eval_interval)
-    return [first, *(step for step in multiples if step > first), config.total_steps]
+# ----------------------------------------------------------------------------------------- training
 
 
-def train_round(
-    programs: Programs,
-    config: RunConfig,
-    runs: Sequence[Run],
-    steps: Sequence[int] | None = None,
-) -> Iterator[Event]:
-    """Trains one round of runs, at most as many as there are slots, an event at a time.
+class Trainer:
+    """Trains the batches of a plan, keeps them on disk, and takes up what was kept there.
 
     Args:
-      programs: compiled for the config.
-      config: the settings that all runs share.
-      runs: the runs.
-      steps: at which to evaluate, in environment steps; `evaluation_steps(config)` by default.
-        Training ends at the last one. Beyond `config.total_steps` the schedules stay at their ends.
-
-    Yields:
-      An `Event` for each chunk and each evaluation.
+      experiment: `config -> Train`.
+      plan: the runs, laid out.
+      devices: what to train on.
+      folder: where everything is kept; None keeps nothing.
+      bar: shows progress.
+      diagnostics: whether to look inside the learner.
+      checkpoint_seconds: between two checkpoints; None chooses.
+      on_evaluation: called with each `Evaluated`.
+      attrs: of the dataset, beside those that are worked out here.
     """
-    plan, num_runs = programs.plan, len(runs)
-    # Slots without a run of their own repeat the last one; devices without a run stand still.
-    slots = [*runs, *[runs[-1]] * (plan.slots_per_round - num_runs)]
-    active = np.arange(plan.num_devices) * plan.width < num_runs
-    floats = {
-        name: programs.place(np.array([run.floats[name] for run in slots], np.float32))
-        for name in float_fields(config)
-    }
-    seeds = programs.place(np.array([run.seed for run in slots], np.uint32))
 
-    def to_host(tree: ArrayTree) -> ArrayTree:
-        return jax.tree.map(lambda x: np.array(x[:num_runs]), jax.device_get(tree))
+    def __init__(
+        self,
+        experiment: Experiment,
+        plan: SweepPlan,
+        devices: Sequence[jax.Device],
+        folder: SweepFolder | None,
+        *,
+        bar: SweepProgress,
+        diagnostics: bool = False,
+        checkpoint_seconds: float | None = None,
+        on_evaluation: Tracker | None = None,
+        attrs: dict[str, Any] | None = None,
+    ) -> None:
+        self._experiment, self._plan, self._devices = experiment, plan, devices
+        self._folder, self._bar, self._diagnostics = folder, bar, diagnostics
+        self._on_evaluation = on_evaluation
+        self._runs = plan.design.runs
+        self._records: dict[int, Record] = {}
+        self._finished: set[int] = set()
+        self._compiled: dict[int, Programs] = {}
+        self._unsaved: set[int] = set()  # finished, but the disk could not take them
+        self._saving = _Pace(_SAVE_SECONDS)
+        self._checkpointing = _Pace(_CHECKPOINT_SECONDS, checkpoint_seconds)
+        self._trained_steps = 0  # in this process
+        self._facts: dict[str, Any] = {
+            "width": plan.width,
+            "device": devices[0].device_kind,
+            "num_devices": plan.groups[0].plan.num_devices,
+            "memory_budget": plan.budget,
+            "planned_peak_bytes": 0,
+            "peak_bytes": 0,
+            "compile_seconds": 0.0,
+            "train_seconds": 0.0,
+            "evaluation_seconds": 0.0,
+            "checkpoint_seconds": 0.0,
+            "env_steps_per_second": 0.0,
+            **(attrs or {}),
+        }
 
-    def diagnose(params_before: Params) -> dict[str, np.ndarray]:
-        if programs.diagnose is None:
-            return {}
-        before = state.learner.params if params_before is None else params_before
-        values = to_host(programs.diagnose(floats, state, before, seeds, np.int32(step)))
-        # The threads of NumPy's BLAS wait for each other: for seconds, where the cores are busy.
-        with threadpool_limits(limits=1, user_api="blas"):
-            values["effective_rank"] = effective_rank(values.pop("features"))
-        if params_before is None:  # nothing has changed that could be counted
-            values["policy_churn"] = np.full(num_runs, np.nan, np.float32)
-        return values
+    def run(self, stop: Stop, announce: bool = False) -> SweepResult:
+        """Trains whatever is not finished; with `announce` says first how, and for how long.
 
-    window = _Window(num_runs)
-    lap = _Lap()
-    params_before = None
-    state = jax.block_until_ready(programs.init(floats, seeds))
-    step = config.prefill_steps
-    iterations = 1  # the first chunk is short: nothing is known of the speed yet
-    for next_step in steps or evaluation_steps(config):
-        while step < next_step:
-            left = (next_step - step) // config.steps_per_update
-            iterations = min(iterations, left, programs.max_iterations)
-            counts = programs.place(np.where(active, iterations, 0).astype(np.int32))
-            state, outputs = programs.chunk(floats, state, counts)
-            outputs = jax.tree.map(lambda x, n=iterations: x[:, :n], to_host(outputs))
-            window.add(outputs)
-            games = _games(outputs.episode_return, step)
-            step += iterations * config.steps_per_update
-            seconds = lap()
-            yield Event(step, seconds, 0.0, window.training_return(), games, None, {}, None)
-            lap()
-            # Double at most, so that one quick chunk does not make the next one long.
-            iterations = max(1, min(2 * iterations, int(iterations * _CHUNK_SECONDS / seconds)))
-        params = state.learner.params
-        train_seconds = lap()
-        episode_return = to_host(programs.evaluate(floats, params, seeds, np.int32(step)))
-        diagnostics = diagnose(params_before)
-        if programs.diagnose is not None:
-            params_before = jax.tree.map(jnp.copy, params)  # a chunk donates its state
-        yield Event(
-            step,
-            train_seconds,
-            lap(),
-            window.training_return(),
-            [],
-            episode_return,
-            window.metrics() | diagnostics,
-            to_host(params),
+        Raises:
+          SweepInterrupted: when `stop` was asked for.
+        """
+        exit_code: int | None = None
+        try:
+            if announce:
+                self.announce()
+            self.train([*range(len(self._plan.batches))], stop)
+        except KeyboardInterrupt as error:
+            exit_code = getattr(error, "exit_code", EXIT_INTERRUPTED)
+        stop.waits = True  # what is left is to write down what there is
+        if exit_code is None:
+            self._gather()
+        result = self._result("finished" if exit_code is None else "interrupted")
+        if self._folder is not None and distributed.is_first():
+            if any(record.has_begun for record in self._records.values()):
+                results.save_or_rescue(result.dataset, self._folder.output)
+            if exit_code is None and not self._unsaved:
+                self._folder.forget_running()
+        if exit_code is not None:
+            raise SweepInterrupted(result, exit_code, self._how_to_go_on())
+        return result
+
+    def _how_to_go_on(self) -> str:
+        if self._folder is None:
+            return ""
+        return f"; the same command with --resume goes on (in {self._folder.output})"
+
+    def take_finished(self) -> SweepResult | None:
+        """Reads the batches that are finished; where all are, the result as it was written."""
+        if self._folder is None:
+            return None
+        for group in self._plan.groups:
+            for number in group.batches:
+                record = self._folder.load_finished(number, group.config)
+                if record is not None:
+                    self._records[number] = record
+                    self._finished.add(number)
+        if len(self._finished) < len(self._plan.batches):
+            return None
+        with contextlib.suppress(OSError, ValueError):
+            dataset = results.load(self._folder.output)
+            if dataset.attrs.get("status") == "finished":
+                self._bar.message(f"the sweep in {self._folder.output} is finished already")
+                return SweepResult(dataset, self._params())
+        return None
+
+    def announce(self) -> None:
+        """Compiles all programs that are needed, runs each for a second, and shows the plan."""
+        self._bar.message(self._plan.describe())
+        seconds = 0.0
+        for group in self._plan.groups:
+            if {*group.batches} <= self._finished:
+                continue
+            programs = self._programs(group)
+            seconds += self._expected_seconds(group, programs)
+        self._bar.message(
+            f"compiled in {self._facts['compile_seconds']:.1f} s; memory up to "
+            f"{decimal(self._plan_peak())}; expected to take {_duration(seconds)}"
         )
-        window = _Window(num_runs)
-        lap()
 
+    def _expected_seconds(self, group: Group, programs: Programs) -> float:
+        """Of training all batches of a program that are left, by a short start of one round."""
+        config, plan = group.config, group.plan
+        left = [number for number in group.batches if number not in self._finished]
+        runs = [self._runs[i] for n in left[: plan.num_devices] for i in self._plan.batches[n]]
+        evaluation_seconds, train_seconds, per_step = 0.0, 0.0, 0.0
+        step = config.prefill_steps
+        for event in train_round(programs, config, runs):
+            if event.kept is None:
+                if train_seconds:
+                    break
+                evaluation_seconds = event.evaluation_seconds
+                continue
+            train_seconds += event.train_seconds
+            per_step = event.train_seconds / (event.step - step)  # of the longest chunk yet
+            step = event.step
+            if train_seconds > _MEASURED_SECONDS:
+                break
+        num_rounds = math.ceil(len(left) / plan.num_devices)
+        num_evaluations = len(evaluation_steps(config))
+        seconds = per_step * (config.total_steps - config.prefill_steps)
+        return num_rounds * (seconds + num_evaluations * evaluation_seconds)
 
-def _games(episode_return: np.ndarray, step: int) -> list[Games]:
-    """The episodes in a chunk's outputs `[n, iterations, k, E]` that began after `step` steps."""
-    num_envs = episode_return.shape[-1]
-    games = []
-    for returns in episode_return.reshape(len(episode_return), -1):
-        (ended,) = np.nonzero(~np.isnan(returns))
-        games.append(Games(step + (ended // num_envs + 1) * num_envs, returns[ended]))
-    return games
-
-
-class _Lap:
-    """A stopwatch: each call gives the seconds since the one before."""
-
-    def __init__(self) -> None:
-        self._last = time.perf_counter()
-
-    def __call__(self) -> float:
-        last, self._last = self._last, time.perf_counter()
-        return self._last - last
-
-
-class _Window:
-    """Sums over what happened since the last evaluation.
-
-    In float64 and in order, so that chunking changes no bit.
-    """
-
-    def __init__(self, num_runs: int) -> None:
-        self._sums: dict[str, np.ndarray] = {}
-        self._iterations = 0
-        self._return_sum = np.zeros(num_runs)
-        self._num_episodes = np.zeros(num_runs)
-
-    def add(self, outputs: ChunkOutputs) -> None:
-        """Takes the rows `[n, iterations, ...]` that were run."""
-        returns = np.asarray(outputs.episode_return).reshape(len(self._return_sum), -1)
-        ended = ~np.isnan(returns)
-        self._num_episodes += ended.sum(axis=1)
-        self._return_sum = _add_in_order(self._return_sum, np.where(ended, returns, 0.0))
-        for name, rows in outputs.metrics.items():
-            total = self._sums.get(name, np.zeros(len(rows)))
-            self._sums[name] = _add_in_order(total, np.asarray(rows))
-        self._iterations += returns.shape[1] // outputs.episode_return[0, 0].size
-
-    def training_return(self) -> np.ndarray:
-        """`[n]`, NaN where no episode has ended."""
-        ended = self._num_episodes > 0
-        return np.where(ended, self._return_sum / np.maximum(self._num_episodes, 1), np.nan)
-
-    def metrics(self) -> dict[str, np.ndarray]:
-        """`[n]` each."""
-        return {name: total / self._iterations for name, total in self._sums.items()}
-
-
-def _add_in_order(total: np.ndarray, rows: np.ndarray) -> np.ndarray:
-    """`total [n]` plus each column of `rows [n, M]` in turn; `sum` would pair them up."""
-    columns = np.column_stack([total, rows]).astype(np.float64)
-    return np.add.accumulate(columns, axis=1)[:, -1]
-
-
-class _Record:
-    """The numbers of a whole sweep, by run, as they come in."""
-
-    def __init__(self, config: RunConfig, num_runs: int) -> None:
-        self._config = config
-        self._steps = evaluation_steps(config)
-        shape = (num_runs, len(self._steps))
-        self._evaluation = np.full((*shape, config.eval_episodes), np.nan, np.float32)
-        self._curves = {"training_return": np.full(shape, np.nan)}
-        self.params: Params = None
-
-    @property
-    def is_empty(self) -> bool:
-        """Whether no evaluation has come in."""
-        return bool(np.isnan(self._evaluation).all())
-
-    def add(self, members: np.ndarray, event: Event) -> None:
-        """Keeps one evaluation of some runs."""
-        at = self._steps.index(event.step)
-        self._evaluation[members, at] = event.episode_return
-        for name, values in {"training_return": event.training_return, **event.metrics}.items():
-            curve = self._curves.setdefault(name, np.full(self._evaluation.shape[:2], np.nan))
-            curve[members, at] = values
-        if event.step == self._config.total_steps:
-            self._keep_params(members, event.params)
-
-    def _keep_params(self, members: np.ndarray, params: ArrayTree) -> None:
-        if self.params is None:
-            num_runs = len(self._evaluation)
-            self.params = jax.tree.map(
-                lambda x: np.full((num_runs, *x.shape[1:]), np.nan, x.dtype), params
+    def _programs(self, group: Group) -> Programs:
+        """The compiled programs of a group."""
+        key = group.batches[0]
+        if key not in self._compiled:
+            programs = compile_programs(
+                self._experiment, group.config, group.plan, self._devices, self._diagnostics
             )
-        for kept, new in zip(jax.tree.leaves(self.params), jax.tree.leaves(params), strict=True):
-            kept[members] = new
+            self._facts["compile_seconds"] += programs.compile_seconds
+            self._compiled[key] = programs
+        return self._compiled[key]
 
-    def to_dataset(self, seeds: Sequence[int], grid: Mapping[str, Sequence[float]]) -> xr.Dataset:
-        """Everything so far, labelled."""
-        dims = (*grid, "seed")
-        shape = (*map(len, grid.values()), len(seeds))
-        num_steps, num_episodes = self._evaluation.shape[1:]
-        evaluation = self._evaluation.reshape(*shape, num_steps, num_episodes)
-        config = self._config
-        iterations = (np.array(self._steps) - config.prefill_steps) // config.steps_per_update
-        return xr.Dataset(
-            {
-                "evaluation_return": ((*dims, "step", "episode"), evaluation),
-                "final_return": ((*dims, "episode"), evaluation[..., -1, :]),
-                "num_updates": ("step", iterations * config.updates_per_iteration),
-                **{
-                    name: (
-                        (*dims, "step"),
-                        curve.reshape(*shape, num_steps),
-                        DIAGNOSTICS.get(name, {}),
-                    )
-                    for name, curve in self._curves.items()
-                },
-            },
-            coords={
-                **{name: list(values) for name, values in grid.items()},
-                "seed": np.array(seeds, np.int64),
-                "step": ("step", np.array(self._steps), {"units": "environment steps"}),
-                "episode": np.arange(num_episodes),
-            },
+    def _plan_peak(self) -> int:
+        """The most memory that this process is going to have, and keeps it among the facts."""
+        now = psutil.Process().memory_info().rss
+        running = max(group.round_bytes for group in self._plan.groups)
+        if self._folder is not None:
+            running += checkpoint.working_bytes(running)
+        if self._devices[0].platform != "cpu":
+            running = 0  # elsewhere than in the process's own memory
+        peak = max(peak_bytes(), now + running + self._plan.result_bytes)
+        self._facts["planned_peak_bytes"] = peak
+        return peak
+
+    def train(self, numbers: Sequence[int], stop: Stop) -> None:
+        """Trains batches, those of this process that are not finished."""
+        for group in self._plan.groups:
+            wanted = [
+                number
+                for number in group.batches
+                if number in numbers and number not in self._finished and distributed.mine(number)
+            ]
+            if not wanted:
+                continue
+            programs = self._programs(group)
+            if not self._facts["planned_peak_bytes"]:
+                self._plan_peak()
+            self._saving.start()
+            self._checkpointing.start()
+            while wanted:
+                paused = self._take_paused(wanted, group.config, group.plan.num_devices)
+                taken = [*paused] or wanted[: group.plan.num_devices]
+                self._train_batches(programs, group.config, taken, paused, stop)
+                wanted = [number for number in wanted if number not in taken]
+
+    def _take_paused(
+        self, wanted: Sequence[int], config: RunConfig, at_most: int
+    ) -> dict[int, Paused]:
+        """Batches to go on with at the same step: the first wanted one and others beside it."""
+        paused: dict[int, Paused] = {}
+        if self._folder is None:
+            return paused
+        for number in wanted:
+            one = self._folder.load_running(number, config)
+            if not paused and one is None:
+                break
+            if one is not None and len({one.step, *(p.step for p in paused.values())}) == 1:
+                paused[number] = one
+            if len(paused) == at_most:
+                break
+        return paused
+
+    def _train_batches(
+        self,
+        programs: Programs,
+        config: RunConfig,
+        numbers: Sequence[int],
+        paused: dict[int, Paused],
+        stop: Stop,
+    ) -> None:
+        """Trains some batches side by side, from where they are to their end."""
+        members = np.array([run for number in numbers for run in self._plan.batches[number]])
+        ends = np.cumsum([len(self._plan.batches[number]) for number in numbers])
+        rows = {
+            number: slice(end - len(self._plan.batches[number]), end)
+            for number, end in zip(numbers, ends, strict=True)
+        }
+        for number in numbers:
+            begun = paused.get(number)
+            size = len(self._plan.batches[number])
+            self._records[number] = begun.record if begun else Record(config, size)
+        kept = _kept(programs, [*paused.values()]) if paused else None
+        if kept is not None:
+            self._bar.message(
+                f"going on at step {kept.step:,} with {len(members)} run(s) that were under way"
+            )
+        steps_before = sum(
+            self._runs[run].setting.config.total_steps
+            for number in self._finished
+            for run in self._plan.batches[number]
         )
+        last_step = config.prefill_steps if kept is None else kept.step
+        stop.waits = True
+        for event in train_round(programs, config, [self._runs[i] for i in members], kept=kept):
+            self._trained_steps += len(members) * (event.step - last_step)
+            last_step = event.step
+            self._count(event, steps_before + len(members) * event.step)
+            if event.kept is not None:
+                if stop.number is not None or self._checkpointing.is_due():
+                    self._checkpoint(programs, event.kept, rows)
+                stop.check()
+                continue
+            for number in numbers:
+                self._records[number].add(event, rows[number])
+            self._tell(event, members)
+            if self._folder is not None and distributed.is_first() and self._saving.is_due():
+                with self._saving.measured():
+                    self._bar.attempt(lambda: self._save_snapshot())
+        self._finished |= {*numbers}
+        self._unsaved |= {*numbers}
+        self._save_finished()
+        stop.check()
+        stop.waits = False
+
+    def _count(self, event: Event, env_steps: int) -> None:
+        """Keeps the time, and shows it."""
+        self._facts["train_seconds"] += event.train_seconds
+        self._facts["evaluation_seconds"] += event.evaluation_seconds
+        speed = self._trained_steps / max(self._facts["train_seconds"], 1e-9)
+        self._facts["env_steps_per_second"] = speed
+        self._bar.update(env_steps, event.training_return, speed)
+
+    def _tell(self, event: Event, members: np.ndarray) -> None:
+        """Shows an evaluation, and hands it on."""
+        assert event.episode_return is not None
+        self._bar.evaluated(event.step, event.episode_return)
+        if self._on_evaluation is not None:
+            self._on_evaluation(
+                Evaluated(
+                    event.step,
+                    members,
+                    [self._runs[run].labels for run in members],
+                    event.episode_return,
+                    event.training_return,
+                    event.metrics,
+                )
+            )
+
+    # ---------------------------------------------------------------------------------- on disk
+
+    def _checkpoint(self, programs: Programs, kept: Kept, rows: dict[int, slice]) -> None:
+        if self._folder is None:
+            return
+        folder = self._folder
+        states = programs.split(kept.state)
+        before = None if kept.params_before is None else programs.split(kept.params_before)
+        paused = {
+            number: Paused(
+                kept.step,
+                states[device],
+                [] if before is None else before[device],
+                {name: sums[at] for name, sums in kept.window.items()},
+                self._records[number],
+            )
+            for device, (number, at) in enumerate(rows.items())
+        }
+        with self._checkpointing.measured():
+            self._save_finished()
+            self._bar.attempt(lambda: folder.save_running(paused))
+        self._facts["checkpoint_seconds"] = self._checkpointing.total
+
+    def _save_finished(self) -> None:
+        """Writes the batches that are finished, also those that the disk had no room for before."""
+        if self._folder is None:
+            return
+        folder = self._folder
+
+        def save(number: int) -> None:
+            folder.save_finished(number, self._records[number])
+            self._unsaved.discard(number)
+
+        for number in sorted(self._unsaved):
+            self._bar.attempt(functools.partial(save, number))
+
+    def _save_snapshot(self) -> None:
+        assert self._folder is not None
+        results.save(self._result("running").dataset, self._folder.output)
+
+    # ----------------------------------------------------------------------------- put together
+
+    def _gather(self) -> None:
+        """Has the numbers of all processes in each."""
+        mine = {n: self._records[n] for n in self._finished if distributed.mine(n)}
+        for records in distributed.gather(mine):
+            self._records |= records
+
+    def _result(self, status: str) -> SweepResult:
+        self._facts["peak_bytes"] = peak_bytes()
+        dataset = record.to_dataset(self._plan.design, self._plan.batches, self._records)
+        config = self._plan.design.settings[0].config
+        attrs = results.provenance(config, self._experiment)
+        dataset = dataset.assign_attrs(attrs, status=status, **self._facts)
+        return SweepResult(dataset, None if status == "running" else self._params())
+
+    def _params(self) -> Params:
+        leaves = record.stack_params(self._plan.batches, self._records, len(self._runs))
+        if leaves is None:
+            return None
+        design = self._plan.design
+        shape: tuple[int, ...] = (len(self._runs),)
+        if design.is_grid:
+            shape = (*map(len, design.axes.values()), len(design.seeds))
+        structure = jax.tree.structure(self._plan.groups[0].params)
+        return jax.tree.unflatten(structure, [x.reshape(*shape, *x.shape[1:]) for x in leaves])
+
+
+def _kept(programs: Programs, paused: Sequence[Paused]) -> Kept:
+    """Batches under way, back on the devices."""
+    first = paused[0]
+    before = None
+    if first.params_before:
+        before = programs.join([one.params_before for one in paused], weights_only=True)
+    window = {name: np.concatenate([one.window[name] for one in paused]) for name in first.window}
+    return Kept(first.step, programs.join([one.state for one in paused]), before, window)
+
+
+def _duration(seconds: float) -> str:
+    """Such as "about 3 min"."""
+    if seconds < 90:
+        return f"about {max(seconds, 1):.0f} s"
+    return f"about {seconds / 60:.0f} min" if seconds < 5400 else f"about {seconds / 3600:.1f} h"
+
+
+class _Pace:
+    """How often something is written: so that it costs little of the time.
+
+    Args:
+      at_least: seconds between the end of one and the start of the next.
+      seconds: these, and not what its cost says; None lets the cost say.
+    """
+
+    def __init__(self, at_least: float, seconds: float | None = None) -> None:
+        self._at_least, self._seconds = at_least, seconds
+        self._last_end = time.perf_counter()
+        self._last_cost = 0.0
+        self.total = 0.0
+
+    def start(self) -> None:
+        """Counts from now on."""
+        self._last_end = time.perf_counter()
+
+    def is_due(self) -> bool:
+        """Whether it is time."""
+        wanted = self._seconds
+        if wanted is None:
+            wanted = max(self._at_least, _COST * self._last_cost)
+        return time.perf_counter() - self._last_end >= wanted
+
+    @contextlib.contextmanager
+    def measured(self) -> Iterator[None]:
+        """Measures what is written within."""
+        start = time.perf_counter()
+        yield
+        self._last_end = time.perf_counter()
+        self._last_cost = self._last_end - start
+        self.total += self._last_cost

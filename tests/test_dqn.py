@@ -12,6 +12,7 @@ import pytest
 
 from purejaxdqn import environments, networks
 from purejaxdqn.agents import TUTORIAL
+from purejaxdqn.config import float_fields
 from purejaxdqn.dqn import (
     EPSILON_SCHEDULES,
     OPTIMIZERS,
@@ -21,7 +22,6 @@ from purejaxdqn.dqn import (
     make_learner,
     periodic_target_update,
 )
-from purejaxdqn.programs import float_fields
 from purejaxdqn.types import ConfigError, LossOutput, Transition
 
 SMALL = DQNConfig(

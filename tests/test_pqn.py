@@ -12,12 +12,11 @@ import optax
 import pytest
 
 from purejaxdqn import sweep
-from purejaxdqn.config import PQNConfig
+from purejaxdqn.config import PQNConfig, float_fields
 from purejaxdqn.environments import Environment
 from purejaxdqn.learner import make_learner
 from purejaxdqn.losses import bellman_loss, return_error
 from purejaxdqn.pqn import pqn, shuffled
-from purejaxdqn.programs import float_fields
 from purejaxdqn.sweep import run_sweep
 from purejaxdqn.types import Array, ConfigError, LossOutput, Network, TimeStep, Transition
 

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from purejaxdqn import results
-from purejaxdqn.sweep import Event, Games
+from purejaxdqn.rounds import Event, Games
 from purejaxdqn.types import ConfigError
 
 PATH = Path(__file__).parents[1] / "experiments" / "tutorial_agent.py"

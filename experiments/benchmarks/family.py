@@ -27,9 +27,10 @@ from throughput import Args as ThroughputArgs
 from throughput import make_config
 
 from purejaxdqn import cli
+from purejaxdqn.config import float_fields
 from purejaxdqn.devices import make_plan, max_width, use_every_core
 from purejaxdqn.dqn import DQNConfig, dqn
-from purejaxdqn.programs import compile_programs, float_fields
+from purejaxdqn.programs import compile_programs
 from purejaxdqn.types import ConfigError
 
 COMPONENTS: dict[str, dict[str, Any]] = {

@@ -139,13 +139,14 @@ def measure_programs(config: Any, num_seeds: int) -> dict[str, float]:
     import jax
 
     from purejaxdqn import agents
+    from purejaxdqn.design import grid_design
     from purejaxdqn.devices import make_plan, max_width, use_every_core
     from purejaxdqn.programs import compile_programs
-    from purejaxdqn.sweep import list_runs, train_round
+    from purejaxdqn.rounds import train_round
 
     devices = use_every_core()
     experiment = agents.experiment(config)
-    runs = list_runs(config, range(num_seeds), {})
+    runs = grid_design(config, range(num_seeds), {}).runs
     plan = make_plan(len(runs), len(devices), max_width=max_width())
     programs = compile_programs(experiment, config, plan, devices)
     gc.collect()

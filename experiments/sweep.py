@@ -1,0 +1,204 @@
+"""Trains every seed at every combination of settings, and says which did best.
+
+    python experiments/sweep.py --learning-rate 1e-4 3e-4 1e-3 --num-seeds 10
+    python experiments/sweep.py --learning-rate loguniform:1e-5:1e-2 --num-samples 64 --num-seeds 4
+    python experiments/sweep.py --agent dqn rainbow --hidden-sizes 64x64 256x256 --plan
+    python experiments/sweep.py --learning-rate 1e-4 1e-3 --num-seeds 100 --resume
+
+Every setting takes several values. All values of floats and all seeds share one compiled program;
+other settings take one for each value. With a distribution (uniform:0.9:1, loguniform:1e-5:1e-2)
+the settings are drawn at random: lists are then drawn from, too. What a killed sweep had reached is
+kept in the output folder, and --resume goes on from there. Writes results.nc, learning_curves.html
+and summary.json. Progress goes to standard error.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import xarray as xr
+from rich.console import Console
+from rich.table import Table
+
+from purejaxdqn import agents, cli, plotting, results, summary
+from purejaxdqn.config import DQNConfig, PQNConfig, RunConfig
+from purejaxdqn.design import Design, grid_design, parse, random_design
+from purejaxdqn.statistics import bootstrap_interval
+from purejaxdqn.sweep import SweepInterrupted, print_plan, run_design
+from purejaxdqn.types import ConfigError
+
+_MOST_CURVES = 12
+
+
+@dataclasses.dataclass(frozen=True)
+class _Args(cli.LongSweepArgs):
+    agent: tuple[str, ...] = ()
+    """Named agents, whose settings are the defaults of all others: dqn, double, dueling, n_step,
+    prioritised, c51, qr_dqn, iqn, fqf, munchausen, m_iqn, noisy, rainbow, pqn. Without one: the
+    package's defaults of DQN."""
+    num_samples: int | None = None
+    """Settings to draw, where some are drawn from distributions."""
+    sample_seed: int = 0
+    """Seed of that draw."""
+    plan: bool = False
+    """Say how the sweep would be run and how long it would take, and stop there."""
+    diagnostics: bool = False
+    """Also look inside the learner at each evaluation: value bias, dormant units, effective rank,
+    gradient norm, policy churn."""
+
+
+Args: Any = dataclasses.make_dataclass(
+    "Args", cli.setting_flags(DQNConfig, PQNConfig), bases=(_Args,), frozen=True
+)
+Args.__doc__ = __doc__
+
+
+def make_design(args: Any) -> Design:
+    """The runs that the flags ask for."""
+    kinds: dict[str, type[RunConfig]] = {f.name: PQNConfig for f in dataclasses.fields(PQNConfig)}
+    kinds |= {field.name: DQNConfig for field in dataclasses.fields(DQNConfig)}
+    values: dict[str, list[Any]] = {"agent": [*args.agent]} if args.agent else {}
+    for name, kind in kinds.items():
+        if texts := getattr(args, name):
+            values[name] = [parse(name, text, kind) for text in texts]
+    drawn = {name for name, several in values.items() if any(map(_is_drawn, several))}
+    for name in drawn:
+        if len(values[name]) > 1:
+            raise ConfigError(f"{name} {getattr(args, name)} must be one distribution, or values")
+    if drawn and args.num_samples is None:
+        raise ConfigError(
+            f"{', '.join(sorted(drawn))} is drawn at random: say how often with --num-samples"
+        )
+    if args.num_samples is not None and not drawn:
+        raise ConfigError(
+            f"num_samples ({args.num_samples}) needs a setting that is drawn at random, such as "
+            "--learning-rate loguniform:1e-5:1e-2"
+        )
+    if args.sample_seed < 0:
+        raise ConfigError(f"sample_seed ({args.sample_seed}) must be at least 0")
+
+    fixed = {n: several[0] for n, several in values.items() if len(several) == 1 and n not in drawn}
+    swept = {n: several[0] if n in drawn else several for n, several in values.items()}
+    swept = {name: several for name, several in swept.items() if name not in fixed}
+
+    def configure(**point: Any) -> RunConfig:
+        return agents.configure(**fixed, **point)
+
+    if not drawn:
+        return grid_design(configure, args.seeds, swept)
+    rng = np.random.default_rng(args.sample_seed)
+    return random_design(configure, args.seeds, swept, args.num_samples, rng)
+
+
+def _is_drawn(value: Any) -> bool:
+    return hasattr(value, "rvs")
+
+
+def by_setting(dataset: xr.Dataset) -> dict[str, xr.Dataset]:
+    """Each setting's runs, with the dimension `seed`, by the setting's name."""
+    if "run" in dataset.dims:
+        names = [name for name in dataset.coords if dataset[name].dims == ("run",)]
+        names = [name for name in names if name not in ("run", "sample", "seed")]
+        parts = [part.swap_dims(run="seed") for _, part in dataset.groupby("sample")]
+        return {_name({n: part[n].values[0] for n in names}): part for part in parts}
+    axes = [dim for dim in dataset.final_return.dims if dim not in ("seed", "episode")]
+    if not axes:
+        return {"all": dataset}
+    stacked = dataset.stack(setting=axes)
+    points = [dict(zip(axes, point, strict=True)) for point in stacked.setting.values]
+    return {_name(point): dataset.sel(point) for point in points}
+
+
+def _name(labels: dict[Any, Any]) -> str:
+    shown = {k: f"{v:.3g}" if isinstance(v, float) else str(v) for k, v in labels.items()}
+    return ", ".join(f"{name}={value}" for name, value in shown.items())
+
+
+def report(args: Any, dataset: xr.Dataset, output: Path) -> None:
+    """The table of all settings, the best first; the summary and the figure."""
+    rng = np.random.default_rng(0)
+    settings = by_setting(dataset)
+    rows: list[dict[str, Any]] = []
+    for name, part in settings.items():
+        means = part.final_return.mean("episode").values.astype(float)
+        finished = means[np.isfinite(means)]
+        interval = bootstrap_interval(finished, rng) if len(finished) else None
+        rows.append(
+            {
+                "setting": name,
+                "iqm": interval and interval.estimate,
+                "iqm_low": interval and interval.low,
+                "iqm_high": interval and interval.high,
+                "num_finished": len(finished),
+                "num_diverged": int(part.diverged.sum()),
+                "final_return": [float(x) if np.isfinite(x) else None for x in means],
+            }
+        )
+    rows.sort(key=lambda row: -np.inf if row["iqm"] is None else row["iqm"], reverse=True)
+    table = Table()
+    table.add_column("setting", overflow="fold")
+    for column in ("interquartile mean", "95 % interval", "finished", "diverged"):
+        table.add_column(column, justify="right")
+    for row in rows[:20]:
+        low = row["iqm_low"]
+        table.add_row(
+            row["setting"],
+            "-" if row["iqm"] is None else f"{row['iqm']:.1f}",
+            "-" if low is None else f"{low:.1f} to {row['iqm_high']:.1f}",
+            f"{row['num_finished']} of {len(row['final_return'])}",
+            str(row["num_diverged"]),
+        )
+    console = Console()
+    console.print(table)
+    facts = {"status": dataset.attrs["status"], "width": int(dataset.attrs["width"])}
+    facts |= {"settings": rows}
+    summary.save_summary(facts, output)
+    best = [row["setting"] for row in rows[:_MOST_CURVES]]
+    curves = {
+        name: settings[name].evaluation_return.mean("episode").rename("greedy return")
+        for name in best
+    }
+    plotting.save_html(
+        plotting.interactive_curves(curves, "Greedy return by setting"),
+        output / "learning_curves.html",
+    )
+    files = sorted(path.name for path in output.iterdir() if path.is_file())
+    console.print(f"written to {output}: {', '.join(files)}")
+    if args.json:
+        print(json.dumps(facts, allow_nan=False))
+
+
+def main(args: Any) -> int:
+    design = make_design(args)
+    options = args.sweep_options()
+    if args.plan:
+        devices = args.devices()
+        plan_options: dict[str, Any] = {"devices": devices}
+        plan_options |= {k: options[k] for k in ("width", "seed_mode", "memory_budget")}
+        print_plan(agents.train_by_kind, design, diagnostics=args.diagnostics, **plan_options)
+        return 0
+    output = results.prepare_output(args.output, args.overwrite, args.resume)
+    devices = args.devices()
+    try:
+        result = run_design(
+            agents.train_by_kind,
+            design,
+            devices=devices,
+            output=output,
+            diagnostics=args.diagnostics,
+            **options,
+        )
+    except SweepInterrupted as interrupt:
+        if interrupt.result.dataset.evaluation_return.notnull().any():
+            report(args, interrupt.result.dataset, output)
+        raise
+    report(args, result.dataset, output)
+    return 0
+
+
+if __name__ == "__main__":
+    cli.run(main, Args)

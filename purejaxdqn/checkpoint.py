@@ -1,0 +1,191 @@
+"""Arrays on disk, all of them as they were or not at all: written at once, checked when read.
+
+Orbax writes the arrays. It does not notice a flipped bit, and casts a wrong type without a word, so
+a manifest beside them holds the SHA-256 of each file, and what was written.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import logging
+import os
+import shutil
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+
+MANIFEST = "manifest.json"
+TEMPORARY = ".writing-"  # begins the name of a folder that is not finished
+_ARRAYS = "arrays"
+_PART_BYTES = 2**27  # Orbax copies what it writes: so much at a time
+
+
+class CheckpointDamaged(Exception):
+    """A checkpoint that is not what was written; the message says what is wrong with it."""
+
+
+def write(folder: Path, arrays: Sequence[np.ndarray], facts: Mapping[str, Any]) -> None:
+    """Writes a checkpoint; a kill or a full disk leaves nothing under its name.
+
+    Args:
+      folder: of the checkpoint; one that is there is replaced.
+      arrays: NumPy arrays of any shape and type.
+      facts: whatever else is to be kept, as JSON can hold it.
+
+    Raises:
+      OSError: if it cannot be written.
+    """
+    temporary = folder.with_name(f"{TEMPORARY}{folder.name}.{os.getpid()}")
+    shutil.rmtree(temporary, ignore_errors=True)
+    try:
+        temporary.mkdir(parents=True)
+        for number, part in enumerate(_parts(arrays)):
+            _save_arrays(temporary / _ARRAYS / str(number), part)
+        content = {
+            "arrays": [[list(x.shape), x.dtype.str] for x in arrays],
+            "facts": facts,
+            "sha256": {
+                str(path.relative_to(temporary)): _sha256(path) for path in _files(temporary)
+            },
+        }
+        text = json.dumps(content, allow_nan=False)
+        (temporary / MANIFEST).write_text(f"{hashlib.sha256(text.encode()).hexdigest()}\n{text}\n")
+        for path in _files(temporary):
+            with path.open("rb") as file:
+                os.fsync(file.fileno())
+        shutil.rmtree(folder, ignore_errors=True)
+        temporary.rename(folder)
+        _sync_folder(folder.parent)
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+
+
+def working_bytes(total: int) -> int:
+    """Memory that writing takes, for arrays of so many bytes; Orbax's own code included."""
+    return 2**26 + min(total, _PART_BYTES)
+
+
+def read(folder: Path) -> tuple[list[np.ndarray], dict[str, Any]]:
+    """Reads a checkpoint.
+
+    Args:
+      folder: of the checkpoint.
+
+    Returns:
+      `(arrays, facts)` as they were written, to the bit.
+
+    Raises:
+      CheckpointDamaged: if anything in it is not as it was written.
+    """
+    content = read_manifest(folder)
+    for name, digest in content["sha256"].items():
+        try:
+            found = _sha256(folder / name)
+        except OSError as error:
+            raise CheckpointDamaged(f"{name} cannot be read ({error.strerror})") from error
+        if found != digest:
+            raise CheckpointDamaged(f"{name} is not what was written")
+    arrays = [np.empty(shape, dtype) for shape, dtype in content["arrays"]]
+    # The same cuts as when it was written, now of arrays to be filled.
+    for number, part in enumerate(_parts(arrays)):
+        stored = _load_arrays(folder / _ARRAYS / str(number))
+        for name, piece in part.items():
+            if stored[name].dtype != piece.dtype:
+                raise CheckpointDamaged(
+                    f"array {name} is of type {stored[name].dtype} where {piece.dtype} was written"
+                )
+            piece[...] = stored[name]
+    return arrays, content["facts"]
+
+
+def _parts(arrays: Sequence[np.ndarray]) -> Iterator[dict[str, np.ndarray]]:
+    """All arrays as flat pieces by name, views of them, as many at a time as are small together.
+
+    Orbax takes neither empty arrays nor those without an axis.
+    """
+    part: dict[str, np.ndarray] = {}
+    size = 0
+    for i, array in enumerate(arrays):
+        flat = array.reshape(-1)
+        for begin in range(0, flat.size, _PART_BYTES // flat.itemsize):
+            piece = flat[begin : begin + _PART_BYTES // flat.itemsize]
+            if size + piece.nbytes > _PART_BYTES:
+                yield part
+                part, size = {}, 0
+            part[f"{i:05d}-{begin}"] = piece
+            size += piece.nbytes
+    if part:
+        yield part
+
+
+def read_manifest(folder: Path) -> dict[str, Any]:
+    """What a checkpoint says of itself: `facts`, and what its `arrays` and files are.
+
+    Raises:
+      CheckpointDamaged: if that is not as it was written.
+    """
+    try:
+        digest, _, text = (folder / MANIFEST).read_text().partition("\n")
+    except (OSError, UnicodeDecodeError) as error:
+        raise CheckpointDamaged(f"{MANIFEST} cannot be read ({error})") from error
+    text = text.removesuffix("\n")
+    if hashlib.sha256(text.encode()).hexdigest() != digest:
+        raise CheckpointDamaged(f"{MANIFEST} is not what was written")
+    content: dict[str, Any] = json.loads(text)
+    return content
+
+
+def _checkpointer() -> Any:
+    # Here, as it takes seconds to import, which only a sweep with a folder needs.
+    import orbax.checkpoint as ocp
+
+    logging.getLogger("absl").setLevel(logging.ERROR)  # it tells of each step
+    process = jax.process_index()
+    alone = ocp.options.MultiprocessingOptions(
+        primary_host=process,
+        active_processes={process},  # each process keeps its own runs
+        barrier_sync_key_prefix=f"process{process}",
+    )
+    handler = ocp.PyTreeCheckpointHandler(
+        multiprocessing_options=alone,
+    )
+    return ocp.Checkpointer(handler, multiprocessing_options=alone)
+
+
+def _save_arrays(folder: Path, arrays: dict[str, np.ndarray]) -> None:
+    with _checkpointer() as checkpointer:
+        try:
+            checkpointer.save(folder.resolve(), arrays)
+        except ValueError as error:  # what TensorStore makes of a full disk
+            raise OSError(f"{folder} cannot be written: {error}") from error
+
+
+def _load_arrays(folder: Path) -> dict[str, np.ndarray]:
+    with _checkpointer() as checkpointer:
+        try:
+            arrays: dict[str, np.ndarray] = checkpointer.restore(folder.resolve())
+        except Exception as error:  # the files are right, but Orbax cannot make sense of them
+            raise CheckpointDamaged(f"its arrays cannot be read: {error}") from error
+    return arrays
+
+
+def _files(folder: Path) -> Iterator[Path]:
+    return (path for path in sorted(folder.rglob("*")) if path.is_file())
+
+
+def _sha256(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _sync_folder(folder: Path) -> None:
+    """Makes a rename last through a loss of power."""
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

@@ -1,0 +1,331 @@
+"""Which runs a sweep trains: every seed at every setting, on a grid or drawn at random."""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+import functools
+import itertools
+import json
+import typing
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, Literal, NamedTuple, get_args, get_origin
+
+import numpy as np
+from scipy import stats
+
+from purejaxdqn import results
+from purejaxdqn.config import DQNConfig, PQNConfig, RunConfig
+from purejaxdqn.types import ConfigError
+
+Label = float | int | bool | str  # what a coordinate of the results can be
+Configure = Callable[..., RunConfig]  # settings by name -> all settings
+
+CONFIGS: dict[str, type[RunConfig]] = {"DQNConfig": DQNConfig, "PQNConfig": PQNConfig}
+
+
+class Setting(NamedTuple):
+    """One point of a sweep.
+
+    Attributes:
+      config: all settings.
+      labels: those that are swept, by name, as the results call their values.
+    """
+
+    config: RunConfig
+    labels: Mapping[str, Label]
+
+
+class Run(NamedTuple):
+    """One run of a sweep: a seed at one setting."""
+
+    seed: int
+    setting: Setting
+
+    @property
+    def floats(self) -> dict[str, float]:
+        """The settings that enter a compiled program as arguments."""
+        config = self.setting.config
+        return {name: float(getattr(config, name)) for name in float_fields(config)}
+
+    @property
+    def labels(self) -> dict[str, Label]:
+        """The swept settings, and the seed."""
+        return {**self.setting.labels, "seed": self.seed}
+
+
+class Design(NamedTuple):
+    """All runs of a sweep.
+
+    Attributes:
+      settings: the points; those of a grid in the order of `itertools.product`.
+      seeds: of each setting.
+      axes: the swept settings by name, with the labels along each; empty for one setting. Those
+        of a random search have a label for each sample.
+      is_grid: whether the settings are all combinations of the axes, or a sample each.
+    """
+
+    settings: tuple[Setting, ...]
+    seeds: tuple[int, ...]
+    axes: dict[str, list[Label]]
+    is_grid: bool = True
+
+    @property
+    def runs(self) -> list[Run]:
+        """Every run, the seeds running fastest."""
+        return [Run(seed, setting) for setting in self.settings for seed in self.seeds]
+
+    def groups(self) -> list[list[int]]:
+        """Which runs share a compiled program: all that differ in floats and seeds alone."""
+        members: dict[Any, list[int]] = {}
+        for index, run in enumerate(self.runs):
+            members.setdefault(structure(run.setting.config), []).append(index)
+        return list(members.values())
+
+
+def float_fields(config: RunConfig) -> tuple[str, ...]:
+    """The settings that enter a compiled program as arguments, and so can be swept within one."""
+    return tuple(f.name for f in dataclasses.fields(config) if f.type in (float, "float"))
+
+
+def structure(config: RunConfig) -> tuple[Any, ...]:
+    """What a compiled program hangs on: the settings that are not floats."""
+    floats = float_fields(config)
+    static = [getattr(config, f.name) for f in dataclasses.fields(config) if f.name not in floats]
+    return (type(config).__name__, *static)
+
+
+def grid_design(
+    config: RunConfig | Configure, seeds: Sequence[int], grid: Mapping[str, Sequence[Any]]
+) -> Design:
+    """Every seed at every combination of the swept settings.
+
+    Args:
+      config: the settings that all runs share; or a function that makes them of the swept ones by
+        name, such as `purejaxdqn.agents.configure`.
+      seeds: whole numbers from 0 to 2**32 - 1, no two the same.
+      grid: values by the name of any setting.
+
+    Returns:
+      The `Design`.
+
+    Raises:
+      ConfigError: for what cannot be run.
+    """
+    configure = _configure(config)
+    _check_seeds(seeds)
+    for name, values in grid.items():
+        _check_values(name, values, config)
+    points = [dict(zip(grid, values, strict=True)) for values in itertools.product(*grid.values())]
+    axes = {name: [label(value) for value in values] for name, values in grid.items()}
+    return Design(_settings(configure, points), tuple(map(int, seeds)), axes)
+
+
+def random_design(
+    config: RunConfig | Configure,
+    seeds: Sequence[int],
+    space: Mapping[str, Any],
+    num_samples: int,
+    rng: np.random.Generator,
+) -> Design:
+    """Every seed at settings that are drawn at random.
+
+    Args:
+      config: as in `grid_design`.
+      seeds: as in `grid_design`.
+      space: by the name of a setting, what it is drawn from: a frozen distribution of
+        `scipy.stats`, such as `loguniform(1e-5, 1e-2)`, or a list, each value as likely.
+      num_samples: settings to draw.
+      rng: draws them.
+
+    Returns:
+      The `Design`.
+
+    Raises:
+      ConfigError: for what cannot be run.
+    """
+    configure = _configure(config)
+    _check_seeds(seeds)
+    if isinstance(num_samples, bool) or not isinstance(num_samples, int) or num_samples < 1:
+        raise ConfigError(f"num_samples ({num_samples!r}) must be a whole number of at least 1")
+    draw: dict[str, Callable[[], Any]] = {}
+    for name, source in space.items():
+        if hasattr(source, "rvs"):
+            _check_name(name, config)
+            draw[name] = functools.partial(_draw, source, rng)
+        else:
+            _check_values(name, source, config)
+            draw[name] = functools.partial(_choose, source, rng)
+    points = [{name: one() for name, one in draw.items()} for _ in range(num_samples)]
+    axes = {name: [label(point[name]) for point in points] for name in space}
+    return Design(_settings(configure, points), tuple(map(int, seeds)), axes, is_grid=False)
+
+
+def _draw(distribution: Any, rng: np.random.Generator) -> float:
+    return float(distribution.rvs(random_state=rng))
+
+
+def _choose(values: Sequence[Any], rng: np.random.Generator) -> Any:
+    return values[int(rng.integers(len(values)))]
+
+
+def _configure(config: RunConfig | Configure) -> Configure:
+    if not isinstance(config, RunConfig):
+        return config
+    config.validate()
+    return lambda **swept: dataclasses.replace(config, **swept)
+
+
+def _settings(configure: Configure, points: Sequence[Mapping[str, Any]]) -> tuple[Setting, ...]:
+    settings = []
+    for point in points:
+        config = configure(**point)
+        config.validate()
+        settings.append(Setting(config, {name: label(value) for name, value in point.items()}))
+    return tuple(settings)
+
+
+def _check_seeds(seeds: Sequence[int]) -> None:
+    _check_sequence("seeds", seeds, f"range({seeds!r})")
+    if not len(seeds):
+        raise ConfigError("seeds is empty: give at least one, such as range(10)")
+    if len(set(seeds)) < len(seeds):
+        raise ConfigError(f"seeds {list(seeds)} must differ from each other")
+    for seed in seeds:
+        if isinstance(seed, bool) or not (
+            isinstance(seed, (int, np.integer)) and 0 <= seed < 2**32
+        ):
+            raise ConfigError(f"seed ({seed!r}) must be a whole number from 0 to {2**32 - 1}")
+
+
+def _check_sequence(what: str, values: Any, example: str) -> None:
+    if not isinstance(values, (Sequence, np.ndarray)) or isinstance(values, str):
+        raise ConfigError(f"{what} ({values!r}) must be a sequence, such as {example}")
+
+
+def _check_name(name: str, config: RunConfig | Configure) -> None:
+    if not isinstance(config, RunConfig):
+        return  # a function that makes settings knows its names
+    names = [field.name for field in dataclasses.fields(config)]
+    if name not in names:
+        nearest = difflib.get_close_matches(name, names, n=3)
+        raise ConfigError(
+            f"{name!r} is no setting of {type(config).__name__}, so that it cannot be swept: "
+            f"{'did you mean ' if nearest else 'choose of '}{', '.join(nearest or names)}"
+        )
+
+
+def _check_values(name: str, values: Any, config: RunConfig | Configure) -> None:
+    _check_name(name, config)
+    _check_sequence(name, values, f"[{values!r}]")
+    if not len(values):
+        raise ConfigError(f"the values of {name} are empty: give at least one")
+    labels = [label(value) for value in values]
+    if len(set(labels)) < len(labels):
+        raise ConfigError(f"the values of {name} {list(values)} must differ from each other")
+
+
+def label(value: Any) -> Label:
+    """A setting's value as the results call it: sizes such as (64, 64) are "64x64"."""
+    if isinstance(value, (tuple, list)):
+        return "x".join(map(str, value))
+    return value.item() if isinstance(value, np.generic) else value
+
+
+# ------------------------------------------------------------------------------------ as text, JSON
+
+_DISTRIBUTIONS: dict[str, Callable[[float, float], Any]] = {
+    "uniform": lambda low, high: stats.uniform(low, high - low),
+    "loguniform": stats.loguniform,
+}
+
+
+def parse(name: str, text: str, kind: type[RunConfig]) -> Any:
+    """A value of a setting, or a distribution over its values, as written on a command line.
+
+    Args:
+      name: the setting.
+      text: such as "1e-3", "64x64", "true", or "loguniform:1e-5:1e-2".
+      kind: the settings' class.
+
+    Returns:
+      The value, or a frozen distribution of `scipy.stats`.
+
+    Raises:
+      ConfigError: if it is neither.
+    """
+    annotation = typing.get_type_hints(kind)[name]
+    word, *limits = text.split(":")
+    if annotation is float and limits:
+        return _distribution(name, text, word, limits)
+    wanted: dict[Any, str] = {float: "a number, or a distribution such as loguniform:1e-5:1e-2"}
+    wanted |= {int: "a whole number", bool: "true or false", str: "a name"}
+    wanted |= {tuple[int, ...]: "whole numbers with x between them, such as 64x64"}
+    try:
+        if annotation is bool:
+            return {"true": True, "false": False}[text.lower()]
+        if annotation is int:
+            return int(text.replace("_", ""))
+        if annotation is float:
+            return float(text)
+        if get_origin(annotation) is tuple:
+            return tuple(int(part) for part in text.split("x"))
+        if get_origin(annotation) is Literal and text not in get_args(annotation):
+            raise ConfigError(f"{name} ({text!r}) must be one of {', '.join(get_args(annotation))}")
+        return text
+    except (ValueError, KeyError) as error:
+        raise (
+            error
+            if isinstance(error, ConfigError)
+            else ConfigError(f"{name} ({text!r}) must be {wanted[annotation]}")
+        ) from None
+
+
+def _distribution(name: str, text: str, word: str, limits: Sequence[str]) -> Any:
+    example = "such as loguniform:1e-5:1e-2 or uniform:0.9:1"
+    if word not in _DISTRIBUTIONS:
+        raise ConfigError(
+            f"{name} ({text!r}) must name one of {', '.join(_DISTRIBUTIONS)}, {example}"
+        )
+    try:
+        low, high = map(float, limits)
+    except ValueError:
+        raise ConfigError(f"{name} ({text!r}) must have two limits, {example}") from None
+    if not (np.isfinite([low, high]).all() and low < high):
+        raise ConfigError(
+            f"{name} ({text!r}) must have finite limits, the lower one first, {example}"
+        )
+    if word == "loguniform" and low <= 0:
+        raise ConfigError(f"{name} ({text!r}) must have limits above 0, {example}")
+    return _DISTRIBUTIONS[word](low, high)
+
+
+def config_to_json(config: RunConfig) -> str:
+    """All settings as JSON, for `config_from_json`; settings of a class of one's own too."""
+    facts = {"kind": type(config).__name__, **dataclasses.asdict(config)}
+    return json.dumps(results.jsonable(facts), allow_nan=False)
+
+
+def config_from_json(text: str) -> RunConfig:
+    """What `config_to_json` wrote.
+
+    Raises:
+      ConfigError: for settings of a class that is not the package's.
+    """
+    facts = json.loads(text)
+    kind = CONFIGS.get(facts.pop("kind"))
+    if kind is None:
+        raise ConfigError(
+            f"the settings are of a class ({json.loads(text)['kind']}) that is none of "
+            f"{', '.join(CONFIGS)}: give the config itself"
+        )
+    floats = {f.name for f in dataclasses.fields(kind) if f.type == "float"}
+    read: dict[str, Any] = {
+        name: tuple(value)
+        if isinstance(value, list)
+        else float(value)  # also "inf"
+        if name in floats
+        else value
+        for name, value in facts.items()
+    }
+    return kind(**read)

@@ -1,0 +1,255 @@
+"""What a sweep keeps on disk so that nothing finished is lost, and it can go on after a kill.
+
+    results.nc              the numbers so far, written every few seconds
+    checkpoint/sweep        what is being trained, and with what
+    checkpoint/finished/3   the numbers and the last weights of batch 3
+    checkpoint/running/17   everything that the batches under way need to go on
+    checkpoint/lock         held by the process that writes here
+
+A batch is as many runs as the width, always the same ones; it is what trains on one device.
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import filelock
+import numpy as np
+
+from purejaxdqn import checkpoint
+from purejaxdqn.checkpoint import CheckpointDamaged
+from purejaxdqn.config import RunConfig
+from purejaxdqn.record import Record
+from purejaxdqn.results import CHECKPOINT
+from purejaxdqn.types import ConfigError
+
+_KEPT_EACH = 2  # checkpoints of a batch under way, so that a damaged one has one before it
+
+
+class Paused(NamedTuple):
+    """A batch under way.
+
+    Attributes:
+      step: environment steps of each run so far.
+      state: the `TrainState`, as a list of host arrays.
+      params_before: the weights at the evaluation before, the same way; empty without diagnostics.
+      window: sums since the last evaluation, `[n]` by name.
+      record: the numbers so far.
+    """
+
+    step: int
+    state: list[np.ndarray]
+    params_before: list[np.ndarray]
+    window: dict[str, np.ndarray]
+    record: Record
+
+
+class SweepFolder:
+    """The folder of one sweep.
+
+    Args:
+      output: an existing folder.
+      say: takes messages for the user.
+    """
+
+    def __init__(self, output: Path, say: Callable[[str], None] = print) -> None:
+        self.output = output
+        self._say = say
+        self._root = output / CHECKPOINT
+        self._lock = filelock.FileLock(self._root / "lock")
+
+    # ------------------------------------------------------------------------------ the whole sweep
+
+    def lock(self) -> None:
+        """Claims the folder until `unlock`, or the end of this process, however it ends.
+
+        Raises:
+          ConfigError: if another process has it.
+          OSError: if it cannot be written.
+        """
+        self._root.mkdir(parents=True, exist_ok=True)
+        try:
+            self._lock.acquire(timeout=0)
+        except filelock.Timeout:
+            raise ConfigError(
+                f"another sweep is writing to {self.output} now: wait until it has ended, or "
+                "choose another folder with --output"
+            ) from None
+        for half_written in self._root.rglob(f"{checkpoint.TEMPORARY}*"):
+            shutil.rmtree(half_written, ignore_errors=True)
+
+    def unlock(self) -> None:
+        """Gives the folder back."""
+        self._lock.release()
+
+    def is_begun(self) -> bool:
+        """Whether a sweep was begun here."""
+        return (self._root / "sweep").exists()
+
+    def begin(self, facts: Mapping[str, Any]) -> None:
+        """Forgets whatever was kept here, and keeps what is to be trained."""
+        for name in ("sweep", "finished", "running"):
+            shutil.rmtree(self._root / name, ignore_errors=True)
+        self.note(facts)
+
+    def note(self, facts: Mapping[str, Any]) -> None:
+        """Keeps what is being trained."""
+        checkpoint.write(self._root / "sweep", [], facts)
+
+    def begun(self) -> dict[str, Any]:
+        """What is being trained here.
+
+        Raises:
+          ConfigError: if that can no longer be read.
+        """
+        try:
+            facts: dict[str, Any] = checkpoint.read(self._root / "sweep")[1]
+        except CheckpointDamaged as error:
+            raise ConfigError(
+                f"{self._root / 'sweep'} is damaged ({error}): nothing says any more what was "
+                "trained there. Choose another folder with --output, or start again with "
+                "--overwrite"
+            ) from error
+        return facts
+
+    # ----------------------------------------------------------------------------- finished batches
+
+    def save_finished(self, batch: int, record: Record) -> None:
+        """Keeps a batch's numbers and weights for good.
+
+        Raises:
+          OSError: if they cannot be written.
+        """
+        arrays, facts = record.to_arrays()
+        checkpoint.write(self._root / "finished" / str(batch), arrays, facts)
+
+    def load_finished(self, batch: int, config: RunConfig) -> Record | None:
+        """A batch's numbers, if it is finished and what was kept of it is undamaged."""
+        folder = self._root / "finished" / str(batch)
+        if not folder.exists():
+            return None
+        try:
+            return Record.from_arrays(config, *checkpoint.read(folder))
+        except CheckpointDamaged as error:
+            self._say(f"{folder} is damaged ({error}): its runs are trained again")
+            return None
+
+    # ---------------------------------------------------------------------------- batches under way
+
+    def save_running(self, paused: Mapping[int, Paused]) -> None:
+        """Keeps batches under way, by number.
+
+        Raises:
+          OSError: if they cannot be written.
+        """
+        arrays: list[np.ndarray] = []
+        facts = []
+        for number, batch in paused.items():
+            numbers, record_facts = batch.record.to_arrays()
+            lists = [batch.state, batch.params_before, [*batch.window.values()], numbers]
+            arrays += [array for part in lists for array in part]
+            facts.append(
+                {
+                    "batch": number,
+                    "lengths": [len(part) for part in lists],
+                    "window": list(batch.window),
+                    "record": record_facts,
+                }
+            )
+        steps = {batch.step for batch in paused.values()}
+        assert len(steps) == 1, "batches of one round are at the same step"
+        newest = max(self._running(), default=0)
+        checkpoint.write(
+            self._root / "running" / str(newest + 1),
+            arrays,
+            {"step": steps.pop(), "batches": facts},
+        )
+        self._prune()
+
+    def load_running(self, batch: int, config: RunConfig) -> Paused | None:
+        """A batch as it was kept last; of a damaged checkpoint, as it was kept before."""
+        for number in sorted(self._running(), reverse=True):
+            folder = self._root / "running" / str(number)
+            try:
+                if batch not in _batches(checkpoint.read_manifest(folder)["facts"]):
+                    continue
+                arrays, facts = checkpoint.read(folder)
+            except CheckpointDamaged as error:
+                self._say(f"{folder} is damaged ({error}): going back to the checkpoint before")
+                continue
+            return _paused(batch, arrays, facts, config)
+        return None
+
+    def forget_running(self) -> None:
+        """Drops what is no longer needed once all batches are finished."""
+        shutil.rmtree(self._root / "running", ignore_errors=True)
+
+    def _running(self) -> list[int]:
+        folder = self._root / "running"
+        names = [path.name for path in folder.iterdir()] if folder.exists() else []
+        return [int(name) for name in names if name.isdigit()]
+
+    def _prune(self) -> None:
+        """Drops checkpoints all of whose batches are finished, or have enough newer ones."""
+        newer: dict[int, int] = {}
+        for number in sorted(self._running(), reverse=True):
+            folder = self._root / "running" / str(number)
+            try:
+                batches = _batches(checkpoint.read_manifest(folder)["facts"])
+            except CheckpointDamaged:
+                batches = []
+            wanted = [
+                batch
+                for batch in batches
+                if newer.get(batch, 0) < _KEPT_EACH
+                and not (self._root / "finished" / str(batch)).exists()
+            ]
+            for batch in batches:
+                newer[batch] = newer.get(batch, 0) + 1
+            if not wanted:
+                shutil.rmtree(folder, ignore_errors=True)
+
+
+def _batches(facts: Mapping[str, Any]) -> list[int]:
+    return [one["batch"] for one in facts["batches"]]
+
+
+def _paused(
+    batch: int, arrays: Sequence[np.ndarray], facts: Mapping[str, Any], config: RunConfig
+) -> Paused:
+    begin = 0
+    for one in facts["batches"]:
+        parts = []
+        for length in one["lengths"]:
+            parts.append([*arrays[begin : begin + length]])
+            begin += length
+        if one["batch"] == batch:
+            state, params_before, sums, numbers = parts
+            window = dict(zip(one["window"], sums, strict=True))
+            record = Record.from_arrays(config, numbers, one["record"])
+            return Paused(facts["step"], state, params_before, window, record)
+    raise AssertionError(f"batch {batch} is not in the checkpoint")
+
+
+def differences(begun: Any, asked: Any, name: str = "") -> list[str]:
+    """Where two JSON values differ, a line each, such as "seeds: [0, 1] there, [0, 2] now"."""
+    if isinstance(begun, dict) and isinstance(asked, dict):
+        return [
+            line
+            for key in {**begun, **asked}
+            for line in differences(
+                begun.get(key), asked.get(key), f"{name}.{key}" if name else key
+            )
+        ]
+    if begun == asked:
+        return []
+    return [f"{name}: {_short(begun)} there, {_short(asked)} now"]
+
+
+def _short(value: Any) -> str:
+    text = json.dumps(value)
+    return text if len(text) <= 60 else f"{text[:57]}..."
