@@ -88,9 +88,7 @@ def open_tracker(
       ConfigError: before anything is trained, if there is no such tracker, its library is not
         installed, or it cannot be opened.
     """
-    if name not in TRACKERS:
-        nearest = difflib.get_close_matches(name, TRACKERS, n=3)
-        raise ConfigError(f"tracker ({name!r}) must be one of {', '.join(nearest or TRACKERS)}")
+    check_name(name)
     manager = TRACKERS[name](folder, project, config)
     try:
         tracker = manager.__enter__()
@@ -112,6 +110,13 @@ def open_tracker(
         except Exception as error:
             if error is not raised[1]:
                 _warn(f"the tracker {name!r} could not be closed ({_one_line(error)})")
+
+
+def check_name(name: str) -> None:
+    """Refuses the name of a tracker that there is not."""
+    if name not in TRACKERS:
+        nearest = difflib.get_close_matches(name, TRACKERS, n=3)
+        raise ConfigError(f"tracker ({name!r}) must be one of {', '.join(nearest or TRACKERS)}")
 
 
 def safely(tracker: Tracker, name: str) -> Tracker:
