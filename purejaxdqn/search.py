@@ -216,7 +216,7 @@ def search(
     pruner = pruner or study.default_pruner(config.total_steps)
     with contextlib.ExitStack() as stack:
         total_steps = num_trials * len(seeds) * config.total_steps
-        bar = stack.enter_context(SweepProgress(total_steps, enabled=progress))
+        bar = SweepProgress(total_steps, enabled=progress)
         folder = SweepFolder(output, bar.message)
         folder.lock()
         stack.callback(folder.unlock)
@@ -268,6 +268,7 @@ def search(
             {"num_trials": num_trials, "trials_per_batch": trials_per_batch, **history},
         )
         stop = stack.enter_context(listen())
+        stack.enter_context(bar)
         return searcher.run(num_trials, trials_per_batch, stop)
 
 

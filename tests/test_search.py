@@ -96,10 +96,23 @@ def run(output, num_trials=10, experiment=dqn, config=CONFIG, space=SPACE, **opt
 
 @pytest.fixture(scope="module")
 def first(compiled, tmp_path_factory):
-    """A search of three batches that nothing has interrupted, and what it asked to compile."""
-    output, before = tmp_path_factory.mktemp("search") / "whole", len(compiled)
-    result = run(output)
-    return output, result, compiled[before:]
+    """A search of three batches that nothing has interrupted.
+
+    Gives its folder, its result, what it asked to compile, and the last step of each round.
+    """
+    output, before, last_steps = tmp_path_factory.mktemp("search") / "whole", len(compiled), []
+
+    def train(*args, **kwargs):
+        step = None
+        for event in train_round(*args, **kwargs):
+            step = event.step
+            yield event
+        last_steps.append(step)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(search, "train_round", train)
+        result = run(output)
+    return output, result, compiled[before:], last_steps
 
 
 @pytest.fixture(scope="module")
@@ -151,9 +164,13 @@ def stop_at(patch, batch, stop):
 
 
 def test_all_batches_share_one_compiled_program(first):
-    _, result, (plan,) = first
+    _, result, (plan,), _ = first
     assert len(result.dataset.trial) == 10
     assert (plan.width, plan.num_devices) == (4, 2)
+
+
+def test_a_round_ends_where_all_of_its_trials_are_pruned(first):
+    assert first[3] == [480, 480, 160]
 
 
 def test_the_dataset_has_every_trial_up_to_its_end(whole):
@@ -173,6 +190,7 @@ def test_the_dataset_has_every_trial_up_to_its_end(whole):
     for name in ("learning_rate", "discount"):
         held = [json.loads(text)[name] for text in dataset.settings.values]
         assert dataset[name].values.tolist() == held
+    assert len(np.unique(dataset.learning_rate)) == 10
     assert results.load(output).identical(dataset)
     assert dataset.attrs["status"] == "finished"
 
@@ -369,8 +387,10 @@ def test_a_finished_search_is_only_read(whole, begun, compiled):
 
 
 def test_overwrite_starts_again(begun, whole):
-    result = run(begun, 4, overwrite=True, sampler_seed=1)
+    result = run(begun, 4, overwrite=True, sampler_seed=1, statistic=np.min)
     assert len(read_study(begun)) == len(result.dataset.trial) == 4
+    lowest = result.dataset.final_return.mean("episode").min("seed").isel(trial=0)
+    assert float(result.dataset.score[0, -1]) == pytest.approx(float(lowest))
     assert not np.isin(result.dataset.learning_rate, whole[1].dataset.learning_rate).any()
 
 
