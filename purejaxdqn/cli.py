@@ -19,6 +19,7 @@ import tyro
 
 from purejaxdqn import results, tracking
 from purejaxdqn.config import RunConfig
+from purejaxdqn.design import parse
 from purejaxdqn.devices import use_every_core
 from purejaxdqn.planning import parse_bytes
 from purejaxdqn.stopping import EXIT_INTERRUPTED, listen
@@ -175,6 +176,25 @@ def _field_docstrings(kind: type[RunConfig]) -> dict[str, str]:
                 assert isinstance(field.target, ast.Name)
                 assert isinstance(below.value, ast.Constant)
                 found[field.target.id] = inspect.cleandoc(str(below.value.value))
+    return found
+
+
+def parsed_settings(args: Any, *kinds: type[RunConfig]) -> dict[str, list[Any]]:
+    """What stands on a command line of `setting_flags`: values and distributions by name.
+
+    Args:
+      args: the parsed flags.
+      *kinds: as they were given to `setting_flags`.
+
+    Raises:
+      ConfigError: for a text that is no value of its setting.
+    """
+    found: dict[str, list[Any]] = {}
+    for kind in kinds:
+        for field in dataclasses.fields(kind):
+            texts = getattr(args, field.name)
+            if texts and field.name not in found:
+                found[field.name] = [parse(field.name, text, kind) for text in texts]
     return found
 
 

@@ -209,7 +209,7 @@ def run_design(
         plan = plan_sweep(experiment, design, devices, width=width, memory_budget=memory_budget)
         if folder is not None:
             asked = {**_asked(experiment, plan, seed_mode, diagnostics)}
-            history = _open(folder, asked, resume, bar.message)
+            history = open_folder(folder, asked, resume, bar.message)
         sweep = Trainer(
             experiment,
             plan,
@@ -316,10 +316,21 @@ def _asked(
     return json.loads(json.dumps(asked))
 
 
-def _open(
-    folder: SweepFolder, asked: dict[str, Any], resume: bool, say: Callable[[str], None]
+def open_folder(
+    folder: SweepFolder,
+    asked: dict[str, Any],
+    resume: bool,
+    say: Callable[[str], None],
+    what: str = "sweep",
 ) -> dict[str, Any]:
     """Begins a sweep in a folder, or makes sure that the one begun there is the same.
+
+    Args:
+      folder: of the sweep.
+      asked: all that its numbers hang on, as JSON holds it.
+      resume: whether to go on with what was begun there.
+      say: takes warnings.
+      what: it is called in messages.
 
     Returns:
       Attributes that say what happened before.
@@ -339,7 +350,7 @@ def _open(
     if lines := differences(begun["asked"], asked):
         shown = "; ".join(lines[:8]) + (f"; and {len(lines) - 8} more" if len(lines) > 8 else "")
         raise ConfigError(
-            f"the sweep in {folder.output} was begun with other settings ({shown}): resume with "
+            f"the {what} in {folder.output} was begun with other settings ({shown}): resume with "
             "the same ones, choose another folder with --output, or start again with --overwrite"
         )
     changed = [*begun["not_bitwise"]]
