@@ -23,7 +23,6 @@ from rich.console import Console
 
 from purejaxdqn import agents, cli, environments, plotting, results, summary
 from purejaxdqn.config import DQNConfig, RunConfig
-from purejaxdqn.devices import use_every_core
 from purejaxdqn.gymnasium_play import play_in_gymnasium, save_gif
 from purejaxdqn.sweep import SweepInterrupted, SweepResult, run_sweep
 
@@ -57,12 +56,13 @@ def main(args: Args) -> int:
     seeds = args.seeds
     options = args.sweep_options()
     output = results.prepare_output(args.output, args.overwrite, args.resume)
-    use_every_core()
+    devices = args.devices()
     try:
         result = run_sweep(
             agents.experiment(args.config),
             args.config,
             seeds,
+            devices=devices,
             output=output,
             diagnostics=args.diagnostics,
             **options,

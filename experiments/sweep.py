@@ -27,7 +27,6 @@ from rich.table import Table
 from purejaxdqn import agents, cli, plotting, results, summary
 from purejaxdqn.config import DQNConfig, PQNConfig, RunConfig
 from purejaxdqn.design import Design, grid_design, parse, random_design
-from purejaxdqn.devices import use_every_core
 from purejaxdqn.statistics import bootstrap_interval
 from purejaxdqn.sweep import SweepInterrupted, print_plan, run_design
 from purejaxdqn.types import ConfigError
@@ -177,15 +176,21 @@ def main(args: Any) -> int:
     design = make_design(args)
     options = args.sweep_options()
     if args.plan:
-        use_every_core()
-        plan_options = {k: options[k] for k in ("width", "seed_mode", "memory_budget")}
+        devices = args.devices()
+        plan_options: dict[str, Any] = {"devices": devices}
+        plan_options |= {k: options[k] for k in ("width", "seed_mode", "memory_budget")}
         print_plan(agents.train_by_kind, design, diagnostics=args.diagnostics, **plan_options)
         return 0
     output = results.prepare_output(args.output, args.overwrite, args.resume)
-    use_every_core()
+    devices = args.devices()
     try:
         result = run_design(
-            agents.train_by_kind, design, output=output, diagnostics=args.diagnostics, **options
+            agents.train_by_kind,
+            design,
+            devices=devices,
+            output=output,
+            diagnostics=args.diagnostics,
+            **options,
         )
     except SweepInterrupted as interrupt:
         if interrupt.result.dataset.evaluation_return.notnull().any():

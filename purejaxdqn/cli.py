@@ -13,16 +13,19 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar, get_args, get_origin, get_type_hints
 
+import jax
 import tyro
 
 from purejaxdqn.config import RunConfig
+from purejaxdqn.devices import use_every_core
 from purejaxdqn.planning import parse_bytes
 from purejaxdqn.stopping import EXIT_INTERRUPTED, listen
-from purejaxdqn.sweep import SeedMode
+from purejaxdqn.sweep import SeedMode, check_checkpoint_seconds, width_of
 from purejaxdqn.types import ConfigError
 
 T = TypeVar("T")
 
+_MOST_DEVICES = 1024  # of one process
 EXIT_REFUSED = 2
 EXIT_FAILED = 1
 
@@ -75,12 +78,22 @@ class LongSweepArgs(SweepArgs):
     memory_budget: str | None = None
     """Memory that runs may take at a time, such as 4GB; by default most of what is free."""
 
+    num_devices: int | None = None
+    """Devices to train on; by default one on each CPU core, or the accelerators there are."""
+
     def sweep_options(self) -> dict[str, Any]:
         """What `run_sweep` is told of these flags.
 
         Raises:
-          ConfigError: for an amount of memory that is none.
+          ConfigError: for what cannot be kept.
         """
+        width_of(self.seed_mode, self.width)
+        check_checkpoint_seconds(self.checkpoint_seconds)
+        if self.num_devices is not None and not 1 <= self.num_devices <= _MOST_DEVICES:
+            raise ConfigError(
+                f"num_devices ({self.num_devices}) must be 1 to {_MOST_DEVICES}; leave it out for "
+                "all there are"
+            )
         budget = self.memory_budget
         return {
             "width": self.width,
@@ -89,6 +102,11 @@ class LongSweepArgs(SweepArgs):
             "checkpoint_seconds": self.checkpoint_seconds,
             "memory_budget": None if budget is None else parse_bytes(budget),
         }
+
+    def devices(self) -> list[jax.Device]:
+        """What to train on; starts JAX."""
+        found = use_every_core(self.num_devices)
+        return found if found[0].platform == "cpu" else found[: self.num_devices]
 
 
 def setting_flags(*kinds: type[RunConfig]) -> list[tuple[str, Any, Any]]:
@@ -163,7 +181,7 @@ def run(
             exit_code = main(args)
         sys.exit(exit_code or 0)
     except ConfigError as error:
-        print(f"error: {error}", file=sys.stderr)
+        print(f"error: {'; '.join(str(error).splitlines())}", file=sys.stderr)
         sys.exit(EXIT_REFUSED)
     except OSError as error:
         print(f"error: {error}", file=sys.stderr)

@@ -146,8 +146,6 @@ def plan_sweep(
     Raises:
       ConfigError: if not even the smallest round fits, with its size and what makes it big.
     """
-    if width is not None and (isinstance(width, bool) or not isinstance(width, int) or width < 1):
-        raise ConfigError(f"width ({width!r}) must be a whole number of at least 1")
     if memory_budget is not None and memory_budget < 1:
         raise ConfigError(f"memory_budget ({memory_budget}) must be at least 1 byte")
     budget = memory_budget or int(_SPARE * free_bytes(devices))

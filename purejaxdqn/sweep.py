@@ -192,13 +192,12 @@ def run_design(
       SweepInterrupted: on Ctrl-C and SIGTERM, with everything that was finished.
     """
     width = width_of(seed_mode, width)
-    if checkpoint_seconds is not None and not checkpoint_seconds >= 0:
-        raise ConfigError(f"checkpoint_seconds ({checkpoint_seconds}) must be at least 0")
+    check_checkpoint_seconds(checkpoint_seconds)
     if resume and output is None:
         raise ConfigError("resume (True) needs an output folder: give output")
     devices = devices or ensure_devices()
     with contextlib.ExitStack() as stack:
-        bar = stack.enter_context(SweepProgress(_total_steps(design), enabled=progress))
+        bar = SweepProgress(_total_steps(design), enabled=progress)
         folder = None if output is None else SweepFolder(output, bar.message)
         history: dict[str, Any] = {}
         if folder is not None:
@@ -225,9 +224,8 @@ def run_design(
         known = sweep.take_finished()
         if known is not None:
             return known
-        if progress:
-            sweep.announce()
-        return sweep.run(stop)
+        stack.enter_context(bar)
+        return sweep.run(stop, announce=progress)
 
 
 def print_plan(
@@ -301,7 +299,17 @@ def width_of(seed_mode: SeedMode, width: int | None) -> int | None:
         raise ConfigError(f"seed_mode ({seed_mode!r}) must be 'vmap' or 'map'")
     if seed_mode == "map" and width not in (None, 1):
         raise ConfigError(f"width ({width}) must be 1 with seed_mode 'map': leave it out")
+    if width is not None and (isinstance(width, bool) or not isinstance(width, int) or width < 1):
+        raise ConfigError(f"width ({width!r}) must be a whole number of at least 1")
     return 1 if seed_mode == "map" else width
+
+
+def check_checkpoint_seconds(seconds: float | None) -> None:
+    """Refuses what is no time between two checkpoints."""
+    if seconds is not None and not 0 <= seconds < math.inf:
+        raise ConfigError(
+            f"checkpoint_seconds ({seconds}) must be at least 0 and finite, such as 60"
+        )
 
 
 # ------------------------------------------------------------------------ begun, and gone on with
@@ -430,14 +438,16 @@ class Trainer:
             **(attrs or {}),
         }
 
-    def run(self, stop: Stop) -> SweepResult:
-        """Trains whatever is not finished.
+    def run(self, stop: Stop, announce: bool = False) -> SweepResult:
+        """Trains whatever is not finished; with `announce` says first how, and for how long.
 
         Raises:
           SweepInterrupted: when `stop` was asked for.
         """
         exit_code: int | None = None
         try:
+            if announce:
+                self.announce()
             self.train([*range(len(self._plan.batches))], stop)
         except KeyboardInterrupt as error:
             exit_code = getattr(error, "exit_code", EXIT_INTERRUPTED)

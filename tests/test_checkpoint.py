@@ -11,7 +11,7 @@ from purejaxdqn import checkpoint
 from purejaxdqn.checkpoint import CheckpointDamaged
 
 RNG = np.random.default_rng(0)
-ARRAYS = [
+ARRAYS: list[np.ndarray] = [
     RNG.standard_normal((3, 50)).astype(np.float32),
     RNG.standard_normal(4),  # float64, which JAX would round
     np.array(2**31, np.uint32),
