@@ -10,6 +10,7 @@ import hashlib
 import json
 import logging
 import os
+import platform
 import shutil
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
@@ -39,7 +40,7 @@ def write(folder: Path, arrays: Sequence[np.ndarray], facts: Mapping[str, Any]) 
     Raises:
       OSError: if it cannot be written.
     """
-    temporary = folder.with_name(f"{TEMPORARY}{folder.name}.{os.getpid()}")
+    temporary = folder.with_name(f"{TEMPORARY}{folder.name}.{platform.node()}.{os.getpid()}")
     shutil.rmtree(temporary, ignore_errors=True)
     try:
         temporary.mkdir(parents=True)

@@ -275,7 +275,14 @@ def _plan(
     """The same batches in each process, whose width all have room for."""
 
     def plan(width: int | None) -> SweepPlan:
-        return plan_sweep(experiment, design, devices, width=width, memory_budget=memory_budget)
+        return plan_sweep(
+            experiment,
+            design,
+            devices,
+            width=width,
+            memory_budget=memory_budget,
+            num_devices=len(devices) * jax.process_count(),
+        )
 
     if jax.process_count() > 1:
         plans = distributed.everywhere(lambda: (design, plan(width).width))
