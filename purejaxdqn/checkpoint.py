@@ -22,7 +22,7 @@ import numpy as np
 MANIFEST = "manifest.json"
 TEMPORARY = ".writing-"  # begins the name of a folder that is not finished
 _ARRAYS = "arrays"
-_CONCURRENT_GB = 1  # what Orbax copies at the same time, at most
+_PART_BYTES = 2**27  # Orbax copies what it writes: so much at a time
 
 
 class CheckpointDamaged(Exception):
@@ -44,10 +44,8 @@ def write(folder: Path, arrays: Sequence[np.ndarray], facts: Mapping[str, Any]) 
     shutil.rmtree(temporary, ignore_errors=True)
     try:
         temporary.mkdir(parents=True)
-        # Orbax takes neither empty arrays nor, as they were, those without an axis.
-        stored = {f"{i:05d}": np.atleast_1d(x) for i, x in enumerate(arrays) if x.size}
-        if stored:
-            _save_arrays(temporary / _ARRAYS, stored)
+        for number, part in enumerate(_parts(arrays)):
+            _save_arrays(temporary / _ARRAYS / str(number), part)
         content = {
             "arrays": [[list(x.shape), x.dtype.str] for x in arrays],
             "facts": facts,
@@ -65,6 +63,11 @@ def write(folder: Path, arrays: Sequence[np.ndarray], facts: Mapping[str, Any]) 
         _sync_folder(folder.parent)
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
+
+
+def working_bytes(total: int) -> int:
+    """Memory that writing takes, for arrays of so many bytes; Orbax's own code included."""
+    return 2**26 + min(total, _PART_BYTES)
 
 
 def read(folder: Path) -> tuple[list[np.ndarray], dict[str, Any]]:
@@ -87,14 +90,37 @@ def read(folder: Path) -> tuple[list[np.ndarray], dict[str, Any]]:
             raise CheckpointDamaged(f"{name} cannot be read ({error.strerror})") from error
         if found != digest:
             raise CheckpointDamaged(f"{name} is not what was written")
-    stored = _load_arrays(folder / _ARRAYS) if content["sha256"] else {}
-    arrays = []
-    for i, (shape, dtype) in enumerate(content["arrays"]):
-        array = np.empty(shape, dtype) if 0 in shape else np.asarray(stored[f"{i:05d}"])
-        if array.dtype != np.dtype(dtype):
-            raise CheckpointDamaged(f"array {i} is of type {array.dtype} where {dtype} was written")
-        arrays.append(array.reshape(shape))
+    arrays = [np.empty(shape, dtype) for shape, dtype in content["arrays"]]
+    # The same cuts as when it was written, now of arrays to be filled.
+    for number, part in enumerate(_parts(arrays)):
+        stored = _load_arrays(folder / _ARRAYS / str(number))
+        for name, piece in part.items():
+            if stored[name].dtype != piece.dtype:
+                raise CheckpointDamaged(
+                    f"array {name} is of type {stored[name].dtype} where {piece.dtype} was written"
+                )
+            piece[...] = stored[name]
     return arrays, content["facts"]
+
+
+def _parts(arrays: Sequence[np.ndarray]) -> Iterator[dict[str, np.ndarray]]:
+    """All arrays as flat pieces by name, views of them, as many at a time as are small together.
+
+    Orbax takes neither empty arrays nor those without an axis.
+    """
+    part: dict[str, np.ndarray] = {}
+    size = 0
+    for i, array in enumerate(arrays):
+        flat = array.reshape(-1)
+        for begin in range(0, flat.size, _PART_BYTES // flat.itemsize):
+            piece = flat[begin : begin + _PART_BYTES // flat.itemsize]
+            if size + piece.nbytes > _PART_BYTES:
+                yield part
+                part, size = {}, 0
+            part[f"{i:05d}-{begin}"] = piece
+            size += piece.nbytes
+    if part:
+        yield part
 
 
 def read_manifest(folder: Path) -> dict[str, Any]:
@@ -126,7 +152,6 @@ def _checkpointer() -> Any:
         barrier_sync_key_prefix=f"process{process}",
     )
     handler = ocp.PyTreeCheckpointHandler(
-        save_concurrent_gb=_CONCURRENT_GB,
         multiprocessing_options=alone,
     )
     return ocp.Checkpointer(handler, multiprocessing_options=alone)

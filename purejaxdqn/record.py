@@ -132,10 +132,9 @@ def to_dataset(
     def over_runs(values: np.ndarray) -> np.ndarray:
         return values.reshape(*lengths, *values.shape[1:])
 
-    # One number per step where all runs agree.
-    agree = (num_updates == num_updates[0]).all()
-    updates: Any = ("step", num_updates[0].astype(np.int64))
-    if not agree:
+    if (num_updates == num_updates[0]).all():
+        updates: Any = ("step", num_updates[0].astype(np.int64))
+    else:
         updates = ((*dims, "step"), over_runs(num_updates))
     return xr.Dataset(
         {

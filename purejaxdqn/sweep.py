@@ -22,7 +22,7 @@ import psutil
 import xarray as xr
 from rich.filesize import decimal
 
-from purejaxdqn import design, distributed, record, results
+from purejaxdqn import checkpoint, design, distributed, record, results
 from purejaxdqn.config import RunConfig
 from purejaxdqn.design import Design, grid_design
 from purejaxdqn.devices import ensure_devices
@@ -568,6 +568,8 @@ class Trainer:
         """The most memory that this process is going to have, and keeps it among the facts."""
         now = psutil.Process().memory_info().rss
         running = max(group.round_bytes for group in self._plan.groups)
+        if self._folder is not None:
+            running += checkpoint.working_bytes(running)
         if self._devices[0].platform != "cpu":
             running = 0  # elsewhere than in the process's own memory
         peak = max(peak_bytes(), now + running + self._plan.result_bytes)

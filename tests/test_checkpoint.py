@@ -46,6 +46,17 @@ def test_what_is_written_is_what_is_read(written):
     assert checkpoint.read_manifest(written)["facts"] == FACTS
 
 
+@pytest.mark.parametrize("part_bytes", [16, 100, 500])
+def test_large_arrays_are_written_in_parts(part_bytes, tmp_path, monkeypatch):
+    monkeypatch.setattr(checkpoint, "_PART_BYTES", part_bytes)
+    parts = [*checkpoint._parts(ARRAYS)]
+    assert len(parts) >= 2
+    assert all(sum(piece.nbytes for piece in part.values()) <= part_bytes for part in parts)
+    if part_bytes == 500:
+        checkpoint.write(tmp_path / "1", ARRAYS, FACTS)
+        assert same(checkpoint.read(tmp_path / "1")[0])
+
+
 def test_facts_alone_are_a_checkpoint_too(tmp_path):
     checkpoint.write(tmp_path / "facts", [], FACTS)
     assert checkpoint.read(tmp_path / "facts") == ([], FACTS)
@@ -120,9 +131,11 @@ def test_a_wrong_type_is_noticed(written, tmp_path, monkeypatch):
     """Were Orbax to cast an array, or to give another one."""
     load = checkpoint._load_arrays
     monkeypatch.setattr(
-        checkpoint, "_load_arrays", lambda folder: load(folder) | {"00001": np.zeros(4, np.float32)}
+        checkpoint,
+        "_load_arrays",
+        lambda folder: load(folder) | {"00001-0": np.zeros(4, np.float32)},
     )
-    with pytest.raises(CheckpointDamaged, match="array 1 is of type float32"):
+    with pytest.raises(CheckpointDamaged, match="array 00001-0 is of type float32"):
         checkpoint.read(written)
 
 
