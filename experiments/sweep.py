@@ -184,14 +184,16 @@ def main(args: Any) -> int:
     output = results.prepare_output(args.output, args.overwrite, args.resume)
     devices = args.devices()
     try:
-        result = run_design(
-            agents.train_by_kind,
-            design,
-            devices=devices,
-            output=output,
-            diagnostics=args.diagnostics,
-            **options,
-        )
+        with args.tracked(design.settings[0].config) as tracker:
+            result = run_design(
+                agents.train_by_kind,
+                design,
+                on_evaluation=tracker,
+                devices=devices,
+                output=output,
+                diagnostics=args.diagnostics,
+                **options,
+            )
     except SweepInterrupted as interrupt:
         if interrupt.result.dataset.evaluation_return.notnull().any():
             report(args, interrupt.result.dataset, output)

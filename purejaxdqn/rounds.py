@@ -8,7 +8,7 @@ does an interruption, when it goes on from what was kept.
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import NamedTuple
 
 import jax
@@ -96,6 +96,7 @@ def train_round(
     runs: Sequence[Run],
     steps: Sequence[int] | None = None,
     kept: Kept | None = None,
+    wanted: Callable[[], np.ndarray] | None = None,
 ) -> Iterator[Event]:
     """Trains one round of runs, at most as many as there are slots, an event at a time.
 
@@ -106,6 +107,9 @@ def train_round(
       steps: at which to evaluate, in environment steps; `evaluation_steps(config)` by default.
         Training ends at the last one. Beyond `config.total_steps` the schedules stay at their ends.
       kept: where to go on from; from the start by default.
+      wanted: asked before each chunk which runs are still wanted, `[n]` bool; by default all are. A
+        device of whose runs none is stands still, and what events say of these is void from then
+        on; the round ends where none is wanted at all. No bit of the others changes.
 
     Yields:
       An `Event` for each chunk and each evaluation.
@@ -113,7 +117,6 @@ def train_round(
     plan, num_runs = programs.plan, len(runs)
     # Slots without a run of their own repeat the last one; devices without a run stand still.
     slots = [*runs, *[runs[-1]] * (plan.slots_per_round - num_runs)]
-    active = np.arange(plan.num_devices) * plan.width < num_runs
     values = [run.floats for run in slots]
     floats = {
         name: programs.place(np.array([value[name] for value in values], np.float32))
@@ -136,6 +139,12 @@ def train_round(
             values["policy_churn"] = np.full(num_runs, np.nan, np.float32)
         return values
 
+    def active() -> np.ndarray:
+        """Which devices have a run that is wanted, `[devices]`."""
+        by_slot = np.zeros(plan.slots_per_round, bool)
+        by_slot[:num_runs] = True if wanted is None else wanted()
+        return np.asarray(by_slot.reshape(plan.num_devices, plan.width).any(axis=1))
+
     lap = _Lap()
     if kept is None:
         state = jax.block_until_ready(programs.init(floats, seeds))
@@ -146,9 +155,12 @@ def train_round(
     # What is kept comes from between two evaluations, or from right before one.
     for next_step in [at for at in steps or evaluation_steps(config) if at >= step]:
         while step < next_step:
+            running = active()
+            if not running.any():
+                return
             left = (next_step - step) // config.steps_per_update
             iterations = min(iterations, left, programs.max_iterations)
-            counts = programs.place(np.where(active, iterations, 0).astype(np.int32))
+            counts = programs.place(np.where(running, iterations, 0).astype(np.int32))
             state, outputs = programs.chunk(floats, state, counts)
             outputs = jax.tree.map(lambda x, n=iterations: x[:, :n], to_host(outputs))
             window.add(outputs)

@@ -208,7 +208,7 @@ def run_design(
         plan = _plan(experiment, design, devices, width, memory_budget)
         if folder is not None:
             asked = _asked(experiment, plan, seed_mode, diagnostics)
-            history = distributed.first(lambda: _open(folder, asked, resume, bar.message))
+            history = distributed.first(lambda: open_folder(folder, asked, resume, bar.message))
         sweep = Trainer(
             experiment,
             plan,
@@ -354,10 +354,21 @@ def _width_begun(folder: SweepFolder, resume: bool) -> int | None:
     return width
 
 
-def _open(
-    folder: SweepFolder, asked: dict[str, Any], resume: bool, say: Callable[[str], None]
+def open_folder(
+    folder: SweepFolder,
+    asked: dict[str, Any],
+    resume: bool,
+    say: Callable[[str], None],
+    what: str = "sweep",
 ) -> dict[str, Any]:
     """Begins a sweep in a folder, or makes sure that the one begun there is the same.
+
+    Args:
+      folder: of the sweep.
+      asked: all that its numbers hang on, as JSON holds it.
+      resume: whether to go on with what was begun there.
+      say: takes warnings.
+      what: it is called in messages.
 
     Returns:
       Attributes that say what happened before.
@@ -375,7 +386,7 @@ def _open(
     if lines := differences(begun["asked"], asked):
         shown = "; ".join(lines[:8]) + (f"; and {len(lines) - 8} more" if len(lines) > 8 else "")
         raise ConfigError(
-            f"the sweep in {folder.output} was begun with other settings ({shown}): resume with "
+            f"the {what} in {folder.output} was begun with other settings ({shown}): resume with "
             "the same ones, choose another folder with --output, or start again with --overwrite"
         )
     changed = [*begun["not_bitwise"]]
@@ -514,7 +525,7 @@ class Trainer:
 
     def announce(self) -> None:
         """Compiles all programs that are needed, runs each for a second, and shows the plan."""
-        self._bar.message(self._plan.describe())
+        self._bar.message(f"{self._plan.describe()}\ncompiling ...")
         seconds = 0.0
         for group in self._plan.groups:
             if not self._left(group):

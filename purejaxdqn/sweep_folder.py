@@ -81,7 +81,7 @@ class SweepFolder:
             self._lock.acquire(timeout=0)
         except filelock.Timeout:
             raise ConfigError(
-                f"another sweep is writing to {self.output} now: wait until it has ended, or "
+                f"another process is writing to {self.output} now: wait until it has ended, or "
                 "choose another folder with --output"
             ) from None
         for half_written in self._root.rglob(f"{checkpoint.TEMPORARY}*"):
@@ -131,6 +131,10 @@ class SweepFolder:
         """
         arrays, facts = record.to_arrays()
         checkpoint.write(self._root / "finished" / str(batch), arrays, facts)
+
+    def has_finished(self) -> bool:
+        """Whether any batch is finished."""
+        return (self._root / "finished").exists()
 
     def load_finished(self, batch: int, config: RunConfig) -> Record | None:
         """A batch's numbers, if it is finished and what was kept of it is undamaged."""

@@ -61,6 +61,7 @@ def test_cartpole_writes_everything_and_ends_in_one_json_object(first):
         "learning_curve.html",
         "policy.gif",
         "summary.json",
+        "checkpoint",
     }
     facts = json.loads(answer.stdout.splitlines()[-1])
     assert facts == json.loads((output / "summary.json").read_text())
@@ -78,7 +79,7 @@ def test_cartpole_writes_everything_and_ends_in_one_json_object(first):
 
 
 def test_the_same_command_gives_the_same_numbers_and_needs_overwrite(first):
-    output, answer = first
+    output, _ = first
     flags = ("--num-seeds=3", "--output", output, "--json", *SHORT)
     refused = run("cartpole.py", *flags)
     assert refused.returncode == 2
@@ -87,8 +88,6 @@ def test_the_same_command_gives_the_same_numbers_and_needs_overwrite(first):
     again = run("cartpole.py", *flags, "--overwrite")
     assert again.returncode == 0, again.stderr
     assert results.load(output).equals(before)
-    first_facts, facts = (json.loads(a.stdout.splitlines()[-1]) for a in (answer, again))
-    assert facts["compile_seconds"] < first_facts["compile_seconds"] or facts["compile_seconds"] < 2
 
 
 def test_cartpole_trains_pqn_with_flags_of_its_own(tmp_path):

@@ -1,0 +1,194 @@
+"""Optuna's side of a search: distributions, the study in its SQLite file, and its proposals."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import math
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from purejaxdqn.types import ConfigError
+
+try:
+    import optuna
+    from optuna.exceptions import StorageInternalError
+    from sqlalchemy import URL
+    from sqlalchemy.exc import SQLAlchemyError
+except ModuleNotFoundError:  # an extra: `require` says so where it is needed
+    optuna = None  # type: ignore[assignment]
+
+if TYPE_CHECKING:
+    from optuna.distributions import BaseDistribution, CategoricalDistribution, FloatDistribution
+    from optuna.pruners import BasePruner
+    from optuna.samplers import BaseSampler
+    from optuna.trial import FrozenTrial
+
+    Distribution = FloatDistribution | CategoricalDistribution
+
+STUDY_FILE = "study.db"
+STUDY_NAME = "search"
+
+
+def require() -> None:
+    """Makes sure that Optuna is there.
+
+    Raises:
+      ConfigError: if it is not.
+    """
+    if optuna is None:
+        raise ConfigError("a search needs Optuna: pip install 'purejaxdqn[search]'")
+
+
+def distribution(name: str, source: Any) -> Distribution:
+    """What a setting is searched in, as Optuna has it.
+
+    Args:
+      name: the setting.
+      source: a frozen uniform or loguniform distribution of `scipy.stats`, or a list of numbers.
+
+    Raises:
+      ConfigError: if it is neither.
+    """
+    kind = getattr(getattr(source, "dist", None), "name", None)
+    if kind in ("uniform", "loguniform", "reciprocal"):
+        low, high = map(float, source.support())
+        if -math.inf < low < high < math.inf:
+            return optuna.distributions.FloatDistribution(low, high, log=kind != "uniform")
+    shown = source if kind is None else f"a {kind} distribution of {source.args or source.kwds}"
+    if isinstance(source, (Sequence, np.ndarray)) and len(source) > 0:
+        with contextlib.suppress(TypeError, ValueError):
+            values = [float(value) for value in source if not isinstance(value, (str, bool))]
+            if len(values) == len(source):
+                return optuna.distributions.CategoricalDistribution(values)
+        if any(hasattr(value, "dist") for value in source):
+            shown = "a distribution among other values"
+    raise ConfigError(
+        f"{name} ({shown}) must be searched in a uniform or a loguniform distribution, such as "
+        "loguniform:1e-5:1e-2 on a command line, or in a list of numbers"
+    )
+
+
+def ends(one: Distribution) -> Sequence[Any]:
+    """The values of a distribution that are refused if any is: its ends, or all of a list."""
+    if isinstance(one, optuna.distributions.CategoricalDistribution):
+        return one.choices
+    return one.low, one.high
+
+
+def to_json(one: Distribution) -> dict[str, Any]:
+    """A distribution as JSON holds it."""
+    found: dict[str, Any] = json.loads(optuna.distributions.distribution_to_json(one))
+    return found
+
+
+def default_pruner(total_steps: int) -> BasePruner:
+    """Prunes what is below the median so far, but for the first quarter of a run.
+
+    Curves do not tell there yet what they come to.
+    """
+    return optuna.pruners.MedianPruner(n_warmup_steps=total_steps // 4)
+
+
+def default_sampler(seed: int) -> BaseSampler:
+    """Optuna's tree-structured Parzen estimator; its first ten proposals are random."""
+    return optuna.samplers.TPESampler(seed=seed)
+
+
+@contextlib.contextmanager
+def open_study(path: Path, pruner: BasePruner) -> Iterator[optuna.Study]:
+    """The study in a file, which is made where there is none.
+
+    Args:
+      path: of the SQLite file.
+      pruner: of the study.
+
+    Yields:
+      The study; the file is closed afterwards.
+
+    Raises:
+      ConfigError: if the file cannot be read as one.
+    """
+    verbosity = optuna.logging.get_verbosity()
+    optuna.logging.set_verbosity(optuna.logging.WARNING)  # it would say that it made a study
+    with contextlib.ExitStack() as stack:
+        try:
+            url = URL.create("sqlite", database=str(path.absolute())).render_as_string()
+            storage = optuna.storages.RDBStorage(url)
+            stack.callback(storage.engine.dispose)
+            stack.callback(storage.remove_session)
+            study = optuna.create_study(
+                study_name=STUDY_NAME,
+                storage=storage,
+                pruner=pruner,
+                direction="maximize",
+                load_if_exists=True,
+            )
+        except (SQLAlchemyError, StorageInternalError, RuntimeError) as error:
+            reason = str(error).splitlines()[0]
+            raise ConfigError(
+                f"{path} cannot be read as a study of Optuna ({reason}): put a copy back, choose "
+                "another folder with --output, or start again with --overwrite"
+            ) from error
+        finally:
+            optuna.logging.set_verbosity(verbosity)
+        try:
+            yield study
+        except StorageInternalError as error:  # such as of a full disk
+            raise OSError(f"{path} cannot be written: {error}") from error
+
+
+class Proposals:
+    """The study, asked for batches and told what became of them.
+
+    Args:
+      study: of Optuna.
+      distributions: what is searched, by name.
+      make_sampler: of a seed.
+      seed: of all proposals.
+    """
+
+    def __init__(
+        self,
+        study: optuna.Study,
+        distributions: Mapping[str, BaseDistribution],
+        make_sampler: Callable[[int], BaseSampler],
+        seed: int,
+    ) -> None:
+        self._study, self._distributions = study, {**distributions}
+        self._make_sampler, self._seed = make_sampler, seed
+
+    def done(self) -> list[FrozenTrial]:
+        """The trials that count, in order: those that were trained to their end, or pruned."""
+        states = (optuna.trial.TrialState.COMPLETE, optuna.trial.TrialState.PRUNED)
+        return self._study.get_trials(deepcopy=False, states=states)
+
+    def under_way(self) -> list[int]:
+        """The numbers of the trials that were asked for, and not told."""
+        states = (optuna.trial.TrialState.RUNNING,)
+        return [trial.number for trial in self._study.get_trials(deepcopy=False, states=states)]
+
+    def ask(self, num_trials: int) -> list[optuna.Trial]:
+        """Proposals that hang on the seed and on the trials that are done, and on nothing else."""
+        sequence = np.random.SeedSequence([self._seed, len(self.done())])
+        self._study.sampler = self._make_sampler(int(sequence.generate_state(1)[0]))
+        return [self._study.ask(self._distributions) for _ in range(num_trials)]
+
+    def tell(self, number: int, score: float) -> None:
+        """How a trial ended: with a score, or, where that is NaN, before its end."""
+        if math.isfinite(score):
+            self._study.tell(number, score)
+        else:
+            self._study.tell(number, state=optuna.trial.TrialState.PRUNED)
+
+    def fail(self, number: int) -> None:
+        """A trial that comes to nothing, and that no proposal learns from."""
+        self._study.tell(number, state=optuna.trial.TrialState.FAIL)
+
+
+def is_complete(trial: FrozenTrial) -> bool:
+    """Whether a trial was trained to its end."""
+    return trial.state == optuna.trial.TrialState.COMPLETE
