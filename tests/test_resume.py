@@ -314,7 +314,7 @@ def start(output, config=LONG, **options):
 
 def checkpoints(output):
     folder = output / "checkpoint" / "running"
-    return [path for path in folder.glob("*") if path.name.isdigit()]
+    return [path for path in folder.glob("*") if path.name[0].isdigit()]
 
 
 def is_writing(output, process):
