@@ -58,15 +58,17 @@ def main(args: Args) -> int:
     output = results.prepare_output(args.output, args.overwrite, args.resume)
     devices = args.devices()
     try:
-        result = run_sweep(
-            agents.experiment(args.config),
-            args.config,
-            seeds,
-            devices=devices,
-            output=output,
-            diagnostics=args.diagnostics,
-            **options,
-        )
+        with args.tracked(args.config) as tracker:
+            result = run_sweep(
+                agents.experiment(args.config),
+                args.config,
+                seeds,
+                on_evaluation=tracker,
+                devices=devices,
+                output=output,
+                diagnostics=args.diagnostics,
+                **options,
+            )
     except SweepInterrupted as interrupt:
         report(args, interrupt.result, output)
         raise

@@ -4,24 +4,27 @@ from __future__ import annotations
 
 import argparse
 import ast
+import contextlib
 import dataclasses
 import inspect
 import itertools
 import sys
 import textwrap
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar, get_args, get_origin, get_type_hints
 
 import jax
 import tyro
 
+from purejaxdqn import results, tracking
 from purejaxdqn.config import RunConfig
 from purejaxdqn.design import parse
 from purejaxdqn.devices import use_every_core
 from purejaxdqn.planning import parse_bytes
 from purejaxdqn.stopping import EXIT_INTERRUPTED, listen
 from purejaxdqn.sweep import SeedMode, check_checkpoint_seconds, width_of
+from purejaxdqn.tracking import Tracker
 from purejaxdqn.types import ConfigError
 
 T = TypeVar("T")
@@ -82,6 +85,32 @@ class LongSweepArgs(SweepArgs):
     num_devices: int | None = None
     """Devices to train on; by default one on each CPU core, or the accelerators there are."""
 
+    tracker: tuple[str, ...] = ()
+    """Where curves are shown as they come: tensorboard, wandb, wandb-offline, trackio, mlflow; each
+    is an extra of the package."""
+
+    @contextlib.contextmanager
+    def tracked(self, config: RunConfig) -> Iterator[Tracker | None]:
+        """All trackers that are asked for, as one; None without any.
+
+        Raises:
+          ConfigError: for one that is none, or cannot be opened.
+        """
+        settings = results.jsonable(dataclasses.asdict(config))
+        if self.overwrite:
+            tracking.forget(self.output)
+        with contextlib.ExitStack() as stack:
+            trackers = [
+                stack.enter_context(tracking.open_tracker(name, self.output, config=settings))
+                for name in self.tracker
+            ]
+
+            def track(event: tracking.Evaluated) -> None:
+                for tracker in trackers:
+                    tracker(event)
+
+            yield track if trackers else None
+
     def sweep_options(self) -> dict[str, Any]:
         """What `run_sweep` is told of these flags.
 
@@ -90,6 +119,8 @@ class LongSweepArgs(SweepArgs):
         """
         width_of(self.seed_mode, self.width)
         check_checkpoint_seconds(self.checkpoint_seconds)
+        for name in self.tracker:
+            tracking.check_name(name)
         if self.num_devices is not None and not 1 <= self.num_devices <= _MOST_DEVICES:
             raise ConfigError(
                 f"num_devices ({self.num_devices}) must be 1 to {_MOST_DEVICES}; leave it out for "

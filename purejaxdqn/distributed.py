@@ -6,10 +6,15 @@ Each process trains its own batches on its own devices, and none waits for anoth
 from __future__ import annotations
 
 import pickle
-from typing import Any
+from collections.abc import Callable
+from typing import TypeVar
 
 import jax
 import numpy as np
+
+from purejaxdqn.types import ConfigError
+
+T = TypeVar("T")
 
 
 def is_first() -> bool:
@@ -22,15 +27,39 @@ def mine(number: int) -> bool:
     return number % jax.process_count() == jax.process_index()
 
 
-def wait(name: str) -> None:
-    """Waits until all processes are here."""
-    if jax.process_count() > 1:
-        from jax.experimental import multihost_utils
+def first(action: Callable[[], T]) -> T:
+    """What an action gives in the first process, which alone takes it, given to each.
 
-        multihost_utils.sync_global_devices(name)
+    Raises:
+      ConfigError: in all processes, if it is refused.
+      OSError: likewise.
+    """
+    outcome: T = everywhere(lambda: action() if is_first() else None)[0]
+    return outcome
 
 
-def gather(value: Any) -> list[Any]:
+def everywhere(action: Callable[[], T]) -> list[T]:
+    """What an action gives in each process, given to each.
+
+    Raises:
+      ConfigError: in all processes, if it is refused in any: else the others would wait for it.
+      OSError: likewise.
+    """
+    if jax.process_count() == 1:
+        return [action()]
+    value, refusal = None, None
+    try:
+        value = action()
+    except (ConfigError, OSError) as error:
+        refusal = error
+    outcomes = gather((value, refusal))
+    for _, refusal in outcomes:
+        if refusal is not None:
+            raise refusal
+    return [value for value, _ in outcomes]
+
+
+def gather(value: T) -> list[T]:
     """What each process has, given to each, bit for bit."""
     if jax.process_count() == 1:
         return [value]

@@ -129,6 +129,7 @@ def plan_sweep(
     *,
     width: int | None = None,
     memory_budget: int | None = None,
+    num_devices: int | None = None,
 ) -> SweepPlan:
     """Lays a sweep out over devices and memory; compiles nothing.
 
@@ -139,6 +140,8 @@ def plan_sweep(
       width: runs per batch; by default as many as no device idles for, and fit.
       memory_budget: bytes that runs may take on the devices at a time; by default most of what
         is free.
+      num_devices: for which the width is chosen, those of other processes or machines included; by
+        default these alone.
 
     Returns:
       The `SweepPlan`.
@@ -156,7 +159,8 @@ def plan_sweep(
     sizes = [run_bytes(config, *shape) for config, shape in zip(configs, shapes, strict=True)]
     least = min(min_devices(), max(len(devices), 1))
 
-    chosen = width or choose_width([len(group) for group in members], len(devices), max_width())
+    lengths = [len(group) for group in members]
+    chosen = width or choose_width(lengths, num_devices or len(devices), max_width())
     for config, size in zip(configs, sizes, strict=True):
         fits = budget // (least * size.running)
         if width is None:

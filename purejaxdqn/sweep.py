@@ -201,15 +201,14 @@ def run_design(
         folder = None if output is None else SweepFolder(output, bar.message)
         history: dict[str, Any] = {}
         if folder is not None:
-            if distributed.is_first():
-                folder.lock()
-                stack.callback(folder.unlock)
-            if resume and folder.is_begun():
-                width = folder.begun()["asked"]["width"] if width is None else width
-        plan = plan_sweep(experiment, design, devices, width=width, memory_budget=memory_budget)
+            distributed.first(folder.lock)
+            stack.callback(folder.unlock)
+            if width is None:
+                width = distributed.first(lambda: _width_begun(folder, resume))
+        plan = _plan(experiment, design, devices, width, memory_budget)
         if folder is not None:
-            asked = {**_asked(experiment, plan, seed_mode, diagnostics)}
-            history = open_folder(folder, asked, resume, bar.message)
+            asked = _asked(experiment, plan, seed_mode, diagnostics)
+            history = distributed.first(lambda: open_folder(folder, asked, resume, bar.message))
         sweep = Trainer(
             experiment,
             plan,
@@ -266,6 +265,37 @@ def print_plan(
     return plan
 
 
+def _plan(
+    experiment: Experiment,
+    design: Design,
+    devices: Sequence[jax.Device],
+    width: int | None,
+    memory_budget: int | None,
+) -> SweepPlan:
+    """The same batches in each process, whose width all have room for."""
+
+    def plan(width: int | None) -> SweepPlan:
+        return plan_sweep(
+            experiment,
+            design,
+            devices,
+            width=width,
+            memory_budget=memory_budget,
+            num_devices=len(devices) * jax.process_count(),
+        )
+
+    if jax.process_count() > 1:
+        plans = distributed.everywhere(lambda: (design, plan(width).width))
+        for process, (other, _) in enumerate(plans):
+            if other != plans[0][0]:
+                raise ConfigError(
+                    f"process {process} was given another design than process 0: give all "
+                    "processes the same settings and seeds"
+                )
+        width = min(width for _, width in plans)
+    return plan(width)
+
+
 def _total_steps(design: Design) -> int:
     return sum(run.setting.config.total_steps for run in design.runs)
 
@@ -316,6 +346,14 @@ def _asked(
     return json.loads(json.dumps(asked))
 
 
+def _width_begun(folder: SweepFolder, resume: bool) -> int | None:
+    """The width of the sweep that goes on in a folder."""
+    if not (resume and folder.is_begun()):
+        return None
+    width: int = folder.begun()["asked"]["width"]
+    return width
+
+
 def open_folder(
     folder: SweepFolder,
     asked: dict[str, Any],
@@ -342,9 +380,7 @@ def open_folder(
                 f"{folder.output} holds results, but no checkpoint to go on from: choose another "
                 "folder with --output, or start again with --overwrite"
             )
-        if distributed.is_first():
-            folder.begin({"asked": asked, "made_with": made_with, "not_bitwise": []})
-        distributed.wait("begun")
+        folder.begin({"asked": asked, "made_with": made_with, "not_bitwise": []})
         return {}
     begun = folder.begun()
     if lines := differences(begun["asked"], asked):
@@ -358,7 +394,7 @@ def open_folder(
         say(f"warning: what is trained from here on may have other bits: {line}")
         if line not in changed:
             changed.append(line)
-    if changed != begun["not_bitwise"] and distributed.is_first():
+    if changed != begun["not_bitwise"]:
         folder.note(begun | {"not_bitwise": changed})
     return {"not_bitwise": json.dumps(changed)} if changed else {}
 
@@ -408,7 +444,7 @@ class Trainer:
         self._facts: dict[str, Any] = {
             "width": plan.width,
             "device": devices[0].device_kind,
-            "num_devices": plan.groups[0].plan.num_devices,
+            "num_devices": plan.groups[0].plan.num_devices * jax.process_count(),
             "memory_budget": plan.budget,
             "planned_peak_bytes": 0,
             "peak_bytes": 0,
@@ -436,6 +472,8 @@ class Trainer:
         stop.waits = True  # what is left is to write down what there is
         if exit_code is None:
             self._gather()
+        else:
+            self._read_finished()  # what other processes have written
         result = self._result("finished" if exit_code is None else "interrupted")
         if self._folder is not None and distributed.is_first():
             if any(record.has_begun for record in self._records.values()):
@@ -453,29 +491,44 @@ class Trainer:
 
     def take_finished(self) -> SweepResult | None:
         """Reads the batches that are finished; where all are, the result as it was written."""
-        if self._folder is None:
+        folder = self._folder
+        if folder is None:
             return None
+        self._read_finished()
+        # Processes that do not see the same must not part ways here.
+        if not all(distributed.gather(len(self._finished) == len(self._plan.batches))):
+            return None
+
+        def written() -> xr.Dataset | None:
+            with contextlib.suppress(OSError, ValueError):
+                return results.load(folder.output)
+            return None
+
+        dataset = distributed.first(written)
+        if dataset is None or dataset.attrs.get("status") != "finished":
+            return None
+        self._bar.message(f"the sweep in {folder.output} is finished already")
+        return SweepResult(dataset, self._params())
+
+    def _read_finished(self) -> None:
+        """Takes the batches that are finished on disk and not known yet."""
+        if self._folder is None:
+            return
         for group in self._plan.groups:
             for number in group.batches:
+                if number in self._records:
+                    continue
                 record = self._folder.load_finished(number, group.config)
                 if record is not None:
                     self._records[number] = record
                     self._finished.add(number)
-        if len(self._finished) < len(self._plan.batches):
-            return None
-        with contextlib.suppress(OSError, ValueError):
-            dataset = results.load(self._folder.output)
-            if dataset.attrs.get("status") == "finished":
-                self._bar.message(f"the sweep in {self._folder.output} is finished already")
-                return SweepResult(dataset, self._params())
-        return None
 
     def announce(self) -> None:
         """Compiles all programs that are needed, runs each for a second, and shows the plan."""
-        self._bar.message(self._plan.describe())
+        self._bar.message(f"{self._plan.describe()}\ncompiling ...")
         seconds = 0.0
         for group in self._plan.groups:
-            if {*group.batches} <= self._finished:
+            if not self._left(group):
                 continue
             programs = self._programs(group)
             seconds += self._expected_seconds(group, programs)
@@ -487,7 +540,7 @@ class Trainer:
     def _expected_seconds(self, group: Group, programs: Programs) -> float:
         """Of training all batches of a program that are left, by a short start of one round."""
         config, plan = group.config, group.plan
-        left = [number for number in group.batches if number not in self._finished]
+        left = self._left(group)
         runs = [self._runs[i] for n in left[: plan.num_devices] for i in self._plan.batches[n]]
         evaluation_seconds, train_seconds, per_step = 0.0, 0.0, 0.0
         step = config.prefill_steps
@@ -506,6 +559,10 @@ class Trainer:
         num_evaluations = len(evaluation_steps(config))
         seconds = per_step * (config.total_steps - config.prefill_steps)
         return num_rounds * (seconds + num_evaluations * evaluation_seconds)
+
+    def _left(self, group: Group) -> list[int]:
+        """The batches of a group that this process has still to train."""
+        return [n for n in group.batches if n not in self._finished and distributed.mine(n)]
 
     def _programs(self, group: Group) -> Programs:
         """The compiled programs of a group."""
@@ -533,11 +590,7 @@ class Trainer:
     def train(self, numbers: Sequence[int], stop: Stop) -> None:
         """Trains batches, those of this process that are not finished."""
         for group in self._plan.groups:
-            wanted = [
-                number
-                for number in group.batches
-                if number in numbers and number not in self._finished and distributed.mine(number)
-            ]
+            wanted = [number for number in self._left(group) if number in numbers]
             if not wanted:
                 continue
             programs = self._programs(group)
@@ -689,8 +742,9 @@ class Trainer:
     def _gather(self) -> None:
         """Has the numbers of all processes in each."""
         mine = {n: self._records[n] for n in self._finished if distributed.mine(n)}
-        for records in distributed.gather(mine):
+        for records, unsaved in distributed.gather((mine, self._unsaved)):
             self._records |= records
+            self._unsaved |= unsaved
 
     def _result(self, status: str) -> SweepResult:
         self._facts["peak_bytes"] = peak_bytes()

@@ -3,16 +3,20 @@
     results.nc              the numbers so far, written every few seconds
     checkpoint/sweep        what is being trained, and with what
     checkpoint/finished/3   the numbers and the last weights of batch 3
-    checkpoint/running/17   everything that the batches under way need to go on
-    checkpoint/lock         held by the process that writes here
+    checkpoint/running/*    everything that batches under way need to go on
+    checkpoint/lock         held by the process that began, and puts the numbers together
 
-A batch is as many runs as the width, always the same ones; it is what trains on one device.
+A batch is as many runs as the width, always the same ones; it is what trains on one device. Several
+processes, on several machines, may keep their batches in the same folder: no two write under one
+name, and none drops what another may need.
 """
 
 from __future__ import annotations
 
 import json
+import re
 import shutil
+import uuid
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -61,6 +65,7 @@ class SweepFolder:
         self._say = say
         self._root = output / CHECKPOINT
         self._lock = filelock.FileLock(self._root / "lock")
+        self._damaged: set[str] = set()  # checkpoints that were tried in vain
 
     # ------------------------------------------------------------------------------ the whole sweep
 
@@ -164,26 +169,23 @@ class SweepFolder:
                     "record": record_facts,
                 }
             )
-        steps = {batch.step for batch in paused.values()}
-        assert len(steps) == 1, "batches of one round are at the same step"
-        newest = max(self._running(), default=0)
-        checkpoint.write(
-            self._root / "running" / str(newest + 1),
-            arrays,
-            {"step": steps.pop(), "batches": facts},
-        )
+        (step,) = {batch.step for batch in paused.values()}  # batches of one round share it
+        # A process that was thought dead may still write the same: never under the same name.
+        name = f"{step}-{min(paused)}-{uuid.uuid4().hex[:8]}"
+        checkpoint.write(self._root / "running" / name, arrays, {"step": step, "batches": facts})
         self._prune()
 
     def load_running(self, batch: int, config: RunConfig) -> Paused | None:
         """A batch as it was kept last; of a damaged checkpoint, as it was kept before."""
-        for number in sorted(self._running(), reverse=True):
-            folder = self._root / "running" / str(number)
+        for folder in self._running():
             try:
                 if batch not in _batches(checkpoint.read_manifest(folder)["facts"]):
                     continue
                 arrays, facts = checkpoint.read(folder)
             except CheckpointDamaged as error:
-                self._say(f"{folder} is damaged ({error}): going back to the checkpoint before")
+                if folder.exists():  # else another process had no more need of it
+                    self._damaged.add(folder.name)
+                    self._say(f"{folder} is damaged ({error}): going back to the checkpoint before")
                 continue
             return _paused(batch, arrays, facts, config)
         return None
@@ -192,19 +194,21 @@ class SweepFolder:
         """Drops what is no longer needed once all batches are finished."""
         shutil.rmtree(self._root / "running", ignore_errors=True)
 
-    def _running(self) -> list[int]:
+    def _running(self) -> list[Path]:
+        """Checkpoints of batches under way, those that are furthest on first."""
         folder = self._root / "running"
-        names = [path.name for path in folder.iterdir()] if folder.exists() else []
-        return [int(name) for name in names if name.isdigit()]
+        paths = [*folder.iterdir()] if folder.exists() else []
+        return sorted(filter(_numbers, paths), key=_numbers, reverse=True)
 
     def _prune(self) -> None:
         """Drops checkpoints all of whose batches are finished, or have enough newer ones."""
         newer: dict[int, int] = {}
-        for number in sorted(self._running(), reverse=True):
-            folder = self._root / "running" / str(number)
+        for folder in self._running():
             try:
                 batches = _batches(checkpoint.read_manifest(folder)["facts"])
             except CheckpointDamaged:
+                batches = _numbers(folder)[1:2]  # it may only be out of reach for now
+            if folder.name in self._damaged:
                 batches = []
             wanted = [
                 batch
@@ -216,6 +220,12 @@ class SweepFolder:
                 newer[batch] = newer.get(batch, 0) + 1
             if not wanted:
                 shutil.rmtree(folder, ignore_errors=True)
+
+
+def _numbers(folder: Path) -> list[int]:
+    """The step of a checkpoint, and its first batch, by its name; empty for anything else."""
+    match = re.match(r"(\d+)-(\d+)-", folder.name)
+    return [] if match is None else [*map(int, match.groups())]
 
 
 def _batches(facts: Mapping[str, Any]) -> list[int]:

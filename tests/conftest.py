@@ -24,6 +24,33 @@ def pytest_configure(config: pytest.Config) -> None:
 
 
 @pytest.fixture(scope="session")
+def assert_same_bits():
+    """Compares two `SweepResult`s: every variable and all weights, to the bit."""
+
+    def compare(one, other):
+        assert set(one.dataset.variables) == set(other.dataset.variables)
+        for name in one.dataset.variables:
+            a, b = (result.dataset[name].values for result in (one, other))
+            assert (a.dtype, a.shape) == (b.dtype, b.shape), name
+            assert (a == b).all() if a.dtype.kind == "U" else a.tobytes() == b.tobytes(), name
+        for a, b in zip(*(jax.tree.leaves(x.params) for x in (one, other)), strict=True):
+            assert a.tobytes() == b.tobytes(), "weights"
+
+    return compare
+
+
+@pytest.fixture(scope="session")
+def fresh_environment(request, tmp_path_factory):
+    """For processes of their own: JAX as a user has it, but compiled programs of earlier tests."""
+    if request.config.pluginmanager.hasplugin("cacheprovider"):
+        cache = request.config.cache.mkdir("xla")
+    else:
+        cache = tmp_path_factory.mktemp("xla")
+    environment = {k: v for k, v in os.environ.items() if not k.startswith(("JAX_", "XLA_"))}
+    return environment | {"JAX_PLATFORMS": "cpu", "XDG_CACHE_HOME": str(cache)}
+
+
+@pytest.fixture(scope="session")
 def run_script():
     """Runs a script of `experiments` as a user does: the tests' own JAX settings stay out of it."""
     experiments = Path(__file__).parents[1] / "experiments"

@@ -130,6 +130,7 @@ CASES: list[tuple[str, str]] = [
     ("--memory-budget 3MB --replay-capacity 1000000", "replay_capacity (1000000) makes up"),
     ("--memory-budget 3MB --hidden-sizes 2000x2000", "hidden_sizes ((2000, 2000)) makes up"),
     ("--memory-budget 3MB --eval-episodes 1000000", "eval_episodes (1000000) makes up"),
+    ("--tracker tensorbord", "tracker ('tensorbord') must be one of tensorboard"),
     ("--output /dev/null/x", "cannot be written"),
     ("--output /proc/x", "cannot be written"),
     ("--output FOLDER_WITH_RESULTS", "already holds results"),

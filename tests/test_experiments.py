@@ -79,7 +79,7 @@ def test_cartpole_writes_everything_and_ends_in_one_json_object(first):
 
 
 def test_the_same_command_gives_the_same_numbers_and_needs_overwrite(first):
-    output, answer = first
+    output, _ = first
     flags = ("--num-seeds=3", "--output", output, "--json", *SHORT)
     refused = run("cartpole.py", *flags)
     assert refused.returncode == 2

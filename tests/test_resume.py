@@ -314,7 +314,7 @@ def start(output, config=LONG, **options):
 
 def checkpoints(output):
     folder = output / "checkpoint" / "running"
-    return [path for path in folder.glob("*") if path.name.isdigit()]
+    return [path for path in folder.glob("*") if path.name[0].isdigit()]
 
 
 def is_writing(output, process):
@@ -407,7 +407,7 @@ def test_two_sweeps_into_one_folder_are_one_too_many(tmp_path):
     second = start(output, dataclasses.replace(LONG, total_steps=40_000_000))
     _, err = second.communicate(timeout=60)
     assert second.returncode == 2
-    assert "another sweep is writing" in " ".join(err.split())
+    assert "another process is writing" in " ".join(err.split())
     assert "Traceback" not in err
     assert first.poll() is None
     first.kill()  # and the lock with it

@@ -87,20 +87,34 @@ def test_a_seed_has_the_same_bits_in_any_slot_beside_any_others(seven):
         assert_same_run(seven, others, seed)
 
 
-def test_a_seed_has_the_same_bits_on_any_number_of_devices(seven, tmp_path):
+@pytest.fixture(scope="session")
+def sixteen():
+    """Sixteen seeds on two devices: four batches, two rounds."""
+    return quiet(dqn, CONFIG, range(16), width=4)
+
+
+@pytest.mark.parametrize("num_devices", [1, 3, 4])
+def test_a_sweep_has_the_same_bits_on_any_number_of_devices(
+    sixteen, num_devices, assert_same_bits, fresh_environment, tmp_path
+):
     code = (
-        "import sys, pickle; from purejaxdqn.devices import use_every_core; use_every_core(3);"
+        "import os, sys, pickle; config, num_devices, path = pickle.load(sys.stdin.buffer);"
+        # For one device there is to be only one core, where that can be had.
+        "one = num_devices == 1 and hasattr(os, 'sched_setaffinity');"
+        "one and os.sched_setaffinity(0, [min(os.sched_getaffinity(0))]);"
+        "from purejaxdqn.devices import use_every_core; use_every_core(num_devices);"
         "from purejaxdqn.sweep import run_sweep; from purejaxdqn.dqn import dqn;"
-        "config, path = pickle.load(sys.stdin.buffer);"
-        "result = run_sweep(dqn, config, range(9), width=4, progress=False);"
+        "result = run_sweep(dqn, config, range(16), width=4, progress=False);"
         "pickle.dump((result.dataset, result.params), open(path, 'wb'))"
     )
     path = tmp_path / "result"
-    subprocess.run([sys.executable, "-c", code], input=pickle.dumps((CONFIG, path)), check=True)
-    nine = sweep.SweepResult(*pickle.loads(path.read_bytes()))
-    assert nine.dataset.attrs["num_devices"] == 3
-    for seed in range(7):
-        assert_same_run(seven, nine, seed)
+    given = pickle.dumps((CONFIG, num_devices, path))
+    command = [sys.executable, "-c", code]
+    subprocess.run(command, input=given, env=fresh_environment, check=True)
+    other = sweep.SweepResult(*pickle.loads(path.read_bytes()))
+    # A program for a lone device would round differently, so that one core has two.
+    assert other.dataset.attrs["num_devices"] == max(num_devices, 2)
+    assert_same_bits(sixteen, other)
 
 
 def test_chunking_changes_no_bit(seven, monkeypatch):
