@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import pickle
 from collections.abc import Callable
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import jax
 import numpy as np
@@ -34,7 +34,8 @@ def first(action: Callable[[], T]) -> T:
       ConfigError: in all processes, if it is refused.
       OSError: likewise.
     """
-    outcome: T = everywhere(lambda: action() if is_first() else None)[0]
+    outcomes: list[Any] = everywhere(lambda: action() if is_first() else None)
+    outcome: T = outcomes[0]
     return outcome
 
 
@@ -47,12 +48,12 @@ def everywhere(action: Callable[[], T]) -> list[T]:
     """
     if jax.process_count() == 1:
         return [action()]
-    value, refusal = None, None
+    outcome: tuple[Any, Exception | None]
     try:
-        value = action()
+        outcome = (action(), None)
     except (ConfigError, OSError) as error:
-        refusal = error
-    outcomes = gather((value, refusal))
+        outcome = (None, error)
+    outcomes = gather(outcome)
     for _, refusal in outcomes:
         if refusal is not None:
             raise refusal

@@ -39,8 +39,13 @@ class Record:
         """Whether any evaluation has come in."""
         return not np.isnan(self.evaluation_return).all()
 
-    def add(self, event: Event, rows: slice) -> None:
-        """Keeps one evaluation, of which these runs are the given rows."""
+    def add(self, event: Event, rows: slice) -> np.ndarray:
+        """Keeps one evaluation, of which these runs are the given rows.
+
+        Returns:
+          `[n]` whether a run diverged since the one before.
+        """
+        before = self.diverged.copy()
         at = self.steps.index(event.step)
         assert event.episode_return is not None
         self.evaluation_return[:, at] = event.episode_return[rows]
@@ -53,6 +58,7 @@ class Record:
                 self.diverged |= ~np.isfinite(leaf).all(axis=tuple(range(1, leaf.ndim)))
         if event.step == self.steps[-1]:
             self.params = params
+        return self.diverged & ~before
 
     def to_arrays(self) -> tuple[list[np.ndarray], dict[str, Any]]:
         """For a checkpoint: arrays, and what else `from_arrays` needs."""

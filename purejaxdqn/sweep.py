@@ -662,7 +662,14 @@ class Trainer:
                 stop.check()
                 continue
             for number in numbers:
-                self._records[number].add(event, rows[number])
+                diverged = self._records[number].add(event, rows[number])
+                for at in np.flatnonzero(diverged):
+                    labels = self._runs[self._plan.batches[number][at]].labels
+                    shown = ", ".join(f"{name}={value}" for name, value in labels.items())
+                    self._bar.message(
+                        f"the run with {shown} diverged by step {event.step:,}: it is marked, and "
+                        "the others go on"
+                    )
             self._tell(event, members)
             if self._folder is not None and distributed.is_first() and self._saving.is_due():
                 with self._saving.measured():

@@ -246,8 +246,13 @@ def test_a_full_disk_stops_no_sweep(tmp_path, monkeypatch):
     assert np.isfinite(result.dataset.final_return).all()
 
 
-def test_a_run_of_nan_neither_stops_nor_touches_the_others():
-    grid = quiet(dqn, CONFIG, range(2), width=2, learning_rate=[CONFIG.learning_rate, 1e30])
+def test_a_run_of_nan_is_marked_and_neither_stops_nor_touches_the_others(capsys):
+    rates = [CONFIG.learning_rate, 1e30]
+    grid = run_sweep(dqn, CONFIG, range(2), width=2, learning_rate=rates)
+    assert grid.dataset.diverged.values.tolist() == [[False, False], [True, True]]
+    err = " ".join(capsys.readouterr().err.split())
+    assert err.count("diverged by step 200: it is marked") == 2
+    assert "the run with learning_rate=1e+30, seed=1 diverged" in err
     alone = quiet(dqn, CONFIG, range(2), width=2)
     assert not np.isfinite(grid.dataset.loss.sel(learning_rate=1e30, step=480)).any()
     fine = grid.dataset.sel(learning_rate=CONFIG.learning_rate)
