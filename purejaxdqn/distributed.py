@@ -53,7 +53,7 @@ def everywhere(action: Callable[[], T]) -> list[T]:
         outcome = (action(), None)
     except (ConfigError, OSError) as error:
         outcome = (None, error)
-    outcomes = gather(outcome)
+    outcomes: list[tuple[Any, Exception | None]] = gather(outcome)
     for _, refusal in outcomes:
         if refusal is not None:
             raise refusal
