@@ -26,7 +26,7 @@ from rich.table import Table
 
 from purejaxdqn import agents, cli, plotting, results, summary
 from purejaxdqn.config import DQNConfig, PQNConfig, RunConfig
-from purejaxdqn.design import Design, grid_design, parse, random_design
+from purejaxdqn.design import Design, grid_design, random_design
 from purejaxdqn.statistics import bootstrap_interval
 from purejaxdqn.sweep import SweepInterrupted, print_plan, run_design
 from purejaxdqn.types import ConfigError
@@ -59,12 +59,8 @@ Args.__doc__ = __doc__
 
 def make_design(args: Any) -> Design:
     """The runs that the flags ask for."""
-    kinds: dict[str, type[RunConfig]] = {f.name: PQNConfig for f in dataclasses.fields(PQNConfig)}
-    kinds |= {field.name: DQNConfig for field in dataclasses.fields(DQNConfig)}
     values: dict[str, list[Any]] = {"agent": [*args.agent]} if args.agent else {}
-    for name, kind in kinds.items():
-        if texts := getattr(args, name):
-            values[name] = [parse(name, text, kind) for text in texts]
+    values |= cli.parsed_settings(args, DQNConfig, PQNConfig)
     drawn = {name for name, several in values.items() if any(map(_is_drawn, several))}
     for name in drawn:
         if len(values[name]) > 1:

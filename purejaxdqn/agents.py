@@ -78,6 +78,7 @@ _CHANGES: dict[str, dict[str, Any]] = {
         "n_step": 3,
         "prioritised": True,
         "noisy": True,
+        "steps_per_update": 8,
         "batch_size": 32,
         "hidden_sizes": (64, 64),
     },

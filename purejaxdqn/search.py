@@ -268,6 +268,8 @@ def search(
             {"num_trials": num_trials, "trials_per_batch": trials_per_batch, **history},
         )
         stop = stack.enter_context(listen())
+        if (known := searcher.take_up(num_trials)) is not None:
+            return known
         stack.enter_context(bar)
         return searcher.run(num_trials, trials_per_batch, stop)
 
@@ -389,6 +391,40 @@ class _Searcher:
             **attrs,
         }
 
+    def take_up(self, num_trials: int) -> SearchResult | None:
+        """Reads what an earlier process has left; gives the result where so many are done."""
+        known = self._proposals.done()
+        for trial in known:
+            numbers = self._folder.load_finished(trial.number, self._config)
+            if numbers is None:
+                self._bar.message(
+                    f"trial {trial.number} is not trained again: its score stays in the study, but "
+                    "its numbers are lost"
+                )
+            else:
+                self._records[trial.number] = numbers
+        under_way = self._proposals.under_way()
+        self._settle()
+        done = self._proposals.done()
+        if len(done) >= num_trials and (dataset := self._read()) is not None:
+            self._bar.message(f"the search in {self._output} is finished already")
+            return SearchResult(dataset, self._best())
+        if known or under_way:
+            text = f"going on after {len(done)} trial(s)"
+            if again := len(known) + len(under_way) - len(done):
+                text += f"; {again} that were under way are proposed again"
+            self._bar.message(text)
+        return None
+
+    def _read(self) -> xr.Dataset | None:
+        """The results as an earlier process has written them, if they are all there."""
+        with contextlib.suppress(OSError, ValueError):
+            dataset = results.load(self._output)
+            numbers = [trial.number for trial in self._proposals.done()]
+            if dataset.attrs["status"] == "finished" and dataset.trial.values.tolist() == numbers:
+                return dataset
+        return None
+
     def run(self, num_trials: int, trials_per_batch: int, stop: Stop) -> SearchResult:
         """Searches until so many trials are done.
 
@@ -398,10 +434,6 @@ class _Searcher:
         exit_code: int | None = None
         programs: Programs | None = None
         try:
-            self._take_up()
-            if len(self._proposals.done()) >= num_trials and (known := self._read()) is not None:
-                self._bar.message(f"the search in {self._output} is finished already")
-                return SearchResult(known, self._best())
             while (left := num_trials - len(self._proposals.done())) > 0:
                 programs = programs or self._compile()
                 stop.waits = True
@@ -423,15 +455,6 @@ class _Searcher:
             raise SearchInterrupted(result, exit_code, self._output)
         assert result is not None
         return result
-
-    def _read(self) -> xr.Dataset | None:
-        """The results as an earlier process has written them, if they are all there."""
-        with contextlib.suppress(OSError, ValueError):
-            dataset = results.load(self._output)
-            numbers = [trial.number for trial in self._proposals.done()]
-            if dataset.attrs["status"] == "finished" and dataset.trial.values.tolist() == numbers:
-                return dataset
-        return None
 
     @property
     def _output(self) -> Path:
@@ -536,27 +559,6 @@ class _Searcher:
         for number, one in kept.items():
             self._proposals.tell(number, self._score(one, -1))
         self._records |= kept
-
-    def _take_up(self) -> None:
-        """Reads what an earlier process has left."""
-        known = self._proposals.done()
-        for trial in known:
-            numbers = self._folder.load_finished(trial.number, self._config)
-            if numbers is None:
-                self._bar.message(
-                    f"trial {trial.number} is not trained again: its score stays in the study, but "
-                    "its numbers are lost"
-                )
-            else:
-                self._records[trial.number] = numbers
-        under_way = self._proposals.under_way()
-        self._settle()
-        if known or under_way:
-            done = self._proposals.done()
-            text = f"going on after {len(done)} trial(s)"
-            if again := len(known) + len(under_way) - len(done):
-                text += f"; {again} that were under way are proposed again"
-            self._bar.message(text)
 
     # ----------------------------------------------------------------------------- put together
 
