@@ -9,10 +9,13 @@ import sys
 import time
 from typing import Any
 
+import jax
 import pytest
 
 from purejaxdqn import checkpoint, distributed, results
+from purejaxdqn.design import grid_design
 from purejaxdqn.dqn import DQNConfig, dqn
+from purejaxdqn.planning import plan_sweep
 from purejaxdqn.sweep import SweepResult, run_sweep
 from purejaxdqn.types import ConfigError
 
@@ -38,7 +41,8 @@ def alone(width):
 
 
 WORKER = """
-import pickle, sys
+import faulthandler, pickle, sys
+faulthandler.dump_traceback_later(380)  # to see who waits for whom
 import jax
 process, port, path, calls = pickle.load(sys.stdin.buffer)
 jax.distributed.initialize(f"localhost:{port}", 2, process)
@@ -86,7 +90,7 @@ class Pair:
         """What each call gave, in each process."""
         try:
             for process, log in zip(self.processes, self.logs, strict=True):
-                assert process.wait(timeout=240) == 0, log.read_text()
+                assert process.wait(timeout=400) == 0, log.read_text()
         finally:
             self.kill()
         return [pickle.loads(path.read_bytes()) for path in self.paths]
@@ -97,9 +101,12 @@ class Pair:
             process.wait()
 
 
+@pytest.mark.timeout(900)
 def test_two_processes_give_what_one_gives(tmp_path, fresh_environment, assert_same_bits):
     output = tmp_path / "sweep"
     output.mkdir()
+    plan = plan_sweep(dqn, grid_design(CONFIG, [0], {}), jax.devices())
+    three_runs = 3 * plan.groups[0].run_bytes.running
     calls: list[list[dict]] = [[], []]
     for process in range(2):
         common = {**COMMON, "progress": False}
@@ -107,7 +114,7 @@ def test_two_processes_give_what_one_gives(tmp_path, fresh_environment, assert_s
         calls[process].append({**common, "seeds": range(3 + process)})
         calls[process].append({**common, "memory_budget": [10**9, 100][process]})
         # Only one run at a time has room on a device of the second, so that none may be wider.
-        calls[process].append({**common, "memory_budget": [10**9, 25_000][process]})
+        calls[process].append({**common, "memory_budget": [10**9, three_runs][process]})
         # Six runs on four devices: three batches of two.
         calls[process].append({**common, "output": output, "checkpoint_seconds": 0})
         calls[process].append({**common, "output": output, "resume": True})
@@ -144,13 +151,14 @@ def under_way(output):
     return batches
 
 
+@pytest.mark.timeout(900)
 def test_two_processes_that_were_killed_go_on(tmp_path, fresh_environment, assert_same_bits):
     output = tmp_path / "sweep"
     output.mkdir()
     call = {**COMMON, "width": 2, "output": output, "resume": True, "checkpoint_seconds": 0}
     pair = Pair([[call], [call]], tmp_path / "killed", fresh_environment)
     try:
-        deadline = time.monotonic() + 120
+        deadline = time.monotonic() + 300
         while 1 not in under_way(output):  # the only batch of the second
             assert time.monotonic() < deadline
             assert all(process.poll() is None for process in pair.processes), pair.logs
