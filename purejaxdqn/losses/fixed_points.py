@@ -26,10 +26,13 @@ class FixedPoint(NamedTuple):
       name: for messages.
       target: `(q_tm1 [..., A], a_tm1 [...], r_t [...], discount_t [...], q_t [..., A]) -> [...]`,
         NumPy in and out: where both networks agree, what the value of `a_tm1` is pulled to.
+      near_misses: `(what is wrong, FixedPoint)` of mistakes that are easily made, by which a loss
+        that follows one of them is told what is wrong with it.
     """
 
     name: str
     target: Callable[..., np.ndarray]
+    near_misses: tuple[tuple[str, Any], ...] = ()
 
 
 def _at(q_values: np.ndarray, action: np.ndarray) -> np.ndarray:
@@ -72,7 +75,29 @@ def epsilon_greedy(epsilon: Any) -> FixedPoint:
 
 def soft(temperature: Any) -> FixedPoint:
     """The soft values: `temperature * log sum_a exp(q_t[a] / temperature)` for the maximum."""
-    return _bellman(f"soft({temperature})", lambda q_t: temperature * _logsumexp(q_t / temperature))
+
+    def policy_mean(q_t: np.ndarray) -> np.ndarray:
+        scaled = (q_t - q_t.max(-1, keepdims=True)) / temperature
+        policy = np.exp(scaled - np.expand_dims(_logsumexp(scaled), -1))
+        return (policy * q_t).sum(-1)
+
+    def off(wrong: str, value: Callable[[np.ndarray], np.ndarray]) -> tuple[str, FixedPoint]:
+        return wrong, _bellman(f"soft({temperature}), off", value)
+
+    made = _bellman(f"soft({temperature})", lambda q_t: temperature * _logsumexp(q_t / temperature))
+    return made._replace(
+        near_misses=(
+            off(
+                "the policy's entropy is missing (- temperature * log policy at obs_t)", policy_mean
+            ),
+            off("the temperature is missing: it is 1", _logsumexp),
+            off("q_t is not divided by the temperature", lambda q_t: temperature * _logsumexp(q_t)),
+            off(
+                "q_t is multiplied by the temperature where it is to be divided by it",
+                lambda q_t: temperature * _logsumexp(q_t * temperature),
+            ),
+        )
+    )
 
 
 def munchausen(
@@ -80,35 +105,74 @@ def munchausen(
 ) -> FixedPoint:
     """Another fixed point with `purejaxdqn.losses.munchausen`'s bonus in its reward."""
 
-    def target(
-        q_tm1: np.ndarray,
-        a_tm1: np.ndarray,
-        r_t: np.ndarray,
-        discount_t: np.ndarray,
-        q_t: np.ndarray,
-    ) -> np.ndarray:
-        log_policy = _at(q_tm1, a_tm1) - temperature * _logsumexp(q_tm1 / temperature)
-        bonus = coefficient * np.clip(log_policy, log_policy_min, 0.0)
-        return fixed_point.target(q_tm1, a_tm1, r_t + bonus, discount_t, q_t)
+    def log_policy(q_values: np.ndarray, a_tm1: np.ndarray) -> np.ndarray:
+        """Times the temperature."""
+        return _at(q_values, a_tm1) - temperature * _logsumexp(q_values / temperature)
 
-    return FixedPoint(f"munchausen({fixed_point.name}, {temperature}, {coefficient})", target)
+    def clipped(log_policy: np.ndarray) -> np.ndarray:
+        return np.clip(log_policy, log_policy_min, 0.0)
+
+    def make(inner: FixedPoint, bonus: Callable[..., np.ndarray]) -> FixedPoint:
+        def target(
+            q_tm1: np.ndarray,
+            a_tm1: np.ndarray,
+            r_t: np.ndarray,
+            discount_t: np.ndarray,
+            q_t: np.ndarray,
+        ) -> np.ndarray:
+            r_t = r_t + coefficient * bonus(q_tm1, a_tm1, q_t)
+            return inner.target(q_tm1, a_tm1, r_t, discount_t, q_t)
+
+        return FixedPoint(f"munchausen({inner.name}, {temperature}, {coefficient})", target)
+
+    def right(q_tm1: np.ndarray, a_tm1: np.ndarray, q_t: np.ndarray) -> np.ndarray:
+        return clipped(log_policy(q_tm1, a_tm1))
+
+    mistakes = {
+        "the Munchausen bonus has the wrong sign": lambda q_tm1, a, q_t: -right(q_tm1, a, q_t),
+        "the bonus's log-policy is not clipped": lambda q_tm1, a, q_t: log_policy(q_tm1, a),
+        "the bonus's log-policy is not multiplied by the temperature": (
+            lambda q_tm1, a, q_t: clipped(log_policy(q_tm1, a) / temperature)
+        ),
+        "the bonus is that of the policy at obs_t and not at obs_tm1": (
+            lambda q_tm1, a, q_t: clipped(log_policy(q_t, a))
+        ),
+    }
+    return make(fixed_point, right)._replace(
+        near_misses=(
+            ("the Munchausen bonus is missing", fixed_point),
+            *((wrong, make(fixed_point, bonus)) for wrong, bonus in mistakes.items()),
+            *((wrong, make(inner, right)) for wrong, inner in fixed_point.near_misses),
+            (f"the maximum stands in the place of {fixed_point.name}", make(OPTIMAL, right)),
+        )
+    )
 
 
 def persistent(coefficient: Any) -> FixedPoint:
     """The values of `purejaxdqn.losses.persistent_advantage_learning_loss`."""
 
-    def target(
-        q_tm1: np.ndarray,
-        a_tm1: np.ndarray,
-        r_t: np.ndarray,
-        discount_t: np.ndarray,
-        q_t: np.ndarray,
-    ) -> np.ndarray:
-        gap_tm1, gap_t = (q.max(-1) - _at(q, a_tm1) for q in (q_tm1, q_t))
-        gap = np.minimum(gap_tm1, np.where(discount_t > 0, gap_t, 0.0))
-        return r_t + discount_t * q_t.max(-1) - coefficient * gap
+    def make(gap: Callable[[np.ndarray, np.ndarray], np.ndarray], sign: float = 1.0) -> FixedPoint:
+        def target(
+            q_tm1: np.ndarray,
+            a_tm1: np.ndarray,
+            r_t: np.ndarray,
+            discount_t: np.ndarray,
+            q_t: np.ndarray,
+        ) -> np.ndarray:
+            gap_tm1, gap_t = (q.max(-1) - _at(q, a_tm1) for q in (q_tm1, q_t))
+            lost = coefficient * gap(gap_tm1, np.where(discount_t > 0, gap_t, 0.0))
+            return r_t + discount_t * q_t.max(-1) - sign * lost
 
-    return FixedPoint(f"persistent({coefficient})", target)
+        return FixedPoint(f"persistent({coefficient})", target)
+
+    return make(np.minimum)._replace(
+        near_misses=(
+            ("the gaps have the wrong sign", make(np.minimum, -1.0)),
+            ("the larger gap counts and not the smaller", make(np.maximum)),
+            ("the gap at obs_tm1 alone counts (advantage learning)", make(lambda now, _: now)),
+            ("the gap at obs_t alone counts", make(lambda _, then: then)),
+        )
+    )
 
 
 def converges_to(

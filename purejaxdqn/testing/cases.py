@@ -85,10 +85,13 @@ class Bench(NamedTuple):
         `nudge` `[N, 2, A, ...]` is added to the online network's.
       settled: `Cases -> [N]` to which action value of `a_tm1` the loss pulls in the end, all else
         held fixed: its target, whatever its penalty.
+      outputs: `(Cases, tables [N, 2, A, ...]) -> [N, ...]` the network's output for `a_tm1` then,
+        where both networks are these tables and not those of the cases' values.
     """
 
     answers: Callable[..., Answers]
     settled: Callable[[Cases], np.ndarray]
+    outputs: Callable[[Cases, np.ndarray], np.ndarray]
 
 
 def make_bench(loss_fn: LossFn, table: Table) -> Bench:
@@ -113,7 +116,7 @@ def make_bench(loss_fn: LossFn, table: Table) -> Bench:
         pull = -jnp.sum(grad[0, scalars[0]] * table.pull.astype(grad.dtype))
         return Answers._make((found, priority, grad, target_grad, pull))
 
-    def settle(online: Array, target: Array, key: Array, *scalars: Array) -> Array:
+    def settle(online: Array, target: Array, key: Array, *scalars: Array) -> tuple[Array, Array]:
         def step(carry: Any, _: None) -> tuple[Any, None]:
             state, online = carry
             grad = jax.grad(loss, has_aux=True)(online, target, key, *scalars)[0]
@@ -122,7 +125,7 @@ def make_bench(loss_fn: LossFn, table: Table) -> Bench:
 
         start = (table.init(online, jnp.full((), 0.1)), online)
         (_, online), _ = jax.lax.scan(step, start, length=_SETTLING_STEPS)
-        return value(online, scalars[0])
+        return value(online, scalars[0]), online[0, scalars[0]]
 
     def over_cases(function: Callable[..., Any]) -> Callable[..., Any]:
         program = jax.jit(jax.vmap(function), compiler_options=FAST_COMPILE)
@@ -132,10 +135,12 @@ def make_bench(loss_fn: LossFn, table: Table) -> Bench:
             dtype: Any = np.float64,
             scale: float = 1.0,
             nudge: np.ndarray | float = 0.0,
+            outputs: np.ndarray | None = None,
         ) -> Any:
             with jax.enable_x64(dtype == np.float64), jax.numpy_rank_promotion("raise"):
                 values = (cases.online, cases.target)
-                tables = [(scale * table.from_values(x)).astype(dtype) for x in values]
+                made = [table.from_values(x) if outputs is None else outputs for x in values]
+                tables = [(scale * x).astype(dtype) for x in made]
                 tables[0] = tables[0] + np.asarray(nudge, dtype)
                 scalars = (cases.a_tm1, cases.r_t.astype(dtype), cases.discount_t.astype(dtype))
                 keys = jax.random.split(jax.random.key(0), len(cases.r_t))
@@ -143,4 +148,9 @@ def make_bench(loss_fn: LossFn, table: Table) -> Bench:
 
         return run
 
-    return Bench(over_cases(answer), over_cases(settle))
+    settled = over_cases(settle)
+    return Bench(
+        over_cases(answer),
+        lambda cases: settled(cases)[0],
+        lambda cases, tables: settled(cases, outputs=tables)[1],
+    )

@@ -10,6 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from purejaxdqn.learner import RESERVED_METRICS
+from purejaxdqn.losses.bellman import TDError
 from purejaxdqn.networks import value_network
 from purejaxdqn.testing.common import (
     COMPILABLE,
@@ -167,10 +168,11 @@ def check_contract(
     found: dict[str, Any] = {}
 
     def pure() -> str:
-        found.update(on_host(Program("the loss", _REMEDY, examine)(params, target_params, keys)))
-        output, grad = found["batch"]
+        answers = on_host(Program("the loss", _REMEDY, examine)(params, target_params, keys))
+        output, grad = answers["batch"]
         require_finite(output, "LossOutput")
         require_finite(grad, "the gradient of the loss")
+        found.update(answers)
         lowest = output.priority.min()
         require(
             lowest >= 0, f"a priority is {lowest:.3g}: it must not be negative; take jnp.abs of it"
@@ -254,3 +256,31 @@ def _difference(one: Any, other: Any, message: str, remedy: str) -> str:
         figure = f"{difference:.1e}"
         expect(difference < 1e-3, figure, f"{message} ({path} by a share of {figure}); {remedy}")
     return f"{largest_difference:.1e}"
+
+
+def check_error_sign(td_error: TDError) -> str:
+    """Whether a TD error is above 0 where the target is above the prediction, and below 0 below."""
+    q_tm1, q_t = np.random.default_rng(3).normal(size=(2, NUM_LANES, _NUM_ACTIONS))
+    action = np.arange(NUM_LANES, dtype=np.int32) % _NUM_ACTIONS
+    discount = np.full(NUM_LANES, 0.9, np.float32)
+
+    def at(reward: float) -> np.ndarray:
+        r_t = np.full(NUM_LANES, reward, np.float32)
+        values = (np.float32(q_tm1), action, r_t, discount, np.float32(q_t), np.float32(q_t))
+        return np.asarray(jax.vmap(td_error)(*values))
+
+    above, below = at(1e3), at(-1e3)
+    share = float(((above > 0) & (below < 0)).mean())
+    if (above < 0).all() and (below > 0).all():
+        why = (
+            "it is the prediction less the target: the wrong sign. Under a penalty that is the "
+            "same on both sides nothing changes, under any other everything does"
+        )
+    elif (above * below > 0).all():
+        why = (
+            "it has the same sign on both sides: the square or the size of the error is taken in "
+            "it, but that is for the penalty to do (bellman_loss)"
+        )
+    else:
+        why = "it must be above 0 where r_t is large, and below 0 where it is small"
+    return expect(share == 1, f"{share:.0%}", why)

@@ -16,7 +16,6 @@ from purejaxdqn.testing.mdps import (
     start_values,
     value_iteration,
 )
-from purejaxdqn.testing.naming import Formula
 from purejaxdqn.testing.report import Check
 from purejaxdqn.testing.tables import FRACTIONS, Table
 from purejaxdqn.types import LossFn
@@ -32,9 +31,18 @@ def check_fixed_point(
     fixed_point: FixedPoint,
     bootstrap: Bootstrap,
     discount: float,
-    formula: Formula | None,
+    wrong: str,
 ) -> list[Check]:
     """A row for each decision process, and one for known quantiles.
+
+    Args:
+      loss_fn: the loss.
+      table: the kind of network.
+      bench: of the loss.
+      fixed_point: what is declared.
+      bootstrap: from which network.
+      discount: the largest gamma.
+      wrong: what was found to be wrong already, to be said of values that are.
 
     Raises:
       ConfigError: if what is declared has no values.
@@ -44,7 +52,6 @@ def check_fixed_point(
     learned = iterate(loss_fn, table, mdp, bootstrap, _near(mdp, expected))
     found = action_values(table, learned)
     is_mean, is_quantile = _minimiser(bench, table)
-    named = "; ".join(formula.mistakes) if formula else ""
     checks = []
     for name in _PROCESSES:
         title = f"fixed point, {name}"
@@ -53,9 +60,10 @@ def check_fixed_point(
             checks.append(Check(title, None, "", why))
             continue
         rows = mdp.states_of(name)
-        checks.append(_compare(title, found, expected, mdp, rows, fixed_point, named))
+        checks.append(_compare(title, found, expected, mdp, rows, fixed_point, wrong))
     if not is_mean:
-        checks.append(_quantiles(table, learned[mdp.states_of("bandit")][0], is_quantile))
+        bandit = learned[mdp.states_of("bandit")][0]
+        checks.append(_quantiles(table, bandit, is_quantile, wrong))
     return checks
 
 
@@ -77,7 +85,7 @@ def _minimiser(bench: Bench, table: Table) -> tuple[bool, bool]:
         return True, False  # the mixture of the targets, and its mean is theirs
     cases = random_cases(12, NUM_ACTIONS)
     base, near, far, farther, farthest = (
-        bench.answers(cases.shifted(r_t=by)).pull for by in (0.0, 1.0, 1e3, 1e5, 1e7)
+        bench.answers(cases.shifted(q_tm1=-by)).pull for by in (0.0, 1.0, 1e3, 1e5, 1e7)
     )
     is_mean = np.allclose(far - base, 1e3 * (near - base), rtol=1e-3)
     return bool(is_mean), bool(np.allclose(farther, farthest, rtol=1e-3))
@@ -90,7 +98,7 @@ def _compare(
     mdp: MDP,
     rows: slice,
     fixed_point: FixedPoint,
-    named: str,
+    wrong: str,
 ) -> Check:
     used = ~is_final(mdp)[rows]
     error = np.abs(found[rows] - expected[rows])[used]
@@ -104,14 +112,14 @@ def _compare(
         f"{found[rows][used][state, action]:.4g}, and that of the declared fixed point "
         f"({fixed_point.name}) is {expected[rows][used][state, action]:.4g}"
     )
-    hint = named or (
+    hint = wrong or (
         "what a loss is meant to converge to can be declared: fixed_point=soft(0.1) and others of "
         "purejaxdqn.losses.fixed_points, a function of one's own, or None"
     )
     return Check(title, False, f"{worst:.3g}", f"{message}: {hint}")
 
 
-def _quantiles(table: Table, learned: np.ndarray, is_quantile: bool) -> Check:
+def _quantiles(table: Table, learned: np.ndarray, is_quantile: bool, wrong: str) -> Check:
     """Rewards that lie far apart, all as likely: `learned` is `[A, ...]` of their state."""
     title = "known quantiles"
     if not is_quantile:
@@ -138,6 +146,6 @@ def _quantiles(table: Table, learned: np.ndarray, is_quantile: bool) -> Check:
     )
     message = (
         f"the quantile {fractions[i]:.4g} of rewards that are all as likely converges to "
-        f"{found[0, i]:.6g} and is {expected[i]:.6g}: {why}"
+        f"{found[0, i]:.6g} and is {expected[i]:.6g}: {wrong or why}"
     )
     return Check(title, False, f"{worst:.3g}", message)

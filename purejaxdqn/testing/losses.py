@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import inspect
 from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
@@ -11,7 +12,12 @@ import numpy as np
 from purejaxdqn.losses.bellman import TDError, bellman_loss
 from purejaxdqn.losses.fixed_points import OPTIMAL, Bootstrap, FixedPoint, declared
 from purejaxdqn.testing.cases import make_bench
-from purejaxdqn.testing.contract import ONE_TRANSITION, check_contract, table_of
+from purejaxdqn.testing.contract import (
+    ONE_TRANSITION,
+    check_contract,
+    check_error_sign,
+    table_of,
+)
 from purejaxdqn.testing.convergence import check_fixed_point
 from purejaxdqn.testing.report import Check, Report, attempt
 from purejaxdqn.testing.targets import check_target
@@ -27,6 +33,7 @@ class _Loss(NamedTuple):
 
     name: str
     function: LossFn
+    td_error: TDError | None
     fixed_point: FixedPoint | None
     bootstrap: Bootstrap
 
@@ -51,11 +58,15 @@ def check_loss(
     - Eager, compiled and mapped over a batch it says the same; the order of a batch does not count.
     - The gradient agrees with finite differences in float64; all is finite at values of a million,
       and where prediction and target agree.
+    - A TD error is target less prediction, and no penalty is in it yet.
     - It is a semi-gradient: it reaches `q_tm1[a_tm1]`, no other action, nothing at time t, and not
       the target network; and it leads to the target.
     - What follows a terminal transition does not count.
     - Reward, discount and bootstrap enter the target as in a Bellman equation, and the values come
-      from the network that is declared. A target that is not so is named where it can be.
+      from the network that is declared. A target that is not the declared one is named where it
+      can be, and else what it differs by is said to hang on what.
+    - Errors of both signs count alike, or as a quantile's fraction says; and a network of whole
+      distributions is taught the whole distribution.
     - Iterated on small decision processes it converges to what is declared. One whose minimiser is
       not the mean (Huber, quantiles) is judged on deterministic ones and by known quantiles.
 
@@ -121,8 +132,11 @@ def loss_report(
     table = table_of(subject.function, network)
     if table is None or not _runs(checks):
         return Report(name, tuple(checks))
+    if subject.td_error is not None:
+        sign = functools.partial(check_error_sign, subject.td_error)
+        checks.append(attempt("the TD error is target less prediction", sign))
     bench = make_bench(subject.function, table)
-    structure, formula = check_target(
+    structure, wrong = check_target(
         bench,
         table,
         subject.fixed_point,
@@ -141,9 +155,14 @@ def loss_report(
             subject.fixed_point,
             subject.bootstrap,
             discount,
-            formula,
+            wrong or _as_said(checks),
         )
     return Report(name, tuple(checks))
+
+
+def _as_said(checks: list[Check]) -> str:
+    failed = next((check.name for check in checks if check.passed is False), None)
+    return f"see what is said of: {failed}" if failed else ""
 
 
 def _runs(checks: list[Check]) -> bool:
@@ -181,7 +200,8 @@ def _recognise(name: str, loss: Any, fixed_point: Any, bootstrap: Bootstrap | No
     elif fixed_point is not None and not isinstance(fixed_point, FixedPoint):
         fixed_point = FixedPoint(getattr(fixed_point, "__name__", "declared"), fixed_point)
     function = bellman_loss(loss) if is_td_error else loss
-    return _Loss(name, function, fixed_point, bootstrap or own_bootstrap)
+    td_error = loss if is_td_error else None
+    return _Loss(name, function, td_error, fixed_point, bootstrap or own_bootstrap)
 
 
 def _required(loss: Any) -> Iterator[str]:

@@ -10,7 +10,7 @@ import numpy as np
 from purejaxdqn.losses.fixed_points import Bootstrap, FixedPoint
 from purejaxdqn.testing.cases import Cases
 
-_TOLERANCE = 1e-4
+TOLERANCE = 1e-4
 
 
 class Formula(NamedTuple):
@@ -25,11 +25,23 @@ class Formula(NamedTuple):
     mistakes: tuple[str, ...]
 
 
-Part = tuple[str, np.ndarray, str]  # text, values, and what is wrong with it
+class Part(NamedTuple):
+    """What may stand in a formula: its text, its values `[N]`, and what is wrong with it."""
+
+    text: str
+    values: np.ndarray
+    mistake: str
 
 
 def _at(q_values: np.ndarray, action: np.ndarray) -> np.ndarray:
     return np.take_along_axis(q_values, action[:, np.newaxis], 1)[:, 0]
+
+
+def _said(*mistakes: str) -> str:
+    return "; ".join(filter(None, dict.fromkeys(mistakes)))
+
+
+# ------------------------------------------------------------------------------ what there is
 
 
 def _sources(cases: Cases, q_tm1: np.ndarray, bootstrap: Bootstrap) -> list[Part]:
@@ -47,10 +59,10 @@ def _sources(cases: Cases, q_tm1: np.ndarray, bootstrap: Bootstrap) -> list[Part
     right, wrong = ("q_t_online", "q_t") if bootstrap == "online" else ("q_t", "q_t_online")
     rows = {"q_t": cases.target[:, 1], "q_t_online": cases.online[:, 1]}
     return [
-        (right, rows[right], ""),
-        (wrong, rows[wrong], wrong_network),
-        ("q_tm1", q_tm1, early),
-        ("the target network's q_tm1", cases.target[:, 0], early),
+        Part(right, rows[right], ""),
+        Part(wrong, rows[wrong], wrong_network),
+        Part("q_tm1", q_tm1, early),
+        Part("the target network's q_tm1", cases.target[:, 0], early),
     ]
 
 
@@ -58,11 +70,8 @@ def _values(cases: Cases, sources: list[Part], is_optimal: bool) -> Iterator[Par
     """What may stand for the value at time t."""
     not_highest = "where the maximum belongs" if is_optimal else "where the declared value belongs"
     for name, q, mistake in sources:
-        yield (
-            f"max({name})",
-            q.max(1),
-            mistake if is_optimal else f"it takes the maximum {not_highest} {mistake}".rstrip(),
-        )
+        greedy = "" if is_optimal else f"it takes the maximum {not_highest}"
+        yield Part(f"max({name})", q.max(1), _said(greedy, mistake))
         for word, value in (
             ("min", q.min(1)),
             ("mean", q.mean(1)),
@@ -71,13 +80,13 @@ def _values(cases: Cases, sources: list[Part], is_optimal: bool) -> Iterator[Par
             ("max of |.|, ", np.abs(q).max(1)),
         ):
             wrong = f"it takes the {word} of {name} {not_highest}"
-            yield f"{word}({name})", value, "; ".join(filter(None, [wrong, mistake]))
+            yield Part(f"{word}({name})", value, _said(wrong, mistake))
         for action, which in ((cases.a_tm1, "a_tm1"), (0 * cases.a_tm1, "0"), (-1, "-1")):
             wrong = f"it takes {name}[{which}] {not_highest}: the value of another action"
             chosen = _at(q, np.broadcast_to(action, cases.a_tm1.shape) % q.shape[1])
-            yield f"{name}[{which}]", chosen, "; ".join(filter(None, [wrong, mistake]))
+            yield Part(f"{name}[{which}]", chosen, _said(wrong, mistake))
         index = f"it takes the number of the best action, argmax({name}), for its value"
-        yield f"argmax({name})", 1.0 * q.argmax(1), "; ".join(filter(None, [index, mistake]))
+        yield Part(f"argmax({name})", 1.0 * q.argmax(1), _said(index, mistake))
         for picker, q_pick, _ in sources:
             if picker == name:
                 continue
@@ -91,55 +100,56 @@ def _values(cases: Cases, sources: list[Part], is_optimal: bool) -> Iterator[Par
                 if (picker, name) == ("q_t", "q_t_online") and mistake
                 else ""
             )
-            wrong = "; ".join(filter(None, [mistake + roles, wrong]))
-            yield f"{name}[argmax {picker}]", _at(q, q_pick.argmax(1)), wrong
+            wrong = _said(mistake + roles, wrong)
+            yield Part(f"{name}[argmax {picker}]", _at(q, q_pick.argmax(1)), wrong)
             lowest = f"the action of the lowest {picker} is taken for the best"
-            yield f"{name}[argmin {picker}]", _at(q, q_pick.argmin(1)), lowest
+            yield Part(f"{name}[argmin {picker}]", _at(q, q_pick.argmin(1)), lowest)
 
 
 def _rewards(cases: Cases) -> list[Part]:
-    r_t, discount_t = cases.r_t, cases.discount_t
+    r_t = cases.r_t
     return [
-        ("r_t", r_t, ""),
-        ("-r_t", -r_t, "the reward has the wrong sign"),
-        ("0", 0 * r_t, "the reward r_t is lost"),
-        ("discount_t", discount_t, "r_t and discount_t are swapped"),
-        ("discount_t * r_t", discount_t * r_t, "the reward is discounted, r_t counts in full"),
-        ("2 * r_t", 2 * r_t, "the reward counts twice"),
-        *((f"{c} * r_t", c * r_t, f"the reward is scaled by {c}") for c in (0.01, 0.1, 0.5, 10)),
-        ("|r_t|", np.abs(r_t), "the reward loses its sign"),
-        ("sign(r_t)", np.sign(r_t), "the reward is clipped to its sign"),
+        Part("r_t", r_t, ""),
+        Part("discount_t * r_t", cases.discount_t * r_t, "the reward is discounted"),
+        Part("|r_t|", np.abs(r_t), "the reward loses its sign"),
+        Part("sign(r_t)", np.sign(r_t), "the reward is clipped to its sign"),
+        Part("r_t^2", r_t**2, "the reward is squared"),
     ]
+
+
+_LOST = "the discount is lost: discount_t does not multiply what comes from time t"
 
 
 def _discounts(cases: Cases) -> list[Part]:
-    r_t, discount_t = cases.r_t, cases.discount_t
-    one = np.ones_like(r_t)
+    r_t, d = cases.r_t, cases.discount_t
+    swapped = "r_t stands in the place of discount_t (swapped arguments)"
+    both = "r_t multiplies what comes from time t beside discount_t"
     return [
-        ("discount_t", discount_t, ""),
-        ("1", one, "the discount is lost: discount_t does not multiply what comes from time t"),
-        ("-discount_t", -discount_t, "what comes from time t has the wrong sign"),
-        ("0", 0 * one, "nothing of time t counts: there is no bootstrap"),
-        ("r_t", r_t, "r_t stands in the place of discount_t (swapped arguments)"),
-        ("(1 - discount_t)", 1 - discount_t, "it takes discount_t for a flag of the end"),
-        (
-            "discount_t^2",
-            discount_t**2,
-            "the discount is applied twice: discount_t is gamma itself",
-        ),
-        *(
-            (f"{g}", g * one, f"a discount of {g} is written into it: discount_t is lost")
-            for g in (0.9, 0.95, 0.99, 0.999)
-        ),
-        *(
-            (
-                f"{g} * discount_t",
-                g * discount_t,
-                f"the discount is applied twice, as {g} * discount_t: discount_t is gamma itself",
-            )
-            for g in (0.9, 0.95, 0.99)
-        ),
+        Part("discount_t", d, ""),
+        Part("1", np.ones_like(r_t), _LOST),
+        Part("r_t", r_t, swapped),
+        Part("(1 - discount_t)", 1 - d, "it takes discount_t for a flag of the end"),
+        Part("discount_t^2", d**2, "the discount is applied twice: discount_t is gamma itself"),
+        Part("sqrt(discount_t)", np.sqrt(d), "it takes the root of discount_t"),
+        Part("discount_t * r_t", d * r_t, both),
+        Part("(r_t + discount_t)", r_t + d, f"{both}: a bracket in the wrong place"),
     ]
+
+
+def _declared(fixed_point: FixedPoint, cases: Cases, own: np.ndarray, q_t: np.ndarray) -> Part:
+    """What a declared target adds to the reward: the value at time t, and its text."""
+    nothing = np.zeros_like(cases.r_t)
+    with_it = fixed_point.target(own, cases.a_tm1, nothing, nothing + 1, q_t)
+    return Part(fixed_point.name, with_it - _bonus(fixed_point, cases, own, q_t), "")
+
+
+def _bonus(fixed_point: FixedPoint, cases: Cases, own: np.ndarray, q_t: np.ndarray) -> np.ndarray:
+    """What a declared target adds to the reward of a terminal transition, such as Munchausen's."""
+    nothing = np.zeros_like(cases.r_t)
+    return fixed_point.target(own, cases.a_tm1, nothing, nothing, q_t)
+
+
+# --------------------------------------------------------------------------- fits and their names
 
 
 def name_target(
@@ -150,6 +160,9 @@ def name_target(
     bootstrap: Bootstrap,
 ) -> Formula | None:
     """The formula that gives what a loss was found to pull to, the one with the fewest mistakes.
+
+    Tried are a reward, a discount and a value at time t of many kinds, with factors that are
+    fitted; then sums of several values.
 
     Args:
       settled: `[N]` from `Bench.settled`.
@@ -163,39 +176,141 @@ def name_target(
     """
     sources = _sources(cases, q_tm1, bootstrap)
     rewards, discounts = _rewards(cases), _discounts(cases)
+    own_rows = [("target", cases.target[:, 0]), ("online", q_tm1)]
+    if bootstrap == "online":
+        own_rows.reverse()
+    bonus_of_none = np.zeros_like(settled)
+    terms: list[tuple[np.ndarray, Part]] = []  # what is added whatever the discount, and a value
+    for near, off in (("", fixed_point), *fixed_point.near_misses):
+        for name, q_t, mistake in sources:
+            for i, (own, q_own) in enumerate(own_rows):
+                elsewhere = f"it sees the {own} network's q_tm1" if i else ""
+                value = _declared(off, cases, q_own, q_t)
+                wrong = _said(near, mistake, elsewhere)
+                bonus = _bonus(off, cases, q_own, q_t)
+                terms.append((bonus, Part(f"{off.name} of {name}", value.values, wrong)))
     is_optimal = fixed_point.name == "optimal"
-    values = [*_values(cases, sources, is_optimal)]
+    terms += [(bonus_of_none, value) for value in _values(cases, sources, is_optimal)]
+
     best: Formula | None = None
-
-    def consider(text: str, target: np.ndarray, *mistakes: str) -> None:
-        nonlocal best
-        found = tuple(dict.fromkeys(m for m in mistakes if m))
-        if best is not None and len(best.mistakes) <= len(found):
-            return
-        for sign, wrong in ((1, ""), (-1, "the prediction q_tm1[a_tm1] has the wrong sign")):
-            if np.abs(settled - sign * target).max() < _TOLERANCE:
-                best = Formula(
-                    f"-({text})" if wrong else text, (*found, *([wrong] if wrong else []))
-                )
-                return
-
-    for r_text, reward, r_wrong in rewards:
-        for d_text, discount, d_wrong in discounts:
-            for name, q_t, mistake in sources:
-                for own, q_own in (("target", cases.target[:, 0]), ("online", q_tm1)):
-                    right_own = "online" if bootstrap == "online" else "target"
-                    elsewhere = "" if own == right_own else f"it sees the {own} network's q_tm1"
-                    target = fixed_point.target(q_own, cases.a_tm1, reward, discount, q_t)
-                    text = f"{fixed_point.name} of {name}, {r_text} and {d_text}"
-                    consider(text, target, r_wrong, d_wrong, mistake, elsewhere)
-            for v_text, value, v_wrong in values:
-                if r_text == "0" and v_text.startswith("q_tm1["):
+    for reward in rewards:
+        for discount in discounts:
+            columns = [
+                (reward.values, cases.discount_t, np.ones_like(settled), discount.values * v)
+                for _, (_, v, _) in terms
+            ]
+            wanted = settled - np.array([bonus for bonus, _ in terms])
+            features = np.moveaxis(np.array(columns), 1, 2)
+            factors = np.einsum("mfn,mn->mf", np.linalg.pinv(features), wanted)
+            residual = np.abs(np.einsum("mnf,mf->mn", features, factors) - wanted).max(1)
+            for i in np.flatnonzero(residual < TOLERANCE):
+                value = terms[i][1]
+                itself = np.abs(discount.values * value.values - settled).max() < TOLERANCE
+                if itself and "q_tm1" in value.text:
                     continue  # what it settled at is always what it settled at
-                wrong = (r_wrong, d_wrong, v_wrong)
-                consider(f"{r_text} + {d_text} * {v_text}", reward + discount * value, *wrong)
-                if (r_text, d_text) == ("r_t", "discount_t"):
-                    both = "the reward is discounted, r_t counts in full"
-                    consider(
-                        f"discount_t * (r_t + {v_text})", discount * (reward + value), both, v_wrong
-                    )
-    return best
+                found = _formula(factors[i], reward, discount, value)
+                if best is None or len(found.mistakes) < len(best.mistakes):
+                    best = found
+    return best or _mixture(settled, cases, sources, is_optimal)
+
+
+def _is(x: float, y: float) -> bool:
+    return abs(x - y) < 1e-3
+
+
+def _formula(factors: np.ndarray, reward: Part, discount: Part, value: Part) -> Formula:
+    """`a * reward + b * discount_t + c + d * discount * value`, and what is wrong with it."""
+    a, b, c, d = map(float, factors)
+    if not value.values.any():
+        d = 1.0  # any factor fits, as nothing of time t is declared to count
+    mistakes = []
+    text = "{}"
+    if _is(a, d) and not _is(a, 1) and not _is(a, 0):
+        text = "-({})" if _is(a, -1) else f"{a:.3g} * ({{}})"
+        wrong = "has the wrong sign" if _is(a, -1) else f"is scaled by {1 / a:.3g}"
+        mistakes.append(f"the prediction q_tm1[a_tm1] {wrong}")
+        a, b, c, d = 1.0, b / a, c / a, 1.0
+    parts = []
+
+    def add(factor: float, part: str) -> None:
+        one = _is(factor, 1) or part == ""
+        parts.append(part if one else f"-{part}" if _is(factor, -1) else f"{factor:.3g} * {part}")
+
+    swapped = _is(a, 0) and _is(b, 1)
+    if swapped:
+        mistakes.append("r_t and discount_t are swapped")
+        add(1, "discount_t")
+    elif _is(a, 0):
+        mistakes.append("the reward r_t is lost")
+    else:
+        add(a, reward.text)
+        mistakes.append(reward.mistake)
+        if _is(a, -1):
+            mistakes.append("the reward has the wrong sign")
+        elif not _is(a, 1):
+            mistakes.append(f"the reward is scaled by {a:.3g}")
+    if not _is(b, 0) and not swapped:
+        add(b, "discount_t")
+        mistakes.append(f"{b:.3g} * discount_t is added: the value at time t is off by {b:.3g}")
+    if not _is(c, 0):
+        parts.append(f"{c:.3g}")
+        mistakes.append(f"a constant of {c:.3g} is added to the target")
+    if _is(d, 0):
+        mistakes.append("nothing of time t counts: there is no bootstrap")
+    else:
+        add(d, value.text if discount.text == "1" else f"{discount.text} * {value.text}")
+        written = discount.text == "1" and not _is(d, 1)
+        twice = discount.text == "discount_t" and 0 < d < 1 and not _is(d, 1)
+        mistakes += [
+            f"a discount of {d:.3g} is written into it: discount_t is lost"
+            if written
+            else f"the discount is applied twice, as {d:.3g} * discount_t: discount_t is gamma "
+            "itself"
+            if twice
+            else discount.mistake,
+            value.mistake,
+        ]
+        if _is(d, -1):
+            mistakes.append("what comes from time t has the wrong sign")
+        elif not (_is(d, 1) or written or twice):
+            mistakes.append(f"what comes from time t counts {d:.3g} times")
+    whole = " + ".join(parts).replace("+ -", "- ") or "0"
+    return Formula(text.format(whole), tuple(dict.fromkeys(filter(None, mistakes))))
+
+
+def _mixture(
+    settled: np.ndarray, cases: Cases, sources: list[Part], is_optimal: bool
+) -> Formula | None:
+    """A sum of several values at time t, by rank and by action."""
+    columns = [cases.r_t, cases.discount_t, np.ones_like(cases.r_t)]
+    ranked: list[tuple[str, str]] = [("r_t", ""), ("discount_t", ""), ("1", "")]
+    for name, q, mistake in sources:
+        ordered = np.sort(q, 1)[:, ::-1]
+        columns += [cases.discount_t * x for x in ordered.T]
+        places = ("highest", "second", *(f"{i + 1}th" for i in range(2, q.shape[1] - 1)), "lowest")
+        ranked += [(f"({place} {name})", mistake) for place in places]
+        if name != "q_tm1":
+            columns.append(cases.discount_t * _at(q, cases.a_tm1))
+            ranked.append((f"{name}[a_tm1]", mistake))
+    features = np.array(columns).T
+    factors = np.linalg.lstsq(features, settled, rcond=None)[0]
+    if np.abs(features @ factors - settled).max() > TOLERANCE:
+        return None
+    used = [i for i in range(3, len(factors)) if not _is(factors[i], 0)]
+    values = " + ".join(f"{factors[i]:.3g} * {ranked[i][0]}" for i in used).replace("+ -", "- ")
+    belongs = "the maximum" if is_optimal else "the declared value"
+    mistakes = [f"it takes {values} where {belongs} belongs{_as_epsilon_greedy(factors, used)}"]
+    mistakes += [ranked[i][1] for i in used]
+    if not _is(factors[0], 1):
+        mistakes.append(f"the reward is scaled by {factors[0]:.3g}")
+    if not (_is(factors[1], 0) and _is(factors[2], 0)):
+        mistakes.append("a constant is added to the target")
+    return Formula(f"r_t + discount_t * ({values})", tuple(dict.fromkeys(filter(None, mistakes))))
+
+
+def _as_epsilon_greedy(factors: np.ndarray, used: list[int]) -> str:
+    shares = factors[used]
+    one_source = len(used) > 1 and used == [*range(used[0], used[0] + len(used))]
+    if one_source and _is(shares.sum(), 1) and np.ptp(shares[1:]) < 1e-3 and 0 < shares[1] < 1:
+        return f": that of an epsilon of {len(shares) * shares[1]:.3g}"
+    return ""
