@@ -203,7 +203,7 @@ def name_target(
             features = np.moveaxis(np.array(columns), 1, 2)
             factors = np.einsum("mfn,mn->mf", np.linalg.pinv(features), wanted)
             residual = np.abs(np.einsum("mnf,mf->mn", features, factors) - wanted).max(1)
-            for i in np.flatnonzero(residual < TOLERANCE):
+            for i in map(int, np.flatnonzero(residual < TOLERANCE)):
                 value = terms[i][1]
                 itself = np.abs(discount.values * value.values - settled).max() < TOLERANCE
                 if itself and "q_tm1" in value.text:
