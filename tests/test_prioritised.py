@@ -441,6 +441,7 @@ class TestCost:
         priorities = jax.ShapeDtypeStruct((batch_size,), jnp.float32)
         update = jax.jit(replay.update, donate_argnums=0)
         memory = update.lower(state, indices, priorities).compile().memory_analysis()
+        assert memory is not None
         assert memory.temp_size_in_bytes < 4 * batch_size * (state.tree.block_size + 50)
 
     def test_a_sample_looks_at_few_leaves(self):
