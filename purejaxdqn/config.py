@@ -122,8 +122,8 @@ class DQNConfig(RunConfig):
     priority_exponent: float = 0.5
     """How much priorities count: 0 samples uniformly, 1 in proportion (prioritised replay only)."""
     importance_exponent: float = 0.4
-    """How far sampling by priority is corrected for at the first gradient step; rises to 1, wholly,
-    at the last (prioritised replay only)."""
+    """How far sampling by priority is corrected for at the first gradient step; rises in a straight
+    line to 1, wholly, where the run ends (prioritised replay only)."""
     representation: Literal[
         "values", "categorical", "quantile", "implicit_quantile", "proposed_quantile"
     ] = "values"
@@ -145,6 +145,9 @@ class DQNConfig(RunConfig):
     does (proposed_quantile only)."""
     dueling: bool = False
     """Whether the network is split into a state's value and the actions' advantages."""
+    head_sizes: tuple[int, ...] = ()
+    """Widths of hidden layers between features and outputs: a set in each stream of a dueling
+    network, and behind the embedding of fractions (implicit_quantile and proposed_quantile)."""
     noisy: bool = False
     """Whether the network's weights are noisy, and explore in epsilon's place."""
     td_error: Literal[
@@ -262,9 +265,12 @@ def _range_problems(config: RunConfig) -> Iterator[str]:
             yield f"{name} ({value!r}) must be a whole number of at least 1"
         elif value > 2**31 - 1:
             yield f"{name} ({value}) must be at most {2**31 - 1}: counters are 32 bits wide"
-    sizes = config.hidden_sizes
-    if not isinstance(sizes, tuple) or not all(type(size) is int and size > 0 for size in sizes):
-        yield f"hidden_sizes ({sizes!r}) must be a tuple of whole numbers of at least 1"
+    for name in [f.name for f in dataclasses.fields(config) if f.type == "tuple[int, ...]"]:
+        sizes = getattr(config, name)
+        if not isinstance(sizes, tuple) or not all(
+            type(size) is int and size > 0 for size in sizes
+        ):
+            yield f"{name} ({sizes!r}) must be a tuple of whole numbers of at least 1"
     for name, annotation in typing.get_type_hints(type(config)).items():
         allowed = typing.get_args(annotation)
         if typing.get_origin(annotation) is Literal and getattr(config, name) not in allowed:

@@ -233,6 +233,7 @@ def dqn(
     network = network or networks.value_network(
         env.num_actions,
         config.hidden_sizes,
+        head_sizes=config.head_sizes,
         dueling=config.dueling,
         noisy=config.noisy,
         layer_norm=config.layer_norm,

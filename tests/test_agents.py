@@ -90,6 +90,25 @@ def test_components_combine(change):
     assert np.isfinite(outputs.metrics["loss"]).all()
 
 
+def test_heads_may_have_hidden_layers_of_their_own():
+    """As Wang et al. have them in each stream, and IQN behind its embedding; none by default."""
+
+    def outputs(**changes):
+        train = dqn(dataclasses.replace(AGENTS["rainbow"], **SMALL, noisy=False, **changes))
+        params = jax.eval_shape(train.init, jax.random.key(0)).learner.params["params"]["outputs"]
+        return jax.tree.map(lambda x: x.shape, params)
+
+    for representation in ("categorical", "implicit_quantile"):
+        plain = outputs(representation=representation)
+        assert {name: list(stream) for name, stream in plain.items()} == {
+            "value": ["Dense_0"],
+            "advantages": ["Dense_0"],
+        }
+        for stream in outputs(representation=representation, head_sizes=(6, 4)).values():
+            assert [stream[f"Dense_{i}"]["kernel"] for i in (0, 1)] == [(8, 6), (6, 4)]
+            assert stream["Dense_2"]["kernel"][0] == 4
+
+
 @pytest.mark.parametrize(
     ("still", "moving"),
     [("learning_rate", "fraction_proposal"), ("fraction_learning_rate", "value")],

@@ -66,6 +66,7 @@ def compiled(config):
         ({"total_steps": True}, ["total_steps", "True"]),
         ({"hidden_sizes": (8, 0)}, ["hidden_sizes", "0"]),
         ({"hidden_sizes": 8}, ["hidden_sizes (8)", "tuple"]),
+        ({"head_sizes": (8, -1)}, ["head_sizes ((8, -1))", "tuple"]),
         ({"learning_rate": "fast"}, ["learning_rate ('fast')", "number"]),
         ({"learning_rate": 1e-60}, ["learning_rate (1e-60)", "single precision"]),
         ({"adam_epsilon": 1e39}, ["adam_epsilon (1e+39)", "single precision"]),

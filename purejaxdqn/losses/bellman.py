@@ -46,7 +46,7 @@ def bellman_loss(td_error: TDError = q_learning, penalty: Penalty = optax.l2_los
       td_error: `(q_tm1 [A], a_tm1 [], r_t [], discount_t [], q_t [A], q_t_online [A]) -> []`,
         such as `q_learning`.
       penalty: `[] -> []`, such as `optax.l2_loss` (half the square; Mnih et al. 2015,
-        equation 1) or `functools.partial(optax.huber_loss, delta=1.0)`.
+        equation 2) or `functools.partial(optax.huber_loss, delta=1.0)`.
 
     Returns:
       A `LossFn` whose priority is the absolute TD error.
