@@ -1,6 +1,9 @@
 """The family by name: each member trains, and is what its name says."""
 
 import dataclasses
+import importlib.util
+import sys
+from pathlib import Path
 from typing import Any
 
 import jax
@@ -8,12 +11,21 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from purejaxdqn import cli
 from purejaxdqn.agents import AGENTS, agent, experiment
 from purejaxdqn.config import PQNConfig
 from purejaxdqn.dqn import dqn
 from purejaxdqn.networks import label_fraction_proposal
 from purejaxdqn.pqn import pqn
 from purejaxdqn.types import ConfigError
+
+PATH = Path(__file__).parents[1] / "experiments" / "cartpole.py"
+spec = importlib.util.spec_from_file_location("cartpole_script", PATH)
+assert spec is not None
+assert spec.loader is not None
+script = importlib.util.module_from_spec(spec)
+sys.modules[spec.name] = script  # its dataclasses look themselves up there
+spec.loader.exec_module(script)
 
 SMALL: dict[str, Any] = {
     "total_steps": 240,
@@ -60,6 +72,26 @@ def test_settings_know_their_experiment():
     assert agent("pqn") == PQNConfig()
     assert experiment(agent("pqn")) is pqn
     assert experiment(agent("rainbow")) is dqn
+
+
+def parsed(*flags):
+    """What `experiments/cartpole.py` makes of a command line, whatever it would then do."""
+    seen: list[Any] = []
+    with pytest.raises(SystemExit) as stop:
+        cli.run(seen.append, script.Args, flags, script.defaults)
+    assert stop.value.code == 0
+    return seen[0].config
+
+
+@pytest.mark.parametrize("name", AGENTS)
+def test_each_name_is_a_flag_and_flags_by_hand_go_before_its_settings(name):
+    base = AGENTS[name]
+    assert parsed("--agent", name) == base
+    noisy = "--no-noisy" if base.noisy else "--noisy"
+    flags = [noisy, "--n-step=7", "--discount", "0.9"]
+    expected = dataclasses.replace(base, noisy=not base.noisy, n_step=7, discount=0.9)
+    assert parsed(f"--agent={name}", *flags) == expected
+    assert parsed(*flags, "--agent", name) == expected
 
 
 def test_an_unknown_name_is_refused_with_the_nearest_ones():
