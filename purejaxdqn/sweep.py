@@ -371,7 +371,7 @@ def width_of(seed_mode: SeedMode, width: int | None) -> int | None:
     if seed_mode == "map" and width not in (None, 1):
         raise ConfigError(f"width ({width}) must be 1 with seed_mode 'map': leave it out")
     if width is not None and (isinstance(width, bool) or not isinstance(width, int) or width < 1):
-        raise ConfigError(f"width ({width!r}) must be a whole number of at least 1")
+        raise ConfigError(f"width ({width!r}) must be at least 1, and a whole number")
     return 1 if seed_mode == "map" else width
 
 

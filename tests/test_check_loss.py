@@ -429,7 +429,7 @@ LOSSES = {
     "QR with 1 - fraction": (quantiles(sign=-1.0), "1 - fraction"),
     "QR on the wrong axis": (
         quantiles(lambda e, tau: quantile_huber(e, tau[None, :])),
-        "all quantiles are the same",
+        "all are the same: is the fraction that of the prediction, on its own axis",
     ),
     "munchausen of the online network": (
         lambda network, params, target_params, transition, key: munchausen(

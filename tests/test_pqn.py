@@ -11,7 +11,7 @@ import numpy as np
 import optax
 import pytest
 
-from purejaxdqn import sweep
+from purejaxdqn import rounds
 from purejaxdqn.config import PQNConfig, float_fields
 from purejaxdqn.environments import Environment
 from purejaxdqn.learner import make_learner
@@ -331,7 +331,7 @@ def test_a_sweep_runs_it_as_it_runs_dqn(swept):
 
 
 def test_neither_chunking_nor_company_changes_a_bit_of_a_run(swept, monkeypatch):
-    monkeypatch.setattr(sweep, "_CHUNK_SECONDS", 1e-9)  # one iteration per chunk
+    monkeypatch.setattr(rounds, "_CHUNK_SECONDS", 1e-9)  # one iteration per chunk
     config = dataclasses.replace(SMALL, q_lambda=0.9)
     alone = quiet(pqn, config, [1], width=2)
     beside = swept.dataset.sel(q_lambda=0.9, seed=1)

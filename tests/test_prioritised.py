@@ -432,6 +432,18 @@ class TestCost:
         # Room for a few batches of blocks, but not for the leaves of one run.
         assert program.memory_analysis().temp_size_in_bytes < 4 * CAPACITY
 
+    def test_an_update_costs_the_batch_and_not_its_square(self):
+        """No instruction makes an array that grows faster than the batch's blocks of leaves."""
+        batch_size = 1_024
+        replay = prioritised_replay(100_000, batch_size, DISCOUNT, 500)
+        state = jax.eval_shape(replay.init, step_of(10))
+        indices = jax.ShapeDtypeStruct((batch_size,), jnp.int32)
+        priorities = jax.ShapeDtypeStruct((batch_size,), jnp.float32)
+        update = jax.jit(replay.update, donate_argnums=0)
+        memory = update.lower(state, indices, priorities).compile().memory_analysis()
+        assert memory is not None
+        assert memory.temp_size_in_bytes < 4 * batch_size * (state.tree.block_size + 50)
+
     def test_a_sample_looks_at_few_leaves(self):
         """No instruction makes an array as large as the tree."""
         replay = prioritised_replay(CAPACITY, 32, DISCOUNT, 500)

@@ -72,8 +72,7 @@ def set_range(tree: SumTree, start: Array, values: Array) -> SumTree:
 def set_leaves(tree: SumTree, indices: Array, values: Array) -> SumTree:
     """The tree with `values` `[B]` at `indices` `[B]`; of several for one leaf, the largest."""
     # Two different writes to one leaf would leave it to the device which of them stays.
-    largest = jax.vmap(lambda index: jnp.max(jnp.where(indices == index, values, 0)))(indices)
-    leaves = tree.leaves.at[indices].set(largest)
+    leaves = tree.leaves.at[indices].set(0).at[indices].max(values)
     blocks = indices // tree.block_size
     block_sums = leaves.reshape(tree.blocks.shape)[blocks].sum(axis=(1, 2))
     sums = tree.sums.ravel().at[blocks].set(block_sums)
