@@ -9,13 +9,16 @@ and puts the numbers together as `run_design` does.
 from __future__ import annotations
 
 import contextlib
+import copy
 import json
 import logging
 import os
 import platform
 import signal
+import socket
 import threading
 import time
+import warnings
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -114,8 +117,8 @@ def run_on_cluster(
     _check_whole("num_gpus_per_task", num_gpus_per_task, 0)
     ray = _import_ray()
     output = Path(output).resolve()
-    devices = ensure_devices()
     with _connected(ray, address):
+        devices = ensure_devices()  # not before: Ray may start processes, and JAX has threads then
         layout = _lay_out(ray, num_cpus_per_task, num_gpus_per_task, memory_budget)
 
         def plan(width: int | None) -> SweepPlan:
@@ -181,27 +184,40 @@ def _connected(ray: Any, address: str | None) -> Iterator[None]:
     if ray.is_initialized():
         yield
         return
-    in_main_thread = threading.current_thread() is threading.main_thread()
-    handler = signal.getsignal(signal.SIGTERM)
-    try:
-        ray.init(
-            address=address,
-            include_dashboard=False,
-            log_to_driver=False,
-            logging_level=logging.ERROR,
-        )
-    except (ConnectionError, RuntimeError, TimeoutError, ValueError) as error:
-        first_line = (str(error).splitlines() or [""])[0]
-        raise ConfigError(
-            f"no Ray cluster can be reached at {address or 'the default address'} ({first_line}): "
-            "start one with 'ray start --head', run this on one of its nodes, and give its address"
-        ) from error
-    try:
+    address = address or os.environ.get("RAY_ADDRESS") or None
+    with contextlib.ExitStack() as stack:
+        if threading.current_thread() is threading.main_thread():  # Ray puts its own there
+            stack.callback(signal.signal, signal.SIGTERM, signal.getsignal(signal.SIGTERM))
+        stack.callback(ray.shutdown)
+        try:
+            _knock(address)
+            with warnings.catch_warnings():
+                # Where JAX has started already: what Ray starts is another program at once.
+                warnings.filterwarnings("ignore", "os.fork", RuntimeWarning)
+                ray.init(
+                    address=address,
+                    include_dashboard=False,
+                    log_to_driver=False,
+                    logging_level=logging.ERROR,
+                )
+        except (OSError, RuntimeError, ValueError) as error:
+            first_line = (str(error).splitlines() or [""])[0]
+            raise ConfigError(
+                f"no Ray cluster can be reached at {address or 'the default address'} "
+                f"({first_line}): start one with 'ray start --head', run this on one of its nodes, "
+                "and give its address"
+            ) from error
         yield
-    finally:
-        ray.shutdown()
-        if in_main_thread:  # Ray has put its own there
-            signal.signal(signal.SIGTERM, handler)
+
+
+def _knock(address: str | None) -> None:
+    """Finds out within seconds whether anyone is there: Ray itself takes minutes."""
+    if address in (None, "auto", "local") or "://" in str(address):
+        return
+    host, _, port = str(address).rpartition(":")
+    if not (host and port.isdigit()):
+        raise ValueError("an address is a host and a port, such as 10.0.0.1:6379")
+    socket.create_connection((host.strip("[]"), int(port)), timeout=_ANSWER_SECONDS).close()
 
 
 # ------------------------------------------------------------------------------------ the layout
@@ -538,7 +554,8 @@ class _Driver(Trainer):
 
     def _result_of(self, task: Any) -> _Share:
         try:
-            share: _Share = self._ray.get(task)
+            # A copy: what Ray gives is read-only, and takes room in its store.
+            share: _Share = copy.deepcopy(self._ray.get(task))
         except self._ray.exceptions.RayTaskError as error:
             if isinstance(error.cause, ConfigError):
                 raise ConfigError(str(error.cause)) from None
@@ -567,8 +584,8 @@ class _Driver(Trainer):
         done, _ = self._ray.wait([*tasks], num_returns=len(tasks), timeout=_GRACE_SECONDS)
         self._hear(board)
         for task in done:
-            with contextlib.suppress(self._ray.exceptions.RayError):
-                self._take(self._ray.get(task))
+            with contextlib.suppress(self._ray.exceptions.RayError, ConfigError):
+                self._take(self._result_of(task))
 
     # -------------------------------------------------------------------------- what tasks say
 
@@ -576,7 +593,7 @@ class _Driver(Trainer):
         """Takes in what the tasks said; their results come on their own."""
         said = []
         with contextlib.suppress(self._ray.exceptions.RayError):
-            said = self._ray.get(board.take.remote(), timeout=_ANSWER_SECONDS)
+            said = copy.deepcopy(self._ray.get(board.take.remote(), timeout=_ANSWER_SECONDS))
         for task, what in said:
             numbers = self._parts[task]
             if isinstance(what, _Started):

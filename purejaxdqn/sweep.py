@@ -559,12 +559,11 @@ class Trainer:
             if announce:
                 self.announce()
             self.train(self._all, stop)
+            self._gather()
         except KeyboardInterrupt as error:
             exit_code = getattr(error, "exit_code", EXIT_INTERRUPTED)
         stop.waits = True  # what is left is to write down what there is
-        if exit_code is None:
-            self._gather()
-        else:
+        if exit_code is not None:
             self._read_finished(self._all)  # what other processes have written
         result = self._result("finished" if exit_code is None else "interrupted")
         if self._folder is not None and distributed.is_first():

@@ -5,10 +5,10 @@ import json
 import os
 import shutil
 import sys
-import tempfile
-import time
+import threading
 from typing import Any
 
+import psutil
 import pytest
 
 from purejaxdqn import checkpoint, cluster, results
@@ -30,10 +30,12 @@ CONFIG = DQNConfig(
     eval_interval=25_000,
     eval_episodes=3,
 )
+# Ray starts its processes from this one, in which JAX has threads.
+pytestmark = pytest.mark.filterwarnings("ignore:os.fork")
 # Four batches of two runs.
 DESIGN = grid_design(CONFIG, range(4), {"learning_rate": [1e-3, 3e-3]})
 OPTIONS: dict[str, Any] = {"width": 2, "batches_per_task": 2, "checkpoint_seconds": 0}
-NODE = {"num_cpus": 1, "object_store_memory": 80 * 2**20, "node_ip_address": "127.0.0.1"}
+NODE = {"num_cpus": 1, "object_store_memory": 80 * 2**20, "node_ip_address": "127.0.0.2"}
 
 
 @pytest.fixture(scope="module")
@@ -51,21 +53,22 @@ def ray_cluster(fresh_environment, alone):
     from ray.cluster_utils import Cluster
 
     before = dict(os.environ)
-    folder = tempfile.mkdtemp(prefix="ray-")  # short, as sockets have to be
+    session = None
     for name in os.environ:
         if name.startswith(("JAX_", "XLA_", "RAY_")):
             del os.environ[name]
     os.environ |= fresh_environment | {"RAY_USAGE_STATS_ENABLED": "0"}
     nodes = Cluster()
     try:
-        nodes.add_node(**NODE, temp_dir=folder, include_dashboard=False)
+        session = nodes.add_node(**NODE, include_dashboard=False).get_session_dir_path()
         yield nodes
     finally:
         ray.shutdown()
         nodes.shutdown()
         os.environ.clear()
         os.environ |= before
-        shutil.rmtree(folder, ignore_errors=True)
+        if session is not None:
+            shutil.rmtree(session, ignore_errors=True)
 
 
 def kept_step(output, batch):
@@ -79,6 +82,14 @@ def kept_step(output, batch):
         if batch in [one["batch"] for one in facts["batches"]]:
             steps.append(facts["step"])
     return max(steps)
+
+
+def die(nodes, node):
+    """All processes of a node end at once, as when its machine is lost."""
+    raylet = psutil.Process(node.all_processes["raylet"][0].process.pid)
+    for process in [raylet, *raylet.children(recursive=True)]:
+        process.kill()
+    nodes.remove_node(node, allow_graceful=False)
 
 
 @pytest.mark.timeout(900)
@@ -97,30 +108,33 @@ def test_a_node_that_dies_changes_no_bit(
 
     def kill():
         """Kills the other node once the task on it has been kept in mid-sweep."""
-        while True:
+        while not ended.wait(0.01):
             for task, node in nodes.copy().items():
                 if victim.node_id in node and kept_step(tmp_path, 2 * task) >= 1000:
-                    ray_cluster.remove_node(victim, allow_graceful=False)
+                    die(ray_cluster, victim)
                     assert not (tmp_path / "checkpoint" / "finished" / str(2 * task)).exists()
                     return
-            time.sleep(0.01)
 
+    ended = threading.Event()
     with concurrent.futures.ThreadPoolExecutor() as pool:
         killed = pool.submit(kill)
-        result = run_on_cluster(
-            dqn, DESIGN, address=ray_cluster.address, output=tmp_path, **OPTIONS
-        )
-        killed.result(timeout=0)
+        try:
+            result = run_on_cluster(
+                dqn, DESIGN, address=ray_cluster.address, output=tmp_path, **OPTIONS
+            )
+        finally:
+            ended.set()
+        killed.result()
+    err = " ".join(capsys.readouterr().err.split())
     assert len({*nodes.values()}) == 2
     assert_same_bits(result, alone)
     assert_same_bits(result._replace(dataset=results.load(tmp_path)), alone)
     attrs = result.dataset.attrs
-    assert attrs["retries"] == 1
+    assert attrs["retries"] == 1, err
     (step,) = json.loads(attrs["retried_from"])
     assert 1000 <= step < CONFIG.total_steps
     assert attrs["num_devices"] == 2
     assert attrs["status"] == "finished"
-    err = " ".join(capsys.readouterr().err.split())
     assert "started again on" in err
     assert f"going on at step {step:,}" in err
     assert not (tmp_path / "checkpoint" / "running").exists()
@@ -205,10 +219,17 @@ def test_without_ray_the_extra_is_named(tmp_path, monkeypatch):
         run_on_cluster(dqn, DESIGN, output=tmp_path)
 
 
-def test_where_there_is_no_cluster_it_is_said(tmp_path):
+@pytest.mark.parametrize(
+    ("address", "why"),
+    [
+        ("127.0.0.1:1", "refused"),
+        ("nonsense", "a host and a port"),
+    ],
+)
+def test_where_there_is_no_cluster_it_is_said(address, why, tmp_path):
     pytest.importorskip("ray")
-    with pytest.raises(ConfigError, match=r"no Ray cluster can be reached at 127.0.0.1:1 "):
-        run_on_cluster(dqn, DESIGN, address="127.0.0.1:1", output=tmp_path)
+    with pytest.raises(ConfigError, match=f"no Ray cluster can be reached at {address} .*{why}"):
+        run_on_cluster(dqn, DESIGN, address=address, output=tmp_path)
 
 
 class Nodes:
