@@ -5,7 +5,9 @@ Each process trains its own batches on its own devices, and none waits for anoth
 
 from __future__ import annotations
 
+import itertools
 import pickle
+import threading
 from collections.abc import Callable
 from typing import Any, TypeVar
 
@@ -15,6 +17,9 @@ import numpy as np
 from purejaxdqn.types import ConfigError
 
 T = TypeVar("T")
+
+_LONGEST_MS = 2**31 - 1  # 24 days
+_meetings = itertools.count()
 
 
 def is_first() -> bool:
@@ -66,6 +71,7 @@ def gather(value: T) -> list[T]:
         return [value]
     from jax.experimental import multihost_utils
 
+    _wait_for_all()
     # As bytes: arrays would be rounded to JAX's own types.
     content = np.frombuffer(pickle.dumps(value), np.uint8)
     lengths = multihost_utils.process_allgather(np.array([len(content)], np.int32)).ravel()
@@ -76,3 +82,28 @@ def gather(value: T) -> list[T]:
         pickle.loads(np.asarray(row)[:length].tobytes())
         for row, length in zip(rows, lengths, strict=True)
     ]
+
+
+def _wait_for_all() -> None:
+    """Waits until each process is here, however long that takes.
+
+    Left to wait for each other, the devices give up after half an hour.
+    """
+    from orbax.checkpoint import multihost
+
+    wait = multihost.get_barrier_sync_fn()
+    failures: list[Exception] = []
+
+    def meet(name: str) -> None:
+        try:
+            wait(key=name, timeout_ms=_LONGEST_MS)
+        except Exception as error:
+            failures.append(error)
+
+    # Signals are heard in the main thread alone, and not while it waits itself.
+    waiting = threading.Thread(target=meet, args=[f"purejaxdqn-{next(_meetings)}"], daemon=True)
+    waiting.start()
+    while waiting.is_alive():
+        waiting.join(0.1)
+    if failures:
+        raise failures[0]

@@ -73,4 +73,4 @@ class SweepProgress:
         try:
             action()
         except OSError as error:
-            self._console.print(f"could not save for now, going on: {error}")
+            self.message(f"could not save for now, going on: {error}")

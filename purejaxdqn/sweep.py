@@ -191,41 +191,105 @@ def run_design(
       ConfigError: for settings that cannot be kept, before anything is compiled.
       SweepInterrupted: on Ctrl-C and SIGTERM, with everything that was finished.
     """
+    devices = devices or ensure_devices()
+
+    def plan(width: int | None) -> SweepPlan:
+        return _plan(experiment, design, devices, width, memory_budget)
+
+    with opened(
+        experiment,
+        design,
+        plan,
+        width=width,
+        seed_mode=seed_mode,
+        output=output,
+        resume=resume,
+        checkpoint_seconds=checkpoint_seconds,
+        progress=progress,
+        diagnostics=diagnostics,
+    ) as sweep:
+        trainer = Trainer(
+            experiment,
+            sweep.plan,
+            devices,
+            sweep.folder,
+            bar=sweep.bar,
+            diagnostics=diagnostics,
+            checkpoint_seconds=checkpoint_seconds,
+            on_evaluation=on_evaluation,
+            attrs=sweep.attrs,
+        )
+        return trainer.go(announce=progress)
+
+
+class Opened(NamedTuple):
+    """A sweep that is about to be trained.
+
+    Attributes:
+      plan: the runs, laid out.
+      folder: where everything is kept, and claimed; None keeps nothing.
+      bar: to show progress.
+      attrs: of the dataset: how it is trained, and what happened before.
+    """
+
+    plan: SweepPlan
+    folder: SweepFolder | None
+    bar: SweepProgress
+    attrs: dict[str, Any]
+
+
+@contextlib.contextmanager
+def opened(
+    experiment: Experiment,
+    design: Design,
+    plan: Callable[[int | None], SweepPlan],
+    *,
+    width: int | None,
+    seed_mode: SeedMode,
+    output: Path | None,
+    resume: bool,
+    checkpoint_seconds: float | None,
+    progress: bool,
+    diagnostics: bool,
+) -> Iterator[Opened]:
+    """Checks what a sweep was asked for, plans it, and claims its folder for as long as it takes.
+
+    Args:
+      experiment: see `run_design`, as for all that is not explained here.
+      design: the runs.
+      plan: lays them out at a width, or at one that it chooses.
+      width: runs per batch.
+      seed_mode: "vmap" or "map".
+      output: a folder.
+      resume: whether to go on.
+      checkpoint_seconds: between two checkpoints.
+      progress: whether to show any.
+      diagnostics: whether to look inside the learner.
+
+    Yields:
+      The `Opened` sweep.
+
+    Raises:
+      ConfigError: for what cannot be kept, before anything is compiled.
+    """
     width = width_of(seed_mode, width)
     check_checkpoint_seconds(checkpoint_seconds)
     if resume and output is None:
         raise ConfigError("resume (True) needs an output folder: give output")
-    devices = devices or ensure_devices()
+    bar = SweepProgress(_total_steps(design), enabled=progress)
+    folder = None if output is None else SweepFolder(output, bar.message)
     with contextlib.ExitStack() as stack:
-        bar = SweepProgress(_total_steps(design), enabled=progress)
-        folder = None if output is None else SweepFolder(output, bar.message)
         history: dict[str, Any] = {}
         if folder is not None:
             distributed.first(folder.lock)
             stack.callback(folder.unlock)
             if width is None:
                 width = distributed.first(lambda: _width_begun(folder, resume))
-        plan = _plan(experiment, design, devices, width, memory_budget)
+        planned = plan(width)
         if folder is not None:
-            asked = _asked(experiment, plan, seed_mode, diagnostics)
+            asked = asked_for(experiment, planned, seed_mode, diagnostics)
             history = distributed.first(lambda: open_folder(folder, asked, resume, bar.message))
-        sweep = Trainer(
-            experiment,
-            plan,
-            devices,
-            folder,
-            bar=bar,
-            diagnostics=diagnostics,
-            checkpoint_seconds=checkpoint_seconds,
-            on_evaluation=on_evaluation,
-            attrs={"seed_mode": seed_mode, **history},
-        )
-        stop = stack.enter_context(listen())
-        known = sweep.take_finished()
-        if known is not None:
-            return known
-        stack.enter_context(bar)
-        return sweep.run(stop, announce=progress)
+        yield Opened(planned, folder, bar, {"seed_mode": seed_mode, **history})
 
 
 def print_plan(
@@ -322,7 +386,7 @@ def check_checkpoint_seconds(seconds: float | None) -> None:
 # ------------------------------------------------------------------------ begun, and gone on with
 
 
-def _asked(
+def asked_for(
     experiment: Experiment, plan: SweepPlan, seed_mode: SeedMode, diagnostics: bool
 ) -> dict[str, Any]:
     """All that the numbers of a sweep hang on, as JSON holds it."""
@@ -389,6 +453,23 @@ def open_folder(
             f"the {what} in {folder.output} was begun with other settings ({shown}): resume with "
             "the same ones, choose another folder with --output, or start again with --overwrite"
         )
+    return note_changes(folder, made_with, say)
+
+
+def note_changes(
+    folder: SweepFolder, made_with: dict[str, Any], say: Callable[[str], None]
+) -> dict[str, Any]:
+    """Keeps what a part of a sweep is made with, where other bits may come of it.
+
+    Args:
+      folder: of the sweep.
+      made_with: what `results.made_with` gives where that part is trained.
+      say: takes warnings.
+
+    Returns:
+      Attributes that say what was different so far.
+    """
+    begun = folder.begun()
     changed = [*begun["not_bitwise"]]
     for line in differences(begun["made_with"], made_with):
         say(f"warning: what is trained from here on may have other bits: {line}")
@@ -434,6 +515,8 @@ class Trainer:
         self._folder, self._bar, self._diagnostics = folder, bar, diagnostics
         self._on_evaluation = on_evaluation
         self._runs = plan.design.runs
+        self._all = range(len(plan.batches))
+        self._configs = {number: group.config for group in plan.groups for number in group.batches}
         self._records: dict[int, Record] = {}
         self._finished: set[int] = set()
         self._compiled: dict[int, Programs] = {}
@@ -456,6 +539,15 @@ class Trainer:
             **(attrs or {}),
         }
 
+    def go(self, announce: bool = False) -> SweepResult:
+        """Reads a finished sweep, or runs it; see `run`."""
+        with listen() as stop:
+            known = self.take_finished()
+            if known is not None:
+                return known
+            with self._bar:
+                return self.run(stop, announce)
+
     def run(self, stop: Stop, announce: bool = False) -> SweepResult:
         """Trains whatever is not finished; with `announce` says first how, and for how long.
 
@@ -466,14 +558,13 @@ class Trainer:
         try:
             if announce:
                 self.announce()
-            self.train([*range(len(self._plan.batches))], stop)
+            self.train(self._all, stop)
+            self._gather()
         except KeyboardInterrupt as error:
             exit_code = getattr(error, "exit_code", EXIT_INTERRUPTED)
         stop.waits = True  # what is left is to write down what there is
-        if exit_code is None:
-            self._gather()
-        else:
-            self._read_finished()  # what other processes have written
+        if exit_code is not None:
+            self._read_finished(self._all)  # what other processes have written
         result = self._result("finished" if exit_code is None else "interrupted")
         if self._folder is not None and distributed.is_first():
             if any(record.has_begun for record in self._records.values()):
@@ -494,7 +585,7 @@ class Trainer:
         folder = self._folder
         if folder is None:
             return None
-        self._read_finished()
+        self._read_finished(self._all)
         # Processes that do not see the same must not part ways here.
         if not all(distributed.gather(len(self._finished) == len(self._plan.batches))):
             return None
@@ -510,15 +601,13 @@ class Trainer:
         self._bar.message(f"the sweep in {folder.output} is finished already")
         return SweepResult(dataset, self._params())
 
-    def _read_finished(self) -> None:
-        """Takes the batches that are finished on disk and not known yet."""
+    def _read_finished(self, numbers: Sequence[int]) -> None:
+        """Takes those batches that are finished on disk, and not known yet."""
         if self._folder is None:
             return
-        for group in self._plan.groups:
-            for number in group.batches:
-                if number in self._records:
-                    continue
-                record = self._folder.load_finished(number, group.config)
+        for number in numbers:
+            if number not in self._finished:
+                record = self._folder.load_finished(number, self._configs[number])
                 if record is not None:
                     self._records[number] = record
                     self._finished.add(number)
@@ -645,11 +734,7 @@ class Trainer:
             self._bar.message(
                 f"going on at step {kept.step:,} with {len(members)} run(s) that were under way"
             )
-        steps_before = sum(
-            self._runs[run].setting.config.total_steps
-            for number in self._finished
-            for run in self._plan.batches[number]
-        )
+        steps_before = sum(map(self._steps_of, self._finished))
         last_step = config.prefill_steps if kept is None else kept.step
         stop.waits = True
         for event in train_round(programs, config, [self._runs[i] for i in members], kept=kept):
@@ -679,6 +764,10 @@ class Trainer:
         self._save_finished()
         stop.check()
         stop.waits = False
+
+    def _steps_of(self, number: int) -> int:
+        """Environment steps of a finished batch."""
+        return len(self._plan.batches[number]) * self._configs[number].total_steps
 
     def _count(self, event: Event, env_steps: int) -> None:
         """Keeps the time, and shows it."""
@@ -754,7 +843,7 @@ class Trainer:
             self._unsaved |= unsaved
 
     def _result(self, status: str) -> SweepResult:
-        self._facts["peak_bytes"] = peak_bytes()
+        self._facts["peak_bytes"] = max(self._facts["peak_bytes"], peak_bytes())
         dataset = record.to_dataset(self._plan.design, self._plan.batches, self._records)
         config = self._plan.design.settings[0].config
         attrs = results.provenance(config, self._experiment)

@@ -41,13 +41,18 @@ def assert_same_bits():
 
 @pytest.fixture(scope="session")
 def fresh_environment(request, tmp_path_factory):
-    """For processes of their own: JAX as a user has it, but compiled programs of earlier tests."""
+    """For processes of their own: JAX as a user has it, but with the suite's compiled programs."""
     if request.config.pluginmanager.hasplugin("cacheprovider"):
         cache = request.config.cache.mkdir("xla")
     else:
         cache = tmp_path_factory.mktemp("xla")
     environment = {k: v for k, v in os.environ.items() if not k.startswith(("JAX_", "XLA_"))}
-    return environment | {"JAX_PLATFORMS": "cpu", "XDG_CACHE_HOME": str(cache)}
+    return environment | {
+        "JAX_PLATFORMS": "cpu",
+        "JAX_COMPILATION_CACHE_DIR": str(cache),
+        "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
+        "JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES": "-1",
+    }
 
 
 @pytest.fixture(scope="session")
