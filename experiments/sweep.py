@@ -4,12 +4,14 @@
     python experiments/sweep.py --learning-rate loguniform:1e-5:1e-2 --num-samples 64 --num-seeds 4
     python experiments/sweep.py --agent dqn rainbow --hidden-sizes 64x64 256x256 --plan
     python experiments/sweep.py --learning-rate 1e-4 1e-3 --num-seeds 100 --resume
+    python experiments/sweep.py --learning-rate 1e-4 1e-3 --num-seeds 100 --cluster 10.0.0.1:6379
 
 Every setting takes several values. All values of floats and all seeds share one compiled program;
 other settings take one for each value. With a distribution (uniform:0.9:1, loguniform:1e-5:1e-2)
 the settings are drawn at random: lists are then drawn from, too. What a killed sweep had reached is
-kept in the output folder, and --resume goes on from there. Writes results.nc, learning_curves.html
-and summary.json. Progress goes to standard error.
+kept in the output folder, and --resume goes on from there. Several machines share a sweep through
+Ray (--cluster), or as processes that are each started with the same command (--coordinator). Writes
+results.nc, learning_curves.html and summary.json. Progress goes to standard error.
 """
 
 from __future__ import annotations
@@ -24,11 +26,12 @@ import xarray as xr
 from rich.console import Console
 from rich.table import Table
 
-from purejaxdqn import agents, cli, plotting, results, summary
+from purejaxdqn import agents, cli, distributed, plotting, results, summary
+from purejaxdqn.cluster import run_on_cluster
 from purejaxdqn.config import DQNConfig, PQNConfig, RunConfig
 from purejaxdqn.design import Design, grid_design, random_design
 from purejaxdqn.statistics import bootstrap_interval
-from purejaxdqn.sweep import SweepInterrupted, print_plan, run_design
+from purejaxdqn.sweep import SweepInterrupted, SweepResult, print_plan, run_design
 from purejaxdqn.types import ConfigError
 
 _MOST_CURVES = 12
@@ -49,6 +52,20 @@ class _Args(cli.LongSweepArgs):
     diagnostics: bool = False
     """Also look inside the learner at each evaluation: value bias, dormant units, effective rank,
     gradient norm, policy churn."""
+    cluster: str | None = None
+    """Train on the nodes of the Ray cluster at this address, such as 10.0.0.1:6379 (auto: the one
+    that this machine is part of). All of them see the output folder; what a node that dies was
+    training goes on elsewhere. --num-devices are then the cores of each task."""
+    gpus_per_task: int = 0
+    """GPUs of a node that each task trains on, with --cluster."""
+    coordinator: str | None = None
+    """Share the sweep with other processes: where the first of them can be reached, such as
+    10.0.0.1:8476 (auto: as Slurm, Open MPI or a TPU has it). Each is started with the same command
+    but for --process-id."""
+    num_processes: int | None = None
+    """Processes that share the sweep, with --coordinator."""
+    process_id: int | None = None
+    """Number of this process, from 0, with --coordinator."""
 
 
 Args: Any = dataclasses.make_dataclass(
@@ -168,33 +185,68 @@ def report(args: Any, dataset: xr.Dataset, output: Path) -> None:
         print(json.dumps(facts, allow_nan=False))
 
 
-def main(args: Any) -> int:
-    design = make_design(args)
-    options = args.sweep_options()
-    if args.plan:
-        devices = args.devices()
-        plan_options: dict[str, Any] = {"devices": devices}
-        plan_options |= {k: options[k] for k in ("width", "seed_mode", "memory_budget")}
-        print_plan(agents.train_by_kind, design, diagnostics=args.diagnostics, **plan_options)
-        return 0
-    output = results.prepare_output(args.output, args.overwrite, args.resume)
-    devices = args.devices()
-    try:
-        with args.tracked(design.settings[0].config) as tracker:
-            result = run_design(
+def train(args: Any, design: Design, output: Path) -> SweepResult:
+    """The sweep, on the devices of this machine or of a cluster."""
+    options = args.sweep_options() | {"output": output, "diagnostics": args.diagnostics}
+    with args.tracked(design.settings[0].config) as tracker:
+        if args.cluster is None:
+            return run_design(
                 agents.train_by_kind,
                 design,
+                devices=args.devices(),
                 on_evaluation=tracker,
-                devices=devices,
-                output=output,
-                diagnostics=args.diagnostics,
                 **options,
             )
+        return run_on_cluster(
+            agents.train_by_kind,
+            design,
+            address=args.cluster,
+            num_cpus_per_task=args.num_devices,
+            num_gpus_per_task=args.gpus_per_task,
+            on_evaluation=tracker,
+            **options,
+        )
+
+
+def check_machines(args: Any) -> None:
+    """Refuses flags of several machines that exclude each other."""
+    if args.cluster is None and args.gpus_per_task:
+        raise ConfigError(f"gpus_per_task ({args.gpus_per_task}) needs --cluster")
+    for name, other in (("plan", args.plan), ("coordinator", args.coordinator)):
+        if args.cluster is not None and other:
+            raise ConfigError(
+                f"cluster ({args.cluster!r}) and {name} ({other!r}) exclude each other: leave one "
+                "of them out"
+            )
+
+
+def main(args: Any) -> int:
+    design = make_design(args)
+    options = args.sweep_options()  # refuse what they cannot be
+    check_machines(args)
+    distributed.start(args.coordinator, args.num_processes, args.process_id)
+    if args.plan:
+        plan_options = {k: options[k] for k in ("width", "seed_mode", "memory_budget")}
+        plan_options |= {"devices": args.devices(), "diagnostics": args.diagnostics}
+        print_plan(agents.train_by_kind, design, **plan_options)
+        return 0
+
+    def prepare() -> Path:
+        return results.prepare_output(args.output, args.overwrite, args.resume)
+
+    if args.cluster is None:
+        args.devices()
+        output = distributed.first(prepare)
+    else:
+        output = prepare()  # Ray starts before JAX does
+    try:
+        result = train(args, design, output)
     except SweepInterrupted as interrupt:
-        if interrupt.result.dataset.evaluation_return.notnull().any():
+        if interrupt.result.dataset.evaluation_return.notnull().any() and distributed.is_first():
             report(args, interrupt.result.dataset, output)
         raise
-    report(args, result.dataset, output)
+    if distributed.is_first():
+        report(args, result.dataset, output)
     return 0
 
 

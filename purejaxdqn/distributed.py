@@ -22,6 +22,51 @@ _LONGEST_MS = 2**31 - 1  # 24 days
 _meetings = itertools.count()
 
 
+def start(coordinator: str | None, num_processes: int | None, process_id: int | None) -> None:
+    """Joins the processes that share a sweep, before JAX starts; all None stays alone.
+
+    Args:
+      coordinator: where process 0 can be reached, such as "10.0.0.1:8476"; "auto" finds this and
+        the rest out, where Slurm, Open MPI or a TPU has started the processes.
+      num_processes: how many there are.
+      process_id: the number of this one, from 0.
+
+    Raises:
+      ConfigError: for what cannot be, before anything is waited for; or where process 0 cannot be
+        reached.
+    """
+    given = {"num_processes": num_processes, "process_id": process_id}
+    if coordinator is None:
+        for name, value in given.items():
+            if value is not None:
+                raise ConfigError(f"{name} ({value}) needs a coordinator, such as 10.0.0.1:8476")
+        return
+    if coordinator == "auto":
+        options: dict[str, Any] = {}
+        for name, value in given.items():
+            if value is not None:
+                raise ConfigError(f"{name} ({value}) is found out where coordinator is 'auto'")
+    else:
+        host, _, port = coordinator.rpartition(":")
+        if not (host and port.isdigit()):
+            raise ConfigError(
+                f"coordinator ({coordinator!r}) must be a host and a port, such as 10.0.0.1:8476, "
+                "or auto"
+            )
+        if num_processes is None or num_processes < 1:
+            raise ConfigError(f"num_processes ({num_processes}) must be at least 1")
+        if process_id is None or not 0 <= process_id < num_processes:
+            raise ConfigError(f"process_id ({process_id}) must be 0 to {num_processes - 1}")
+        options = {"coordinator_address": coordinator} | given
+    try:
+        jax.distributed.initialize(**options)
+    except (RuntimeError, ValueError) as error:
+        first_line = (str(error).splitlines() or [""])[0]
+        raise ConfigError(
+            f"the processes do not find each other (coordinator {coordinator!r}): {first_line}"
+        ) from error
+
+
 def is_first() -> bool:
     """Whether this process writes the results; the only one always does."""
     return jax.process_index() == 0

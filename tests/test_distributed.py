@@ -1,5 +1,6 @@
 """Two processes that share a sweep (`jax.distributed`): the numbers of one."""
 
+import dataclasses
 import functools
 import pickle
 import re
@@ -7,16 +8,17 @@ import socket
 import subprocess
 import sys
 import time
+from pathlib import Path
 from typing import Any
 
 import jax
 import pytest
 
-from purejaxdqn import checkpoint, distributed, results
+from purejaxdqn import agents, checkpoint, distributed, results
 from purejaxdqn.design import grid_design
 from purejaxdqn.dqn import DQNConfig, dqn
 from purejaxdqn.planning import plan_sweep
-from purejaxdqn.sweep import SweepResult, run_sweep
+from purejaxdqn.sweep import SweepResult, run_design, run_sweep
 from purejaxdqn.types import ConfigError
 
 CONFIG = DQNConfig(
@@ -31,7 +33,8 @@ CONFIG = DQNConfig(
     eval_interval=5_000,
     eval_episodes=3,
 )
-COMMON: dict[str, Any] = {"config": CONFIG, "seeds": range(3), "learning_rate": [1e-3, 3e-3]}
+RATES = {"learning_rate": [1e-3, 3e-3]}
+COMMON: dict[str, Any] = {"config": CONFIG, "seeds": range(3), **RATES}
 
 
 @functools.cache
@@ -171,6 +174,56 @@ def test_two_processes_that_were_killed_go_on(tmp_path, fresh_environment, asser
     assert re.search(r"going on at step [1-9]", " ".join(pair.logs[1].read_text().split()))
     for (answer,) in both:
         assert_same_bits(SweepResult(*answer), alone(2))
+
+
+@pytest.mark.timeout(900)
+def test_two_commands_share_a_sweep(tmp_path, fresh_environment, assert_same_bits):
+    """`experiments/sweep.py --coordinator`: the second process only trains."""
+    output = tmp_path / "sweep"
+    with socket.socket() as probe:
+        probe.bind(("localhost", 0))
+        port = probe.getsockname()[1]
+    small = {n: v for n, v in dataclasses.asdict(CONFIG).items() if v != getattr(DQNConfig(), n)}
+    flags = [
+        "--agent",
+        "dqn",
+        "--learning-rate",
+        "1e-3",
+        "3e-3",
+        "--num-seeds",
+        "3",
+        "--width",
+        "2",
+    ]
+    for name, value in small.items():
+        flags += [f"--{name.replace('_', '-')}", "8" if name == "hidden_sizes" else str(value)]
+    flags += ["--output", str(output), "--num-devices", "2"]
+    flags += ["--coordinator", f"localhost:{port}", "--num-processes", "2"]
+    script = Path(__file__).parents[1] / "experiments" / "sweep.py"
+    processes = [
+        subprocess.Popen(
+            [sys.executable, str(script), *flags, "--process-id", str(process)],
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            env=fresh_environment,
+            text=True,
+        )
+        for process in range(2)
+    ]
+    try:
+        said = [process.communicate(timeout=400) for process in processes]
+    finally:
+        for process in processes:
+            process.kill()
+    assert [process.returncode for process in processes] == [0, 0], said
+    assert "interquartile mean" in said[0][0]
+    assert said[1][0] == ""
+    dataset = results.load(output)
+    assert dataset.attrs["num_devices"] == 4
+    assert dataset.attrs["status"] == "finished"
+    design = grid_design(functools.partial(agents.configure, agent="dqn", **small), range(3), RATES)
+    expected = run_design(agents.train_by_kind, design, width=2, progress=False)
+    assert_same_bits(SweepResult(dataset, expected.params), expected)
 
 
 def test_a_lone_process_talks_to_no_other(monkeypatch):
