@@ -12,7 +12,7 @@ import logging
 import os
 import platform
 import shutil
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +22,7 @@ import numpy as np
 MANIFEST = "manifest.json"
 TEMPORARY = ".writing-"  # begins the name of a folder that is not finished
 _ARRAYS = "arrays"
-_PART_BYTES = 2**27  # Orbax copies what it writes: so much at a time
+_PART_BYTES = 2**27
 
 
 class CheckpointDamaged(Exception):
@@ -70,11 +70,15 @@ def working_bytes(total: int) -> int:
     return 2**26 + min(total, _PART_BYTES)
 
 
-def read(folder: Path) -> tuple[list[np.ndarray], dict[str, Any]]:
+def read(
+    folder: Path, wanted: Callable[[dict[str, Any]], range] | None = None
+) -> tuple[list[np.ndarray], dict[str, Any]]:
     """Reads a checkpoint.
 
     Args:
       folder: of the checkpoint.
+      wanted: `facts -> indices` of the arrays that are asked for; all by default. The others take
+        no memory.
 
     Returns:
       `(arrays, facts)` as they were written, to the bit.
@@ -91,16 +95,23 @@ def read(folder: Path) -> tuple[list[np.ndarray], dict[str, Any]]:
         if found != digest:
             raise CheckpointDamaged(f"{name} is not what was written")
     arrays = [np.empty(shape, dtype) for shape, dtype in content["arrays"]]
+    chosen = range(len(arrays)) if wanted is None else wanted(content["facts"])
     # The same cuts as when it was written, now of arrays to be filled.
     for number, part in enumerate(_parts(arrays)):
-        stored = _load_arrays(folder / _ARRAYS / str(number))
+        part = {name: piece for name, piece in part.items() if _index(name) in chosen}
+        stored = _load_arrays(folder / _ARRAYS / str(number)) if part else {}
         for name, piece in part.items():
             if stored[name].dtype != piece.dtype:
                 raise CheckpointDamaged(
                     f"array {name} is of type {stored[name].dtype} where {piece.dtype} was written"
                 )
             piece[...] = stored[name]
-    return arrays, content["facts"]
+    return [arrays[i] for i in chosen], content["facts"]
+
+
+def _index(name: str) -> int:
+    """Which array a piece is of."""
+    return int(name.partition("-")[0])
 
 
 def _parts(arrays: Sequence[np.ndarray]) -> Iterator[dict[str, np.ndarray]]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import itertools
 import time
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -50,7 +51,8 @@ class Programs(NamedTuple):
       split: `TrainState or weights -> a list of host arrays for each device`, whatever their
         structure. On a CPU they are the devices' own memory: to be read before it is donated.
       join: what `split` gave, for as many devices or fewer, back onto the devices;
-        `(lists, weights_only=False)`.
+        `(lists, weights_only=False)`. Empties the lists on the way, so that not all of it is in
+        memory twice.
       plan: how the runs are laid out.
       max_iterations: the most iterations a chunk can run.
       compile_seconds: tracing, lowering and compiling.
@@ -219,16 +221,17 @@ class _Layout:
                 host.append(np.asarray(shards[device]))
         return by_device
 
-    def join(self, by_device: Sequence[Sequence[np.ndarray]], weights_only: bool = False) -> Any:
-        # Devices without runs of their own stand still, on anything of the right shape.
-        by_device = [*by_device, *[by_device[-1]] * (self._plan.num_devices - len(by_device))]
+    def join(self, by_device: Sequence[list[np.ndarray]], weights_only: bool = False) -> Any:
         structure, specs = self._parts(weights_only)
         leaves = []
-        for i, (leaf, spec) in enumerate(zip(jax.tree.leaves(structure), specs, strict=True)):
-            shards = [
-                jax.device_put(host[i], device)
-                for host, device in zip(by_device, self._mesh.devices, strict=True)
-            ]
+        for leaf, spec in zip(jax.tree.leaves(structure), specs, strict=True):
+            shards: list[Array] = []
+            for device, host in itertools.zip_longest(self._mesh.devices, by_device):
+                # Devices without runs of their own stand still, on anything of the right shape.
+                part = part if host is None else host.pop(0)
+                # A copy: what NumPy shares would stay beside the one that is trained.
+                shards.append(jax.device_put(part, device, may_alias=False).block_until_ready())
+            del part
             shape = shards[0].shape
             if spec == _PER_RUN:
                 shape = (self._plan.slots_per_round, *shape[1:])

@@ -667,8 +667,11 @@ class Trainer:
     def _plan_peak(self) -> int:
         """The most memory that this process is going to have, and keeps it among the facts."""
         now = psutil.Process().memory_info().rss
-        running = max(group.round_bytes for group in self._plan.groups)
+        groups = self._plan.groups
+        running = max(group.round_bytes for group in groups)
         if self._folder is not None:
+            if self._folder.is_under_way():  # what is read of a device is there beside its copy
+                running += max(group.round_bytes // group.plan.num_devices for group in groups)
             running += checkpoint.working_bytes(running)
         if self._devices[0].platform != "cpu":
             running = 0  # elsewhere than in the process's own memory
@@ -726,10 +729,11 @@ class Trainer:
             for number, end in zip(numbers, ends, strict=True)
         }
         for number in numbers:
-            begun = paused.get(number)
             size = len(self._plan.batches[number])
-            self._records[number] = begun.record if begun else Record(config, size)
+            fresh = number not in paused
+            self._records[number] = Record(config, size) if fresh else paused[number].record
         kept = _kept(programs, [*paused.values()]) if paused else None
+        paused.clear()  # they are on the devices now, and large
         if kept is not None:
             self._bar.message(
                 f"going on at step {kept.step:,} with {len(members)} run(s) that were under way"

@@ -181,7 +181,7 @@ class SweepFolder:
             try:
                 if batch not in _batches(checkpoint.read_manifest(folder)["facts"]):
                     continue
-                arrays, facts = checkpoint.read(folder)
+                arrays, facts = checkpoint.read(folder, lambda facts: _arrays_of(batch, facts))
             except CheckpointDamaged as error:
                 if folder.exists():  # else another process had no more need of it
                     self._damaged.add(folder.name)
@@ -189,6 +189,10 @@ class SweepFolder:
                 continue
             return _paused(batch, arrays, facts, config)
         return None
+
+    def is_under_way(self) -> bool:
+        """Whether there is a checkpoint to go on from."""
+        return bool(self._running())
 
     def forget_running(self) -> None:
         """Drops what is no longer needed once all batches are finished."""
@@ -232,21 +236,29 @@ def _batches(facts: Mapping[str, Any]) -> list[int]:
     return [one["batch"] for one in facts["batches"]]
 
 
+def _arrays_of(batch: int, facts: Mapping[str, Any]) -> range:
+    """Which arrays of a checkpoint are a batch's."""
+    begin = 0
+    for one in facts["batches"]:
+        end = begin + sum(one["lengths"])
+        if one["batch"] == batch:
+            return range(begin, end)
+        begin = end
+    raise AssertionError(f"batch {batch} is not in the checkpoint")
+
+
 def _paused(
     batch: int, arrays: Sequence[np.ndarray], facts: Mapping[str, Any], config: RunConfig
 ) -> Paused:
-    begin = 0
-    for one in facts["batches"]:
-        parts = []
-        for length in one["lengths"]:
-            parts.append([*arrays[begin : begin + length]])
-            begin += length
-        if one["batch"] == batch:
-            state, params_before, sums, numbers = parts
-            window = dict(zip(one["window"], sums, strict=True))
-            record = Record.from_arrays(config, numbers, one["record"])
-            return Paused(facts["step"], state, params_before, window, record)
-    raise AssertionError(f"batch {batch} is not in the checkpoint")
+    """A batch from its arrays in a checkpoint."""
+    one = next(one for one in facts["batches"] if one["batch"] == batch)
+    ends = np.cumsum(one["lengths"])
+    state, params_before, sums, numbers = (
+        [*arrays[end - length : end]] for end, length in zip(ends, one["lengths"], strict=True)
+    )
+    window = dict(zip(one["window"], sums, strict=True))
+    record = Record.from_arrays(config, numbers, one["record"])
+    return Paused(facts["step"], state, params_before, window, record)
 
 
 def differences(begun: Any, asked: Any, name: str = "") -> list[str]:
