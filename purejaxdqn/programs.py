@@ -227,8 +227,8 @@ class _Layout:
         for leaf, spec in zip(jax.tree.leaves(structure), specs, strict=True):
             shards: list[Array] = []
             for device, host in itertools.zip_longest(self._mesh.devices, by_device):
-                # Devices without runs of their own stand still, on anything of the right shape.
-                part = part if host is None else host.pop(0)
+                if host is not None:  # else it stands still, on anything of the right shape
+                    part = host.pop(0)
                 # A copy: what NumPy shares would stay beside the one that is trained.
                 shards.append(jax.device_put(part, device, may_alias=False).block_until_ready())
             del part
