@@ -31,13 +31,14 @@ from purejaxdqn import agents, cli, plotting, results, summary
 from purejaxdqn.config import float_fields
 from purejaxdqn.devices import use_every_core
 from purejaxdqn.dqn import DQNConfig, dqn
+from purejaxdqn.opening import width_of
 from purejaxdqn.statistics import (
     Interval,
     bootstrap_interval,
     interquartile_mean,
     paired_effect,
 )
-from purejaxdqn.sweep import SweepInterrupted, run_sweep, width_of
+from purejaxdqn.sweep import SweepInterrupted, run_sweep
 from purejaxdqn.types import ConfigError
 
 # What each changes in plain DQN: first the setting that it is known by, then what it needs with it.

@@ -80,9 +80,7 @@ def draw(rng: np.random.Generator, space: dict[str, Any]) -> dict[str, Any]:
 def read(line: str) -> dict[str, Any]:
     """One setting of a file."""
     choice = json.loads(line)
-    if "hidden_sizes" in choice:
-        choice["hidden_sizes"] = tuple(choice["hidden_sizes"])
-    return choice
+    return {name: tuple(x) if isinstance(x, list) else x for name, x in choice.items()}
 
 
 def score(config: DQNConfig, args: Args) -> dict[str, Any]:

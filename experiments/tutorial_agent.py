@@ -29,9 +29,9 @@ from purejaxdqn.agents import TUTORIAL
 from purejaxdqn.design import grid_design
 from purejaxdqn.devices import make_plan, max_width, use_every_core
 from purejaxdqn.dqn import DQNConfig, dqn
+from purejaxdqn.opening import width_of
 from purejaxdqn.programs import compile_programs
 from purejaxdqn.rounds import Games, train_round
-from purejaxdqn.sweep import width_of
 from purejaxdqn.types import ConfigError
 
 ENV = environments.make("CartPole-v0")

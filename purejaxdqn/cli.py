@@ -21,9 +21,9 @@ from purejaxdqn import results, tracking
 from purejaxdqn.config import RunConfig
 from purejaxdqn.design import parse
 from purejaxdqn.devices import use_every_core
+from purejaxdqn.opening import SeedMode, check_checkpoint_seconds, width_of
 from purejaxdqn.planning import parse_bytes
 from purejaxdqn.stopping import EXIT_INTERRUPTED, listen
-from purejaxdqn.sweep import SeedMode, check_checkpoint_seconds, width_of
 from purejaxdqn.tracking import Tracker
 from purejaxdqn.types import ConfigError
 

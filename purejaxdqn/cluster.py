@@ -8,6 +8,7 @@ and puts the numbers together as `run_design` does.
 
 from __future__ import annotations
 
+import collections
 import contextlib
 import copy
 import json
@@ -28,23 +29,16 @@ import numpy as np
 from purejaxdqn import results
 from purejaxdqn.design import Design
 from purejaxdqn.devices import ensure_devices, use_every_core
+from purejaxdqn.opening import Opened, SeedMode, asked_for, note_changes, opened
 from purejaxdqn.planning import SweepPlan, peak_bytes, plan_sweep
 from purejaxdqn.programs import Experiment
 from purejaxdqn.progress import SweepProgress
 from purejaxdqn.record import Record
 from purejaxdqn.rounds import Event
 from purejaxdqn.stopping import EXIT_TERMINATED, Stop, Stopped, listen
-from purejaxdqn.sweep import (
-    Opened,
-    SeedMode,
-    SweepResult,
-    Trainer,
-    asked_for,
-    note_changes,
-    opened,
-)
 from purejaxdqn.sweep_folder import Paused, SweepFolder
 from purejaxdqn.tracking import Evaluated, Tracker
+from purejaxdqn.trainer import SweepResult, Trainer
 from purejaxdqn.types import ConfigError
 
 _POLL_SECONDS = 0.5  # between two looks at what the tasks say
@@ -480,6 +474,8 @@ class _Driver(Trainer):
         self._starts: dict[int, int] = {}  # how often each task was started
         self._counts: dict[int, _Counted] = {}  # of tasks that are running
         self._told: set[tuple[int, int]] = set()  # evaluations, by first run and step
+        self._question: Any = None  # to the board, without an answer yet
+        self._unheard: collections.deque[tuple[int, Any]] = collections.deque()
         self._made_with = [results.made_with()]  # the kinds that are known
         self._retried_from: list[int] = []
         self._facts |= {"device": "", "num_devices": order.layout.num_devices, "retries": 0}
@@ -537,8 +533,8 @@ class _Driver(Trainer):
         ray, layout = self._ray, self._order.layout
         from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
-        # Where this process is, so that it dies with no other node.
-        here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=True)
+        # Where this process is, so that it dies with no other node: softly, Ray goes elsewhere.
+        here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
         options = {"num_cpus": 0, "max_restarts": -1, "scheduling_strategy": here}
         board = ray.remote(**options)(_Board).remote()
         work = ray.remote(
@@ -591,10 +587,9 @@ class _Driver(Trainer):
 
     def _hear(self, board: Any) -> None:
         """Takes in what the tasks said; their results come on their own."""
-        said = []
-        with contextlib.suppress(self._ray.exceptions.RayError):
-            said = copy.deepcopy(self._ray.get(board.take.remote(), timeout=_ANSWER_SECONDS))
-        for task, what in said:
+        self._ask(board)
+        while self._unheard:
+            task, what = self._unheard.popleft()
             numbers = self._parts[task]
             if isinstance(what, _Started):
                 self._hear_start(task, what)
@@ -606,6 +601,20 @@ class _Driver(Trainer):
                 self._hear_evaluation(numbers, what)
             else:
                 self._bar.message(f"{_named(numbers)}: {what}")
+
+    def _ask(self, board: Any) -> None:
+        """Asks the board for what is new, after the answer that it may still owe: none is lost."""
+        errors = self._ray.exceptions
+        for _ in range(1 if self._question is None else 2):
+            self._question = self._question or board.take.remote()
+            try:
+                answer = self._ray.get(self._question, timeout=_ANSWER_SECONDS)
+            except errors.GetTimeoutError:
+                return  # it is only slow, as when it starts on a busy machine
+            except errors.RayError:
+                answer = []
+            self._question = None
+            self._unheard.extend(copy.deepcopy(answer))
 
     def _hear_start(self, task: int, start: _Started) -> None:
         self._starts[task] = self._starts.get(task, 0) + 1

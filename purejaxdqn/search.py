@@ -32,6 +32,7 @@ from purejaxdqn import record, results, study
 from purejaxdqn.config import RunConfig, float_fields
 from purejaxdqn.design import Run, Setting, config_to_json, grid_design, random_design
 from purejaxdqn.devices import ensure_devices, max_width
+from purejaxdqn.opening import open_folder, width_of
 from purejaxdqn.planning import SweepPlan, peak_bytes, plan_sweep
 from purejaxdqn.programs import Experiment, Programs, compile_programs
 from purejaxdqn.progress import SweepProgress
@@ -40,7 +41,6 @@ from purejaxdqn.rounds import Event, train_round
 from purejaxdqn.statistics import interquartile_mean
 from purejaxdqn.stopping import EXIT_INTERRUPTED, Stop, listen
 from purejaxdqn.study import STUDY_FILE, Proposals
-from purejaxdqn.sweep import open_folder, width_of
 from purejaxdqn.sweep_folder import SweepFolder
 from purejaxdqn.types import ConfigError
 

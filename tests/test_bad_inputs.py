@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from purejaxdqn import cli, programs, sweep
+from purejaxdqn import cli, programs, sweep, trainer
 from purejaxdqn.config import DQNConfig, PQNConfig
 from purejaxdqn.planning import parse_bytes
 from purejaxdqn.types import ConfigError
@@ -59,7 +59,7 @@ CASES: list[tuple[str, str]] = [
     ("--hidden-sizes 64,64", "such as 64x64"),
     ("--hidden-sizes 64x0", "hidden_sizes ((64, 0))"),
     ("--hidden-sizes x", "such as 64x64"),
-    ("--head-sizes 64x-1", "such as 64x64"),
+    ("--head-sizes 64x-1", "head_sizes ((64, -1))"),
     ("--head-sizes 0", "head_sizes ((0,))"),
     ("--env CartPole-v7", "CartPole-v1"),
     ("--env Pong", "Pong"),
@@ -182,7 +182,7 @@ def test_a_bad_input_is_one_line_and_exit_code_2(
         raise AssertionError("something was compiled")
 
     monkeypatch.setattr(programs, "compile_programs", compiled)
-    monkeypatch.setattr(sweep, "compile_programs", compiled)
+    monkeypatch.setattr(trainer, "compile_programs", compiled)
     monkeypatch.setattr("purejaxdqn.cli.use_every_core", lambda *_: sweep.ensure_devices())
     argv = [folders.get(word, word) for word in flags.split(" ")]
     if "--output" not in argv:

@@ -141,7 +141,7 @@ def test_a_dataset_can_be_selected_from_and_put_in_a_table(grid):
     ],
 )
 def test_labels_that_name_no_run_or_several_are_refused(grid, labels, words, monkeypatch):
-    monkeypatch.setattr("purejaxdqn.sweep.compile_programs", None)
+    monkeypatch.setattr("purejaxdqn.trainer.compile_programs", None)
     with pytest.raises(ConfigError, match=words):
         again(grid, **labels)
 

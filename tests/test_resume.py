@@ -118,7 +118,7 @@ def finished(tmp_path_factory):
 def test_a_finished_sweep_is_only_read(finished, monkeypatch):
     output, result = finished
     before = (output / "results.nc").stat().st_mtime_ns
-    monkeypatch.setattr("purejaxdqn.sweep.compile_programs", None)
+    monkeypatch.setattr("purejaxdqn.trainer.compile_programs", None)
     again = quiet(dqn, CONFIG, range(3), width=2, output=output, resume=True)
     assert_same(again.dataset, result.dataset)
     assert (output / "results.nc").stat().st_mtime_ns == before
@@ -189,7 +189,7 @@ def _age(folder):
 )
 def test_another_sweep_is_not_gone_on_with(finished, change, words, monkeypatch):
     output, _ = finished
-    monkeypatch.setattr("purejaxdqn.sweep.compile_programs", None)
+    monkeypatch.setattr("purejaxdqn.trainer.compile_programs", None)
     asked = {"experiment": dqn, "config": CONFIG, "seeds": range(3)} | change
     with pytest.raises(ConfigError, match="begun with other settings") as caught:
         quiet(**asked, output=output, resume=True)

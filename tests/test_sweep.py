@@ -11,7 +11,7 @@ import jax
 import numpy as np
 import pytest
 
-from purejaxdqn import results, rounds, sweep
+from purejaxdqn import results, rounds, sweep, trainer
 from purejaxdqn.design import grid_design
 from purejaxdqn.devices import make_plan
 from purejaxdqn.dqn import DQNConfig, dqn
@@ -231,7 +231,7 @@ def test_after_an_interruption_everything_finished_is_on_disk(tmp_path):
 
 
 def test_a_full_disk_stops_no_sweep(tmp_path, monkeypatch):
-    monkeypatch.setattr(sweep, "_SAVE_SECONDS", 0.0)
+    monkeypatch.setattr(trainer, "_SAVE_SECONDS", 0.0)
     tries = []
 
     def save(dataset, folder):
@@ -262,8 +262,8 @@ def test_a_run_of_nan_is_marked_and_neither_stops_nor_touches_the_others(capsys)
 def test_the_dataset_says_how_to_run_it_again(seven):
     attrs = seven.dataset.attrs
     settings = json.loads(attrs["config"])
-    settings["hidden_sizes"] = tuple(settings["hidden_sizes"])
-    assert DQNConfig(**settings) == CONFIG
+    read = {k: tuple(v) if isinstance(v, list) else v for k, v in settings.items()}
+    assert DQNConfig(**read) == CONFIG
     for name in ("jax", "flax", "numpy"):
         assert json.loads(attrs["versions"])[name]
     for name in ("git_commit", "device", "processor", "date", "command", "python"):
@@ -301,6 +301,6 @@ def test_evaluations_fall_on_multiples_and_on_the_end():
 def test_sweeps_that_cannot_be_run_are_refused_before_anything_is_compiled(
     seeds, options, words, monkeypatch
 ):
-    monkeypatch.setattr(sweep, "compile_programs", None)
+    monkeypatch.setattr(trainer, "compile_programs", None)
     with pytest.raises(ConfigError, match=words):
         quiet(dqn, CONFIG, seeds, **options)

@@ -1,0 +1,458 @@
+"""The training of a sweep that is planned: batch by batch, kept on disk, and put together."""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import math
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import jax
+import numpy as np
+import psutil
+import xarray as xr
+from rich.filesize import decimal
+
+from purejaxdqn import checkpoint, distributed, record, results
+from purejaxdqn.config import RunConfig
+from purejaxdqn.pace import Pace
+from purejaxdqn.planning import Group, SweepPlan, peak_bytes
+from purejaxdqn.programs import Experiment, Programs, compile_programs
+from purejaxdqn.progress import SweepProgress
+from purejaxdqn.record import Record
+from purejaxdqn.rounds import Event, Kept, evaluation_steps, train_round
+from purejaxdqn.stopping import EXIT_INTERRUPTED, Stop, listen
+from purejaxdqn.sweep_folder import Paused, SweepFolder
+from purejaxdqn.tracking import Evaluated, Tracker
+from purejaxdqn.types import Params
+
+_SAVE_SECONDS = 5.0  # between two writes of results that are not finished, at least
+_CHECKPOINT_SECONDS = 10.0  # between two checkpoints, at least
+_MEASURED_SECONDS = 1.0  # of training, to say how long all of it takes
+
+
+class SweepResult(NamedTuple):
+    """What a sweep found.
+
+    Attributes:
+      dataset: the numbers, labelled; see `run_design`.
+      params: the final weights as NumPy arrays `[*grid, num_seeds, ...]`, or `[run, ...]` of a
+        random search; NaN for runs that were not finished. None where no run was, or where
+        the runs' weights differ in shape.
+    """
+
+    dataset: xr.Dataset
+    params: Params
+
+
+class SweepInterrupted(KeyboardInterrupt):
+    """Ctrl-C or SIGTERM during a sweep; `result` holds what was finished.
+
+    The process should end with `exit_code`: 130 after Ctrl-C, 75 after SIGTERM.
+    """
+
+    def __init__(self, result: SweepResult, exit_code: int, how_to_go_on: str) -> None:
+        super().__init__(f"the sweep was interrupted{how_to_go_on}")
+        self.result = result
+        self.exit_code = exit_code
+
+
+class Trainer:
+    """Trains the batches of a plan, keeps them on disk, and takes up what was kept there.
+
+    Args:
+      experiment: `config -> Train`.
+      plan: the runs, laid out.
+      devices: what to train on.
+      folder: where everything is kept; None keeps nothing.
+      bar: shows progress.
+      diagnostics: whether to look inside the learner.
+      checkpoint_seconds: between two checkpoints; None chooses.
+      on_evaluation: called with each `Evaluated`.
+      attrs: of the dataset, beside those that are worked out here.
+    """
+
+    def __init__(
+        self,
+        experiment: Experiment,
+        plan: SweepPlan,
+        devices: Sequence[jax.Device],
+        folder: SweepFolder | None,
+        *,
+        bar: SweepProgress,
+        diagnostics: bool = False,
+        checkpoint_seconds: float | None = None,
+        on_evaluation: Tracker | None = None,
+        attrs: dict[str, Any] | None = None,
+    ) -> None:
+        self._experiment, self._plan, self._devices = experiment, plan, devices
+        self._folder, self._bar, self._diagnostics = folder, bar, diagnostics
+        self._on_evaluation = on_evaluation
+        self._runs = plan.design.runs
+        self._all = range(len(plan.batches))
+        self._configs = {number: group.config for group in plan.groups for number in group.batches}
+        self._records: dict[int, Record] = {}
+        self._finished: set[int] = set()
+        self._compiled: dict[int, Programs] = {}
+        self._unsaved: set[int] = set()  # finished, but the disk could not take them
+        self._saving = Pace(_SAVE_SECONDS)
+        self._checkpointing = Pace(_CHECKPOINT_SECONDS, checkpoint_seconds)
+        self._trained_steps = 0  # in this process
+        self._facts: dict[str, Any] = {
+            "width": plan.width,
+            "device": devices[0].device_kind,
+            "num_devices": plan.groups[0].plan.num_devices * jax.process_count(),
+            "memory_budget": plan.budget,
+            "planned_peak_bytes": 0,
+            "peak_bytes": 0,
+            "compile_seconds": 0.0,
+            "train_seconds": 0.0,
+            "evaluation_seconds": 0.0,
+            "checkpoint_seconds": 0.0,
+            "env_steps_per_second": 0.0,
+            **(attrs or {}),
+        }
+
+    def go(self, announce: bool = False) -> SweepResult:
+        """Reads a finished sweep, or runs it; see `run`."""
+        with listen() as stop:
+            known = self.take_finished()
+            if known is not None:
+                return known
+            with self._bar:
+                return self.run(stop, announce)
+
+    def run(self, stop: Stop, announce: bool = False) -> SweepResult:
+        """Trains whatever is not finished; with `announce` says first how, and for how long.
+
+        Raises:
+          SweepInterrupted: when `stop` was asked for.
+        """
+        exit_code: int | None = None
+        try:
+            if announce:
+                self.announce()
+            self.train(self._all, stop)
+            self._gather()
+        except KeyboardInterrupt as error:
+            exit_code = getattr(error, "exit_code", EXIT_INTERRUPTED)
+        stop.waits = True  # what is left is to write down what there is
+        if exit_code is not None:
+            self._read_finished(self._all)  # what other processes have written
+        result = self._result("finished" if exit_code is None else "interrupted")
+        if self._folder is not None and distributed.is_first():
+            if any(record.has_begun for record in self._records.values()):
+                results.save_or_rescue(result.dataset, self._folder.output)
+            if exit_code is None and not self._unsaved:
+                self._folder.forget_running()
+        if exit_code is not None:
+            raise SweepInterrupted(result, exit_code, self._how_to_go_on())
+        return result
+
+    def _how_to_go_on(self) -> str:
+        if self._folder is None:
+            return ""
+        return f"; the same command with --resume goes on (in {self._folder.output})"
+
+    def take_finished(self) -> SweepResult | None:
+        """Reads the batches that are finished; where all are, the result as it was written."""
+        folder = self._folder
+        if folder is None:
+            return None
+        self._read_finished(self._all)
+        # Processes that do not see the same must not part ways here.
+        if not all(distributed.gather(len(self._finished) == len(self._plan.batches))):
+            return None
+
+        def written() -> xr.Dataset | None:
+            with contextlib.suppress(OSError, ValueError):
+                return results.load(folder.output)
+            return None
+
+        dataset = distributed.first(written)
+        if dataset is None or dataset.attrs.get("status") != "finished":
+            return None
+        self._bar.message(f"the sweep in {folder.output} is finished already")
+        return SweepResult(dataset, self._params())
+
+    def _read_finished(self, numbers: Sequence[int]) -> None:
+        """Takes those batches that are finished on disk, and not known yet."""
+        if self._folder is None:
+            return
+        for number in numbers:
+            if number not in self._finished:
+                record = self._folder.load_finished(number, self._configs[number])
+                if record is not None:
+                    self._records[number] = record
+                    self._finished.add(number)
+
+    def announce(self) -> None:
+        """Compiles all programs that are needed, runs each for a second, and shows the plan."""
+        self._bar.message(f"{self._plan.describe()}\ncompiling ...")
+        seconds = 0.0
+        for group in self._plan.groups:
+            if not self._left(group):
+                continue
+            programs = self._programs(group)
+            seconds += self._expected_seconds(group, programs)
+        self._bar.message(
+            f"compiled in {self._facts['compile_seconds']:.1f} s; memory up to "
+            f"{decimal(self._plan_peak())}; expected to take {_duration(seconds)}"
+        )
+
+    def _expected_seconds(self, group: Group, programs: Programs) -> float:
+        """Of training all batches of a program that are left, by a short start of one round."""
+        config, plan = group.config, group.plan
+        left = self._left(group)
+        runs = [self._runs[i] for n in left[: plan.num_devices] for i in self._plan.batches[n]]
+        evaluation_seconds, train_seconds, per_step = 0.0, 0.0, 0.0
+        step = config.prefill_steps
+        for event in train_round(programs, config, runs):
+            if event.kept is None:
+                if train_seconds:
+                    break
+                evaluation_seconds = event.evaluation_seconds
+                continue
+            train_seconds += event.train_seconds
+            per_step = event.train_seconds / (event.step - step)  # of the longest chunk yet
+            step = event.step
+            if train_seconds > _MEASURED_SECONDS:
+                break
+        num_rounds = math.ceil(len(left) / plan.num_devices)
+        num_evaluations = len(evaluation_steps(config))
+        seconds = per_step * (config.total_steps - config.prefill_steps)
+        return num_rounds * (seconds + num_evaluations * evaluation_seconds)
+
+    def _left(self, group: Group) -> list[int]:
+        """The batches of a group that this process has still to train."""
+        return [n for n in group.batches if n not in self._finished and distributed.mine(n)]
+
+    def _programs(self, group: Group) -> Programs:
+        """The compiled programs of a group."""
+        key = group.batches[0]
+        if key not in self._compiled:
+            programs = compile_programs(
+                self._experiment, group.config, group.plan, self._devices, self._diagnostics
+            )
+            self._facts["compile_seconds"] += programs.compile_seconds
+            self._compiled[key] = programs
+        return self._compiled[key]
+
+    def _plan_peak(self) -> int:
+        """The most memory that this process is going to have, and keeps it among the facts."""
+        now = psutil.Process().memory_info().rss
+        groups = self._plan.groups
+        running = max(group.round_bytes for group in groups)
+        if self._folder is not None:
+            if self._folder.is_under_way():  # what is read of a device is there beside its copy
+                running += max(group.round_bytes // group.plan.num_devices for group in groups)
+            running += checkpoint.working_bytes(running)
+        if self._devices[0].platform != "cpu":
+            running = 0  # elsewhere than in the process's own memory
+        peak = max(peak_bytes(), now + running + self._plan.result_bytes)
+        self._facts["planned_peak_bytes"] = peak
+        return peak
+
+    def train(self, numbers: Sequence[int], stop: Stop) -> None:
+        """Trains batches, those of this process that are not finished."""
+        for group in self._plan.groups:
+            wanted = [number for number in self._left(group) if number in numbers]
+            if not wanted:
+                continue
+            programs = self._programs(group)
+            if not self._facts["planned_peak_bytes"]:
+                self._plan_peak()
+            self._saving.start()
+            self._checkpointing.start()
+            while wanted:
+                paused = self._take_paused(wanted, group.config, group.plan.num_devices)
+                taken = [*paused] or wanted[: group.plan.num_devices]
+                self._train_batches(programs, group.config, taken, paused, stop)
+                wanted = [number for number in wanted if number not in taken]
+
+    def _take_paused(
+        self, wanted: Sequence[int], config: RunConfig, at_most: int
+    ) -> dict[int, Paused]:
+        """Batches to go on with at the same step: the first wanted one and others beside it."""
+        paused: dict[int, Paused] = {}
+        if self._folder is None:
+            return paused
+        for number in wanted:
+            one = self._folder.load_running(number, config)
+            if not paused and one is None:
+                break
+            if one is not None and len({one.step, *(p.step for p in paused.values())}) == 1:
+                paused[number] = one
+            if len(paused) == at_most:
+                break
+        return paused
+
+    def _train_batches(
+        self,
+        programs: Programs,
+        config: RunConfig,
+        numbers: Sequence[int],
+        paused: dict[int, Paused],
+        stop: Stop,
+    ) -> None:
+        """Trains some batches side by side, from where they are to their end."""
+        members = np.array([run for number in numbers for run in self._plan.batches[number]])
+        ends = np.cumsum([len(self._plan.batches[number]) for number in numbers])
+        rows = {
+            number: slice(end - len(self._plan.batches[number]), end)
+            for number, end in zip(numbers, ends, strict=True)
+        }
+        for number in numbers:
+            size = len(self._plan.batches[number])
+            fresh = number not in paused
+            self._records[number] = Record(config, size) if fresh else paused[number].record
+        kept = _kept(programs, [*paused.values()]) if paused else None
+        paused.clear()  # they are on the devices now, and large
+        if kept is not None:
+            self._bar.message(
+                f"going on at step {kept.step:,} with {len(members)} run(s) that were under way"
+            )
+        steps_before = sum(map(self._steps_of, self._finished))
+        last_step = config.prefill_steps if kept is None else kept.step
+        stop.waits = True
+        for event in train_round(programs, config, [self._runs[i] for i in members], kept=kept):
+            self._trained_steps += len(members) * (event.step - last_step)
+            last_step = event.step
+            self._count(event, steps_before + len(members) * event.step)
+            if event.kept is not None:
+                if stop.number is not None or self._checkpointing.is_due():
+                    self._checkpoint(programs, event.kept, rows)
+                stop.check()
+                continue
+            for number in numbers:
+                diverged = self._records[number].add(event, rows[number])
+                for at in np.flatnonzero(diverged):
+                    labels = self._runs[self._plan.batches[number][at]].labels
+                    shown = ", ".join(f"{name}={value}" for name, value in labels.items())
+                    self._bar.message(
+                        f"the run with {shown} diverged by step {event.step:,}: it is marked, and "
+                        "the others go on"
+                    )
+            self._tell(event, members)
+            if self._folder is not None and distributed.is_first() and self._saving.is_due():
+                with self._saving.measured():
+                    self._bar.attempt(lambda: self._save_snapshot())
+        self._finished |= {*numbers}
+        self._unsaved |= {*numbers}
+        self._save_finished()
+        stop.check()
+        stop.waits = False
+
+    def _steps_of(self, number: int) -> int:
+        """Environment steps of a finished batch."""
+        return len(self._plan.batches[number]) * self._configs[number].total_steps
+
+    def _count(self, event: Event, env_steps: int) -> None:
+        """Keeps the time, and shows it."""
+        self._facts["train_seconds"] += event.train_seconds
+        self._facts["evaluation_seconds"] += event.evaluation_seconds
+        speed = self._trained_steps / max(self._facts["train_seconds"], 1e-9)
+        self._facts["env_steps_per_second"] = speed
+        self._bar.update(env_steps, event.training_return, speed)
+
+    def _tell(self, event: Event, members: np.ndarray) -> None:
+        """Shows an evaluation, and hands it on."""
+        assert event.episode_return is not None
+        self._bar.evaluated(event.step, event.episode_return)
+        if self._on_evaluation is not None:
+            self._on_evaluation(
+                Evaluated(
+                    event.step,
+                    members,
+                    [self._runs[run].labels for run in members],
+                    event.episode_return,
+                    event.training_return,
+                    event.metrics,
+                )
+            )
+
+    # ---------------------------------------------------------------------------------- on disk
+
+    def _checkpoint(self, programs: Programs, kept: Kept, rows: dict[int, slice]) -> None:
+        if self._folder is None:
+            return
+        folder = self._folder
+        states = programs.split(kept.state)
+        before = None if kept.params_before is None else programs.split(kept.params_before)
+        paused = {
+            number: Paused(
+                kept.step,
+                states[device],
+                [] if before is None else before[device],
+                {name: sums[at] for name, sums in kept.window.items()},
+                self._records[number],
+            )
+            for device, (number, at) in enumerate(rows.items())
+        }
+        with self._checkpointing.measured():
+            self._save_finished()
+            self._bar.attempt(lambda: folder.save_running(paused))
+        self._facts["checkpoint_seconds"] = self._checkpointing.total
+
+    def _save_finished(self) -> None:
+        """Writes the batches that are finished, also those that the disk had no room for before."""
+        if self._folder is None:
+            return
+        folder = self._folder
+
+        def save(number: int) -> None:
+            folder.save_finished(number, self._records[number])
+            self._unsaved.discard(number)
+
+        for number in sorted(self._unsaved):
+            self._bar.attempt(functools.partial(save, number))
+
+    def _save_snapshot(self) -> None:
+        assert self._folder is not None
+        results.save(self._result("running").dataset, self._folder.output)
+
+    # ----------------------------------------------------------------------------- put together
+
+    def _gather(self) -> None:
+        """Has the numbers of all processes in each."""
+        mine = {n: self._records[n] for n in self._finished if distributed.mine(n)}
+        for records, unsaved in distributed.gather((mine, self._unsaved)):
+            self._records |= records
+            self._unsaved |= unsaved
+
+    def _result(self, status: str) -> SweepResult:
+        self._facts["peak_bytes"] = max(self._facts["peak_bytes"], peak_bytes())
+        dataset = record.to_dataset(self._plan.design, self._plan.batches, self._records)
+        config = self._plan.design.settings[0].config
+        attrs = results.provenance(config, self._experiment)
+        dataset = dataset.assign_attrs(attrs, status=status, **self._facts)
+        return SweepResult(dataset, None if status == "running" else self._params())
+
+    def _params(self) -> Params:
+        leaves = record.stack_params(self._plan.batches, self._records, len(self._runs))
+        if leaves is None:
+            return None
+        design = self._plan.design
+        shape: tuple[int, ...] = (len(self._runs),)
+        if design.is_grid:
+            shape = (*map(len, design.axes.values()), len(design.seeds))
+        structure = jax.tree.structure(self._plan.groups[0].params)
+        return jax.tree.unflatten(structure, [x.reshape(*shape, *x.shape[1:]) for x in leaves])
+
+
+def _kept(programs: Programs, paused: Sequence[Paused]) -> Kept:
+    """Batches under way, back on the devices."""
+    first = paused[0]
+    before = None
+    if first.params_before:
+        before = programs.join([one.params_before for one in paused], weights_only=True)
+    window = {name: np.concatenate([one.window[name] for one in paused]) for name in first.window}
+    return Kept(first.step, programs.join([one.state for one in paused]), before, window)
+
+
+def _duration(seconds: float) -> str:
+    """Such as "about 3 min"."""
+    if seconds < 90:
+        return f"about {max(seconds, 1):.0f} s"
+    return f"about {seconds / 60:.0f} min" if seconds < 5400 else f"about {seconds / 3600:.1f} h"
