@@ -242,7 +242,7 @@ def run_bytes(config: RunConfig, state: TrainState, outputs: ArrayTree) -> RunBy
     }
     if state.replay is not None:
         parts["replay_capacity"] = tree_bytes(state.replay)
-        width = sum((*config.hidden_sizes, *config.head_sizes))  # type: ignore[attr-defined]
+        width = sum(config.hidden_sizes) + sum(config.head_sizes)  # type: ignore[attr-defined]
         parts["batch_size"] = 4 * 4 * width * config.batch_size  # type: ignore[attr-defined]
     numbers = 4 * num_evaluations * config.eval_episodes + 8 * num_evaluations * num_curves
     return RunBytes(parts, 2 * numbers + 2 * params)

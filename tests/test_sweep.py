@@ -6,6 +6,7 @@ import pickle
 import subprocess
 import sys
 from functools import partial
+from typing import Any
 
 import jax
 import numpy as np
@@ -262,7 +263,7 @@ def test_a_run_of_nan_is_marked_and_neither_stops_nor_touches_the_others(capsys)
 def test_the_dataset_says_how_to_run_it_again(seven):
     attrs = seven.dataset.attrs
     settings = json.loads(attrs["config"])
-    read = {k: tuple(v) if isinstance(v, list) else v for k, v in settings.items()}
+    read: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in settings.items()}
     assert DQNConfig(**read) == CONFIG
     for name in ("jax", "flax", "numpy"):
         assert json.loads(attrs["versions"])[name]
