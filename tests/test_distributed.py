@@ -216,8 +216,7 @@ def test_two_commands_share_a_sweep(tmp_path, fresh_environment, assert_same_bit
         for process in processes:
             process.kill()
     assert [process.returncode for process in processes] == [0, 0], said
-    assert "interquartile mean" in said[0][0]
-    assert said[1][0] == ""
+    assert ["written to" in out for out, _ in said] == [True, False]
     dataset = results.load(output)
     assert dataset.attrs["num_devices"] == 4
     assert dataset.attrs["status"] == "finished"
