@@ -10,6 +10,7 @@ import inspect
 import itertools
 import sys
 import textwrap
+import warnings
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar, get_args, get_origin, get_type_hints
@@ -32,6 +33,7 @@ T = TypeVar("T")
 _MOST_DEVICES = 1024  # of one process
 EXIT_REFUSED = 2
 EXIT_FAILED = 1
+_format_warning = warnings.formatwarning
 
 
 @dataclasses.dataclass(frozen=True)
@@ -69,6 +71,11 @@ class SweepArgs:
             )
         return range(self.first_seed, self.first_seed + self.num_seeds)
 
+    @property
+    def how_to_go_on(self) -> str:
+        """What to do after an end before its time; empty where nothing was kept to go on from."""
+        return ""
+
 
 @dataclasses.dataclass(frozen=True)
 class LongSweepArgs(SweepArgs):
@@ -88,6 +95,12 @@ class LongSweepArgs(SweepArgs):
     tracker: tuple[str, ...] = ()
     """Where curves are shown as they come: tensorboard, wandb, wandb-offline, trackio, mlflow; each
     is an extra of the package."""
+
+    @property
+    def how_to_go_on(self) -> str:
+        """What to do after an end before its time."""
+        instead = " in place of --overwrite" if self.overwrite else ""
+        return f"the same command with --resume{instead} goes on (in {self.output})"
 
     @contextlib.contextmanager
     def tracked(self, config: RunConfig) -> Iterator[Tracker | None]:
@@ -224,10 +237,13 @@ def run(
     cannot be written; 130 after Ctrl-C; 75 after SIGTERM, as a cluster sends it before it takes a
     machine away: what was under way can go on.
     """
+    warnings.formatwarning = _as_a_line
+    how_to_go_on = ""
     try:
         argv = sys.argv[1:] if argv is None else argv
         options: dict[str, Any] = {} if defaults is None else {"default": defaults(argv)}
         args: Any = tyro.cli(args_type, args=argv, config=(tyro.conf.OmitArgPrefixes,), **options)
+        how_to_go_on = getattr(args, "how_to_go_on", "")
         with listen():
             exit_code = main(args)
         sys.exit(exit_code or 0)
@@ -235,8 +251,19 @@ def run(
         print(f"error: {'; '.join(str(error).splitlines())}", file=sys.stderr)
         sys.exit(EXIT_REFUSED)
     except OSError as error:
-        print(f"error: {error}", file=sys.stderr)
+        remedy = f"; once it can be, {how_to_go_on}" if how_to_go_on else ""
+        print(f"error: {'; '.join(str(error).splitlines())}{remedy}", file=sys.stderr)
         sys.exit(EXIT_FAILED)
     except KeyboardInterrupt as interrupt:
-        print(str(interrupt) or "interrupted", file=sys.stderr)
+        told = str(interrupt) or "interrupted"
+        if how_to_go_on and "goes on" not in told:  # heard before or after the training itself
+            told += f"; {how_to_go_on}"
+        print(told, file=sys.stderr)
         sys.exit(getattr(interrupt, "exit_code", EXIT_INTERRUPTED))
+
+
+def _as_a_line(message: Warning | str, category: type[Warning], *where: Any, **more: Any) -> str:
+    """A warning to the user without the place in the code, which only says something of others."""
+    if category is UserWarning:
+        return f"warning: {'; '.join(str(message).splitlines())}\n"
+    return _format_warning(message, category, *where, **more)
