@@ -7,6 +7,7 @@ import ast
 import contextlib
 import dataclasses
 import inspect
+import io
 import itertools
 import sys
 import textwrap
@@ -134,6 +135,8 @@ class LongSweepArgs(SweepArgs):
         check_checkpoint_seconds(self.checkpoint_seconds)
         for name in self.tracker:
             tracking.check_name(name)
+        if len({*self.tracker}) < len(self.tracker):
+            raise ConfigError(f"tracker {list(self.tracker)} must differ from each other")
         if self.num_devices is not None and not 1 <= self.num_devices <= _MOST_DEVICES:
             raise ConfigError(
                 f"num_devices ({self.num_devices}) must be 1 to {_MOST_DEVICES}; leave it out for "
@@ -214,7 +217,7 @@ def parsed_settings(args: Any, *kinds: type[RunConfig]) -> dict[str, list[Any]]:
 def value_of(flag: str, argv: Sequence[str]) -> str | None:
     """The value of a flag that other flags' defaults hang on, before these are known."""
     parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
-    parser.add_argument(flag, dest="value", default=None)
+    parser.add_argument(flag, dest="value", nargs="?")  # tyro refuses one without a value
     return parser.parse_known_args(argv)[0].value
 
 
@@ -242,7 +245,7 @@ def run(
     try:
         argv = sys.argv[1:] if argv is None else argv
         options: dict[str, Any] = {} if defaults is None else {"default": defaults(argv)}
-        args: Any = tyro.cli(args_type, args=argv, config=(tyro.conf.OmitArgPrefixes,), **options)
+        args: Any = _parsed(args_type, argv, options)
         how_to_go_on = getattr(args, "how_to_go_on", "")
         with listen():
             exit_code = main(args)
@@ -260,6 +263,40 @@ def run(
             told += f"; {how_to_go_on}"
         print(told, file=sys.stderr)
         sys.exit(getattr(interrupt, "exit_code", EXIT_INTERRUPTED))
+
+
+def _parsed(args_type: type[T], argv: Sequence[str], options: dict[str, Any]) -> T:
+    """The command line as `args_type`.
+
+    Raises:
+      ConfigError: for what tyro refuses, which it says in a box, and for a list without values.
+    """
+    box = io.StringIO()
+    try:
+        with contextlib.redirect_stderr(box):
+            args: T = tyro.cli(args_type, args=argv, config=(tyro.conf.OmitArgPrefixes,), **options)
+    except SystemExit as end:
+        if not end.code:  # --help
+            raise
+        raise ConfigError(_unboxed(box.getvalue())) from None
+    for word in argv:
+        if word.startswith("--") and getattr(args, word[2:].replace("-", "_"), None) == ():
+            raise ConfigError(f"{word} needs at least one value")
+    return args
+
+
+def _unboxed(text: str) -> str:
+    """What tyro says in a box, but for its title, rules, and the help that follows."""
+    lines = [
+        line.strip("│|╭╮╰╯─- \t") if line.strip("│| ")[:1] in "╭╰─-" else line.strip("│| ")
+        for line in text.splitlines()
+    ]
+    said = list(
+        itertools.takewhile(
+            lambda line: not line.startswith(("Argument help", "For full help")), lines[1:]
+        )
+    )
+    return " ".join(line for line in said if line) or "the command line cannot be read: see --help"
 
 
 def _as_a_line(message: Warning | str, category: type[Warning], *where: Any, **more: Any) -> str:

@@ -156,6 +156,13 @@ def prepare_output(folder: Path, overwrite: bool = False, resume: bool = False) 
             f"the output folder {folder} cannot be written ({error.strerror}): choose another "
             "with --output"
         ) from error
+    for path, is_right in (
+        (folder / CHECKPOINT, Path.is_dir),
+        (folder / CHECKPOINT / "lock", Path.is_file),
+        (folder / FILE_NAME, Path.is_file),
+    ):
+        if path.exists() and not is_right(path):
+            raise ConfigError(f"{path} is in the way: choose another folder with --output")
     begun = (folder / CHECKPOINT / "sweep").exists()
     if (begun or (folder / FILE_NAME).exists()) and not (overwrite or resume):
         what = "results" if (folder / FILE_NAME).exists() else "a sweep that was begun"
@@ -208,14 +215,14 @@ def replacing(path: Path) -> Iterator[Path]:
             os.fsync(file.fileno())
         temporary.replace(path)
     except (OSError, RuntimeError) as error:  # the latter is what netCDF makes of a full disk
-        reason = _why_not_writable(path.parent) or getattr(error, "strerror", None) or error
+        reason = why_not_writable(path.parent) or getattr(error, "strerror", None) or error
         raise OSError(f"{path} cannot be written: {reason}") from error
     finally:
         with contextlib.suppress(OSError):
             temporary.unlink(missing_ok=True)
 
 
-def _why_not_writable(folder: Path) -> str | None:
+def why_not_writable(folder: Path) -> str | None:
     """What the system says to a file in a folder; netCDF calls a full disk a lack of permission."""
     try:
         with tempfile.TemporaryFile(dir=folder) as file:
