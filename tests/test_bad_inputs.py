@@ -2,6 +2,7 @@
 
 import dataclasses
 import importlib.util
+import signal
 import sys
 from pathlib import Path
 
@@ -10,6 +11,7 @@ import pytest
 from purejaxdqn import cli, programs, sweep
 from purejaxdqn.config import DQNConfig, PQNConfig
 from purejaxdqn.planning import parse_bytes
+from purejaxdqn.stopping import Stop, Stopped
 from purejaxdqn.types import ConfigError
 
 EXPERIMENTS = Path(__file__).parents[1] / "experiments"
@@ -243,3 +245,29 @@ def test_amounts_of_memory(text, amount):
 def test_no_amounts_of_memory(text):
     with pytest.raises(ConfigError, match="such as 4GB"):
         parse_bytes(text)
+
+
+@pytest.mark.parametrize(
+    ("happens", "exit_code"), [(OSError("the disk is full"), 1), (Stopped(signal.SIGTERM), 75)]
+)
+def test_an_end_before_its_time_says_how_to_go_on(
+    happens, exit_code, sweep_script, tmp_path, capsys
+):
+    def main(_):
+        raise happens
+
+    with pytest.raises(SystemExit) as caught:
+        cli.run(main, sweep_script.Args, ["--overwrite", "--output", str(tmp_path)])
+    assert caught.value.code == exit_code
+    (line,) = capsys.readouterr().err.splitlines()
+    assert str(happens) in line
+    assert f"with --resume in place of --overwrite goes on (in {tmp_path})" in line
+
+
+def test_the_first_of_two_signals_says_how_the_process_ends():
+    stop = Stop()
+    stop.waits = True
+    stop.hear(signal.SIGTERM, None)
+    with pytest.raises(Stopped) as caught:
+        stop.hear(signal.SIGINT, None)
+    assert caught.value.exit_code == 75
