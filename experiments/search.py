@@ -44,6 +44,11 @@ class _Args(cli.SweepArgs):
     """Start again, and drop what lies in the output folder."""
     seed_mode: tyro.conf.Suppress[cli.SeedMode] = "vmap"
 
+    @property
+    def how_to_go_on(self) -> str:
+        without = " without --overwrite" if self.overwrite else ""
+        return f"the same command{without} goes on (in {self.output})"
+
 
 FLAGS = cli.setting_flags(DQNConfig, PQNConfig)
 Args: Any = dataclasses.make_dataclass("Args", FLAGS, bases=(_Args,), frozen=True)

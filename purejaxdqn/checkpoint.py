@@ -6,18 +6,22 @@ a manifest beside them holds the SHA-256 of each file, and what was written.
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import json
 import logging
 import os
 import platform
 import shutil
+import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import jax
 import numpy as np
+
+from purejaxdqn.results import why_not_writable
 
 MANIFEST = "manifest.json"
 TEMPORARY = ".writing-"  # begins the name of a folder that is not finished
@@ -155,7 +159,8 @@ def _checkpointer() -> Any:
     # Here, as it takes seconds to import, which only a sweep with a folder needs.
     import orbax.checkpoint as ocp
 
-    logging.getLogger("absl").setLevel(logging.ERROR)  # it tells of each step
+    # It tells of each step; and of errors with a traceback, beside raising them.
+    logging.getLogger("absl").setLevel(logging.CRITICAL)
     process = jax.process_index()
     alone = ocp.options.MultiprocessingOptions(
         primary_host=process,
@@ -177,8 +182,22 @@ def _save_arrays(folder: Path, arrays: dict[str, np.ndarray]) -> None:
     with _checkpointer() as checkpointer:
         try:
             checkpointer.save(folder.resolve(), arrays)
-        except ValueError as error:  # what TensorStore makes of a full disk
-            raise OSError(f"{folder} cannot be written: {error}") from error
+        except (OSError, ValueError) as error:  # the latter is what TensorStore makes of any
+            _leave_out_echoes()
+            reason = why_not_writable(folder.parent) or str(error).partition("\n")[0]
+            raise OSError(f"{folder} cannot be written: {reason}") from error
+
+
+@functools.cache
+def _leave_out_echoes() -> None:
+    """Keeps TensorStore from printing a failed write's other parts, which may be long after it."""
+    before = sys.unraisablehook
+
+    def hook(unraisable: Any) -> None:
+        if str(unraisable.exc_value) != "Event loop is closed":
+            before(unraisable)
+
+    sys.unraisablehook = hook
 
 
 def _load_arrays(folder: Path) -> dict[str, np.ndarray]:

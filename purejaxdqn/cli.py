@@ -7,9 +7,11 @@ import ast
 import contextlib
 import dataclasses
 import inspect
+import io
 import itertools
 import sys
 import textwrap
+import warnings
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar, get_args, get_origin, get_type_hints
@@ -32,6 +34,7 @@ T = TypeVar("T")
 _MOST_DEVICES = 1024  # of one process
 EXIT_REFUSED = 2
 EXIT_FAILED = 1
+_format_warning = warnings.formatwarning
 
 
 @dataclasses.dataclass(frozen=True)
@@ -69,6 +72,11 @@ class SweepArgs:
             )
         return range(self.first_seed, self.first_seed + self.num_seeds)
 
+    @property
+    def how_to_go_on(self) -> str:
+        """What to do after an end before its time; empty where nothing was kept to go on from."""
+        return ""
+
 
 @dataclasses.dataclass(frozen=True)
 class LongSweepArgs(SweepArgs):
@@ -88,6 +96,12 @@ class LongSweepArgs(SweepArgs):
     tracker: tuple[str, ...] = ()
     """Where curves are shown as they come: tensorboard, wandb, wandb-offline, trackio, mlflow; each
     is an extra of the package."""
+
+    @property
+    def how_to_go_on(self) -> str:
+        """What to do after an end before its time."""
+        instead = " in place of --overwrite" if self.overwrite else ""
+        return f"the same command with --resume{instead} goes on (in {self.output})"
 
     @contextlib.contextmanager
     def tracked(self, config: RunConfig) -> Iterator[Tracker | None]:
@@ -121,6 +135,8 @@ class LongSweepArgs(SweepArgs):
         check_checkpoint_seconds(self.checkpoint_seconds)
         for name in self.tracker:
             tracking.check_name(name)
+        if len({*self.tracker}) < len(self.tracker):
+            raise ConfigError(f"tracker {list(self.tracker)} must differ from each other")
         if self.num_devices is not None and not 1 <= self.num_devices <= _MOST_DEVICES:
             raise ConfigError(
                 f"num_devices ({self.num_devices}) must be 1 to {_MOST_DEVICES}; leave it out for "
@@ -201,7 +217,7 @@ def parsed_settings(args: Any, *kinds: type[RunConfig]) -> dict[str, list[Any]]:
 def value_of(flag: str, argv: Sequence[str]) -> str | None:
     """The value of a flag that other flags' defaults hang on, before these are known."""
     parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
-    parser.add_argument(flag, dest="value", default=None)
+    parser.add_argument(flag, dest="value", nargs="?")  # tyro refuses one without a value
     return parser.parse_known_args(argv)[0].value
 
 
@@ -224,10 +240,13 @@ def run(
     cannot be written; 130 after Ctrl-C; 75 after SIGTERM, as a cluster sends it before it takes a
     machine away: what was under way can go on.
     """
+    warnings.formatwarning = _as_a_line
+    how_to_go_on = ""
     try:
         argv = sys.argv[1:] if argv is None else argv
         options: dict[str, Any] = {} if defaults is None else {"default": defaults(argv)}
-        args: Any = tyro.cli(args_type, args=argv, config=(tyro.conf.OmitArgPrefixes,), **options)
+        args: Any = _parsed(args_type, argv, options)
+        how_to_go_on = getattr(args, "how_to_go_on", "")
         with listen():
             exit_code = main(args)
         sys.exit(exit_code or 0)
@@ -235,8 +254,53 @@ def run(
         print(f"error: {'; '.join(str(error).splitlines())}", file=sys.stderr)
         sys.exit(EXIT_REFUSED)
     except OSError as error:
-        print(f"error: {error}", file=sys.stderr)
+        remedy = f"; once it can be, {how_to_go_on}" if how_to_go_on else ""
+        print(f"error: {'; '.join(str(error).splitlines())}{remedy}", file=sys.stderr)
         sys.exit(EXIT_FAILED)
     except KeyboardInterrupt as interrupt:
-        print(str(interrupt) or "interrupted", file=sys.stderr)
+        told = str(interrupt) or "interrupted"
+        if how_to_go_on and "goes on" not in told:  # heard before or after the training itself
+            told += f"; {how_to_go_on}"
+        print(told, file=sys.stderr)
         sys.exit(getattr(interrupt, "exit_code", EXIT_INTERRUPTED))
+
+
+def _parsed(args_type: type[T], argv: Sequence[str], options: dict[str, Any]) -> T:
+    """The command line as `args_type`.
+
+    Raises:
+      ConfigError: for what tyro refuses, which it says in a box, and for a list without values.
+    """
+    box = io.StringIO()
+    try:
+        with contextlib.redirect_stderr(box):
+            args: T = tyro.cli(args_type, args=argv, config=(tyro.conf.OmitArgPrefixes,), **options)
+    except SystemExit as end:
+        if not end.code:  # --help
+            raise
+        raise ConfigError(_unboxed(box.getvalue())) from None
+    for word in argv:
+        if word.startswith("--") and getattr(args, word[2:].replace("-", "_"), None) == ():
+            raise ConfigError(f"{word} needs at least one value")
+    return args
+
+
+def _unboxed(text: str) -> str:
+    """What tyro says in a box, but for its title, rules, and the help that follows."""
+    lines = [
+        line.strip("│|╭╮╰╯─- \t") if line.strip("│| ")[:1] in "╭╰─-" else line.strip("│| ")
+        for line in text.splitlines()
+    ]
+    said = list(
+        itertools.takewhile(
+            lambda line: not line.startswith(("Argument help", "For full help")), lines[1:]
+        )
+    )
+    return " ".join(line for line in said if line) or "the command line cannot be read: see --help"
+
+
+def _as_a_line(message: Warning | str, category: type[Warning], *where: Any, **more: Any) -> str:
+    """A warning to the user without the place in the code, which only says something of others."""
+    if category is UserWarning:
+        return f"warning: {'; '.join(str(message).splitlines())}\n"
+    return _format_warning(message, category, *where, **more)

@@ -21,6 +21,8 @@ from purejaxdqn.types import ConfigError
 Label = float | int | bool | str  # what a coordinate of the results can be
 Configure = Callable[..., RunConfig]  # settings by name -> all settings
 
+_MOST_SAMPLES = 10**6
+
 CONFIGS: dict[str, type[RunConfig]] = {"DQNConfig": DQNConfig, "PQNConfig": PQNConfig}
 
 
@@ -148,6 +150,8 @@ def random_design(
     _check_seeds(seeds)
     if isinstance(num_samples, bool) or not isinstance(num_samples, int) or num_samples < 1:
         raise ConfigError(f"num_samples ({num_samples!r}) must be a whole number of at least 1")
+    if num_samples > _MOST_SAMPLES:
+        raise ConfigError(f"num_samples ({num_samples}) must be at most {_MOST_SAMPLES}")
     draw: dict[str, Callable[[], Any]] = {}
     for name, source in space.items():
         if hasattr(source, "rvs"):

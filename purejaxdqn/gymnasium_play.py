@@ -15,6 +15,7 @@ from PIL import Image
 from rich.console import Console
 from rich.progress import track
 
+from purejaxdqn.results import replacing
 from purejaxdqn.training import Train
 from purejaxdqn.types import Params
 
@@ -114,5 +115,6 @@ def save_gif(train: Train, params: Params, path: Path, random_seed: int = 0) -> 
     # Every second frame, for half the bytes; 40 ms each keeps the film at the speed of life.
     shown = [frame.quantize(16) for frame in frames[::2]]
     duration = int(2000 * _GIF_SECONDS_PER_STEP)
-    shown[0].save(path, save_all=True, append_images=shown[1:], duration=duration, loop=0)
+    with replacing(path) as temporary:
+        shown[0].save(temporary, save_all=True, append_images=shown[1:], duration=duration, loop=0)
     return total

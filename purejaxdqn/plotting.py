@@ -13,6 +13,7 @@ import plotly.graph_objects
 import xarray as xr
 from matplotlib.figure import Figure
 
+from purejaxdqn.results import replacing
 from purejaxdqn.statistics import Interval, bootstrap_curve, interquartile_mean
 
 _COLOUR = "#1f5fa8"
@@ -258,7 +259,8 @@ def interactive_effects(
 
 def save_html(figure: plotly.graph_objects.Figure, path: Path) -> Path:
     """Writes a page that needs no network: everything that draws it is inside (some 5 MB)."""
-    figure.write_html(path, include_plotlyjs=True, config={"displaylogo": False})
+    with replacing(path) as temporary:
+        figure.write_html(temporary, include_plotlyjs=True, config={"displaylogo": False})
     return path
 
 
@@ -266,5 +268,6 @@ def save_figure(figure: Figure, stem: Path) -> list[Path]:
     """Writes `stem.png` and `stem.svg`, and says where."""
     paths = [stem.with_suffix(suffix) for suffix in (".png", ".svg")]
     for path in paths:
-        figure.savefig(path, dpi=150)
+        with replacing(path) as temporary:
+            figure.savefig(temporary, dpi=150)
     return paths

@@ -16,6 +16,7 @@ import subprocess
 import sys
 import tempfile
 import warnings
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +26,7 @@ from purejaxdqn.types import ConfigError
 
 FILE_NAME = "results.nc"
 CHECKPOINT = "checkpoint"  # the folder beside it of what a sweep needs to go on
+_PROBE_BYTES = 2**20  # to find out why a file cannot be written
 _PACKAGES = ("purejaxdqn", "jax", "jaxlib", "flax", "optax", "gymnasium", "numpy", "xarray")
 
 
@@ -154,6 +156,13 @@ def prepare_output(folder: Path, overwrite: bool = False, resume: bool = False) 
             f"the output folder {folder} cannot be written ({error.strerror}): choose another "
             "with --output"
         ) from error
+    for path, is_right in (
+        (folder / CHECKPOINT, Path.is_dir),
+        (folder / CHECKPOINT / "lock", Path.is_file),
+        (folder / FILE_NAME, Path.is_file),
+    ):
+        if path.exists() and not is_right(path):
+            raise ConfigError(f"{path} is in the way: choose another folder with --output")
     begun = (folder / CHECKPOINT / "sweep").exists()
     if (begun or (folder / FILE_NAME).exists()) and not (overwrite or resume):
         what = "results" if (folder / FILE_NAME).exists() else "a sweep that was begun"
@@ -181,18 +190,46 @@ def save(dataset: xr.Dataset, folder: Path, file_name: str = FILE_NAME) -> Path:
       OSError: if it cannot be written.
     """
     path = folder / file_name
-    temporary = folder / f".{file_name}.{os.getpid()}"
+    with replacing(path) as temporary:
+        dataset.to_netcdf(temporary, engine="netcdf4")
+    return path
+
+
+@contextlib.contextmanager
+def replacing(path: Path) -> Iterator[Path]:
+    """A file that takes the place of another once it is written: all of it or nothing.
+
+    Args:
+      path: of the file to be replaced, or to be made.
+
+    Yields:
+      Where to write it, with the same suffix.
+
+    Raises:
+      OSError: if it cannot be written; the message names it, and says why.
+    """
+    temporary = path.with_name(f".{path.stem}.{os.getpid()}{path.suffix}")
     try:
-        try:
-            dataset.to_netcdf(temporary, engine="netcdf4")
-        except RuntimeError as error:  # what netCDF makes of a full disk
-            raise OSError(f"{path} cannot be written: {error}") from error
+        yield temporary
         with temporary.open("rb") as file:
             os.fsync(file.fileno())
         temporary.replace(path)
+    except (OSError, RuntimeError) as error:  # the latter is what netCDF makes of a full disk
+        reason = why_not_writable(path.parent) or getattr(error, "strerror", None) or error
+        raise OSError(f"{path} cannot be written: {reason}") from error
     finally:
-        temporary.unlink(missing_ok=True)
-    return path
+        with contextlib.suppress(OSError):
+            temporary.unlink(missing_ok=True)
+
+
+def why_not_writable(folder: Path) -> str | None:
+    """What the system says to a file in a folder; netCDF calls a full disk a lack of permission."""
+    try:
+        with tempfile.TemporaryFile(dir=folder) as file:
+            file.write(bytes(_PROBE_BYTES))
+    except OSError as error:
+        return error.strerror
+    return None
 
 
 def save_or_rescue(dataset: xr.Dataset, folder: Path) -> Path:

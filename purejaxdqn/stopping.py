@@ -39,9 +39,10 @@ class Stop:
 
     def hear(self, number: int, _: FrameType | None) -> None:
         """The signals' handler."""
-        first, self.number = self.number is None, number
+        first = self.number is None
+        self.number = number if self.number is None else self.number
         if not (self.waits and first):
-            raise Stopped(number)
+            raise Stopped(self.number)
 
 
 @contextlib.contextmanager

@@ -11,6 +11,7 @@ import xarray as xr
 from rich.console import Console
 from rich.table import Table
 
+from purejaxdqn.results import replacing
 from purejaxdqn.statistics import bootstrap_interval
 
 SUMMARY_NAME = "summary.json"
@@ -127,5 +128,6 @@ def print_summary(summary: dict[str, Any], console: Console) -> None:
 def save_summary(summary: dict[str, Any], folder: Path) -> Path:
     """Writes `summary.json` into a folder and says where."""
     path = folder / SUMMARY_NAME
-    path.write_text(json.dumps(summary, indent=2, allow_nan=False) + "\n")
+    with replacing(path) as temporary:
+        temporary.write_text(json.dumps(summary, indent=2, allow_nan=False) + "\n")
     return path

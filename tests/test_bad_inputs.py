@@ -2,6 +2,7 @@
 
 import dataclasses
 import importlib.util
+import signal
 import sys
 from pathlib import Path
 
@@ -10,6 +11,7 @@ import pytest
 from purejaxdqn import cli, programs, sweep, trainer
 from purejaxdqn.config import DQNConfig, PQNConfig
 from purejaxdqn.planning import parse_bytes
+from purejaxdqn.stopping import Stop, Stopped
 from purejaxdqn.types import ConfigError
 
 EXPERIMENTS = Path(__file__).parents[1] / "experiments"
@@ -148,6 +150,7 @@ CASES: list[tuple[str, str]] = [
     ("--num-processes 2", "num_processes (2) needs a coordinator"),
     ("--process-id 1", "process_id (1) needs a coordinator"),
     ("--tracker tensorbord", "tracker ('tensorbord') must be one of tensorboard"),
+    ("--tracker mlflow mlflow", "must differ"),
     ("--output /dev/null/x", "cannot be written"),
     ("--output /proc/x", "cannot be written"),
     ("--output FOLDER_WITH_RESULTS", "already holds results"),
@@ -155,6 +158,22 @@ CASES: list[tuple[str, str]] = [
     ("--output FOLDER_WITH_RESULTS --resume", "no checkpoint to go on from"),
     ("--output FOLDER_WITH_A_SWEEP --resume --overwrite", "exclude each other"),
     ("--output FOLDER_WITH_A_SWEEP --resume", "is damaged"),
+    ("--output NO_CHECKPOINT_FOLDER", "checkpoint is in the way"),
+    ("--output NO_CHECKPOINT_FOLDER --overwrite", "checkpoint is in the way"),
+    ("--output NO_LOCK_FILE --resume", "lock is in the way"),
+    ("--output NO_RESULTS_FILE --overwrite", "results.nc is in the way"),
+    # What is no command line at all.
+    ("--learning-rte 1e-3", "Unrecognized options: --learning-rte, 1e-3"),
+    ("stray", "Unrecognized options: stray"),
+    ("--num-seeds 1.5", "--num-seeds: invalid literal"),
+    ("--num-devices 1.5", "--num-devices"),
+    ("--checkpoint-seconds never", "--checkpoint-seconds"),
+    ("--seed-mode MAP", "invalid choice 'MAP' for argument '--seed-mode'"),
+    ("--memory-budget", "Missing value for argument '--memory-budget'"),
+    ("--env", "--env needs at least one value"),
+    ("--agent --num-seeds 2", "--agent needs at least one value"),
+    ("--learning-rate", "--learning-rate needs at least one value"),
+    ("--learning-rate uniform:1e-4:1e-3 --num-samples 100000000000000000000", "at most 1000000"),
 ]
 
 
@@ -168,7 +187,14 @@ def folders(tmp_path):
     (tmp_path / "results").mkdir()
     (tmp_path / "results" / "results.nc").touch()
     (tmp_path / "sweep" / "checkpoint" / "sweep").mkdir(parents=True)
+    (tmp_path / "file" / "checkpoint").parent.mkdir()
+    (tmp_path / "file" / "checkpoint").touch()
+    (tmp_path / "lock" / "checkpoint" / "lock").mkdir(parents=True)
+    (tmp_path / "folder" / "results.nc").mkdir(parents=True)
     return {
+        "NO_CHECKPOINT_FOLDER": str(tmp_path / "file"),
+        "NO_LOCK_FILE": str(tmp_path / "lock"),
+        "NO_RESULTS_FILE": str(tmp_path / "folder"),
         "FOLDER_WITH_RESULTS": str(tmp_path / "results"),
         "FOLDER_WITH_A_SWEEP": str(tmp_path / "sweep"),
     }
@@ -219,3 +245,29 @@ def test_amounts_of_memory(text, amount):
 def test_no_amounts_of_memory(text):
     with pytest.raises(ConfigError, match="such as 4GB"):
         parse_bytes(text)
+
+
+@pytest.mark.parametrize(
+    ("happens", "exit_code"), [(OSError("the disk is full"), 1), (Stopped(signal.SIGTERM), 75)]
+)
+def test_an_end_before_its_time_says_how_to_go_on(
+    happens, exit_code, sweep_script, tmp_path, capsys
+):
+    def main(_):
+        raise happens
+
+    with pytest.raises(SystemExit) as caught:
+        cli.run(main, sweep_script.Args, ["--overwrite", "--output", str(tmp_path)])
+    assert caught.value.code == exit_code
+    (line,) = capsys.readouterr().err.splitlines()
+    assert str(happens) in line
+    assert f"with --resume in place of --overwrite goes on (in {tmp_path})" in line
+
+
+def test_the_first_of_two_signals_says_how_the_process_ends():
+    stop = Stop()
+    stop.waits = True
+    stop.hear(signal.SIGTERM, None)
+    with pytest.raises(Stopped) as caught:
+        stop.hear(signal.SIGINT, None)
+    assert caught.value.exit_code == 75

@@ -184,17 +184,7 @@ def test_two_commands_share_a_sweep(tmp_path, fresh_environment, assert_same_bit
         probe.bind(("localhost", 0))
         port = probe.getsockname()[1]
     small = {n: v for n, v in dataclasses.asdict(CONFIG).items() if v != getattr(DQNConfig(), n)}
-    flags = [
-        "--agent",
-        "dqn",
-        "--learning-rate",
-        "1e-3",
-        "3e-3",
-        "--num-seeds",
-        "3",
-        "--width",
-        "2",
-    ]
+    flags = ["--learning-rate", "1e-3", "3e-3", "--num-seeds", "3", "--width", "2"]
     for name, value in small.items():
         flags += [f"--{name.replace('_', '-')}", "8" if name == "hidden_sizes" else str(value)]
     flags += ["--output", str(output), "--num-devices", "2"]

@@ -169,3 +169,9 @@ def test_other_versions_are_warned_about(grid, monkeypatch):
 def test_the_package_has_no_other_names_of_its_own():
     with pytest.raises(AttributeError, match="no attribute 'lode'"):
         purejaxdqn.lode  # noqa: B018
+
+
+def test_the_package_runs_again_also_after_the_first_time(grid):
+    """The module of that name takes the function's place in the package once it is imported."""
+    with pytest.raises(ConfigError, match="is no label"):
+        purejaxdqn.rerun(grid, discount=0.9)

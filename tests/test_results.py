@@ -48,6 +48,24 @@ def test_a_write_that_fails_leaves_the_file_before_it_intact(tmp_path, monkeypat
     assert len(list(tmp_path.iterdir())) == 1
 
 
+def test_a_file_that_cannot_be_written_is_named_with_the_reason(tmp_path):
+    """netCDF calls whatever went wrong a lack of permission."""
+    with pytest.raises(OSError, match=r"gone/results.nc cannot be written: No such file"):
+        results.save(DATASET, tmp_path / "gone")
+    path = tmp_path / "page.html"
+    path.write_text("before")
+
+    def half_written():
+        with results.replacing(path) as temporary:
+            temporary.write_text("half")
+            raise OSError("disk quota exceeded")
+
+    with pytest.raises(OSError, match=r"page.html cannot be written: disk quota"):
+        half_written()
+    assert path.read_text() == "before"
+    assert [*tmp_path.iterdir()] == [path]
+
+
 def test_results_that_a_full_disk_refuses_are_rescued(tmp_path, monkeypatch):
     save = results.save
 
