@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import numpy as np
 
 from purejaxdqn.testing.cases import Bench, Cases
@@ -134,6 +136,50 @@ def _softmax(logits: np.ndarray) -> np.ndarray:
     return exponentials / exponentials.sum(-1, keepdims=True)
 
 
+def _of_categories(
+    found: np.ndarray, probabilities: np.ndarray, best: np.ndarray, cases: Cases
+) -> str | None:
+    """What is wrong with masses `[N, M]` that were found, where it is known."""
+    lanes = np.arange(len(best))
+    atoms = cases.r_t[:, np.newaxis] + cases.discount_t[:, np.newaxis] * SUPPORT
+
+    def moved(masses: np.ndarray, position: Callable[[np.ndarray], np.ndarray]) -> np.ndarray:
+        at = SUPPORT[0] + _ATOM_WIDTH * position((atoms - SUPPORT[0]) / _ATOM_WIDTH)
+        return _project(masses, at)
+
+    def same(position: np.ndarray) -> np.ndarray:
+        return position
+
+    def mirrored(position: np.ndarray) -> np.ndarray:
+        low = np.floor(position)
+        return low + 1 - (position - low)
+
+    num = len(SUPPORT)
+    others = {
+        "each atom's mass goes to the atom below as a whole (floor on both sides?)": (
+            moved(best, np.floor)
+        ),
+        "each atom's mass goes to the atom above as a whole": moved(best, np.ceil),
+        "each atom's mass goes to the nearest atom as a whole": moved(best, np.round),
+        "the shares of the atom below and of the one above are swapped": moved(best, mirrored),
+        "the distance between atoms is taken as their range over N, and not over N - 1": (
+            moved(best, lambda position: position * num / (num - 1))
+        ),
+        "the atoms are not moved by reward and discount at all": best,
+        "it takes the distribution of a_tm1 at time t": moved(
+            probabilities[lanes, cases.a_tm1], same
+        ),
+        "the distributions of the actions are averaged": moved(probabilities.mean(1), same),
+        "the action at time t is picked by its highest probability, and not by its mean": moved(
+            probabilities[lanes, probabilities.max(2).argmax(1)], same
+        ),
+    }
+    for why, masses in others.items():
+        if np.abs(np.nan_to_num(found, nan=1.0) - masses).max() < 10 * _TOLERANCE:
+            return why
+    return None
+
+
 def _categories(bench: Bench, table: Table, cases: Cases) -> str | None:
     num, _, num_actions = cases.target.shape
     rng = np.random.default_rng(7)
@@ -177,6 +223,6 @@ def _categories(bench: Bench, table: Table, cases: Cases) -> str | None:
             error < _TOLERANCE,
             f"{error:.1e}",
             f"{what} is not that of r_t + discount_t * (the atoms at time t), by a probability of "
-            f"up to {error:.2g}: {hint}",
+            f"up to {error:.2g}: {_of_categories(found, probabilities, best, changed) or hint}",
         )
     return f"{largest:.1e}"

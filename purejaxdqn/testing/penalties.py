@@ -38,11 +38,9 @@ def check_penalty(bench: Bench, cases: Cases, settled: np.ndarray) -> str:
             bench.answers(_with_error(one, target, sign * chunk))
             for chunk in np.split(sizes, _CHUNKS)
         ]
-        loss, pull = (
-            np.concatenate([np.asarray(x, np.float64) for x in xs])
-            for xs in zip(*((part.loss, part.pull) for part in parts), strict=True)
-        )
-        slope = -sign * pull  # by the error's size
+        loss = np.concatenate([np.asarray(part.loss, np.float64) for part in parts])
+        grad = np.concatenate([np.asarray(part.grad, np.float64) for part in parts])
+        slope = sign * grad[:, 0, one.a_tm1[0]].reshape(len(sizes), -1).sum(1)  # by the size
         steps, slopes = np.diff(sizes), np.abs(np.diff(slope))
         unexplained = np.abs(np.diff(loss) - steps * (slope[1:] + slope[:-1]) / 2)
         jump = unexplained - steps * slopes
