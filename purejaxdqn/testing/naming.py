@@ -204,7 +204,9 @@ def name_target(
     is_optimal = fixed_point.name == "optimal"
     terms += [(bonus_of_none, value) for value in _values(cases, sources, is_optimal)]
 
-    best = _near_miss(settled, cases, fixed_point, sources, own_rows)
+    if near_miss := _near_miss(settled, cases, fixed_point, sources, own_rows):
+        return near_miss
+    best: Formula | None = None
     for reward in rewards:
         for discount in discounts:
             columns = [
