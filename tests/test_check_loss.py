@@ -15,6 +15,7 @@ from purejaxdqn.losses import (
     categorical_loss,
     double_q_learning,
     expected_sarsa,
+    fixed_points,
     masked_squared_error,
     munchausen,
     persistent_advantage_learning_loss,
@@ -28,7 +29,9 @@ from purejaxdqn.losses import (
 from purejaxdqn.losses.fixed_points import OPTIMAL, converges_to, declared, soft
 from purejaxdqn.networks import MLP, make_network
 from purejaxdqn.testing import CheckError, check_loss, loss_report
+from purejaxdqn.testing.cases import random_cases
 from purejaxdqn.testing.contract import check_contract
+from purejaxdqn.testing.naming import name_target
 from purejaxdqn.types import LossOutput, Transition
 
 stop = jax.lax.stop_gradient
@@ -440,9 +443,127 @@ LOSSES = {
 }
 
 
+def penalised(penalty):
+    return bellman_loss(q_learning, penalty)
+
+
+def with_priority(priority):
+    """`priority(error, q_tm1, transition)` in the place of the error's size."""
+
+    def change(output, network, params, target_params, transition, key):
+        q_tm1, q_t = (
+            network.action_values(network.apply(weights, obs))
+            for weights, obs in ((params, transition.obs_tm1), (target_params, transition.obs_t))
+        )
+        target = transition.r_t + transition.discount_t * q_t.max()
+        error = target - q_tm1[transition.a_tm1]
+        return output._replace(priority=priority(error, q_tm1, transition))
+
+    return changed(bellman_loss(), change)
+
+
+def asymmetric(penalty):
+    return lambda e, tau: jnp.abs(tau[:, None] - (e < 0)) * penalty(e)
+
+
+def of_fractions(fractions):
+    def penalty(errors, tau):
+        return quantile_huber(errors, fractions(jnp.arange(len(tau)), len(tau))[:, None])
+
+    return quantiles(penalty)
+
+
+def pairs_of_quantiles(network, params, target_params, transition, key):
+    online = network.apply(params, transition.obs_tm1)
+    target = network.apply(target_params, transition.obs_t)
+    values_t = jnp.sort(target.values[network.action_values(target).argmax()])
+    target_tm1 = stop(transition.r_t + transition.discount_t * values_t)
+    errors = target_tm1 - online.values[transition.a_tm1]
+    loss = quantile_huber(errors, online.fractions).sum()
+    return LossOutput(loss, jnp.abs(errors.mean()), {})
+
+
+MORE_LOSSES = {
+    "Huber with a jump": (
+        penalised(lambda e: jnp.where(jnp.abs(e) < 1, e**2 / 2, jnp.abs(e))),
+        "the penalty: what an error costs jumps from 0.4.* to 1.* the pieces .* do not meet",
+    ),
+    "Huber without the half": (
+        penalised(lambda e: jnp.where(jnp.abs(e) < 1, e**2, jnp.abs(e) - 0.5)),
+        "the penalty: (what an error costs jumps|the slope of the penalty drops)",
+    ),
+    "Huber without its threshold": (
+        penalised(lambda e: jnp.where(jnp.abs(e) < 10, e**2 / 2, jnp.abs(e) + 40)),
+        "the penalty: the slope of the penalty drops from .*: its pieces are scaled differently",
+    ),
+    "Huber the wrong way round": (
+        penalised(lambda e: jnp.where(jnp.abs(e) > 1, e**2 / 2, jnp.abs(e) - 0.5)),
+        "the pieces of the Huber loss are swapped",
+    ),
+    "no penalty": (penalised(lambda e: -e), "the error itself is minimised"),
+    "cubed": (penalised(lambda e: -(e**3)), "the penalty is an odd power of the error"),
+    "priority of one side": (
+        with_priority(lambda e, q_tm1, transition: jnp.maximum(e, 0)),
+        "the priority: .*it does not grow with the error where the prediction is above it",
+    ),
+    "priority that falls": (
+        with_priority(lambda e, q_tm1, transition: 1 / (jnp.abs(e) + 0.01)),
+        "the priority: .*it falls as the error grows",
+    ),
+    "priority of the reward": (
+        with_priority(lambda e, q_tm1, transition: jnp.abs(transition.r_t)),
+        "the priority: .*it does not depend on the prediction",
+    ),
+    "priority of the prediction": (
+        with_priority(lambda e, q_tm1, transition: jnp.abs(q_tm1[transition.a_tm1])),
+        "the priority: .*hangs on the target or the prediction alone",
+    ),
+    "priority of the first action": (
+        with_priority(lambda e, q_tm1, t: jnp.abs(e + q_tm1[t.a_tm1] - q_tm1[0])),
+        "the priority",
+    ),
+    "QR with a jump": (
+        quantiles(asymmetric(lambda e: jnp.where(jnp.abs(e) < 1, e**2 / 2, jnp.abs(e)))),
+        "the penalty: what an error costs jumps",
+    ),
+    "QR with the square": (quantiles(asymmetric(jnp.square)), "expectiles and not quantiles"),
+    "QR with lower ends": (of_fractions(lambda i, n: i / n), "those are i / N, and the midpoints"),
+    "QR with upper ends": (
+        of_fractions(lambda i, n: (i + 1) / n),
+        r"those are \(i \+ 1\) / N, and the midpoints",
+    ),
+    "QR by sorted pairs": (pairs_of_quantiles, "compared with one of the target alone"),
+}
+FAST = ("Huber without the half", "priority of one side")
+
+
 @pytest.mark.parametrize("name", LOSSES)
 def test_a_mistake_in_a_loss_is_named(name):
     assert_named(*LOSSES[name])
+
+
+@pytest.mark.parametrize(
+    "name", [pytest.param(n, marks=[pytest.mark.slow] * (n not in FAST)) for n in MORE_LOSSES]
+)
+def test_a_mistake_in_a_penalty_or_a_priority_is_named(name):
+    assert_named(*MORE_LOSSES[name])
+
+
+@pytest.mark.parametrize(
+    "fixed_point",
+    [soft(0.1), fixed_points.munchausen(soft(0.1), 0.1, 0.9, -1.0), fixed_points.persistent(0.9)],
+)
+def test_each_near_miss_of_a_fixed_point_has_its_name(fixed_point):
+    cases = random_cases(48, 3)
+    lanes = np.arange(48)
+    for wrong, off in fixed_point.near_misses:
+        arguments = (cases.a_tm1, cases.r_t, cases.discount_t, cases.target[:, 1])
+        settled = off.target(cases.target[:, 0], *arguments)
+        q_tm1 = cases.online[:, 0].copy()
+        q_tm1[lanes, cases.a_tm1] = settled
+        formula = name_target(settled, q_tm1, cases, fixed_point, "target")
+        assert formula is not None
+        assert wrong in formula.mistakes
 
 
 # ------------------------------------------------------------------------------- what is declared

@@ -663,6 +663,10 @@ BROKEN_REPLAYS = {
         changed_sample(lambda state, s: s._replace(probabilities=s.probabilities * 0)),
         "probabilities reach from 0 to 0: each must be above 0",
     ),
+    "probabilities of another capacity": (
+        changed_sample(lambda state, s: s._replace(probabilities=s.probabilities / 2)),
+        "the probabilities of all .* entries that are held sum to 0.5 and not to 1",
+    ),
     "always the same": (changed_replay(sample=stuck), "draws reached only .* transitions held"),
     "observations made floats": (
         changed_transition(obs_tm1=lambda state, sample: sample.transition.obs_tm1 / 255.0),

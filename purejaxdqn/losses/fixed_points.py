@@ -67,9 +67,41 @@ RETURN = _bellman("return", lambda q_t: 0 * q_t.max(-1))
 
 def epsilon_greedy(epsilon: Any) -> FixedPoint:
     """The values of acting greedily but for a share `epsilon` of uniformly random actions."""
-    return _bellman(
-        f"epsilon_greedy({epsilon})",
-        lambda q_t: (1 - epsilon) * q_t.max(-1) + epsilon * q_t.mean(-1),
+    name = f"epsilon_greedy({epsilon})"
+
+    def mixed(of_highest: Any, of_others: Any) -> FixedPoint:
+        return _bellman(
+            name,
+            lambda q_t: of_highest * q_t.max(-1) + of_others * (q_t.sum(-1) - q_t.max(-1)),
+        )
+
+    made = _bellman(name, lambda q_t: (1 - epsilon) * q_t.max(-1) + epsilon * q_t.mean(-1))
+    return made._replace(
+        near_misses=(
+            (
+                "epsilon is shared by the other actions alone, epsilon / (A - 1) each: a random "
+                "action is drawn from all, epsilon / A each",
+                _bellman(
+                    name,
+                    lambda q_t: (
+                        (1 - epsilon) * q_t.max(-1)
+                        + epsilon * (q_t.sum(-1) - q_t.max(-1)) / (q_t.shape[-1] - 1)
+                    ),
+                ),
+            ),
+            (
+                "epsilon and 1 - epsilon are swapped",
+                _bellman(name, lambda q_t: epsilon * q_t.max(-1) + (1 - epsilon) * q_t.mean(-1)),
+            ),
+            (
+                "the random actions' values are summed: their mean belongs",
+                mixed(1.0, epsilon),
+            ),
+            (
+                "the highest value counts in full, and not 1 - epsilon times",
+                _bellman(name, lambda q_t: q_t.max(-1) + epsilon * q_t.mean(-1)),
+            ),
+        )
     )
 
 
@@ -81,8 +113,20 @@ def soft(temperature: Any) -> FixedPoint:
         policy = np.exp(scaled - np.expand_dims(_logsumexp(scaled), -1))
         return (policy * q_t).sum(-1)
 
+    def entropy(q_t: np.ndarray) -> np.ndarray:
+        return _logsumexp(q_t / temperature) - policy_mean(q_t) / temperature
+
     def off(wrong: str, value: Callable[[np.ndarray], np.ndarray]) -> tuple[str, FixedPoint]:
         return wrong, _bellman(f"soft({temperature}), off", value)
+
+    def undiscounted(
+        q_tm1: np.ndarray,
+        a_tm1: np.ndarray,
+        r_t: np.ndarray,
+        discount_t: np.ndarray,
+        q_t: np.ndarray,
+    ) -> np.ndarray:
+        return r_t + discount_t * policy_mean(q_t) + temperature * entropy(q_t)
 
     made = _bellman(f"soft({temperature})", lambda q_t: temperature * _logsumexp(q_t / temperature))
     return made._replace(
@@ -95,6 +139,38 @@ def soft(temperature: Any) -> FixedPoint:
             off(
                 "q_t is multiplied by the temperature where it is to be divided by it",
                 lambda q_t: temperature * _logsumexp(q_t * temperature),
+            ),
+            off(
+                "q_t is divided by the temperature, and its log-sum-exp is not multiplied by it",
+                lambda q_t: _logsumexp(q_t / temperature),
+            ),
+            off(
+                "the policy's entropy has the wrong sign",
+                lambda q_t: policy_mean(q_t) - temperature * entropy(q_t),
+            ),
+            off(
+                "the policy's entropy is not multiplied by the temperature",
+                lambda q_t: policy_mean(q_t) + entropy(q_t),
+            ),
+            off(
+                "the policy is the softmax of q_t without the temperature",
+                lambda q_t: (
+                    (np.exp(q_t - np.expand_dims(_logsumexp(q_t), -1)) * q_t).sum(-1)
+                    * (1 - temperature)
+                    + temperature * _logsumexp(q_t)
+                ),
+            ),
+            off(
+                "log A is taken off: it is the mean of the exponentials, and not their sum",
+                lambda q_t: temperature * (_logsumexp(q_t / temperature) - np.log(q_t.shape[-1])),
+            ),
+            off(
+                "it is a soft minimum: the sign of the temperature is wrong",
+                lambda q_t: -temperature * _logsumexp(-q_t / temperature),
+            ),
+            (
+                "the policy's entropy is not multiplied by discount_t",
+                FixedPoint(f"soft({temperature}), off", undiscounted),
             ),
         )
     )
@@ -112,7 +188,12 @@ def munchausen(
     def clipped(log_policy: np.ndarray) -> np.ndarray:
         return np.clip(log_policy, log_policy_min, 0.0)
 
-    def make(inner: FixedPoint, bonus: Callable[..., np.ndarray]) -> FixedPoint:
+    def make(
+        inner: FixedPoint,
+        bonus: Callable[..., np.ndarray],
+        coefficient: Any = coefficient,
+        is_discounted: bool = False,
+    ) -> FixedPoint:
         def target(
             q_tm1: np.ndarray,
             a_tm1: np.ndarray,
@@ -120,7 +201,8 @@ def munchausen(
             discount_t: np.ndarray,
             q_t: np.ndarray,
         ) -> np.ndarray:
-            r_t = r_t + coefficient * bonus(q_tm1, a_tm1, q_t)
+            more = coefficient * bonus(q_tm1, a_tm1, q_t)
+            r_t = r_t + (discount_t * more if is_discounted else more)
             return inner.target(q_tm1, a_tm1, r_t, discount_t, q_t)
 
         return FixedPoint(f"munchausen({inner.name}, {temperature}, {coefficient})", target)
@@ -134,6 +216,20 @@ def munchausen(
         "the bonus's log-policy is not multiplied by the temperature": (
             lambda q_tm1, a, q_t: clipped(log_policy(q_tm1, a) / temperature)
         ),
+        "the bonus's log-policy is multiplied by the temperature after it is clipped": (
+            lambda q_tm1, a, q_t: temperature * clipped(log_policy(q_tm1, a) / temperature)
+        ),
+        "the bonus's log-policy is that of action values without a temperature": (
+            lambda q_tm1, a, q_t: clipped(temperature * (_at(q_tm1, a) - _logsumexp(q_tm1)))
+        ),
+        "the bonus's log-policy is averaged over the actions: it is that of a_tm1": (
+            lambda q_tm1, a, q_t: clipped(
+                q_tm1 - temperature * np.expand_dims(_logsumexp(q_tm1 / temperature), -1)
+            ).mean(-1)
+        ),
+        "the bonus is the policy's probability and not its logarithm": (
+            lambda q_tm1, a, q_t: np.exp(log_policy(q_tm1, a) / temperature)
+        ),
         "the bonus is that of the policy at obs_t and not at obs_tm1": (
             lambda q_tm1, a, q_t: clipped(log_policy(q_t, a))
         ),
@@ -141,6 +237,8 @@ def munchausen(
     return make(fixed_point, right)._replace(
         near_misses=(
             ("the Munchausen bonus is missing", fixed_point),
+            ("the bonus is not multiplied by the coefficient", make(fixed_point, right, 1.0)),
+            ("the bonus is discounted", make(fixed_point, right, is_discounted=True)),
             *((wrong, make(fixed_point, bonus)) for wrong, bonus in mistakes.items()),
             *((wrong, make(inner, right)) for wrong, inner in fixed_point.near_misses),
             (f"the maximum stands in the place of {fixed_point.name}", make(OPTIMAL, right)),
@@ -151,7 +249,12 @@ def munchausen(
 def persistent(coefficient: Any) -> FixedPoint:
     """The values of `purejaxdqn.losses.persistent_advantage_learning_loss`."""
 
-    def make(gap: Callable[[np.ndarray, np.ndarray], np.ndarray], sign: float = 1.0) -> FixedPoint:
+    def make(
+        gap: Callable[[np.ndarray, np.ndarray], np.ndarray],
+        factor: Any = coefficient,
+        best: Callable[[np.ndarray], np.ndarray] = lambda q_values: q_values.max(-1),
+        is_discounted: bool = False,
+    ) -> FixedPoint:
         def target(
             q_tm1: np.ndarray,
             a_tm1: np.ndarray,
@@ -159,15 +262,22 @@ def persistent(coefficient: Any) -> FixedPoint:
             discount_t: np.ndarray,
             q_t: np.ndarray,
         ) -> np.ndarray:
-            gap_tm1, gap_t = (q.max(-1) - _at(q, a_tm1) for q in (q_tm1, q_t))
-            lost = coefficient * gap(gap_tm1, np.where(discount_t > 0, gap_t, 0.0))
-            return r_t + discount_t * q_t.max(-1) - sign * lost
+            gap_tm1, gap_t = (best(q) - _at(q, a_tm1) for q in (q_tm1, q_t))
+            lost = factor * gap(gap_tm1, np.where(discount_t > 0, gap_t, 0.0))
+            lost = discount_t * lost if is_discounted else lost
+            return r_t + discount_t * q_t.max(-1) - lost
 
         return FixedPoint(f"persistent({coefficient})", target)
 
     return make(np.minimum)._replace(
         near_misses=(
-            ("the gaps have the wrong sign", make(np.minimum, -1.0)),
+            ("the gaps have the wrong sign", make(np.minimum, -coefficient)),
+            ("the gap is not multiplied by the coefficient", make(np.minimum, 1.0)),
+            ("the gap is discounted", make(np.minimum, is_discounted=True)),
+            (
+                "the gaps are those to the mean action value and not to the highest",
+                make(np.minimum, best=lambda q_values: q_values.mean(-1)),
+            ),
             ("the larger gap counts and not the smaller", make(np.maximum)),
             ("the gap at obs_tm1 alone counts (advantage learning)", make(lambda now, _: now)),
             ("the gap at obs_t alone counts", make(lambda _, then: then)),

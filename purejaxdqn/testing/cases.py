@@ -12,6 +12,7 @@ import numpy as np
 from purejaxdqn.testing.tables import Table
 from purejaxdqn.types import Array, LossFn, Transition
 
+NUM_CASES = 48
 _SETTLING_STEPS = 160
 FAST_COMPILE = {"xla_backend_optimization_level": 1}
 

@@ -264,10 +264,12 @@ def check_error_sign(td_error: TDError) -> str:
     action = np.arange(NUM_LANES, dtype=np.int32) % _NUM_ACTIONS
     discount = np.full(NUM_LANES, 0.9, np.float32)
 
-    def at(reward: float) -> np.ndarray:
+    mapped = jax.jit(jax.vmap(td_error))
+
+    def at(reward: float, more: float = 0.0) -> np.ndarray:
         r_t = np.full(NUM_LANES, reward, np.float32)
-        values = (np.float32(q_tm1), action, r_t, discount, np.float32(q_t), np.float32(q_t))
-        return np.asarray(jax.vmap(td_error)(*values))
+        predicted = np.float32(q_tm1 + more)
+        return np.asarray(mapped(predicted, action, r_t, discount, *[np.float32(q_t)] * 2))
 
     above, below = at(1e3), at(-1e3)
     share = float(((above > 0) & (below < 0)).mean())
@@ -283,4 +285,14 @@ def check_error_sign(td_error: TDError) -> str:
         )
     else:
         why = "it must be above 0 where r_t is large, and below 0 where it is small"
-    return expect(share == 1, f"{share:.0%}", why)
+    expect(share == 1, f"{share:.0%}", why)
+    factors = at(0.0) - at(0.0, 1.0)
+    factor = float(factors.mean())
+    is_scaled = np.ptp(factors) < 1e-3 and abs(factor - 1) > 1e-3
+    whose = " (a mean over the actions?)" if abs(factor * _NUM_ACTIONS - 1) < 1e-3 else ""
+    return expect(
+        not is_scaled,
+        f"{factor:.3g} times",
+        f"1 more of q_tm1 lowers it by {factor:.3g}: it is {factor:.3g} times the target less the "
+        f"prediction{whose}. The error is to be 1 of them, of which the penalty is taken",
+    )

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 
 from purejaxdqn.losses.fixed_points import Bootstrap, FixedPoint
-from purejaxdqn.testing.cases import Bench, random_cases
+from purejaxdqn.testing.cases import NUM_CASES, Bench, random_cases
 from purejaxdqn.testing.iteration import action_values, iterate
 from purejaxdqn.testing.mdps import (
     BANDIT_REWARDS,
@@ -83,7 +83,7 @@ def _minimiser(bench: Bench, table: Table) -> tuple[bool, bool]:
     """
     if table.representation == "categorical":
         return True, False  # the mixture of the targets, and its mean is theirs
-    cases = random_cases(12, NUM_ACTIONS)
+    cases = random_cases(NUM_CASES, NUM_ACTIONS)  # as many as elsewhere: nothing new to compile
     base, near, far, farther, farthest = (
         bench.answers(cases.shifted(q_tm1=-by)).pull for by in (0.0, 1.0, 1e3, 1e5, 1e7)
     )

@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import numpy as np
 
 from purejaxdqn.testing.cases import Bench, Cases
 from purejaxdqn.testing.report import expect
-from purejaxdqn.testing.tables import NUM_QUANTILES, SUPPORT, Table
+from purejaxdqn.testing.tables import FRACTIONS, NUM_QUANTILES, SUPPORT, Table
 
 _FAR = 1e4  # so far apart that a Huber penalty is as good as none
 _TOLERANCE = 1e-3  # of probabilities
 _ATOM_WIDTH = SUPPORT[1] - SUPPORT[0]
+_ONE_ALONE = "each quantile is compared with one of the target alone, and not with all of them"
 
 
 def check_distribution(bench: Bench, table: Table, cases: Cases) -> str | None:
@@ -63,19 +66,61 @@ def _quantiles(bench: Bench, cases: Cases) -> str:
         "the action at time t is picked by its last quantile and not by its mean": (
             values[lanes, values[:, :, -1].argmax(1)]
         ),
+        "the action at time t is picked by its median and not by its mean": (
+            values[lanes, np.median(values, 2).argmax(1)]
+        ),
+        "the action at time t is picked by its middle quantile and not by its mean": (
+            values[lanes, values[:, :, NUM_QUANTILES // 2].argmax(1)]
+        ),
         "it takes the quantiles of a_tm1 at time t": values[lanes, cases.a_tm1],
         "the quantiles are averaged over the actions": values.mean(1),
     }
     why = next((why for why, values in others.items() if error(targets(values)) < 1e-2), None)
     unordered = r_t[:, np.newaxis] + cases.discount_t[:, np.newaxis] * best
     if why is None and np.abs(found - unordered).max() / _FAR < 1e-2:
-        why = "each quantile is compared with one of the target alone, and not with all of them"
-    return expect(
+        why = _ONE_ALONE
+    if why is None:
+        near, far = (
+            bench.answers(cases.shifted(q_tm1=-by)).pull.mean() for by in (_FAR, 10 * _FAR)
+        )
+        if far > 5 * near:
+            why = (
+                "the penalty grows with the square of large errors: its minimisers are expectiles "
+                "and not quantiles; take |error|, or Huber's penalty"
+            )
+    expect(
         largest < 1e-2 and np.abs(found - np.sort(found, 1)).max() / _FAR < 1e-2,
         f"{largest:.1e}",
         "the quantiles that are learned are not those of r_t + discount_t * (the quantiles at time "
         "t of the action with the highest mean), by a share of up to "
         f"{largest:.2g}: {why or 'compare every predicted quantile with every one of the target'}",
+    )
+    _of_all_pairs(bench, cases, tables, r_t, best)
+    return f"{largest:.1e}"
+
+
+def _of_all_pairs(
+    bench: Bench, cases: Cases, tables: np.ndarray, r_t: np.ndarray, best: np.ndarray
+) -> None:
+    """Whether every quantile of the target pulls at each predicted one.
+
+    Raises:
+      AssertionError: if not.
+    """
+    lanes, half = np.arange(len(best)), NUM_QUANTILES // 2
+    middle = np.sort(best, 1)[:, half - 1 : half + 1].mean(1)  # as many above it as below
+    tables = tables.copy()
+    tables[:, 0] = (r_t + cases.discount_t * middle)[:, np.newaxis, np.newaxis]
+    grad = bench.answers(cases._replace(r_t=r_t), outputs=tables).grad[lanes, 0, cases.a_tm1]
+    expected = 2 * FRACTIONS - 1
+    found = -grad / np.maximum(np.abs(grad).max(1, keepdims=True), 1e-12)
+    error = float(np.abs(found - expected / expected.max()).max())
+    expect(
+        error < 1e-2,
+        f"{error:.1e}",
+        f"where half of the target's quantiles are above the "
+        f"predicted ones and half below, their gradients are off by a share of {error:.2g}: "
+        f"{_ONE_ALONE}",
     )
 
 
@@ -89,6 +134,50 @@ def _project(probabilities: np.ndarray, atoms: np.ndarray) -> np.ndarray:
 def _softmax(logits: np.ndarray) -> np.ndarray:
     exponentials = np.exp(logits - logits.max(-1, keepdims=True))
     return exponentials / exponentials.sum(-1, keepdims=True)
+
+
+def _of_categories(
+    found: np.ndarray, probabilities: np.ndarray, best: np.ndarray, cases: Cases
+) -> str | None:
+    """What is wrong with masses `[N, M]` that were found, where it is known."""
+    lanes = np.arange(len(best))
+    atoms = cases.r_t[:, np.newaxis] + cases.discount_t[:, np.newaxis] * SUPPORT
+
+    def moved(masses: np.ndarray, position: Callable[[np.ndarray], np.ndarray]) -> np.ndarray:
+        at = SUPPORT[0] + _ATOM_WIDTH * position((atoms - SUPPORT[0]) / _ATOM_WIDTH)
+        return _project(masses, at)
+
+    def same(position: np.ndarray) -> np.ndarray:
+        return position
+
+    def mirrored(position: np.ndarray) -> np.ndarray:
+        low = np.floor(position)
+        return low + 1 - (position - low)
+
+    num = len(SUPPORT)
+    others = {
+        "each atom's mass goes to the atom below as a whole (floor on both sides?)": (
+            moved(best, np.floor)
+        ),
+        "each atom's mass goes to the atom above as a whole": moved(best, np.ceil),
+        "each atom's mass goes to the nearest atom as a whole": moved(best, np.round),
+        "the shares of the atom below and of the one above are swapped": moved(best, mirrored),
+        "the distance between atoms is taken as their range over N, and not over N - 1": (
+            moved(best, lambda position: position * num / (num - 1))
+        ),
+        "the atoms are not moved by reward and discount at all": best,
+        "it takes the distribution of a_tm1 at time t": moved(
+            probabilities[lanes, cases.a_tm1], same
+        ),
+        "the distributions of the actions are averaged": moved(probabilities.mean(1), same),
+        "the action at time t is picked by its highest probability, and not by its mean": moved(
+            probabilities[lanes, probabilities.max(2).argmax(1)], same
+        ),
+    }
+    for why, masses in others.items():
+        if np.abs(np.nan_to_num(found, nan=1.0) - masses).max() < 10 * _TOLERANCE:
+            return why
+    return None
 
 
 def _categories(bench: Bench, table: Table, cases: Cases) -> str | None:
@@ -134,6 +223,6 @@ def _categories(bench: Bench, table: Table, cases: Cases) -> str | None:
             error < _TOLERANCE,
             f"{error:.1e}",
             f"{what} is not that of r_t + discount_t * (the atoms at time t), by a probability of "
-            f"up to {error:.2g}: {hint}",
+            f"up to {error:.2g}: {_of_categories(found, probabilities, best, changed) or hint}",
         )
     return f"{largest:.1e}"

@@ -18,6 +18,7 @@ from purejaxdqn.testing.common import (
     require,
     require_same_types,
 )
+from purejaxdqn.testing.draws import check_draws
 from purejaxdqn.testing.probes import MAX_STEPS, NUM_OBS
 from purejaxdqn.testing.report import Check, Report, attempt
 from purejaxdqn.testing.windows import probe_checks, random_stream, solve
@@ -46,6 +47,8 @@ def check_replay(
     - `discount_t` is 0 where the episode terminated, and nowhere else.
     - With `n_step`, a transition spans that many steps of one environment, or fewer where its
       episode ends or no more were added; it never reaches into the next episode.
+    - Entries are drawn as often as `Sample.probabilities` says, which sum to 1; where priorities
+      count, an entry with a higher one is the more likely.
     - `transition_at`, where there is one, gives such transitions too, at a sample's indices.
     - It works under `jit`, `scan` and `vmap`; it writes in place, also for several runs at once;
       it keeps the dtype of observations.
@@ -89,6 +92,15 @@ def replay_report(
         _check_replay_content(replay, steps, jax.random.split(key, 64), max_rows, n_step)
         return f"{max_rows} rows"
 
+    def draws() -> str:
+        figures = []
+        for max_rows, num_steps in ((16, 10), (8, 21)):  # not yet full, and wrapped around
+            replay = make_replay(max_rows * num_envs, 2 * num_envs, _DISCOUNT, 3)
+            steps = _stream(num_steps, num_envs, 3)
+            num_held = min(max_rows, num_steps) * num_envs
+            figures.append(check_draws(replay, steps, key, num_held))
+        return figures[-1]
+
     def in_place() -> str:
         _check_in_place(make_replay, num_envs)
         return ""
@@ -98,6 +110,7 @@ def replay_report(
         return Report(name, tuple(checks))
     checks.append(attempt("what was added is sampled", lambda: contents(8, 3)))
     checks.append(attempt("with a time limit of one step", lambda: contents(4, 1)))
+    checks.append(attempt("probabilities and priorities", draws))
     checks.append(attempt("written in place", in_place))
     values: list[Check] = []
 

@@ -1,0 +1,112 @@
+"""Whether a replay draws as often as it says, and by the priorities that it was given."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from purejaxdqn.testing.common import on_host, require
+from purejaxdqn.types import Array, Replay, Sample, Step
+
+_NUM_BATCHES = 512
+_SIGMAS = 6.0
+
+
+def check_draws(replay: Replay, steps: Step, key: Array, num_held: int) -> str:
+    """Compares how often entries are drawn with `Sample.probabilities`, before and after updates.
+
+    Args:
+      replay: what is checked; it holds `num_held` entries once all steps were added.
+      steps: `[T, E, ...]` to add.
+      key: `[]` PRNG key.
+      num_held: as it says.
+
+    Returns:
+      The figure of the row.
+
+    Raises:
+      AssertionError: if something is found.
+    """
+    keys = jax.random.split(key, 2 * _NUM_BATCHES).reshape(2, _NUM_BATCHES)
+
+    @jax.jit
+    def fill(steps: Step) -> Any:
+        first = jax.tree.map(lambda x: x[0], steps)
+        return jax.lax.scan(
+            lambda state, step: (replay.add(state, step), None), replay.init(first), steps
+        )[0]
+
+    sample = jax.jit(jax.vmap(replay.sample, in_axes=(None, 0)))
+    update = jax.jit(replay.update)
+    state = fill(jax.tree.map(jnp.asarray, steps))
+    drawn: Sample = on_host(sample(state, keys[0]))
+    _compare(drawn, num_held, "")
+    before = _by_index(drawn)
+    # Each entry its own priority, whatever the order of the indices; a batch at a time.
+    entries = np.array(sorted(before))
+    priorities = 1.0 + np.random.default_rng(9).permutation(len(entries)).astype(np.float32)
+    size = drawn.indices.shape[1]
+    for start in range(0, len(entries), size):
+        places = np.arange(start, start + size) % len(entries)
+        state = update(state, jnp.asarray(entries[places]), jnp.asarray(priorities[places]))
+    drawn = on_host(sample(state, keys[1]))
+    _compare(drawn, num_held, "after Replay.update, ")
+    after = _by_index(drawn)
+    both = [i for i, entry in enumerate(entries) if entry in after]
+    found = np.array([after[entries[i]] for i in both])
+    if np.ptp(found) < 1e-3 * found.max():
+        return "all as likely"
+    order = np.argsort(priorities[both])
+    rising = np.diff(found[order]) > -1e-3 * found.max()
+    share = float(rising.mean())
+    falls = bool((np.diff(found[order]) < 1e-3 * found.max()).all())
+    why = (
+        "the higher the priority, the lower the probability: is its inverse or its negative taken?"
+        if falls
+        else "are they written at the indices that Replay.update is given?"
+    )
+    require(
+        rising.all(),
+        "after Replay.update with a priority of its own for each entry, the probabilities do not "
+        f"rise with the priorities (they do from {share:.0%} of entries to the next): {why}",
+    )
+    return "by priority"
+
+
+def _by_index(drawn: Sample) -> dict[int, float]:
+    return dict(zip(drawn.indices.ravel().tolist(), drawn.probabilities.ravel(), strict=True))
+
+
+def _compare(drawn: Sample, num_held: int, when: str) -> None:
+    """How often each entry was drawn against its probability."""
+    indices, given = drawn.indices.ravel(), drawn.probabilities.ravel().astype(np.float64)
+    entries, first, inverse, counts = np.unique(
+        indices, return_index=True, return_inverse=True, return_counts=True
+    )
+    probabilities = given[first]
+    same = np.abs(given - probabilities[inverse]) <= 1e-4 * given
+    require(
+        same.all(),
+        f"{when}the same entry has several probabilities in Sample.probabilities: one state gives "
+        "each entry one",
+    )
+    expected = len(indices) * probabilities
+    off = (counts - expected) / np.sqrt(expected)
+    i = int(np.abs(off).argmax())
+    total = float(probabilities.sum())
+    if len(entries) == num_held:
+        require(
+            abs(total - 1) < 1e-3,
+            f"{when}the probabilities of all {num_held} entries that are held sum to {total:.3g} "
+            "and not to 1: each is the probability with which the entry is drawn, among those that "
+            "were written",
+        )
+    require(
+        bool(abs(off[i]) < _SIGMAS),
+        f"{when}{counts[i] / len(indices):.3g} of all draws are of an entry whose probability is "
+        f"said to be {probabilities[i]:.3g}: Sample.probabilities are to be those with which "
+        "entries are drawn",
+    )
