@@ -34,8 +34,8 @@ demo: $(RUN)
 	@$(VENV)/bin/python experiments/cartpole.py --num-seeds 10 --output results/demo --overwrite
 
 test: $(TEST)
-	@echo 'Running the tests.'
-	@$(VENV)/bin/python -m pytest
+	@echo 'Running the tests in two processes.'
+	@$(VENV)/bin/python -m pytest --numprocesses 2 --dist loadfile
 
 lint: $(DEV)
 	@echo 'Checking style (ruff) and types (mypy).'

@@ -9,6 +9,7 @@ import dataclasses
 import inspect
 import io
 import itertools
+import re
 import sys
 import textwrap
 import warnings
@@ -133,6 +134,7 @@ class LongSweepArgs(SweepArgs):
         """
         width_of(self.seed_mode, self.width)
         check_checkpoint_seconds(self.checkpoint_seconds)
+        results.check_flags(self.overwrite, self.resume)
         for name in self.tracker:
             tracking.check_name(name)
         if len({*self.tracker}) < len(self.tracker):
@@ -288,7 +290,9 @@ def _parsed(args_type: type[T], argv: Sequence[str], options: dict[str, Any]) ->
 def _unboxed(text: str) -> str:
     """What tyro says in a box, but for its title, rules, and the help that follows."""
     lines = [
-        line.strip("│|╭╮╰╯─- \t") if line.strip("│| ")[:1] in "╭╰─-" else line.strip("│| ")
+        line.strip("│|╭╮╰╯─- \t")
+        if re.match(r"[╭╰─]|[-+]{3}", line.strip("│| "))
+        else line.strip("│| ")
         for line in text.splitlines()
     ]
     said = list(

@@ -147,7 +147,8 @@ def plan_sweep(
       The `SweepPlan`.
 
     Raises:
-      ConfigError: if not even the smallest round fits, with its size and what makes it big.
+      ConfigError: if not even the smallest round fits, or the results do not, with the size and
+        what makes it big.
     """
     if memory_budget is not None and memory_budget < 1:
         raise ConfigError(f"memory_budget ({memory_budget}) must be at least 1 byte")
@@ -176,9 +177,11 @@ def plan_sweep(
         numbers = range(len(batches), len(batches) + len(own))
         batches += own
         at_once = min(len(devices), max(len(own), least), budget // (chosen * size.running))
-        plan = Plan(chosen, at_once, math.ceil(len(own) / at_once))
-        groups.append(Group(config, tuple(numbers), plan, size, state.learner.params))
-    return SweepPlan(design, chosen, tuple(batches), tuple(groups), budget)
+        layout = Plan(chosen, at_once, math.ceil(len(own) / at_once))
+        groups.append(Group(config, tuple(numbers), layout, size, state.learner.params))
+    plan = SweepPlan(design, chosen, tuple(batches), tuple(groups), budget)
+    _check_results(plan)
+    return plan
 
 
 def choose_width(group_sizes: Sequence[int], num_devices: int, widest: int) -> int:
@@ -203,6 +206,21 @@ def _refuse(config: RunConfig, size: RunBytes, width: int, least: int, budget: i
         f"{batch} takes {decimal(width * size.running)}{pair}, but {decimal(budget)} may be used: "
         f"{name} ({getattr(config, name)}) makes up {largest / size.running:.0%} of it. Lower "
         f"{name}{narrower}, or raise --memory-budget"
+    )
+
+
+def _check_results(plan: SweepPlan) -> None:
+    """Refuses what could be trained, but whose numbers this machine could not hold."""
+    free = psutil.virtual_memory().available
+    if plan.result_bytes <= free:
+        return
+    group = max(plan.groups, key=lambda group: group.run_bytes.result)
+    num_evaluations = len(evaluation_steps(group.config))
+    raise ConfigError(
+        f"the results of {_count(len(plan.design.runs), 'run')} take {decimal(plan.result_bytes)} "
+        f"in the end, but {decimal(free)} are free: a run has {num_evaluations:,} evaluations of "
+        f"eval_episodes ({group.config.eval_episodes}) each. Lower eval_episodes, raise "
+        "eval_interval, or make several sweeps of it"
     )
 
 

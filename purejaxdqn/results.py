@@ -127,6 +127,19 @@ def _processor_name() -> str:
     return platform.processor() or platform.machine()
 
 
+def check_flags(overwrite: bool, resume: bool) -> None:
+    """Refuses to go on with what is to be replaced.
+
+    Raises:
+      ConfigError: if both are asked for.
+    """
+    if overwrite and resume:
+        raise ConfigError(
+            "resume (True) and overwrite (True) exclude each other: --resume goes on with what is "
+            "there, --overwrite starts again"
+        )
+
+
 def prepare_output(folder: Path, overwrite: bool = False, resume: bool = False) -> Path:
     """Makes an output folder, and makes sure before a long run that results can be written there.
 
@@ -142,11 +155,7 @@ def prepare_output(folder: Path, overwrite: bool = False, resume: bool = False) 
       ConfigError: if it cannot be written; if it holds results, or a sweep that was begun, and is
         neither to be overwritten nor resumed; or if it is to be both.
     """
-    if overwrite and resume:
-        raise ConfigError(
-            "resume (True) and overwrite (True) exclude each other: --resume goes on with what is "
-            "there, --overwrite starts again"
-        )
+    check_flags(overwrite, resume)
     try:
         folder.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryFile(dir=folder):

@@ -11,11 +11,16 @@ import pytest
 from purejaxdqn.devices import use_every_core
 
 
+def compiled_programs(config: pytest.Config) -> Path:
+    """The folder of compiled programs, of its own for each process that runs tests."""
+    return config.cache.mkdir(f"xla{os.environ.get('PYTEST_XDIST_WORKER', '')}")
+
+
 def pytest_configure(config: pytest.Config) -> None:
     """Before any test module is imported, as JAX fixes its devices when it first computes."""
     if config.pluginmanager.hasplugin("cacheprovider"):
         # A second run of the suite compiles nothing; `make clean` removes it.
-        jax.config.update("jax_compilation_cache_dir", str(config.cache.mkdir("xla")))
+        jax.config.update("jax_compilation_cache_dir", str(compiled_programs(config)))
         jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
         jax.config.update("jax_persistent_cache_min_entry_size_bytes", -1)
     use_every_core(2)
@@ -43,7 +48,7 @@ def assert_same_bits():
 def fresh_environment(request, tmp_path_factory):
     """For processes of their own: JAX as a user has it, but with the suite's compiled programs."""
     if request.config.pluginmanager.hasplugin("cacheprovider"):
-        cache = request.config.cache.mkdir("xla")
+        cache = compiled_programs(request.config)
     else:
         cache = tmp_path_factory.mktemp("xla")
     environment = {k: v for k, v in os.environ.items() if not k.startswith(("JAX_", "XLA_"))}

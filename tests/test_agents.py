@@ -108,7 +108,7 @@ def test_an_unknown_name_is_refused_with_the_nearest_ones():
         {"noisy": True, "layer_norm": True, "munchausen": True},
         {"prioritised": True, "n_step": 3, "num_envs": 2, "steps_per_update": 8},
         {"td_error": "expected_sarsa", "optimizer": "rmsprop"},
-        {"td_error": "soft_q_learning", "penalty": "huber"},
+        pytest.param({"td_error": "soft_q_learning", "penalty": "huber"}, marks=pytest.mark.slow),
         {"td_error": "persistent_advantage_learning", "penalty": "huber"},
         {"representation": "proposed_quantile", "dueling": True, "noisy": True, "munchausen": True},
     ],

@@ -134,6 +134,8 @@ CASES: list[tuple[str, str]] = [
     ("--memory-budget 3MB --replay-capacity 1000000", "replay_capacity (1000000) makes up"),
     ("--memory-budget 3MB --hidden-sizes 2000x2000", "hidden_sizes ((2000, 2000)) makes up"),
     ("--memory-budget 3MB --eval-episodes 1000000", "eval_episodes (1000000) makes up"),
+    ("--eval-episodes 99999999", "Lower eval_episodes"),
+    ("--plan --resume --overwrite", "exclude each other"),
     # Several machines.
     ("--cluster 127.0.0.1:1", "no Ray cluster can be reached at 127.0.0.1:1"),
     ("--cluster nowhere", "a host and a port"),

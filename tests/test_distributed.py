@@ -154,6 +154,7 @@ def under_way(output):
     return batches
 
 
+@pytest.mark.slow
 @pytest.mark.timeout(900)
 def test_two_processes_that_were_killed_go_on(tmp_path, fresh_environment, assert_same_bits):
     output = tmp_path / "sweep"

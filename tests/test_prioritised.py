@@ -318,6 +318,7 @@ class TestContract:
     def test_check_replay(self):
         testing.check_replay(prioritised_replay, jax.random.key(0))
 
+    @pytest.mark.slow
     def test_check_replay_of_several_steps(self):
         def make_replay(*sizes):
             return n_step_replay(prioritised_replay(*sizes), 3)

@@ -290,7 +290,7 @@ from purejaxdqn.sweep import run_sweep
 def main(_):
     output, options = Path(sys.argv[1]), json.loads(sys.argv[2])
     results.prepare_output(output, resume=True)
-    config = DQNConfig(**{**json.loads(sys.argv[3]), "hidden_sizes": (8,)})
+    config = DQNConfig(**{**json.loads(sys.argv[3]), "hidden_sizes": (8,), "head_sizes": ()})
     run_sweep(dqn, config, range(2), learning_rate=[1e-3, 3e-3], width=2, output=output,
               resume=True, **options)
 

@@ -16,7 +16,7 @@ pytest.importorskip("optuna", reason="Optuna is an extra: pip install 'purejaxdq
 import jax
 import optuna
 
-from purejaxdqn import planning, programs, results, search, study, sweep
+from purejaxdqn import planning, programs, results, search, study, trainer
 from purejaxdqn.design import Run, Setting, structure
 from purejaxdqn.devices import Plan
 from purejaxdqn.dqn import DQNConfig, dqn
@@ -82,7 +82,7 @@ def compiled():
     abstract_run = planning.abstract_run
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(planning, "abstract_run", trace_once)
-        for module in (search, sweep):
+        for module in (search, trainer):
             patch.setattr(module, "compile_programs", compile_once)
         yield asked
 
