@@ -188,6 +188,7 @@ def test_an_interrupted_sweep_goes_on_without_the_cluster(
     assert_same_bits(result, alone)
 
 
+@pytest.mark.slow
 @pytest.mark.timeout(900)
 def test_what_a_node_refuses_is_one_line(ray_cluster, tmp_path, monkeypatch):
     """A folder that the other nodes do not see; its place is taken by one that is not the same."""

@@ -162,6 +162,7 @@ def test_custom_losses_train(tmp_path):
         assert results.load(tmp_path / "out" / name).attrs["status"] == "finished"
 
 
+@pytest.mark.slow
 def test_tune_scores_a_setting_at_several_learning_rates_and_goes_on_where_it_stopped(tmp_path):
     setting = {"total_steps": 800, "prefill_steps": 400, "eval_interval": 400, "hidden_sizes": [8]}
     settings = tmp_path / "settings.jsonl"

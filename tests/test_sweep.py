@@ -94,7 +94,7 @@ def sixteen():
     return quiet(dqn, CONFIG, range(16), width=4)
 
 
-@pytest.mark.parametrize("num_devices", [1, 3, 4])
+@pytest.mark.parametrize("num_devices", [1, pytest.param(3, marks=pytest.mark.slow), 4])
 def test_a_sweep_has_the_same_bits_on_any_number_of_devices(
     sixteen, num_devices, assert_same_bits, fresh_environment, tmp_path
 ):
