@@ -185,18 +185,12 @@ def report(args: Any, dataset: xr.Dataset, output: Path) -> None:
         print(json.dumps(facts, allow_nan=False))
 
 
-def train(args: Any, design: Design, output: Path) -> SweepResult:
+def train(args: Any, design: Design, **options: Any) -> SweepResult:
     """The sweep, on the devices of this machine or of a cluster."""
-    options = args.sweep_options() | {"output": output, "diagnostics": args.diagnostics}
+    options |= {"diagnostics": args.diagnostics}
     with args.tracked(design.settings[0].config) as tracker:
         if args.cluster is None:
-            return run_design(
-                agents.train_by_kind,
-                design,
-                devices=args.devices(),
-                on_evaluation=tracker,
-                **options,
-            )
+            return run_design(agents.train_by_kind, design, on_evaluation=tracker, **options)
         return run_on_cluster(
             agents.train_by_kind,
             design,
@@ -235,12 +229,12 @@ def main(args: Any) -> int:
         return results.prepare_output(args.output, args.overwrite, args.resume)
 
     if args.cluster is None:
-        args.devices()
+        options["devices"] = args.devices()
         output = distributed.first(prepare)
     else:
         output = prepare()  # Ray starts before JAX does
     try:
-        result = train(args, design, output)
+        result = train(args, design, output=output, **options)
     except SweepInterrupted as interrupt:
         if interrupt.result.dataset.evaluation_return.notnull().any() and distributed.is_first():
             report(args, interrupt.result.dataset, output)

@@ -26,7 +26,7 @@ from purejaxdqn.results import why_not_writable
 MANIFEST = "manifest.json"
 TEMPORARY = ".writing-"  # begins the name of a folder that is not finished
 _ARRAYS = "arrays"
-_PART_BYTES = 2**27
+_PART_BYTES = 2**27  # Orbax copies what it writes: so much at a time
 
 
 class CheckpointDamaged(Exception):

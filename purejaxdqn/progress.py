@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 import numpy as np
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
+
+from purejaxdqn.rounds import Event
 
 _MOST_SEEDS_SHOWN = 16
 
@@ -55,6 +58,18 @@ class SweepProgress:
             speed=f"{speed:,.0f} steps/s",
             mean_return=f"{known.mean():.1f}" if len(known) else "-",
         )
+
+    def count(
+        self, event: Event, facts: dict[str, Any], trained_steps: int, env_steps: int
+    ) -> None:
+        """Adds an event's seconds to the facts of a sweep, and moves the bar to `env_steps`.
+
+        The speed is that of the `trained_steps` that the seconds of training went into.
+        """
+        facts["train_seconds"] += event.train_seconds
+        facts["evaluation_seconds"] += event.evaluation_seconds
+        facts["env_steps_per_second"] = trained_steps / max(facts["train_seconds"], 1e-9)
+        self.update(env_steps, event.training_return, facts["env_steps_per_second"])
 
     def evaluated(self, step: int, episode_return: np.ndarray) -> None:
         """A line on one evaluation, `episode_return [n, N]`."""

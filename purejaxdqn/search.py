@@ -37,7 +37,7 @@ from purejaxdqn.planning import SweepPlan, peak_bytes, plan_sweep
 from purejaxdqn.programs import Experiment, Programs, compile_programs
 from purejaxdqn.progress import SweepProgress
 from purejaxdqn.record import Record
-from purejaxdqn.rounds import Event, train_round
+from purejaxdqn.rounds import train_round
 from purejaxdqn.statistics import interquartile_mean
 from purejaxdqn.stopping import EXIT_INTERRUPTED, Stop, listen
 from purejaxdqn.study import STUDY_FILE, Proposals
@@ -505,7 +505,9 @@ class _Searcher:
         ):
             self._trained_steps += int(goes_on.sum()) * num_seeds * (event.step - last_step)
             last_step = event.step
-            self._count(event, steps_before + len(runs) * event.step)
+            self._bar.count(
+                event, self._facts, self._trained_steps, steps_before + len(runs) * event.step
+            )
             if event.step < self._config.total_steps:
                 stop.check()
             if event.episode_return is None:
@@ -539,13 +541,6 @@ class _Searcher:
         if numbers.diverged.any() or not np.isfinite(means).all():
             return math.nan
         return float(self._statistic(means))
-
-    def _count(self, event: Event, env_steps: int) -> None:
-        self._facts["train_seconds"] += event.train_seconds
-        self._facts["evaluation_seconds"] += event.evaluation_seconds
-        speed = self._trained_steps / max(self._facts["train_seconds"], 1e-9)
-        self._facts["env_steps_per_second"] = speed
-        self._bar.update(env_steps, event.training_return, speed)
 
     def _settle(self) -> None:
         """Tells the batch that is under way if all of it is kept; it is failed otherwise."""

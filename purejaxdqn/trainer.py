@@ -319,7 +319,9 @@ class Trainer:
         for event in train_round(programs, config, [self._runs[i] for i in members], kept=kept):
             self._trained_steps += len(members) * (event.step - last_step)
             last_step = event.step
-            self._count(event, steps_before + len(members) * event.step)
+            self._bar.count(
+                event, self._facts, self._trained_steps, steps_before + len(members) * event.step
+            )
             if event.kept is not None:
                 if stop.number is not None or self._checkpointing.is_due():
                     self._checkpoint(programs, event.kept, rows)
@@ -347,14 +349,6 @@ class Trainer:
     def _steps_of(self, number: int) -> int:
         """Environment steps of a finished batch."""
         return len(self._plan.batches[number]) * self._configs[number].total_steps
-
-    def _count(self, event: Event, env_steps: int) -> None:
-        """Keeps the time, and shows it."""
-        self._facts["train_seconds"] += event.train_seconds
-        self._facts["evaluation_seconds"] += event.evaluation_seconds
-        speed = self._trained_steps / max(self._facts["train_seconds"], 1e-9)
-        self._facts["env_steps_per_second"] = speed
-        self._bar.update(env_steps, event.training_return, speed)
 
     def _tell(self, event: Event, members: np.ndarray) -> None:
         """Shows an evaluation, and hands it on."""

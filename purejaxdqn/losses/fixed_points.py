@@ -44,7 +44,11 @@ def _logsumexp(x: np.ndarray) -> np.ndarray:
     return highest + np.log(np.exp(x - np.expand_dims(highest, -1)).sum(-1))
 
 
-def _bellman(name: str, value: Callable[[np.ndarray], np.ndarray]) -> FixedPoint:
+def _bellman(
+    name: str,
+    value: Callable[[np.ndarray], np.ndarray],
+    undiscounted: Callable[[np.ndarray], Any] = lambda q_t: 0.0,
+) -> FixedPoint:
     def target(
         q_tm1: np.ndarray,
         a_tm1: np.ndarray,
@@ -52,7 +56,7 @@ def _bellman(name: str, value: Callable[[np.ndarray], np.ndarray]) -> FixedPoint
         discount_t: np.ndarray,
         q_t: np.ndarray,
     ) -> np.ndarray:
-        return r_t + discount_t * value(q_t)
+        return r_t + discount_t * value(q_t) + undiscounted(q_t)
 
     return FixedPoint(name, target)
 
@@ -68,12 +72,6 @@ RETURN = _bellman("return", lambda q_t: 0 * q_t.max(-1))
 def epsilon_greedy(epsilon: Any) -> FixedPoint:
     """The values of acting greedily but for a share `epsilon` of uniformly random actions."""
     name = f"epsilon_greedy({epsilon})"
-
-    def mixed(of_highest: Any, of_others: Any) -> FixedPoint:
-        return _bellman(
-            name,
-            lambda q_t: of_highest * q_t.max(-1) + of_others * (q_t.sum(-1) - q_t.max(-1)),
-        )
 
     made = _bellman(name, lambda q_t: (1 - epsilon) * q_t.max(-1) + epsilon * q_t.mean(-1))
     return made._replace(
@@ -95,7 +93,7 @@ def epsilon_greedy(epsilon: Any) -> FixedPoint:
             ),
             (
                 "the random actions' values are summed: their mean belongs",
-                mixed(1.0, epsilon),
+                _bellman(name, lambda q_t: q_t.max(-1) + epsilon * (q_t.sum(-1) - q_t.max(-1))),
             ),
             (
                 "the highest value counts in full, and not 1 - epsilon times",
@@ -118,15 +116,6 @@ def soft(temperature: Any) -> FixedPoint:
 
     def off(wrong: str, value: Callable[[np.ndarray], np.ndarray]) -> tuple[str, FixedPoint]:
         return wrong, _bellman(f"soft({temperature}), off", value)
-
-    def undiscounted(
-        q_tm1: np.ndarray,
-        a_tm1: np.ndarray,
-        r_t: np.ndarray,
-        discount_t: np.ndarray,
-        q_t: np.ndarray,
-    ) -> np.ndarray:
-        return r_t + discount_t * policy_mean(q_t) + temperature * entropy(q_t)
 
     made = _bellman(f"soft({temperature})", lambda q_t: temperature * _logsumexp(q_t / temperature))
     return made._replace(
@@ -170,7 +159,11 @@ def soft(temperature: Any) -> FixedPoint:
             ),
             (
                 "the policy's entropy is not multiplied by discount_t",
-                FixedPoint(f"soft({temperature}), off", undiscounted),
+                _bellman(
+                    f"soft({temperature}), off",
+                    policy_mean,
+                    undiscounted=lambda q_t: temperature * entropy(q_t),
+                ),
             ),
         )
     )

@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from typing import NamedTuple
 
 import numpy as np
+from scipy.special import logsumexp, softmax
 
 from purejaxdqn.losses.fixed_points import Bootstrap, FixedPoint
 from purejaxdqn.testing.cases import Cases
@@ -35,16 +36,6 @@ class Part(NamedTuple):
 
 def _at(q_values: np.ndarray, action: np.ndarray) -> np.ndarray:
     return np.take_along_axis(q_values, action[:, np.newaxis], 1)[:, 0]
-
-
-def _softmax_mean(q_values: np.ndarray) -> np.ndarray:
-    weights = np.exp(q_values - q_values.max(1, keepdims=True))
-    return (weights * q_values).sum(1) / weights.sum(1)
-
-
-def _log_sum_exp(q_values: np.ndarray) -> np.ndarray:
-    highest = q_values.max(1)
-    return highest + np.log(np.exp(q_values - highest[:, np.newaxis]).sum(1))
 
 
 def _said(*mistakes: str) -> str:
@@ -88,8 +79,8 @@ def _values(cases: Cases, sources: list[Part], is_optimal: bool) -> Iterator[Par
             ("sum", q.sum(1)),
             ("median", np.median(q, 1)),
             ("max of |.|, ", np.abs(q).max(1)),
-            ("softmax-weighted mean", _softmax_mean(q)),
-            ("log-sum-exp", _log_sum_exp(q)),
+            ("softmax-weighted mean", (softmax(q, axis=1) * q).sum(1)),
+            ("log-sum-exp", logsumexp(q, axis=1)),
         ):
             wrong = f"it takes the {word} of {name} {not_highest}"
             yield Part(f"{word}({name})", value, _said(wrong, mistake))
