@@ -5,8 +5,8 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from purejaxdqn.rerun import rerun as rerun
     from purejaxdqn.results import load as load
+    from purejaxdqn.single_run import rerun as rerun
 
 __all__ = ["load", "rerun"]
 
@@ -18,7 +18,7 @@ def __getattr__(name: str) -> Any:
 
         return load
     if name == "rerun":
-        from purejaxdqn.rerun import rerun
+        from purejaxdqn.single_run import rerun
 
         return rerun
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -26,7 +26,7 @@ from purejaxdqn.design import parse
 from purejaxdqn.devices import use_every_core
 from purejaxdqn.opening import SeedMode, check_checkpoint_seconds, width_of
 from purejaxdqn.planning import parse_bytes
-from purejaxdqn.stopping import EXIT_INTERRUPTED, listen
+from purejaxdqn.stopping import EXIT_INTERRUPTED, EXIT_TERMINATED, listen
 from purejaxdqn.tracking import Tracker
 from purejaxdqn.types import ConfigError
 
@@ -260,11 +260,11 @@ def run(
         print(f"error: {'; '.join(str(error).splitlines())}{remedy}", file=sys.stderr)
         sys.exit(EXIT_FAILED)
     except KeyboardInterrupt as interrupt:
-        told = str(interrupt) or "interrupted"
-        if how_to_go_on and "goes on" not in told:  # heard before or after the training itself
-            told += f"; {how_to_go_on}"
-        print(told, file=sys.stderr)
-        sys.exit(getattr(interrupt, "exit_code", EXIT_INTERRUPTED))
+        remedy = f"; {how_to_go_on}" if how_to_go_on else ""
+        exit_code = getattr(interrupt, "exit_code", EXIT_INTERRUPTED)
+        cause = "stopped by SIGTERM" if exit_code == EXIT_TERMINATED else "interrupted"
+        print(f"{cause}{remedy}", file=sys.stderr)
+        sys.exit(exit_code)
 
 
 def _parsed(args_type: type[T], argv: Sequence[str], options: dict[str, Any]) -> T:

@@ -25,12 +25,14 @@ class Opened(NamedTuple):
 
     Attributes:
       plan: the runs, laid out.
+      asked: all that its numbers hang on, as the folder has it.
       folder: where everything is kept, and claimed; None keeps nothing.
       bar: to show progress.
       attrs: of the dataset: how it is trained, and what happened before.
     """
 
     plan: SweepPlan
+    asked: dict[str, Any]
     folder: SweepFolder | None
     bar: SweepProgress
     attrs: dict[str, Any]
@@ -84,10 +86,10 @@ def opened(
             if width is None:
                 width = distributed.first(lambda: _width_begun(folder, resume))
         planned = plan(width)
+        asked = _asked_for(experiment, planned, seed_mode, diagnostics)
         if folder is not None:
-            asked = asked_for(experiment, planned, seed_mode, diagnostics)
             history = distributed.first(lambda: open_folder(folder, asked, resume, bar.message))
-        yield Opened(planned, folder, bar, {"seed_mode": seed_mode, **history})
+        yield Opened(planned, asked, folder, bar, {"seed_mode": seed_mode, **history})
 
 
 def _total_steps(design: Design) -> int:
@@ -113,7 +115,7 @@ def check_checkpoint_seconds(seconds: float | None) -> None:
         )
 
 
-def asked_for(
+def _asked_for(
     experiment: Experiment, plan: SweepPlan, seed_mode: SeedMode, diagnostics: bool
 ) -> dict[str, Any]:
     """All that the numbers of a sweep hang on, as JSON holds it."""

@@ -6,6 +6,7 @@ import contextlib
 import functools
 import math
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
@@ -52,8 +53,9 @@ class SweepInterrupted(KeyboardInterrupt):
     The process should end with `exit_code`: 130 after Ctrl-C, 75 after SIGTERM.
     """
 
-    def __init__(self, result: SweepResult, exit_code: int, how_to_go_on: str) -> None:
-        super().__init__(f"the sweep was interrupted{how_to_go_on}")
+    def __init__(self, result: SweepResult, exit_code: int, output: Path | None) -> None:
+        kept = "" if output is None else f"; resume=True goes on from what is kept in {output}"
+        super().__init__(f"the sweep was interrupted{kept}")
         self.result = result
         self.exit_code = exit_code
 
@@ -147,13 +149,9 @@ class Trainer:
             if exit_code is None and not self._unsaved:
                 self._folder.forget_running()
         if exit_code is not None:
-            raise SweepInterrupted(result, exit_code, self._how_to_go_on())
+            output = None if self._folder is None else self._folder.output
+            raise SweepInterrupted(result, exit_code, output)
         return result
-
-    def _how_to_go_on(self) -> str:
-        if self._folder is None:
-            return ""
-        return f"; the same command with --resume goes on (in {self._folder.output})"
 
     def take_finished(self) -> SweepResult | None:
         """Reads the batches that are finished; where all are, the result as it was written."""

@@ -18,6 +18,12 @@ def compiled_programs(config: pytest.Config) -> Path:
 
 def pytest_configure(config: pytest.Config) -> None:
     """Before any test module is imported, as JAX fixes its devices when it first computes."""
+    flags = os.environ.get("XLA_FLAGS", "")
+    if "xla_backend_optimization_level" not in flags:
+        # Compiling takes most of the time. What is to hold for programs as users have them is
+        # tested in processes without this flag; all is with
+        # XLA_FLAGS=--xla_backend_optimization_level=3 pytest
+        os.environ["XLA_FLAGS"] = f"{flags} --xla_backend_optimization_level=0".strip()
     if config.pluginmanager.hasplugin("cacheprovider"):
         # A second run of the suite compiles nothing; `make clean` removes it.
         jax.config.update("jax_compilation_cache_dir", str(compiled_programs(config)))
@@ -46,12 +52,12 @@ def assert_same_bits():
 
 @pytest.fixture(scope="session")
 def fresh_environment(request, tmp_path_factory):
-    """For processes of their own: JAX as a user has it, but with the suite's compiled programs."""
+    """For processes of their own: JAX as a user has it, with programs compiled as in the suite."""
     if request.config.pluginmanager.hasplugin("cacheprovider"):
         cache = compiled_programs(request.config)
     else:
         cache = tmp_path_factory.mktemp("xla")
-    environment = {k: v for k, v in os.environ.items() if not k.startswith(("JAX_", "XLA_"))}
+    environment = {k: v for k, v in os.environ.items() if not k.startswith("JAX_")}
     return environment | {
         "JAX_PLATFORMS": "cpu",
         "JAX_COMPILATION_CACHE_DIR": str(cache),

@@ -13,7 +13,7 @@ from typing import Any
 import psutil
 import pytest
 
-from purejaxdqn import checkpoint, cluster, results
+from purejaxdqn import checkpoint, cluster, cluster_driver, cluster_task, results
 from purejaxdqn.cluster import run_on_cluster
 from purejaxdqn.design import grid_design
 from purejaxdqn.dqn import DQNConfig, dqn
@@ -107,14 +107,14 @@ def test_a_node_that_dies_changes_no_bit(
     # At another address, so that it is not the one that this process talks to.
     victim = ray_cluster.add_node(**NODE, node_ip_address="127.0.0.3")
     nodes: dict[int, str] = {}
-    hear_start = cluster._Driver._hear_start
+    hear_start = cluster_driver.Driver._hear_start
 
     def hear(driver, task, start):
         nodes.setdefault(task, start.node)
         hear_start(driver, task, start)
 
-    monkeypatch.setattr(cluster._Driver, "_hear_start", hear)
-    monkeypatch.setattr(cluster, "_POLL_SECONDS", 0.05)
+    monkeypatch.setattr(cluster_driver.Driver, "_hear_start", hear)
+    monkeypatch.setattr(cluster_driver, "_POLL_SECONDS", 0.05)
 
     def kill():
         """Kills the other node once the task on it has been kept in mid-sweep."""
@@ -164,7 +164,7 @@ def test_an_interrupted_sweep_goes_on_without_the_cluster(
             raise KeyboardInterrupt
 
     options = {**OPTIONS, "checkpoint_seconds": None, "batches_per_task": 1}
-    with pytest.raises(SweepInterrupted, match="--resume goes on") as caught:
+    with pytest.raises(SweepInterrupted, match="resume=True goes on") as caught:
         run_on_cluster(
             dqn,
             DESIGN,
@@ -192,8 +192,9 @@ def test_an_interrupted_sweep_goes_on_without_the_cluster(
 @pytest.mark.timeout(900)
 def test_what_a_node_refuses_is_one_line(ray_cluster, tmp_path, monkeypatch):
     """A folder that the other nodes do not see; its place is taken by one that is not the same."""
-    asked_for = cluster.asked_for
-    monkeypatch.setattr(cluster, "asked_for", lambda *args: {**asked_for(*args), "seeds": []})
+    monkeypatch.setattr(
+        cluster, "Order", lambda *parts: cluster_task.Order(*parts)._replace(asked={})
+    )
     with pytest.raises(ConfigError, match="output must be a folder that all nodes") as caught:
         run_on_cluster(
             dqn, DESIGN, address=ray_cluster.address, output=tmp_path, progress=False, **OPTIONS

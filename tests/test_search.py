@@ -16,11 +16,10 @@ pytest.importorskip("optuna", reason="Optuna is an extra: pip install 'purejaxdq
 import jax
 import optuna
 
-from purejaxdqn import planning, programs, results, search, study, trainer
+from purejaxdqn import planning, programs, rerun, results, search, searcher, study, trainer
 from purejaxdqn.design import Run, Setting, structure
 from purejaxdqn.devices import Plan
 from purejaxdqn.dqn import DQNConfig, dqn
-from purejaxdqn.rerun import rerun
 from purejaxdqn.rounds import train_round
 from purejaxdqn.sweep_folder import SweepFolder
 from purejaxdqn.types import ConfigError
@@ -110,7 +109,7 @@ def first(compiled, tmp_path_factory):
         last_steps.append(step)
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(search, "train_round", train)
+        patch.setattr(searcher, "train_round", train)
         result = run(output)
     return output, result, compiled[before:], last_steps
 
@@ -157,7 +156,7 @@ def stop_at(patch, batch, stop):
             if len(rounds) == batch + 1 and number == 3:
                 stop()
 
-    patch.setattr(search, "train_round", train)
+    patch.setattr(searcher, "train_round", train)
 
 
 # ------------------------------------------------------------------------------- what is trained
@@ -222,7 +221,7 @@ def test_pruning_changes_no_bit_of_what_is_trained(whole, trial):
 
 def test_devices_without_wanted_runs_stand_still_and_the_round_ends_without_any(compiled, whole):
     plan = compiled[0]
-    compiled_programs = search.compile_programs(dqn, CONFIG, plan, jax.local_devices())
+    compiled_programs = programs.compile_programs(dqn, CONFIG, plan, jax.local_devices())
     runs = [Run(seed, Setting(CONFIG, {})) for seed in range(8)]
     wanted = np.ones(8, bool)
     full = [e for e in train_round(compiled_programs, CONFIG, runs) if e.episode_return is not None]

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import importlib
 import json
-import sys
-import types
 import warnings
 from collections.abc import Sequence
 from pathlib import Path
@@ -115,12 +113,3 @@ def _experiment(dataset: xr.Dataset) -> Experiment:
 def _made_with(dataset: xr.Dataset) -> dict[str, Any]:
     known = {name: dataset.attrs.get(name) for name in results.made_with()}
     return known | {"versions": json.loads(dataset.attrs["versions"])}
-
-
-class _CallableModule(types.ModuleType):
-    """Once imported, this module takes the function's name in the package: it is called as such."""
-
-    __call__ = staticmethod(rerun)
-
-
-sys.modules[__name__].__class__ = _CallableModule
