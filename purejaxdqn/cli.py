@@ -260,10 +260,10 @@ def run(
         print(f"error: {'; '.join(str(error).splitlines())}{remedy}", file=sys.stderr)
         sys.exit(EXIT_FAILED)
     except KeyboardInterrupt as interrupt:
-        remedy = f"; {how_to_go_on}" if how_to_go_on else ""
         exit_code = getattr(interrupt, "exit_code", EXIT_INTERRUPTED)
         cause = "stopped by SIGTERM" if exit_code == EXIT_TERMINATED else "interrupted"
-        print(f"{cause}{remedy}", file=sys.stderr)
+        told = f"{cause}; {how_to_go_on}" if how_to_go_on else str(interrupt) or cause
+        print(told, file=sys.stderr)
         sys.exit(exit_code)
 
 

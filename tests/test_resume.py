@@ -394,7 +394,7 @@ def test_a_signal_ends_with_a_checkpoint_and_says_how_to_go_on(number, exit_code
     process.send_signal(number)
     _, err = process.communicate(timeout=60)
     assert process.returncode == exit_code, err
-    assert "--resume goes on" in " ".join(err.split())
+    assert f"resume=True goes on from what is kept in {output}" in " ".join(err.split())
     assert "Traceback" not in err
     assert results.load(output).attrs["status"] == "interrupted"
     assert len(checkpoints(output)) == 1

@@ -81,7 +81,7 @@ def compiled():
     abstract_run = planning.abstract_run
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(planning, "abstract_run", trace_once)
-        for module in (search, trainer):
+        for module in (searcher, trainer):
             patch.setattr(module, "compile_programs", compile_once)
         yield asked
 
