@@ -173,7 +173,7 @@ def open_folder(
                 f"{folder.output} holds results, but no checkpoint to go on from: choose another "
                 "folder with --output, or start again with --overwrite"
             )
-        folder.begin({"asked": asked, "made_with": made_with, "not_bitwise": []})
+        folder.begin({"asked": asked, "made_with": made_with})
         return {}
     begun = folder.begun()
     if lines := differences(begun["asked"], asked):
@@ -198,12 +198,10 @@ def note_changes(
     Returns:
       Attributes that say what was different so far.
     """
-    begun = folder.begun()
-    changed = [*begun["not_bitwise"]]
-    for line in differences(begun["made_with"], made_with):
+    known = folder.changes()
+    for line in differences(folder.begun()["made_with"], made_with):
         say(f"warning: what is trained from here on may have other bits: {line}")
-        if line not in changed:
-            changed.append(line)
-    if changed != begun["not_bitwise"]:
-        folder.note(begun | {"not_bitwise": changed})
+        if line not in known:
+            folder.note_change(line)
+    changed = folder.changes()
     return {"not_bitwise": json.dumps(changed)} if changed else {}

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+import time
 from collections.abc import Callable
 from typing import Any
 
@@ -12,6 +14,7 @@ from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 from purejaxdqn.rounds import Event
 
 _MOST_SEEDS_SHOWN = 16
+_COMPLAINT_SECONDS = 60.0  # between two lines on a disk that takes nothing
 
 
 class SweepProgress:
@@ -24,6 +27,7 @@ class SweepProgress:
 
     def __init__(self, total_steps: int, enabled: bool = True) -> None:
         self._enabled = enabled
+        self._last_complaint = -math.inf
         self._console = Console(stderr=True, quiet=not enabled, highlight=False)
         # Together below 80 columns: what does not fit would be cut off at the end.
         self._bar = Progress(
@@ -84,8 +88,13 @@ class SweepProgress:
         self._console.print(f"step {step:>9,}  greedy return per run: {shown}", soft_wrap=True)
 
     def attempt(self, action: Callable[[], object]) -> None:
-        """Does something that may fail for want of disk, without stopping the sweep for it."""
+        """Does something that may fail for want of disk, without stopping the sweep for it.
+
+        It says so at most once a minute: everything is tried again soon.
+        """
         try:
             action()
         except OSError as error:
-            self.message(f"could not save for now, going on: {error}")
+            if time.monotonic() - self._last_complaint >= _COMPLAINT_SECONDS:
+                self._last_complaint = time.monotonic()
+                self.message(f"could not save for now, going on: {error}")

@@ -1,7 +1,8 @@
 """What a sweep keeps on disk so that nothing finished is lost, and it can go on after a kill.
 
     results.nc              the numbers so far, written every few seconds
-    checkpoint/sweep        what is being trained, and with what
+    checkpoint/sweep        what is being trained, and with what; written once
+    checkpoint/changes/*    with what it went on, where that may give other bits
     checkpoint/finished/3   the numbers and the last weights of batch 3
     checkpoint/running/*    everything that batches under way need to go on
     checkpoint/lock         held by the process that began, and puts the numbers together
@@ -97,12 +98,8 @@ class SweepFolder:
 
     def begin(self, facts: Mapping[str, Any]) -> None:
         """Forgets whatever was kept here, and keeps what is to be trained."""
-        for name in ("sweep", "finished", "running"):
+        for name in ("sweep", "changes", "finished", "running"):
             shutil.rmtree(self._root / name, ignore_errors=True)
-        self.note(facts)
-
-    def note(self, facts: Mapping[str, Any]) -> None:
-        """Keeps what is being trained."""
         checkpoint.write(self._root / "sweep", [], facts)
 
     def begun(self) -> dict[str, Any]:
@@ -120,6 +117,29 @@ class SweepFolder:
                 "--overwrite"
             ) from error
         return facts
+
+    def note_change(self, line: str) -> None:
+        """Keeps that what is trained from here on may have other bits, and why."""
+        number = len(self._changes())
+        name = f"{number}-{uuid.uuid4().hex[:8]}"
+        checkpoint.write(self._root / "changes" / name, [], {"line": line})
+
+    def changes(self) -> list[str]:
+        """Why what was trained later may have other bits than what was trained first."""
+        lines = []
+        for folder in self._changes():
+            try:
+                line = checkpoint.read(folder)[1]["line"]
+            except CheckpointDamaged as error:
+                line = f"{folder.name}: what changed can no longer be read ({error})"
+            if line not in lines:
+                lines.append(line)
+        return lines
+
+    def _changes(self) -> list[Path]:
+        """Those that were noted, the first one first."""
+        paths = (self._root / "changes").glob("[0-9]*-*")
+        return sorted(paths, key=lambda path: int(path.name.partition("-")[0]))
 
     # ----------------------------------------------------------------------------- finished batches
 

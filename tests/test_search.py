@@ -515,7 +515,7 @@ def test_a_study_that_is_missing_or_another_ones_is_refused(begun, tmp_path):
 def test_a_sweeps_folder_is_refused(tmp_path, whole):
     folder = SweepFolder(tmp_path)
     folder.lock()
-    folder.begin({"asked": {"seeds": [0, 1], "width": 4}, "made_with": {}, "not_bitwise": []})
+    folder.begin({"asked": {"seeds": [0, 1], "width": 4}, "made_with": {}})
     folder.unlock()
     with pytest.raises(ConfigError, match="was begun with other settings"):
         run(tmp_path)

@@ -171,7 +171,7 @@ def main(args: Args) -> None:
         "kept",
         "s a run",
         "cost",
-        "checkpoints",
+        "saving",
         "peak",
         "planned",
     )
@@ -180,7 +180,7 @@ def main(args: Args) -> None:
         table.add_row(
             str(row["runs"]),
             str(row["cores"]),
-            f"{row['capacity']:,}",
+            f"{row['capacity'] / 1000:,g}k",
             "yes" if row["kept"] else "no",
             f"{row['seconds_per_run']:.3f}",
             f"{row['cost']:.2f}",
