@@ -142,11 +142,12 @@ def draw(rows: list[dict[str, Any]]) -> Figure:
             if all(row[other] == base[other] for other in others)
         )
         axis.plot(*zip(*line, strict=True), marker="o", color="#1f5fa8")
-        axis.set(xlabel=words, xscale="log", ylim=(0, None))
+        axis.set(xlabel=words, xscale="log")
         axis.set_xticks([x for x, _ in line], [f"{x:,}" for x, _ in line])
         axis.minorticks_off()
         axis.grid(alpha=0.3)
     axes[0].set_ylabel("seconds of training a run")
+    axes[0].set_ylim(0, 1.1 * max(row["seconds_per_run"] for row in rows))
     return figure
 
 
