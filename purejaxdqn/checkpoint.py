@@ -22,6 +22,7 @@ import jax
 import numpy as np
 
 from purejaxdqn.results import why_not_writable
+from purejaxdqn.stopping import undisturbed
 
 MANIFEST = "manifest.json"
 TEMPORARY = ".writing-"  # begins the name of a folder that is not finished
@@ -49,7 +50,8 @@ def write(folder: Path, arrays: Sequence[np.ndarray], facts: Mapping[str, Any]) 
     try:
         temporary.mkdir(parents=True)
         for number, part in enumerate(_parts(arrays)):
-            _save_arrays(temporary / _ARRAYS / str(number), part)
+            with undisturbed():
+                _save_arrays(temporary / _ARRAYS / str(number), part)
         content = {
             "arrays": [[list(x.shape), x.dtype.str] for x in arrays],
             "facts": facts,

@@ -22,6 +22,7 @@ from typing import Any
 
 import xarray as xr
 
+from purejaxdqn.stopping import undisturbed
 from purejaxdqn.types import ConfigError
 
 FILE_NAME = "results.nc"
@@ -208,6 +209,8 @@ def save(dataset: xr.Dataset, folder: Path, file_name: str = FILE_NAME) -> Path:
 def replacing(path: Path) -> Iterator[Path]:
     """A file that takes the place of another once it is written: all of it or nothing.
 
+    Signals are heard after that.
+
     Args:
       path: of the file to be replaced, or to be made.
 
@@ -218,17 +221,18 @@ def replacing(path: Path) -> Iterator[Path]:
       OSError: if it cannot be written; the message names it, and says why.
     """
     temporary = path.with_name(f".{path.stem}.{os.getpid()}{path.suffix}")
-    try:
-        yield temporary
-        with temporary.open("rb") as file:
-            os.fsync(file.fileno())
-        temporary.replace(path)
-    except (OSError, RuntimeError) as error:  # the latter is what netCDF makes of a full disk
-        reason = why_not_writable(path.parent) or getattr(error, "strerror", None) or error
-        raise OSError(f"{path} cannot be written: {reason}") from error
-    finally:
-        with contextlib.suppress(OSError):
-            temporary.unlink(missing_ok=True)
+    with undisturbed():
+        try:
+            yield temporary
+            with temporary.open("rb") as file:
+                os.fsync(file.fileno())
+            temporary.replace(path)
+        except (OSError, RuntimeError) as error:  # the latter is what netCDF makes of a full disk
+            reason = why_not_writable(path.parent) or getattr(error, "strerror", None) or error
+            raise OSError(f"{path} cannot be written: {reason}") from error
+        finally:
+            with contextlib.suppress(OSError):
+                temporary.unlink(missing_ok=True)
 
 
 def why_not_writable(folder: Path) -> str | None:

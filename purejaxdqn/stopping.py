@@ -1,15 +1,17 @@
-"""Ctrl-C and SIGTERM: heard at once, or between chunks while something would be lost."""
+"""Ctrl-C and SIGTERM: heard at once, or later while something would be lost."""
 
 from __future__ import annotations
 
 import contextlib
 import signal
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from types import FrameType
 
 EXIT_INTERRUPTED = 130  # 128 + SIGINT, as shells have it
 EXIT_TERMINATED = 75  # EX_TEMPFAIL: try again, which a cluster's scheduler does
+
+_NUMBERS = (signal.SIGINT, signal.SIGTERM)
 
 
 class Stopped(KeyboardInterrupt):
@@ -25,7 +27,8 @@ class Stop:
 
     Attributes:
       number: of the first signal, None before there was one.
-      waits: whether a signal is only noted, to be heard with `check`. A second one never waits.
+      waits: whether a signal is only noted, to be heard with `check`. A second one does not wait,
+        but for a file that is being written.
     """
 
     def __init__(self) -> None:
@@ -46,21 +49,43 @@ class Stop:
 
 
 @contextlib.contextmanager
+def undisturbed() -> Iterator[None]:
+    """Has signals heard only after what is within.
+
+    Libraries that write files hold locks, which an exception out of nowhere may leave locked: then
+    nothing could be written any more.
+    """
+    heard: list[int] = []
+    try:
+        with _handled(lambda number, _: heard.append(number)):
+            yield
+    finally:
+        for number in heard:
+            signal.raise_signal(number)
+
+
+@contextlib.contextmanager
 def listen() -> Iterator[Stop]:
     """Listens for SIGINT and SIGTERM; in vain outside the main thread, where Python hears none.
 
     A signal that the process was started to ignore, as in a shell's background, stays ignored.
     """
     stop = Stop()
-    if threading.current_thread() is not threading.main_thread():
+    with _handled(stop.hear):
         yield stop
+
+
+@contextlib.contextmanager
+def _handled(hear: Callable[[int, FrameType | None], None]) -> Iterator[None]:
+    if threading.current_thread() is not threading.main_thread():
+        yield
         return
-    before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+    before = {number: signal.getsignal(number) for number in _NUMBERS}
     try:
         for number, handler in before.items():
             if handler is not signal.SIG_IGN:
-                signal.signal(number, stop.hear)
-        yield stop
+                signal.signal(number, hear)
+        yield
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)

@@ -8,10 +8,10 @@ from pathlib import Path
 
 import pytest
 
-from purejaxdqn import cli, programs, sweep, trainer
+from purejaxdqn import cli, programs, results, sweep, trainer
 from purejaxdqn.config import DQNConfig, PQNConfig
 from purejaxdqn.planning import parse_bytes
-from purejaxdqn.stopping import Stop, Stopped
+from purejaxdqn.stopping import Stop, Stopped, listen
 from purejaxdqn.types import ConfigError
 
 EXPERIMENTS = Path(__file__).parents[1] / "experiments"
@@ -273,3 +273,27 @@ def test_the_first_of_two_signals_says_how_the_process_ends():
     with pytest.raises(Stopped) as caught:
         stop.hear(signal.SIGINT, None)
     assert caught.value.exit_code == 75
+
+
+@pytest.mark.parametrize("fails", [False, True])
+def test_signals_while_a_file_is_written_are_heard_after_it(fails, tmp_path):
+    """An exception in the midst of a library may leave its locks behind, for ever."""
+    path = tmp_path / "file.txt"
+    done = []
+
+    def write():
+        with results.replacing(path) as temporary:
+            signal.raise_signal(signal.SIGTERM)
+            signal.raise_signal(signal.SIGINT)  # a second one, which waits for nothing else
+            temporary.write_text("whole")
+            done.append("written")
+            if fails:
+                raise OSError("the disk is full")
+
+    with listen() as stop:
+        stop.waits = True
+        with pytest.raises(Stopped) as caught:
+            write()
+    assert caught.value.exit_code == 75
+    assert done == ["written"]
+    assert [*tmp_path.iterdir()] == ([] if fails else [path])
