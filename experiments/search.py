@@ -35,7 +35,8 @@ class _Args(cli.SweepArgs):
     num_seeds: int = 4
     """Seeds to train each setting with."""
     trials_per_batch: int | None = None
-    """Settings that are proposed together, by default as many as train at the same time."""
+    """Settings that are proposed together; by default as many as train at the same time, but at
+    most a quarter of --num-trials."""
     sampler_seed: int = 0
     """Seed of the proposals."""
     output: Path = Path("results/search")

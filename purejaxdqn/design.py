@@ -118,6 +118,7 @@ def grid_design(
     _check_seeds(seeds)
     for name, values in grid.items():
         _check_values(name, values, config)
+    grid = {name: [_plain(value) for value in values] for name, values in grid.items()}
     points = [dict(zip(grid, values, strict=True)) for values in itertools.product(*grid.values())]
     axes = {name: [label(value) for value in values] for name, values in grid.items()}
     return Design(_settings(configure, points), tuple(map(int, seeds)), axes)
@@ -165,12 +166,17 @@ def random_design(
     return Design(_settings(configure, points), tuple(map(int, seeds)), axes, is_grid=False)
 
 
-def _draw(distribution: Any, rng: np.random.Generator) -> float:
-    return float(distribution.rvs(random_state=rng))
+def _draw(distribution: Any, rng: np.random.Generator) -> Any:
+    return np.asarray(distribution.rvs(random_state=rng)).item()  # whole numbers stay whole
 
 
 def _choose(values: Sequence[Any], rng: np.random.Generator) -> Any:
-    return values[int(rng.integers(len(values)))]
+    return _plain(values[int(rng.integers(len(values)))])
+
+
+def _plain(value: Any) -> Any:
+    """A setting as Python has it; those of NumPy's arrays are numbers of its own."""
+    return value.item() if isinstance(value, np.generic) else value
 
 
 def _configure(config: RunConfig | Configure) -> Configure:
@@ -193,17 +199,18 @@ def _check_seeds(seeds: Sequence[int]) -> None:
     _check_sequence("seeds", seeds, f"range({seeds!r})")
     if not len(seeds):
         raise ConfigError("seeds is empty: give at least one, such as range(10)")
-    if len(set(seeds)) < len(seeds):
-        raise ConfigError(f"seeds {list(seeds)} must differ from each other")
     for seed in seeds:
         if isinstance(seed, bool) or not (
             isinstance(seed, (int, np.integer)) and 0 <= seed < 2**32
         ):
             raise ConfigError(f"seed ({seed!r}) must be a whole number from 0 to {2**32 - 1}")
+    if len(set(seeds)) < len(seeds):
+        raise ConfigError(f"seeds {list(seeds)} must differ from each other")
 
 
 def _check_sequence(what: str, values: Any, example: str) -> None:
-    if not isinstance(values, (Sequence, np.ndarray)) or isinstance(values, str):
+    is_array = isinstance(values, np.ndarray) and values.ndim > 0
+    if not (is_array or isinstance(values, Sequence)) or isinstance(values, str):
         raise ConfigError(f"{what} ({values!r}) must be a sequence, such as {example}")
 
 
@@ -231,9 +238,9 @@ def _check_values(name: str, values: Any, config: RunConfig | Configure) -> None
 
 def label(value: Any) -> Label:
     """A setting's value as the results call it: sizes such as (64, 64) are "64x64"."""
-    if isinstance(value, (tuple, list)):
-        return "x".join(map(str, value))
-    return value.item() if isinstance(value, np.generic) else value
+    if np.ndim(value) == 0 and hasattr(value, "item"):  # also a coordinate of the results
+        return value.item()  # type: ignore[no-any-return]
+    return "x".join(map(str, value)) if isinstance(value, (tuple, list, np.ndarray)) else value
 
 
 # ------------------------------------------------------------------------------------ as text, JSON

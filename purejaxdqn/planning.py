@@ -18,6 +18,8 @@ from rich.filesize import decimal
 from purejaxdqn.config import RunConfig, float_fields
 from purejaxdqn.design import Design
 from purejaxdqn.devices import Plan, max_width, min_devices
+from purejaxdqn.diagnostics import DIAGNOSTICS
+from purejaxdqn.footprint import working_bytes
 from purejaxdqn.programs import Experiment, max_iterations_of, run_keys
 from purejaxdqn.rounds import evaluation_steps
 from purejaxdqn.training import Train
@@ -150,13 +152,18 @@ def plan_sweep(
       ConfigError: if not even the smallest round fits, or the results do not, with the size and
         what makes it big.
     """
-    if memory_budget is not None and memory_budget < 1:
-        raise ConfigError(f"memory_budget ({memory_budget}) must be at least 1 byte")
-    budget = memory_budget or int(_SPARE * free_bytes(devices))
+    if memory_budget is not None and (
+        isinstance(memory_budget, bool)
+        or not isinstance(memory_budget, (int, float))  # such as 4e9
+        or not 1 <= memory_budget < math.inf
+    ):
+        raise ConfigError(f"memory_budget ({memory_budget!r}) must be at least 1 byte, such as 4e9")
+    budget = int(memory_budget or _SPARE * free_bytes(devices))
     members = design.groups()
     runs = design.runs
     configs = [runs[group[0]].setting.config for group in members]
     shapes = [abstract_run(experiment, config) for config in configs]
+    _check_names(design, [metrics for _, outputs, _ in shapes for metrics in outputs.metrics])
     sizes = [run_bytes(config, *shape) for config, shape in zip(configs, shapes, strict=True)]
     least = min(min_devices(), max(len(devices), 1))
 
@@ -171,7 +178,7 @@ def plan_sweep(
 
     batches: list[tuple[int, ...]] = []
     groups = []
-    for config, group, size, (state, _) in zip(configs, members, sizes, shapes, strict=True):
+    for config, group, size, (state, *_) in zip(configs, members, sizes, shapes, strict=True):
         ends = range(chosen, len(group), chosen)
         own = [tuple(map(int, part)) for part in np.split(group, ends)]
         numbers = range(len(batches), len(batches) + len(own))
@@ -182,6 +189,18 @@ def plan_sweep(
     plan = SweepPlan(design, chosen, tuple(batches), tuple(groups), budget)
     _check_results(plan)
     return plan
+
+
+def _check_names(design: Design, metrics: Sequence[str]) -> None:
+    """Refuses what would have the name of something else in the results."""
+    taken = {"run", "sample", "seed", "step", "episode", "settings", "diverged", "num_updates"}
+    taken |= {"evaluation_return", "training_return", "final_return", *metrics, *DIAGNOSTICS}
+    for name in design.axes:
+        if name in taken:
+            raise ConfigError(
+                f"{name!r} cannot be swept: something else has that name in the results, choose "
+                "another"
+            )
 
 
 def choose_width(group_sizes: Sequence[int], num_devices: int, widest: int) -> int:
@@ -227,8 +246,11 @@ def _check_results(plan: SweepPlan) -> None:
 # --------------------------------------------------------------------------------------- bytes
 
 
-def abstract_run(experiment: Experiment, config: RunConfig) -> tuple[TrainState, ArrayTree]:
-    """What a run of these settings holds, and what a chunk of it puts out, as shapes."""
+def abstract_run(experiment: Experiment, config: RunConfig) -> tuple[TrainState, ArrayTree, int]:
+    """What a run of these settings holds and a chunk of it puts out, as shapes.
+
+    And the bytes that a chunk takes on its way.
+    """
     floats = {name: jax.ShapeDtypeStruct((), np.float32) for name in float_fields(config)}
 
     def build(floats: Any) -> Train:
@@ -241,11 +263,11 @@ def abstract_run(experiment: Experiment, config: RunConfig) -> tuple[TrainState,
         return build(floats).chunk(state, count, max_iterations_of(config))[1]
 
     state = jax.eval_shape(init, floats, jax.ShapeDtypeStruct((), np.uint32))
-    outputs = jax.eval_shape(chunk, floats, state, jax.ShapeDtypeStruct((), np.int32))
-    return state, outputs
+    working, outputs = working_bytes(chunk, floats, state, jax.ShapeDtypeStruct((), np.int32))
+    return state, outputs, working
 
 
-def run_bytes(config: RunConfig, state: TrainState, outputs: ArrayTree) -> RunBytes:
+def run_bytes(config: RunConfig, state: TrainState, outputs: ArrayTree, working: int) -> RunBytes:
     """What the shapes of a run take."""
     learner = tree_bytes(state.learner)
     params = tree_bytes(state.learner.params)
@@ -253,7 +275,7 @@ def run_bytes(config: RunConfig, state: TrainState, outputs: ArrayTree) -> RunBy
     num_evaluations = len(evaluation_steps(config))
     num_curves = 1 + len(outputs.metrics)
     parts = {
-        # Gradients and steps are as large as the weights; a batch passes through every layer.
+        # Gradients and steps are as large as the weights.
         "hidden_sizes": learner + 2 * params,
         "num_envs": tree_bytes((state.env_state, state.obs, outputs)),
         "eval_episodes": 2 * environment * config.eval_episodes,
@@ -261,7 +283,11 @@ def run_bytes(config: RunConfig, state: TrainState, outputs: ArrayTree) -> RunBy
     if state.replay is not None:
         parts["replay_capacity"] = tree_bytes(state.replay)
         width = sum(config.hidden_sizes) + sum(config.head_sizes)  # type: ignore[attr-defined]
-        parts["batch_size"] = 4 * 4 * width * config.batch_size  # type: ignore[attr-defined]
+        # Each layer's values and gradients at the least.
+        layers = 4 * 4 * width * config.batch_size  # type: ignore[attr-defined]
+        parts["batch_size"] = max(layers, working - 2 * params)
+    else:
+        parts["num_envs"] += max(0, working - 2 * params)  # all that is played is learned from
     numbers = 4 * num_evaluations * config.eval_episodes + 8 * num_evaluations * num_curves
     return RunBytes(parts, 2 * numbers + 2 * params)
 

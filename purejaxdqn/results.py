@@ -20,6 +20,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import xarray as xr
 
 from purejaxdqn.stopping import undisturbed
@@ -86,8 +87,10 @@ def made_with() -> dict[str, Any]:
 def jsonable(value: Any) -> Any:
     """`value` with infinite and undefined numbers as the strings that `float` reads back.
 
-    JSON has no such numbers.
+    JSON has no such numbers, nor NumPy's.
     """
+    if isinstance(value, np.generic):
+        value = value.item()
     if isinstance(value, dict):
         return {name: jsonable(part) for name, part in value.items()}
     if isinstance(value, (list, tuple)):

@@ -2,6 +2,7 @@
 
 import dataclasses
 import itertools
+from typing import Any
 
 import numpy as np
 import pytest
@@ -38,6 +39,31 @@ def test_a_grid_has_every_seed_at_every_combination():
             CONFIG, learning_rate=learning_rate, hidden_sizes=sizes
         )
     assert design.axes == {"learning_rate": [1e-4, 1e-3], "hidden_sizes": ["8", "8x8"]}
+
+
+def test_values_may_be_numpys_own():
+    grid: dict[str, Any] = {"batch_size": np.arange(16, 64, 16), "dueling": np.array([False, True])}
+    grid |= {"learning_rate": np.array([1e-3], np.float32), "n_step": 2 ** np.arange(2)}
+    seeds: Any = np.arange(2)
+    design = grid_design(CONFIG, seeds, grid)
+    assert design.axes["batch_size"] == [16, 32, 48]
+    for setting in design.settings:
+        assert config_from_json(config_to_json(setting.config)) == setting.config
+    drawn = {"batch_size": stats.randint(16, 64), "n_step": np.arange(1, 4)}
+    sizes = random_design(CONFIG, [0], drawn, 9, np.random.default_rng(0)).axes["batch_size"]
+    assert all(type(size) is int for size in sizes)
+
+
+@pytest.mark.parametrize("seeds", [np.array(3), np.zeros((2, 2), int), [[0], [1]]])
+def test_seeds_that_are_no_list_of_numbers_are_refused(seeds):
+    with pytest.raises(ConfigError, match="seed"):
+        grid_design(CONFIG, seeds, {})
+
+
+def test_a_table_of_values_is_refused():
+    grid: dict[str, Any] = {"hidden_sizes": np.array([[8, 8], [16, 16]])}
+    with pytest.raises(ConfigError, match=r"hidden_sizes .* must be a tuple"):
+        grid_design(CONFIG, [0], grid)
 
 
 def test_runs_that_differ_in_floats_and_seeds_share_a_program():
@@ -119,6 +145,12 @@ def test_distributions_as_text():
     | st.builds(PQNConfig, q_lambda=st.floats(0, 1))
 )
 def test_settings_are_the_same_after_json(config):
+    assert config_from_json(config_to_json(config)) == config
+
+
+def test_a_number_of_numpy_can_be_written():
+    half: Any = np.float32(0.5)
+    config = DQNConfig(learning_rate=half)
     assert config_from_json(config_to_json(config)) == config
 
 

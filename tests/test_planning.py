@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from purejaxdqn import planning
-from purejaxdqn.agents import train_by_kind
+from purejaxdqn.agents import configure, train_by_kind
 from purejaxdqn.config import DQNConfig, PQNConfig
 from purejaxdqn.design import grid_design
 from purejaxdqn.planning import abstract_run, choose_width, plan_sweep, run_bytes, tree_bytes
@@ -60,14 +60,14 @@ def test_every_run_is_in_one_batch_and_batches_have_one_program(num_seeds, width
 
 @pytest.mark.parametrize("config", [CONFIG, PQNConfig(hidden_sizes=(16,))])
 def test_bytes_of_a_run_are_those_of_its_arrays(config):
-    state, outputs = abstract_run(train_by_kind, config)
+    state, outputs, working = abstract_run(train_by_kind, config)
     real = train_by_kind(config).init(jax.random.key(0))
     held = sum(
         (jax.random.key_data(x) if jax.numpy.issubdtype(x.dtype, jax.dtypes.prng_key) else x).nbytes
         for x in jax.tree.leaves(real)
     )
     assert tree_bytes(state) == held
-    size = run_bytes(config, state, outputs)
+    size = run_bytes(config, state, outputs, working)
     assert size.running >= held
     assert size.running - held < 3e6
 
@@ -93,10 +93,47 @@ def test_what_cannot_fit_is_refused_with_its_size_and_what_makes_it_big():
     large = dataclasses.replace(CONFIG, replay_capacity=1_000_000)
     with pytest.raises(ConfigError, match=r"a batch of 8 run\(s\) takes .* MB, and 2 must") as one:
         plan(config=large, width=8, memory_budget=50_000_000)
-    assert "replay_capacity (1000000) makes up 100% of it" in str(one.value)
+    assert "replay_capacity (1000000) makes up 99% of it" in str(one.value)
     assert "--width (8), or raise --memory-budget" in str(one.value)
     with pytest.raises(ConfigError, match="a run takes"):
         plan(config=large, memory_budget=10_000_000)
+
+
+@pytest.mark.parametrize(
+    ("config", "field"),
+    [
+        (PQNConfig(num_envs=2000, total_steps=100_000, eval_interval=100_000), "num_envs"),
+        (
+            configure(agent="iqn", batch_size=2048, prefill_steps=2048, total_steps=4048),
+            "batch_size",
+        ),
+    ],
+)
+def test_what_is_computed_on_the_way_is_planned_for(config, field):
+    with pytest.raises(
+        ConfigError, match=rf"a run takes [\d.]+ MB.*: {field} \(2\d+\) makes up (9|100)"
+    ):
+        plan(range(2), config=config, memory_budget=10_000_000)
+
+
+@pytest.mark.parametrize("budget", [0, 0.5, True, "4GB", float("nan"), float("inf")])
+def test_a_budget_that_is_no_amount_of_memory_is_refused(budget):
+    with pytest.raises(ConfigError, match=r"memory_budget .* must be at least 1 byte"):
+        plan(memory_budget=budget)
+
+
+def test_a_budget_may_be_written_as_a_float():
+    per_run = plan().groups[0].run_bytes.running
+    assert plan(range(64), memory_budget=9.0 * per_run).width == 4
+
+
+@pytest.mark.parametrize("name", ["step", "seed", "loss", "settings", "gradient_norm"])
+def test_names_that_the_results_have_already_are_refused(name):
+    def settings_of(**swept):
+        return dataclasses.replace(CONFIG, learning_rate=swept[name])
+
+    with pytest.raises(ConfigError, match=f"'{name}' cannot be swept"):
+        plan(grid={name: [1e-3, 1e-2]}, config=settings_of)
 
 
 def test_free_memory_is_what_a_container_may_use(monkeypatch):

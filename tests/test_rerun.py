@@ -67,6 +67,13 @@ def test_a_run_of_a_grid_again(grid):
     )
 
 
+def test_labels_may_be_coordinates_of_the_dataset(grid):
+    dataset = purejaxdqn.load(grid)
+    run = dataset.isel(learning_rate=1, dueling=0, seed=2)
+    labels: dict[str, Any] = {n: run[n] for n in ("learning_rate", "dueling", "seed")}
+    assert_same_curves(again(dataset, **labels), run)
+
+
 def test_what_has_one_value_may_be_left_out(grid):
     part = purejaxdqn.load(grid).isel(dueling=[1], seed=[2])
     assert_same_curves(

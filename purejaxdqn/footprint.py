@@ -1,0 +1,120 @@
+"""The memory that a traced function takes beside its arguments, from its jaxpr alone."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any, NamedTuple
+
+import jax
+from jax.extend.core import ClosedJaxpr, Jaxpr, Var
+
+from purejaxdqn.types import ArrayTree
+
+_CALLS = {"pjit", "jit", "closed_call", "custom_jvp_call", "custom_vjp_call", "checkpoint"}
+_VIEWS = {"reshape", "squeeze", "expand_dims"}  # of the same bytes
+# What XLA computes element by element where it is needed, and does not write down.
+_ELEMENTWISE = {"abs", "add", "and", "broadcast_in_dim", "ceil", "clamp", "convert_element_type"}
+_ELEMENTWISE |= {"copy", "cos", "div", "eq", "exp", "exp2", "expm1", "floor", "ge", "gt", "iota"}
+_ELEMENTWISE |= {"integer_pow", "is_finite", "le", "log", "log1p", "logistic", "lt", "max", "min"}
+_ELEMENTWISE |= {"mul", "ne", "neg", "not", "or", "pow", "rsqrt", "select_n", "shift_left"}
+_ELEMENTWISE |= {"shift_right_logical", "sign", "sin", "slice", "sqrt", "square", "stop_gradient"}
+_ELEMENTWISE |= {"sub", "tanh", "transpose", "xor"}
+_REDUCTIONS = {"argmax", "argmin", "reduce_and", "reduce_max", "reduce_min"}
+_REDUCTIONS |= {"reduce_or", "reduce_prod", "reduce_sum"}
+_IN_PLACE = ("scatter", "scatter-add", "scatter_add", "dynamic_update_slice")
+
+
+class _Step(NamedTuple):
+    """One operation; the first `num_in_place` of its outputs take the place of inputs."""
+
+    name: str
+    inputs: list[Var]
+    outputs: list[Var]
+    bodies: list[Jaxpr]
+    num_in_place: int
+
+
+def working_bytes(function: Callable[..., Any], *args: ArrayTree) -> tuple[int, ArrayTree]:
+    """The most that is alive at a time of what a function computes on its way.
+
+    Arguments do not count, nor what takes their place, such as the state of a loop; nor elementwise
+    results that only one elementwise operation or reduction reads. What a compiler makes of it is
+    not known before it has run: count on a third more or less.
+
+    Args:
+      function: to be traced.
+      *args: its arguments, or their shapes.
+
+    Returns:
+      Bytes, and the function's results as shapes.
+    """
+    jaxpr, results = jax.make_jaxpr(function, return_shape=True)(*args)
+    return _most_alive(jaxpr.jaxpr), results
+
+
+def _most_alive(jaxpr: Jaxpr) -> int:
+    names: dict[Var, Var] = {}
+    steps = [*_flat(jaxpr, names)]
+    readers: dict[Var, list[int]] = {}  # by number, in order
+    for at, step in enumerate(steps):
+        for var in step.inputs:
+            readers.setdefault(var, []).append(at)
+    results = {names.get(v, v) for v in jaxpr.outvars if isinstance(v, Var)}
+    last = {var: ats[-1] for var, ats in readers.items()}
+    last |= dict.fromkeys(results, len(steps))
+    fused: set[Var] = set()
+    for at in reversed(range(len(steps))):
+        step = steps[at]
+        if step.name not in _ELEMENTWISE or step.outputs[0] in results:
+            continue
+        read_by = [steps[i].name for i in readers.get(step.outputs[0], [])]
+        if len(read_by) <= 1 and {*read_by} <= _ELEMENTWISE | _REDUCTIONS:
+            fused.add(step.outputs[0])
+            for var in step.inputs:  # is read again wherever this one is computed
+                last[var] = max(last[var], last.get(step.outputs[0], at))
+    alive: dict[Var, int] = {}
+    most = 0
+    for at, step in enumerate(steps):
+        for var in step.outputs[step.num_in_place :]:
+            alive[var] = 0 if var in fused else _num_bytes(var)
+        inner = max(map(_most_alive, step.bodies), default=0)
+        most = max(most, sum(alive.values()) + inner)
+        alive = {var: size for var, size in alive.items() if last.get(var, at) > at}
+    return most
+
+
+def _flat(jaxpr: Jaxpr, names: dict[Var, Var]) -> Iterator[_Step]:
+    """The steps of a jaxpr, those of the functions that it calls among them."""
+    for eqn in jaxpr.eqns:
+        bodies = [*_bodies(eqn.params)]
+        if eqn.primitive.name in _CALLS and len(bodies) == 1:
+            (body,) = bodies
+            for inner, outer in zip(body.invars, eqn.invars, strict=True):
+                if isinstance(outer, Var):
+                    names[inner] = names.get(outer, outer)
+            yield from _flat(body, names)
+            for outer, result in zip(eqn.outvars, body.outvars, strict=True):
+                if isinstance(result, Var):
+                    names[outer] = names.get(result, result)
+            continue
+        if eqn.primitive.name in _VIEWS and isinstance(eqn.invars[0], Var):
+            names[eqn.outvars[0]] = names.get(eqn.invars[0], eqn.invars[0])
+            continue
+        in_place = {"scan": eqn.params.get("num_carry", 0), "while": len(eqn.outvars)}
+        in_place |= dict.fromkeys(_IN_PLACE, 1)
+        inputs = [names.get(v, v) for v in eqn.invars if isinstance(v, Var)]
+        name = eqn.primitive.name
+        yield _Step(name, inputs, [*eqn.outvars], bodies, in_place.get(name, 0))
+
+
+def _bodies(params: Mapping[str, Any]) -> Iterator[Jaxpr]:
+    for value in params.values():
+        for part in value if isinstance(value, (tuple, list)) else [value]:
+            if isinstance(part, (ClosedJaxpr, Jaxpr)):
+                yield part.jaxpr if isinstance(part, ClosedJaxpr) else part
+
+
+def _num_bytes(var: Var) -> int:
+    aval: Any = var.aval
+    return math.prod(aval.shape) * aval.dtype.itemsize
