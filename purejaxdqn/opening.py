@@ -77,7 +77,7 @@ def opened(
     if resume and output is None:
         raise ConfigError("resume (True) needs an output folder: give output")
     bar = SweepProgress(_total_steps(design), enabled=progress)
-    folder = None if output is None else SweepFolder(output, bar.message)
+    folder = None if output is None else SweepFolder(Path(output), bar.message)
     with contextlib.ExitStack() as stack:
         history: dict[str, Any] = {}
         if folder is not None:

@@ -19,10 +19,11 @@ from purejaxdqn.config import RunConfig, float_fields
 from purejaxdqn.design import Design
 from purejaxdqn.devices import Plan, max_width, min_devices
 from purejaxdqn.diagnostics import DIAGNOSTICS
+from purejaxdqn.evaluation import evaluate
 from purejaxdqn.footprint import working_bytes
 from purejaxdqn.programs import Experiment, max_iterations_of, run_keys
 from purejaxdqn.rounds import evaluation_steps
-from purejaxdqn.training import Train
+from purejaxdqn.training import ChunkOutputs, Train
 from purejaxdqn.types import ArrayTree, ConfigError, Params, TrainState
 
 _SPARE = 0.8  # of the free memory is planned with
@@ -33,16 +34,34 @@ class RunBytes(NamedTuple):
 
     Attributes:
       parts: on the device while it trains, by the setting that makes each part big.
+      state: of these, what is there between two chunks.
       result: on the host until the end, its numbers and its last weights.
     """
 
     parts: dict[str, int]
+    state: int
     result: int
 
     @property
     def running(self) -> int:
         """On the device while it trains."""
         return sum(self.parts.values())
+
+
+class AbstractRun(NamedTuple):
+    """What a run holds, and computes on its way.
+
+    Attributes:
+      state: its `TrainState`, as shapes.
+      outputs: what a chunk puts out, as shapes.
+      chunk_bytes: of what a chunk computes on its way.
+      evaluation_bytes: of what an evaluation does.
+    """
+
+    state: TrainState
+    outputs: ChunkOutputs
+    chunk_bytes: int
+    evaluation_bytes: int
 
 
 class Group(NamedTuple):
@@ -162,9 +181,9 @@ def plan_sweep(
     members = design.groups()
     runs = design.runs
     configs = [runs[group[0]].setting.config for group in members]
-    shapes = [abstract_run(experiment, config) for config in configs]
-    _check_names(design, [metrics for _, outputs, _ in shapes for metrics in outputs.metrics])
-    sizes = [run_bytes(config, *shape) for config, shape in zip(configs, shapes, strict=True)]
+    traced = [abstract_run(experiment, config) for config in configs]
+    _check_names(design, [name for run in traced for name in run.outputs.metrics])
+    sizes = [run_bytes(config, run) for config, run in zip(configs, traced, strict=True)]
     least = min(min_devices(), max(len(devices), 1))
 
     lengths = [len(group) for group in members]
@@ -178,14 +197,14 @@ def plan_sweep(
 
     batches: list[tuple[int, ...]] = []
     groups = []
-    for config, group, size, (state, *_) in zip(configs, members, sizes, shapes, strict=True):
+    for config, group, size, run in zip(configs, members, sizes, traced, strict=True):
         ends = range(chosen, len(group), chosen)
         own = [tuple(map(int, part)) for part in np.split(group, ends)]
         numbers = range(len(batches), len(batches) + len(own))
         batches += own
         at_once = min(len(devices), max(len(own), least), budget // (chosen * size.running))
         layout = Plan(chosen, at_once, math.ceil(len(own) / at_once))
-        groups.append(Group(config, tuple(numbers), layout, size, state.learner.params))
+        groups.append(Group(config, tuple(numbers), layout, size, run.state.learner.params))
     plan = SweepPlan(design, chosen, tuple(batches), tuple(groups), budget)
     _check_results(plan)
     return plan
@@ -246,11 +265,8 @@ def _check_results(plan: SweepPlan) -> None:
 # --------------------------------------------------------------------------------------- bytes
 
 
-def abstract_run(experiment: Experiment, config: RunConfig) -> tuple[TrainState, ArrayTree, int]:
-    """What a run of these settings holds and a chunk of it puts out, as shapes.
-
-    And the bytes that a chunk takes on its way.
-    """
+def abstract_run(experiment: Experiment, config: RunConfig) -> AbstractRun:
+    """Traces a run of these settings; computes nothing."""
     floats = {name: jax.ShapeDtypeStruct((), np.float32) for name in float_fields(config)}
 
     def build(floats: Any) -> Train:
@@ -262,23 +278,30 @@ def abstract_run(experiment: Experiment, config: RunConfig) -> tuple[TrainState,
     def chunk(floats: Any, state: TrainState, count: Any) -> Any:
         return build(floats).chunk(state, count, max_iterations_of(config))[1]
 
-    state = jax.eval_shape(init, floats, jax.ShapeDtypeStruct((), np.uint32))
-    working, outputs = working_bytes(chunk, floats, state, jax.ShapeDtypeStruct((), np.int32))
-    return state, outputs, working
+    def play(floats: Any, params: Params, seed: Any) -> Any:
+        train = build(floats)
+        return evaluate(train.policy(params), train.env, run_keys(seed)[1], config.eval_episodes)
+
+    seed = jax.ShapeDtypeStruct((), np.uint32)
+    state = jax.eval_shape(init, floats, seed)
+    chunk_bytes, outputs = working_bytes(chunk, floats, state, jax.ShapeDtypeStruct((), np.int32))
+    evaluation_bytes, _ = working_bytes(play, floats, state.learner.params, seed)
+    return AbstractRun(state, outputs, chunk_bytes, evaluation_bytes)
 
 
-def run_bytes(config: RunConfig, state: TrainState, outputs: ArrayTree, working: int) -> RunBytes:
+def run_bytes(config: RunConfig, run: AbstractRun) -> RunBytes:
     """What the shapes of a run take."""
+    state, outputs, working = run.state, run.outputs, run.chunk_bytes
     learner = tree_bytes(state.learner)
     params = tree_bytes(state.learner.params)
-    environment = tree_bytes((state.env_state, state.obs)) // config.num_envs
     num_evaluations = len(evaluation_steps(config))
     num_curves = 1 + len(outputs.metrics)
     parts = {
         # Gradients and steps are as large as the weights.
         "hidden_sizes": learner + 2 * params,
         "num_envs": tree_bytes((state.env_state, state.obs, outputs)),
-        "eval_episodes": 2 * environment * config.eval_episodes,
+        # Between two chunks: only what it takes more than they do.
+        "eval_episodes": max(0, run.evaluation_bytes - working),
     }
     if state.replay is not None:
         parts["replay_capacity"] = tree_bytes(state.replay)
@@ -289,7 +312,7 @@ def run_bytes(config: RunConfig, state: TrainState, outputs: ArrayTree, working:
     else:
         parts["num_envs"] += max(0, working - 2 * params)  # all that is played is learned from
     numbers = 4 * num_evaluations * config.eval_episodes + 8 * num_evaluations * num_curves
-    return RunBytes(parts, 2 * numbers + 2 * params)
+    return RunBytes(parts, tree_bytes(state), 2 * numbers + 2 * params)
 
 
 def tree_bytes(tree: ArrayTree) -> int:
@@ -349,7 +372,7 @@ def parse_bytes(text: str) -> int:
     Raises:
       ConfigError: if it is no positive amount of memory.
     """
-    match = re.fullmatch(r"\s*([0-9.]+(?:e[0-9]+)?)\s*([kmgt]?i?)b?\s*", text.lower())
+    match = re.fullmatch(r"\s*([0-9.]+(?:e\+?[0-9]+)?)\s*([kmgt]?i?)b?\s*", text.lower())
     try:
         assert match is not None
         amount = float(match[1]) * _UNITS[match[2].upper()]

@@ -55,6 +55,8 @@ class Programs(NamedTuple):
         memory twice.
       plan: how the runs are laid out.
       max_iterations: the most iterations a chunk can run.
+      round_bytes: on the devices, while a round trains or is evaluated, as XLA has laid it out; 0
+        where it does not say.
       compile_seconds: tracing, lowering and compiling.
     """
 
@@ -67,6 +69,7 @@ class Programs(NamedTuple):
     join: Callable[..., ArrayTree]
     plan: Plan
     max_iterations: int
+    round_bytes: int
     compile_seconds: float
 
 
@@ -182,6 +185,10 @@ def compile_programs(
                 diagnose_run, (0, axes, 0, 0, None), 0, floats, state, params, seed, count
             )
     layout = _Layout(mesh, plan, state, axes)
+    beside = (
+        [evaluate_program] if diagnose_program is None else [evaluate_program, diagnose_program]
+    )
+    device_bytes = _device_bytes(chunk_program.result(), [later.result() for later in beside])
     return Programs(
         init=init_program.result(),
         chunk=chunk_program.result(),
@@ -192,7 +199,20 @@ def compile_programs(
         join=layout.join,
         plan=plan,
         max_iterations=max_iterations,
+        round_bytes=plan.num_devices * device_bytes,
         compile_seconds=time.perf_counter() - start,
+    )
+
+
+def _device_bytes(chunk: jax.stages.Compiled, beside: Sequence[jax.stages.Compiled]) -> int:
+    """The most that a device holds, in a chunk or in what runs beside its state; 0 if unknown."""
+    sizes: list[Any] = [program.memory_analysis() for program in (chunk, *beside)]
+    if None in sizes:
+        return 0
+    state: int = sizes[0].argument_size_in_bytes
+    return state + max(
+        size.output_size_in_bytes - size.alias_size_in_bytes + size.temp_size_in_bytes
+        for size in sizes
     )
 
 

@@ -193,6 +193,8 @@ def print_plan(
 ) -> SweepPlan:
     """Says on standard error how `run_design` would go about it, and how long it would take.
 
+    With an output folder, that is.
+
     The programs are compiled, and run for a second each.
 
     Args:
@@ -214,7 +216,9 @@ def print_plan(
     devices = devices or ensure_devices()
     plan = plan_sweep(experiment, design, devices, width=width, memory_budget=memory_budget)
     with SweepProgress(0) as bar, listen():
-        Trainer(experiment, plan, devices, None, bar=bar, diagnostics=diagnostics).announce()
+        Trainer(experiment, plan, devices, None, bar=bar, diagnostics=diagnostics).announce(
+            is_kept=True
+        )
     return plan
 
 

@@ -185,18 +185,19 @@ class Trainer:
                     self._records[number] = record
                     self._finished.add(number)
 
-    def announce(self) -> None:
-        """Compiles all programs that are needed, runs each for a second, and shows the plan."""
+    def announce(self, is_kept: bool = False) -> None:
+        """Compiles all programs that are needed, runs each for a second, and shows the plan.
+
+        With `is_kept` it is that of a sweep with a folder, also without one.
+        """
         self._bar.message(f"{self._plan.describe()}\ncompiling ...")
-        seconds = 0.0
-        for group in self._plan.groups:
-            if not self._left(group):
-                continue
-            programs = self._programs(group)
-            seconds += self._expected_seconds(group, programs)
+        left = [group for group in self._plan.groups if self._left(group)]
+        programs = [self._programs(group) for group in left]
+        peak = self._plan_peak(is_kept or self._folder is not None)
+        seconds = sum(map(self._expected_seconds, left, programs))
         self._bar.message(
-            f"compiled in {self._facts['compile_seconds']:.1f} s; memory up to "
-            f"{decimal(self._plan_peak())}; expected to take {_duration(seconds)}"
+            f"compiled in {self._facts['compile_seconds']:.1f} s; memory up to {decimal(peak)}; "
+            f"expected to take {_duration(seconds)}"
         )
 
     def _expected_seconds(self, group: Group, programs: Programs) -> float:
@@ -237,15 +238,24 @@ class Trainer:
             self._compiled[key] = programs
         return self._compiled[key]
 
-    def _plan_peak(self) -> int:
+    def _plan_peak(self, is_kept: bool) -> int:
         """The most memory that this process is going to have, and keeps it among the facts."""
         now = psutil.Process().memory_info().rss
-        groups = self._plan.groups
-        running = max(group.round_bytes for group in groups)
-        if self._folder is not None:
-            if self._folder.is_under_way():  # what is read of a device is there beside its copy
-                running += max(group.round_bytes // group.plan.num_devices for group in groups)
-            running += checkpoint.working_bytes(running)
+        rounds = {group.batches[0]: group.round_bytes for group in self._plan.groups}
+        # XLA knows better what it has compiled.
+        rounds |= {key: p.round_bytes for key, p in self._compiled.items() if p.round_bytes}
+        running = max(rounds.values())
+        if is_kept:
+            states = [
+                group.plan.slots_per_round * group.run_bytes.state for group in self._plan.groups
+            ]
+            if self._folder is not None and self._folder.is_under_way():
+                # What is read of a device is there beside its copy.
+                running += max(
+                    state // group.plan.num_devices
+                    for state, group in zip(states, self._plan.groups, strict=True)
+                )
+            running += checkpoint.working_bytes(max(states))
         if self._devices[0].platform != "cpu":
             running = 0  # elsewhere than in the process's own memory
         peak = max(peak_bytes(), now + running + self._plan.result_bytes)
@@ -260,7 +270,7 @@ class Trainer:
                 continue
             programs = self._programs(group)
             if not self._facts["planned_peak_bytes"]:
-                self._plan_peak()
+                self._plan_peak(self._folder is not None)
             self._saving.start()
             self._checkpointing.start()
             while wanted:

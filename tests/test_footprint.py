@@ -10,6 +10,7 @@ import pytest
 
 from purejaxdqn import agents
 from purejaxdqn.config import PQNConfig, float_fields
+from purejaxdqn.evaluation import evaluate
 from purejaxdqn.footprint import working_bytes
 from purejaxdqn.planning import abstract_run
 from purejaxdqn.programs import max_iterations_of
@@ -35,21 +36,38 @@ def test_what_takes_the_place_of_an_argument_does_not_count():
 @pytest.mark.parametrize(
     "config",
     [
-        PQNConfig(num_envs=400, total_steps=40_000, num_epochs=1),
-        agents.configure(agent="iqn", batch_size=1024, prefill_steps=1024, total_steps=1424),
+        PQNConfig(num_envs=400, total_steps=40_000, num_epochs=1, eval_episodes=400),
+        agents.configure(
+            agent="iqn",
+            batch_size=1024,
+            prefill_steps=1024,
+            total_steps=1424,
+            eval_episodes=1000,
+        ),
     ],
 )
-def test_a_chunk_takes_about_what_the_compiler_says(config):
-    def chunk(floats, state, count):
-        train = agents.train_by_kind(dataclasses.replace(config, **floats))
-        return train.chunk(state, count, max_iterations_of(config))
+def test_a_run_takes_about_what_the_compiler_says(config):
+    def build(floats):
+        return agents.train_by_kind(dataclasses.replace(config, **floats))
 
-    state, _, working = abstract_run(agents.train_by_kind, config)
-    shapes = {name: jax.ShapeDtypeStruct((), np.float32) for name in float_fields(config)}
-    lowered = jax.jit(chunk, donate_argnums=1).lower(
-        shapes, state, jax.ShapeDtypeStruct((), np.int32)
-    )
-    options: Any = {"xla_backend_optimization_level": 1}  # fused, as a user's programs are
-    analysis: Any = lowered.compile(options).memory_analysis()
-    real = analysis.temp_size_in_bytes
-    assert 0.6 * real < working < 1.6 * real
+    def chunk(floats, state, count):
+        return build(floats).chunk(state, count, max_iterations_of(config))
+
+    def play(floats, params, seed):
+        train = build(floats)
+        return evaluate(train.policy(params), train.env, jax.random.key(seed), config.eval_episodes)
+
+    def by_the_compiler(function, *args, **options):
+        lowered = jax.jit(function, **options).lower(*args)
+        # Fused, as a user's programs are.
+        options: Any = {"xla_backend_optimization_level": 1}
+        compiled: Any = lowered.compile(options)
+        return compiled.memory_analysis().temp_size_in_bytes
+
+    run = abstract_run(agents.train_by_kind, config)
+    floats = {name: jax.ShapeDtypeStruct((), np.float32) for name in float_fields(config)}
+    count = jax.ShapeDtypeStruct((), np.int32)
+    real = by_the_compiler(chunk, floats, run.state, count, donate_argnums=1)
+    assert 0.6 * real < run.chunk_bytes < 1.6 * real
+    real = by_the_compiler(play, floats, run.state.learner.params, count)
+    assert 0.6 * real < run.evaluation_bytes < 1.6 * real
