@@ -22,6 +22,7 @@ import jax
 import numpy as np
 
 from purejaxdqn.results import why_not_writable
+from purejaxdqn.stopping import held
 
 MANIFEST = "manifest.json"
 TEMPORARY = ".writing-"  # begins the name of a folder that is not finished
@@ -179,7 +180,7 @@ def _save_arrays(folder: Path, arrays: dict[str, np.ndarray]) -> None:
         for name, array in arrays.items():
             np.save(folder / f"{name}.npy", array, allow_pickle=False)
         return
-    with _checkpointer() as checkpointer:
+    with held(), _checkpointer() as checkpointer:
         try:
             checkpointer.save(folder.resolve(), arrays)
         except (OSError, ValueError) as error:  # the latter is what TensorStore makes of any
@@ -203,7 +204,7 @@ def _leave_out_echoes() -> None:
 def _load_arrays(folder: Path) -> dict[str, np.ndarray]:
     if files := [*folder.glob("*.npy")]:
         return {path.stem: np.load(path, allow_pickle=False) for path in files}
-    with _checkpointer() as checkpointer:
+    with held(), _checkpointer() as checkpointer:
         try:
             arrays: dict[str, np.ndarray] = checkpointer.restore(folder.resolve())
         except Exception as error:  # the files are right, but Orbax cannot make sense of them

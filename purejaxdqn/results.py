@@ -260,7 +260,20 @@ def save_or_rescue(dataset: xr.Dataset, folder: Path) -> Path:
 
 
 def load(path: Path) -> xr.Dataset:
-    """Reads a results file, or the one in a folder, wholly into memory."""
+    """Reads a results file, or the one in a folder, wholly into memory.
+
+    Raises:
+      FileNotFoundError: if there is none.
+      OSError: if it cannot be read as one.
+    """
     path = Path(path)
-    with xr.open_dataset(path / FILE_NAME if path.is_dir() else path) as dataset:
-        return dataset.load()
+    path = path / FILE_NAME if path.is_dir() else path
+    try:
+        with xr.open_dataset(path) as dataset:
+            return dataset.load()
+    except FileNotFoundError:
+        raise
+    except Exception as error:  # of any kind, for a damaged file
+        raise OSError(
+            f"{path} cannot be read as results: it is empty, damaged or something else"
+        ) from error

@@ -3,13 +3,18 @@
 from __future__ import annotations
 
 import contextlib
+import os
 import signal
+import sys
 import threading
 from collections.abc import Iterator
 from types import FrameType
+from typing import Any
 
 EXIT_INTERRUPTED = 130  # 128 + SIGINT, as shells have it
 EXIT_TERMINATED = 75  # EX_TEMPFAIL: try again, which a cluster's scheduler does
+_SIGNALS = (signal.SIGINT, signal.SIGTERM)
+_AGAIN_SECONDS = 0.01
 
 
 class Stopped(KeyboardInterrupt):
@@ -55,8 +60,25 @@ def listen() -> Iterator[Stop]:
     if threading.current_thread() is not threading.main_thread():
         yield stop
         return
-    before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+    before = {number: signal.getsignal(number) for number in _SIGNALS}
+    hook = sys.unraisablehook
+
+    def send_again(number: int) -> None:
+        if signal.getsignal(number) == stop.hear:
+            os.kill(os.getpid(), number)
+
+    def raise_again(unraisable: Any) -> None:
+        # Python drops what is raised in a callback of its garbage collector, such as JAX has one,
+        # which is where signals are often heard after a long compilation.
+        if isinstance(unraisable.exc_value, Stopped) and stop.number is not None:
+            timer = threading.Timer(_AGAIN_SECONDS, send_again, [stop.number])
+            timer.daemon = True
+            timer.start()
+        else:
+            hook(unraisable)
+
     try:
+        sys.unraisablehook = raise_again
         for number, handler in before.items():
             if handler is not signal.SIG_IGN:
                 signal.signal(number, stop.hear)
@@ -64,3 +86,27 @@ def listen() -> Iterator[Stop]:
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
+        sys.unraisablehook = hook
+
+
+@contextlib.contextmanager
+def held() -> Iterator[None]:
+    """Has all signals wait for the end of what is within, a second one too.
+
+    For code that may wait for itself forever once it is interrupted, such as Orbax's.
+    """
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = {number: signal.getsignal(number) for number in _SIGNALS}
+    came: list[int] = []
+    try:
+        for number, handler in before.items():
+            if handler is not signal.SIG_IGN:
+                signal.signal(number, lambda number, _: came.append(number))
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+        for one in came:
+            signal.raise_signal(one)
