@@ -192,6 +192,7 @@ def _save_arrays(folder: Path, arrays: dict[str, np.ndarray]) -> None:
 @functools.cache
 def _leave_out_echoes() -> None:
     """Keeps TensorStore from printing a failed write's other parts, which may be long after it."""
+    logging.getLogger("asyncio").setLevel(logging.CRITICAL)
     before = sys.unraisablehook
 
     def hook(unraisable: Any) -> None:

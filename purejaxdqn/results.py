@@ -20,12 +20,14 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import filelock
 import xarray as xr
 
 from purejaxdqn.types import ConfigError
 
 FILE_NAME = "results.nc"
 CHECKPOINT = "checkpoint"  # the folder beside it of what a sweep needs to go on
+LOCK = "lock"  # in that folder: held while a process works there
 _PROBE_BYTES = 2**20  # to find out why a file cannot be written
 _PACKAGES = ("purejaxdqn", "jax", "jaxlib", "flax", "optax", "gymnasium", "numpy", "xarray")
 
@@ -153,7 +155,8 @@ def prepare_output(folder: Path, overwrite: bool = False, resume: bool = False) 
 
     Raises:
       ConfigError: if it cannot be written; if it holds results, or a sweep that was begun, and is
-        neither to be overwritten nor resumed; or if it is to be both.
+        neither to be overwritten nor resumed; if it is to be both; or if it is to be overwritten
+        while another process works there.
     """
     check_flags(overwrite, resume)
     try:
@@ -167,7 +170,7 @@ def prepare_output(folder: Path, overwrite: bool = False, resume: bool = False) 
         ) from error
     for path, is_right in (
         (folder / CHECKPOINT, Path.is_dir),
-        (folder / CHECKPOINT / "lock", Path.is_file),
+        (folder / CHECKPOINT / LOCK, Path.is_file),
         (folder / FILE_NAME, Path.is_file),
     ):
         if path.exists() and not is_right(path):
@@ -179,7 +182,27 @@ def prepare_output(folder: Path, overwrite: bool = False, resume: bool = False) 
             f"the output folder {folder} already holds {what}: choose another with --output, "
             f"{'go on with --resume, ' if begun else ''}or start again with --overwrite"
         )
+    if overwrite and (folder / CHECKPOINT / LOCK).exists():
+        # Before anything is dropped there, such as the curves of a sweep that is still running.
+        lock = filelock.FileLock(folder / CHECKPOINT / LOCK)
+        claim(lock, folder)
+        lock.release()
     return folder
+
+
+def claim(lock: filelock.BaseFileLock, folder: Path) -> None:
+    """Takes the lock of an output folder.
+
+    Raises:
+      ConfigError: if another process has it.
+    """
+    try:
+        lock.acquire(timeout=0)
+    except filelock.Timeout:
+        raise ConfigError(
+            f"another process is writing to {folder} now: wait until it has ended, or choose "
+            "another folder with --output"
+        ) from None
 
 
 def save(dataset: xr.Dataset, folder: Path, file_name: str = FILE_NAME) -> Path:

@@ -260,6 +260,32 @@ def test_what_a_sweep_was_is_not_guessed(finished, tmp_path):
         quiet(dqn, CONFIG, range(3), output=tmp_path / "copy", resume=True)
 
 
+def test_what_is_of_no_sweep_is_left_where_it_lies(finished, tmp_path):
+    output, result = finished
+    shutil.copytree(output, tmp_path / "copy")
+    root = tmp_path / "copy" / "checkpoint"
+    strange = [
+        root / folder / name
+        for folder in (".", "changes", "finished", "running")
+        for name in ("1x-y", "-1", "notes.txt")
+    ]
+    for path in strange:
+        path.parent.mkdir(exist_ok=True)
+        path.write_text("?")
+    shutil.rmtree(root / "finished" / "1")
+    again = quiet(dqn, CONFIG, range(3), output=tmp_path / "copy", resume=True)
+    assert_same(again.dataset, result.dataset)
+
+
+def test_nothing_is_dropped_from_under_a_sweep_that_is_running(tmp_path):
+    folder = sweep_folder.SweepFolder(tmp_path)
+    folder.lock()
+    with pytest.raises(ConfigError, match="another process is writing"):
+        results.prepare_output(tmp_path, overwrite=True)
+    folder.unlock()
+    assert results.prepare_output(tmp_path, overwrite=True) == tmp_path
+
+
 def test_a_full_disk_costs_nothing_that_is_finished(tmp_path, monkeypatch, capsys):
     """No checkpoint and no finished batch can be written until the last moment."""
     write, full = checkpoint.write, True
