@@ -50,8 +50,7 @@ def write(folder: Path, arrays: Sequence[np.ndarray], facts: Mapping[str, Any]) 
     try:
         temporary.mkdir(parents=True)
         for number, part in enumerate(_parts(arrays)):
-            with undisturbed():
-                _save_arrays(temporary / _ARRAYS / str(number), part)
+            _save_arrays(temporary / _ARRAYS / str(number), part)
         content = {
             "arrays": [[list(x.shape), x.dtype.str] for x in arrays],
             "facts": facts,
@@ -181,7 +180,7 @@ def _save_arrays(folder: Path, arrays: dict[str, np.ndarray]) -> None:
         for name, array in arrays.items():
             np.save(folder / f"{name}.npy", array, allow_pickle=False)
         return
-    with _checkpointer() as checkpointer:
+    with undisturbed(), _checkpointer() as checkpointer:
         try:
             checkpointer.save(folder.resolve(), arrays)
         except (OSError, ValueError) as error:  # the latter is what TensorStore makes of any
@@ -193,6 +192,7 @@ def _save_arrays(folder: Path, arrays: dict[str, np.ndarray]) -> None:
 @functools.cache
 def _leave_out_echoes() -> None:
     """Keeps TensorStore from printing a failed write's other parts, which may be long after it."""
+    logging.getLogger("asyncio").setLevel(logging.CRITICAL)
     before = sys.unraisablehook
 
     def hook(unraisable: Any) -> None:
@@ -205,7 +205,7 @@ def _leave_out_echoes() -> None:
 def _load_arrays(folder: Path) -> dict[str, np.ndarray]:
     if files := [*folder.glob("*.npy")]:
         return {path.stem: np.load(path, allow_pickle=False) for path in files}
-    with _checkpointer() as checkpointer:
+    with undisturbed(), _checkpointer() as checkpointer:
         try:
             arrays: dict[str, np.ndarray] = checkpointer.restore(folder.resolve())
         except Exception as error:  # the files are right, but Orbax cannot make sense of them

@@ -20,6 +20,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import filelock
 import numpy as np
 import xarray as xr
 
@@ -28,6 +29,7 @@ from purejaxdqn.types import ConfigError
 
 FILE_NAME = "results.nc"
 CHECKPOINT = "checkpoint"  # the folder beside it of what a sweep needs to go on
+LOCK = "lock"  # in that folder: held while a process works there
 _PROBE_BYTES = 2**20  # to find out why a file cannot be written
 _PACKAGES = ("purejaxdqn", "jax", "jaxlib", "flax", "optax", "gymnasium", "numpy", "xarray")
 
@@ -157,7 +159,8 @@ def prepare_output(folder: Path, overwrite: bool = False, resume: bool = False) 
 
     Raises:
       ConfigError: if it cannot be written; if it holds results, or a sweep that was begun, and is
-        neither to be overwritten nor resumed; or if it is to be both.
+        neither to be overwritten nor resumed; if it is to be both; or if it is to be overwritten
+        while another process works there.
     """
     check_flags(overwrite, resume)
     try:
@@ -171,7 +174,7 @@ def prepare_output(folder: Path, overwrite: bool = False, resume: bool = False) 
         ) from error
     for path, is_right in (
         (folder / CHECKPOINT, Path.is_dir),
-        (folder / CHECKPOINT / "lock", Path.is_file),
+        (folder / CHECKPOINT / LOCK, Path.is_file),
         (folder / FILE_NAME, Path.is_file),
     ):
         if path.exists() and not is_right(path):
@@ -183,7 +186,27 @@ def prepare_output(folder: Path, overwrite: bool = False, resume: bool = False) 
             f"the output folder {folder} already holds {what}: choose another with --output, "
             f"{'go on with --resume, ' if begun else ''}or start again with --overwrite"
         )
+    if overwrite and (folder / CHECKPOINT / LOCK).exists():
+        # Before anything is dropped there, such as the curves of a sweep that is still running.
+        lock = filelock.FileLock(folder / CHECKPOINT / LOCK)
+        claim(lock, folder)
+        lock.release()
     return folder
+
+
+def claim(lock: filelock.BaseFileLock, folder: Path) -> None:
+    """Takes the lock of an output folder.
+
+    Raises:
+      ConfigError: if another process has it.
+    """
+    try:
+        lock.acquire(timeout=0)
+    except filelock.Timeout:
+        raise ConfigError(
+            f"another process is writing to {folder} now: wait until it has ended, or choose "
+            "another folder with --output"
+        ) from None
 
 
 def save(dataset: xr.Dataset, folder: Path, file_name: str = FILE_NAME) -> Path:
@@ -267,7 +290,20 @@ def save_or_rescue(dataset: xr.Dataset, folder: Path) -> Path:
 
 
 def load(path: Path) -> xr.Dataset:
-    """Reads a results file, or the one in a folder, wholly into memory."""
+    """Reads a results file, or the one in a folder, wholly into memory.
+
+    Raises:
+      FileNotFoundError: if there is none.
+      OSError: if it cannot be read as one.
+    """
     path = Path(path)
-    with xr.open_dataset(path / FILE_NAME if path.is_dir() else path) as dataset:
-        return dataset.load()
+    path = path / FILE_NAME if path.is_dir() else path
+    try:
+        with xr.open_dataset(path) as dataset:
+            return dataset.load()
+    except FileNotFoundError:
+        raise
+    except Exception as error:  # of any kind, for a damaged file
+        raise OSError(
+            f"{path} cannot be read as results: it is empty, damaged or something else"
+        ) from error

@@ -179,10 +179,11 @@ class Searcher:
 
     def _read(self) -> xr.Dataset | None:
         """The results as an earlier process has written them, if they are all there."""
-        with contextlib.suppress(OSError, ValueError):
+        with contextlib.suppress(OSError):
             dataset = results.load(self._output)
             numbers = [trial.number for trial in self._proposals.done()]
-            if dataset.attrs["status"] == "finished" and dataset.trial.values.tolist() == numbers:
+            is_finished = dataset.attrs.get("status") == "finished"
+            if is_finished and dataset.trial.values.tolist() == numbers:
                 return dataset
         return None
 

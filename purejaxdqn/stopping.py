@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import contextlib
+import os
 import signal
+import sys
 import threading
 from collections.abc import Callable, Iterator
 from types import FrameType
+from typing import Any
 
 EXIT_INTERRUPTED = 130  # 128 + SIGINT, as shells have it
 EXIT_TERMINATED = 75  # EX_TEMPFAIL: try again, which a cluster's scheduler does
-
-_NUMBERS = (signal.SIGINT, signal.SIGTERM)
+_SIGNALS = (signal.SIGINT, signal.SIGTERM)
+_AGAIN_SECONDS = 0.01
 
 
 class Stopped(KeyboardInterrupt):
@@ -52,8 +55,8 @@ class Stop:
 def undisturbed() -> Iterator[None]:
     """Has signals heard only after what is within.
 
-    Libraries that write files hold locks, which an exception out of nowhere may leave locked: then
-    nothing could be written any more.
+    Libraries that write files, such as xarray and Orbax, hold locks, which an exception out of
+    nowhere may leave locked: then they wait for themselves for ever.
     """
     heard: list[int] = []
     try:
@@ -71,7 +74,7 @@ def listen() -> Iterator[Stop]:
     A signal that the process was started to ignore, as in a shell's background, stays ignored.
     """
     stop = Stop()
-    with _handled(stop.hear):
+    with _handled(stop.hear), _said_again(stop):
         yield stop
 
 
@@ -80,7 +83,7 @@ def _handled(hear: Callable[[int, FrameType | None], None]) -> Iterator[None]:
     if threading.current_thread() is not threading.main_thread():
         yield
         return
-    before = {number: signal.getsignal(number) for number in _NUMBERS}
+    before = {number: signal.getsignal(number) for number in _SIGNALS}
     try:
         for number, handler in before.items():
             if handler is not signal.SIG_IGN:
@@ -89,3 +92,31 @@ def _handled(hear: Callable[[int, FrameType | None], None]) -> Iterator[None]:
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
+
+
+@contextlib.contextmanager
+def _said_again(stop: Stop) -> Iterator[None]:
+    """Has signals heard once more where Python drops what is raised.
+
+    That is in callbacks of its garbage collector: JAX has one, and signals are often heard there
+    after a long compilation.
+    """
+    hook = sys.unraisablehook
+
+    def send(number: int) -> None:
+        if signal.getsignal(number) == stop.hear:
+            os.kill(os.getpid(), number)
+
+    def say_again(unraisable: Any) -> None:
+        if isinstance(unraisable.exc_value, Stopped) and stop.number is not None:
+            timer = threading.Timer(_AGAIN_SECONDS, send, [stop.number])
+            timer.daemon = True
+            timer.start()
+        else:
+            hook(unraisable)
+
+    try:
+        sys.unraisablehook = say_again
+        yield
+    finally:
+        sys.unraisablehook = hook

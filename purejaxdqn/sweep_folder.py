@@ -29,7 +29,7 @@ from purejaxdqn import checkpoint
 from purejaxdqn.checkpoint import CheckpointDamaged
 from purejaxdqn.config import RunConfig
 from purejaxdqn.record import Record
-from purejaxdqn.results import CHECKPOINT
+from purejaxdqn.results import CHECKPOINT, LOCK, claim
 from purejaxdqn.types import ConfigError
 
 _KEPT_EACH = 2  # checkpoints of a batch under way, so that a damaged one has one before it
@@ -65,7 +65,7 @@ class SweepFolder:
         self.output = output
         self._say = say
         self._root = output / CHECKPOINT
-        self._lock = filelock.FileLock(self._root / "lock")
+        self._lock = filelock.FileLock(self._root / LOCK)
         self._damaged: set[str] = set()  # checkpoints that were tried in vain
 
     # ------------------------------------------------------------------------------ the whole sweep
@@ -78,15 +78,11 @@ class SweepFolder:
           OSError: if it cannot be written.
         """
         self._root.mkdir(parents=True, exist_ok=True)
-        try:
-            self._lock.acquire(timeout=0)
-        except filelock.Timeout:
-            raise ConfigError(
-                f"another process is writing to {self.output} now: wait until it has ended, or "
-                "choose another folder with --output"
-            ) from None
+        claim(self._lock, self.output)
         for half_written in self._root.rglob(f"{checkpoint.TEMPORARY}*"):
             shutil.rmtree(half_written, ignore_errors=True)
+        for half_written in self.output.glob(".results.*.nc"):
+            half_written.unlink(missing_ok=True)
 
     def unlock(self) -> None:
         """Gives the folder back."""
@@ -138,8 +134,9 @@ class SweepFolder:
 
     def _changes(self) -> list[Path]:
         """Those that were noted, the first one first."""
-        paths = (self._root / "changes").glob("[0-9]*-*")
-        return sorted(paths, key=lambda path: int(path.name.partition("-")[0]))
+        paths = (self._root / "changes").glob("*")
+        noted = [path for path in paths if re.match(r"\d+-", path.name)]
+        return sorted(noted, key=lambda path: int(path.name.partition("-")[0]))
 
     # ----------------------------------------------------------------------------- finished batches
 

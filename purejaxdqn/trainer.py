@@ -164,12 +164,18 @@ class Trainer:
             return None
 
         def written() -> xr.Dataset | None:
-            with contextlib.suppress(OSError, ValueError):
+            with contextlib.suppress(OSError):
                 return results.load(folder.output)
             return None
 
         dataset = distributed.first(written)
         if dataset is None or dataset.attrs.get("status") != "finished":
+            return None
+        # It may be damaged, or of a sweep before this one that was to be overwritten.
+        if not dataset.equals(self._result("finished").dataset):
+            self._bar.message(
+                f"{folder.output / results.FILE_NAME} is not what was trained: it is written again"
+            )
             return None
         self._bar.message(f"the sweep in {folder.output} is finished already")
         return SweepResult(dataset, self._params())

@@ -1,14 +1,17 @@
 """Checkpoints: to the bit what was written, or an error; never silently something else."""
 
+import contextlib
 import json
 import os
 import shutil
+import signal
 
 import numpy as np
 import pytest
 
 from purejaxdqn import checkpoint
 from purejaxdqn.checkpoint import CheckpointDamaged
+from purejaxdqn.stopping import Stopped, listen
 
 RNG = np.random.default_rng(0)
 ARRAYS: list[np.ndarray] = [
@@ -144,3 +147,27 @@ def test_a_wrong_type_is_noticed(written, tmp_path, monkeypatch):
 def test_the_manifest_is_one_that_a_person_can_read(written):
     _, _, text = (written / checkpoint.MANIFEST).read_text().partition("\n")
     assert json.loads(text)["facts"] == FACTS
+
+
+@pytest.mark.parametrize("action", ["write", "read"])
+def test_signals_wait_for_the_end_of_what_orbax_does(action, written, tmp_path, monkeypatch):
+    """Interrupted in its event loop, it may wait for itself forever."""
+    checkpointer, ended = checkpoint._checkpointer, []
+
+    @contextlib.contextmanager
+    def interrupted():
+        with checkpointer() as it:
+            signal.raise_signal(signal.SIGTERM)
+            signal.raise_signal(signal.SIGTERM)
+            yield it
+            ended.append(True)
+
+    monkeypatch.setattr(checkpoint, "_checkpointer", interrupted)
+    act = {
+        "write": lambda: checkpoint.write(tmp_path / "1", ARRAYS, FACTS),
+        "read": lambda: checkpoint.read(written),
+    }
+    with listen(), pytest.raises(Stopped):
+        act[action]()
+    assert ended == [True]
+    assert [*tmp_path.iterdir()] == []

@@ -60,8 +60,8 @@ def test_a_run_takes_about_what_the_compiler_says(config):
     def by_the_compiler(function, *args, **options):
         lowered = jax.jit(function, **options).lower(*args)
         # Fused, as a user's programs are.
-        options: Any = {"xla_backend_optimization_level": 1}
-        compiled: Any = lowered.compile(options)
+        fused: Any = {"xla_backend_optimization_level": 1}
+        compiled: Any = lowered.compile(fused)
         return compiled.memory_analysis().temp_size_in_bytes
 
     run = abstract_run(agents.train_by_kind, config)

@@ -29,6 +29,17 @@ def test_what_is_saved_is_what_is_loaded(tmp_path):
     assert list(tmp_path.iterdir()) == [path]
 
 
+def test_what_is_no_results_file_is_named(tmp_path):
+    with pytest.raises(FileNotFoundError, match=r"results\.nc"):
+        results.load(tmp_path)
+    path = results.save(DATASET, tmp_path)
+    for content in (b"", b"text", path.read_bytes()[:-2000]):
+        path.write_bytes(content)
+        with pytest.raises(OSError, match=r"results\.nc cannot be read as results") as caught:
+            results.load(tmp_path)
+        assert "\n" not in str(caught.value)
+
+
 @pytest.mark.parametrize(
     "error", [OSError(28, "No space left on device"), RuntimeError("NetCDF: HDF error")]
 )

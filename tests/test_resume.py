@@ -3,6 +3,7 @@
 import concurrent.futures
 import dataclasses
 import functools
+import gc
 import json
 import os
 import random
@@ -23,6 +24,7 @@ import pytest
 from purejaxdqn import checkpoint, results, sweep_folder
 from purejaxdqn.dqn import DQNConfig, dqn
 from purejaxdqn.pqn import PQNConfig, pqn
+from purejaxdqn.stopping import Stopped, listen
 from purejaxdqn.sweep import SweepInterrupted, run_sweep
 from purejaxdqn.types import ConfigError
 
@@ -229,11 +231,59 @@ def test_results_without_a_checkpoint_are_not_overwritten(finished, tmp_path):
         quiet(dqn, CONFIG, range(3), output=tmp_path, resume=True)
 
 
+@pytest.mark.parametrize("damage", ["missing", "empty", "cut off", "a bit", "another sweep's"])
+def test_results_that_are_not_those_of_the_finished_batches_are_written_again(
+    damage, finished, tmp_path
+):
+    output, result = finished
+    shutil.copytree(output, tmp_path / "copy")
+    path = tmp_path / "copy" / "results.nc"
+    content = path.read_bytes()
+    if damage == "another sweep's":  # as where --overwrite was killed at its very end
+        results.save(result.dataset.assign(diverged=~result.dataset.diverged), path.parent)
+    elif damage == "missing":
+        path.unlink()
+    elif damage == "a bit":
+        at = content.index(result.dataset.final_return.values.tobytes())
+        path.write_bytes(content[:at] + bytes([content[at] ^ 1]) + content[at + 1 :])
+    else:
+        path.write_bytes(content[: 0 if damage == "empty" else len(content) // 2])
+    again = quiet(dqn, CONFIG, range(3), output=path.parent, resume=True)
+    assert_same(again.dataset, result.dataset)
+    assert_same(results.load(path), result.dataset)
+
+
 def test_what_a_sweep_was_is_not_guessed(finished, tmp_path):
     shutil.copytree(finished[0], tmp_path / "copy")
     (tmp_path / "copy" / "checkpoint" / "sweep" / checkpoint.MANIFEST).write_text("{}")
     with pytest.raises(ConfigError, match="is damaged"):
         quiet(dqn, CONFIG, range(3), output=tmp_path / "copy", resume=True)
+
+
+def test_what_is_of_no_sweep_is_left_where_it_lies(finished, tmp_path):
+    output, result = finished
+    shutil.copytree(output, tmp_path / "copy")
+    root = tmp_path / "copy" / "checkpoint"
+    strange = [
+        root / folder / name
+        for folder in (".", "changes", "finished", "running")
+        for name in ("1x-y", "-1", "notes.txt")
+    ]
+    for path in strange:
+        path.parent.mkdir(exist_ok=True)
+        path.write_text("?")
+    shutil.rmtree(root / "finished" / "1")
+    again = quiet(dqn, CONFIG, range(3), output=tmp_path / "copy", resume=True)
+    assert_same(again.dataset, result.dataset)
+
+
+def test_nothing_is_dropped_from_under_a_sweep_that_is_running(tmp_path):
+    folder = sweep_folder.SweepFolder(tmp_path)
+    folder.lock()
+    with pytest.raises(ConfigError, match="another process is writing"):
+        results.prepare_output(tmp_path, overwrite=True)
+    folder.unlock()
+    assert results.prepare_output(tmp_path, overwrite=True) == tmp_path
 
 
 def test_a_full_disk_costs_nothing_that_is_finished(tmp_path, monkeypatch, capsys):
@@ -402,6 +452,24 @@ def test_a_signal_ends_with_a_checkpoint_and_says_how_to_go_on(number, exit_code
     assert "Traceback" not in err
     assert results.load(output).attrs["status"] == "interrupted"
     assert len(checkpoints(output)) == 1
+
+
+def test_a_signal_that_python_drops_is_heard_again(capfd):
+    """What is raised in a callback of the garbage collector goes nowhere, with a traceback."""
+
+    def collected(*_):
+        gc.callbacks.remove(collected)
+        signal.raise_signal(signal.SIGTERM)
+
+    def collect():
+        gc.callbacks.append(collected)
+        gc.collect()
+        time.sleep(10)
+
+    with listen() as stop, pytest.raises(Stopped):
+        collect()
+    assert stop.number == signal.SIGTERM
+    assert "Traceback" not in capfd.readouterr().err
 
 
 def test_two_sweeps_into_one_folder_are_one_too_many(tmp_path):
