@@ -20,8 +20,6 @@ _ELEMENTWISE |= {"integer_pow", "is_finite", "le", "log", "log1p", "logistic", "
 _ELEMENTWISE |= {"mul", "ne", "neg", "not", "or", "pow", "rsqrt", "select_n", "shift_left"}
 _ELEMENTWISE |= {"shift_right_logical", "sign", "sin", "slice", "sqrt", "square", "stop_gradient"}
 _ELEMENTWISE |= {"sub", "tanh", "transpose", "xor"}
-_REDUCTIONS = {"argmax", "argmin", "reduce_and", "reduce_max", "reduce_min"}
-_REDUCTIONS |= {"reduce_or", "reduce_prod", "reduce_sum"}
 _IN_PLACE = ("scatter", "scatter-add", "scatter_add", "dynamic_update_slice")
 
 
@@ -39,8 +37,9 @@ def working_bytes(function: Callable[..., Any], *args: ArrayTree) -> tuple[int, 
     """The most that is alive at a time of what a function computes on its way.
 
     Arguments do not count, nor what takes their place, such as the state of a loop; nor elementwise
-    results that only one elementwise operation or reduction reads. What a compiler makes of it is
-    not known before it has run: count on a third more or less.
+    results that only one elementwise operation reads. Those that a reduction reads do: XLA hands
+    reductions to a library that writes them down. What a compiler makes of it is not known before
+    it has run: count on a third more or less.
 
     Args:
       function: to be traced.
@@ -69,7 +68,7 @@ def _most_alive(jaxpr: Jaxpr) -> int:
         if step.name not in _ELEMENTWISE or step.outputs[0] in results:
             continue
         read_by = [steps[i].name for i in readers.get(step.outputs[0], [])]
-        if len(read_by) <= 1 and {*read_by} <= _ELEMENTWISE | _REDUCTIONS:
+        if len(read_by) <= 1 and {*read_by} <= _ELEMENTWISE:
             fused.add(step.outputs[0])
             for var in step.inputs:  # is read again wherever this one is computed
                 last[var] = max(last[var], last.get(step.outputs[0], at))

@@ -34,6 +34,10 @@ class Pace:
             wanted = max(self._at_least, COST * self._last_cost)
         return time.perf_counter() - self._last_end >= wanted
 
+    def comes_within(self, seconds: float) -> bool:
+        """Whether so many seconds are enough for the first one."""
+        return seconds >= (self._at_least if self._seconds is None else self._seconds)
+
     @contextlib.contextmanager
     def measured(self) -> Iterator[None]:
         """Measures what is written within."""

@@ -30,6 +30,7 @@ from purejaxdqn.types import Params
 
 _SAVE_SECONDS = 5.0  # between two writes of results that are not finished, at least
 _CHECKPOINT_SECONDS = 10.0  # between two checkpoints, at least
+_DOUBTED = 1.6  # times what XLA says of a program's memory: then it does not know all of it
 _MEASURED_SECONDS = 1.0  # of training, to say how long all of it takes
 
 
@@ -199,8 +200,9 @@ class Trainer:
         self._bar.message(f"{self._plan.describe()}\ncompiling ...")
         left = [group for group in self._plan.groups if self._left(group)]
         programs = [self._programs(group) for group in left]
-        peak = self._plan_peak(is_kept or self._folder is not None)
+        now = _memory()  # without what the start below leaves behind
         seconds = sum(map(self._expected_seconds, left, programs))
+        peak = self._plan_peak(now, is_kept or self._folder is not None, seconds)
         self._bar.message(
             f"compiled in {self._facts['compile_seconds']:.1f} s; memory up to {decimal(peak)}; "
             f"expected to take {_duration(seconds)}"
@@ -244,12 +246,19 @@ class Trainer:
             self._compiled[key] = programs
         return self._compiled[key]
 
-    def _plan_peak(self, is_kept: bool) -> int:
-        """The most memory that this process is going to have, and keeps it among the facts."""
-        now = psutil.Process().memory_info().rss
+    def _plan_peak(self, now: int, is_kept: bool, seconds: float) -> int:
+        """The most memory that this process is going to have, and keeps it among the facts.
+
+        Args:
+          now: what it has without any run.
+          is_kept: whether it writes to a folder.
+          seconds: that it is going to train, which may be too few for a checkpoint.
+        """
         rounds = {group.batches[0]: group.round_bytes for group in self._plan.groups}
-        # XLA knows better what it has compiled.
-        rounds |= {key: p.round_bytes for key, p in self._compiled.items() if p.round_bytes}
+        for key, programs in self._compiled.items():
+            # XLA knows better what it has compiled, but for what it leaves to libraries.
+            if programs.round_bytes > rounds[key] / _DOUBTED:
+                rounds[key] = programs.round_bytes
         running = max(rounds.values())
         if is_kept:
             states = [
@@ -261,7 +270,8 @@ class Trainer:
                     state // group.plan.num_devices
                     for state, group in zip(states, self._plan.groups, strict=True)
                 )
-            running += checkpoint.working_bytes(max(states))
+            is_long = self._checkpointing.comes_within(seconds)
+            running += checkpoint.working_bytes(max(states) if is_long else 0)
         if self._devices[0].platform != "cpu":
             running = 0  # elsewhere than in the process's own memory
         peak = max(peak_bytes(), now + running + self._plan.result_bytes)
@@ -276,7 +286,7 @@ class Trainer:
                 continue
             programs = self._programs(group)
             if not self._facts["planned_peak_bytes"]:
-                self._plan_peak(self._folder is not None)
+                self._plan_peak(_memory(), self._folder is not None, math.inf)
             self._saving.start()
             self._checkpointing.start()
             while wanted:
@@ -457,6 +467,12 @@ def _kept(programs: Programs, paused: Sequence[Paused]) -> Kept:
         before = programs.join([one.params_before for one in paused], weights_only=True)
     window = {name: np.concatenate([one.window[name] for one in paused]) for name in first.window}
     return Kept(first.step, programs.join([one.state for one in paused]), before, window)
+
+
+def _memory() -> int:
+    """Bytes that this process has now."""
+    rss: int = psutil.Process().memory_info().rss
+    return rss
 
 
 def _duration(seconds: float) -> str:

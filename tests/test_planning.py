@@ -9,8 +9,9 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from rich.filesize import decimal
 
-from purejaxdqn import planning
+from purejaxdqn import planning, results
 from purejaxdqn.agents import configure, train_by_kind
 from purejaxdqn.config import DQNConfig, PQNConfig
 from purejaxdqn.design import grid_design
@@ -153,3 +154,16 @@ def test_a_plan_says_what_it_is():
     assert "8,000 steps" in text
     assert "a run," in text
     assert np.all(["program 1" in text, "program 2" in text])
+
+
+def test_a_sweep_ten_times_larger_than_its_budget_has_the_planned_peak(run_script, tmp_path):
+    flags = "--replay-capacity 2000000 --num-seeds 44 --memory-budget 220MB --total-steps 1200"
+    flags += " --prefill-steps 1000 --eval-interval 200 --target-period 10 --eval-episodes 2"
+    answer = run_script("sweep.py", *flags.split(), "--output", tmp_path / "out")
+    assert answer.returncode == 0, answer.stderr
+    dataset = results.load(tmp_path / "out")
+    planned = int(dataset.attrs["planned_peak_bytes"])
+    assert f"memory up to {decimal(planned)}" in " ".join(answer.stderr.split())
+    assert 0.85 * planned < int(dataset.attrs["peak_bytes"]) < 1.15 * planned
+    assert not dataset.diverged.any()
+    assert 10 * int(dataset.attrs["memory_budget"]) < 44 * 2_000_000 * 26  # the replays alone
