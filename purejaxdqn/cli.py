@@ -10,6 +10,7 @@ import inspect
 import io
 import itertools
 import re
+import shutil
 import sys
 import textwrap
 import warnings
@@ -276,7 +277,13 @@ def _parsed(args_type: type[T], argv: Sequence[str], options: dict[str, Any]) ->
     box = io.StringIO()
     try:
         with contextlib.redirect_stderr(box):
-            args: T = tyro.cli(args_type, args=argv, config=(tyro.conf.OmitArgPrefixes,), **options)
+            args: T = tyro.cli(
+                args_type,
+                args=argv,
+                description=_filled(args_type.__doc__ or ""),
+                config=(tyro.conf.OmitArgPrefixes,),
+                **options,
+            )
     except SystemExit as end:
         if not end.code:  # --help
             raise
@@ -285,6 +292,19 @@ def _parsed(args_type: type[T], argv: Sequence[str], options: dict[str, Any]) ->
         if word.startswith("--") and getattr(args, word[2:].replace("-", "_"), None) == ():
             raise ConfigError(f"{word} needs at least one value")
     return args
+
+
+def _filled(text: str) -> str:
+    """Paragraphs as wide as the terminal; indented ones, such as commands, as they are."""
+    width = shutil.get_terminal_size().columns
+    paragraphs = inspect.cleandoc(text).split("\n\n")
+    return "\n\n".join(
+        # tyro makes one line of several, but for those that begin with a space.
+        paragraph
+        if paragraph.startswith(" ")
+        else textwrap.indent(textwrap.fill(paragraph, width - 1), " ")
+        for paragraph in paragraphs
+    )
 
 
 def _unboxed(text: str) -> str:

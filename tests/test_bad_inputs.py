@@ -297,3 +297,14 @@ def test_signals_while_a_file_is_written_are_heard_after_it(fails, tmp_path):
     assert caught.value.exit_code == 75
     assert done == ["written"]
     assert [*tmp_path.iterdir()] == ([] if fails else [path])
+
+
+def test_the_help_is_as_wide_as_the_terminal(sweep_script, monkeypatch, capsys):
+    monkeypatch.setenv("COLUMNS", "80")
+    with pytest.raises(SystemExit) as caught:
+        cli.run(sweep_script.main, sweep_script.Args, ["--help"])
+    assert not caught.value.code
+    lines = capsys.readouterr().out.splitlines()
+    commands = [line for line in lines if line.strip().startswith("python experiments")]
+    assert len(commands) == 5
+    assert [line for line in lines[1:] if len(line) > 80 and line not in commands] == []
