@@ -284,7 +284,7 @@ def test_signals_while_a_file_is_written_are_heard_after_it(fails, tmp_path):
     def write():
         with results.replacing(path) as temporary:
             signal.raise_signal(signal.SIGTERM)
-            signal.raise_signal(signal.SIGINT)  # a second one, which waits for nothing else
+            signal.raise_signal(signal.SIGTERM)  # a second one, which waits for nothing else
             temporary.write_text("whole")
             done.append("written")
             if fails:
