@@ -35,6 +35,7 @@ from purejaxdqn.sweep import SweepInterrupted, SweepResult, print_plan, run_desi
 from purejaxdqn.types import ConfigError
 
 _MOST_CURVES = 12
+_MOST_LETTERS = 36  # of a setting in a line of the table
 
 
 @dataclasses.dataclass(frozen=True)
@@ -153,8 +154,9 @@ def report(args: Any, dataset: xr.Dataset, output: Path) -> None:
         )
     rows.sort(key=lambda row: -np.inf if row["iqm"] is None else row["iqm"], reverse=True)
     table = Table()
-    table.add_column("setting", overflow="fold")
-    for column in ("interquartile mean", "95 % interval", "finished", "diverged"):
+    longest = max(map(len, settings))
+    table.add_column("setting", overflow="fold", min_width=min(longest, _MOST_LETTERS))
+    for column in ("interquartile\nmean", "95 % interval", "finished", "diverged"):
         table.add_column(column, justify="right")
     for row in rows[:20]:
         low = row["iqm_low"]
