@@ -100,8 +100,11 @@ def _flat(jaxpr: Jaxpr, names: dict[Var, Var]) -> Iterator[_Step]:
         if eqn.primitive.name in _VIEWS and isinstance(eqn.invars[0], Var):
             names[eqn.outvars[0]] = names.get(eqn.invars[0], eqn.invars[0])
             continue
-        in_place = {"scan": eqn.params.get("num_carry", 0), "while": len(eqn.outvars)}
-        in_place |= dict.fromkeys(_IN_PLACE, 1)
+        in_place = {**dict.fromkeys(_IN_PLACE, 1), "while": len(eqn.outvars)}
+        if eqn.primitive.name == "scan":
+            # What is carried keeps its shape; what is stacked has one axis more than in the body.
+            pairs = zip(eqn.outvars, bodies[0].outvars, strict=True)
+            in_place["scan"] = sum(_ndim(outer) == _ndim(inner) for outer, inner in pairs)
         inputs = [names.get(v, v) for v in eqn.invars if isinstance(v, Var)]
         name = eqn.primitive.name
         yield _Step(name, inputs, [*eqn.outvars], bodies, in_place.get(name, 0))
@@ -112,6 +115,10 @@ def _bodies(params: Mapping[str, Any]) -> Iterator[Jaxpr]:
         for part in value if isinstance(value, (tuple, list)) else [value]:
             if isinstance(part, (ClosedJaxpr, Jaxpr)):
                 yield part.jaxpr if isinstance(part, ClosedJaxpr) else part
+
+
+def _ndim(atom: Any) -> int:
+    return len(atom.aval.shape)
 
 
 def _num_bytes(var: Var) -> int:

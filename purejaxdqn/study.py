@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 import math
+import sqlite3
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -116,6 +117,9 @@ def open_study(path: Path, pruner: BasePruner) -> Iterator[optuna.Study]:
     optuna.logging.set_verbosity(optuna.logging.WARNING)  # it would say that it made a study
     with contextlib.ExitStack() as stack:
         try:
+            if path.exists():  # Optuna leaves a connection open to what it cannot read
+                with contextlib.closing(sqlite3.connect(path)) as database:
+                    database.execute("pragma schema_version")
             url = URL.create("sqlite", database=str(path.absolute())).render_as_string()
             storage = optuna.storages.RDBStorage(url)
             stack.callback(storage.engine.dispose)
@@ -127,7 +131,12 @@ def open_study(path: Path, pruner: BasePruner) -> Iterator[optuna.Study]:
                 direction="maximize",
                 load_if_exists=True,
             )
-        except (SQLAlchemyError, StorageInternalError, RuntimeError) as error:
+        except (
+            sqlite3.Error,
+            SQLAlchemyError,
+            StorageInternalError,
+            RuntimeError,
+        ) as error:
             reason = str(error).splitlines()[0]
             raise ConfigError(
                 f"{path} cannot be read as a study of Optuna ({reason}): put a copy back, choose "

@@ -1,5 +1,6 @@
 """Searches: proposals, pruning, what survives a kill, what Optuna itself reads, what is refused."""
 
+import contextlib
 import json
 import os
 import shutil
@@ -316,9 +317,8 @@ def test_optuna_reads_the_study(whole):
         known = {step: value for step, value in reported.items() if np.isfinite(value)}
         assert trial.intermediate_values == known
         assert trial.value == known[trial.last_step]
-    with sqlite3.connect(output / "study.db") as database:
+    with contextlib.closing(sqlite3.connect(output / "study.db")) as database:
         assert database.execute("pragma integrity_check").fetchall() == [("ok",)]
-    database.close()
 
 
 def proposals(seed, num_failed=0):
