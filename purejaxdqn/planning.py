@@ -334,7 +334,7 @@ def free_bytes(devices: Sequence[jax.Device]) -> int:
     free = psutil.virtual_memory().available
     limit = _container_limit()
     if limit is not None:
-        free = min(free, limit - psutil.Process().memory_info().rss)
+        free = min(free, limit - memory_bytes())
     return max(int(free), 1)
 
 
@@ -382,6 +382,12 @@ def parse_bytes(text: str) -> int:
             f"memory_budget ({text!r}) must be an amount of memory, such as 4GB or 500MiB"
         ) from None
     return int(amount)
+
+
+def memory_bytes() -> int:
+    """The memory that this process has now."""
+    resident: int = psutil.Process().memory_info().rss
+    return resident
 
 
 def peak_bytes() -> int:

@@ -185,10 +185,8 @@ def compile_programs(
                 diagnose_run, (0, axes, 0, 0, None), 0, floats, state, params, seed, count
             )
     layout = _Layout(mesh, plan, state, axes)
-    beside = (
-        [evaluate_program] if diagnose_program is None else [evaluate_program, diagnose_program]
-    )
-    device_bytes = _device_bytes(chunk_program.result(), [later.result() for later in beside])
+    beside = [later.result() for later in (evaluate_program, diagnose_program) if later is not None]
+    device_bytes = _device_bytes(chunk_program.result(), beside)
     return Programs(
         init=init_program.result(),
         chunk=chunk_program.result(),

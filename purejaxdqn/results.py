@@ -261,6 +261,11 @@ def replacing(path: Path) -> Iterator[Path]:
                 temporary.unlink(missing_ok=True)
 
 
+def half_written(path: Path) -> Iterator[Path]:
+    """What killed processes have left where they were `replacing` a file."""
+    return path.parent.glob(f".{path.stem}.*{path.suffix}")
+
+
 def why_not_writable(folder: Path) -> str | None:
     """What the system says to a file in a folder; netCDF calls a full disk a lack of permission."""
     try:

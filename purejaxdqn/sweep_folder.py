@@ -25,7 +25,7 @@ from typing import Any, NamedTuple
 import filelock
 import numpy as np
 
-from purejaxdqn import checkpoint
+from purejaxdqn import checkpoint, results
 from purejaxdqn.checkpoint import CheckpointDamaged
 from purejaxdqn.config import RunConfig
 from purejaxdqn.record import Record
@@ -81,7 +81,7 @@ class SweepFolder:
         claim(self._lock, self.output)
         for half_written in self._root.rglob(f"{checkpoint.TEMPORARY}*"):
             shutil.rmtree(half_written, ignore_errors=True)
-        for half_written in self.output.glob(".results.*.nc"):
+        for half_written in results.half_written(self.output / results.FILE_NAME):
             half_written.unlink(missing_ok=True)
 
     def unlock(self) -> None:

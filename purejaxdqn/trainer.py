@@ -11,14 +11,13 @@ from typing import Any, NamedTuple
 
 import jax
 import numpy as np
-import psutil
 import xarray as xr
 from rich.filesize import decimal
 
 from purejaxdqn import checkpoint, distributed, record, results
 from purejaxdqn.config import RunConfig
 from purejaxdqn.pace import Pace
-from purejaxdqn.planning import Group, SweepPlan, peak_bytes
+from purejaxdqn.planning import Group, SweepPlan, memory_bytes, peak_bytes
 from purejaxdqn.programs import Experiment, Programs, compile_programs
 from purejaxdqn.progress import SweepProgress
 from purejaxdqn.record import Record
@@ -173,13 +172,14 @@ class Trainer:
         if dataset is None or dataset.attrs.get("status") != "finished":
             return None
         # It may be damaged, or of a sweep before this one that was to be overwritten.
-        if not dataset.equals(self._result("finished").dataset):
+        known = self._result("finished")
+        if not dataset.equals(known.dataset):
             self._bar.message(
                 f"{folder.output / results.FILE_NAME} is not what was trained: it is written again"
             )
             return None
         self._bar.message(f"the sweep in {folder.output} is finished already")
-        return SweepResult(dataset, self._params())
+        return known._replace(dataset=dataset)
 
     def _read_finished(self, numbers: Sequence[int]) -> None:
         """Takes those batches that are finished on disk, and not known yet."""
@@ -200,7 +200,7 @@ class Trainer:
         self._bar.message(f"{self._plan.describe()}\ncompiling ...")
         left = [group for group in self._plan.groups if self._left(group)]
         programs = [self._programs(group) for group in left]
-        now = _memory()  # without what the start below leaves behind
+        now = memory_bytes()  # without what the start below leaves behind
         seconds = sum(map(self._expected_seconds, left, programs))
         peak = self._plan_peak(now, is_kept or self._folder is not None, seconds)
         self._bar.message(
@@ -261,17 +261,13 @@ class Trainer:
                 rounds[key] = programs.round_bytes
         running = max(rounds.values())
         if is_kept:
-            states = [
-                group.plan.slots_per_round * group.run_bytes.state for group in self._plan.groups
-            ]
+            groups = self._plan.groups
             if self._folder is not None and self._folder.is_under_way():
                 # What is read of a device is there beside its copy.
-                running += max(
-                    state // group.plan.num_devices
-                    for state, group in zip(states, self._plan.groups, strict=True)
-                )
+                running += self._plan.width * max(group.run_bytes.state for group in groups)
+            written = max(group.plan.slots_per_round * group.run_bytes.state for group in groups)
             is_long = self._checkpointing.comes_within(seconds)
-            running += checkpoint.working_bytes(max(states) if is_long else 0)
+            running += checkpoint.working_bytes(written if is_long else 0)
         if self._devices[0].platform != "cpu":
             running = 0  # elsewhere than in the process's own memory
         peak = max(peak_bytes(), now + running + self._plan.result_bytes)
@@ -286,7 +282,7 @@ class Trainer:
                 continue
             programs = self._programs(group)
             if not self._facts["planned_peak_bytes"]:
-                self._plan_peak(_memory(), self._folder is not None, math.inf)
+                self._plan_peak(memory_bytes(), self._folder is not None, math.inf)
             self._saving.start()
             self._checkpointing.start()
             while wanted:
@@ -467,12 +463,6 @@ def _kept(programs: Programs, paused: Sequence[Paused]) -> Kept:
         before = programs.join([one.params_before for one in paused], weights_only=True)
     window = {name: np.concatenate([one.window[name] for one in paused]) for name in first.window}
     return Kept(first.step, programs.join([one.state for one in paused]), before, window)
-
-
-def _memory() -> int:
-    """Bytes that this process has now."""
-    rss: int = psutil.Process().memory_info().rss
-    return rss
 
 
 def _duration(seconds: float) -> str:
