@@ -338,8 +338,9 @@ def next_values_beside(output, network, params, target_params, transition, key):
 
 
 def of_the_batch(output, network, params, target_params, transition, key):
+    # The callback's thread does not see `jax.enable_x64`: its type is that of the reward here.
     scale = jax.pure_callback(
-        lambda r_t: np.full_like(r_t, 1.0 + r_t.size),
+        lambda r: np.full(r.shape, 1.0 + r.size, transition.r_t.dtype),
         jax.ShapeDtypeStruct((), transition.r_t.dtype),
         transition.r_t,
         vmap_method="broadcast_all",

@@ -5,6 +5,7 @@ import json
 import os
 import shutil
 import signal
+import threading
 
 import numpy as np
 import pytest
@@ -103,13 +104,18 @@ def test_a_checkpoint_that_cannot_be_written_leaves_the_one_before(tmp_path, mon
     folder = tmp_path / "1"
     checkpoint.write(folder, ARRAYS, FACTS)
 
-    def full(*_):
+    late = []
+
+    def full(arrays_folder, _):  # as Orbax: raises at once, while its threads still write
+        late.append(threading.Timer(0.1, arrays_folder.mkdir, kwargs={"parents": True}))
+        late[0].start()
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr(checkpoint, "_save_arrays", full)
     with pytest.raises(OSError, match="No space"):
         checkpoint.write(folder, ARRAYS[:1], {})
     monkeypatch.undo()
+    late[0].join()
     assert same(checkpoint.read(folder)[0])
     assert [path.name for path in tmp_path.iterdir()] == ["1"]
 

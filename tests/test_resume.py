@@ -372,7 +372,7 @@ def checkpoints(output):
 
 
 def is_writing(output, process):
-    return any((output / "checkpoint" / "running").glob(f".writing-*.{process.pid}"))
+    return any((output / "checkpoint" / "running").glob(f".writing-*.{process.pid}.*"))
 
 
 def wait_for(condition, process):
