@@ -72,7 +72,7 @@ class Driver(Trainer):
         self._facts |= {"device": "", "num_devices": order.layout.num_devices, "retries": 0}
         self._facts |= {"retried_from": "[]"}
 
-    def announce(self, is_kept: bool = True) -> None:
+    def announce(self) -> None:
         """Says how it is done."""
         layout, plan = self._order.layout, self._plan
         tasks = len(self._divided())

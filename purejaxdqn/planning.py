@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import math
 import os
 import re
@@ -15,15 +14,14 @@ import numpy as np
 import psutil
 from rich.filesize import decimal
 
-from purejaxdqn.config import RunConfig, float_fields
+from purejaxdqn.config import RunConfig
 from purejaxdqn.design import Design
 from purejaxdqn.devices import Plan, max_width, min_devices
 from purejaxdqn.diagnostics import DIAGNOSTICS
-from purejaxdqn.evaluation import evaluate
 from purejaxdqn.footprint import working_bytes
-from purejaxdqn.programs import Experiment, max_iterations_of, run_keys
+from purejaxdqn.programs import COUNT, SEED, Experiment, one_run
 from purejaxdqn.rounds import evaluation_steps
-from purejaxdqn.training import ChunkOutputs, Train
+from purejaxdqn.training import ChunkOutputs
 from purejaxdqn.types import ArrayTree, ConfigError, Params, TrainState
 
 _SPARE = 0.8  # of the free memory is planned with
@@ -267,26 +265,14 @@ def _check_results(plan: SweepPlan) -> None:
 
 def abstract_run(experiment: Experiment, config: RunConfig) -> AbstractRun:
     """Traces a run of these settings; computes nothing."""
-    floats = {name: jax.ShapeDtypeStruct((), np.float32) for name in float_fields(config)}
-
-    def build(floats: Any) -> Train:
-        return experiment(dataclasses.replace(config, **floats))
-
-    def init(floats: Any, seed: Any) -> TrainState:
-        return build(floats).init(run_keys(seed)[0])
-
-    def chunk(floats: Any, state: TrainState, count: Any) -> Any:
-        return build(floats).chunk(state, count, max_iterations_of(config))[1]
-
-    def play(floats: Any, params: Params, seed: Any) -> Any:
-        train = build(floats)
-        return evaluate(train.policy(params), train.env, run_keys(seed)[1], config.eval_episodes)
-
-    seed = jax.ShapeDtypeStruct((), np.uint32)
-    state = jax.eval_shape(init, floats, seed)
-    chunk_bytes, outputs = working_bytes(chunk, floats, state, jax.ShapeDtypeStruct((), np.int32))
-    evaluation_bytes, _ = working_bytes(play, floats, state.learner.params, seed)
-    return AbstractRun(state, outputs, chunk_bytes, evaluation_bytes)
+    run = one_run(experiment, config)
+    counts = jax.ShapeDtypeStruct((1,), COUNT.dtype)
+    chunk_bytes, outputs = working_bytes(
+        lambda *args: run.chunk(*args)[1], run.floats, run.state, counts
+    )
+    params = run.state.learner.params
+    evaluation_bytes, _ = working_bytes(run.evaluate, run.floats, params, SEED, COUNT)
+    return AbstractRun(run.state, outputs, chunk_bytes, evaluation_bytes)
 
 
 def run_bytes(config: RunConfig, run: AbstractRun) -> RunBytes:
@@ -362,8 +348,8 @@ def _lines(path: Path) -> list[str]:
         return []
 
 
-_UNITS = {"": 1, "K": 10**3, "M": 10**6, "G": 10**9, "T": 10**12}
-_UNITS |= {f"{unit}I": 2 ** (10 * power) for power, unit in enumerate("KMGT", 1)}
+_UNITS = {"": 1, "k": 10**3, "m": 10**6, "g": 10**9, "t": 10**12}
+_UNITS |= {f"{unit}i": 2 ** (10 * power) for power, unit in enumerate("kmgt", 1)}
 
 
 def parse_bytes(text: str) -> int:
@@ -372,15 +358,14 @@ def parse_bytes(text: str) -> int:
     Raises:
       ConfigError: if it is no positive amount of memory.
     """
-    match = re.fullmatch(r"\s*([0-9.]+(?:e\+?[0-9]+)?)\s*([kmgt]?i?)b?\s*", text.lower())
-    try:
-        assert match is not None
-        amount = float(match[1]) * _UNITS[match[2].upper()]
-        assert 1 <= amount < math.inf
-    except (AssertionError, ValueError, KeyError):
+    match = re.fullmatch(
+        r"\s*(?P<amount>\d+\.?\d*(?:e\+?\d+)?|\.\d+)\s*(?P<unit>[kmgt]i?)?b?\s*", text.lower()
+    )
+    amount = float(match["amount"]) * _UNITS[match["unit"] or ""] if match else 0.0
+    if not 1 <= amount < math.inf:
         raise ConfigError(
             f"memory_budget ({text!r}) must be an amount of memory, such as 4GB or 500MiB"
-        ) from None
+        )
     return int(amount)
 
 

@@ -24,6 +24,9 @@ Experiment = Callable[[Any], Train]  # of a `RunConfig`, or of one of its kinds
 Axis = int | str | None  # 0: an entry per run; None: the same in all; or _PER_DEVICE
 Floats = Mapping[str, Array]  # the float settings by name, one value per run
 
+SEED = jax.ShapeDtypeStruct((), np.uint32)
+COUNT = jax.ShapeDtypeStruct((), np.int32)  # of steps or iterations
+
 _CHUNK_STEPS = 20_000  # room for the outputs of a chunk, in environment steps of one run
 _SHARED = PartitionSpec()
 _PER_RUN = PartitionSpec("runs")
@@ -81,35 +84,37 @@ def run_keys(seed: Array) -> tuple[Array, Array, Array]:
     return training_key, evaluation_key, jax.random.fold_in(key, 2)
 
 
-def compile_programs(
-    experiment: Experiment,
-    config: RunConfig,
-    plan: Plan,
-    devices: Sequence[jax.Device],
-    diagnostics: bool = False,
-) -> Programs:
-    """Compiles initialisation, training and evaluation for one round of a plan, each on its own.
+class OneRun(NamedTuple):
+    """The functions of one run, to be traced, and what they take.
 
-    Diagnostics are one more program: those that train and evaluate are the same with and without.
+    Attributes:
+      init: `(floats, seed) -> TrainState`.
+      chunk: `(floats, TrainState, num_iterations [1]) -> (TrainState, ChunkOutputs)`.
+      evaluate: `(floats, params, seed, step) -> episode returns [N]`.
+      diagnose: `(floats, TrainState, params before, seed, step) -> diagnostics` by name.
+      floats: the float settings by name, as shapes.
+      state: what `init` gives, as shapes.
+    """
+
+    init: Callable[[Floats, Array], TrainState]
+    chunk: Callable[[Floats, TrainState, Array], tuple[TrainState, ChunkOutputs]]
+    evaluate: Callable[[Floats, Params, Array, Array], Array]
+    diagnose: Callable[..., dict[str, Array]]
+    floats: dict[str, jax.ShapeDtypeStruct]
+    state: TrainState
+
+
+def one_run(experiment: Experiment, config: RunConfig) -> OneRun:
+    """The functions of a run whose floats are arguments: as constants they would give other bits.
 
     Args:
       experiment: `config -> Train`, called inside the traced functions with tracers for the floats.
       config: the settings; the values of its floats do not matter here.
-      plan: how the runs are laid out.
-      devices: at least `plan.num_devices`.
-      diagnostics: whether to compile those too.
 
     Returns:
-      The `Programs`.
-
-    Raises:
-      ConfigError: for diagnostics of a training run that has no `probe`.
+      The functions, whose `diagnose` raises `ConfigError` where the training run has no `probe`.
     """
-    start = time.perf_counter()
-    mesh = Mesh(np.array(devices[: plan.num_devices]), ("runs",))
     max_iterations = max_iterations_of(config)
-
-    # The three functions of ONE run. Floats are always arguments: constants would give other bits.
 
     def build(floats: Floats) -> Train:
         traced: dict[str, Any] = dict(floats)  # tracers stand where the config has floats
@@ -140,7 +145,38 @@ def compile_programs(
         key = jax.random.fold_in(run_keys(seed)[2], step)
         return diagnose(train.probe, train.env, state, params_before, key)
 
-    # The same over all runs of the round.
+    floats = {name: jax.ShapeDtypeStruct((), np.float32) for name in float_fields(config)}
+    state = jax.eval_shape(init, floats, SEED)
+    return OneRun(init, chunk, evaluate_run, diagnose_run, floats, state)
+
+
+def compile_programs(
+    experiment: Experiment,
+    config: RunConfig,
+    plan: Plan,
+    devices: Sequence[jax.Device],
+    diagnostics: bool = False,
+) -> Programs:
+    """Compiles initialisation, training and evaluation for one round of a plan, each on its own.
+
+    Diagnostics are one more program: those that train and evaluate are the same with and without.
+
+    Args:
+      experiment: `config -> Train`, called inside the traced functions with tracers for the floats.
+      config: the settings; the values of its floats do not matter here.
+      plan: how the runs are laid out.
+      devices: at least `plan.num_devices`.
+      diagnostics: whether to compile those too.
+
+    Returns:
+      The `Programs`.
+
+    Raises:
+      ConfigError: for diagnostics of a training run that has no `probe`.
+    """
+    start = time.perf_counter()
+    mesh = Mesh(np.array(devices[: plan.num_devices]), ("runs",))
+    run = one_run(experiment, config)
 
     def abstract(axes: ArrayTree, tree: ArrayTree) -> ArrayTree:
         """Shapes with their shardings."""
@@ -153,11 +189,15 @@ def compile_programs(
         return _map_axes(lambda axis, part: jax.tree.map(lambda x: leaf(axis, x), part), axes, tree)
 
     def compile_later(
-        run: Callable[..., Any], in_axes: tuple[Any, ...], out_axes: Any, *args: Any, **options: Any
+        of_run: Callable[..., Any],
+        in_axes: tuple[Any, ...],
+        out_axes: Any,
+        *args: Any,
+        **options: Any,
     ) -> Future[jax.stages.Compiled]:
         """Traces now; XLA then compiles outside Python's lock, while the next one is traced."""
         over_runs = jax.shard_map(
-            _on_device(run, plan.width, in_axes, out_axes),
+            _on_device(of_run, plan.width, in_axes, out_axes),
             mesh=mesh,
             in_specs=_map_axes(_spec, in_axes),
             out_specs=_map_axes(_spec, out_axes),
@@ -166,23 +206,20 @@ def compile_programs(
         lowered = jax.jit(over_runs, **options).lower(*abstract(in_axes, args))
         return pool.submit(lowered.compile, compiler_options=compiler_options())
 
-    floats = {name: jax.ShapeDtypeStruct((), np.float32) for name in float_fields(config)}
-    seed = jax.ShapeDtypeStruct((), np.uint32)
-    count = jax.ShapeDtypeStruct((), np.int32)
-    state = jax.eval_shape(init, floats, seed)
+    floats, state = run.floats, run.state
     axes, params = run_axes(state), state.learner.params
     with ThreadPoolExecutor() as pool:
         chunk_program = compile_later(
-            chunk, (0, axes, _PER_DEVICE), (axes, 0), floats, state, count, donate_argnums=1
+            run.chunk, (0, axes, _PER_DEVICE), (axes, 0), floats, state, COUNT, donate_argnums=1
         )
-        init_program = compile_later(init, (0, 0), axes, floats, seed)
+        init_program = compile_later(run.init, (0, 0), axes, floats, SEED)
         evaluate_program = compile_later(
-            evaluate_run, (0, 0, 0, None), 0, floats, params, seed, count
+            run.evaluate, (0, 0, 0, None), 0, floats, params, SEED, COUNT
         )
         diagnose_program = None
         if diagnostics:
             diagnose_program = compile_later(
-                diagnose_run, (0, axes, 0, 0, None), 0, floats, state, params, seed, count
+                run.diagnose, (0, axes, 0, 0, None), 0, floats, state, params, SEED, COUNT
             )
     layout = _Layout(mesh, plan, state, axes)
     beside = [later.result() for later in (evaluate_program, diagnose_program) if later is not None]
@@ -196,7 +233,7 @@ def compile_programs(
         split=layout.split,
         join=layout.join,
         plan=plan,
-        max_iterations=max_iterations,
+        max_iterations=max_iterations_of(config),
         round_bytes=plan.num_devices * device_bytes,
         compile_seconds=time.perf_counter() - start,
     )

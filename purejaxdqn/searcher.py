@@ -23,7 +23,7 @@ from purejaxdqn.programs import Experiment, Programs, compile_programs
 from purejaxdqn.progress import SweepProgress
 from purejaxdqn.record import Record
 from purejaxdqn.rounds import train_round
-from purejaxdqn.stopping import EXIT_INTERRUPTED, Stop
+from purejaxdqn.stopping import EXIT_INTERRUPTED, Interrupted, Stop
 from purejaxdqn.study import Proposals
 from purejaxdqn.sweep_folder import SweepFolder
 
@@ -93,16 +93,11 @@ class SearchResult(NamedTuple):
         return {**facts, "best": {"trial": trial, "score": score, "settings": settings}}
 
 
-class SearchInterrupted(KeyboardInterrupt):
-    """Ctrl-C or SIGTERM during a search; `result` holds the batches before, None without any.
+class SearchInterrupted(Interrupted):
+    """Ctrl-C or SIGTERM during a search.
 
-    The process should end with `exit_code`: 130 after Ctrl-C, 75 after SIGTERM.
+    Its `result` is the `SearchResult` of the batches before, None without any.
     """
-
-    def __init__(self, result: SearchResult | None, exit_code: int, output: Path) -> None:
-        super().__init__(f"the search was interrupted; the same call goes on (in {output})")
-        self.result = result
-        self.exit_code = exit_code
 
 
 class Searcher:
@@ -214,7 +209,8 @@ class Searcher:
             results.save_or_rescue(dataset, self._output)
             result = SearchResult(dataset, self._best())
         if exit_code is not None:
-            raise SearchInterrupted(result, exit_code, self._output)
+            text = f"the search was interrupted; the same call goes on (in {self._output})"
+            raise SearchInterrupted(text, result, exit_code)
         assert result is not None
         return result
 

@@ -25,6 +25,20 @@ class Stopped(KeyboardInterrupt):
         self.exit_code = EXIT_TERMINATED if number == signal.SIGTERM else EXIT_INTERRUPTED
 
 
+class Interrupted(KeyboardInterrupt):
+    """Ctrl-C or SIGTERM ended something that was under way.
+
+    Attributes:
+      result: what was finished.
+      exit_code: what the process should end with: 130 after Ctrl-C, 75 after SIGTERM.
+    """
+
+    def __init__(self, message: str, result: Any, exit_code: int) -> None:
+        super().__init__(message)
+        self.result = result
+        self.exit_code = exit_code
+
+
 class Stop:
     """What the signals asked for so far.
 

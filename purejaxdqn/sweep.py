@@ -7,6 +7,7 @@ changes a bit of it.
 
 from __future__ import annotations
 
+import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -22,6 +23,7 @@ from purejaxdqn.planning import SweepPlan, plan_sweep
 from purejaxdqn.programs import Experiment
 from purejaxdqn.progress import SweepProgress
 from purejaxdqn.stopping import listen
+from purejaxdqn.sweep_folder import SweepFolder
 from purejaxdqn.tracking import Tracker
 from purejaxdqn.trainer import SweepInterrupted, SweepResult, Trainer
 from purejaxdqn.types import ConfigError
@@ -193,9 +195,8 @@ def print_plan(
 ) -> SweepPlan:
     """Says on standard error how `run_design` would go about it, and how long it would take.
 
-    With an output folder, that is.
-
-    The programs are compiled, and run for a second each.
+    That is with an output folder, though nothing is kept. The programs are compiled, and run for a
+    second each.
 
     Args:
       experiment: see `run_design`, as for the others.
@@ -215,10 +216,9 @@ def print_plan(
     width = width_of(seed_mode, width)
     devices = devices or ensure_devices()
     plan = plan_sweep(experiment, design, devices, width=width, memory_budget=memory_budget)
-    with SweepProgress(0) as bar, listen():
-        Trainer(experiment, plan, devices, None, bar=bar, diagnostics=diagnostics).announce(
-            is_kept=True
-        )
+    with SweepProgress(0) as bar, listen(), tempfile.TemporaryDirectory() as stays_empty:
+        folder = SweepFolder(Path(stays_empty), bar.message)
+        Trainer(experiment, plan, devices, folder, bar=bar, diagnostics=diagnostics).announce()
     return plan
 
 

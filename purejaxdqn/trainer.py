@@ -6,7 +6,6 @@ import contextlib
 import functools
 import math
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
@@ -14,23 +13,22 @@ import numpy as np
 import xarray as xr
 from rich.filesize import decimal
 
-from purejaxdqn import checkpoint, distributed, record, results
+from purejaxdqn import distributed, record, results
 from purejaxdqn.config import RunConfig
+from purejaxdqn.forecast import peak_memory, round_seconds
 from purejaxdqn.pace import Pace
 from purejaxdqn.planning import Group, SweepPlan, memory_bytes, peak_bytes
 from purejaxdqn.programs import Experiment, Programs, compile_programs
 from purejaxdqn.progress import SweepProgress
 from purejaxdqn.record import Record
-from purejaxdqn.rounds import Event, Kept, evaluation_steps, train_round
-from purejaxdqn.stopping import EXIT_INTERRUPTED, Stop, listen
+from purejaxdqn.rounds import Event, Kept, train_round
+from purejaxdqn.stopping import EXIT_INTERRUPTED, Interrupted, Stop, listen
 from purejaxdqn.sweep_folder import Paused, SweepFolder
 from purejaxdqn.tracking import Evaluated, Tracker
 from purejaxdqn.types import Params
 
 _SAVE_SECONDS = 5.0  # between two writes of results that are not finished, at least
 _CHECKPOINT_SECONDS = 10.0  # between two checkpoints, at least
-_DOUBTED = 1.6  # times what XLA says of a program's memory: then it does not know all of it
-_MEASURED_SECONDS = 1.0  # of training, to say how long all of it takes
 
 
 class SweepResult(NamedTuple):
@@ -47,17 +45,8 @@ class SweepResult(NamedTuple):
     params: Params
 
 
-class SweepInterrupted(KeyboardInterrupt):
-    """Ctrl-C or SIGTERM during a sweep; `result` holds what was finished.
-
-    The process should end with `exit_code`: 130 after Ctrl-C, 75 after SIGTERM.
-    """
-
-    def __init__(self, result: SweepResult, exit_code: int, output: Path | None) -> None:
-        kept = "" if output is None else f"; resume=True goes on from what is kept in {output}"
-        super().__init__(f"the sweep was interrupted{kept}")
-        self.result = result
-        self.exit_code = exit_code
+class SweepInterrupted(Interrupted):
+    """Ctrl-C or SIGTERM during a sweep; `result` is the `SweepResult` of what was finished."""
 
 
 class Trainer:
@@ -149,8 +138,10 @@ class Trainer:
             if exit_code is None and not self._unsaved:
                 self._folder.forget_running()
         if exit_code is not None:
-            output = None if self._folder is None else self._folder.output
-            raise SweepInterrupted(result, exit_code, output)
+            text = "the sweep was interrupted"
+            if self._folder is not None:
+                text += f"; resume=True goes on from what is kept in {self._folder.output}"
+            raise SweepInterrupted(text, result, exit_code)
         return result
 
     def take_finished(self) -> SweepResult | None:
@@ -192,44 +183,37 @@ class Trainer:
                     self._records[number] = record
                     self._finished.add(number)
 
-    def announce(self, is_kept: bool = False) -> None:
-        """Compiles all programs that are needed, runs each for a second, and shows the plan.
-
-        With `is_kept` it is that of a sweep with a folder, also without one.
-        """
+    def announce(self) -> None:
+        """Compiles all programs that are needed, runs each for a second, and shows the plan."""
         self._bar.message(f"{self._plan.describe()}\ncompiling ...")
         left = [group for group in self._plan.groups if self._left(group)]
         programs = [self._programs(group) for group in left]
         now = memory_bytes()  # without what the start below leaves behind
         seconds = sum(map(self._expected_seconds, left, programs))
-        peak = self._plan_peak(now, is_kept or self._folder is not None, seconds)
+        self._plan_peak(now, seconds)
         self._bar.message(
-            f"compiled in {self._facts['compile_seconds']:.1f} s; memory up to {decimal(peak)}; "
-            f"expected to take {_duration(seconds)}"
+            f"compiled in {self._facts['compile_seconds']:.1f} s; memory up to "
+            f"{decimal(self._facts['planned_peak_bytes'])}; expected to take {_duration(seconds)}"
         )
 
     def _expected_seconds(self, group: Group, programs: Programs) -> float:
-        """Of training all batches of a program that are left, by a short start of one round."""
-        config, plan = group.config, group.plan
-        left = self._left(group)
-        runs = [self._runs[i] for n in left[: plan.num_devices] for i in self._plan.batches[n]]
-        evaluation_seconds, train_seconds, per_step = 0.0, 0.0, 0.0
-        step = config.prefill_steps
-        for event in train_round(programs, config, runs):
-            if event.kept is None:
-                if train_seconds:
-                    break
-                evaluation_seconds = event.evaluation_seconds
-                continue
-            train_seconds += event.train_seconds
-            per_step = event.train_seconds / (event.step - step)  # of the longest chunk yet
-            step = event.step
-            if train_seconds > _MEASURED_SECONDS:
-                break
-        num_rounds = math.ceil(len(left) / plan.num_devices)
-        num_evaluations = len(evaluation_steps(config))
-        seconds = per_step * (config.total_steps - config.prefill_steps)
-        return num_rounds * (seconds + num_evaluations * evaluation_seconds)
+        at_once, left = group.plan.num_devices, self._left(group)
+        first = [self._runs[i] for number in left[:at_once] for i in self._plan.batches[number]]
+        return math.ceil(len(left) / at_once) * round_seconds(programs, group.config, first)
+
+    def _plan_peak(self, now: int, seconds: float) -> None:
+        """Keeps among the facts how much memory this process is going to have."""
+        compiled = {key: programs.round_bytes for key, programs in self._compiled.items()}
+        folder = self._folder
+        self._facts["planned_peak_bytes"] = peak_memory(
+            self._plan,
+            compiled,
+            now,
+            is_in_process=self._devices[0].platform == "cpu",
+            is_kept=folder is not None,
+            goes_on=folder is not None and folder.is_under_way(),
+            is_checkpointed=self._checkpointing.comes_within(seconds),
+        )
 
     def _left(self, group: Group) -> list[int]:
         """The batches of a group that this process has still to train."""
@@ -246,34 +230,6 @@ class Trainer:
             self._compiled[key] = programs
         return self._compiled[key]
 
-    def _plan_peak(self, now: int, is_kept: bool, seconds: float) -> int:
-        """The most memory that this process is going to have, and keeps it among the facts.
-
-        Args:
-          now: what it has without any run.
-          is_kept: whether it writes to a folder.
-          seconds: that it is going to train, which may be too few for a checkpoint.
-        """
-        rounds = {group.batches[0]: group.round_bytes for group in self._plan.groups}
-        for key, programs in self._compiled.items():
-            # XLA knows better what it has compiled, but for what it leaves to libraries.
-            if programs.round_bytes > rounds[key] / _DOUBTED:
-                rounds[key] = programs.round_bytes
-        running = max(rounds.values())
-        if is_kept:
-            groups = self._plan.groups
-            if self._folder is not None and self._folder.is_under_way():
-                # What is read of a device is there beside its copy.
-                running += self._plan.width * max(group.run_bytes.state for group in groups)
-            written = max(group.plan.slots_per_round * group.run_bytes.state for group in groups)
-            is_long = self._checkpointing.comes_within(seconds)
-            running += checkpoint.working_bytes(written if is_long else 0)
-        if self._devices[0].platform != "cpu":
-            running = 0  # elsewhere than in the process's own memory
-        peak = max(peak_bytes(), now + running + self._plan.result_bytes)
-        self._facts["planned_peak_bytes"] = peak
-        return peak
-
     def train(self, numbers: Sequence[int], stop: Stop) -> None:
         """Trains batches, those of this process that are not finished."""
         for group in self._plan.groups:
@@ -282,7 +238,7 @@ class Trainer:
                 continue
             programs = self._programs(group)
             if not self._facts["planned_peak_bytes"]:
-                self._plan_peak(memory_bytes(), self._folder is not None, math.inf)
+                self._plan_peak(memory_bytes(), math.inf)
             self._saving.start()
             self._checkpointing.start()
             while wanted:
