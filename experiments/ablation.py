@@ -4,12 +4,11 @@
     python experiments/ablation.py --components munchausen layer_norm --num-seeds 10 --n-step 3
     python experiments/ablation.py --base rainbow --components noisy categorical --output out
 
-Of k components all 2^k combinations are trained, one compiled program for each set of settings that
-are not floats. The effect of a component is the mean difference between combinations that differ
-in it alone, with the same seeds on both sides. Every finished combination is in a folder of its own
-at once; the same command goes on where a killed one stopped, and more components can be added.
-Writes ablation.nc (every number, with a dimension per component), effects.png, .svg and .html,
-learning_curves.html and summary.json. Progress goes to standard error.
+Of k components all 2^k combinations are trained as one sweep, one compiled program for each set of
+settings that are not floats. The effect of a component is the mean difference between combinations
+that differ in it alone, with the same seeds on both sides. What was killed goes on with --resume.
+Writes results.nc (every number, with a dimension per component: False without it, True with it),
+effects.png, .svg and .html, learning_curves.html and summary.json. Progress goes to standard error.
 """
 
 from __future__ import annotations
@@ -28,17 +27,15 @@ from rich.console import Console
 from rich.table import Table
 
 from purejaxdqn import agents, cli, plotting, results, summary
-from purejaxdqn.config import float_fields
-from purejaxdqn.devices import use_every_core
+from purejaxdqn.design import Design, grid_design
 from purejaxdqn.dqn import DQNConfig, dqn
-from purejaxdqn.opening import width_of
 from purejaxdqn.statistics import (
     Interval,
     bootstrap_interval,
     interquartile_mean,
     paired_effect,
 )
-from purejaxdqn.sweep import SweepInterrupted, run_sweep
+from purejaxdqn.sweep import run_design
 from purejaxdqn.types import ConfigError
 
 # What each changes in plain DQN: first the setting that it is known by, then what it needs with it.
@@ -71,7 +68,6 @@ COMPONENTS: dict[str, dict[str, Any]] = {
 }
 
 PLAIN = agents.AGENTS["dqn"]
-FILE_NAME = "ablation.nc"
 STATISTICS: dict[str, Callable[..., Any]] = {"iqm": interquartile_mean, "mean": np.mean}
 WORDS = {"iqm": "interquartile mean", "mean": "mean"}
 OUTCOMES = {
@@ -83,7 +79,7 @@ Combination = tuple[bool, ...]  # of each component, whether it is in
 
 
 @dataclasses.dataclass(frozen=True)
-class Args(cli.SweepArgs):
+class Args(cli.LongSweepArgs):
     __doc__ = __doc__
     components: tuple[str, ...] = ("double", "dueling", "n_step", "prioritised")
     """What is put in and left out, of: double, dueling, n_step, prioritised, munchausen, noisy,
@@ -200,7 +196,6 @@ def plan(args: Args) -> dict[Combination, DQNConfig]:
     Raises:
       ConfigError: naming every combination that cannot be trained, and why.
     """
-    _ = args.seeds, width_of(args.seed_mode, args.width)  # refuse what they cannot be
     args.config.validate()
     check_components(args.components, args.config)
     configs, problems = {}, []
@@ -219,127 +214,22 @@ def plan(args: Args) -> dict[Combination, DQNConfig]:
     return configs
 
 
-# ----------------------------------------------------------------------------------------- training
-
-
-def structure(config: DQNConfig) -> tuple[Any, ...]:
-    """What a compiled program hangs on: the settings that are not floats."""
-    floats = float_fields(config)
-    return tuple(v for k, v in dataclasses.asdict(config).items() if k not in floats)
-
-
-def finished(folder: Path, config: DQNConfig, args: Args) -> xr.Dataset | None:
-    """What was trained with just these settings and seeds before, if it is there."""
-    if not (folder / results.FILE_NAME).exists():
-        return None
-    try:
-        dataset = results.load(folder)
-    except (OSError, ValueError):
-        return None  # no results file, whatever it is
-    asked = {
-        "status": "finished",
-        "config": json.dumps(results.jsonable(dataclasses.asdict(config))),
-        "experiment": "purejaxdqn.dqn.dqn",
-        "seed_mode": args.seed_mode,
-        **({} if args.width is None else {"width": args.width}),
-    }
-    same = all(dataset.attrs.get(name) == value for name, value in asked.items())
-    return dataset if same and dataset.seed.values.tolist() == [*args.seeds] else None
-
-
-def find_finished(
-    args: Args, configs: Mapping[Combination, DQNConfig]
-) -> tuple[dict[Combination, Path], dict[Combination, xr.Dataset]]:
-    """The folder of each combination, and what need not be trained again.
+def make_design(args: Args) -> Design:
+    """All combinations with all seeds, as a grid of False and True.
 
     Raises:
-      ConfigError: if other results lie there that must not be overwritten.
+      ConfigError: naming every combination that cannot be trained, and why.
     """
-    folders = {c: args.output / label(args.components, c) for c in configs}
-    found: dict[Combination, xr.Dataset] = {}
-    others = []
-    for combination, config in configs.items():
-        folder = folders[combination]
-        dataset = None if args.overwrite else finished(folder, config, args)
-        if dataset is not None:
-            found[combination] = dataset
-        elif not args.overwrite and (folder / results.FILE_NAME).exists():
-            others.append(folder.name)
-    if others:
-        raise ConfigError(
-            f"the output folder {args.output} already holds results of other settings or seeds "
-            f"({', '.join(others)}): choose another with --output, or replace them with --overwrite"
-        )
-    for folder in (args.output, *folders.values()):
-        results.prepare_output(folder, overwrite=True)
-    return folders, found
+    configs = plan(args)
 
+    def configure(**is_in: bool) -> DQNConfig:
+        return configs[tuple(is_in[name] for name in args.components)]
 
-def train(args: Args, configs: Mapping[Combination, DQNConfig]) -> dict[Combination, xr.Dataset]:
-    """Every combination's results, each saved as soon as it is finished."""
-    folders, found = find_finished(args, configs)
-    console = Console(stderr=True, highlight=False)
-    if found:
-        console.print(f"{len(found)} of {len(configs)} combinations were trained before")
-    groups: dict[tuple[Any, ...], list[Combination]] = {}
-    for combination, config in configs.items():
-        if combination not in found:
-            groups.setdefault(structure(config), []).append(combination)
-    use_every_core()
-    for members in groups.values():
-        names = ", ".join(label(args.components, member) for member in members)
-        console.print(f"{len(found)} of {len(configs)} combinations are there; next: {names}")
-        grid = _grid([configs[member] for member in members])
-        try:
-            result = run_sweep(
-                dqn,
-                configs[members[0]],
-                args.seeds,
-                width=args.width,
-                seed_mode=args.seed_mode,
-                **grid,
-            )
-        except SweepInterrupted:
-            console.print(
-                f"{len(found)} of {len(configs)} combinations are finished: the same command, "
-                "without --overwrite, goes on from there"
-            )
-            raise
-        for member in members:
-            config = configs[member]
-            one = result.dataset.sel({name: getattr(config, name) for name in grid}, drop=True)
-            one = one.assign_attrs(results.provenance(config, dqn))
-            results.save_or_rescue(one, folders[member])
-            found[member] = one
-    return {combination: found[combination] for combination in configs}
-
-
-def _grid(configs: Sequence[DQNConfig]) -> dict[str, Any]:
-    """The floats in which settings of one structure differ, with their values.
-
-    No two components set the same float, so that these combine just as the components do.
-    """
-    values = {
-        name: [*dict.fromkeys(getattr(config, name) for config in configs)]
-        for name in float_fields(configs[0])
-    }
-    return {name: several for name, several in values.items() if len(several) > 1}
+    in_order = [name for name in COMPONENTS if name in args.components]  # however they were given
+    return grid_design(configure, args.seeds, {name: [False, True] for name in in_order})
 
 
 # ------------------------------------------------------------------------------------------ effects
-
-
-def combine(components: Sequence[str], found: Mapping[Combination, xr.Dataset]) -> xr.Dataset:
-    """All combinations as one dataset, with a dimension and a boolean coordinate per component."""
-    parts = []
-    for combination, dataset in found.items():
-        per_run = dataset[[name for name, v in dataset.items() if "seed" in v.dims]]
-        coordinates = {name: [is_in] for name, is_in in zip(components, combination, strict=True)}
-        parts.append(per_run.drop_attrs(deep=False).expand_dims(coordinates))
-    # What some losses alone report is NaN for the others.
-    combined = xr.combine_by_coords(parts, join="outer", combine_attrs="drop")
-    assert isinstance(combined, xr.Dataset)
-    return combined.assign(area=area(combined))
 
 
 def area(dataset: xr.Dataset) -> xr.DataArray:
@@ -353,7 +243,7 @@ def scores(dataset: xr.Dataset) -> dict[str, xr.DataArray]:
     """One number per combination and seed, for each outcome."""
     return {
         OUTCOMES["final_return"]: dataset.final_return.mean("episode").astype(float),
-        OUTCOMES["area"]: dataset.area,
+        OUTCOMES["area"]: area(dataset),
     }
 
 
@@ -497,22 +387,21 @@ def _facts(intervals: Mapping[str, Interval]) -> dict[str, dict[str, float | Non
     }
 
 
-def main(args: Args) -> None:
-    configs = plan(args)
-    dataset = combine(args.components, train(args, configs))
-    dataset = dataset.assign_attrs(
-        results.provenance(args.config, dqn),
-        base=args.base,
-        components=json.dumps(
-            results.jsonable({name: COMPONENTS[name] for name in args.components})
-        ),
-    )
-    results.save(dataset, args.output, FILE_NAME)
-    facts = report(args, dataset)
-    names = sorted(path.name for path in args.output.iterdir() if path.is_file())
-    Console().print(f"written to {args.output}: {', '.join(names)}, and a folder per combination")
+def main(args: Args) -> int:
+    design = make_design(args)
+    options = args.sweep_options()  # refuse what they cannot be
+    output = results.prepare_output(args.output, args.overwrite, args.resume)
+    devices = args.devices()
+    with args.tracked(args.config) as tracker:
+        result = run_design(
+            dqn, design, devices=devices, output=output, on_evaluation=tracker, **options
+        )
+    facts = report(args, result.dataset)
+    names = sorted(path.name for path in output.iterdir() if path.is_file())
+    Console().print(f"written to {output}: {', '.join(names)}")
     if args.json:
         print(json.dumps(facts, allow_nan=False))
+    return 0
 
 
 if __name__ == "__main__":

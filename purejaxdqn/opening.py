@@ -176,13 +176,33 @@ def open_folder(
         folder.begin({"asked": asked, "made_with": made_with})
         return {}
     begun = folder.begun()
-    if lines := differences(begun["asked"], asked):
+    if lines := _what_differs(begun["asked"], asked):
         shown = "; ".join(lines[:8]) + (f"; and {len(lines) - 8} more" if len(lines) > 8 else "")
         raise ConfigError(
             f"the {what} in {folder.output} was begun with other settings ({shown}): resume with "
             "the same ones, choose another folder with --output, or start again with --overwrite"
         )
     return note_changes(folder, made_with, say)
+
+
+def _what_differs(begun: dict[str, Any], asked: dict[str, Any]) -> list[str]:
+    """What a sweep was asked for, there and now; in a few lines where something else is swept."""
+    axes, now = begun.get("axes", {}), asked.get("axes", {})
+    if [*axes.items()] == [*now.items()]:
+        return differences(begun, asked)
+    # Settings are named by the axes: what can be compared is what all of them share.
+    shared, shared_now = _shared(begun["settings"]), _shared(asked["settings"])
+    both = [name for name in shared if name in shared_now and name not in {**axes, **now}]
+    begun = {**begun, "settings": {name: shared[name] for name in both}}
+    asked = {**asked, "settings": {name: shared_now[name] for name in both}}
+    order = [] if {*axes} != {*now} else differences([*axes], [*now], "order of the axes")
+    return differences(begun, asked) + order
+
+
+def _shared(settings: dict[str, Any]) -> dict[str, Any]:
+    """The settings that are the same in all points of a sweep; of one point, all."""
+    points = [one for one in settings.values() if isinstance(one, dict)] or [settings]
+    return {k: v for k, v in points[0].items() if all(one.get(k) == v for one in points)}
 
 
 def note_changes(

@@ -278,6 +278,9 @@ def _paused(
     return Paused(facts["step"], state, params_before, window, record)
 
 
+_NOTHING = object()  # where JSON has no value, not even null
+
+
 def differences(begun: Any, asked: Any, name: str = "") -> list[str]:
     """Where two JSON values differ, a line each, such as "seeds: [0, 1] there, [0, 2] now"."""
     if isinstance(begun, dict) and isinstance(asked, dict):
@@ -285,7 +288,7 @@ def differences(begun: Any, asked: Any, name: str = "") -> list[str]:
             line
             for key in {**begun, **asked}
             for line in differences(
-                begun.get(key), asked.get(key), f"{name}.{key}" if name else key
+                begun.get(key, _NOTHING), asked.get(key, _NOTHING), f"{name}.{key}" if name else key
             )
         ]
     if begun == asked:
@@ -294,5 +297,7 @@ def differences(begun: Any, asked: Any, name: str = "") -> list[str]:
 
 
 def _short(value: Any) -> str:
+    if value is _NOTHING:
+        return "nothing"
     text = json.dumps(value)
     return text if len(text) <= 60 else f"{text[:57]}..."

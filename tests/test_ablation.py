@@ -12,7 +12,8 @@ import numpy as np
 import pytest
 import xarray as xr
 
-from purejaxdqn import results
+import purejaxdqn
+from purejaxdqn import results, trainer
 from purejaxdqn.agents import AGENTS
 from purejaxdqn.config import DQNConfig
 from purejaxdqn.types import ConfigError
@@ -162,16 +163,16 @@ def test_the_area_is_the_mean_height_of_the_curve():
 @pytest.fixture(scope="module")
 def trained(tmp_path_factory, module_patch):
     output = tmp_path_factory.mktemp("ablation")
-    sweeps = []
-    run_sweep = ablation.run_sweep
+    compiled = []
+    compile_programs = trainer.compile_programs
 
     def counted(experiment, config, *rest, **options):
-        sweeps.append(config.td_error)
-        return run_sweep(experiment, config, *rest, **options, progress=False)
+        compiled.append(config.td_error)
+        return compile_programs(experiment, config, *rest, **options)
 
-    module_patch.setattr(ablation, "run_sweep", counted)
+    module_patch.setattr(trainer, "compile_programs", counted)
     ablation.main(args(output))
-    return output, sweeps
+    return output, compiled
 
 
 @pytest.fixture(scope="module")
@@ -181,33 +182,24 @@ def module_patch():
 
 
 def test_one_program_a_structure_and_one_dataset_of_all(trained):
-    output, sweeps = trained
-    assert sweeps[:2] == ["q_learning", "double_q_learning"]  # four combinations, two programs
-    dataset = results.load(output / "ablation.nc")
+    output, compiled = trained
+    assert compiled == ["q_learning", "double_q_learning"]  # four combinations, two programs
+    dataset = results.load(output)
+    assert dataset.attrs["status"] == "finished"
     assert dataset.double.dtype == dataset.constant_learning_rate.dtype == bool
     assert dataset.evaluation_return.dims[:2] == ("double", "constant_learning_rate")
     assert dataset.seed.values.tolist() == [0, 1, 2]
     assert dataset.evaluation_return.notnull().all()
-    assert dataset.area.dims == ("double", "constant_learning_rate", "seed")
-    for name, at in {
-        "none": (False, False),
-        "double": (True, False),
-        "constant_learning_rate": (False, True),
-        "double+constant_learning_rate": (True, True),
-    }.items():
-        one = results.load(output / name)
-        config = json.loads(one.attrs["config"])
-        assert config["td_error"] == ("double_q_learning" if at[0] else "q_learning")
-        falls_to = AGENTS["dqn"].learning_rate_end_fraction
-        assert config["learning_rate_end_fraction"] == (1.0 if at[1] else falls_to)
-        assert one.attrs["status"] == "finished"
-        there = dataset.sel(double=at[0], constant_learning_rate=at[1])
-        for variable in ("evaluation_return", "loss", "training_return"):
-            np.testing.assert_array_equal(one[variable], there[variable])
+    falls_to = AGENTS["dqn"].learning_rate_end_fraction
+    for double, constant in itertools.product((False, True), repeat=2):
+        there = dataset.sel(double=double, constant_learning_rate=constant)
+        config = json.loads(there.settings.item())
+        assert config["td_error"] == ("double_q_learning" if double else "q_learning")
+        assert config["learning_rate_end_fraction"] == (1.0 if constant else falls_to)
     differing = dataset.loss.sel(step=600).std(["double", "constant_learning_rate"])
     assert (differing > 0).all()
     assert {path.name for path in output.iterdir() if path.is_file()} == {
-        *("ablation.nc", "effects.png", "effects.svg", "effects.html"),
+        *("results.nc", "effects.png", "effects.svg", "effects.html"),
         *("learning_curves.html", "summary.json"),
     }
     facts = json.loads((output / "summary.json").read_text())
@@ -215,32 +207,37 @@ def test_one_program_a_structure_and_one_dataset_of_all(trained):
     assert len(facts["combinations"]) == 4
 
 
-def test_what_is_finished_is_not_trained_again(trained):
-    output, sweeps = trained
-    before = len(sweeps)
-    numbers = results.load(output / "ablation.nc")
-    ablation.main(args(output, ("constant_learning_rate", "double")))  # in whatever order
-    assert len(sweeps) == before
-    # As a killed run leaves it: one program's are missing.
-    for name in ("double", "double+constant_learning_rate"):
-        (output / name / "results.nc").unlink()
-    ablation.main(args(output))
-    assert sweeps[before:] == ["double_q_learning"]
-    again = results.load(output / "ablation.nc")
-    assert again.equals(numbers)
+def test_a_run_of_it_again_has_the_same_bits(trained):
+    dataset = results.load(trained[0])
+    again = purejaxdqn.rerun(dataset, double=True, constant_learning_rate=False, seed=1)
+    there = dataset.sel(double=True, constant_learning_rate=False, seed=1)
+    np.testing.assert_array_equal(again.evaluation_return, there.evaluation_return)
 
 
-def test_other_settings_or_seeds_are_not_mixed_in(trained, tmp_path):
-    output, sweeps = trained
-    before = len(sweeps)
-    for changes in ({"num_seeds": 2}, {"first_seed": 1}, {"width": 2}):
-        with pytest.raises(ConfigError, match=r"other settings or seeds \(none, .*--overwrite"):
-            ablation.main(args(output, **changes))
-    (tmp_path / "none").mkdir()
-    (tmp_path / "none" / "results.nc").write_text("half a file")
-    with pytest.raises(ConfigError, match=r"\(none\)"):
-        ablation.main(args(tmp_path))
-    assert len(sweeps) == before
+def test_what_is_finished_is_not_trained_again(trained, capsys):
+    output, compiled = trained
+    before = len(compiled)
+    numbers = results.load(output)
+    ablation.main(args(output, ("constant_learning_rate", "double"), resume=True))  # in any order
+    assert len(compiled) == before
+    assert results.load(output).identical(numbers)
+    assert "Effect of each component" in capsys.readouterr().out
+
+
+def test_other_components_or_seeds_are_not_mixed_in(trained):
+    output, compiled = trained
+    before = len(compiled)
+    with pytest.raises(ConfigError, match="--resume"):
+        ablation.main(args(output))
+    for changes in (
+        {"num_seeds": 2},
+        {"first_seed": 1},
+        {"width": 2},
+        {"components": ("constant_learning_rate", "dueling")},
+    ):
+        with pytest.raises(ConfigError, match=r"seeds: |width: |axes\.double: \[.*\] there"):
+            ablation.main(args(output, resume=True, **changes))
+    assert len(compiled) == before
 
 
 @pytest.mark.parametrize(

@@ -185,7 +185,12 @@ def _age(folder):
         ({"width": 3}, "width: 2 there, 3 now"),
         ({"seed_mode": "map"}, "seed_mode"),
         ({"diagnostics": True}, "diagnostics: false there, true now"),
-        ({"learning_rate": [1e-3]}, "learning_rate"),
+        ({"learning_rate": [1e-3]}, "(axes.learning_rate: nothing there, [0.001] now)"),
+        (
+            {"config": dataclasses.replace(CONFIG, discount=0.9), "batch_size": [16, 32]},
+            "(settings.discount: 0.99 there, 0.9 now; "
+            "axes.batch_size: nothing there, [16, 32] now)",
+        ),
         ({"experiment": functools.partial(dqn, optimizer=optax.rmsprop)}, "experiment_arguments"),
     ],
 )
