@@ -392,7 +392,7 @@ def main(args: Args) -> int:
     options = args.sweep_options()  # refuse what they cannot be
     output = results.prepare_output(args.output, args.overwrite, args.resume)
     devices = args.devices()
-    with args.tracked(args.config) as tracker:
+    with args.tracked(design.shared) as tracker:
         result = run_design(
             dqn, design, devices=devices, output=output, on_evaluation=tracker, **options
         )

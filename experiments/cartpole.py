@@ -58,7 +58,7 @@ def main(args: Args) -> int:
     output = results.prepare_output(args.output, args.overwrite, args.resume)
     devices = args.devices()
     try:
-        with args.tracked(args.config) as tracker:
+        with args.tracked(dataclasses.asdict(args.config)) as tracker:
             result = run_sweep(
                 agents.experiment(args.config),
                 args.config,
@@ -73,7 +73,8 @@ def main(args: Args) -> int:
         report(args, interrupt.result, output)
         raise
     try:
-        result = play(args, result, output)
+        if "gymnasium_return" not in result.dataset:  # a finished sweep's are there already
+            result = play(args, result, output)
     finally:
         report(args, result, output)
     return 0

@@ -35,7 +35,7 @@ from purejaxdqn.sweep import SweepInterrupted, SweepResult, print_plan, run_desi
 from purejaxdqn.types import ConfigError
 
 _MOST_CURVES = 12
-_MOST_LETTERS = 36  # of a setting in a line of the table
+_OTHER_COLUMNS = 59  # letters of the table beside the setting
 
 
 @dataclasses.dataclass(frozen=True)
@@ -67,6 +67,10 @@ class _Args(cli.LongSweepArgs):
     """Processes that share the sweep, with --coordinator."""
     process_id: int | None = None
     """Number of this process, from 0, with --coordinator."""
+
+    @property
+    def how_to_go_on(self) -> str:
+        return "" if self.plan else super().how_to_go_on
 
 
 Args: Any = dataclasses.make_dataclass(
@@ -118,18 +122,33 @@ def by_setting(dataset: xr.Dataset) -> dict[str, xr.Dataset]:
         names = [name for name in dataset.coords if dataset[name].dims == ("run",)]
         names = [name for name in names if name not in ("run", "sample", "seed")]
         parts = [part.swap_dims(run="seed") for _, part in dataset.groupby("sample")]
-        return {_name({n: part[n].values[0] for n in names}): part for part in parts}
+        points = [{name: part[name].values[0] for name in names} for part in parts]
+        return dict(zip(_names(points), parts, strict=True))
     axes = [dim for dim in dataset.final_return.dims if dim not in ("seed", "episode")]
     if not axes:
         return {"all": dataset}
     stacked = dataset.stack(setting=axes)
     points = [dict(zip(axes, point, strict=True)) for point in stacked.setting.values]
-    return {_name(point): dataset.sel(point) for point in points}
+    return dict(zip(_names(points), map(dataset.sel, points), strict=True))
 
 
-def _name(labels: dict[Any, Any]) -> str:
-    shown = {k: f"{v:.3g}" if isinstance(v, float) else str(v) for k, v in labels.items()}
-    return ", ".join(f"{name}={value}" for name, value in shown.items())
+def _names(points: list[dict[Any, Any]]) -> list[str]:
+    """Names of settings, in as few digits as tell them apart; the same one twice is numbered."""
+    names: list[str] = []
+    for digits in (3, 6, 17):
+        names = [
+            ", ".join(
+                f"{name}={value:.{digits}g}" if isinstance(value, float) else f"{name}={value}"
+                for name, value in point.items()
+            )
+            for point in points
+        ]
+        if len({*names}) == len(names):
+            return names
+    return [
+        f"{name} ({names[:i].count(name) + 1})" if names.count(name) > 1 else name
+        for i, name in enumerate(names)
+    ]
 
 
 def report(args: Any, dataset: xr.Dataset, output: Path) -> None:
@@ -153,9 +172,10 @@ def report(args: Any, dataset: xr.Dataset, output: Path) -> None:
             }
         )
     rows.sort(key=lambda row: -np.inf if row["iqm"] is None else row["iqm"], reverse=True)
+    console = Console()
     table = Table()
-    longest = max(map(len, settings))
-    table.add_column("setting", overflow="fold", min_width=min(longest, _MOST_LETTERS))
+    longest, room = max(map(len, settings)), max(console.width - _OTHER_COLUMNS, 10)
+    table.add_column("setting", overflow="fold", min_width=min(longest, room))
     for column in ("interquartile\nmean", "95 % interval", "finished", "diverged"):
         table.add_column(column, justify="right")
     for row in rows[:20]:
@@ -167,7 +187,6 @@ def report(args: Any, dataset: xr.Dataset, output: Path) -> None:
             f"{row['num_finished']} of {len(row['final_return'])}",
             str(row["num_diverged"]),
         )
-    console = Console()
     console.print(table)
     facts = {"status": dataset.attrs["status"], "width": int(dataset.attrs["width"])}
     facts |= {"settings": rows}
@@ -190,7 +209,7 @@ def report(args: Any, dataset: xr.Dataset, output: Path) -> None:
 def train(args: Any, design: Design, **options: Any) -> SweepResult:
     """The sweep, on the devices of this machine or of a cluster."""
     options |= {"diagnostics": args.diagnostics}
-    with args.tracked(design.settings[0].config) as tracker:
+    with args.tracked(design.shared) as tracker:
         if args.cluster is None:
             return run_design(agents.train_by_kind, design, on_evaluation=tracker, **options)
         return run_on_cluster(

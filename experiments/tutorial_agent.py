@@ -141,7 +141,7 @@ def save(played: dict[str, Played], args: Args, output: Path) -> None:
     configs = {name: dataclasses.asdict(SETTINGS[name]) for name in played}
     last = list(played.values())[-1]
     dataset = to_dataset(played, args.seeds).assign_attrs(
-        results.provenance(SETTINGS[DEFAULTS], dqn),
+        results.provenance(dataclasses.asdict(SETTINGS[DEFAULTS]), dqn),
         configs=json.dumps(results.jsonable(configs), allow_nan=False),
         status="finished" if len(played) == len(SETTINGS) else "running",
         max_games=args.max_games,

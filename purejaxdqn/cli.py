@@ -14,7 +14,7 @@ import shutil
 import sys
 import textwrap
 import warnings
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar, get_args, get_origin, get_type_hints
 
@@ -23,7 +23,7 @@ import tyro
 
 from purejaxdqn import results, tracking
 from purejaxdqn.config import RunConfig
-from purejaxdqn.design import parse
+from purejaxdqn.design import MOST_RUNS, parse
 from purejaxdqn.devices import use_every_core
 from purejaxdqn.opening import SeedMode, check_checkpoint_seconds, width_of
 from purejaxdqn.planning import parse_bytes
@@ -65,8 +65,10 @@ class SweepArgs:
         Raises:
           ConfigError: if there are none, or one lies outside 0 to 2**32 - 1.
         """
-        if self.num_seeds < 1:
-            raise ConfigError(f"num_seeds ({self.num_seeds}) must be at least 1")
+        if not 1 <= self.num_seeds <= MOST_RUNS:
+            raise ConfigError(
+                f"num_seeds ({self.num_seeds}) must be at least 1, at most {MOST_RUNS}"
+            )
         if self.first_seed < 0 or self.first_seed + self.num_seeds > 2**32:
             raise ConfigError(
                 f"first_seed ({self.first_seed}) must be at least 0, and the last seed below "
@@ -106,13 +108,16 @@ class LongSweepArgs(SweepArgs):
         return f"the same command with --resume{instead} goes on (in {self.output})"
 
     @contextlib.contextmanager
-    def tracked(self, config: RunConfig) -> Iterator[Tracker | None]:
+    def tracked(self, settings: Mapping[str, Any]) -> Iterator[Tracker | None]:
         """All trackers that are asked for, as one; None without any.
+
+        Args:
+          settings: by name, those that all runs have in common.
 
         Raises:
           ConfigError: for one that is none, or cannot be opened.
         """
-        settings = results.jsonable(dataclasses.asdict(config))
+        settings = results.jsonable(settings)
         if self.overwrite:
             tracking.forget(self.output)
         with contextlib.ExitStack() as stack:
@@ -150,6 +155,7 @@ class LongSweepArgs(SweepArgs):
             "width": self.width,
             "seed_mode": self.seed_mode,
             "resume": self.resume,
+            "overwrite": self.overwrite,
             "checkpoint_seconds": self.checkpoint_seconds,
             "memory_budget": None if budget is None else parse_bytes(budget),
         }
@@ -272,8 +278,13 @@ def _parsed(args_type: type[T], argv: Sequence[str], options: dict[str, Any]) ->
     """The command line as `args_type`.
 
     Raises:
-      ConfigError: for what tyro refuses, which it says in a box, and for a list without values.
+      ConfigError: for what tyro refuses, which it says in a box, for a list without values, and for
+        a flag that is given twice.
     """
+    flags = [word.partition("=")[0].replace("_", "-") for word in argv if word.startswith("--")]
+    for flag in flags:
+        if flags.count(flag) > 1:
+            raise ConfigError(f"{flag} is given twice: give it once, with all of its values")
     box = io.StringIO()
     try:
         with contextlib.redirect_stderr(box):
@@ -288,9 +299,9 @@ def _parsed(args_type: type[T], argv: Sequence[str], options: dict[str, Any]) ->
         if not end.code:  # --help
             raise
         raise ConfigError(_unboxed(box.getvalue())) from None
-    for word in argv:
-        if word.startswith("--") and getattr(args, word[2:].replace("-", "_"), None) == ():
-            raise ConfigError(f"{word} needs at least one value")
+    for flag in flags:
+        if getattr(args, flag[2:].replace("-", "_"), None) == ():
+            raise ConfigError(f"{flag} needs at least one value")
     return args
 
 

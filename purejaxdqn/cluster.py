@@ -42,6 +42,7 @@ def run_on_cluster(
     width: int | None = None,
     seed_mode: SeedMode = "vmap",
     resume: bool = False,
+    overwrite: bool = False,
     checkpoint_seconds: float | None = None,
     memory_budget: int | None = None,
     on_evaluation: Tracker | None = None,
@@ -69,6 +70,7 @@ def run_on_cluster(
       width: runs per batch; by default as many as no core of the cluster idles for, and fit.
       seed_mode: "vmap" or "map".
       resume: whether to go on with the sweep that was begun in that folder, here or there.
+      overwrite: whether to start again, and drop what it holds.
       checkpoint_seconds: between two checkpoints of each task.
       memory_budget: bytes that the runs of a task may take at a time; by default the task's share
         of what Ray counts as its node's memory.
@@ -118,6 +120,7 @@ def run_on_cluster(
             seed_mode=seed_mode,
             output=output,
             resume=resume,
+            overwrite=overwrite,
             checkpoint_seconds=checkpoint_seconds,
             progress=progress,
             diagnostics=diagnostics,

@@ -28,12 +28,11 @@ from purejaxdqn.record import Record
 from purejaxdqn.rounds import Event
 from purejaxdqn.stopping import Stop
 from purejaxdqn.tracking import Evaluated, Tracker
-from purejaxdqn.trainer import Trainer
+from purejaxdqn.trainer import TIMES, Trainer
 from purejaxdqn.types import ConfigError
 
 _POLL_SECONDS = 0.5  # between two looks at what the tasks say
 _GRACE_SECONDS = 60.0  # for tasks that are stopped to write their checkpoints
-_TIMES = ("compile_seconds", "train_seconds", "evaluation_seconds", "checkpoint_seconds")
 
 
 class Driver(Trainer):
@@ -156,7 +155,7 @@ class Driver(Trainer):
         self._unsaved |= share.unsaved
         self._save_finished()
         facts = self._facts
-        for name in _TIMES:
+        for name in TIMES:
             facts[name] += share.facts[name]
         for name in ("peak_bytes", "planned_peak_bytes"):
             facts[name] = max(facts[name], share.facts[name])

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import dataclasses
-import math
+import functools
 import typing
 from collections.abc import Iterator
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 
@@ -96,9 +96,33 @@ class RunConfig:
         raise NotImplementedError
 
 
+def ensure_kind(config: Any, kind: type[RunConfig]) -> None:
+    """Refuses settings that an experiment cannot take.
+
+    Raises:
+      ConfigError: if they are not of this kind.
+    """
+    if not isinstance(config, kind):
+        raise ConfigError(
+            f"the experiment takes settings of {kind.__name__}, and not of "
+            f"{type(config).__name__}: give the one, or train with another experiment"
+        )
+
+
+@functools.cache
+def _type_hints(kind: Any) -> dict[str, Any]:  # slow, and wanted for each of many runs
+    return typing.get_type_hints(kind)
+
+
+def field_types(kind: Any) -> dict[str, Any]:
+    """The types of a settings' class by name, also where the annotations are strings."""
+    hints = _type_hints(kind)
+    return {field.name: hints[field.name] for field in dataclasses.fields(kind)}
+
+
 def float_fields(config: RunConfig) -> tuple[str, ...]:
     """The settings that enter a compiled program as arguments, and so can be swept within one."""
-    return tuple(f.name for f in dataclasses.fields(config) if f.type in (float, "float"))
+    return tuple(name for name, kind in field_types(type(config)).items() if kind is float)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -236,6 +260,8 @@ class PQNConfig(RunConfig):
             )
 
 
+_WIDEST = 10**6  # units of a layer
+_MOST_EVALUATIONS = 10**5  # of a run; they are kept one by one
 _GREEDY_TARGETS = ("q_learning", "double_q_learning")
 # Floats by the values that they may have.
 _FRACTIONS = frozenset(
@@ -249,29 +275,31 @@ _POSITIVE = frozenset(
 
 
 def _range_problems(config: RunConfig) -> Iterator[str]:
-    floats = [f.name for f in dataclasses.fields(config) if f.type == "float"]
+    kinds = field_types(type(config))
+    floats = float_fields(config)
     for name in floats:
         value = getattr(config, name)
         if isinstance(value, bool) or not isinstance(value, (int, float, np.number)):
             yield f"{name} ({value!r}) must be a number"
             return  # it cannot be compared
-    for name in [f.name for f in dataclasses.fields(config) if f.type == "bool"]:
+    for name in [name for name, kind in kinds.items() if kind is bool]:
         if not isinstance(getattr(config, name), bool):
             yield f"{name} ({getattr(config, name)!r}) must be True or False"
-    counts = [f.name for f in dataclasses.fields(config) if f.type == "int"]
-    for name in counts:
+    for name in [name for name, kind in kinds.items() if kind is int]:
         value = getattr(config, name)
         if isinstance(value, bool) or not isinstance(value, int) or value < 1:
             yield f"{name} ({value!r}) must be a whole number of at least 1"
         elif value > 2**31 - 1:
             yield f"{name} ({value}) must be at most {2**31 - 1}: counters are 32 bits wide"
-    for name in [f.name for f in dataclasses.fields(config) if f.type == "tuple[int, ...]"]:
+    for name in [name for name, kind in kinds.items() if kind == tuple[int, ...]]:
         sizes = getattr(config, name)
         if not isinstance(sizes, tuple) or not all(
             type(size) is int and size > 0 for size in sizes
         ):
             yield f"{name} ({sizes!r}) must be a tuple of whole numbers of at least 1"
-    for name, annotation in typing.get_type_hints(type(config)).items():
+        elif max(sizes, default=0) > _WIDEST:
+            yield f"{name} ({sizes!r}) must be at most {_WIDEST:,} each"
+    for name, annotation in kinds.items():
         allowed = typing.get_args(annotation)
         if typing.get_origin(annotation) is Literal and getattr(config, name) not in allowed:
             yield f"{name} ({getattr(config, name)!r}) must be one of {', '.join(allowed)}"
@@ -286,8 +314,16 @@ def _range_problems(config: RunConfig) -> Iterator[str]:
                 f"{name} ({value}) must be positive and finite, such as 0.001, also in single "
                 f"precision ({single.tiny:.1e} to {single.max:.1e})"
             )
-    if not config.max_grad_norm > 0:
-        yield f"max_grad_norm ({config.max_grad_norm}) must be positive; inf turns clipping off"
+    if not config.max_grad_norm >= float(single.tiny):
+        yield (
+            f"max_grad_norm ({config.max_grad_norm}) must be positive, also in single precision "
+            f"(from {single.tiny:.1e}); inf turns clipping off"
+        )
+    if config.total_steps // max(config.eval_interval, 1) > _MOST_EVALUATIONS:
+        yield (
+            f"eval_interval ({config.eval_interval}) makes more than {_MOST_EVALUATIONS:,} "
+            f"evaluations of total_steps ({config.total_steps}): raise it"
+        )
 
 
 def _multiple(config: RunConfig, name: str, of: str, base: int) -> Iterator[str]:
@@ -311,15 +347,18 @@ def _iteration_problems(config: RunConfig, of: str) -> Iterator[str]:
 
 
 def _dqn_problems(config: DQNConfig) -> Iterator[str]:
-    if not 0 < config.target_step_size <= 1:
+    single = np.finfo(np.float32)  # in which floats enter the programs
+    if not single.tiny <= config.target_step_size <= 1:
         yield (
-            f"target_step_size ({config.target_step_size}) must be above 0 and at most 1: "
+            f"target_step_size ({config.target_step_size}) must be above 0 (from "
+            f"{single.tiny:.1e}) and at most 1: "
             "1 copies the online network"
         )
-    if not -math.inf < config.value_min < config.value_max < math.inf:
+    limits = (config.value_min, config.value_max)
+    if not (max(map(abs, limits)) <= single.max and np.float32(limits[0]) < np.float32(limits[1])):
         yield (
             f"value_min ({config.value_min}) must be finite and below value_max "
-            f"({config.value_max})"
+            f"({config.value_max}), also in single precision"
         )
     if config.num_atoms < 2:
         yield f"num_atoms ({config.num_atoms}) must be at least 2"

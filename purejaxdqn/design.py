@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import difflib
 import functools
+import importlib
 import itertools
 import json
-import typing
+import math
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Literal, NamedTuple, get_args, get_origin
 
@@ -15,13 +17,13 @@ import numpy as np
 from scipy import stats
 
 from purejaxdqn import results
-from purejaxdqn.config import DQNConfig, PQNConfig, RunConfig
+from purejaxdqn.config import DQNConfig, PQNConfig, RunConfig, field_types, float_fields
 from purejaxdqn.types import ConfigError
 
 Label = float | int | bool | str  # what a coordinate of the results can be
 Configure = Callable[..., RunConfig]  # settings by name -> all settings
 
-_MOST_SAMPLES = 10**6
+MOST_RUNS = 10**5  # of one sweep
 
 CONFIGS: dict[str, type[RunConfig]] = {"DQNConfig": DQNConfig, "PQNConfig": PQNConfig}
 
@@ -73,6 +75,16 @@ class Design(NamedTuple):
     is_grid: bool = True
 
     @property
+    def shared(self) -> dict[str, Any]:
+        """The settings that all runs have in common, by name."""
+        settings = [_by_name(setting.config) for setting in self.settings]
+        return {
+            name: value
+            for name, value in settings[0].items()
+            if all(name in other and other[name] == value for other in settings[1:])
+        }
+
+    @property
     def runs(self) -> list[Run]:
         """Every run, the seeds running fastest."""
         return [Run(seed, setting) for setting in self.settings for seed in self.seeds]
@@ -85,15 +97,10 @@ class Design(NamedTuple):
         return list(members.values())
 
 
-def float_fields(config: RunConfig) -> tuple[str, ...]:
-    """The settings that enter a compiled program as arguments, and so can be swept within one."""
-    return tuple(f.name for f in dataclasses.fields(config) if f.type in (float, "float"))
-
-
 def structure(config: RunConfig) -> tuple[Any, ...]:
     """What a compiled program hangs on: the settings that are not floats."""
     floats = float_fields(config)
-    static = [getattr(config, f.name) for f in dataclasses.fields(config) if f.name not in floats]
+    static = [value for name, value in _by_name(config).items() if name not in floats]
     return (type(config).__name__, *static)
 
 
@@ -118,6 +125,7 @@ def grid_design(
     _check_seeds(seeds)
     for name, values in grid.items():
         _check_values(name, values, config)
+    _check_number(math.prod(map(len, grid.values())) * len(seeds))
     grid = {name: [_plain(value) for value in values] for name, values in grid.items()}
     points = [dict(zip(grid, values, strict=True)) for values in itertools.product(*grid.values())]
     axes = {name: [label(value) for value in values] for name, values in grid.items()}
@@ -151,13 +159,12 @@ def random_design(
     _check_seeds(seeds)
     if isinstance(num_samples, bool) or not isinstance(num_samples, int) or num_samples < 1:
         raise ConfigError(f"num_samples ({num_samples!r}) must be a whole number of at least 1")
-    if num_samples > _MOST_SAMPLES:
-        raise ConfigError(f"num_samples ({num_samples}) must be at most {_MOST_SAMPLES}")
+    _check_number(num_samples * len(seeds))
     draw: dict[str, Callable[[], Any]] = {}
     for name, source in space.items():
         if hasattr(source, "rvs"):
             _check_name(name, config)
-            draw[name] = functools.partial(_draw, source, rng)
+            draw[name] = functools.partial(_draw, name, source, rng)
         else:
             _check_values(name, source, config)
             draw[name] = functools.partial(_choose, source, rng)
@@ -166,8 +173,14 @@ def random_design(
     return Design(_settings(configure, points), tuple(map(int, seeds)), axes, is_grid=False)
 
 
-def _draw(distribution: Any, rng: np.random.Generator) -> Any:
-    return np.asarray(distribution.rvs(random_state=rng)).item()  # whole numbers stay whole
+def _draw(name: str, distribution: Any, rng: np.random.Generator) -> Any:
+    value = np.asarray(distribution.rvs(random_state=rng))
+    if value.size != 1:
+        raise ConfigError(
+            f"the distribution of {name} gives {value.size} numbers at a time: give one of a "
+            "single number, such as scipy.stats.loguniform(1e-5, 1e-2)"
+        )
+    return value.item()  # whole numbers stay whole
 
 
 def _choose(values: Sequence[Any], rng: np.random.Generator) -> Any:
@@ -181,6 +194,11 @@ def _plain(value: Any) -> Any:
 
 def _configure(config: RunConfig | Configure) -> Configure:
     if not isinstance(config, RunConfig):
+        if not callable(config):
+            raise ConfigError(
+                f"config ({config!r:.60}) must be settings, such as DQNConfig(), or a function "
+                "that makes them of the swept ones"
+            )
         return config
     config.validate()
     return lambda **swept: dataclasses.replace(config, **swept)
@@ -190,6 +208,11 @@ def _settings(configure: Configure, points: Sequence[Mapping[str, Any]]) -> tupl
     settings = []
     for point in points:
         config = configure(**point)
+        if not isinstance(config, RunConfig):
+            raise ConfigError(
+                f"config ({configure!r:.60}) must make settings, such as DQNConfig(), and made "
+                f"{config!r:.60}"
+            )
         config.validate()
         settings.append(Setting(config, {name: label(value) for name, value in point.items()}))
     return tuple(settings)
@@ -199,6 +222,7 @@ def _check_seeds(seeds: Sequence[int]) -> None:
     _check_sequence("seeds", seeds, f"range({seeds!r})")
     if not len(seeds):
         raise ConfigError("seeds is empty: give at least one, such as range(10)")
+    _check_number(len(seeds))
     for seed in seeds:
         if isinstance(seed, bool) or not (
             isinstance(seed, (int, np.integer)) and 0 <= seed < 2**32
@@ -206,6 +230,14 @@ def _check_seeds(seeds: Sequence[int]) -> None:
             raise ConfigError(f"seed ({seed!r}) must be a whole number from 0 to {2**32 - 1}")
     if len(set(seeds)) < len(seeds):
         raise ConfigError(f"seeds {list(seeds)} must differ from each other")
+
+
+def _check_number(num_runs: int) -> None:
+    if num_runs > MOST_RUNS:
+        raise ConfigError(
+            f"{num_runs:,} runs are too many for one sweep: at most {MOST_RUNS:,}, so make several "
+            "of it, into a folder each"
+        )
 
 
 def _check_sequence(what: str, values: Any, example: str) -> None:
@@ -232,6 +264,12 @@ def _check_values(name: str, values: Any, config: RunConfig | Configure) -> None
     if not len(values):
         raise ConfigError(f"the values of {name} are empty: give at least one")
     labels = [label(value) for value in values]
+    for value in labels:
+        if not isinstance(value, (bool, int, float, str)):
+            raise ConfigError(
+                f"the values of {name} must be numbers, names or sizes such as (64, 64), and not "
+                f"{value!r:.60}"
+            )
     if len(set(labels)) < len(labels):
         raise ConfigError(f"the values of {name} {list(values)} must differ from each other")
 
@@ -265,7 +303,7 @@ def parse(name: str, text: str, kind: type[RunConfig]) -> Any:
     Raises:
       ConfigError: if it is neither.
     """
-    annotation = typing.get_type_hints(kind)[name]
+    annotation = field_types(kind)[name]
     word, *limits = text.split(":")
     if annotation is float and limits:
         return _distribution(name, text, word, limits)
@@ -292,6 +330,18 @@ def parse(name: str, text: str, kind: type[RunConfig]) -> Any:
         ) from None
 
 
+def _kind(name: str) -> type[RunConfig]:
+    """A class of settings, by the name that `config_to_json` gives it."""
+    module, _, attribute = name.rpartition(".")
+    with contextlib.suppress(ImportError, AttributeError, ValueError):
+        found = CONFIGS.get(name) or getattr(importlib.import_module(module), attribute)
+        if isinstance(found, type) and issubclass(found, RunConfig):
+            return found
+    raise ConfigError(
+        f"the settings' class {name} cannot be imported: give it, to rerun as config_class"
+    )
+
+
 def _distribution(name: str, text: str, word: str, limits: Sequence[str]) -> Any:
     example = "such as loguniform:1e-5:1e-2 or uniform:0.9:1"
     if word not in _DISTRIBUTIONS:
@@ -311,26 +361,38 @@ def _distribution(name: str, text: str, word: str, limits: Sequence[str]) -> Any
     return _DISTRIBUTIONS[word](low, high)
 
 
+def _by_name(config: RunConfig) -> dict[str, Any]:
+    return {name: getattr(config, name) for name in field_types(type(config))}
+
+
 def config_to_json(config: RunConfig) -> str:
     """All settings as JSON, for `config_from_json`; settings of a class of one's own too."""
-    facts = {"kind": type(config).__name__, **dataclasses.asdict(config)}
+    kind = type(config)
+    is_own = CONFIGS.get(kind.__name__) is kind
+    name = kind.__name__ if is_own else f"{kind.__module__}.{kind.__qualname__}"
+    facts = {"kind": name, **_by_name(config)}
     return json.dumps(results.jsonable(facts), allow_nan=False)
 
 
-def config_from_json(text: str) -> RunConfig:
+def config_from_json(text: str, kind: type[RunConfig] | None = None) -> RunConfig:
     """What `config_to_json` wrote.
 
+    Args:
+      text: JSON.
+      kind: the settings' class; by default the one that the text names.
+
     Raises:
-      ConfigError: for settings of a class that is not the package's.
+      ConfigError: for settings of a class that cannot be imported, or does not have these.
     """
     facts = json.loads(text)
-    kind = CONFIGS.get(facts.pop("kind"))
-    if kind is None:
+    kind = _kind(facts.pop("kind")) if kind is None else kind
+    names = field_types(kind)
+    if unknown := [name for name in facts if name not in names]:
         raise ConfigError(
-            f"the settings are of a class ({json.loads(text)['kind']}) that is none of "
-            f"{', '.join(CONFIGS)}: give the config itself"
+            f"{kind.__name__} has no {', '.join(unknown)}: it is another class than the one that "
+            "was trained with"
         )
-    floats = {f.name for f in dataclasses.fields(kind) if f.type == "float"}
+    floats = {name for name, annotation in names.items() if annotation is float}
     read: dict[str, Any] = {
         name: tuple(value)
         if isinstance(value, list)

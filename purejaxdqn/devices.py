@@ -13,6 +13,7 @@ import math
 import os
 import platform
 import warnings
+from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -94,6 +95,23 @@ def ensure_devices() -> list[jax.Device]:
         if jax.local_device_count() == 1:
             warnings.warn(f"only one core will work. {error}", RuntimeWarning, stacklevel=3)
         return jax.local_devices()
+
+
+def chosen_devices(devices: Sequence[jax.Device] | None) -> Sequence[jax.Device]:
+    """The devices that were asked for, or all that there are.
+
+    Raises:
+      ConfigError: if they are no devices, or one comes twice.
+    """
+    if devices is None:
+        return ensure_devices()
+    is_list = isinstance(devices, Sequence) and all(isinstance(d, jax.Device) for d in devices)
+    if not is_list or not devices or len(set(devices)) < len(devices):
+        raise ConfigError(
+            f"devices ({devices!r}) must be different devices of JAX, such as jax.devices()[:2]; "
+            "leave them out for all there are"
+        )
+    return devices
 
 
 def _use_compilation_cache() -> None:

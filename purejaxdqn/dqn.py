@@ -20,7 +20,7 @@ import jax.numpy as jnp
 import optax
 
 from purejaxdqn import environments, losses, networks
-from purejaxdqn.config import DQNConfig
+from purejaxdqn.config import DQNConfig, ensure_kind
 from purejaxdqn.diagnostics import NUM_STATES, Probe, gradient_norm
 from purejaxdqn.environments import Environment
 from purejaxdqn.evaluation import greedy_policy
@@ -228,7 +228,11 @@ def dqn(
 
     Returns:
       The `Train`.
+
+    Raises:
+      ConfigError: for settings of another kind.
     """
+    ensure_kind(config, DQNConfig)
     env = env or environments.make(config.env)
     network = network or networks.value_network(
         env.num_actions,

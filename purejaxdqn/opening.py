@@ -48,6 +48,7 @@ def opened(
     seed_mode: SeedMode,
     output: Path | None,
     resume: bool,
+    overwrite: bool,
     checkpoint_seconds: float | None,
     progress: bool,
     diagnostics: bool,
@@ -62,6 +63,7 @@ def opened(
       seed_mode: "vmap" or "map".
       output: a folder.
       resume: whether to go on.
+      overwrite: whether to start again.
       checkpoint_seconds: between two checkpoints.
       progress: whether to show any.
       diagnostics: whether to look inside the learner.
@@ -74,13 +76,15 @@ def opened(
     """
     width = width_of(seed_mode, width)
     check_checkpoint_seconds(checkpoint_seconds)
-    if resume and output is None:
-        raise ConfigError("resume (True) needs an output folder: give output")
+    if (resume or overwrite) and output is None:
+        name = "resume" if resume else "overwrite"
+        raise ConfigError(f"{name} (True) needs an output folder: give output")
     bar = SweepProgress(_total_steps(design), enabled=progress)
     folder = None if output is None else SweepFolder(Path(output), bar.message)
     with contextlib.ExitStack() as stack:
-        history: dict[str, Any] = {}
+        history: dict[str, Any] = {"begun": results.now()}
         if folder is not None:
+            distributed.first(lambda: results.prepare_output(folder.output, overwrite, resume))
             distributed.first(folder.lock)
             stack.callback(folder.unlock)
             if width is None:
@@ -109,9 +113,9 @@ def width_of(seed_mode: SeedMode, width: int | None) -> int | None:
 
 def check_checkpoint_seconds(seconds: float | None) -> None:
     """Refuses what is no time between two checkpoints."""
-    if seconds is not None and not 0 <= seconds < math.inf:
+    if seconds is not None and not (isinstance(seconds, (int, float)) and 0 <= seconds < math.inf):
         raise ConfigError(
-            f"checkpoint_seconds ({seconds}) must be at least 0 and finite, such as 60"
+            f"checkpoint_seconds ({seconds!r}) must be at least 0 and finite, such as 60"
         )
 
 
@@ -129,14 +133,14 @@ def _asked_for(
         (settings,) = settings.values()
     asked = {
         **results.experiment_names(experiment),
-        "settings": settings,
         "axes": plan.design.axes,
         "seeds": list(plan.design.seeds),
         "width": plan.width,
         "seed_mode": seed_mode,
         "diagnostics": diagnostics,
+        "settings": settings,
     }
-    return json.loads(json.dumps(asked))
+    return json.loads(json.dumps(results.jsonable(asked)))
 
 
 def _width_begun(folder: SweepFolder, resume: bool) -> int | None:
@@ -173,8 +177,9 @@ def open_folder(
                 f"{folder.output} holds results, but no checkpoint to go on from: choose another "
                 "folder with --output, or start again with --overwrite"
             )
-        folder.begin({"asked": asked, "made_with": made_with})
-        return {}
+        now = results.now()
+        folder.begin({"asked": asked, "made_with": made_with, "begun": now})
+        return {"begun": now}
     begun = folder.begun()
     if lines := _what_differs(begun["asked"], asked):
         shown = "; ".join(lines[:8]) + (f"; and {len(lines) - 8} more" if len(lines) > 8 else "")
@@ -182,21 +187,22 @@ def open_folder(
             f"the {what} in {folder.output} was begun with other settings ({shown}): resume with "
             "the same ones, choose another folder with --output, or start again with --overwrite"
         )
-    return note_changes(folder, made_with, say)
+    return {"begun": begun.get("begun", "unknown"), **note_changes(folder, made_with, say)}
 
 
 def _what_differs(begun: dict[str, Any], asked: dict[str, Any]) -> list[str]:
-    """What a sweep was asked for, there and now; in a few lines where something else is swept."""
+    """What a sweep was asked for, there and now, in as few lines as can be."""
     axes, now = begun.get("axes", {}), asked.get("axes", {})
-    if [*axes.items()] == [*now.items()]:
-        return differences(begun, asked)
-    # Settings are named by the axes: what can be compared is what all of them share.
-    shared, shared_now = _shared(begun["settings"]), _shared(asked["settings"])
+    # Each setting has its own: what all of them share comes first, and is said once.
+    shared, shared_now = _shared(begun.get("settings", {})), _shared(asked["settings"])
     both = [name for name in shared if name in shared_now and name not in {**axes, **now}]
-    begun = {**begun, "settings": {name: shared[name] for name in both}}
-    asked = {**asked, "settings": {name: shared_now[name] for name in both}}
-    order = [] if {*axes} != {*now} else differences([*axes], [*now], "order of the axes")
-    return differences(begun, asked) + order
+    lines = differences(
+        {**begun, "settings": {name: shared[name] for name in both}},
+        {**asked, "settings": {name: shared_now[name] for name in both}},
+    )
+    if [*axes] != [*now] and {*axes} == {*now}:
+        lines += differences([*axes], [*now], "order of the axes")
+    return lines or differences(begun.get("settings"), asked["settings"], "settings")
 
 
 def _shared(settings: dict[str, Any]) -> dict[str, Any]:

@@ -19,7 +19,7 @@ import jax.numpy as jnp
 import optax
 
 from purejaxdqn import environments, losses, networks
-from purejaxdqn.config import PQNConfig
+from purejaxdqn.config import PQNConfig, ensure_kind
 from purejaxdqn.diagnostics import NUM_STATES, Probe, gradient_norm
 from purejaxdqn.environments import Environment
 from purejaxdqn.evaluation import greedy_policy
@@ -189,7 +189,11 @@ def pqn(
 
     Returns:
       The `Train`.
+
+    Raises:
+      ConfigError: for settings of another kind.
     """
+    ensure_kind(config, PQNConfig)
     env = env or environments.make(config.env)
     network = network or networks.value_network(
         env.num_actions, config.hidden_sizes, layer_norm=config.layer_norm

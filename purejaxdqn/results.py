@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import dataclasses
 import datetime
 import functools
 import importlib.metadata
@@ -11,12 +10,13 @@ import json
 import math
 import os
 import platform
+import re
 import shlex
 import subprocess
 import sys
 import tempfile
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -34,34 +34,41 @@ _PROBE_BYTES = 2**20  # to find out why a file cannot be written
 _PACKAGES = ("purejaxdqn", "jax", "jaxlib", "flax", "optax", "gymnasium", "numpy", "xarray")
 
 
-def provenance(config: Any, experiment: Any) -> dict[str, Any]:
+def provenance(settings: Mapping[str, Any], experiment: Any) -> dict[str, Any]:
     """What a reader needs to run the same again, as attributes that netCDF can hold.
 
     Args:
-      config: the settings, a dataclass.
+      settings: by name, those that all runs have in common.
       experiment: the function that was trained, recorded by name, or a `functools.partial` of it.
 
     Returns:
-      `config` (JSON of every setting), `experiment`, `experiment_arguments` (JSON of the names of
+      `config` (JSON of the settings), `experiment`, `experiment_arguments` (JSON of the names of
       what the partial passes, which goes before the config), `command`, `date`, `versions` (JSON),
       `git_commit`, `python`, `platform` and `processor`.
     """
     return {
-        "config": json.dumps(jsonable(dataclasses.asdict(config)), allow_nan=False),
+        "config": json.dumps(jsonable(dict(settings)), allow_nan=False),
         **experiment_names(experiment),
         "command": shlex.join([Path(sys.executable).name, *sys.argv]),
-        "date": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
+        "date": now(),
         "host": platform.node(),
         "platform": platform.platform(),
         **_made_with(),
     }
 
 
+def now() -> str:
+    """The time, as attributes have it."""
+    return datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
+
+
 def experiment_names(experiment: Any) -> dict[str, str]:
     """`experiment` and `experiment_arguments`, as in `provenance`."""
-    # The function inside a functools.partial, and what was passed in place of the config's parts.
-    function = getattr(experiment, "func", experiment)
-    arguments = {k: _name(v) for k, v in sorted(getattr(experiment, "keywords", {}).items())}
+    function, arguments = experiment, {}
+    if isinstance(experiment, functools.partial):  # of what was passed in place of config's parts
+        function = experiment.func
+        arguments = {f"argument {i}": _name(part) for i, part in enumerate(experiment.args)}
+        arguments |= {name: _name(part) for name, part in sorted(experiment.keywords.items())}
     return {"experiment": _name(function), "experiment_arguments": json.dumps(arguments)}
 
 
@@ -108,7 +115,9 @@ def _name(value: Any) -> str:
     if isinstance(value, tuple) and hasattr(value, "name"):  # an Environment
         return str(value.name)
     qualified = getattr(value, "__qualname__", None)
-    return f"{value.__module__}.{qualified}" if qualified else repr(value)
+    if qualified:
+        return f"{value.__module__}.{qualified}"
+    return re.sub(r" at 0x[0-9a-f]+", "", repr(value))  # which is another one in each process
 
 
 def _git_commit() -> str:

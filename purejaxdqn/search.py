@@ -27,8 +27,8 @@ import numpy as np
 
 from purejaxdqn import results, study
 from purejaxdqn.config import RunConfig, float_fields
-from purejaxdqn.design import config_to_json, grid_design, random_design
-from purejaxdqn.devices import ensure_devices, max_width
+from purejaxdqn.design import MOST_RUNS, config_to_json, grid_design, random_design
+from purejaxdqn.devices import chosen_devices, max_width
 from purejaxdqn.opening import open_folder, width_of
 from purejaxdqn.planning import SweepPlan, plan_sweep
 from purejaxdqn.programs import Experiment
@@ -86,7 +86,8 @@ def search(
     What is promised: the sampler is seeded anew for each batch, from `sampler_seed` and the number
     of trials that were done before it. So the same arguments give the same proposals and the same
     numbers, bit for bit, killed and continued or not, on the same kind of processor and with the
-    same versions. For samplers that remember more than the finished trials (such as
+    same versions; what a kill failed keeps its number in the study, though, and later trials count
+    on from there. For samplers that remember more than the finished trials (such as
     `QMCSampler`), not after a kill.
 
     Args:
@@ -126,12 +127,18 @@ def search(
     distributions = _distributions(config, space)
     _check_whole("num_trials", num_trials, 1)
     _check_whole("trials_per_batch", 1 if trials_per_batch is None else trials_per_batch, 1)
+    if trials_per_batch is not None and trials_per_batch * max(len(seeds), 1) > MOST_RUNS:
+        raise ConfigError(
+            f"trials_per_batch ({trials_per_batch}) of {len(seeds)} seeds are too many runs: at "
+            f"most {MOST_RUNS:,}"
+        )
     _check_whole("sampler_seed", sampler_seed, 0)
     width_of("vmap", width)
     _check_space(config, distributions, seeds)
 
+    output = Path(output)
     results.prepare_output(output, overwrite, resume=not overwrite)
-    devices = devices or ensure_devices()
+    devices = chosen_devices(devices)
     if jax.process_count() > 1:
         raise ConfigError(
             f"a search runs in one process, not in {jax.process_count()}: start it without "
@@ -157,18 +164,20 @@ def search(
         batch = random_design(config, seeds, space, trials_per_batch, np.random.default_rng(0))
         plan = plan_sweep(experiment, batch, devices, width=width, memory_budget=memory_budget)
         _check_slots(plan)
-        asked = {
-            **results.experiment_names(experiment),
-            "settings": json.loads(config_to_json(config)),
-            "space": {name: study.to_json(one) for name, one in distributions.items()},
-            "seeds": [int(seed) for seed in seeds],
-            "trials_per_batch": trials_per_batch,
-            "width": width,
-            "statistic": results.experiment_names(statistic),
-            "sampler": results.experiment_names(sampler),
-            "sampler_seed": sampler_seed,
-            "pruner": type(pruner).__name__,
-        }
+        asked = results.jsonable(
+            {
+                **results.experiment_names(experiment),
+                "settings": json.loads(config_to_json(config)),
+                "space": {name: study.to_json(one) for name, one in distributions.items()},
+                "seeds": [int(seed) for seed in seeds],
+                "trials_per_batch": trials_per_batch,
+                "width": width,
+                "statistic": results.experiment_names(statistic),
+                "sampler": results.experiment_names(sampler),
+                "sampler_seed": sampler_seed,
+                "pruner": type(pruner).__name__,
+            }
+        )
         path = output / STUDY_FILE
         _make_way(path, folder.is_begun(), overwrite)
         history = open_folder(folder, asked, not overwrite, bar.message, "search")

@@ -72,7 +72,7 @@ class SearchResult(NamedTuple):
         table = Table("trial", "score", *names)
         for at in order:
             trial = complete.isel(trial=at)
-            settings = [f"{float(trial[name]):.3g}" for name in names]
+            settings = [f"{float(trial[name]):.4g}" for name in names]
             table.add_row(str(int(trial.trial)), f"{float(trial.score[-1]):.1f}", *settings)
         console.print(table)
         if self.best is None:
@@ -340,7 +340,9 @@ class Searcher:
             )
             .assign_coords(settings)
             .assign_attrs(
-                results.provenance(self._config, self._experiment), status=status, **self._facts
+                results.provenance(dataclasses.asdict(self._config), self._experiment),
+                status=status,
+                **self._facts,
             )
         )
 
@@ -369,4 +371,4 @@ def _replace(config: RunConfig, settings: Mapping[str, Any]) -> RunConfig:
 
 def show(settings: Mapping[str, float]) -> str:
     """Such as "learning_rate=0.000312, discount=0.98"."""
-    return ", ".join(f"{name}={value:.3g}" for name, value in settings.items())
+    return ", ".join(f"{name}={value:.4g}" for name, value in settings.items())

@@ -14,6 +14,7 @@ import numpy as np
 import xarray as xr
 
 from purejaxdqn import design, results
+from purejaxdqn.config import RunConfig
 from purejaxdqn.diagnostics import DIAGNOSTICS
 from purejaxdqn.programs import Experiment
 from purejaxdqn.sweep import run_sweep
@@ -25,6 +26,7 @@ def rerun(
     dataset: xr.Dataset | Path | str,
     *,
     experiment: Experiment | None = None,
+    config_class: type[RunConfig] | None = None,
     devices: Sequence[jax.Device] | None = None,
     progress: bool = True,
     **labels: Any,
@@ -38,6 +40,7 @@ def rerun(
       dataset: what `purejaxdqn.load` gave, or the path that it was given.
       experiment: what was trained; by default what the file names, which it can where nothing was
         passed to it.
+      config_class: of the settings; by default the one that the file names.
       devices: what to train on.
       progress: whether to show progress on standard error.
       **labels: which run: the swept settings and the seed, such as `learning_rate=1e-3, seed=7`;
@@ -54,7 +57,7 @@ def rerun(
     if "settings" not in dataset or "width" not in dataset.attrs:
         raise ConfigError("the dataset is not one of a sweep: it names no settings and no width")
     run = _select(dataset, labels)
-    config = design.config_from_json(str(run.settings.item()))
+    config = design.config_from_json(str(run.settings.item()), config_class)
     if experiment is None:
         experiment = _experiment(dataset)
     for line in differences(_made_with(dataset), results.made_with()):
@@ -73,6 +76,9 @@ def rerun(
 
 def _select(dataset: xr.Dataset, labels: dict[str, Any]) -> xr.Dataset:
     """The dataset of the one run that has these labels."""
+    # What was chosen before, such as with `sel`, has no dimension any more.
+    chosen = [n for n in dataset.coords if dataset[n].ndim == 0 and n not in ("step", "episode")]
+    dataset = dataset.expand_dims([name for name in chosen if name in labels])
     dims = [dim for dim in dataset.final_return.dims if dim != "episode"]
     names = [str(name) for name in dataset.coords if dataset[name].dims in [(d,) for d in dims]]
     for name in labels:

@@ -17,7 +17,7 @@ import jax
 from purejaxdqn import design, distributed
 from purejaxdqn.config import RunConfig
 from purejaxdqn.design import Design, grid_design
-from purejaxdqn.devices import ensure_devices
+from purejaxdqn.devices import chosen_devices
 from purejaxdqn.opening import SeedMode, opened, width_of
 from purejaxdqn.planning import SweepPlan, plan_sweep
 from purejaxdqn.programs import Experiment
@@ -41,6 +41,7 @@ def run_sweep(
     devices: Sequence[jax.Device] | None = None,
     output: Path | None = None,
     resume: bool = False,
+    overwrite: bool = False,
     checkpoint_seconds: float | None = None,
     memory_budget: int | None = None,
     on_evaluation: Tracker | None = None,
@@ -60,6 +61,7 @@ def run_sweep(
       devices: what to train on.
       output: a folder.
       resume: whether to go on.
+      overwrite: whether to start again.
       checkpoint_seconds: between two checkpoints.
       memory_budget: bytes.
       on_evaluation: a `Tracker`.
@@ -83,6 +85,7 @@ def run_sweep(
         devices=devices,
         output=output,
         resume=resume,
+        overwrite=overwrite,
         checkpoint_seconds=checkpoint_seconds,
         memory_budget=memory_budget,
         on_evaluation=on_evaluation,
@@ -100,6 +103,7 @@ def run_design(
     devices: Sequence[jax.Device] | None = None,
     output: Path | None = None,
     resume: bool = False,
+    overwrite: bool = False,
     checkpoint_seconds: float | None = None,
     memory_budget: int | None = None,
     on_evaluation: Tracker | None = None,
@@ -120,6 +124,8 @@ def run_design(
         whatever is needed to go on after a kill.
       resume: whether to go on with the sweep that was begun in that folder. One that is finished
         is only read; where none was begun, this one is.
+      overwrite: whether to start again, and drop what the folder holds. Without either, a folder
+        that holds results or a sweep is refused.
       checkpoint_seconds: between two checkpoints of what is under way; by default 20 times as long
         as the last one took, and at least 10. 0 makes one after each chunk.
       memory_budget: bytes that runs may take on the devices at a time; by default most of what is
@@ -152,7 +158,7 @@ def run_design(
       ConfigError: for settings that cannot be kept, before anything is compiled.
       SweepInterrupted: on Ctrl-C and SIGTERM, with everything that was finished.
     """
-    devices = devices or ensure_devices()
+    devices = chosen_devices(devices)
 
     def plan(width: int | None) -> SweepPlan:
         return _plan(experiment, design, devices, width, memory_budget)
@@ -165,6 +171,7 @@ def run_design(
         seed_mode=seed_mode,
         output=output,
         resume=resume,
+        overwrite=overwrite,
         checkpoint_seconds=checkpoint_seconds,
         progress=progress,
         diagnostics=diagnostics,
@@ -214,7 +221,7 @@ def print_plan(
       ConfigError: for settings that cannot be kept, before anything is compiled.
     """
     width = width_of(seed_mode, width)
-    devices = devices or ensure_devices()
+    devices = chosen_devices(devices)
     plan = plan_sweep(experiment, design, devices, width=width, memory_budget=memory_budget)
     with SweepProgress(0) as bar, listen(), tempfile.TemporaryDirectory() as stays_empty:
         folder = SweepFolder(Path(stays_empty), bar.message)

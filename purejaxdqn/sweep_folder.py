@@ -14,11 +14,12 @@ name, and none drops what another may need.
 
 from __future__ import annotations
 
+import contextlib
 import json
 import re
 import shutil
 import uuid
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -94,7 +95,7 @@ class SweepFolder:
 
     def begin(self, facts: Mapping[str, Any]) -> None:
         """Forgets whatever was kept here, and keeps what is to be trained."""
-        for name in ("sweep", "changes", "finished", "running"):
+        for name in ("sweep", "changes", "times", "finished", "running"):
             shutil.rmtree(self._root / name, ignore_errors=True)
         checkpoint.write(self._root / "sweep", [], facts)
 
@@ -131,6 +132,20 @@ class SweepFolder:
             if line not in lines:
                 lines.append(line)
         return lines
+
+    def keep_times(self, name: str, times: Mapping[str, float]) -> None:
+        """Keeps what a process has spent so far, under a name of its own.
+
+        Raises:
+          OSError: if it cannot be written.
+        """
+        checkpoint.write(self._root / "times" / name, [], times)
+
+    def times(self, beginning: str) -> Iterator[dict[str, float]]:
+        """What earlier processes have spent, whose names have that beginning."""
+        for folder in (self._root / "times").glob(f"{beginning}*"):
+            with contextlib.suppress(CheckpointDamaged):  # they are of no weight
+                yield checkpoint.read(folder)[1]
 
     def _changes(self) -> list[Path]:
         """Those that were noted, the first one first."""
@@ -195,6 +210,8 @@ class SweepFolder:
     def load_running(self, batch: int, config: RunConfig) -> Paused | None:
         """A batch as it was kept last; of a damaged checkpoint, as it was kept before."""
         for folder in self._running():
+            if folder.name in self._damaged:
+                continue
             try:
                 if batch not in _batches(checkpoint.read_manifest(folder)["facts"]):
                     continue

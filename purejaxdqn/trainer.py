@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import functools
 import math
+import uuid
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
@@ -28,6 +29,7 @@ from purejaxdqn.tracking import Evaluated, Tracker
 from purejaxdqn.types import Params
 
 _SAVE_SECONDS = 5.0  # between two writes of results that are not finished, at least
+TIMES = ("compile_seconds", "train_seconds", "evaluation_seconds", "checkpoint_seconds")
 _CHECKPOINT_SECONDS = 10.0  # between two checkpoints, at least
 
 
@@ -89,7 +91,9 @@ class Trainer:
         self._unsaved: set[int] = set()  # finished, but the disk could not take them
         self._saving = Pace(_SAVE_SECONDS)
         self._checkpointing = Pace(_CHECKPOINT_SECONDS, checkpoint_seconds)
-        self._trained_steps = 0  # in this process
+        self._trained_steps = 0
+        self._spent = dict.fromkeys((*TIMES, "trained_steps"), 0.0)  # by earlier processes
+        self._times_file: str | None = None  # where this process keeps its own
         self._facts: dict[str, Any] = {
             "width": plan.width,
             "device": devices[0].device_kind,
@@ -97,10 +101,7 @@ class Trainer:
             "memory_budget": plan.budget,
             "planned_peak_bytes": 0,
             "peak_bytes": 0,
-            "compile_seconds": 0.0,
-            "train_seconds": 0.0,
-            "evaluation_seconds": 0.0,
-            "checkpoint_seconds": 0.0,
+            **dict.fromkeys(TIMES, 0.0),
             "env_steps_per_second": 0.0,
             **(attrs or {}),
         }
@@ -108,6 +109,7 @@ class Trainer:
     def go(self, announce: bool = False) -> SweepResult:
         """Reads a finished sweep, or runs it; see `run`."""
         with listen() as stop:
+            self._take_times()
             known = self.take_finished()
             if known is not None:
                 return known
@@ -144,6 +146,29 @@ class Trainer:
             raise SweepInterrupted(text, result, exit_code)
         return result
 
+    def _take_times(self) -> None:
+        """Adds what earlier processes have spent, and has this one's kept from here on."""
+        if self._folder is None:
+            return
+        process = f"{jax.process_index()}-"
+        for times in self._folder.times(process):
+            for name in self._spent:
+                self._spent[name] += times[name]
+        self._times_file = f"{process}{uuid.uuid4().hex[:8]}"
+        self._facts |= {name: self._spent[name] for name in TIMES}
+        if trained := self._spent["trained_steps"]:
+            self._trained_steps = int(trained)
+            self._facts["env_steps_per_second"] = trained / max(self._spent["train_seconds"], 1e-9)
+
+    def _keep_times(self) -> None:
+        if self._folder is not None and self._times_file is not None:
+            now = {
+                **{name: self._facts[name] for name in TIMES},
+                "trained_steps": self._trained_steps,
+            }
+            own = {name: now[name] - before for name, before in self._spent.items()}
+            self._folder.keep_times(self._times_file, own)
+
     def take_finished(self) -> SweepResult | None:
         """Reads the batches that are finished; where all are, the result as it was written."""
         folder = self._folder
@@ -164,7 +189,8 @@ class Trainer:
             return None
         # It may be damaged, or of a sweep before this one that was to be overwritten.
         known = self._result("finished")
-        if not dataset.equals(known.dataset):
+        trained = [*known.dataset.variables]  # beside which a user may have put more
+        if not ({*trained} <= {*dataset.variables} and dataset[trained].equals(known.dataset)):
             self._bar.message(
                 f"{folder.output / results.FILE_NAME} is not what was trained: it is written again"
             )
@@ -363,7 +389,10 @@ class Trainer:
         with self._checkpointing.measured():
             self._save_finished()
             self._bar.attempt(lambda: folder.save_running(paused))
-        self._facts["checkpoint_seconds"] = self._checkpointing.total
+            self._bar.attempt(self._keep_times)
+        self._facts["checkpoint_seconds"] = (
+            self._spent["checkpoint_seconds"] + self._checkpointing.total
+        )
 
     def _save_finished(self) -> None:
         """Writes the batches that are finished, also those that the disk had no room for before."""
@@ -377,6 +406,7 @@ class Trainer:
 
         for number in sorted(self._unsaved):
             self._bar.attempt(functools.partial(save, number))
+        self._bar.attempt(self._keep_times)
 
     def _save_snapshot(self) -> None:
         assert self._folder is not None
@@ -394,8 +424,7 @@ class Trainer:
     def _result(self, status: str) -> SweepResult:
         self._facts["peak_bytes"] = max(self._facts["peak_bytes"], peak_bytes())
         dataset = record.to_dataset(self._plan.design, self._plan.batches, self._records)
-        config = self._plan.design.settings[0].config
-        attrs = results.provenance(config, self._experiment)
+        attrs = results.provenance(self._plan.design.shared, self._experiment)
         dataset = dataset.assign_attrs(attrs, status=status, **self._facts)
         return SweepResult(dataset, None if status == "running" else self._params())
 

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from purejaxdqn import cli, programs, results, sweep, trainer
+from purejaxdqn import cli, devices, programs, results, trainer
 from purejaxdqn.config import DQNConfig, PQNConfig
 from purejaxdqn.planning import parse_bytes
 from purejaxdqn.stopping import Stop, Stopped, listen
@@ -211,7 +211,7 @@ def test_a_bad_input_is_one_line_and_exit_code_2(
 
     monkeypatch.setattr(programs, "compile_programs", compiled)
     monkeypatch.setattr(trainer, "compile_programs", compiled)
-    monkeypatch.setattr("purejaxdqn.cli.use_every_core", lambda *_: sweep.ensure_devices())
+    monkeypatch.setattr("purejaxdqn.cli.use_every_core", lambda *_: devices.ensure_devices())
     argv = [folders.get(word, word) for word in flags.split(" ")]
     if "--output" not in argv:
         argv += ["--output", str(tmp_path / "output")]

@@ -1,5 +1,6 @@
 """Results on disk: all or nothing, and never over somebody's earlier results."""
 
+import dataclasses
 import json
 import re
 import subprocess
@@ -111,7 +112,9 @@ def test_an_output_folder_that_cannot_be_written_is_refused(tmp_path):
 def test_provenance_names_the_code_and_the_settings():
     config = DQNConfig(max_grad_norm=float("inf"))
     env = environments.make("CartPole-v0")
-    facts = results.provenance(config, partial(dqn, loss_fn=bellman_loss(), env=env))
+    facts = results.provenance(
+        dataclasses.asdict(config), partial(dqn, loss_fn=bellman_loss(), env=env)
+    )
     assert facts["experiment"] == "purejaxdqn.dqn.dqn"
     assert json.loads(facts["experiment_arguments"]) == {
         "env": "CartPole-v0",
