@@ -100,6 +100,7 @@ def main(args: Args) -> None:
             width=args.width,
             seed_mode=args.seed_mode,
             output=folders[name],
+            overwrite=args.overwrite,
         )
         means = result.dataset.final_return.mean("episode").values
         table.add_row(name, str(bootstrap_interval(means, np.random.default_rng(0))))

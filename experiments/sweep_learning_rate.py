@@ -8,7 +8,6 @@ from pathlib import Path
 import numpy as np
 
 from purejaxdqn.dqn import DQNConfig, dqn
-from purejaxdqn.results import prepare_output
 from purejaxdqn.statistics import bootstrap_interval
 from purejaxdqn.sweep import run_sweep
 
@@ -17,8 +16,10 @@ LEARNING_RATES = [1e-4, 3e-4, 1e-3]
 
 def main() -> None:
     config = DQNConfig(env="CartPole-v1", total_steps=50_000)
-    output = prepare_output(Path("results/learning_rate"), overwrite=True)
-    result = run_sweep(dqn, config, range(10), output=output, learning_rate=LEARNING_RATES)
+    output = Path("results/learning_rate")
+    result = run_sweep(
+        dqn, config, range(10), learning_rate=LEARNING_RATES, output=output, resume=True
+    )
     means = result.dataset.final_return.mean("episode")  # (learning_rate, seed)
     rng = np.random.default_rng(0)
     for learning_rate in LEARNING_RATES:

@@ -278,13 +278,9 @@ def _parsed(args_type: type[T], argv: Sequence[str], options: dict[str, Any]) ->
     """The command line as `args_type`.
 
     Raises:
-      ConfigError: for what tyro refuses, which it says in a box, for a list without values, and for
-        a flag that is given twice.
+      ConfigError: for what tyro refuses, which it says in a box, and for a list without values, or
+        that is given twice.
     """
-    flags = [word.partition("=")[0].replace("_", "-") for word in argv if word.startswith("--")]
-    for flag in flags:
-        if flags.count(flag) > 1:
-            raise ConfigError(f"{flag} is given twice: give it once, with all of its values")
     box = io.StringIO()
     try:
         with contextlib.redirect_stderr(box):
@@ -299,9 +295,13 @@ def _parsed(args_type: type[T], argv: Sequence[str], options: dict[str, Any]) ->
         if not end.code:  # --help
             raise
         raise ConfigError(_unboxed(box.getvalue())) from None
+    flags = [word.partition("=")[0].replace("_", "-") for word in argv if word.startswith("--")]
     for flag in flags:
-        if getattr(args, flag[2:].replace("-", "_"), None) == ():
+        value = getattr(args, flag[2:].replace("-", "_"), None)
+        if value == ():
             raise ConfigError(f"{flag} needs at least one value")
+        if isinstance(value, tuple) and flags.count(flag) > 1:  # of which only the last would count
+            raise ConfigError(f"{flag} is given twice: give it once, with all of its values")
     return args
 
 

@@ -348,14 +348,15 @@ def _iteration_problems(config: RunConfig, of: str) -> Iterator[str]:
 
 def _dqn_problems(config: DQNConfig) -> Iterator[str]:
     single = np.finfo(np.float32)  # in which floats enter the programs
-    if not single.tiny <= config.target_step_size <= 1:
+    if not float(single.tiny) <= config.target_step_size <= 1:
         yield (
             f"target_step_size ({config.target_step_size}) must be above 0 (from "
             f"{single.tiny:.1e}) and at most 1: "
             "1 copies the online network"
         )
     limits = (config.value_min, config.value_max)
-    if not (max(map(abs, limits)) <= single.max and np.float32(limits[0]) < np.float32(limits[1])):
+    finite = max(map(abs, limits)) <= float(single.max)
+    if not (finite and np.float32(limits[0]) < np.float32(limits[1])):
         yield (
             f"value_min ({config.value_min}) must be finite and below value_max "
             f"({config.value_max}), also in single precision"

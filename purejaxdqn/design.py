@@ -385,14 +385,15 @@ def config_from_json(text: str, kind: type[RunConfig] | None = None) -> RunConfi
       ConfigError: for settings of a class that cannot be imported, or does not have these.
     """
     facts = json.loads(text)
-    kind = _kind(facts.pop("kind")) if kind is None else kind
-    names = field_types(kind)
-    if unknown := [name for name in facts if name not in names]:
+    name = facts.pop("kind")
+    kind = _kind(name) if kind is None else kind
+    types = field_types(kind)
+    if unknown := [name for name in facts if name not in types]:
         raise ConfigError(
             f"{kind.__name__} has no {', '.join(unknown)}: it is another class than the one that "
             "was trained with"
         )
-    floats = {name for name, annotation in names.items() if annotation is float}
+    floats = {name for name, annotation in types.items() if annotation is float}
     read: dict[str, Any] = {
         name: tuple(value)
         if isinstance(value, list)

@@ -175,7 +175,19 @@ CASES: list[tuple[str, str]] = [
     ("--env", "--env needs at least one value"),
     ("--agent --num-seeds 2", "--agent needs at least one value"),
     ("--learning-rate", "--learning-rate needs at least one value"),
-    ("--learning-rate uniform:1e-4:1e-3 --num-samples 100000000000000000000", "at most 1000000"),
+    ("--learning-rate uniform:1e-4:1e-3 --num-samples 100000000000000000000", "runs are too many"),
+    ("--num-seeds 20000000", "num_seeds (20000000)"),
+    ("--num-seeds 50000 --learning-rate 1e-4 2e-4 3e-4", "150,000 runs are too many"),
+    ("--hidden-sizes 9223372036854775808", "hidden_sizes ((9223372036854775808,)) must be at most"),
+    ("--hidden-sizes 99999999999x99999999999", "must be at most 1,000,000 each"),
+    ("--hidden-sizes 1000000x1000000", "hidden_sizes ((1000000, 1000000)) makes up"),
+    ("--total-steps 2000000000 --eval-interval 4", "eval_interval (4) makes more than 100,000"),
+    ("--agent c51 --value-max 1e300", "below value_max (1e+300), also in single precision"),
+    ("--value-min 1 --value-max 1.000000001", "value_min (1.0)"),
+    ("--max-grad-norm 1e-60", "max_grad_norm (1e-60)"),
+    ("--target-step-size 1e-60", "target_step_size (1e-60)"),
+    ("--learning-rate 1e-3 --learning-rate 1e-4", "--learning-rate is given twice"),
+    ("--batch_size 16 --batch-size=32", "--batch-size is given twice"),
 ]
 
 

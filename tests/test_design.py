@@ -154,13 +154,48 @@ def test_a_number_of_numpy_can_be_written():
     assert config_from_json(config_to_json(config)) == config
 
 
-def test_settings_of_a_class_of_ones_own_have_to_be_given():
+@dataclasses.dataclass(frozen=True)
+class Mine(DQNConfig):
+    bonus: float = 0.0
+
+
+def test_settings_of_a_class_of_ones_own_are_found_by_its_name_or_have_to_be_given():
+    mine = Mine(bonus=float("inf"), hidden_sizes=(8,))
+    assert config_from_json(config_to_json(mine)) == mine
+    with pytest.raises(ConfigError, match=r"bonus \('x'\) must be a number"):
+        dataclasses.replace(mine, bonus="x").validate()  # type: ignore[arg-type]
+
     @dataclasses.dataclass(frozen=True)
-    class Mine(DQNConfig):
+    class Hidden(Mine):
         pass
 
-    with pytest.raises(ConfigError, match="Mine"):
-        config_from_json(config_to_json(Mine()))
+    text = config_to_json(Hidden())
+    with pytest.raises(ConfigError, match=r"Hidden cannot be imported: give it"):
+        config_from_json(text)
+    assert config_from_json(text, Hidden) == Hidden()
+    with pytest.raises(ConfigError, match="DQNConfig has no bonus"):
+        config_from_json(text, DQNConfig)
+
+
+def test_what_all_runs_share_leaves_out_what_any_of_them_changes():
+    shared = grid_design(agents.configure, [0], {"agent": ["dqn", "rainbow"]}).shared
+    one, other = agents.configure(agent="dqn"), agents.configure(agent="rainbow")
+    assert "representation" not in shared
+    assert shared["env"] == "CartPole-v1"
+    assert all(getattr(one, name) == getattr(other, name) == x for name, x in shared.items())
+    mixed = grid_design(agents.configure, [0], {"agent": ["dqn", "pqn"]}).shared
+    assert "replay_capacity" not in mixed
+
+
+def test_distributions_of_several_numbers_at_a_time_are_refused():
+    with pytest.raises(ConfigError, match="learning_rate gives 2 numbers at a time"):
+        random_design(
+            DQNConfig(),
+            [0],
+            {"learning_rate": stats.norm([1e-3, 2e-3])},
+            2,
+            np.random.default_rng(0),
+        )
 
 
 def test_labels_are_what_a_coordinate_can_be():

@@ -139,6 +139,7 @@ def test_two_processes_give_what_one_gives(tmp_path, fresh_environment, assert_s
         "finished",
         "lock",
         "sweep",
+        "times",
     ]
 
 

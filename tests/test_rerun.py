@@ -1,6 +1,8 @@
 """One run of a results file again: the same bits, whichever it is, or a clear refusal."""
 
+import dataclasses
 import functools
+import json
 from typing import Any
 
 import numpy as np
@@ -72,6 +74,38 @@ def test_labels_may_be_coordinates_of_the_dataset(grid):
     run = dataset.isel(learning_rate=1, dueling=0, seed=2)
     labels: dict[str, Any] = {n: run[n] for n in ("learning_rate", "dueling", "seed")}
     assert_same_curves(again(dataset, **labels), run)
+
+
+def test_what_was_chosen_before_may_be_named_again(grid):
+    dataset = purejaxdqn.load(grid).sel(dueling=True)
+    whole = again(grid, learning_rate=1e-3, dueling=True, seed=1)
+    assert_same_curves(again(dataset, learning_rate=1e-3, seed=1), whole)
+    assert_same_curves(again(dataset, learning_rate=1e-3, dueling=True, seed=1), whole)
+    with pytest.raises(ConfigError, match="no run has dueling False"):
+        again(dataset, learning_rate=1e-3, dueling=False, seed=1)
+
+
+@dataclasses.dataclass(frozen=True)
+class Mine(DQNConfig):
+    bonus: float = 0.0
+
+
+def mine(config):
+    return dqn(config)
+
+
+def test_settings_of_a_class_of_ones_own_are_run_again():
+    config = Mine(**vars(CONFIG))
+    dataset = run_sweep(mine, config, [3, 7], width=2, bonus=[0.5, 1.0], progress=False).dataset
+    one = again(dataset, bonus=1.0, seed=7)
+    assert_same_curves(one, dataset.sel(bonus=1.0, seed=7))
+    settings = json.loads(dataset.settings.values[0])
+    moved = dataset.copy()
+    moved["settings"] = ("bonus", [json.dumps({**settings, "kind": "nowhere.Mine"})] * 2)
+    with pytest.raises(ConfigError, match=r"nowhere.Mine cannot be imported.*config_class"):
+        again(moved, bonus=1.0, seed=7)
+    given = again(moved, config_class=Mine, bonus=1.0, seed=7)
+    assert_same_curves(given, again(dataset, bonus=0.5, seed=7))
 
 
 def test_what_has_one_value_may_be_left_out(grid):

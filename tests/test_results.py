@@ -109,6 +109,18 @@ def test_an_output_folder_that_cannot_be_written_is_refused(tmp_path):
         results.prepare_output(tmp_path / "file" / "below")
 
 
+class Scaled:
+    def __call__(self, factor, config):
+        return dqn(config)
+
+
+def test_what_is_trained_has_the_same_name_in_every_process():
+    assert results.experiment_names(Scaled()) == results.experiment_names(Scaled())
+    assert "0x" not in results.experiment_names(Scaled())["experiment"]
+    names = results.experiment_names(partial(Scaled(), 3.0))
+    assert json.loads(names["experiment_arguments"]) == {"argument 0": "3.0"}
+
+
 def test_provenance_names_the_code_and_the_settings():
     config = DQNConfig(max_grad_norm=float("inf"))
     env = environments.make("CartPole-v0")

@@ -6,6 +6,7 @@ import pickle
 import subprocess
 import sys
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import jax
@@ -17,6 +18,7 @@ from purejaxdqn.design import grid_design
 from purejaxdqn.devices import make_plan
 from purejaxdqn.dqn import DQNConfig, dqn
 from purejaxdqn.losses import bellman_loss, double_q_learning
+from purejaxdqn.pqn import PQNConfig
 from purejaxdqn.programs import compile_programs
 from purejaxdqn.rounds import evaluation_steps, train_round
 from purejaxdqn.sweep import SweepInterrupted, run_sweep
@@ -308,6 +310,15 @@ def test_evaluations_fall_on_multiples_and_on_the_end():
         ([0], {"learning_rate": 1e-3}, r"learning_rate \(0.001\) .* such as \[0.001\]"),
         ([0], {"learning_rate": [1e-3, 1e-3]}, "must differ"),
         ([0], {"learning_rate": [1e-3, -1.0]}, r"learning_rate \(-1.0\)"),
+        ([0], {"learning_rate": [{}]}, r"learning_rate must be numbers, .* not \{\}"),
+        (range(200_000), {}, "200,000 runs are too many"),
+        ([0], {"devices": jax.devices()[:1] * 2}, "different devices"),
+        ([0], {"devices": "cpu"}, r"devices \('cpu'\)"),
+        ([0], {"devices": []}, r"devices \(\[\]\)"),
+        ([0], {"checkpoint_seconds": "60"}, r"checkpoint_seconds \('60'\)"),
+        ([0], {"resume": True}, "needs an output folder"),
+        ([0], {"overwrite": True}, "needs an output folder"),
+        ([0], {"output": Path(__file__)}, "cannot be written"),
     ],
 )
 def test_sweeps_that_cannot_be_run_are_refused_before_anything_is_compiled(
@@ -316,3 +327,17 @@ def test_sweeps_that_cannot_be_run_are_refused_before_anything_is_compiled(
     monkeypatch.setattr(trainer, "compile_programs", None)
     with pytest.raises(ConfigError, match=words):
         quiet(dqn, CONFIG, seeds, **options)
+
+
+@pytest.mark.parametrize(
+    ("config", "words"),
+    [
+        ({"learning_rate": 1e-3}, "must be settings, such as DQNConfig"),
+        (lambda: 3, "and made 3"),
+        (PQNConfig(), "takes settings of DQNConfig, and not of PQNConfig"),
+    ],
+)
+def test_what_are_no_settings_of_the_experiment_is_refused(config, words, monkeypatch):
+    monkeypatch.setattr(trainer, "compile_programs", None)
+    with pytest.raises(ConfigError, match=words):
+        quiet(dqn, config, [0])
