@@ -90,7 +90,8 @@ class SearchResult(NamedTuple):
         if self.best is None:
             return {**facts, "best": None}
         trial, settings, score, _ = self.best
-        return {**facts, "best": {"trial": trial, "score": score, "settings": settings}}
+        found = {"trial": trial, "score": score, "settings": results.jsonable(settings)}
+        return {**facts, "best": found}
 
 
 class SearchInterrupted(Interrupted):

@@ -2,6 +2,7 @@
 
 import contextlib
 import json
+import math
 import os
 import shutil
 import signal
@@ -10,6 +11,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import xarray as xr
 from scipy import stats
 
 pytest.importorskip("optuna", reason="Optuna is an extra: pip install 'purejaxdqn[search]'")
@@ -510,6 +512,13 @@ def test_a_study_that_is_missing_or_another_ones_is_refused(begun, tmp_path):
         for _ in range(2):  # a refusal leaves nothing that would be gone on with
             with pytest.raises(ConfigError, match=message):
                 run(folder, 12)
+
+
+def test_a_summary_is_strict_json_also_of_infinite_settings():
+    best = search.Best(0, {"max_grad_norm": math.inf}, 25.0, CONFIG)
+    dataset = xr.Dataset({"state": ("trial", ["complete"])}, attrs={"status": "finished"})
+    text = json.dumps(search.SearchResult(dataset, best).summary(), allow_nan=False)
+    assert json.loads(text)["best"]["settings"] == {"max_grad_norm": "inf"}
 
 
 def test_a_sweeps_folder_is_refused(tmp_path, whole):
