@@ -86,7 +86,7 @@ class RunConfig:
         """
         problems = [*_range_problems(self)]
         if not problems:  # the relations below divide by these numbers
-            problems = [*self._relation_problems()]
+            problems = [*_evaluation_problems(self), *self._relation_problems()]
         if problems:
             raise ConfigError("\n".join(problems))
         environments.make(self.env)
@@ -319,7 +319,10 @@ def _range_problems(config: RunConfig) -> Iterator[str]:
             f"max_grad_norm ({config.max_grad_norm}) must be positive, also in single precision "
             f"(from {single.tiny:.1e}); inf turns clipping off"
         )
-    if config.total_steps // max(config.eval_interval, 1) > _MOST_EVALUATIONS:
+
+
+def _evaluation_problems(config: RunConfig) -> Iterator[str]:
+    if config.total_steps // config.eval_interval > _MOST_EVALUATIONS:
         yield (
             f"eval_interval ({config.eval_interval}) makes more than {_MOST_EVALUATIONS:,} "
             f"evaluations of total_steps ({config.total_steps}): raise it"

@@ -333,6 +333,7 @@ class Searcher:
         settings = {
             name: ("trial", [trial.params[name] for trial in trials]) for name in trials[0].params
         }
+        fixed = {k: v for k, v in dataclasses.asdict(self._config).items() if k not in settings}
         self._facts["peak_bytes"] = peak_bytes()
         return (
             dataset.assign(
@@ -340,11 +341,7 @@ class Searcher:
                 score=(("trial", "step"), np.array(scores)),
             )
             .assign_coords(settings)
-            .assign_attrs(
-                results.provenance(dataclasses.asdict(self._config), self._experiment),
-                status=status,
-                **self._facts,
-            )
+            .assign_attrs(results.provenance(fixed, self._experiment), status=status, **self._facts)
         )
 
     def _state(self, trial: FrozenTrial) -> str:

@@ -217,9 +217,11 @@ class Trainer:
         now = memory_bytes()  # without what the start below leaves behind
         seconds = sum(map(self._expected_seconds, left, programs))
         self._plan_peak(now, seconds)
+        compiled = self._facts["compile_seconds"] - self._spent["compile_seconds"]
+        peak = decimal(self._facts["planned_peak_bytes"])
         self._bar.message(
-            f"compiled in {self._facts['compile_seconds']:.1f} s; memory up to "
-            f"{decimal(self._facts['planned_peak_bytes'])}; expected to take {_duration(seconds)}"
+            f"compiled in {compiled:.1f} s; memory up to {peak}; expected to take "
+            f"{_duration(seconds)}"
         )
 
     def _expected_seconds(self, group: Group, programs: Programs) -> float:

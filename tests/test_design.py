@@ -164,6 +164,10 @@ def test_settings_of_a_class_of_ones_own_are_found_by_its_name_or_have_to_be_giv
     assert config_from_json(config_to_json(mine)) == mine
     with pytest.raises(ConfigError, match=r"bonus \('x'\) must be a number"):
         dataclasses.replace(mine, bonus="x").validate()  # type: ignore[arg-type]
+    with pytest.raises(ConfigError, match=r"^eval_interval \(0\) must be a whole number of at"):
+        dataclasses.replace(mine, eval_interval=0).validate()
+    with pytest.raises(ConfigError, match=r"^total_steps \('x'\) must be a whole number of at"):
+        dataclasses.replace(mine, total_steps="x").validate()  # type: ignore[arg-type]
 
     @dataclasses.dataclass(frozen=True)
     class Hidden(Mine):
