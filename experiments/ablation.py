@@ -286,11 +286,12 @@ def rows(
 ) -> list[Row]:
     """The table of all combinations, the best final return first."""
     table = []
+    by_outcome = scores(dataset)
     for combination in itertools.product((False, True), repeat=len(components)):
         at = dict(zip(components, combination, strict=True))
         intervals = {
             outcome: bootstrap_interval(score.sel(at).values, np.random.default_rng(0), statistic)
-            for outcome, score in scores(dataset).items()
+            for outcome, score in by_outcome.items()
         }
         table.append(Row(label(components, combination), combination, intervals))
     final = OUTCOMES["final_return"]

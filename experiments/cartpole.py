@@ -84,10 +84,10 @@ def play(args: Args, result: SweepResult, output: Path) -> SweepResult:
     """Plays every seed's policy in gymnasium's own environment, and films the best one."""
     train = agents.experiment(args.config)(args.config)
     returns = play_in_gymnasium(train, result.params, GYMNASIUM_EPISODES, progress=True)
-    dataset = result.dataset.assign(gymnasium_return=(("seed", "gymnasium_episode"), returns))
-    results.save(dataset, output)
     best = int(returns.mean(axis=1).argmax())
     save_gif(train, jax.tree.map(lambda x: x[best], result.params), output / FILM)
+    dataset = result.dataset.assign(gymnasium_return=(("seed", "gymnasium_episode"), returns))
+    results.save(dataset, output)  # last: it says that all of this is done
     return result._replace(dataset=dataset)
 
 

@@ -135,10 +135,10 @@ def by_setting(dataset: xr.Dataset) -> dict[str, xr.Dataset]:
 def _names(points: list[dict[Any, Any]]) -> list[str]:
     """Names of settings, in as few digits as tell them apart; the same one twice is numbered."""
     names: list[str] = []
-    for digits in (3, 6, 17):
+    for digits in (".3g", ".6g", ""):
         names = [
             ", ".join(
-                f"{name}={value:.{digits}g}" if isinstance(value, float) else f"{name}={value}"
+                f"{name}={value:{digits}}" if isinstance(value, float) else f"{name}={value}"
                 for name, value in point.items()
             )
             for point in points

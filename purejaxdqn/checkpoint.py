@@ -52,11 +52,13 @@ def write(folder: Path, arrays: Sequence[np.ndarray], facts: Mapping[str, Any]) 
     own = f"{TEMPORARY}{folder.name}.{platform.node()}.{os.getpid()}"
     for failed in folder.parent.glob(f"{own}.*"):
         shutil.rmtree(failed, ignore_errors=True)
-    # Never the same name twice: a failed write may go on for a while, see `_remove_for_good`.
+    # Never the same name twice: what failed may go on for a while, see `_remove_what_comes_late`.
     temporary = folder.with_name(f"{own}.{uuid.uuid4().hex[:8]}")
+    has_begun = False  # Orbax, that is
     try:
         temporary.mkdir(parents=True)
         for number, part in enumerate(_parts(arrays)):
+            has_begun = True
             _save_arrays(temporary / _ARRAYS / str(number), part)
         content = {
             "arrays": [[list(x.shape), x.dtype.str] for x in arrays],
@@ -74,12 +76,14 @@ def write(folder: Path, arrays: Sequence[np.ndarray], facts: Mapping[str, Any]) 
         temporary.rename(folder)
         _sync_folder(folder.parent)
     except BaseException:
-        _remove_for_good(temporary)
+        shutil.rmtree(temporary, ignore_errors=True)
+        if has_begun:
+            _remove_what_comes_late(temporary)
         raise
 
 
-def _remove_for_good(folder: Path) -> None:
-    """Removes what a failed write has left, also what comes late.
+def _remove_what_comes_late(folder: Path) -> None:
+    """Removes what a failed write still leaves after its end.
 
     Orbax raises the first error. TensorStore's threads are then still busy with other arrays, up to
     50 ms as measured with four writers on two cores, and make the folder again.

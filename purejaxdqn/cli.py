@@ -297,9 +297,10 @@ def _parsed(args_type: type[T], argv: Sequence[str], options: dict[str, Any]) ->
         raise ConfigError(_unboxed(box.getvalue())) from None
     flags = [word.partition("=")[0].replace("_", "-") for word in argv if word.startswith("--")]
     for flag in flags:
-        value = getattr(args, flag[2:].replace("-", "_"), None)
-        if value == ():
+        name = flag[2:].replace("-", "_")
+        if getattr(args, name, None) == ():  # sizes among the settings may be none
             raise ConfigError(f"{flag} needs at least one value")
+        value = getattr(args, name, getattr(getattr(args, "config", None), name, None))
         if isinstance(value, tuple) and flags.count(flag) > 1:  # of which only the last would count
             raise ConfigError(f"{flag} is given twice: give it once, with all of its values")
     return args

@@ -153,7 +153,7 @@ class Driver(Trainer):
         self._records |= share.records
         self._finished |= {*share.records}
         self._unsaved |= share.unsaved
-        self._save_finished()
+        self._trained_steps += share.trained_steps
         facts = self._facts
         for name in TIMES:
             facts[name] += share.facts[name]
@@ -162,6 +162,8 @@ class Driver(Trainer):
         facts["memory_budget"] = min(facts["memory_budget"], share.facts["memory_budget"])
         kinds = {*facts["device"].split(", "), share.facts["device"]} - {""}
         facts["device"] = ", ".join(sorted(kinds))
+        self._save_finished()
+        self._keep_times()
 
     def _cancel(self, tasks: Sequence[Any], board: Any) -> None:
         """Stops tasks, which write their checkpoints first, and takes what they still say."""

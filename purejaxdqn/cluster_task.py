@@ -114,6 +114,7 @@ class Share(NamedTuple):
 
     records: dict[int, Record]
     unsaved: set[int]
+    trained_steps: int
     facts: dict[str, Any]
 
 
@@ -191,7 +192,7 @@ class _Task(Trainer):
         self.train(numbers, stop)
         self._facts["peak_bytes"] = peak_bytes()
         records = {number: self._records[number] for number in numbers}
-        return Share(records, self._unsaved, self._facts)
+        return Share(records, self._unsaved, self._trained_steps, self._facts)
 
     def _take_paused(self, *args: Any) -> dict[int, Paused]:
         paused = super()._take_paused(*args)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import sys
 import typing
 from collections.abc import Iterator
 from typing import Any, Literal
@@ -282,6 +283,9 @@ def _range_problems(config: RunConfig) -> Iterator[str]:
         if isinstance(value, bool) or not isinstance(value, (int, float, np.number)):
             yield f"{name} ({value!r}) must be a number"
             return  # it cannot be compared
+        if isinstance(value, int) and abs(value) > sys.float_info.max:
+            yield f"{name} must be at most {sys.float_info.max:.1e}"
+            return
     for name in [name for name, kind in kinds.items() if kind is bool]:
         if not isinstance(getattr(config, name), bool):
             yield f"{name} ({getattr(config, name)!r}) must be True or False"

@@ -244,6 +244,10 @@ def _check_sequence(what: str, values: Any, example: str) -> None:
     is_array = isinstance(values, np.ndarray) and values.ndim > 0
     if not (is_array or isinstance(values, Sequence)) or isinstance(values, str):
         raise ConfigError(f"{what} ({values!r}) must be a sequence, such as {example}")
+    try:
+        len(values)
+    except OverflowError:  # of a range
+        raise ConfigError(f"{what} ({values!r}) are too many: at most {MOST_RUNS:,}") from None
 
 
 def _check_name(name: str, config: RunConfig | Configure) -> None:
@@ -333,7 +337,7 @@ def parse(name: str, text: str, kind: type[RunConfig]) -> Any:
 def _kind(name: str) -> type[RunConfig]:
     """A class of settings, by the name that `config_to_json` gives it."""
     module, _, attribute = name.rpartition(".")
-    with contextlib.suppress(ImportError, AttributeError, ValueError):
+    with contextlib.suppress(Exception):  # whatever a user's module may raise
         found = CONFIGS.get(name) or getattr(importlib.import_module(module), attribute)
         if isinstance(found, type) and issubclass(found, RunConfig):
             return found
@@ -370,7 +374,7 @@ def config_to_json(config: RunConfig) -> str:
     kind = type(config)
     is_own = CONFIGS.get(kind.__name__) is kind
     name = kind.__name__ if is_own else f"{kind.__module__}.{kind.__qualname__}"
-    facts = {"kind": name, **_by_name(config)}
+    facts = {**_by_name(config), "kind": name}
     return json.dumps(results.jsonable(facts), allow_nan=False)
 
 

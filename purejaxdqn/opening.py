@@ -9,6 +9,8 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
+import numpy as np
+
 from purejaxdqn import design, distributed, results
 from purejaxdqn.design import Design
 from purejaxdqn.planning import SweepPlan
@@ -113,7 +115,8 @@ def width_of(seed_mode: SeedMode, width: int | None) -> int | None:
 
 def check_checkpoint_seconds(seconds: float | None) -> None:
     """Refuses what is no time between two checkpoints."""
-    if seconds is not None and not (isinstance(seconds, (int, float)) and 0 <= seconds < math.inf):
+    is_number = isinstance(seconds, (int, float, np.number)) and not isinstance(seconds, bool)
+    if seconds is not None and not (is_number and 0 <= seconds < math.inf):
         raise ConfigError(
             f"checkpoint_seconds ({seconds!r}) must be at least 0 and finite, such as 60"
         )

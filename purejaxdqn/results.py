@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import datetime
 import functools
 import importlib.metadata
@@ -96,8 +97,10 @@ def made_with() -> dict[str, Any]:
 def jsonable(value: Any) -> Any:
     """`value` with infinite and undefined numbers as the strings that `float` reads back.
 
-    JSON has no such numbers, nor NumPy's.
+    JSON has no such numbers, nor NumPy's. Dataclasses become dictionaries.
     """
+    if dataclasses.is_dataclass(value) and not isinstance(value, type):
+        value = dataclasses.asdict(value)
     if isinstance(value, np.generic):
         value = value.item()
     if isinstance(value, dict):

@@ -127,14 +127,14 @@ def search(
     distributions = _distributions(config, space)
     _check_whole("num_trials", num_trials, 1)
     _check_whole("trials_per_batch", 1 if trials_per_batch is None else trials_per_batch, 1)
-    if trials_per_batch is not None and trials_per_batch * max(len(seeds), 1) > MOST_RUNS:
+    _check_whole("sampler_seed", sampler_seed, 0)
+    width_of("vmap", width)
+    _check_space(config, distributions, seeds)
+    if trials_per_batch is not None and trials_per_batch * len(seeds) > MOST_RUNS:
         raise ConfigError(
             f"trials_per_batch ({trials_per_batch}) of {len(seeds)} seeds are too many runs: at "
             f"most {MOST_RUNS:,}"
         )
-    _check_whole("sampler_seed", sampler_seed, 0)
-    width_of("vmap", width)
-    _check_space(config, distributions, seeds)
 
     output = Path(output)
     results.prepare_output(output, overwrite, resume=not overwrite)

@@ -59,7 +59,7 @@ def summarise(
     solved = threshold is not None and int((finished >= threshold).sum())
     return {
         "algorithm": dataset.attrs["experiment"].rpartition(".")[2].upper(),
-        "env": json.loads(dataset.attrs["config"])["env"],
+        "env": _env(dataset),
         "status": dataset.attrs["status"],
         "seeds": dataset.seed.values.tolist(),
         "final_return": _numbers(finals),
@@ -78,6 +78,12 @@ def summarise(
         "num_devices": int(dataset.attrs["num_devices"]),
         **{name: float(dataset.attrs[name]) for name in times},
     }
+
+
+def _env(dataset: xr.Dataset) -> str:
+    """The environment's name, also of what was selected from a sweep over several."""
+    shared = json.loads(dataset.attrs["config"])
+    return str(shared["env"] if "env" in shared else dataset["env"].item())
 
 
 def _numbers(values: np.ndarray) -> list[float | None]:

@@ -3,6 +3,7 @@
     results.nc              the numbers so far, written every few seconds
     checkpoint/sweep        what is being trained, and with what; written once
     checkpoint/changes/*    with what it went on, where that may give other bits
+    checkpoint/times/*      how long each process has worked on it
     checkpoint/finished/3   the numbers and the last weights of batch 3
     checkpoint/running/*    everything that batches under way need to go on
     checkpoint/lock         held by the process that began, and puts the numbers together
@@ -94,7 +95,8 @@ class SweepFolder:
         return (self._root / "sweep").exists()
 
     def begin(self, facts: Mapping[str, Any]) -> None:
-        """Forgets whatever was kept here, and keeps what is to be trained."""
+        """Forgets whatever was kept here, results too, and keeps what is to be trained."""
+        (self.output / results.FILE_NAME).unlink(missing_ok=True)
         for name in ("sweep", "changes", "times", "finished", "running"):
             shutil.rmtree(self._root / name, ignore_errors=True)
         checkpoint.write(self._root / "sweep", [], facts)

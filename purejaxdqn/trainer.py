@@ -161,13 +161,12 @@ class Trainer:
             self._facts["env_steps_per_second"] = trained / max(self._spent["train_seconds"], 1e-9)
 
     def _keep_times(self) -> None:
-        if self._folder is not None and self._times_file is not None:
-            now = {
-                **{name: self._facts[name] for name in TIMES},
-                "trained_steps": self._trained_steps,
-            }
-            own = {name: now[name] - before for name, before in self._spent.items()}
-            self._folder.keep_times(self._times_file, own)
+        folder, file = self._folder, self._times_file
+        if folder is None or file is None:
+            return
+        now = {**self._facts, "trained_steps": self._trained_steps}
+        own = {name: now[name] - before for name, before in self._spent.items()}
+        self._bar.attempt(lambda: folder.keep_times(file, own))
 
     def take_finished(self) -> SweepResult | None:
         """Reads the batches that are finished; where all are, the result as it was written."""
@@ -189,8 +188,8 @@ class Trainer:
             return None
         # It may be damaged, or of a sweep before this one that was to be overwritten.
         known = self._result("finished")
-        trained = [*known.dataset.variables]  # beside which a user may have put more
-        if not ({*trained} <= {*dataset.variables} and dataset[trained].equals(known.dataset)):
+        added = [name for name in dataset.variables if name not in known.dataset.variables]
+        if not dataset.drop_vars(added).equals(known.dataset):  # a user may have put more beside
             self._bar.message(
                 f"{folder.output / results.FILE_NAME} is not what was trained: it is written again"
             )
@@ -347,6 +346,7 @@ class Trainer:
         self._finished |= {*numbers}
         self._unsaved |= {*numbers}
         self._save_finished()
+        self._keep_times()
         stop.check()
         stop.waits = False
 
@@ -391,10 +391,9 @@ class Trainer:
         with self._checkpointing.measured():
             self._save_finished()
             self._bar.attempt(lambda: folder.save_running(paused))
-            self._bar.attempt(self._keep_times)
-        self._facts["checkpoint_seconds"] = (
-            self._spent["checkpoint_seconds"] + self._checkpointing.total
-        )
+        spent = self._spent["checkpoint_seconds"] + self._checkpointing.total
+        self._facts["checkpoint_seconds"] = spent
+        self._keep_times()
 
     def _save_finished(self) -> None:
         """Writes the batches that are finished, also those that the disk had no room for before."""
@@ -408,7 +407,6 @@ class Trainer:
 
         for number in sorted(self._unsaved):
             self._bar.attempt(functools.partial(save, number))
-        self._bar.attempt(self._keep_times)
 
     def _save_snapshot(self) -> None:
         assert self._folder is not None

@@ -130,10 +130,12 @@ def test_a_finished_sweep_is_only_read(finished, monkeypatch):
 
 def test_what_a_user_has_added_to_a_finished_sweep_stays(finished, tmp_path, capsys):
     output = Path(shutil.copytree(finished[0], tmp_path / "copy"))
-    results.save(results.load(output).assign(mine=("seed", [1, 2, 3])), output)
+    more = results.load(output).assign(mine=("seed", [1, 2, 3]))
+    results.save(more.assign_coords(tag=("seed", ["a", "b", "c"]), note=1), output)
     again = run_sweep(dqn, CONFIG, range(3), output=output, resume=True)
     assert "is finished already" in " ".join(capsys.readouterr().err.split())
     assert again.dataset.mine.values.tolist() == [1, 2, 3]
+    assert again.dataset.tag.values.tolist() == ["a", "b", "c"]
 
 
 def test_without_resume_nothing_that_is_there_is_dropped(finished, tmp_path):

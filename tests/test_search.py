@@ -449,6 +449,8 @@ def test_a_damaged_record_costs_its_numbers_alone(begun, whole):
         ),
         ({"num_trials": 0}, r"num_trials \(0\) must be a whole number of at least 1"),
         ({"trials_per_batch": 1.5}, r"trials_per_batch \(1.5\) must be"),
+        ({"trials_per_batch": 10**6}, r"trials_per_batch \(1000000\) of 2 seeds are too many"),
+        ({"seeds": 5}, r"seeds \(5\) must be a sequence"),
         ({"sampler_seed": -1}, r"sampler_seed \(-1\) must be a whole number of at least 0"),
         ({"seeds": []}, "seeds is empty"),
         ({"seeds": (0, 0)}, "must differ"),

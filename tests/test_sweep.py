@@ -312,6 +312,8 @@ def test_evaluations_fall_on_multiples_and_on_the_end():
         ([0], {"learning_rate": [1e-3, -1.0]}, r"learning_rate \(-1.0\)"),
         ([0], {"learning_rate": [{}]}, r"learning_rate must be numbers, .* not \{\}"),
         (range(200_000), {}, "200,000 runs are too many"),
+        (range(2**70), {}, r"seeds \(range\(0, \d+\)\) are too many"),
+        ([0], {"max_grad_norm": [10**400]}, "max_grad_norm must be at most"),
         ([0], {"devices": jax.devices()[:1] * 2}, "different devices"),
         ([0], {"devices": "cpu"}, r"devices \('cpu'\)"),
         ([0], {"devices": []}, r"devices \(\[\]\)"),
