@@ -210,7 +210,9 @@ def test_what_a_node_refuses_is_one_line(ray_cluster, tmp_path, monkeypatch):
             dqn, DESIGN, address=ray_cluster.address, output=tmp_path, num_gpus_per_task=1
         )
     with pytest.raises(ConfigError, match="may be used"):
-        run_on_cluster(dqn, DESIGN, address=ray_cluster.address, output=tmp_path / "other", memory_budget=100)
+        run_on_cluster(
+            dqn, DESIGN, address=ray_cluster.address, output=tmp_path / "other", memory_budget=100
+        )
 
 
 @pytest.mark.parametrize(
