@@ -30,7 +30,7 @@ MANIFEST = "manifest.json"
 TEMPORARY = ".writing-"  # begins the name of a folder that is not finished
 _ARRAYS = "arrays"
 _PART_BYTES = 2**27  # Orbax copies what it writes: so much at a time
-_SETTLE_SECONDS = 0.3  # without new files after a failed write, until it has ended
+_SETTLE_SECONDS = 0.5  # without new files after a failed write, until it has ended
 _MOST_SETTLE_SECONDS = 5.0  # to wait for that
 
 

@@ -107,7 +107,7 @@ def test_a_checkpoint_that_cannot_be_written_leaves_the_one_before(tmp_path, mon
     late = []
 
     def full(arrays_folder, _):  # as Orbax: raises at once, while its threads still write
-        late.append(threading.Timer(0.1, arrays_folder.mkdir, kwargs={"parents": True}))
+        late.append(threading.Timer(0.02, arrays_folder.mkdir, kwargs={"parents": True}))
         late[0].start()
         raise OSError(28, "No space left on device")
 
