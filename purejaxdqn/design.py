@@ -77,12 +77,7 @@ class Design(NamedTuple):
     @property
     def shared(self) -> dict[str, Any]:
         """The settings that all runs have in common, by name."""
-        settings = [_by_name(setting.config) for setting in self.settings]
-        return {
-            name: value
-            for name, value in settings[0].items()
-            if all(name in other and other[name] == value for other in settings[1:])
-        }
+        return common([_by_name(setting.config) for setting in self.settings])
 
     @property
     def runs(self) -> list[Run]:
@@ -95,6 +90,15 @@ class Design(NamedTuple):
         for index, run in enumerate(self.runs):
             members.setdefault(structure(run.setting.config), []).append(index)
         return list(members.values())
+
+
+def common(points: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    """What is the same in all points, by name."""
+    return {
+        name: value
+        for name, value in points[0].items()
+        if all(name in other and other[name] == value for other in points[1:])
+    }
 
 
 def structure(config: RunConfig) -> tuple[Any, ...]:

@@ -211,7 +211,7 @@ def _what_differs(begun: dict[str, Any], asked: dict[str, Any]) -> list[str]:
 def _shared(settings: dict[str, Any]) -> dict[str, Any]:
     """The settings that are the same in all points of a sweep; of one point, all."""
     points = [one for one in settings.values() if isinstance(one, dict)] or [settings]
-    return {k: v for k, v in points[0].items() if all(one.get(k) == v for one in points)}
+    return design.common(points)
 
 
 def note_changes(

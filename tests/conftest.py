@@ -1,5 +1,6 @@
 """What the whole suite runs under: two CPU devices, and no silent broadcasting between ranks."""
 
+import importlib.util
 import os
 import subprocess
 import sys
@@ -48,6 +49,19 @@ def assert_same_bits():
             assert a.tobytes() == b.tobytes(), "weights"
 
     return compare
+
+
+@pytest.fixture(scope="session")
+def sweep_script():
+    """`experiments/sweep.py`, imported."""
+    path = Path(__file__).parents[1] / "experiments" / "sweep.py"
+    spec = importlib.util.spec_from_file_location("experiments_sweep", path)
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[spec.name] = module  # where dataclasses look
+    spec.loader.exec_module(module)
+    return module
 
 
 @pytest.fixture(scope="session")

@@ -1,10 +1,7 @@
 """What cannot be run: one line with the value and the remedy, exit code 2, nothing compiled."""
 
 import dataclasses
-import importlib.util
 import signal
-import sys
-from pathlib import Path
 
 import pytest
 
@@ -13,24 +10,6 @@ from purejaxdqn.config import DQNConfig, PQNConfig
 from purejaxdqn.planning import parse_bytes
 from purejaxdqn.stopping import Stop, Stopped, listen
 from purejaxdqn.types import ConfigError
-
-EXPERIMENTS = Path(__file__).parents[1] / "experiments"
-
-
-def script(name):
-    spec = importlib.util.spec_from_file_location(f"experiments_{name}", EXPERIMENTS / f"{name}.py")
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[spec.name] = module
-    spec.loader.exec_module(module)
-    return module
-
-
-@pytest.fixture(scope="module")
-def sweep_script():
-    return script("sweep")
-
 
 # Text that is no value of the setting, whatever its limits are.
 NO_NUMBER = ["abc", "1e", "", "1,5", "--"]

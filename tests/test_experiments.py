@@ -1,6 +1,5 @@
 """The scripts as a user runs them: files, exit codes, the last line, Ctrl-C."""
 
-import importlib.util
 import json
 import os
 import signal
@@ -95,18 +94,6 @@ def test_the_same_command_gives_the_same_numbers_and_needs_overwrite(first):
     again = run("cartpole.py", *flags, "--overwrite")
     assert again.returncode == 0, again.stderr
     assert results.load(output).equals(before)
-
-
-@pytest.fixture(scope="module")
-def sweep_script():
-    path = Path(__file__).parents[1] / "experiments" / "sweep.py"
-    spec = importlib.util.spec_from_file_location("experiments_sweep", path)
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[spec.name] = module
-    spec.loader.exec_module(module)
-    return module
 
 
 def sweep_results(discounts):
