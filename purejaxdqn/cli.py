@@ -23,10 +23,11 @@ import tyro
 
 from purejaxdqn import results, tracking
 from purejaxdqn.config import RunConfig
-from purejaxdqn.design import MOST_RUNS, parse
+from purejaxdqn.design import MOST_RUNS
 from purejaxdqn.devices import use_every_core
 from purejaxdqn.opening import SeedMode, check_checkpoint_seconds, width_of
 from purejaxdqn.planning import parse_bytes
+from purejaxdqn.settings_text import parse
 from purejaxdqn.stopping import EXIT_INTERRUPTED, EXIT_TERMINATED, listen
 from purejaxdqn.tracking import Tracker
 from purejaxdqn.types import ConfigError

@@ -16,6 +16,7 @@ from purejaxdqn.design import Design
 from purejaxdqn.planning import SweepPlan
 from purejaxdqn.programs import Experiment
 from purejaxdqn.progress import SweepProgress
+from purejaxdqn.settings_text import config_to_json
 from purejaxdqn.sweep_folder import SweepFolder, differences
 from purejaxdqn.types import ConfigError
 
@@ -128,7 +129,7 @@ def _asked_for(
     """All that the numbers of a sweep hang on, as JSON holds it."""
     settings = {
         ", ".join(f"{name}={value}" for name, value in setting.labels.items()): json.loads(
-            design.config_to_json(setting.config)
+            config_to_json(setting.config)
         )
         for setting in plan.design.settings
     }

@@ -10,9 +10,10 @@ import numpy as np
 import xarray as xr
 
 from purejaxdqn.config import RunConfig
-from purejaxdqn.design import Design, config_to_json
+from purejaxdqn.design import Design
 from purejaxdqn.diagnostics import DIAGNOSTICS
 from purejaxdqn.rounds import Event, evaluation_steps
+from purejaxdqn.settings_text import config_to_json
 
 
 class Record:

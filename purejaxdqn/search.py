@@ -27,13 +27,14 @@ import numpy as np
 
 from purejaxdqn import results, study
 from purejaxdqn.config import RunConfig, float_fields
-from purejaxdqn.design import MOST_RUNS, config_to_json, grid_design, random_design
+from purejaxdqn.design import MOST_RUNS, grid_design, random_design
 from purejaxdqn.devices import chosen_devices, max_width
 from purejaxdqn.opening import open_folder, width_of
 from purejaxdqn.planning import SweepPlan, plan_sweep
 from purejaxdqn.programs import Experiment
 from purejaxdqn.progress import SweepProgress
 from purejaxdqn.searcher import Best, Searcher, SearchInterrupted, SearchResult, Statistic, show
+from purejaxdqn.settings_text import config_to_json
 from purejaxdqn.statistics import interquartile_mean
 from purejaxdqn.stopping import listen
 from purejaxdqn.study import STUDY_FILE, Proposals

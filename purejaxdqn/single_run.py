@@ -17,6 +17,7 @@ from purejaxdqn import design, results
 from purejaxdqn.config import RunConfig
 from purejaxdqn.diagnostics import DIAGNOSTICS
 from purejaxdqn.programs import Experiment
+from purejaxdqn.settings_text import config_from_json
 from purejaxdqn.sweep import run_sweep
 from purejaxdqn.sweep_folder import differences
 from purejaxdqn.types import ConfigError
@@ -57,7 +58,7 @@ def rerun(
     if "settings" not in dataset or "width" not in dataset.attrs:
         raise ConfigError("the dataset is not one of a sweep: it names no settings and no width")
     run = _select(dataset, labels)
-    config = design.config_from_json(str(run.settings.item()), config_class)
+    config = config_from_json(str(run.settings.item()), config_class)
     if experiment is None:
         experiment = _experiment(dataset)
     for line in differences(_made_with(dataset), results.made_with()):

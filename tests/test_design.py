@@ -12,14 +12,8 @@ from scipy import stats
 
 from purejaxdqn import agents
 from purejaxdqn.config import DQNConfig, PQNConfig
-from purejaxdqn.design import (
-    config_from_json,
-    config_to_json,
-    grid_design,
-    label,
-    parse,
-    random_design,
-)
+from purejaxdqn.design import grid_design, label, random_design
+from purejaxdqn.settings_text import config_from_json, config_to_json, parse
 from purejaxdqn.types import ConfigError
 
 CONFIG = DQNConfig()
