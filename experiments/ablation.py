@@ -26,16 +26,20 @@ import xarray as xr
 from rich.console import Console
 from rich.table import Table
 
-from purejaxdqn import agents, cli, plotting, results, summary
-from purejaxdqn.design import Design, grid_design
-from purejaxdqn.dqn import DQNConfig, dqn
-from purejaxdqn.statistics import (
+from purejaxdqn import agents
+from purejaxdqn.agents.dqn.dqn import DQNConfig, dqn
+from purejaxdqn.cli import flags as cli
+from purejaxdqn.report import figures as plotting
+from purejaxdqn.report import summary
+from purejaxdqn.report.statistics import (
     Interval,
     bootstrap_interval,
     interquartile_mean,
     paired_effect,
 )
-from purejaxdqn.sweep import run_design
+from purejaxdqn.storage import results
+from purejaxdqn.sweep.design import Design, grid_design
+from purejaxdqn.sweep.run import run_design
 from purejaxdqn.types import ConfigError
 
 # What each changes in plain DQN: first the setting that it is known by, then what it needs with it.

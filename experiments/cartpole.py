@@ -21,10 +21,14 @@ import jax
 import numpy as np
 from rich.console import Console
 
-from purejaxdqn import agents, cli, environments, plotting, results, summary
-from purejaxdqn.config import DQNConfig, RunConfig
-from purejaxdqn.gymnasium_play import play_in_gymnasium, save_gif
-from purejaxdqn.sweep import SweepInterrupted, SweepResult, run_sweep
+from purejaxdqn import agents, environments
+from purejaxdqn.cli import flags as cli
+from purejaxdqn.report import figures as plotting
+from purejaxdqn.report import summary
+from purejaxdqn.report.films import play_in_gymnasium, save_gif
+from purejaxdqn.storage import results
+from purejaxdqn.sweep.run import SweepInterrupted, SweepResult, run_sweep
+from purejaxdqn.training.settings import DQNConfig, RunConfig
 
 GYMNASIUM_EPISODES = 100
 FILM = "policy.gif"

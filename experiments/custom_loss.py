@@ -20,13 +20,16 @@ import numpy as np
 from rich.console import Console
 from rich.table import Table
 
-from purejaxdqn import cli, environments, results, summary
-from purejaxdqn.devices import use_every_core
-from purejaxdqn.dqn import DQNConfig, dqn
+from purejaxdqn import environments
+from purejaxdqn.agents.dqn.dqn import DQNConfig, dqn
+from purejaxdqn.cli import flags as cli
+from purejaxdqn.engine.programs import Experiment
 from purejaxdqn.losses import bellman_loss
-from purejaxdqn.programs import Experiment
-from purejaxdqn.statistics import bootstrap_interval
-from purejaxdqn.sweep import run_sweep
+from purejaxdqn.report import summary
+from purejaxdqn.report.statistics import bootstrap_interval
+from purejaxdqn.runtime.devices import use_every_core
+from purejaxdqn.storage import results
+from purejaxdqn.sweep.run import run_sweep
 from purejaxdqn.testing import check_loss
 from purejaxdqn.types import Array, LossOutput, Network, Params, Transition
 

@@ -19,10 +19,12 @@ from typing import Any
 import tyro
 from rich.console import Console
 
-from purejaxdqn import agents, cli, summary
-from purejaxdqn.config import DQNConfig, PQNConfig
-from purejaxdqn.devices import use_every_core
-from purejaxdqn.search import SearchInterrupted, SearchResult, search
+from purejaxdqn import agents
+from purejaxdqn.cli import flags as cli
+from purejaxdqn.report import summary
+from purejaxdqn.runtime.devices import use_every_core
+from purejaxdqn.search.search import SearchInterrupted, SearchResult, search
+from purejaxdqn.training.settings import DQNConfig, PQNConfig
 
 
 @dataclasses.dataclass(frozen=True)

@@ -26,12 +26,17 @@ import xarray as xr
 from rich.console import Console
 from rich.table import Table
 
-from purejaxdqn import agents, cli, distributed, plotting, results, summary
-from purejaxdqn.cluster import run_on_cluster
-from purejaxdqn.config import DQNConfig, PQNConfig, RunConfig
-from purejaxdqn.design import Design, grid_design, random_design
-from purejaxdqn.statistics import bootstrap_interval
-from purejaxdqn.sweep import SweepInterrupted, SweepResult, print_plan, run_design
+from purejaxdqn import agents
+from purejaxdqn.cli import flags as cli
+from purejaxdqn.report import figures as plotting
+from purejaxdqn.report import summary
+from purejaxdqn.report.statistics import bootstrap_interval
+from purejaxdqn.runtime import processes as distributed
+from purejaxdqn.storage import results
+from purejaxdqn.sweep.design import Design, grid_design, random_design
+from purejaxdqn.sweep.ray.cluster import run_on_cluster
+from purejaxdqn.sweep.run import SweepInterrupted, SweepResult, print_plan, run_design
+from purejaxdqn.training.settings import DQNConfig, PQNConfig, RunConfig
 from purejaxdqn.types import ConfigError
 
 _MOST_CURVES = 12

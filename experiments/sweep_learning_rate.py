@@ -7,9 +7,9 @@ from pathlib import Path
 
 import numpy as np
 
-from purejaxdqn.dqn import DQNConfig, dqn
-from purejaxdqn.statistics import bootstrap_interval
-from purejaxdqn.sweep import run_sweep
+from purejaxdqn.agents.dqn.dqn import DQNConfig, dqn
+from purejaxdqn.report.statistics import bootstrap_interval
+from purejaxdqn.sweep.run import run_sweep
 
 LEARNING_RATES = [1e-4, 3e-4, 1e-3]
 

@@ -17,10 +17,11 @@ import numpy as np
 from rich.console import Console
 from rich.table import Table
 
-from purejaxdqn import cli, results
-from purejaxdqn.dqn import DQNConfig, dqn
-from purejaxdqn.statistics import interquartile_mean
-from purejaxdqn.sweep import run_sweep
+from purejaxdqn.agents.dqn.dqn import DQNConfig, dqn
+from purejaxdqn.cli import flags as cli
+from purejaxdqn.report.statistics import interquartile_mean
+from purejaxdqn.storage import results
+from purejaxdqn.sweep.run import run_sweep
 from purejaxdqn.types import ConfigError
 
 SPACE: dict[str, list[Any]] = {

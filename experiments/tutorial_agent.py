@@ -24,14 +24,17 @@ from rich.console import Console
 from rich.progress import Progress
 from rich.table import Table
 
-from purejaxdqn import cli, environments, plotting, results
-from purejaxdqn.agents import TUTORIAL
-from purejaxdqn.design import grid_design
-from purejaxdqn.devices import make_plan, max_width, use_every_core
-from purejaxdqn.dqn import DQNConfig, dqn
-from purejaxdqn.opening import width_of
-from purejaxdqn.programs import compile_programs
-from purejaxdqn.rounds import Games, train_round
+from purejaxdqn import environments
+from purejaxdqn.agents.dqn.dqn import DQNConfig, dqn
+from purejaxdqn.agents.presets import TUTORIAL
+from purejaxdqn.cli import flags as cli
+from purejaxdqn.engine.programs import compile_programs
+from purejaxdqn.engine.rounds import Games, train_round
+from purejaxdqn.report import figures as plotting
+from purejaxdqn.runtime.devices import make_plan, max_width, use_every_core
+from purejaxdqn.storage import results
+from purejaxdqn.sweep.design import grid_design
+from purejaxdqn.sweep.opening import width_of
 from purejaxdqn.types import ConfigError
 
 ENV = environments.make("CartPole-v0")

@@ -33,12 +33,12 @@ import numpy as np
 import optax
 
 from purejaxdqn import environments
-from purejaxdqn.agents import TUTORIAL
-from purejaxdqn.dqn import make_learner, periodic_target_update
-from purejaxdqn.exploration import epsilon_greedy, multiplicative_schedule
+from purejaxdqn.agents.dqn.dqn import make_learner, periodic_target_update
+from purejaxdqn.agents.presets import TUTORIAL
 from purejaxdqn.losses import bellman_loss, masked_squared_error, q_learning
 from purejaxdqn.networks import MLP, make_network
 from purejaxdqn.replay import uniform_replay
+from purejaxdqn.training.exploration import epsilon_greedy, multiplicative_schedule
 from purejaxdqn.types import Step
 
 print("JAX", jax.__version__)

@@ -29,13 +29,13 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from purejaxdqn import plotting
-from purejaxdqn.devices import use_every_core
-from purejaxdqn.dqn import DQNConfig, dqn
+from purejaxdqn.agents.dqn.dqn import DQNConfig, dqn
+from purejaxdqn.engine.programs import Experiment
 from purejaxdqn.losses import bellman_loss
-from purejaxdqn.programs import Experiment
-from purejaxdqn.statistics import bootstrap_interval, probability_of_improvement
-from purejaxdqn.sweep import run_sweep
+from purejaxdqn.report import figures as plotting
+from purejaxdqn.report.statistics import bootstrap_interval, probability_of_improvement
+from purejaxdqn.runtime.devices import use_every_core
+from purejaxdqn.sweep.run import run_sweep
 from purejaxdqn.testing import CheckError, check_loss
 
 use_every_core()  # before JAX computes anything

@@ -5,8 +5,8 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from purejaxdqn.results import load as load
-    from purejaxdqn.single_run import rerun as rerun
+    from purejaxdqn.storage.results import load as load
+    from purejaxdqn.sweep.rerun import rerun as rerun
 
 __all__ = ["load", "rerun"]
 
@@ -14,11 +14,11 @@ __all__ = ["load", "rerun"]
 def __getattr__(name: str) -> Any:
     # Only when asked for, as they bring whole libraries with them.
     if name == "load":
-        from purejaxdqn.results import load
+        from purejaxdqn.storage.results import load
 
         return load
     if name == "rerun":
-        from purejaxdqn.single_run import rerun
+        from purejaxdqn.sweep.rerun import rerun
 
         return rerun
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -9,7 +9,7 @@ from pathlib import Path
 import jax
 import pytest
 
-from purejaxdqn.devices import use_every_core
+from purejaxdqn.runtime.devices import use_every_core
 
 
 def compiled_programs(config: pytest.Config) -> Path:

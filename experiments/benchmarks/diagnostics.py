@@ -17,9 +17,10 @@ from rich import box
 from rich.console import Console
 from rich.table import Table
 
-from purejaxdqn import agents, cli
-from purejaxdqn.devices import use_every_core
-from purejaxdqn.sweep import run_sweep
+from purejaxdqn import agents
+from purejaxdqn.cli import flags as cli
+from purejaxdqn.runtime.devices import use_every_core
+from purejaxdqn.sweep.run import run_sweep
 from purejaxdqn.types import ConfigError
 
 

@@ -26,11 +26,11 @@ from rich.table import Table
 from throughput import Args as ThroughputArgs
 from throughput import make_config
 
-from purejaxdqn import cli
-from purejaxdqn.config import float_fields
-from purejaxdqn.devices import make_plan, max_width, use_every_core
-from purejaxdqn.dqn import DQNConfig, dqn
-from purejaxdqn.programs import compile_programs
+from purejaxdqn.agents.dqn.dqn import DQNConfig, dqn
+from purejaxdqn.cli import flags as cli
+from purejaxdqn.engine.programs import compile_programs
+from purejaxdqn.runtime.devices import make_plan, max_width, use_every_core
+from purejaxdqn.training.settings import float_fields
 from purejaxdqn.types import ConfigError
 
 COMPONENTS: dict[str, dict[str, Any]] = {

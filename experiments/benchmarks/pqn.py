@@ -22,7 +22,7 @@ from rich.table import Table
 from throughput import Args as ThroughputArgs
 from throughput import make_config, make_pqn_config, measure
 
-from purejaxdqn import cli
+from purejaxdqn.cli import flags as cli
 from purejaxdqn.types import ConfigError
 
 WORKERS = {"DQN": "package", "PQN": "pqn"}

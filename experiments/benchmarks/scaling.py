@@ -29,8 +29,9 @@ from rich.table import Table
 from throughput import Args as ThroughputArgs
 from throughput import make_config
 
-from purejaxdqn import cli, plotting
-from purejaxdqn.devices import available_cores, use_every_core
+from purejaxdqn.cli import flags as cli
+from purejaxdqn.report import figures as plotting
+from purejaxdqn.runtime.devices import available_cores, use_every_core
 from purejaxdqn.types import ConfigError
 
 LEARNING_RATES = 4  # of each sweep; the other runs are seeds
@@ -57,8 +58,8 @@ class Args:
 
 def measure(case: dict[str, Any], args: Args) -> dict[str, float]:
     """One case, in this process."""
-    from purejaxdqn.dqn import dqn
-    from purejaxdqn.sweep import run_sweep
+    from purejaxdqn.agents.dqn.dqn import dqn
+    from purejaxdqn.sweep.run import run_sweep
 
     if hasattr(os, "sched_setaffinity") and case["cores"] < available_cores():
         os.sched_setaffinity(0, sorted(os.sched_getaffinity(0))[: case["cores"]])

@@ -29,7 +29,7 @@ from rich import box
 from rich.console import Console
 from rich.table import Table
 
-from purejaxdqn import cli
+from purejaxdqn.cli import flags as cli
 from purejaxdqn.types import ConfigError
 
 Worker = Literal["plain", "package", "bound", "pqn"]
@@ -59,7 +59,7 @@ class Args:
 
 def make_config(args: Args) -> Any:
     """The settings of the comparison."""
-    from purejaxdqn.dqn import DQNConfig
+    from purejaxdqn.agents.dqn.dqn import DQNConfig
 
     return DQNConfig(
         env="CartPole-v1",
@@ -88,7 +88,7 @@ def make_config(args: Args) -> Any:
 
 def make_pqn_config(args: Args) -> Any:
     """PQN's own settings, over as many steps and with no evaluation between."""
-    from purejaxdqn.config import PQNConfig
+    from purejaxdqn.training.settings import PQNConfig
 
     return PQNConfig(total_steps=args.total_steps, eval_interval=args.total_steps, eval_episodes=1)
 
@@ -101,7 +101,7 @@ def measure_plain(args: Args) -> dict[str, float]:
     import jax
     import jax.numpy as jnp
 
-    from purejaxdqn.dqn import dqn
+    from purejaxdqn.agents.dqn.dqn import dqn
 
     config = make_config(args)
     train = dqn(config)
@@ -139,10 +139,10 @@ def measure_programs(config: Any, num_seeds: int) -> dict[str, float]:
     import jax
 
     from purejaxdqn import agents
-    from purejaxdqn.design import grid_design
-    from purejaxdqn.devices import make_plan, max_width, use_every_core
-    from purejaxdqn.programs import compile_programs
-    from purejaxdqn.rounds import train_round
+    from purejaxdqn.engine.programs import compile_programs
+    from purejaxdqn.engine.rounds import train_round
+    from purejaxdqn.runtime.devices import make_plan, max_width, use_every_core
+    from purejaxdqn.sweep.design import grid_design
 
     devices = use_every_core()
     experiment = agents.experiment(config)
@@ -194,7 +194,7 @@ def measure_bound(args: Args) -> dict[str, float]:
     import jax.numpy as jnp
     from jax.sharding import Mesh, PartitionSpec
 
-    from purejaxdqn.devices import make_plan, max_width, use_every_core
+    from purejaxdqn.runtime.devices import make_plan, max_width, use_every_core
 
     devices = use_every_core()
     config = make_config(args)

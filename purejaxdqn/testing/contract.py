@@ -9,7 +9,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from purejaxdqn.learner import RESERVED_METRICS
 from purejaxdqn.losses.bellman import TDError
 from purejaxdqn.networks import value_network
 from purejaxdqn.testing.common import (
@@ -26,6 +25,7 @@ from purejaxdqn.testing.common import (
 )
 from purejaxdqn.testing.report import Check, attempt, expect
 from purejaxdqn.testing.tables import TABLES, Table
+from purejaxdqn.training.learner import RESERVED_METRICS
 from purejaxdqn.types import (
     Array,
     Categorical,

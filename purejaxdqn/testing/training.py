@@ -14,7 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from purejaxdqn.dqn import DQNConfig, Train, dqn
+from purejaxdqn.agents.dqn.dqn import DQNConfig, Train, dqn
 from purejaxdqn.environments import Environment
 from purejaxdqn.networks import value_network
 from purejaxdqn.testing.probes import NUM_ACTIONS, NUM_OBS, probe_environment

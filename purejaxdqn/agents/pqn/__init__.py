@@ -1,0 +1,1 @@
+"""PQN, Q-learning on rollouts."""

@@ -1,0 +1,206 @@
+"""PQN from top to bottom: Q-learning on what many environments have just played.
+
+`train.chunk(state, n, m)` repeats: play k steps in every environment, work out their Q(lambda)
+returns, learn these over some epochs of shuffled minibatches, and forget them. There is no replay
+and no target network; LayerNorm keeps the values from running away. Everything else, from the
+learner to `purejaxdqn.sweep.run`, is what `purejaxdqn.agents.dqn.dqn` uses too.
+
+Gallici et al., "Simplifying deep temporal difference learning" (2025), the algorithm PQN with
+lambda-returns; the differences are in `docs/deviations.md`.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from purejaxdqn import environments, losses, networks
+from purejaxdqn.environments import Environment
+from purejaxdqn.training.diagnostics import NUM_STATES, Probe, gradient_norm
+from purejaxdqn.training.evaluation import greedy_policy
+from purejaxdqn.training.exploration import Schedule
+from purejaxdqn.training.learner import MakeOptimizer, clipped, make_learner
+from purejaxdqn.training.loop import (
+    ChunkOutputs,
+    Train,
+    act,
+    linear_epsilon,
+    linear_learning_rate,
+    run_chunk,
+    start,
+)
+from purejaxdqn.training.settings import PQNConfig, ensure_kind
+from purejaxdqn.types import (
+    Array,
+    ArrayTree,
+    Learner,
+    LearnerState,
+    LossFn,
+    Network,
+    Params,
+    Step,
+    TrainState,
+    Transition,
+)
+
+# ------------------------------------------------------------------------------------- training run
+
+
+def rollout_returns(
+    network: Network, params: Params, steps: Step, discount: Array | float, lambda_: Array | float
+) -> Array:
+    """The Q(lambda) returns of what ONE environment has played.
+
+    Args:
+      network: the value network.
+      params: its weights.
+      steps: `[T, ...]` consecutive steps, without the axis of environments.
+      discount: `[]` gamma.
+      lambda_: `[]` between 0 and 1.
+
+    Returns:
+      `[T]`, bootstrapped at a time limit from the true last observation.
+    """
+
+    def highest_value(obs: Array) -> Array:
+        return jnp.max(network.action_values(network.apply(params, obs)))
+
+    discount_t = jnp.where(steps.terminated, 0.0, discount)
+    v_t = jax.vmap(highest_value)(steps.next_obs)
+    return losses.q_lambda_returns(steps.reward, discount_t, steps.truncated, v_t, lambda_)
+
+
+def shuffled(key: Array, transitions: Transition, num_minibatches: int) -> Transition:
+    """Deals transitions `[N, ...]` out to minibatches `[M, N / M, ...]`, each to exactly one."""
+    order = jax.random.permutation(key, len(transitions.r_t))
+
+    def deal(x: Array) -> Array:
+        return x[order].reshape(num_minibatches, -1, *x.shape[1:])
+
+    return jax.tree.map(deal, transitions)
+
+
+def make_train(
+    config: PQNConfig, env: Environment, network: Network, learner: Learner, epsilon: Schedule
+) -> Train:
+    """Makes the training run out of its parts.
+
+    Args:
+      config: for the counts (num_envs, num_steps, num_epochs, num_minibatches), the discount and
+        lambda.
+      env: the environment.
+      network: the value network.
+      learner: what a gradient step does.
+      epsilon: `num_steps -> probability of a random action`, in environment steps.
+
+    Returns:
+      The `Train`.
+    """
+
+    def play(state: TrainState, _: None) -> tuple[TrainState, tuple[Step, Array]]:
+        state, step, episode_return = act(env, network, state, epsilon(state.num_steps))
+        return state, (step, episode_return)
+
+    def transitions_of(state: TrainState, steps: Step) -> Transition:
+        """What was played, `[T, E, ...]`, as `[T * E, ...]` to learn from."""
+        returns = jax.vmap(rollout_returns, in_axes=(None, None, 1, None, None), out_axes=1)(
+            network, state.learner.params, steps, config.discount, config.q_lambda
+        )
+        # The return is all there is to learn from: a discount of 0 leaves nothing to bootstrap.
+        played = Transition(
+            steps.obs, steps.action, returns, jnp.zeros_like(returns), steps.next_obs
+        )
+        return jax.tree.map(lambda x: x.reshape(-1, *x.shape[2:]), played)
+
+    def learn(state: TrainState, steps: Step) -> tuple[TrainState, dict[str, Array]]:
+        """All gradient steps on what was played, `[T, E, ...]`; the returns stay what they are."""
+        transitions = transitions_of(state, steps)
+
+        def update(
+            learner_state: LearnerState, batch: tuple[Transition, Array]
+        ) -> tuple[LearnerState, ArrayTree]:
+            learner_state, _, metrics = learner.update(learner_state, *batch)
+            return learner_state, metrics
+
+        def epoch(learner_state: LearnerState, key: Array) -> tuple[LearnerState, ArrayTree]:
+            shuffle_key, loss_key = jax.random.split(key)
+            minibatches = shuffled(shuffle_key, transitions, config.num_minibatches)
+            loss_keys = jax.random.split(loss_key, config.num_minibatches)
+            return jax.lax.scan(update, learner_state, (minibatches, loss_keys))
+
+        key, epochs_key = jax.random.split(state.key)
+        epoch_keys = jax.random.split(epochs_key, config.num_epochs)
+        learner_state, metrics = jax.lax.scan(epoch, state.learner, epoch_keys)
+        return dataclasses.replace(state, learner=learner_state, key=key), metrics
+
+    def iteration(state: TrainState) -> tuple[TrainState, ChunkOutputs]:
+        state, (steps, episode_return) = jax.lax.scan(play, state, length=config.num_steps)
+        state, metrics = learn(state, steps)
+        return state, ChunkOutputs(episode_return, jax.tree.map(jnp.mean, metrics))
+
+    def init(key: Array) -> TrainState:
+        return start(key, env, config.num_envs, learner)
+
+    def observe(state: TrainState, key: Array) -> tuple[Array, Array]:
+        """States and gradients of a rollout that might be learned from next."""
+        play_key, shuffle_key, loss_key = jax.random.split(key, 3)
+        state = dataclasses.replace(state, key=play_key)
+        state, (steps, _) = jax.lax.scan(play, state, length=config.num_steps)
+        minibatches = shuffled(shuffle_key, transitions_of(state, steps), config.num_minibatches)
+        norms = jax.vmap(functools.partial(gradient_norm, learner, state.learner))(
+            minibatches, jax.random.split(loss_key, config.num_minibatches)
+        )
+        obs = minibatches.obs_tm1
+        return obs.reshape(-1, *obs.shape[2:])[:NUM_STATES], jnp.mean(norms)
+
+    chunk = functools.partial(run_chunk, iteration)
+    probe = Probe(network, config.discount, observe)
+    return Train(init, chunk, functools.partial(greedy_policy, network), env, probe)
+
+
+# ------------------------------------------------------------------------------------- put together
+
+
+def pqn(
+    config: PQNConfig,
+    *,
+    env: Environment | None = None,
+    network: Network | None = None,
+    loss_fn: LossFn | None = None,
+    optimizer: MakeOptimizer | None = None,
+) -> Train:
+    """PQN as an `Experiment`: settings in, training run out.
+
+    To change a part, pass it: `partial(pqn, loss_fn=mine)`. Called inside the traced function, so
+    that every float of the config may be a tracer.
+
+    Args:
+      config: the settings.
+      env: instead of the one that `config.env` names.
+      network: instead of the MLP of `config.hidden_sizes` and `config.layer_norm`.
+      loss_fn: instead of half the square of the TD error. It sees transitions whose `r_t` is the
+        Q(lambda) return and whose `discount_t` is 0; `target_params` are the weights themselves.
+      optimizer: `learning-rate schedule -> optax optimiser` instead of `optax.radam`; behind the
+        clipping of the gradients' global norm.
+
+    Returns:
+      The `Train`.
+
+    Raises:
+      ConfigError: for settings of another kind.
+    """
+    ensure_kind(config, PQNConfig)
+    env = env or environments.make(config.env)
+    network = network or networks.value_network(
+        env.num_actions, config.hidden_sizes, layer_norm=config.layer_norm
+    )
+    loss_fn = loss_fn or losses.bellman_loss(losses.return_error)
+    learning_rate = linear_learning_rate(config, config.learning_rate)
+    rectified = functools.partial(optax.radam, eps=config.adam_epsilon)
+    transformation = clipped(optimizer, rectified, learning_rate, config.max_grad_norm)
+    learner = make_learner(network, loss_fn, transformation)
+    return make_train(config, env, network, learner, linear_epsilon(config))

@@ -1,0 +1,1 @@
+"""Compiles and drives any experiment, one round of runs at a time."""

@@ -1,0 +1,153 @@
+"""The memory that a run takes, from its shapes, and what the machine has of it."""
+
+from __future__ import annotations
+
+import math
+import os
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax
+import psutil
+
+from purejaxdqn.engine.footprint import working_bytes
+from purejaxdqn.engine.programs import COUNT, SEED, Experiment, one_run
+from purejaxdqn.engine.rounds import evaluation_steps
+from purejaxdqn.training.loop import ChunkOutputs
+from purejaxdqn.training.settings import RunConfig
+from purejaxdqn.types import ArrayTree, TrainState
+
+
+class RunBytes(NamedTuple):
+    """Memory of one run, in bytes.
+
+    Attributes:
+      parts: on the device while it trains, by the setting that makes each part big.
+      state: of these, what is there between two chunks.
+      result: on the host until the end, its numbers and its last weights.
+    """
+
+    parts: dict[str, int]
+    state: int
+    result: int
+
+    @property
+    def running(self) -> int:
+        """On the device while it trains."""
+        return sum(self.parts.values())
+
+
+class AbstractRun(NamedTuple):
+    """What a run holds, and computes on its way.
+
+    Attributes:
+      state: its `TrainState`, as shapes.
+      outputs: what a chunk puts out, as shapes.
+      chunk_bytes: of what a chunk computes on its way.
+      evaluation_bytes: of what an evaluation does.
+    """
+
+    state: TrainState
+    outputs: ChunkOutputs
+    chunk_bytes: int
+    evaluation_bytes: int
+
+
+def abstract_run(experiment: Experiment, config: RunConfig) -> AbstractRun:
+    """Traces a run of these settings; computes nothing."""
+    run = one_run(experiment, config)
+    counts = jax.ShapeDtypeStruct((1,), COUNT.dtype)
+    chunk_bytes, outputs = working_bytes(
+        lambda *args: run.chunk(*args)[1], run.floats, run.state, counts
+    )
+    params = run.state.learner.params
+    evaluation_bytes, _ = working_bytes(run.evaluate, run.floats, params, SEED, COUNT)
+    return AbstractRun(run.state, outputs, chunk_bytes, evaluation_bytes)
+
+
+def run_bytes(config: RunConfig, run: AbstractRun) -> RunBytes:
+    """What the shapes of a run take."""
+    state, outputs, working = run.state, run.outputs, run.chunk_bytes
+    learner = tree_bytes(state.learner)
+    params = tree_bytes(state.learner.params)
+    num_evaluations = len(evaluation_steps(config))
+    num_curves = 1 + len(outputs.metrics)
+    parts = {
+        # Gradients and steps are as large as the weights.
+        "hidden_sizes": learner + 2 * params,
+        "num_envs": tree_bytes((state.env_state, state.obs, outputs)),
+        # Between two chunks: only what it takes more than they do.
+        "eval_episodes": max(0, run.evaluation_bytes - working),
+    }
+    if state.replay is not None:
+        parts["replay_capacity"] = tree_bytes(state.replay)
+        width = sum(config.hidden_sizes) + sum(config.head_sizes)  # type: ignore[attr-defined]
+        # Each layer's values and gradients at the least.
+        layers = 4 * 4 * width * config.batch_size  # type: ignore[attr-defined]
+        parts["batch_size"] = max(layers, working - 2 * params)
+    else:
+        parts["num_envs"] += max(0, working - 2 * params)  # all that is played is learned from
+    numbers = 4 * num_evaluations * config.eval_episodes + 8 * num_evaluations * num_curves
+    return RunBytes(parts, tree_bytes(state), 2 * numbers + 2 * params)
+
+
+def tree_bytes(tree: ArrayTree) -> int:
+    """Of arrays, or of their shapes."""
+
+    def size(leaf: Any) -> int:
+        if jax.numpy.issubdtype(leaf.dtype, jax.dtypes.prng_key):
+            leaf = jax.eval_shape(jax.random.key_data, leaf)
+        return math.prod(leaf.shape) * leaf.dtype.itemsize
+
+    return sum(map(size, jax.tree.leaves(tree)))
+
+
+def free_bytes(devices: Sequence[jax.Device]) -> int:
+    """Memory that is free for runs: of the accelerators, or of the machine."""
+    stats = [device.memory_stats() for device in devices]
+    if devices[0].platform != "cpu" and all(stats):
+        return sum(one["bytes_limit"] - one["bytes_in_use"] for one in stats if one is not None)
+    free = psutil.virtual_memory().available
+    limit = _container_limit()
+    if limit is not None:
+        free = min(free, limit - memory_bytes())
+    return max(int(free), 1)
+
+
+def _container_limit() -> int | None:
+    """What a container or a cluster's job may use, where one is set (control groups 2 and 1)."""
+    root = Path("/sys/fs/cgroup")
+    limits = []
+    for line in _lines(Path("/proc/self/cgroup")):
+        _, controllers, path = line.split(":", 2)
+        base = root / "memory" if "memory" in controllers.split(",") else root
+        name = "memory.limit_in_bytes" if base != root else "memory.max"
+        folder = base / path.lstrip("/")
+        for parent in (folder, *folder.parents):
+            limits += [int(text) for text in _lines(parent / name) if text.isdigit()]
+            if parent == root:
+                break
+    total = psutil.virtual_memory().total
+    return min((limit for limit in limits if limit < total), default=None)
+
+
+def _lines(path: Path) -> list[str]:
+    try:
+        return path.read_text().split()
+    except OSError:
+        return []
+
+
+def memory_bytes() -> int:
+    """The memory that this process has now."""
+    resident: int = psutil.Process().memory_info().rss
+    return resident
+
+
+def peak_bytes() -> int:
+    """The most memory that this process has had, as the operating system saw it."""
+    import resource
+
+    unit = 1 if os.uname().sysname == "Darwin" else 1024
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit

@@ -1,0 +1,100 @@
+"""Progress of a sweep on standard error: a bar (steps, speed, return), a line per evaluation."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+from rich.console import Console
+from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
+
+from purejaxdqn.engine.rounds import Event
+
+_MOST_SEEDS_SHOWN = 16
+_COMPLAINT_SECONDS = 60.0  # between two lines on a disk that takes nothing
+
+
+class SweepProgress:
+    """A context manager around a sweep; everything goes to standard error.
+
+    Args:
+      total_steps: environment steps of all runs together; 0 shows messages alone.
+      enabled: False shows nothing.
+    """
+
+    def __init__(self, total_steps: int, enabled: bool = True) -> None:
+        self._enabled = enabled
+        self._last_complaint = -math.inf
+        self._console = Console(stderr=True, quiet=not enabled, highlight=False)
+        # Together below 80 columns: what does not fit would be cut off at the end.
+        self._bar = Progress(
+            BarColumn(bar_width=8),
+            TextColumn("{task.completed:,.0f}/{task.total:,.0f} steps"),
+            TextColumn("{task.fields[speed]}"),
+            TextColumn("return {task.fields[mean_return]}"),
+            TimeRemainingColumn(),
+            TextColumn("left"),
+            console=self._console,
+            disable=not (enabled and total_steps),
+        )
+        self._task = self._bar.add_task("train", total=total_steps, speed="", mean_return="-")
+
+    def __enter__(self) -> SweepProgress:
+        self._bar.start()
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        self._bar.stop()
+
+    def message(self, text: str) -> None:
+        """A line above the bar."""
+        self._console.print(text)
+
+    def update(self, env_steps: int, training_return: np.ndarray, speed: float) -> None:
+        """Moves the bar to `env_steps`; `training_return [n]` is NaN where no episode has ended."""
+        known = training_return[np.isfinite(training_return)]
+        self._bar.update(
+            self._task,
+            completed=env_steps,
+            speed=f"{speed:,.0f} steps/s",
+            mean_return=f"{known.mean():.1f}" if len(known) else "-",
+        )
+
+    def count(
+        self, event: Event, facts: dict[str, Any], trained_steps: int, env_steps: int
+    ) -> None:
+        """Adds an event's seconds to the facts of a sweep, and moves the bar to `env_steps`.
+
+        The speed is that of the `trained_steps` that the seconds of training went into.
+        """
+        facts["train_seconds"] += event.train_seconds
+        facts["evaluation_seconds"] += event.evaluation_seconds
+        facts["env_steps_per_second"] = trained_steps / max(facts["train_seconds"], 1e-9)
+        self.update(env_steps, event.training_return, facts["env_steps_per_second"])
+
+    def evaluated(self, step: int, episode_return: np.ndarray) -> None:
+        """A line on one evaluation, `episode_return [n, N]`."""
+        means = episode_return.mean(axis=1)
+        if len(means) <= _MOST_SEEDS_SHOWN:
+            shown = " ".join(f"{mean:5.0f}" for mean in means)
+        else:
+            low, middle, high = np.percentile(means, [0, 50, 100])
+            shown = (
+                f"lowest {low:.0f}, median {middle:.0f}, highest {high:.0f} of {len(means)} runs"
+            )
+        self._console.print(f"step {step:>9,}  greedy return per run: {shown}", soft_wrap=True)
+
+    def attempt(self, action: Callable[[], object]) -> None:
+        """Does something that may fail for want of disk, without stopping the sweep for it.
+
+        It says so at most once a minute: everything is tried again soon.
+        """
+        try:
+            action()
+        except OSError as error:
+            if time.monotonic() - self._last_complaint >= _COMPLAINT_SECONDS:
+                self._last_complaint = time.monotonic()
+                self.message(f"could not save for now, going on: {error}")

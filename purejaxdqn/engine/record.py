@@ -1,0 +1,77 @@
+"""The numbers of some runs, as they come in."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import jax
+import numpy as np
+
+from purejaxdqn.engine.rounds import Event, evaluation_steps
+from purejaxdqn.training.settings import RunConfig
+
+
+class Record:
+    """The numbers of some runs at the same setting but for floats, as they come in.
+
+    Attributes:
+      steps: at which they are evaluated, `S` of them.
+      evaluation_return: `[n, S, N]` float32, NaN where a run has not got to.
+      curves: `[n, S]` float64 by name: `training_return`, the learner's metrics, diagnostics.
+      diverged: `[n]` whether weights or greedy returns were ever not finite.
+      params: the last weights, as a list of `[n, ...]`; empty before the last evaluation.
+    """
+
+    def __init__(self, config: RunConfig, num_runs: int) -> None:
+        self.steps = evaluation_steps(config)
+        shape = (num_runs, len(self.steps))
+        self.evaluation_return = np.full((*shape, config.eval_episodes), np.nan, np.float32)
+        self.curves = {"training_return": np.full(shape, np.nan)}
+        self.diverged = np.zeros(num_runs, bool)
+        self.params: list[np.ndarray] = []
+
+    @property
+    def has_begun(self) -> bool:
+        """Whether any evaluation has come in."""
+        return not np.isnan(self.evaluation_return).all()
+
+    def add(self, event: Event, rows: slice) -> np.ndarray:
+        """Keeps one evaluation, of which these runs are the given rows.
+
+        Returns:
+          `[n]` whether a run diverged since the one before.
+        """
+        before = self.diverged.copy()
+        at = self.steps.index(event.step)
+        assert event.episode_return is not None
+        self.evaluation_return[:, at] = event.episode_return[rows]
+        for name, values in {"training_return": event.training_return, **event.metrics}.items():
+            curve = self.curves.setdefault(name, np.full(self.evaluation_return.shape[:2], np.nan))
+            curve[:, at] = values[rows]
+        params = [leaf[rows] for leaf in jax.tree.leaves(event.params)]
+        for leaf in [self.evaluation_return[:, at], *params]:
+            if np.issubdtype(leaf.dtype, np.floating):
+                self.diverged |= ~np.isfinite(leaf).all(axis=tuple(range(1, leaf.ndim)))
+        if event.step == self.steps[-1]:
+            self.params = params
+        return self.diverged & ~before
+
+    def to_arrays(self) -> tuple[list[np.ndarray], dict[str, Any]]:
+        """For a checkpoint: arrays, and what else `from_arrays` needs."""
+        arrays = [self.evaluation_return, self.diverged, *self.curves.values(), *self.params]
+        return arrays, {"curves": list(self.curves)}
+
+    @classmethod
+    def from_arrays(
+        cls, config: RunConfig, arrays: Sequence[np.ndarray], facts: Mapping[str, Any]
+    ) -> Record:
+        """What `to_arrays` gave."""
+        record = cls(config, len(arrays[0]))
+        names = facts["curves"]
+        record.evaluation_return, record.diverged = (np.array(x) for x in arrays[:2])
+        record.curves = {
+            name: np.array(x) for name, x in zip(names, arrays[2 : 2 + len(names)], strict=True)
+        }
+        record.params = [*arrays[2 + len(names) :]]
+        return record

@@ -1,0 +1,29 @@
+"""One run of an experiment: a seed at one setting."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import NamedTuple
+
+from purejaxdqn.training.settings import RunConfig, float_fields
+
+Label = float | int | bool | str  # what a coordinate of the results can be
+
+
+class Run(NamedTuple):
+    """One run: a seed at one setting.
+
+    Attributes:
+      seed: from 0 to 2**32 - 1.
+      config: all settings.
+      labels: the swept settings, and the seed, by name, as the results call their values.
+    """
+
+    seed: int
+    config: RunConfig
+    labels: Mapping[str, Label]
+
+    @property
+    def floats(self) -> dict[str, float]:
+        """The settings that enter a compiled program as arguments."""
+        return {name: float(getattr(self.config, name)) for name in float_fields(self.config)}

@@ -1,0 +1,120 @@
+"""Trained policies in gymnasium's own environments: the outside check of reported returns."""
+
+from __future__ import annotations
+
+import os
+import warnings
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import gymnasium
+import jax
+import numpy as np
+from PIL import Image
+from rich.console import Console
+from rich.progress import track
+
+from purejaxdqn.storage.results import replacing
+from purejaxdqn.training.loop import Train
+from purejaxdqn.types import Params
+
+_GIF_SIZE = (300, 200)  # pixels
+_GIF_SECONDS_PER_STEP = 0.02
+
+
+def _make(name: str, **options: Any) -> gymnasium.Env:
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # gymnasium calls CartPole-v0 outdated at each make
+        return gymnasium.make(name, disable_env_checker=True, **options)
+
+
+def _actor(train: Train) -> Callable[[Params, np.ndarray], np.ndarray]:
+    """`(params [R, ...], obs [R, N, *obs]) -> greedy actions [R, N]`, compiled."""
+
+    def act(params: Params, obs: jax.Array) -> jax.Array:
+        key = jax.random.key(0)  # the greedy policy draws nothing
+        return jax.vmap(lambda one: train.policy(params)(key, one))(obs)
+
+    compiled = jax.jit(jax.vmap(act))
+    return lambda params, obs: np.asarray(compiled(params, obs))
+
+
+def play_in_gymnasium(
+    train: Train,
+    params: Params,
+    num_episodes: int,
+    random_seed: int = 0,
+    progress: bool = False,
+) -> np.ndarray:
+    """Plays every run's greedy policy in the real `gymnasium.make(train.env.name)`.
+
+    Args:
+      train: gives the policy and the environment's name.
+      params: weights with a leading axis of runs, `[R, ...]`.
+      num_episodes: `N`, episodes per run, each in an environment of its own.
+      random_seed: of gymnasium's initial states; the same for each run.
+      progress: whether to show progress on standard error; all episodes are played side by side.
+
+    Returns:
+      Undiscounted returns `[R, N]`.
+    """
+    num_runs = len(jax.tree.leaves(params)[0])
+    envs = [[_make(train.env.name) for _ in range(num_episodes)] for _ in range(num_runs)]
+    # One child seed per episode: seed + i would overlap between calls.
+    seeds = np.random.SeedSequence(random_seed).generate_state(num_episodes)
+    obs = np.array(
+        [[env.reset(seed=int(seeds[i]))[0] for i, env in enumerate(row)] for row in envs]
+    )
+    act = _actor(train)
+    returns = np.zeros((num_runs, num_episodes))
+    running = {(r, i) for r in range(num_runs) for i in range(num_episodes)}
+    for _ in track(
+        range(train.env.max_steps),
+        "playing in gymnasium",
+        console=Console(stderr=True),
+        disable=not progress,
+    ):
+        actions = act(params, obs).tolist()
+        for r, i in list(running):
+            obs[r, i], reward, terminated, truncated, _ = envs[r][i].step(actions[r][i])
+            returns[r, i] += reward
+            if terminated or truncated:
+                running.remove((r, i))
+    for row in envs:
+        for env in row:
+            env.close()
+    return returns
+
+
+def save_gif(train: Train, params: Params, path: Path, random_seed: int = 0) -> float:
+    """Films one episode of a greedy policy in gymnasium's own rendered environment.
+
+    Args:
+      train: gives the policy and the environment's name.
+      params: weights of one run, without an axis of runs.
+      path: where the film goes.
+      random_seed: of gymnasium's initial state.
+
+    Returns:
+      The episode's return.
+    """
+    # Frames only, on machines without a screen too.
+    os.environ.setdefault("SDL_VIDEODRIVER", "dummy")
+    env = _make(train.env.name, render_mode="rgb_array")
+    act = _actor(train)
+    batched = jax.tree.map(lambda x: x[None], params)
+    obs, _ = env.reset(seed=random_seed)
+    frames, total, ended = [], 0.0, False
+    while not ended:
+        frames.append(Image.fromarray(np.asarray(env.render())).resize(_GIF_SIZE))
+        obs, reward, terminated, truncated, _ = env.step(int(act(batched, obs[None, None])[0, 0]))
+        total += float(reward)
+        ended = terminated or truncated
+    env.close()
+    # Every second frame, for half the bytes; 40 ms each keeps the film at the speed of life.
+    shown = [frame.quantize(16) for frame in frames[::2]]
+    duration = int(2000 * _GIF_SECONDS_PER_STEP)
+    with replacing(path) as temporary:
+        shown[0].save(temporary, save_all=True, append_images=shown[1:], duration=duration, loop=0)
+    return total

@@ -1,0 +1,218 @@
+"""Every core at work: one XLA device on each CPU core, or the accelerators there are.
+
+Small matrix products lose more to handing work between threads than they gain, so many runs train
+fastest with one single-threaded device per core and the runs spread over them. XLA fixes its
+devices when JAX first computes something; `use_every_core` has to come before that.
+`purejaxdqn.sweep.run.run_sweep` calls it by itself.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import math
+import os
+import platform
+import warnings
+from collections.abc import Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+import jax
+import numpy as np
+
+from purejaxdqn.types import ConfigError
+
+_FLAGS = {
+    "xla_cpu_multi_thread_eigen": "false",
+    # Loops over little data, such as the generator's, become one call instead of many small ones.
+    "xla_backend_extra_options": "xla_cpu_small_while_loop_byte_threshold=65536",
+}
+_MAX_WIDTH = {"cpu": 8}  # wider batches gain nothing on one core and fall out of its cache
+_MIN_DEVICES = 2  # so that a run has the same bits on one core as on many
+_MAX_WIDTH_ACCELERATOR = 128
+
+
+def available_cores() -> int:
+    """The CPU cores that this process may use (its affinity, not the machine's size)."""
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
+
+
+def use_every_core(num_cpu_devices: int | None = None) -> list[jax.Device]:
+    """Puts one single-threaded XLA device on each CPU core.
+
+    Accelerators, where there are any, go before the CPU.
+
+    Also turns on JAX's compilation cache on disk, unless one is set, in
+    `$XDG_CACHE_HOME/purejaxdqn` (usually `~/.cache/purejaxdqn`), so that the second run of an
+    experiment compiles in a fraction of the time.
+
+    Args:
+      num_cpu_devices: CPU devices to make; by default one for each available core.
+
+    Returns:
+      The devices that computations will run on; at least two on the CPU, also on one core, because
+      XLA compiles a program for a lone device by another path, which rounds differently.
+
+    Raises:
+      ConfigError: if `num_cpu_devices` is below 1.
+      RuntimeError: if JAX has already started with other CPU devices; nothing can change
+        them any more.
+    """
+    if num_cpu_devices is not None and num_cpu_devices < 1:
+        raise ConfigError(
+            f"num_cpu_devices ({num_cpu_devices}) must be at least 1; leave it out for one per core"
+        )
+    wanted = max(num_cpu_devices or available_cores(), _MIN_DEVICES)
+    _use_compilation_cache()
+    flags = os.environ.get("XLA_FLAGS", "")
+    try:
+        if "xla_force_host_platform_device_count" not in flags:  # else the user has chosen
+            jax.config.update("jax_num_cpu_devices", wanted)
+    except RuntimeError as error:
+        # JAX has started. That is fine if it has what is wanted, or computes elsewhere anyway.
+        if jax.default_backend() == "cpu" and jax.local_device_count("cpu") != wanted:
+            raise RuntimeError(
+                "use_every_core() came too late: JAX has already started with "
+                f"{jax.local_device_count('cpu')} CPU device(s) where {wanted} were wanted, and "
+                "cannot change that. Call purejaxdqn.runtime.devices.use_every_core() at the top "
+                "of the script, before the first JAX computation (jax.devices(), jax.random.key(...) "
+                "and jnp.zeros(...) count as one)."
+            ) from error
+        return jax.local_devices()
+    ours = [f"--{name}={value}" for name, value in _FLAGS.items() if name not in flags]
+    os.environ["XLA_FLAGS"] = " ".join([flags, *ours]).strip()
+    return jax.local_devices()
+
+
+def ensure_devices() -> list[jax.Device]:
+    """`use_every_core()`, or where it comes too late a warning, and the devices as they are."""
+    try:
+        return use_every_core()
+    except RuntimeError as error:
+        # A deliberate choice of several devices needs no warning.
+        if jax.local_device_count() == 1:
+            warnings.warn(f"only one core will work. {error}", RuntimeWarning, stacklevel=3)
+        return jax.local_devices()
+
+
+def chosen_devices(devices: Sequence[jax.Device] | None) -> Sequence[jax.Device]:
+    """The devices that were asked for, or all that there are.
+
+    Raises:
+      ConfigError: if they are no devices, or one comes twice.
+    """
+    if devices is None:
+        return ensure_devices()
+    is_list = isinstance(devices, Sequence) and all(isinstance(d, jax.Device) for d in devices)
+    if not is_list or not devices or len(set(devices)) < len(devices):
+        raise ConfigError(
+            f"devices ({devices!r}) must be different devices of JAX, such as jax.devices()[:2]; "
+            "leave them out for all there are"
+        )
+    return devices
+
+
+def _use_compilation_cache() -> None:
+    # JAX's types leave its options out.
+    if jax.config.jax_compilation_cache_dir is not None:  # type: ignore[attr-defined]
+        return
+    home = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
+    # Programs fit one kind of processor: a home shared by several kinds keeps them apart.
+    folder = home / "purejaxdqn" / f"xla-{_processor()}"
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError:
+        return  # a home that cannot be written costs compile time, no more
+    jax.config.update("jax_compilation_cache_dir", str(folder))
+    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
+    jax.config.update("jax_persistent_cache_min_entry_size_bytes", -1)
+
+
+def _processor() -> str:
+    description = platform.machine() + platform.processor()
+    cpuinfo = Path("/proc/cpuinfo")
+    if cpuinfo.exists():
+        lines = cpuinfo.read_text().splitlines()
+        description += "".join(
+            sorted({line for line in lines if line.startswith(("flags", "Features", "model name"))})
+        )
+    return hashlib.sha256(description.encode()).hexdigest()[:12]
+
+
+class Plan(NamedTuple):
+    """How runs are laid out over the devices.
+
+    `num_rounds` times, `num_devices` devices each train `width` runs side by side.
+
+    Attributes:
+      width: runs per device program. Part of the result: the same run at another width
+        has other bits.
+      num_devices: devices that the programs are compiled for; two at least where there are two.
+      num_rounds: rounds, one after another.
+    """
+
+    width: int
+    num_devices: int
+    num_rounds: int
+
+    @property
+    def slots_per_round(self) -> int:
+        """Runs that train at the same time, padding included."""
+        return self.width * self.num_devices
+
+    def rounds(self, num_runs: int) -> list[np.ndarray]:
+        """Which of `num_runs` runs train in each round, in order; the last round may be smaller."""
+        ends = np.arange(self.slots_per_round, num_runs, self.slots_per_round)
+        return np.split(np.arange(num_runs), ends)
+
+
+def make_plan(
+    num_runs: int, num_devices: int, width: int | None = None, max_width: int = 8
+) -> Plan:
+    """Lays out runs so that no device idles and little padding is wasted.
+
+    Args:
+      num_runs: runs to train.
+      num_devices: devices there are.
+      width: runs per device program, to repeat an earlier result; by default chosen.
+      max_width: the widest that is chosen.
+
+    Returns:
+      The `Plan`: 10 runs on 2 devices train 5 wide in one round.
+
+    Raises:
+      ConfigError: if a number is below 1.
+    """
+    for name, value in (("num_runs", num_runs), ("num_devices", num_devices), ("width", width)):
+        if value is not None and value < 1:
+            raise ConfigError(f"{name} ({value}) must be at least 1")
+    if width is None:
+        num_rounds = math.ceil(num_runs / (num_devices * max_width))
+        width = math.ceil(num_runs / (num_devices * num_rounds))
+    num_batches = math.ceil(num_runs / width)
+    used_devices = min(num_devices, max(num_batches, _MIN_DEVICES))
+    return Plan(width, used_devices, math.ceil(num_batches / used_devices))
+
+
+def compiler_options() -> dict[str, str | bool]:
+    """What XLA is told for each program that trains on one single-threaded device per core."""
+    if jax.default_backend() != "cpu":
+        return {}
+    # Splitting an operation between threads, when every core has runs of its own, costs time.
+    return {"xla_disable_hlo_passes": "cpu-parallel-task-assigner"}
+
+
+def min_devices() -> int:
+    """The fewest devices that a program is made for, where there are so many.
+
+    On a CPU two, because XLA compiles a program for a lone device by another path, which rounds
+    differently.
+    """
+    return _MIN_DEVICES if jax.default_backend() == "cpu" else 1
+
+
+def max_width() -> int:
+    """The widest batch of runs per device that is worth while on the devices there are."""
+    return _MAX_WIDTH.get(jax.default_backend(), _MAX_WIDTH_ACCELERATOR)

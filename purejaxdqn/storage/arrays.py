@@ -1,0 +1,257 @@
+"""Arrays on disk, all of them as they were or not at all: written at once, checked when read.
+
+Orbax writes the arrays. It does not notice a flipped bit, and casts a wrong type without a word, so
+a manifest beside them holds the SHA-256 of each file, and what was written.
+"""
+
+from __future__ import annotations
+
+import functools
+import hashlib
+import json
+import logging
+import os
+import platform
+import shutil
+import sys
+import time
+import uuid
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+
+from purejaxdqn.runtime.interrupts import undisturbed
+from purejaxdqn.storage.results import why_not_writable
+
+MANIFEST = "manifest.json"
+TEMPORARY = ".writing-"  # begins the name of a folder that is not finished
+_ARRAYS = "arrays"
+_PART_BYTES = 2**27  # Orbax copies what it writes: so much at a time
+_SETTLE_SECONDS = 0.5  # without new files after a failed write, until it has ended
+_MOST_SETTLE_SECONDS = 5.0  # to wait for that
+
+
+class CheckpointDamaged(Exception):
+    """A checkpoint that is not what was written; the message says what is wrong with it."""
+
+
+def write(folder: Path, arrays: Sequence[np.ndarray], facts: Mapping[str, Any]) -> None:
+    """Writes a checkpoint; a kill or a full disk leaves nothing under its name.
+
+    Args:
+      folder: of the checkpoint; one that is there is replaced.
+      arrays: NumPy arrays of any shape and type.
+      facts: whatever else is to be kept, as JSON can hold it.
+
+    Raises:
+      OSError: if it cannot be written.
+    """
+    own = f"{TEMPORARY}{folder.name}.{platform.node()}.{os.getpid()}"
+    for failed in folder.parent.glob(f"{own}.*"):
+        shutil.rmtree(failed, ignore_errors=True)
+    # Never the same name twice: what failed may go on for a while, see `_remove_what_comes_late`.
+    temporary = folder.with_name(f"{own}.{uuid.uuid4().hex[:8]}")
+    has_begun = False  # Orbax, that is
+    try:
+        temporary.mkdir(parents=True)
+        for number, part in enumerate(_parts(arrays)):
+            has_begun = True
+            _save_arrays(temporary / _ARRAYS / str(number), part)
+        content = {
+            "arrays": [[list(x.shape), x.dtype.str] for x in arrays],
+            "facts": facts,
+            "sha256": {
+                str(path.relative_to(temporary)): _sha256(path) for path in _files(temporary)
+            },
+        }
+        text = json.dumps(content, allow_nan=False)
+        (temporary / MANIFEST).write_text(f"{hashlib.sha256(text.encode()).hexdigest()}\n{text}\n")
+        for path in _files(temporary):
+            with path.open("rb") as file:
+                os.fsync(file.fileno())
+        shutil.rmtree(folder, ignore_errors=True)
+        temporary.rename(folder)
+        _sync_folder(folder.parent)
+    except BaseException:
+        shutil.rmtree(temporary, ignore_errors=True)
+        if has_begun:
+            _remove_what_comes_late(temporary)
+        raise
+
+
+def _remove_what_comes_late(folder: Path) -> None:
+    """Removes what a failed write still leaves after its end.
+
+    Orbax raises the first error. TensorStore's threads are then still busy with other arrays, up to
+    50 ms as measured with four writers on two cores, and make the folder again.
+    """
+    begun = gone = time.monotonic()
+    while (now := time.monotonic()) < min(gone + _SETTLE_SECONDS, begun + _MOST_SETTLE_SECONDS):
+        if folder.exists():
+            shutil.rmtree(folder, ignore_errors=True)
+            gone = now
+        time.sleep(0.01)
+
+
+def working_bytes(total: int) -> int:
+    """Memory that writing takes, for arrays of so many bytes; Orbax's own code included."""
+    return 2**26 + min(total, _PART_BYTES)
+
+
+def read(
+    folder: Path, wanted: Callable[[dict[str, Any]], range] | None = None
+) -> tuple[list[np.ndarray], dict[str, Any]]:
+    """Reads a checkpoint.
+
+    Args:
+      folder: of the checkpoint.
+      wanted: `facts -> indices` of the arrays that are asked for; all by default. The others take
+        no memory.
+
+    Returns:
+      `(arrays, facts)` as they were written, to the bit.
+
+    Raises:
+      CheckpointDamaged: if anything in it is not as it was written.
+    """
+    content = read_manifest(folder)
+    for name, digest in content["sha256"].items():
+        try:
+            found = _sha256(folder / name)
+        except OSError as error:
+            raise CheckpointDamaged(f"{name} cannot be read ({error.strerror})") from error
+        if found != digest:
+            raise CheckpointDamaged(f"{name} is not what was written")
+    arrays = [np.empty(shape, dtype) for shape, dtype in content["arrays"]]
+    chosen = range(len(arrays)) if wanted is None else wanted(content["facts"])
+    # The same cuts as when it was written, now of arrays to be filled.
+    for number, part in enumerate(_parts(arrays)):
+        part = {name: piece for name, piece in part.items() if _index(name) in chosen}
+        stored = _load_arrays(folder / _ARRAYS / str(number)) if part else {}
+        for name, piece in part.items():
+            if stored[name].dtype != piece.dtype:
+                raise CheckpointDamaged(
+                    f"array {name} is of type {stored[name].dtype} where {piece.dtype} was written"
+                )
+            piece[...] = stored[name]
+    return [arrays[i] for i in chosen], content["facts"]
+
+
+def _index(name: str) -> int:
+    """Which array a piece is of."""
+    return int(name.partition("-")[0])
+
+
+def _parts(arrays: Sequence[np.ndarray]) -> Iterator[dict[str, np.ndarray]]:
+    """All arrays as flat pieces by name, views of them, as many at a time as are small together.
+
+    Orbax takes neither empty arrays nor those without an axis.
+    """
+    part: dict[str, np.ndarray] = {}
+    size = 0
+    for i, array in enumerate(arrays):
+        flat = array.reshape(-1)
+        for begin in range(0, flat.size, _PART_BYTES // flat.itemsize):
+            piece = flat[begin : begin + _PART_BYTES // flat.itemsize]
+            if size + piece.nbytes > _PART_BYTES:
+                yield part
+                part, size = {}, 0
+            part[f"{i:05d}-{begin}"] = piece
+            size += piece.nbytes
+    if part:
+        yield part
+
+
+def read_manifest(folder: Path) -> dict[str, Any]:
+    """What a checkpoint says of itself: `facts`, and what its `arrays` and files are.
+
+    Raises:
+      CheckpointDamaged: if that is not as it was written.
+    """
+    try:
+        digest, _, text = (folder / MANIFEST).read_text().partition("\n")
+    except (OSError, UnicodeDecodeError) as error:
+        raise CheckpointDamaged(f"{MANIFEST} cannot be read ({error})") from error
+    text = text.removesuffix("\n")
+    if hashlib.sha256(text.encode()).hexdigest() != digest:
+        raise CheckpointDamaged(f"{MANIFEST} is not what was written")
+    content: dict[str, Any] = json.loads(text)
+    return content
+
+
+def _checkpointer() -> Any:
+    # Here, as it takes seconds to import, which only a sweep with a folder needs.
+    import orbax.checkpoint as ocp
+
+    # It tells of each step; and of errors with a traceback, beside raising them.
+    logging.getLogger("absl").setLevel(logging.CRITICAL)
+    process = jax.process_index()
+    alone = ocp.options.MultiprocessingOptions(
+        primary_host=process,
+        active_processes={process},  # each process keeps its own runs
+        barrier_sync_key_prefix=f"process{process}",
+    )
+    handler = ocp.PyTreeCheckpointHandler(
+        multiprocessing_options=alone,
+    )
+    return ocp.Checkpointer(handler, multiprocessing_options=alone)
+
+
+def _save_arrays(folder: Path, arrays: dict[str, np.ndarray]) -> None:
+    if jax.process_index() > 0:  # there Orbax leaves NumPy's arrays out, without a word
+        folder.mkdir(parents=True)
+        for name, array in arrays.items():
+            np.save(folder / f"{name}.npy", array, allow_pickle=False)
+        return
+    with undisturbed(), _checkpointer() as checkpointer:
+        try:
+            checkpointer.save(folder.resolve(), arrays)
+        except (OSError, ValueError) as error:  # the latter is what TensorStore makes of any
+            _leave_out_echoes()
+            reason = why_not_writable(folder.parent) or str(error).partition("\n")[0]
+            raise OSError(f"{folder} cannot be written: {reason}") from error
+
+
+@functools.cache
+def _leave_out_echoes() -> None:
+    """Keeps TensorStore from printing a failed write's other parts, which may be long after it."""
+    logging.getLogger("asyncio").setLevel(logging.CRITICAL)
+    before = sys.unraisablehook
+
+    def hook(unraisable: Any) -> None:
+        if str(unraisable.exc_value) != "Event loop is closed":
+            before(unraisable)
+
+    sys.unraisablehook = hook
+
+
+def _load_arrays(folder: Path) -> dict[str, np.ndarray]:
+    if files := [*folder.glob("*.npy")]:
+        return {path.stem: np.load(path, allow_pickle=False) for path in files}
+    with undisturbed(), _checkpointer() as checkpointer:
+        try:
+            arrays: dict[str, np.ndarray] = checkpointer.restore(folder.resolve())
+        except Exception as error:  # the files are right, but Orbax cannot make sense of them
+            raise CheckpointDamaged(f"its arrays cannot be read: {error}") from error
+    return arrays
+
+
+def _files(folder: Path) -> Iterator[Path]:
+    return (path for path in sorted(folder.rglob("*")) if path.is_file())
+
+
+def _sha256(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _sync_folder(folder: Path) -> None:
+    """Makes a rename last through a loss of power."""
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

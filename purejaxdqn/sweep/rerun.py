@@ -1,0 +1,123 @@
+"""Any single run of a results file again, alone, bit for bit."""
+
+from __future__ import annotations
+
+import importlib
+import json
+import warnings
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+import xarray as xr
+
+from purejaxdqn.engine.programs import Experiment
+from purejaxdqn.storage import results
+from purejaxdqn.sweep import design
+from purejaxdqn.sweep.folder import differences
+from purejaxdqn.sweep.run import run_sweep
+from purejaxdqn.training.diagnostics import DIAGNOSTICS
+from purejaxdqn.training.settings import RunConfig
+from purejaxdqn.training.settings_text import config_from_json
+from purejaxdqn.types import ConfigError
+
+
+def rerun(
+    dataset: xr.Dataset | Path | str,
+    *,
+    experiment: Experiment | None = None,
+    config_class: type[RunConfig] | None = None,
+    devices: Sequence[jax.Device] | None = None,
+    progress: bool = True,
+    **labels: Any,
+) -> xr.Dataset:
+    """Trains one run of a results file again, at the width that is recorded there.
+
+    On the same kind of processor, with the same versions, every number is the same to the bit;
+    otherwise a warning says what is different.
+
+    Args:
+      dataset: what `purejaxdqn.load` gave, or the path that it was given.
+      experiment: what was trained; by default what the file names, which it can where nothing was
+        passed to it.
+      config_class: of the settings; by default the one that the file names.
+      devices: what to train on.
+      progress: whether to show progress on standard error.
+      **labels: which run: the swept settings and the seed, such as `learning_rate=1e-3, seed=7`;
+        of a random search also `run=17`. What has only one value may be left out.
+
+    Returns:
+      A dataset `(step, episode)` of that run.
+
+    Raises:
+      ConfigError: if the labels name no run or several, or the file does not say what was trained.
+    """
+    if not isinstance(dataset, xr.Dataset):
+        dataset = results.load(Path(dataset))
+    if "settings" not in dataset or "width" not in dataset.attrs:
+        raise ConfigError("the dataset is not one of a sweep: it names no settings and no width")
+    run = _select(dataset, labels)
+    config = config_from_json(str(run.settings.item()), config_class)
+    if experiment is None:
+        experiment = _experiment(dataset)
+    for line in differences(_made_with(dataset), results.made_with()):
+        warnings.warn(f"the run may get other bits than it had: {line}", stacklevel=2)
+    result = run_sweep(
+        experiment,
+        config,
+        [int(run.seed)],
+        width=int(dataset.attrs["width"]),
+        devices=devices,
+        progress=progress,
+        diagnostics=any(name in dataset for name in DIAGNOSTICS),
+    )
+    return result.dataset.isel(seed=0)
+
+
+def _select(dataset: xr.Dataset, labels: dict[str, Any]) -> xr.Dataset:
+    """The dataset of the one run that has these labels."""
+    # What was chosen before, such as with `sel`, has no dimension any more.
+    chosen = [n for n in dataset.coords if dataset[n].ndim == 0 and n not in ("step", "episode")]
+    dataset = dataset.expand_dims([name for name in chosen if name in labels])
+    dims = [dim for dim in dataset.final_return.dims if dim != "episode"]
+    names = [str(name) for name in dataset.coords if dataset[name].dims in [(d,) for d in dims]]
+    for name in labels:
+        if name not in names:
+            raise ConfigError(f"{name!r} is no label of these runs: they have {', '.join(names)}")
+    for name, value in labels.items():
+        value = design.label(value)
+        (matches,) = np.nonzero(dataset[name].values == value)
+        if not len(matches):
+            values = ", ".join(str(x) for x in np.unique(dataset[name].values)[:20])
+            raise ConfigError(f"no run has {name} {value!r}: there are {values}")
+        dataset = dataset.isel({dataset[name].dims[0]: matches})
+    several = [name for name in names if len(np.unique(dataset[name].values)) > 1]
+    if several:
+        raise ConfigError(
+            f"{dataset.final_return.isel(episode=0).size} runs have these labels: say which one "
+            f"with {', '.join(several)}"
+        )
+    return dataset.isel(dict.fromkeys(dims, 0))
+
+
+def _experiment(dataset: xr.Dataset) -> Experiment:
+    """The function that the file names."""
+    name, arguments = dataset.attrs["experiment"], json.loads(dataset.attrs["experiment_arguments"])
+    if arguments:
+        passed = ", ".join(f"{key}={value}" for key, value in arguments.items())
+        raise ConfigError(f"{name} was given {passed}: give it to rerun again, as experiment")
+    module, _, function = name.rpartition(".")
+    try:
+        found: Experiment = getattr(importlib.import_module(module), function)
+    except (ImportError, AttributeError, ValueError):
+        raise ConfigError(
+            f"the experiment {name} cannot be imported: give it to rerun, as experiment"
+        ) from None
+    return found
+
+
+def _made_with(dataset: xr.Dataset) -> dict[str, Any]:
+    known = {name: dataset.attrs.get(name) for name in results.made_with()}
+    return known | {"versions": json.loads(dataset.attrs["versions"])}

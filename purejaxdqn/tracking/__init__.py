@@ -1,0 +1,1 @@
+"""Curves of a sweep in TensorBoard, Weights & Biases, Trackio or MLflow."""

@@ -1,0 +1,1 @@
+"""What training runs are made of: settings, the loop, the learner, acting, evaluation."""

@@ -1,0 +1,281 @@
+"""What happens inside the learner: five numbers that a return does not show, as pure functions.
+
+`diagnose` works all of them out for one run; `purejaxdqn.sweep.run` does so at each evaluation when
+asked. None of them is learned from, and their keys are their own.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+
+from purejaxdqn.environments import Environment
+from purejaxdqn.types import (
+    Array,
+    Learner,
+    LearnerState,
+    Network,
+    Params,
+    TrainState,
+    Transition,
+)
+
+NUM_STATES = 256  # that are looked at: no effective rank can be larger
+NUM_EPISODES = 10  # whose returns values are held against
+
+DIAGNOSTICS: dict[str, dict[str, str]] = {
+    "value_bias": {
+        "long_name": "value minus discounted Monte-Carlo return, over greedy episodes",
+        "units": "discounted return",
+    },
+    "dormant_units": {
+        "long_name": "share of hidden units at most 0.025 times as active as their layer's mean",
+        "units": "1",
+    },
+    "effective_rank": {
+        "long_name": f"effective rank of the features of {NUM_STATES} states (delta 0.01)",
+        "units": "1",
+    },
+    "gradient_norm": {
+        "long_name": "global norm of a batch's gradient before clipping, mean over batches",
+        "units": "1",
+    },
+    "policy_churn": {
+        "long_name": "share of states with another greedy action than at the step before",
+        "units": "1",
+    },
+}
+"""The diagnostics by name, with the attributes that they have in a results file."""
+
+
+class Probe(NamedTuple):
+    """What a training run shows of itself.
+
+    Attributes:
+      network: the value network.
+      discount: `[]` gamma, per step of one environment.
+      observe: `(TrainState, key) -> (obs [N, *obs], gradient_norm [])`: states as the next updates
+        may see them, at most `NUM_STATES` of them, and the mean norm of their batches' gradients.
+    """
+
+    network: Network
+    discount: Array | float
+    observe: Callable[[TrainState, Array], tuple[Array, Array]]
+
+
+def diagnose(
+    probe: Probe, env: Environment, state: TrainState, params_before: Params, key: Array
+) -> dict[str, Array]:
+    """All diagnostics of one run, but for the rank.
+
+    Args:
+      probe: what the run shows.
+      env: the environment.
+      state: of the run; nothing in it is changed.
+      params_before: the weights that churn is counted from.
+      key: `[]` PRNG key of its own.
+
+    Returns:
+      `[]` float32 for each name in `DIAGNOSTICS`; in place of the effective rank `features [N, F]`,
+      from which `effective_rank` finds it on the host. Dormant units and the effective rank are NaN
+      for a network that shows no hidden units or features (see `make_network`), the gradient's norm
+      is for a learner without `gradient`; all of them are where weights have run away to NaN.
+    """
+    network, params = probe.network, state.learner.params
+    observe_key, play_key = jax.random.split(key)
+    obs, norm = probe.observe(state, observe_key)
+
+    def action_values(params: Params) -> Array:
+        return jax.vmap(lambda x: network.action_values(network.apply(params, x)))(obs)
+
+    hidden: tuple[Array, ...] = ()
+    features = jnp.zeros((len(obs), 0))
+    if network.activations is not None:
+        hidden, features = jax.vmap(network.activations, in_axes=(None, 0))(params, obs)
+    return {
+        "value_bias": value_bias(network, params, env, probe.discount, play_key, NUM_EPISODES),
+        "dormant_units": dormant_units(hidden),
+        "features": features,
+        "gradient_norm": norm,
+        "policy_churn": policy_churn(action_values(params_before), action_values(params)),
+    }
+
+
+def value_bias(
+    network: Network,
+    params: Params,
+    env: Environment,
+    discount: Array | float,
+    key: Array,
+    num_episodes: int,
+) -> Array:
+    """How much too high values are: the highest one minus the return that came, over all states.
+
+    As van Hasselt et al., "Deep reinforcement learning with double Q-learning" (2016), figure 3,
+    hold values against the discounted returns of the greedy policy.
+
+    An episode that a time limit cut short says nothing of what would have come after. There the
+    return is bootstrapped with the network's own value, so that of m steps before the limit only
+    the share 1 - gamma^m is tested; a state counts as much as it is tested. A bias that is the
+    same everywhere is thus found exactly, with and without a time limit.
+
+    Args:
+      network: the value network.
+      params: its weights.
+      env: the environment.
+      discount: `[]` gamma, per step.
+      key: `[]` PRNG key.
+      num_episodes: greedy episodes, at least 1.
+
+    Returns:
+      `[]` above 0 where values are too high. NaN if nothing was tested: no episode terminated, and
+      gamma is 1. Of losses whose values are no expected return (soft, Munchausen) it is the gap
+      between the two.
+    """
+
+    def best_value(obs: Array) -> Array:
+        return jnp.max(network.action_values(network.apply(params, obs)))
+
+    class Carry(NamedTuple):
+        num_steps: Array
+        env_state: Any
+        obs: Array
+        running: Array
+        terminated: Array
+        trace: Array  # what one more reward adds to the returns of all states so far
+        excess: Array  # values minus returns, summed over these states
+
+    def body(carry: Carry, play_key: Array) -> Carry:
+        q_values = network.action_values(network.apply(params, carry.obs))
+        action = jnp.argmax(q_values).astype(jnp.int32)
+        step_key = jax.random.fold_in(play_key, carry.num_steps)
+        env_state, timestep = env.step(step_key, carry.env_state, action)
+        trace = 1 + discount * carry.trace
+        return Carry(
+            carry.num_steps + 1,
+            env_state,
+            timestep.obs,
+            ~(timestep.terminated | timestep.truncated),
+            timestep.terminated,
+            trace,
+            carry.excess + jnp.max(q_values) - trace * timestep.reward,
+        )
+
+    def episode(key: Array) -> tuple[Array, Array]:
+        """Sums over the states of one episode: of value minus return, and of what is tested."""
+        reset_key, play_key = jax.random.split(key)
+        env_state, obs = env.reset(reset_key)
+        none, yes = jnp.zeros(()), jnp.ones((), bool)
+        start = Carry(jnp.zeros((), jnp.int32), env_state, obs, yes, ~yes, none, none)
+        end = jax.lax.while_loop(
+            lambda carry: carry.running, lambda carry: body(carry, play_key), start
+        )
+        # Summed over the states, gamma^m: what each return owes to the value of the last one.
+        untested = jnp.where(end.terminated, 0.0, discount * end.trace)
+        return end.excess - untested * best_value(end.obs), end.num_steps - untested
+
+    excess, tested = jax.vmap(episode)(jax.random.split(key, num_episodes))
+    tested = jnp.sum(tested)
+    return jnp.where(tested > 0, jnp.sum(excess) / tested, jnp.nan)
+
+
+def dormant_units(hidden: tuple[Array, ...], threshold: float = 0.025) -> Array:
+    """The share of hidden units that are all but silent.
+
+    Sokar et al., "The dormant neuron phenomenon in deep reinforcement learning" (2023), definitions
+    3.1 and 3.2: a unit's score is its mean absolute activation over that of its layer, and it is
+    dormant at a score of at most the threshold. A silent layer is dormant as a whole.
+
+    Args:
+      hidden: an array `[N, ..., units]` for each hidden layer, of N observations; a channel of a
+        convolution is one unit.
+      threshold: tau, 0.025 in the paper.
+
+    Returns:
+      `[]` between 0 and 1, over the units of all layers; NaN if there are none, or if an activation
+      is not finite.
+    """
+    dormant, num_units, total = jnp.zeros(()), 0, jnp.zeros(())
+    for layer in hidden:
+        activity = jnp.mean(jnp.abs(layer.reshape(-1, layer.shape[-1])), axis=0)
+        mean = jnp.mean(activity)
+        dormant += jnp.sum(activity <= threshold * mean)  # no quotient: 0 / 0 is dormant
+        num_units += layer.shape[-1]
+        total += mean
+    return jnp.where(jnp.isfinite(total), dormant / num_units if num_units else jnp.nan, jnp.nan)
+
+
+def effective_rank(features: np.ndarray | Array, delta: float = 0.01) -> np.ndarray:
+    """How many directions the features of many states span; in NumPy, on the host.
+
+    There, because XLA's decomposition on the CPU stalled when several devices called it at once.
+
+    Kumar et al., "Implicit under-parameterization inhibits data-efficient deep reinforcement
+    learning" (2021), definition 1 (srank): the smallest k for which the k largest singular values
+    make up at least 1 - delta of the sum of all.
+
+    Args:
+      features: `[..., N, F]` of N states.
+      delta: between 0 and 1, 0.01 in the paper.
+
+    Returns:
+      `[...]` float32, whole numbers from 0 (all features are 0) to the smaller of N and F; NaN if
+      there are no features, or if one is not finite.
+    """
+    features = np.asarray(features, np.float32)
+    if not features.size:
+        return np.full(features.shape[:-2], np.nan, np.float32)
+    finite = np.isfinite(features).all(axis=(-2, -1))
+    values = np.linalg.svd(np.where(finite[..., None, None], features, 0), compute_uv=False)
+    total = values.sum(axis=-1)
+    # Single precision: a share of exactly 1 - delta must not be missed by a rounding.
+    enough = (1 - delta - 1e-6) * total
+    rank = (values.cumsum(axis=-1) < enough[..., None]).sum(axis=-1) + (total > 0)
+    return np.where(finite, rank, np.nan).astype(np.float32)
+
+
+def gradient_norm(
+    learner: Learner,
+    state: LearnerState,
+    transition: Transition,
+    key: Array,
+    weights: Array | None = None,
+) -> Array:
+    """The global norm of one batch's gradient, as the optimiser is given it: before any clipping.
+
+    Args:
+      learner: whose `gradient` is asked.
+      state: its state.
+      transition: `[B, ...]`.
+      key: `[]` PRNG key of the loss.
+      weights: `[B]` what each transition counts; 1 without.
+
+    Returns:
+      `[]` NaN if the learner has no `gradient`.
+    """
+    if learner.gradient is None:
+        return jnp.full((), jnp.nan)
+    return optax.global_norm(learner.gradient(state, transition, key, weights))
+
+
+def policy_churn(q_before: Array, q_after: Array) -> Array:
+    """The share of states whose greedy action is another one.
+
+    Schaul et al., "The phenomenon of policy churn" (2022), section 2. There it is counted from one
+    gradient step to the next; a sweep counts it from one evaluation to the next.
+
+    Args:
+      q_before: `[N, A]` action values of N states, with some weights.
+      q_after: `[N, A]` those with others.
+
+    Returns:
+      `[]` between 0 and 1; NaN if a value is not finite.
+    """
+    changed = jnp.argmax(q_before, axis=-1) != jnp.argmax(q_after, axis=-1)
+    finite = jnp.all(jnp.isfinite(q_before) & jnp.isfinite(q_after))
+    return jnp.where(finite, jnp.mean(changed), jnp.nan)

@@ -1,0 +1,159 @@
+"""The learner: what a batch of transitions makes of the weights."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from purejaxdqn.training.diagnostics import DIAGNOSTICS
+from purejaxdqn.training.exploration import Schedule
+from purejaxdqn.training.settings import DQNConfig, PQNConfig
+from purejaxdqn.types import (
+    Array,
+    ConfigError,
+    Learner,
+    LearnerState,
+    LossFn,
+    LossOutput,
+    Network,
+    Params,
+    Transition,
+)
+
+# Names that a results file has for something else: no metric of a loss may have one of them.
+RESERVED_METRICS = frozenset(
+    {"loss", "evaluation_return", "final_return", "training_return", "num_updates"}
+    | {"gymnasium_return", "step", "seed", "episode"}
+    | set(DIAGNOSTICS)
+    | {field.name for config in (DQNConfig, PQNConfig) for field in dataclasses.fields(config)}
+)
+
+MakeOptimizer = Callable[[Schedule], optax.GradientTransformation]
+TargetUpdate = Callable[[Params, Params, Array], Params]  # (params, target_params, num_updates)
+
+
+def periodic_target_update(period: int, step_size: Array | float = 1.0) -> TargetUpdate:
+    """Every `period` gradient steps, moves the target network towards the online one.
+
+    A step size of 1 is the hard copy of Mnih et al. (2015); a period of 1 with a small step size is
+    Polyak averaging, Lillicrap et al., "Continuous control with deep reinforcement learning"
+    (2016), algorithm 1.
+
+    Args:
+      period: gradient steps between two moves.
+      step_size: `[]` above 0, at most 1.
+
+    Returns:
+      `(params, target_params, num_updates []) -> target_params`, with `num_updates` counting the
+      step just taken.
+    """
+
+    def target_update(params: Params, target_params: Params, num_updates: Array) -> Params:
+        # A select and no branch: a branch on a batched predicate would run both sides anyway.
+        rate = jnp.where(num_updates % period == 0, step_size, 0.0)
+        moved = optax.incremental_update(params, target_params, step_size)
+        return jax.tree.map(lambda new, old: jnp.where(rate > 0, new, old), moved, target_params)
+
+    return target_update
+
+
+def clipped(
+    optimizer: MakeOptimizer | None,
+    default: MakeOptimizer,
+    learning_rate: Schedule,
+    max_grad_norm: Array | float,
+) -> optax.GradientTransformation:
+    """An optimiser behind the clipping of the gradients' global norm.
+
+    Args:
+      optimizer: `learning-rate schedule -> optax optimiser`; None for the default.
+      default: the same.
+      learning_rate: `num_updates -> step size`.
+      max_grad_norm: `[]` above 0.
+
+    Returns:
+      The optimiser.
+    """
+    clip = optax.clip_by_global_norm(max_grad_norm)
+    if optimizer is not None:
+        return optax.chain(clip, optimizer(learning_rate))
+    # All weights as one vector: a few long operations where each layer would have its own.
+    return optax.flatten(optax.chain(clip, default(learning_rate)))
+
+
+def make_learner(
+    network: Network,
+    loss_fn: LossFn,
+    optimizer: optax.GradientTransformation,
+    target_update: TargetUpdate | None = None,
+) -> Learner:
+    """Makes the learner: the mean loss of a batch, one optimiser step, the target's update.
+
+    Args:
+      network: the value network.
+      loss_fn: loss of ONE transition.
+      optimizer: any optax optimiser.
+      target_update: such as `periodic_target_update(50)`; without it there is no target network,
+        and the loss is given the weights themselves in its place.
+
+    Returns:
+      The `Learner`. Its metrics are the loss function's own, averaged over the batch, and `loss`.
+
+    Raises:
+      ConfigError: from `update`, if a metric has one of the `RESERVED_METRICS` for its name.
+    """
+
+    def init(key: Array, obs: Array) -> LearnerState:
+        params = network.init(key, obs)
+        return LearnerState(
+            params=params,
+            # Two buffers, so that both can be donated.
+            target_params=None if target_update is None else jax.tree.map(jnp.copy, params),
+            opt_state=optimizer.init(params),
+            num_updates=jnp.zeros((), jnp.int32),
+        )
+
+    def differentiate(
+        state: LearnerState, transition: Transition, key: Array, weights: Array | None
+    ) -> tuple[tuple[Array, LossOutput], Params]:
+        keys = jax.random.split(key, transition.r_t.shape[0])
+
+        bootstrap_params = state.params if target_update is None else state.target_params
+
+        def mean_loss(params: Params) -> tuple[Array, LossOutput]:
+            batched = jax.vmap(loss_fn, in_axes=(None, None, None, 0, 0))
+            output = batched(network, params, bootstrap_params, transition, keys)
+            weighted = output.loss if weights is None else weights * output.loss
+            return jnp.mean(weighted), output
+
+        return jax.value_and_grad(mean_loss, has_aux=True)(state.params)
+
+    def update(
+        state: LearnerState, transition: Transition, key: Array, weights: Array | None = None
+    ) -> tuple[LearnerState, Array, dict[str, Array]]:
+        (loss, output), grads = differentiate(state, transition, key, weights)
+        if reserved := RESERVED_METRICS & set(output.metrics):
+            raise ConfigError(
+                f"the loss has a metric named {', '.join(sorted(reserved))}, which names something "
+                "else in results: rename it"
+            )
+        updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
+        params = optax.apply_updates(state.params, updates)
+        num_updates = state.num_updates + 1
+        target_params = None
+        if target_update is not None:
+            target_params = target_update(params, state.target_params, num_updates)
+        metrics = {"loss": loss, **jax.tree.map(jnp.mean, output.metrics)}
+        state = LearnerState(params, target_params, opt_state, num_updates)
+        return state, output.priority, metrics
+
+    def gradient(
+        state: LearnerState, transition: Transition, key: Array, weights: Array | None = None
+    ) -> Params:
+        return differentiate(state, transition, key, weights)[1]
+
+    return Learner(init, update, gradient)

@@ -1,0 +1,73 @@
+"""The memory that a traced function takes on its way, beside what XLA makes of it."""
+
+import dataclasses
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from purejaxdqn import agents
+from purejaxdqn.engine.footprint import working_bytes
+from purejaxdqn.engine.memory import abstract_run
+from purejaxdqn.engine.programs import max_iterations_of
+from purejaxdqn.training.evaluation import evaluate
+from purejaxdqn.training.settings import PQNConfig, float_fields
+
+SQUARE = jax.ShapeDtypeStruct((100, 100), np.float32)
+
+
+def test_what_is_alive_at_the_same_time_counts():
+    assert working_bytes(lambda x: x @ x @ x @ x, SQUARE)[0] == 2 * 40_000
+    assert working_bytes(lambda x: jnp.sum(jnp.tanh(x) + 1), SQUARE)[0] == 40_000 + 4
+
+
+def test_what_takes_the_place_of_an_argument_does_not_count():
+    def write(x):
+        body = lambda i, x: x.at[i].set(jnp.sum(x.reshape(-1)))  # noqa: E731
+        return jax.lax.fori_loop(0, 3, body, x)
+
+    most, result = working_bytes(write, SQUARE)
+    assert most < 2_000
+    assert result.shape == SQUARE.shape
+
+
+@pytest.mark.parametrize(
+    "config",
+    [
+        PQNConfig(num_envs=400, total_steps=40_000, num_epochs=1, eval_episodes=400),
+        agents.configure(
+            agent="iqn",
+            batch_size=1024,
+            prefill_steps=1024,
+            total_steps=1424,
+            eval_episodes=1000,
+        ),
+    ],
+)
+def test_a_run_takes_about_what_the_compiler_says(config):
+    def build(floats):
+        return agents.train_by_kind(dataclasses.replace(config, **floats))
+
+    def chunk(floats, state, count):
+        return build(floats).chunk(state, count, max_iterations_of(config))
+
+    def play(floats, params, seed):
+        train = build(floats)
+        return evaluate(train.policy(params), train.env, jax.random.key(seed), config.eval_episodes)
+
+    def by_the_compiler(function, *args, **options):
+        lowered = jax.jit(function, **options).lower(*args)
+        # Fused, as a user's programs are.
+        fused: Any = {"xla_backend_optimization_level": 1}
+        compiled: Any = lowered.compile(fused)
+        return compiled.memory_analysis().temp_size_in_bytes
+
+    run = abstract_run(agents.train_by_kind, config)
+    floats = {name: jax.ShapeDtypeStruct((), np.float32) for name in float_fields(config)}
+    count = jax.ShapeDtypeStruct((), np.int32)
+    real = by_the_compiler(chunk, floats, run.state, count, donate_argnums=1)
+    assert 0.6 * real < run.chunk_bytes < 1.6 * real
+    real = by_the_compiler(play, floats, run.state.learner.params, count)
+    assert 0.6 * real < run.evaluation_bytes < 1.6 * real

@@ -1,0 +1,246 @@
+"""The scripts as a user runs them: files, exit codes, the last line, Ctrl-C."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+import xarray as xr
+
+from purejaxdqn.storage import results
+
+EXPERIMENTS = Path(__file__).parents[2] / "experiments"
+SHORT = [
+    "--total-steps=800",
+    "--num-envs=4",
+    "--steps-per-update=4",
+    "--prefill-steps=200",
+    "--batch-size=16",
+    "--hidden-sizes",
+    "8",
+    "--replay-capacity=400",
+    "--updates-per-iteration=1",
+    "--target-period=5",
+    "--eval-interval=400",
+    "--eval-episodes=4",
+]
+
+
+def command(script, *flags):
+    return [sys.executable, str(EXPERIMENTS / script), *map(str, flags)]
+
+
+def run(script, *flags):
+    return subprocess.run(
+        command(script, *flags), capture_output=True, text=True, timeout=280, env=environment()
+    )
+
+
+def environment():
+    """As a user's: the test run's own JAX settings do not reach the scripts."""
+    return {k: v for k, v in os.environ.items() if not k.startswith(("JAX_", "XLA_"))}
+
+
+@pytest.fixture(scope="module")
+def first(tmp_path_factory):
+    output = tmp_path_factory.mktemp("cartpole") / "run"
+    answer = run("cartpole.py", "--num-seeds=3", "--output", output, "--json", *SHORT)
+    assert answer.returncode == 0, answer.stderr
+    return output, answer
+
+
+def test_cartpole_writes_everything_and_ends_in_one_json_object(first):
+    output, answer = first
+    assert {path.name for path in output.iterdir()} == {
+        "results.nc",
+        "learning_curve.png",
+        "learning_curve.svg",
+        "learning_curve.html",
+        "policy.gif",
+        "summary.json",
+        "checkpoint",
+    }
+    facts = json.loads(answer.stdout.splitlines()[-1])
+    assert facts == json.loads((output / "summary.json").read_text())
+    dataset = results.load(output)
+    assert facts["final_return"] == pytest.approx(dataset.final_return.mean("episode").values)
+    assert facts["gymnasium_return"] == pytest.approx(
+        dataset.gymnasium_return.mean("gymnasium_episode")
+    )
+    assert dataset.sizes["gymnasium_episode"] == 100
+    assert len(facts["steps_to_threshold"]) == 3
+    for name in ("iqm", "iqm_low", "iqm_high", "env_steps_per_second", "compile_seconds"):
+        assert facts[name] > 0
+    assert "compiling" in answer.stderr
+    assert "greedy return" in answer.stderr
+
+
+def test_the_same_command_gives_the_same_numbers_and_needs_overwrite(first):
+    output, _ = first
+    flags = ("--num-seeds=3", "--output", output, "--json", *SHORT)
+    refused = run("cartpole.py", *flags)
+    assert refused.returncode == 2
+    assert "already holds results" in refused.stderr
+    before, written = results.load(output), (output / "results.nc").read_bytes()
+    resumed = run("cartpole.py", *flags, "--resume")
+    assert resumed.returncode == 0, resumed.stderr
+    assert "is finished already" in " ".join(resumed.stderr.split())
+    assert (output / "results.nc").read_bytes() == written
+    again = run("cartpole.py", *flags, "--overwrite")
+    assert again.returncode == 0, again.stderr
+    assert results.load(output).equals(before)
+
+
+def sweep_results(discounts):
+    shape = (len(discounts), 2, 2, 3)
+    return xr.Dataset(
+        {
+            "evaluation_return": (("discount", "seed", "step", "episode"), np.full(shape, 312.5)),
+            "final_return": (("discount", "seed", "episode"), np.full((shape[0], 2, 3), 312.5)),
+            "diverged": (("discount", "seed"), np.zeros((shape[0], 2), bool)),
+        },
+        {"discount": discounts, "seed": [0, 1], "step": [100, 200]},
+        {"status": "finished", "width": 2},
+    )
+
+
+def test_settings_that_look_alike_are_told_apart(sweep_script):
+    assert [*sweep_script.by_setting(sweep_results([0.99, 0.9995, 0.9999]))] == [
+        *("discount=0.99", "discount=0.9995", "discount=0.9999")
+    ]
+    assert [*sweep_script.by_setting(sweep_results([1e-3, 0.1 + 0.2]))] == [
+        *("discount=0.001", "discount=0.3")
+    ]
+    drawn = xr.Dataset(
+        {"final_return": (("run", "episode"), np.zeros((3, 1)))},
+        {name: ("run", x) for name, x in {"sample": [0, 1, 2], "seed": [0, 0, 0]}.items()}
+        | {"run": [0, 1, 2], "agent": ("run", ["dqn", "rainbow", "dqn"])},
+    )
+    assert [*sweep_script.by_setting(drawn)] == ["agent=dqn (1)", "agent=rainbow", "agent=dqn (2)"]
+
+
+def test_the_table_of_a_sweep_fits_eighty_columns(sweep_script, tmp_path, capsys, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "80")
+    long = sweep_results([0.9, 0.99]).expand_dims(
+        {"learning_rate": [1e-3], "learning_rate_end_fraction": [0.123], "n_step": [5]}
+    )
+    sweep_script.report(sweep_script.Args(), long, tmp_path)
+    lines = capsys.readouterr().out.splitlines()
+    table = [line for line in lines if line.startswith(("┃", "│"))]
+    assert {len(line) for line in table} <= {*range(60, 81)}
+    assert all(word in " ".join(table) for word in ("diverged", "finished", "2 of 2"))
+
+
+def test_cartpole_trains_pqn_with_flags_of_its_own(tmp_path):
+    flags = ["--total-steps=800", "--num-envs=4", "--num-steps=50", "--num-epochs=1"]
+    flags += ["--q-lambda=0.5", "--hidden-sizes", "8", "--eval-interval=400", "--eval-episodes=4"]
+    answer = run("cartpole.py", "--agent=pqn", "--num-seeds=1", "--output", tmp_path, *flags)
+    assert answer.returncode == 0, answer.stderr
+    assert "PQN on CartPole-v1" in answer.stdout
+    dataset = results.load(tmp_path)
+    assert dataset.attrs["experiment"] == "purejaxdqn.agents.pqn.pqn.pqn"
+    assert json.loads(dataset.attrs["config"])["q_lambda"] == 0.5
+    assert dataset.num_updates.values.tolist() == [0, 4, 8]
+    assert (tmp_path / "policy.gif").exists()
+
+
+@pytest.mark.parametrize(
+    ("flags", "words"),
+    [
+        (["--num-seeds=0"], "num_seeds (0) must be at least 1"),
+        (["--num-envs=-1"], "num_envs (-1)"),
+        (["--batch-size=200000"], "batch_size (200000) must be at most replay_capacity"),
+        (["--discount=1.5"], "discount (1.5) must lie between 0 and 1"),
+        (["--env=CartPole-v3"], "CartPole-v1"),
+        (["--lerning-rate=1e-3"], "--learning-rate"),
+        (["--agent=ranbow"], "rainbow"),
+        (["--agent=rainbow", "--munchausen"], "munchausen"),
+        (["--agent=pqn", "--num-minibatches=7"], "num_minibatches (7) must divide"),
+        (["--agent=pqn", "--batch-size=32"], "batch-size"),
+        (["--output=/dev/null/x"], "cannot be written"),
+    ],
+)
+def test_bad_flags_are_refused_with_exit_code_2_and_no_traceback(flags, words):
+    answer = run("cartpole.py", *flags)
+    assert answer.returncode == 2
+    assert words in answer.stderr + answer.stdout
+    assert "Traceback" not in answer.stderr
+
+
+def test_ctrl_c_ends_cleanly_with_what_was_finished_on_disk(tmp_path):
+    flags = [*SHORT, "--total-steps=4000000", "--eval-interval=400"]
+    # What runs in the background of a shell inherits that SIGINT is ignored, and so would this.
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    process = subprocess.Popen(
+        command("cartpole.py", "--num-seeds=2", "--output", tmp_path, *flags),
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        env=environment(),
+    )
+    signal.signal(signal.SIGINT, before)
+    deadline = time.monotonic() + 120
+    while not (tmp_path / "results.nc").exists():  # the first write, some seconds into the training
+        assert time.monotonic() < deadline
+        assert process.poll() is None
+        time.sleep(0.2)
+    process.send_signal(signal.SIGINT)
+    out, err = process.communicate(timeout=60)
+    assert process.returncode == 130, err
+    assert "Traceback" not in err
+    assert "not finished" in out
+    dataset = results.load(tmp_path)
+    assert dataset.attrs["status"] == "interrupted"
+    assert dataset.evaluation_return.notnull().any()
+
+
+def test_custom_losses_train(tmp_path):
+    answer = run("custom_loss.py", "--num-seeds=1", "--output", tmp_path / "out", "--json", *SHORT)
+    assert answer.returncode == 0, answer.stderr
+    facts = json.loads(answer.stdout.splitlines()[-1])
+    for name in ("double", "persistent", "conservative"):
+        assert any(key.startswith(name) for key in facts)
+        assert results.load(tmp_path / "out" / name).attrs["status"] == "finished"
+
+
+@pytest.mark.slow
+def test_tune_scores_a_setting_at_several_learning_rates_and_goes_on_where_it_stopped(tmp_path):
+    setting = {"total_steps": 800, "prefill_steps": 400, "eval_interval": 400, "hidden_sizes": [8]}
+    settings = tmp_path / "settings.jsonl"
+    settings.write_text(json.dumps(setting) + "\n")
+    flags = ("--settings", settings, "--num-seeds=2", "--output", tmp_path / "tune")
+    answer = run("tune.py", *flags, "--learning-rates", "1e-3", "1e-4")
+    assert answer.returncode == 0, answer.stderr
+    lines = (tmp_path / "tune" / "tune.jsonl").read_text().splitlines()
+    (row,) = map(json.loads, lines)
+    assert len(row["final"]) == 4  # two seeds at two learning rates
+    settings.write_text(json.dumps(setting) + "\n" + json.dumps(setting | {"n_step": 1}) + "\n")
+    assert run("tune.py", *flags).returncode == 0
+    again = (tmp_path / "tune" / "tune.jsonl").read_text().splitlines()
+    assert again[:1] == lines
+    # At other learning rates the first setting is another search's.
+    assert [len(json.loads(line)["final"]) for line in again[1:]] == [2, 2]
+    assert run("tune.py", *flags).returncode == 0
+    assert (tmp_path / "tune" / "tune.jsonl").read_text().splitlines() == again
+
+
+@pytest.mark.parametrize(
+    ("script", "flags", "words"),
+    [
+        ("tune.py", ["--num-seeds=30"], "num_seeds (30) must be 1 to 10"),
+        ("benchmarks/pqn.py", ["--rounds=0"], "num_seeds and rounds must be at least 1"),
+        ("benchmarks/pqn.py", ["--total-steps=20010"], "num_envs * num_steps (500)"),
+        ("benchmarks/throughput.py", ["--rounds=0"], "rounds [0] must be at least 1"),
+        ("benchmarks/throughput.py", ["--total-steps=5000"], "prefill_steps (10000)"),
+    ],
+)
+def test_the_other_scripts_refuse_bad_flags_too(script, flags, words, tmp_path):
+    answer = run(script, *flags)
+    assert answer.returncode == 2
+    assert words in answer.stderr
+    assert "Traceback" not in answer.stderr

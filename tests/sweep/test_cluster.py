@@ -1,0 +1,282 @@
+"""Sweeps on a Ray cluster: the numbers of one machine, whichever node dies."""
+
+import concurrent.futures
+import gc
+import json
+import os
+import shutil
+import sys
+import threading
+import warnings
+from typing import Any
+
+import psutil
+import pytest
+
+from purejaxdqn.agents.dqn.dqn import DQNConfig, dqn
+from purejaxdqn.storage import arrays as checkpoint
+from purejaxdqn.storage import results
+from purejaxdqn.sweep.design import grid_design
+from purejaxdqn.sweep.ray import cluster
+from purejaxdqn.sweep.ray import driver as cluster_driver
+from purejaxdqn.sweep.ray import task as cluster_task
+from purejaxdqn.sweep.ray.cluster import run_on_cluster
+from purejaxdqn.sweep.run import SweepInterrupted, run_design
+from purejaxdqn.types import ConfigError
+
+CONFIG = DQNConfig(
+    total_steps=60_000,
+    num_envs=4,
+    steps_per_update=4,
+    prefill_steps=80,
+    replay_capacity=120,
+    batch_size=16,
+    hidden_sizes=(8,),
+    target_period=5,
+    eval_interval=15_000,
+    eval_episodes=3,
+)
+# Ray starts its processes from this one, in which JAX has threads.
+pytestmark = pytest.mark.filterwarnings("ignore:os.fork")
+# Four batches of two runs.
+DESIGN = grid_design(CONFIG, range(4), {"learning_rate": [1e-3, 3e-3]})
+OPTIONS: dict[str, Any] = {"width": 2, "batches_per_task": 2, "checkpoint_seconds": 0}
+NODE: dict[str, Any] = {"num_cpus": 1, "object_store_memory": 80 * 2**20}
+
+
+@pytest.fixture(scope="module")
+def alone():
+    """The same, undisturbed and without Ray."""
+    return run_design(dqn, DESIGN, width=2, progress=False)
+
+
+@pytest.fixture(scope="module")
+def ray_cluster(fresh_environment, alone):
+    """A node with one CPU, to which others can be added; nothing of it is left."""
+    ray = pytest.importorskip(
+        "ray", reason='Ray is not installed: pip install "purejaxdqn[cluster]"'
+    )
+    from ray.cluster_utils import Cluster
+
+    if sys.platform != "linux":
+        pytest.skip("every node needs a loopback address of its own, as only Linux has them")
+    before = dict(os.environ)
+    session = None
+    for name in os.environ:
+        if name.startswith(("JAX_", "XLA_", "RAY_")):
+            del os.environ[name]
+    os.environ |= fresh_environment | {"RAY_USAGE_STATS_ENABLED": "0"}
+    nodes = Cluster()
+    try:
+        session = nodes.add_node(
+            **NODE, node_ip_address="127.0.0.2", include_dashboard=False
+        ).get_session_dir_path()
+        yield nodes
+    finally:
+        ray.shutdown()
+        nodes.shutdown()
+        with warnings.catch_warnings(action="ignore"):
+            gc.collect()  # Ray leaves files open
+        os.environ.clear()
+        os.environ |= before
+        if session is not None:
+            shutil.rmtree(session, ignore_errors=True)
+
+
+def kept_step(output, batch):
+    """The furthest step at which a batch was kept."""
+    steps = [0]
+    for folder in (output / "checkpoint" / "running").glob("[0-9]*"):
+        try:
+            facts = checkpoint.read_manifest(folder)["facts"]
+        except checkpoint.CheckpointDamaged:  # dropped meanwhile
+            continue
+        if batch in [one["batch"] for one in facts["batches"]]:
+            steps.append(facts["step"])
+    return max(steps)
+
+
+def die(nodes, node):
+    """All processes of a node end at once, as when its machine is lost."""
+    raylet = psutil.Process(node.all_processes["raylet"][0].process.pid)
+    for process in [raylet, *raylet.children(recursive=True)]:
+        process.kill()
+    nodes.remove_node(node, allow_graceful=False)
+
+
+@pytest.mark.timeout(900)
+def test_a_node_that_dies_changes_no_bit(
+    ray_cluster, alone, assert_same_bits, tmp_path, monkeypatch, capsys
+):
+    # At another address, so that it is not the one that this process talks to.
+    victim = ray_cluster.add_node(**NODE, node_ip_address="127.0.0.3")
+    nodes: dict[int, str] = {}
+    hear_start = cluster_driver.Driver._hear_start
+
+    def hear(driver, task, start):
+        nodes.setdefault(task, start.node)
+        hear_start(driver, task, start)
+
+    monkeypatch.setattr(cluster_driver.Driver, "_hear_start", hear)
+    monkeypatch.setattr(cluster_driver, "_POLL_SECONDS", 0.05)
+
+    def kill():
+        """Kills the other node once the task on it has been kept in mid-sweep."""
+        while not ended.wait(0.01):
+            for task, node in nodes.copy().items():
+                if victim.node_id in node and kept_step(tmp_path, 2 * task) > 100:
+                    die(ray_cluster, victim)
+                    assert not (tmp_path / "checkpoint" / "finished" / str(2 * task)).exists()
+                    return
+        raise AssertionError("the sweep was over before the node could be killed")
+
+    ended = threading.Event()
+    with concurrent.futures.ThreadPoolExecutor() as pool:
+        killed = pool.submit(kill)
+        try:
+            result = run_on_cluster(
+                dqn, DESIGN, address=ray_cluster.address, output=tmp_path, **OPTIONS
+            )
+        finally:
+            ended.set()
+        killed.result()
+    err = " ".join(capsys.readouterr().err.split())
+    assert len({*nodes.values()}) == 2
+    assert_same_bits(result, alone)
+    assert_same_bits(result._replace(dataset=results.load(tmp_path)), alone)
+    attrs = result.dataset.attrs
+    assert attrs["retries"] == 1, err
+    (step,) = json.loads(attrs["retried_from"])
+    assert 100 < step < CONFIG.total_steps
+    assert attrs["num_devices"] == 2
+    assert attrs["status"] == "finished"
+    assert "started again on" in err
+    assert f"going on at step {step:,}" in err
+    assert not (tmp_path / "checkpoint" / "running").exists()
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(900)
+def test_an_interrupted_sweep_goes_on_without_the_cluster(
+    ray_cluster, alone, assert_same_bits, tmp_path
+):
+    seen = []
+
+    def interrupt(event):
+        seen.append(event)
+        if event.step == 15_000:
+            raise KeyboardInterrupt
+
+    options = {**OPTIONS, "checkpoint_seconds": None, "batches_per_task": 1}
+    with pytest.raises(SweepInterrupted, match="resume=True goes on") as caught:
+        run_on_cluster(
+            dqn,
+            DESIGN,
+            address=ray_cluster.address,
+            output=tmp_path,
+            on_evaluation=interrupt,
+            progress=False,
+            **options,
+        )
+    assert [event.step for event in seen[:2]] == [80, 15_000]
+    assert seen[0].labels[0] == {"learning_rate": 1e-3, "seed": 0}
+    kept = caught.value.result.dataset.isel(learning_rate=0, seed=[0, 1])
+    for event, step in zip(seen, (80, 15_000), strict=False):
+        ours = kept.evaluation_return.sel(step=step).values
+        assert ours.tobytes() == event.episode_return.tobytes()
+    assert results.load(tmp_path).attrs["status"] == "interrupted"
+    # None was due: the task wrote it when it was told to stop.
+    is_finished = (tmp_path / "checkpoint" / "finished" / "0").exists()
+    assert is_finished or kept_step(tmp_path, 0) >= 15_000
+    result = run_design(dqn, DESIGN, output=tmp_path, resume=True, progress=False)
+    assert_same_bits(result, alone)
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(900)
+def test_what_a_node_refuses_is_one_line(ray_cluster, tmp_path, monkeypatch):
+    """A folder that the other nodes do not see; its place is taken by one that is not the same."""
+    monkeypatch.setattr(
+        cluster, "Order", lambda *parts: cluster_task.Order(*parts)._replace(asked={})
+    )
+    with pytest.raises(ConfigError, match="output must be a folder that all nodes") as caught:
+        run_on_cluster(
+            dqn, DESIGN, address=ray_cluster.address, output=tmp_path, progress=False, **OPTIONS
+        )
+    assert str(caught.value).count("\n") == 0
+    monkeypatch.undo()
+    with pytest.raises(ConfigError, match=r"num_cpus_per_task \(3\) must be at most 1, the CPUs"):
+        run_on_cluster(
+            dqn, DESIGN, address=ray_cluster.address, output=tmp_path, num_cpus_per_task=3
+        )
+    with pytest.raises(ConfigError, match=r"has a CPU and 1 GPU"):
+        run_on_cluster(
+            dqn, DESIGN, address=ray_cluster.address, output=tmp_path, num_gpus_per_task=1
+        )
+    with pytest.raises(ConfigError, match="may be used"):
+        run_on_cluster(
+            dqn, DESIGN, address=ray_cluster.address, output=tmp_path / "other", memory_budget=100
+        )
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        ({"batches_per_task": 0}, r"batches_per_task \(0\) must be a whole number of at least 1"),
+        ({"num_cpus_per_task": 1.5}, r"num_cpus_per_task \(1.5\)"),
+        ({"num_gpus_per_task": -1}, r"num_gpus_per_task \(-1\) .* at least 0"),
+        ({"num_gpus_per_task": True}, r"num_gpus_per_task \(True\)"),
+    ],
+)
+def test_bad_numbers_are_refused_before_ray_is_needed(options, words, tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, "ray", None)
+    with pytest.raises(ConfigError, match=words):
+        run_on_cluster(dqn, DESIGN, output=tmp_path, **options)
+
+
+def test_without_ray_the_extra_is_named(tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, "ray", None)
+    with pytest.raises(ConfigError, match=r'pip install "purejaxdqn\[cluster\]"'):
+        run_on_cluster(dqn, DESIGN, output=tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("address", "why"),
+    [
+        ("127.0.0.1:1", "refused"),
+        ("nonsense", "a host and a port"),
+    ],
+)
+def test_where_there_is_no_cluster_it_is_said(address, why, tmp_path):
+    pytest.importorskip("ray")
+    with pytest.raises(ConfigError, match=f"no Ray cluster can be reached at {address} .*{why}"):
+        run_on_cluster(dqn, DESIGN, address=address, output=tmp_path)
+
+
+class Nodes:
+    """Stands in for Ray: only says what nodes there are."""
+
+    def __init__(self, *resources):
+        self._nodes = [{"Alive": True, "Resources": part} for part in resources]
+
+    def nodes(self):
+        return [*self._nodes, {"Alive": False, "Resources": {}}]
+
+
+def test_a_task_has_a_share_of_its_node():
+    nodes = Nodes(
+        {"CPU": 4.0, "memory": 8e9},
+        {"CPU": 9.0, "memory": 8e9},
+        {"memory": 1e9},  # runs no tasks
+    )
+    layout = cluster._lay_out(nodes, None, 0, None)
+    assert (layout.num_cpus, layout.cores_per_task, layout.devices_per_task) == (4, 4, 4)
+    assert layout.num_devices == 4 + 2 * 4
+    assert layout.memory_budget == int(8e9 * 4 / 9)
+    single = cluster._lay_out(nodes, 1, 0, 123)
+    assert (single.devices_per_task, single.num_devices) == (2, 13)
+    assert single.memory_budget == 123
+    gpus = cluster._lay_out(Nodes({"CPU": 8.0, "GPU": 4.0, "memory": 1e9}), None, 2, None)
+    assert (gpus.num_cpus, gpus.cores_per_task, gpus.devices_per_task) == (1, 2, 2)
+    assert gpus.num_devices == 4
+    assert gpus.memory_budget is None  # known on the node alone

@@ -1,0 +1,171 @@
+"""Plans: batches that fill the devices, within the memory, and what is refused."""
+
+import dataclasses
+import math
+import re
+
+import jax
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from rich.filesize import decimal
+
+from purejaxdqn.agents.presets import configure, train_by_kind
+from purejaxdqn.engine import memory
+from purejaxdqn.engine.memory import abstract_run, run_bytes, tree_bytes
+from purejaxdqn.storage import results
+from purejaxdqn.sweep.design import grid_design
+from purejaxdqn.sweep.plan import choose_width, plan_sweep
+from purejaxdqn.training.settings import DQNConfig, PQNConfig
+from purejaxdqn.types import ConfigError
+
+CONFIG = DQNConfig(hidden_sizes=(16,), total_steps=8_000)
+DEVICES = jax.devices()
+
+
+def plan(seeds=range(10), grid=None, config=CONFIG, **options):
+    return plan_sweep(train_by_kind, grid_design(config, seeds, grid or {}), DEVICES, **options)
+
+
+@given(st.lists(st.integers(1, 300), min_size=1, max_size=4), st.integers(1, 8), st.integers(1, 16))
+def test_no_other_width_is_done_sooner(sizes, num_devices, widest):
+    def cost(width):
+        rounds = sum(math.ceil(math.ceil(n / width) / num_devices) for n in sizes)
+        return rounds * (1 + width)
+
+    chosen = choose_width(sizes, num_devices, widest)
+    assert 1 <= chosen <= widest
+    assert cost(chosen) == min(cost(width) for width in range(1, widest + 1))
+
+
+@pytest.mark.parametrize(("num_runs", "width"), [(10, 5), (16, 8), (1, 1), (30, 8), (256, 8)])
+def test_widths_on_two_devices(num_runs, width):
+    assert choose_width([num_runs], 2, 8) == width
+
+
+@settings(deadline=None, max_examples=20)
+@given(st.integers(1, 40), st.integers(1, 9), st.integers(1, 3))
+def test_every_run_is_in_one_batch_and_batches_have_one_program(num_seeds, width, num_sizes):
+    sizes = [(8 * i,) for i in range(1, num_sizes + 1)]
+    planned = plan(range(num_seeds), {"hidden_sizes": sizes}, width=width)
+    runs = planned.design.runs
+    assert sorted(i for batch in planned.batches for i in batch) == list(range(len(runs)))
+    assert all(len(batch) <= width for batch in planned.batches)
+    numbers = [number for group in planned.groups for number in group.batches]
+    assert numbers == list(range(len(planned.batches)))
+    for group in planned.groups:
+        for number in group.batches:
+            for i in planned.batches[number]:
+                assert runs[i].config.hidden_sizes == group.config.hidden_sizes
+        # Only the last batch of a program may have room left.
+        assert all(len(planned.batches[number]) == width for number in group.batches[:-1])
+
+
+@pytest.mark.parametrize("config", [CONFIG, PQNConfig(hidden_sizes=(16,))])
+def test_bytes_of_a_run_are_those_of_its_arrays(config):
+    run = abstract_run(train_by_kind, config)
+    real = train_by_kind(config).init(jax.random.key(0))
+    held = sum(
+        (jax.random.key_data(x) if jax.numpy.issubdtype(x.dtype, jax.dtypes.prng_key) else x).nbytes
+        for x in jax.tree.leaves(real)
+    )
+    size = run_bytes(config, run)
+    assert tree_bytes(run.state) == size.state == held
+    assert size.running >= held
+    assert size.running - held < 3e6
+
+
+def test_less_memory_makes_batches_narrower_and_then_fewer():
+    free = plan(range(64))
+    per_run = free.groups[0].run_bytes.running
+    assert (free.width, free.groups[0].plan.num_devices) == (8, 2)
+    tight = plan(range(64), memory_budget=9 * per_run)
+    assert (tight.width, tight.groups[0].plan.num_devices) == (4, 2)
+    assert tight.groups[0].round_bytes <= 9 * per_run
+    many = plan_sweep(
+        train_by_kind,
+        grid_design(CONFIG, range(64), {}),
+        DEVICES * 4,  # as if there were eight
+        width=2,
+        memory_budget=11 * per_run,
+    )
+    assert many.groups[0].plan.num_devices == 5
+
+
+def test_what_cannot_fit_is_refused_with_its_size_and_what_makes_it_big():
+    large = dataclasses.replace(CONFIG, replay_capacity=1_000_000)
+    with pytest.raises(ConfigError, match=r"a batch of 8 run\(s\) takes .* MB, and 2 must") as one:
+        plan(config=large, width=8, memory_budget=50_000_000)
+    assert re.search(r"replay_capacity \(1000000\) makes up (99|100)% of it", str(one.value))
+    assert "--width (8), or raise --memory-budget" in str(one.value)
+    with pytest.raises(ConfigError, match="a run takes"):
+        plan(config=large, memory_budget=10_000_000)
+
+
+@pytest.mark.parametrize(
+    ("config", "field"),
+    [
+        (PQNConfig(num_envs=2000, total_steps=100_000, eval_interval=100_000), "num_envs"),
+        (
+            configure(agent="iqn", batch_size=2048, prefill_steps=2048, total_steps=4048),
+            "batch_size",
+        ),
+    ],
+)
+def test_what_is_computed_on_the_way_is_planned_for(config, field):
+    with pytest.raises(
+        ConfigError, match=rf"a run takes [\d.]+ MB.*: {field} \(2\d+\) makes up (9|100)"
+    ):
+        plan(range(2), config=config, memory_budget=10_000_000)
+
+
+@pytest.mark.parametrize("budget", [0, 0.5, True, "4GB", float("nan"), float("inf")])
+def test_a_budget_that_is_no_amount_of_memory_is_refused(budget):
+    with pytest.raises(ConfigError, match=r"memory_budget .* must be at least 1 byte"):
+        plan(memory_budget=budget)
+
+
+def test_a_budget_may_be_written_as_a_float():
+    per_run = plan().groups[0].run_bytes.running
+    assert plan(range(64), memory_budget=9.0 * per_run).width == 4
+
+
+@pytest.mark.parametrize("name", ["step", "seed", "loss", "settings", "gradient_norm"])
+def test_names_that_the_results_have_already_are_refused(name):
+    def settings_of(**swept):
+        return dataclasses.replace(CONFIG, learning_rate=swept[name])
+
+    with pytest.raises(ConfigError, match=f"'{name}' cannot be swept"):
+        plan(grid={name: [1e-3, 1e-2]}, config=settings_of)
+
+
+def test_free_memory_is_what_a_container_may_use(monkeypatch):
+    monkeypatch.setattr(memory, "_container_limit", lambda: None)
+    machine = memory.free_bytes(DEVICES)
+    monkeypatch.setattr(memory, "_container_limit", lambda: 2**31)
+    assert memory.free_bytes(DEVICES) < min(machine, 2**31)
+    monkeypatch.setattr(memory, "_container_limit", lambda: 1)
+    with pytest.raises(ConfigError, match="may be used"):
+        plan()
+
+
+def test_a_plan_says_what_it_is():
+    text = plan(range(10), {"dueling": [False, True], "discount": [0.9, 0.99]}).describe()
+    assert "40 runs (4 settings, 10 seeds) in 2 programs" in text
+    assert "8,000 steps" in text
+    assert "a run," in text
+    assert np.all(["program 1" in text, "program 2" in text])
+
+
+def test_a_sweep_ten_times_larger_than_its_budget_has_the_planned_peak(run_script, tmp_path):
+    flags = "--replay-capacity 2000000 --num-seeds 44 --memory-budget 220MB --total-steps 1200"
+    flags += " --prefill-steps 1000 --eval-interval 200 --target-period 10 --eval-episodes 2"
+    answer = run_script("sweep.py", *flags.split(), "--output", tmp_path / "out")
+    assert answer.returncode == 0, answer.stderr
+    dataset = results.load(tmp_path / "out")
+    planned = int(dataset.attrs["planned_peak_bytes"])
+    assert f"memory up to {decimal(planned)}" in " ".join(answer.stderr.split())
+    assert 0.85 * planned < int(dataset.attrs["peak_bytes"]) < 1.15 * planned
+    assert not dataset.diverged.any()
+    assert 10 * int(dataset.attrs["memory_budget"]) < 44 * 2_000_000 * 26  # the replays alone

@@ -1,0 +1,541 @@
+"""Killed, stopped, damaged, and gone on with: the numbers are those of an undisturbed sweep."""
+
+import concurrent.futures
+import dataclasses
+import functools
+import gc
+import json
+import os
+import random
+import re
+import shutil
+import signal
+import subprocess
+import sys
+import threading
+import time
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+import optax
+import pytest
+
+from purejaxdqn.agents.dqn.dqn import DQNConfig, dqn
+from purejaxdqn.agents.pqn.pqn import PQNConfig, pqn
+from purejaxdqn.runtime.interrupts import Stopped, listen
+from purejaxdqn.storage import arrays as checkpoint
+from purejaxdqn.storage import results
+from purejaxdqn.sweep import folder as sweep_folder
+from purejaxdqn.sweep.run import SweepInterrupted, run_sweep
+from purejaxdqn.types import ConfigError
+
+CONFIG = DQNConfig(
+    total_steps=480,
+    num_envs=4,
+    steps_per_update=4,
+    prefill_steps=80,
+    replay_capacity=120,
+    batch_size=16,
+    hidden_sizes=(8,),
+    target_period=5,
+    eval_interval=200,
+    eval_episodes=3,
+)
+quiet = functools.partial(run_sweep, progress=False)
+
+
+def assert_same(one, other):
+    """Every variable of two datasets, to the bit."""
+    assert set(one.variables) == set(other.variables)
+    for name in one.variables:
+        a, b = one[name].values, other[name].values
+        assert (a.dtype, a.shape) == (b.dtype, b.shape), name
+        assert (a == b).all() if a.dtype.kind == "U" else a.tobytes() == b.tobytes(), name
+
+
+# ------------------------------------------------------------------------------- in one process
+
+KINDS: dict[str, tuple[Any, Any]] = {
+    "uniform replay": (dqn, CONFIG),
+    "everything at once": (
+        dqn,
+        dataclasses.replace(
+            CONFIG, prioritised=True, noisy=True, dueling=True, representation="categorical"
+        ),
+    ),
+    "no replay": (
+        pqn,
+        PQNConfig(
+            total_steps=480,
+            num_envs=4,
+            num_steps=10,
+            num_minibatches=2,
+            num_epochs=1,
+            hidden_sizes=(8,),
+            eval_interval=200,
+            eval_episodes=3,
+        ),
+    ),
+}
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_what_goes_on_from_a_checkpoint_ends_as_if_nothing_had_happened(kind, tmp_path, capsys):
+    experiment, config = KINDS[kind]
+    options = {"width": 2, "learning_rate": [1e-3, 3e-3], "diagnostics": kind == "uniform replay"}
+    whole = quiet(experiment, config, range(3), **options)
+    seen = []
+
+    def interrupt(event):
+        seen.append(event)
+        if len(seen) == 6:  # within the second round
+            raise KeyboardInterrupt
+
+    options |= {"output": tmp_path, "resume": True}
+    with pytest.raises(SweepInterrupted, match="resume=True goes on"):
+        quiet(
+            experiment, config, range(3), on_evaluation=interrupt, checkpoint_seconds=0, **options
+        )
+    assert results.load(tmp_path).attrs["status"] == "interrupted"
+    steps = []
+    again = run_sweep(
+        experiment,
+        config,
+        range(3),
+        on_evaluation=lambda event: steps.append(event.step),
+        **options,
+    )
+    assert steps[0] > config.prefill_steps  # neither the first round nor the second began again
+    assert "going on at step" in capsys.readouterr().err
+    assert_same(again.dataset, whole.dataset)
+    for a, b in zip(*map(jax.tree.leaves, (again.params, whole.params)), strict=True):
+        assert a.tobytes() == b.tobytes()
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory):
+    output = tmp_path_factory.mktemp("finished")
+    return output, quiet(dqn, CONFIG, range(3), width=2, output=output)
+
+
+def test_a_finished_sweep_is_only_read(finished, monkeypatch):
+    output, result = finished
+    before = (output / "results.nc").stat().st_mtime_ns
+    monkeypatch.setattr("purejaxdqn.sweep.trainer.compile_programs", None)
+    again = quiet(dqn, CONFIG, range(3), width=2, output=output, resume=True)
+    assert_same(again.dataset, result.dataset)
+    assert (output / "results.nc").stat().st_mtime_ns == before
+    assert not (output / "checkpoint" / "running").exists()
+
+
+def test_what_a_user_has_added_to_a_finished_sweep_stays(finished, tmp_path, capsys):
+    output = Path(shutil.copytree(finished[0], tmp_path / "copy"))
+    more = results.load(output).assign(mine=("seed", [1, 2, 3]))
+    results.save(more.assign_coords(tag=("seed", ["a", "b", "c"]), note=1), output)
+    again = run_sweep(dqn, CONFIG, range(3), output=output, resume=True)
+    assert "is finished already" in " ".join(capsys.readouterr().err.split())
+    assert again.dataset.mine.values.tolist() == [1, 2, 3]
+    assert again.dataset.tag.values.tolist() == ["a", "b", "c"]
+
+
+def test_without_resume_nothing_that_is_there_is_dropped(finished, tmp_path):
+    output = Path(shutil.copytree(finished[0], tmp_path / "copy"))
+    with pytest.raises(ConfigError, match=r"already holds results.*--resume.*--overwrite"):
+        quiet(dqn, CONFIG, range(2), output=output)
+    assert results.load(output).equals(finished[1].dataset)
+    again = quiet(dqn, CONFIG, range(2), width=2, output=output, overwrite=True)
+    assert_same(again.dataset, finished[1].dataset.isel(seed=slice(2)))
+
+
+def test_times_are_those_of_all_processes_that_it_took(finished, tmp_path):
+    output = Path(shutil.copytree(finished[0], tmp_path / "copy"))
+    before = results.load(output).attrs
+    (output / "results.nc").unlink()
+    shutil.rmtree(output / "checkpoint" / "finished" / "1")
+    again = quiet(dqn, CONFIG, range(3), output=output, resume=True).dataset.attrs
+    assert again["begun"] == before["begun"] <= again["date"]
+    for name in ("compile_seconds", "train_seconds", "evaluation_seconds"):
+        assert again[name] > before[name] > 0
+    (output / "results.nc").unlink()
+    third = quiet(dqn, CONFIG, range(3), output=output, resume=True).dataset.attrs
+    for name in ("compile_seconds", "train_seconds", "env_steps_per_second"):
+        assert third[name] == pytest.approx(again[name])
+
+
+def test_infinite_values_are_swept_and_gone_on_with(tmp_path):
+    options = {"max_grad_norm": [1.0, float("inf")], "width": 2, "output": tmp_path}
+    once = quiet(dqn, CONFIG, range(2), **options)
+    assert once.dataset.max_grad_norm.values.tolist() == [1.0, float("inf")]
+    assert_same(quiet(dqn, CONFIG, range(2), **options, resume=True).dataset, once.dataset)
+
+
+def test_the_recorded_width_goes_before_the_plans_own(finished):
+    output, _ = finished
+    again = quiet(dqn, CONFIG, range(3), output=output, resume=True)
+    assert again.dataset.attrs["width"] == 2
+
+
+def test_a_damaged_finished_batch_is_trained_again(finished, tmp_path, capsys):
+    output, result = finished
+    shutil.copytree(output, tmp_path / "copy")
+    manifest = tmp_path / "copy" / "checkpoint" / "finished" / "1" / checkpoint.MANIFEST
+    manifest.write_text(manifest.read_text()[:-5])
+    again = run_sweep(dqn, CONFIG, range(3), output=tmp_path / "copy", resume=True)
+    assert "its runs are trained again" in " ".join(capsys.readouterr().err.split())
+    assert_same(again.dataset, result.dataset)
+
+
+def test_a_damaged_checkpoint_falls_back_to_the_one_before_and_says_so(finished, tmp_path, capsys):
+    def interrupt(event):
+        if event.step == 400:
+            raise KeyboardInterrupt
+
+    with pytest.raises(SweepInterrupted):
+        quiet(
+            dqn,
+            CONFIG,
+            range(3),
+            width=2,
+            output=tmp_path,
+            checkpoint_seconds=0,
+            on_evaluation=interrupt,
+        )
+    running = sorted((tmp_path / "checkpoint" / "running").iterdir(), key=_age)
+    assert len(running) == 2
+    largest = max(running[-1].rglob("*"), key=lambda path: path.stat().st_size)
+    content = bytearray(largest.read_bytes())
+    content[len(content) // 2] ^= 4
+    largest.write_bytes(content)
+    steps = [checkpoint.read_manifest(folder)["facts"]["step"] for folder in running]
+    again = run_sweep(dqn, CONFIG, range(3), output=tmp_path, resume=True)
+    err = " ".join(capsys.readouterr().err.split())
+    assert err.count("going back to the checkpoint before") == 1  # for two batches in it
+    assert f"going on at step {steps[0]}" in err
+    assert_same(again.dataset, finished[1].dataset)
+
+
+def _age(folder):
+    return (folder / checkpoint.MANIFEST).stat().st_mtime_ns
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        ({"config": dataclasses.replace(CONFIG, discount=0.9)}, "discount: 0.99 there, 0.9 now"),
+        ({"config": dataclasses.replace(CONFIG, batch_size=8)}, "batch_size: 16 there, 8 now"),
+        ({"seeds": range(4)}, "seeds"),
+        ({"width": 3}, "width: 2 there, 3 now"),
+        ({"seed_mode": "map"}, "seed_mode"),
+        ({"diagnostics": True}, "diagnostics: false there, true now"),
+        ({"learning_rate": [1e-3]}, "(axes.learning_rate: nothing there, [0.001] now)"),
+        (
+            {"config": dataclasses.replace(CONFIG, discount=0.9), "batch_size": [16, 32]},
+            "(axes.batch_size: nothing there, [16, 32] now; "
+            "settings.discount: 0.99 there, 0.9 now)",
+        ),
+        ({"experiment": functools.partial(dqn, optimizer=optax.rmsprop)}, "experiment_arguments"),
+    ],
+)
+def test_another_sweep_is_not_gone_on_with(finished, change, words, monkeypatch):
+    output, _ = finished
+    monkeypatch.setattr("purejaxdqn.sweep.trainer.compile_programs", None)
+    asked = {"experiment": dqn, "config": CONFIG, "seeds": range(3)} | change
+    with pytest.raises(ConfigError, match="begun with other settings") as caught:
+        quiet(**asked, output=output, resume=True)
+    assert words in str(caught.value)
+    assert "--overwrite" in str(caught.value)
+
+
+def test_another_commit_or_version_is_warned_about_and_recorded(
+    finished, tmp_path, monkeypatch, capsys
+):
+    output, result = finished
+    shutil.copytree(output, tmp_path / "copy")
+    shutil.rmtree(tmp_path / "copy" / "checkpoint" / "finished" / "1")
+    known = results.made_with()
+    other = {**known, "git_commit": "0" * 40, "versions": {**known["versions"], "jax": "0.0.1"}}
+    monkeypatch.setattr(results, "made_with", lambda: other)
+    again = run_sweep(dqn, CONFIG, range(3), output=tmp_path / "copy", resume=True)
+    err = " ".join(capsys.readouterr().err.split())
+    assert "may have other bits: git_commit" in err
+    assert "versions.jax" in err
+    changed = json.loads(again.dataset.attrs["not_bitwise"])
+    assert [line.partition(":")[0] for line in changed] == ["versions.jax", "git_commit"]
+    assert "not_bitwise" not in result.dataset.attrs
+    # A kill while that is noted leaves no moment without what the sweep was asked for.
+    sweep = [folder / "checkpoint" / "sweep" for folder in (output, tmp_path / "copy")]
+    assert _age(sweep[0]) == _age(sweep[1])
+    # It stays so when it goes on once more as it began.
+    monkeypatch.undo()
+    shutil.rmtree(tmp_path / "copy" / "checkpoint" / "finished" / "1")
+    third = quiet(dqn, CONFIG, range(3), output=tmp_path / "copy", resume=True)
+    assert json.loads(third.dataset.attrs["not_bitwise"]) == changed
+
+
+def test_results_without_a_checkpoint_are_not_overwritten(finished, tmp_path):
+    results.save(finished[1].dataset, tmp_path)
+    with pytest.raises(ConfigError, match="no checkpoint to go on from"):
+        quiet(dqn, CONFIG, range(3), output=tmp_path, resume=True)
+
+
+@pytest.mark.parametrize("damage", ["missing", "empty", "cut off", "a bit", "another sweep's"])
+def test_results_that_are_not_those_of_the_finished_batches_are_written_again(
+    damage, finished, tmp_path
+):
+    output, result = finished
+    shutil.copytree(output, tmp_path / "copy")
+    path = tmp_path / "copy" / "results.nc"
+    content = path.read_bytes()
+    if damage == "another sweep's":  # as where --overwrite was killed at its very end
+        results.save(result.dataset.assign(diverged=~result.dataset.diverged), path.parent)
+    elif damage == "missing":
+        path.unlink()
+    elif damage == "a bit":
+        at = content.index(result.dataset.final_return.values.tobytes())
+        path.write_bytes(content[:at] + bytes([content[at] ^ 1]) + content[at + 1 :])
+    else:
+        path.write_bytes(content[: 0 if damage == "empty" else len(content) // 2])
+    again = quiet(dqn, CONFIG, range(3), output=path.parent, resume=True)
+    assert_same(again.dataset, result.dataset)
+    assert_same(results.load(path), result.dataset)
+
+
+def test_what_a_sweep_was_is_not_guessed(finished, tmp_path):
+    shutil.copytree(finished[0], tmp_path / "copy")
+    (tmp_path / "copy" / "checkpoint" / "sweep" / checkpoint.MANIFEST).write_text("{}")
+    with pytest.raises(ConfigError, match="is damaged"):
+        quiet(dqn, CONFIG, range(3), output=tmp_path / "copy", resume=True)
+
+
+def test_what_is_of_no_sweep_is_left_where_it_lies(finished, tmp_path):
+    output, result = finished
+    shutil.copytree(output, tmp_path / "copy")
+    root = tmp_path / "copy" / "checkpoint"
+    strange = [
+        root / folder / name
+        for folder in (".", "changes", "finished", "running")
+        for name in ("1x-y", "-1", "notes.txt")
+    ]
+    for path in strange:
+        path.parent.mkdir(exist_ok=True)
+        path.write_text("?")
+    shutil.rmtree(root / "finished" / "1")
+    again = quiet(dqn, CONFIG, range(3), output=tmp_path / "copy", resume=True)
+    assert_same(again.dataset, result.dataset)
+
+
+def test_nothing_is_dropped_from_under_a_sweep_that_is_running(tmp_path):
+    folder = sweep_folder.SweepFolder(tmp_path)
+    folder.lock()
+    with pytest.raises(ConfigError, match="another process is writing"):
+        results.prepare_output(tmp_path, overwrite=True)
+    folder.unlock()
+    assert results.prepare_output(tmp_path, overwrite=True) == tmp_path
+
+
+def test_a_full_disk_costs_nothing_that_is_finished(tmp_path, monkeypatch, capsys):
+    """No checkpoint and no finished batch can be written until the last moment."""
+    write, full = checkpoint.write, True
+
+    def fail(folder, *rest):
+        if full and folder.name != "sweep":
+            raise OSError(28, "No space left on device")
+        write(folder, *rest)
+
+    def free(event):
+        nonlocal full
+        full = not (event.runs[0] == 2 and event.step == CONFIG.total_steps)
+
+    monkeypatch.setattr(checkpoint, "write", fail)
+    options = {"width": 1, "output": tmp_path, "checkpoint_seconds": 0}
+    result = run_sweep(dqn, CONFIG, range(3), on_evaluation=free, **options)
+    err = " ".join(capsys.readouterr().err.split())
+    assert err.count("could not save for now, going on") == 1  # for a dozen attempts in vain
+    again = quiet(dqn, CONFIG, range(3), output=tmp_path, resume=True)
+    assert_same(again.dataset, result.dataset)
+    finished = {path.name for path in (tmp_path / "checkpoint" / "finished").iterdir()}
+    assert finished == {"0", "1", "2"}
+
+
+def test_checkpoints_of_other_batches_are_kept_until_they_are_gone_on_with(tmp_path):
+    """Two batches were under way; one is ahead now, and the other is where it was."""
+    record = sweep_folder.Record(CONFIG, 1)
+
+    def paused(step):
+        return sweep_folder.Paused(step, [np.array([step])], [], {}, record)
+
+    folder = sweep_folder.SweepFolder(tmp_path, print)
+    folder.save_running({0: paused(10), 1: paused(10)})
+    for step in (20, 30, 40, 50):
+        folder.save_running({0: paused(step)})
+    kept = [folder.load_running(number, CONFIG) for number in (0, 1)]
+    assert [paused.step for paused in kept if paused is not None] == [50, 10]
+    assert folder.load_running(2, CONFIG) is None
+    assert len([*(tmp_path / "checkpoint" / "running").iterdir()]) == 3
+    folder.save_finished(1, record)
+    folder.save_running({0: paused(60)})
+    assert len([*(tmp_path / "checkpoint" / "running").iterdir()]) == 2
+
+
+# ---------------------------------------------------------------------------- killed processes
+
+VICTIM = """
+import json, signal, sys
+# What runs in the background of a shell inherits that SIGINT is ignored.
+signal.signal(signal.SIGINT, signal.default_int_handler)
+from pathlib import Path
+from purejaxdqn.cli import flags as cli
+from purejaxdqn.storage import results
+from purejaxdqn.agents.dqn.dqn import DQNConfig, dqn
+from purejaxdqn.sweep.run import run_sweep
+
+def main(_):
+    output, options = Path(sys.argv[1]), json.loads(sys.argv[2])
+    results.prepare_output(output, resume=True)
+    config = DQNConfig(**{**json.loads(sys.argv[3]), "hidden_sizes": (8,), "head_sizes": ()})
+    run_sweep(dqn, config, range(2), learning_rate=[1e-3, 3e-3], width=2, output=output,
+              resume=True, **options)
+
+import dataclasses
+cli.run(main, dataclasses.make_dataclass("Args", []), argv=[])
+"""
+LONG = dataclasses.replace(CONFIG, total_steps=200_000, eval_interval=20_000)
+
+
+def start(output, config=LONG, **options):
+    code = [sys.executable, "-c", VICTIM, str(output), json.dumps(options)]
+    environment = {k: v for k, v in os.environ.items() if not k.startswith("JAX_")}
+    cache = {"XDG_CACHE_HOME": str(output.parent / "cache")}
+    return subprocess.Popen(
+        [*code, json.dumps(dataclasses.asdict(config))],
+        stderr=subprocess.PIPE,
+        text=True,
+        env=environment | cache,
+    )
+
+
+def checkpoints(output):
+    folder = output / "checkpoint" / "running"
+    return [path for path in folder.glob("*") if path.name[0].isdigit()]
+
+
+def is_writing(output, process):
+    return any((output / "checkpoint" / "running").glob(f".writing-*.{process.pid}.*"))
+
+
+def wait_for(condition, process):
+    deadline = time.monotonic() + 120
+    while not condition() and process.poll() is None:
+        assert time.monotonic() < deadline
+        time.sleep(0.002)
+
+
+def kill_again_and_again(output, num_kills, rng):
+    """Kills a sweep so often, at random moments; says at which step each life began."""
+    starts = []
+    for life in range(num_kills):
+        process = start(output, checkpoint_seconds=0)
+        lines: list[str] = []
+        reader = threading.Thread(target=lambda p=process, x=lines: x.extend(p.stderr))
+        reader.start()
+        before = {path.name for path in checkpoints(output)}
+        if life % 2:  # in the middle of a checkpoint's write
+            for _ in range(rng.randrange(1, 6)):
+                wait_for(lambda p=process: is_writing(output, p), process)
+                wait_for(lambda p=process: not is_writing(output, p), process)
+            wait_for(lambda p=process: is_writing(output, p), process)
+        else:
+            wait_for(lambda b=before: {p.name for p in checkpoints(output)} - b, process)
+            time.sleep(rng.uniform(0, 0.5))
+        process.kill()
+        process.wait()
+        reader.join()
+        process.stderr.close()
+        found = re.search(r"going on at step ([\d,]+)", " ".join("".join(lines).split()))
+        starts.append(int(found[1].replace(",", "")) if found else 0)
+    return starts
+
+
+def check_kills(folder, num_kills):
+    """Two sweeps are killed so often in turn, side by side; both must end as if they never were."""
+    outputs = [folder / "one", folder / "other"]
+    whole = quiet(dqn, LONG, range(2), learning_rate=[1e-3, 3e-3], width=2)
+    with concurrent.futures.ThreadPoolExecutor() as pool:
+        futures = [
+            pool.submit(kill_again_and_again, output, num_kills, random.Random(i))
+            for i, output in enumerate(outputs)
+        ]
+        all_starts = [future.result() for future in futures]
+    for output, starts in zip(outputs, all_starts, strict=True):
+        assert starts[0] == 0
+        assert all(step > 0 for step in starts[1:]), starts
+        assert starts == sorted(starts)
+        resumed = quiet(dqn, LONG, range(2), learning_rate=[1e-3, 3e-3], output=output, resume=True)
+        assert_same(resumed.dataset, whole.dataset)
+        assert not [*(output / "checkpoint").rglob(".writing-*")]  # nothing half written is left
+
+
+def test_twenty_kills_lose_nothing(tmp_path):
+    check_kills(tmp_path, 10)
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(1800)
+def test_a_hundred_kills_lose_nothing(tmp_path):
+    check_kills(tmp_path, 50)
+
+
+@pytest.mark.parametrize(
+    ("number", "exit_code"), [(signal.SIGTERM, 75), (signal.SIGINT, 130)], ids=["TERM", "INT"]
+)
+def test_a_signal_ends_with_a_checkpoint_and_says_how_to_go_on(number, exit_code, tmp_path):
+    output = tmp_path / "sweep"
+    process = start(output, dataclasses.replace(LONG, total_steps=40_000_000))
+    wait_for((output / "results.nc").exists, process)
+    assert checkpoints(output) == []  # none was due yet
+    process.send_signal(number)
+    _, err = process.communicate(timeout=60)
+    assert process.returncode == exit_code, err
+    assert f"resume=True goes on from what is kept in {output}" in " ".join(err.split())
+    assert "Traceback" not in err
+    assert results.load(output).attrs["status"] == "interrupted"
+    assert len(checkpoints(output)) == 1
+
+
+def test_a_signal_that_python_drops_is_heard_again(capfd):
+    """What is raised in a callback of the garbage collector goes nowhere, with a traceback."""
+
+    def collected(*_):
+        gc.callbacks.remove(collected)
+        signal.raise_signal(signal.SIGTERM)
+
+    def collect():
+        gc.callbacks.append(collected)
+        gc.collect()
+        time.sleep(10)
+
+    with listen() as stop, pytest.raises(Stopped):
+        collect()
+    assert stop.number == signal.SIGTERM
+    assert "Traceback" not in capfd.readouterr().err
+
+
+def test_two_sweeps_into_one_folder_are_one_too_many(tmp_path):
+    output = tmp_path / "sweep"
+    first = start(output, dataclasses.replace(LONG, total_steps=40_000_000))
+    wait_for((output / "results.nc").exists, first)
+    second = start(output, dataclasses.replace(LONG, total_steps=40_000_000))
+    _, err = second.communicate(timeout=60)
+    assert second.returncode == 2
+    assert "another process is writing" in " ".join(err.split())
+    assert "Traceback" not in err
+    assert first.poll() is None
+    first.kill()  # and the lock with it
+    first.communicate()
+    third = start(output, dataclasses.replace(LONG, total_steps=40_000_000))
+    wait_for(lambda: checkpoints(output), third)
+    assert third.poll() is None
+    third.kill()
+    third.communicate()
