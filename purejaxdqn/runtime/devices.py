@@ -77,8 +77,8 @@ def use_every_core(num_cpu_devices: int | None = None) -> list[jax.Device]:
                 "use_every_core() came too late: JAX has already started with "
                 f"{jax.local_device_count('cpu')} CPU device(s) where {wanted} were wanted, and "
                 "cannot change that. Call purejaxdqn.runtime.devices.use_every_core() at the top "
-                "of the script, before the first JAX computation (jax.devices(), jax.random.key(...) "
-                "and jnp.zeros(...) count as one)."
+                "of the script, before the first JAX computation (jax.devices(), "
+                "jax.random.key(...) and jnp.zeros(...) count as one)."
             ) from error
         return jax.local_devices()
     ours = [f"--{name}={value}" for name, value in _FLAGS.items() if name not in flags]
