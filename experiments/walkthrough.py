@@ -32,9 +32,8 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from purejaxdqn import environments
+from purejaxdqn import agents, environments
 from purejaxdqn.agents.dqn.dqn import make_learner, periodic_target_update
-from purejaxdqn.agents.presets import TUTORIAL
 from purejaxdqn.losses import bellman_loss, masked_squared_error, q_learning
 from purejaxdqn.networks import MLP, make_network
 from purejaxdqn.replay import uniform_replay
@@ -133,7 +132,7 @@ else:
 
 # %%
 MEMORY_SIZE, BATCH_SIZE = 20, 4
-GAMMA = TUTORIAL.discount
+GAMMA = agents.get("tutorial").config.discount
 
 
 def as_step(obs, action, timestep):
@@ -409,7 +408,7 @@ print(f"The limit learned as a death: {as_death:.1f}")
 # These parts, trained over many games and seeds, are one setting of the package:
 
 # %%
-print(TUTORIAL)
+print(agents.get("tutorial").config)
 
 # %% [markdown]
 # `python experiments/tutorial_agent.py` trains it until the game is won, and shows what a target
