@@ -9,8 +9,8 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from purejaxdqn.losses.fixed_points import converges_to, declared
 from purejaxdqn.losses.q_learning import q_learning
+from purejaxdqn.losses.recipe import name_part, write_recipe
 from purejaxdqn.types import Array, LossFn, LossOutput, Network, Params, Transition
 
 TDError = Callable[..., Array]
@@ -73,7 +73,5 @@ def bellman_loss(td_error: TDError = q_learning, penalty: Penalty = optax.l2_los
         metrics = {"q_value": q_tm1[transition.a_tm1]}
         return LossOutput(loss=penalty(error), priority=jnp.abs(error), metrics=metrics)
 
-    names = (getattr(part, "__name__", repr(part)) for part in (td_error, penalty))
-    loss_fn.__qualname__ = f"bellman_loss({', '.join(names)})"  # what a results file says
-    fixed_point, bootstrap = declared(td_error)
-    return loss_fn if fixed_point is None else converges_to(fixed_point, bootstrap)(loss_fn)
+    name = f"bellman_loss({name_part(td_error)}, {name_part(penalty)})"
+    return write_recipe(loss_fn, name, bellman_loss, td_error=td_error, penalty=penalty)

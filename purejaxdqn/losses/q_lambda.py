@@ -6,7 +6,6 @@ import chex
 import jax
 import jax.numpy as jnp
 
-from purejaxdqn.losses.fixed_points import RETURN, converges_to
 from purejaxdqn.types import Array
 
 
@@ -54,7 +53,6 @@ def q_lambda_returns(
     )[1]
 
 
-@converges_to(RETURN, bootstrap="none")
 def return_error(
     q_tm1: Array, a_tm1: Array, r_t: Array, discount_t: Array, q_t: Array, q_t_online: Array
 ) -> Array:

@@ -6,7 +6,6 @@ import chex
 import jax
 import jax.numpy as jnp
 
-from purejaxdqn.losses.fixed_points import OPTIMAL, converges_to, epsilon_greedy, soft
 from purejaxdqn.types import Array
 
 
@@ -18,7 +17,6 @@ def _check(
     chex.assert_type(a_tm1, int)
 
 
-@converges_to(OPTIMAL)
 def q_learning(
     q_tm1: Array, a_tm1: Array, r_t: Array, discount_t: Array, q_t: Array, q_t_online: Array
 ) -> Array:
@@ -43,7 +41,6 @@ def q_learning(
     return jax.lax.stop_gradient(target_tm1) - q_tm1[a_tm1]
 
 
-@converges_to(OPTIMAL)
 def double_q_learning(
     q_tm1: Array, a_tm1: Array, r_t: Array, discount_t: Array, q_t: Array, q_t_online: Array
 ) -> Array:
@@ -68,7 +65,6 @@ def double_q_learning(
     return jax.lax.stop_gradient(target_tm1) - q_tm1[a_tm1]
 
 
-@converges_to(epsilon_greedy)
 def expected_sarsa(
     q_tm1: Array,
     a_tm1: Array,
@@ -120,7 +116,6 @@ def softmax_log_policy(q_values: Array, temperature: Array | float) -> Array:
     return jax.nn.log_softmax((q_values - jnp.max(q_values)) / temperature)
 
 
-@converges_to(soft)
 def soft_q_learning(
     q_tm1: Array,
     a_tm1: Array,

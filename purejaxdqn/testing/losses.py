@@ -10,7 +10,6 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from purejaxdqn.losses.bellman import TDError, bellman_loss
-from purejaxdqn.losses.fixed_points import OPTIMAL, Bootstrap, FixedPoint, declared
 from purejaxdqn.testing.cases import make_bench
 from purejaxdqn.testing.contract import (
     ONE_TRANSITION,
@@ -19,6 +18,8 @@ from purejaxdqn.testing.contract import (
     table_of,
 )
 from purejaxdqn.testing.convergence import check_fixed_point
+from purejaxdqn.testing.fixed_points import OPTIMAL, Bootstrap, FixedPoint
+from purejaxdqn.testing.known_losses import declared
 from purejaxdqn.testing.report import Check, Report, attempt
 from purejaxdqn.testing.targets import check_target
 from purejaxdqn.types import LossFn, Network, Transition
@@ -72,7 +73,7 @@ def check_loss(
 
     Args:
       loss: a whole `LossFn`; or a TD error of six arguments, judged in `bellman_loss`.
-      fixed_point: what it converges to, such as `purejaxdqn.losses.fixed_points.soft(0.1)`, or the
+      fixed_point: what it converges to, such as `purejaxdqn.testing.fixed_points.soft(0.1)`, or the
         function of a `FixedPoint`; None for a loss with none of its own, such as one with a
         regulariser. By default what the loss declares (`converges_to`), else the optimal values.
       bootstrap: the network whose values at time t are in the target: "target"; "online", for a

@@ -8,8 +8,8 @@ from typing import NamedTuple
 import numpy as np
 from scipy.special import logsumexp, softmax
 
-from purejaxdqn.losses.fixed_points import Bootstrap, FixedPoint
 from purejaxdqn.testing.cases import Cases
+from purejaxdqn.testing.fixed_points import Bootstrap, FixedPoint
 
 TOLERANCE = 1e-4
 

@@ -6,8 +6,8 @@ from collections.abc import Callable
 
 import numpy as np
 
-from purejaxdqn.losses.fixed_points import Bootstrap, FixedPoint
 from purejaxdqn.testing.cases import Bench, Cases
+from purejaxdqn.testing.fixed_points import Bootstrap, FixedPoint
 from purejaxdqn.testing.naming import TOLERANCE
 
 _THOUSAND = 1e3

@@ -6,9 +6,9 @@ from collections.abc import Callable
 
 import numpy as np
 
-from purejaxdqn.losses.fixed_points import Bootstrap, FixedPoint
 from purejaxdqn.testing.cases import NUM_CASES, Answers, Bench, Cases, random_cases
 from purejaxdqn.testing.distributions import check_distribution
+from purejaxdqn.testing.fixed_points import Bootstrap, FixedPoint
 from purejaxdqn.testing.mdps import NUM_ACTIONS
 from purejaxdqn.testing.naming import Formula, name_target
 from purejaxdqn.testing.penalties import check_penalty, check_priority

@@ -15,7 +15,6 @@ from purejaxdqn.losses import (
     categorical_loss,
     double_q_learning,
     expected_sarsa,
-    fixed_points,
     masked_squared_error,
     munchausen,
     persistent_advantage_learning_loss,
@@ -26,11 +25,12 @@ from purejaxdqn.losses import (
     return_error,
     soft_q_learning,
 )
-from purejaxdqn.losses.fixed_points import OPTIMAL, converges_to, declared, soft
 from purejaxdqn.networks import MLP, make_network
-from purejaxdqn.testing import CheckError, check_loss, loss_report
+from purejaxdqn.testing import CheckError, check_loss, converges_to, fixed_points, loss_report
 from purejaxdqn.testing.cases import random_cases
 from purejaxdqn.testing.contract import check_contract
+from purejaxdqn.testing.fixed_points import OPTIMAL, soft
+from purejaxdqn.testing.known_losses import declared
 from purejaxdqn.testing.naming import name_target
 from purejaxdqn.types import LossOutput, Transition
 
@@ -638,3 +638,14 @@ def test_what_a_loss_declares():
         assert loss_report(mine).failures == ()
     finally:
         vars(undeclared_soft).clear()
+
+
+def test_what_a_loss_declares_is_found_behind_what_wraps_it():
+    wrapped = functools.wraps(soft_q_learning)(lambda *arguments: soft_q_learning(*arguments))
+    assert name_of(bellman_loss(wrapped)) == "soft(0.03)"
+    assert name_of(functools.partial(bellman_loss(q_learning))) == "optimal"
+    assert declared(bellman_loss(return_error)).bootstrap == "none"
+    assert declared(munchausen(bellman_loss(undeclared_soft))) == (None, "target")
+    doubled = quantile_loss(temperature=0.5)
+    assert name_of(munchausen(doubled, 0.5)) == "munchausen(soft(0.5), 0.5, 0.9)"
+    assert name_of(persistent_advantage_learning_loss(0.3)) == "persistent(0.3)"
