@@ -105,7 +105,7 @@ def persistent_advantage_learning_loss(
         q_t = values(target_params, transition.obs_t, key_t)
         gap_t = jnp.where(discount_t > 0, gap(q_t), 0.0)
         r_t -= coefficient * jnp.minimum(gap(target_q_tm1), gap_t)
-        error = q_learning(q_tm1, a_tm1, r_t, discount_t, q_t, q_t)
+        error = q_learning(q_tm1, a_tm1, r_t, discount_t, q_t)
         metrics = {"q_value": q_tm1[a_tm1]}
         return LossOutput(loss=penalty(error), priority=jnp.abs(error), metrics=metrics)
 
