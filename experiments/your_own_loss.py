@@ -54,13 +54,13 @@ CONFIG = DQNConfig(total_steps=40_000, n_step=1, hidden_sizes=(64, 64), batch_si
 # A TD error is a function of ONE transition, and the package maps it over the batch. It gets the
 # online network's values of the observation before (`q_tm1`), the action, the reward, the discount
 # (0 only where the episode terminated), and the values of the observation after, as the target
-# network (`q_t`) and as the online network (`q_t_online`) see them.
+# network (`q_t`) and as the online network (`q_t_selector`) see them.
 
 
 # %%
-def first_draft(q_tm1, a_tm1, r_t, discount_t, q_t, q_t_online):
-    best = jnp.argmax(q_t_online)
-    value_t = jnp.minimum(q_t[best], q_t_online[best])
+def first_draft(q_tm1, a_tm1, r_t, discount_t, q_t, q_t_selector):
+    best = jnp.argmax(q_t_selector)
+    value_t = jnp.minimum(q_t[best], q_t_selector[best])
     return r_t + discount_t * value_t - q_tm1[a_tm1]
 
 
@@ -79,15 +79,15 @@ except CheckError as error:
 
 # %% [markdown]
 # The table says what is wrong. The gradient does not only pull the prediction towards the target,
-# it also pulls the target towards the prediction, through `q_t_online`: in double Q-learning the
+# it also pulls the target towards the prediction, through `q_t_selector`: in double Q-learning the
 # online network only picks, and an `argmax` has no gradient, but here its values are in the target
 # too. `jax.lax.stop_gradient` mends it.
 
 
 # %%
-def cautious(q_tm1, a_tm1, r_t, discount_t, q_t, q_t_online):
-    best = jnp.argmax(q_t_online)
-    target_tm1 = r_t + discount_t * jnp.minimum(q_t[best], q_t_online[best])
+def cautious(q_tm1, a_tm1, r_t, discount_t, q_t, q_t_selector):
+    best = jnp.argmax(q_t_selector)
+    target_tm1 = r_t + discount_t * jnp.minimum(q_t[best], q_t_selector[best])
     return jax.lax.stop_gradient(target_tm1) - q_tm1[a_tm1]
 
 
