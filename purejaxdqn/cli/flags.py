@@ -29,7 +29,8 @@ from purejaxdqn.sweep.opening import SeedMode, check_checkpoint_seconds, width_o
 from purejaxdqn.sweep.plan import parse_bytes
 from purejaxdqn.tracking import trackers as tracking
 from purejaxdqn.tracking.trackers import Tracker
-from purejaxdqn.training.settings import RunConfig, settings_of
+from purejaxdqn.training.declaration import settings_of
+from purejaxdqn.training.settings import RunConfig
 from purejaxdqn.training.settings_text import parse
 from purejaxdqn.types import ConfigError
 

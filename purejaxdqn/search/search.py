@@ -44,7 +44,8 @@ from purejaxdqn.sweep.design import MOST_RUNS, grid_design, random_design
 from purejaxdqn.sweep.folder import SweepFolder
 from purejaxdqn.sweep.opening import open_folder, width_of
 from purejaxdqn.sweep.plan import SweepPlan, plan_sweep
-from purejaxdqn.training.settings import RunConfig, settings_of
+from purejaxdqn.training.declaration import settings_of
+from purejaxdqn.training.settings import RunConfig
 from purejaxdqn.training.settings_text import config_to_json
 from purejaxdqn.types import ConfigError
 

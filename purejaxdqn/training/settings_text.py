@@ -10,13 +10,8 @@ import numpy as np
 from scipy import stats
 
 from purejaxdqn.storage import results
-from purejaxdqn.training.settings import (
-    RunConfig,
-    Setting,
-    known_kinds,
-    name_of_kind,
-    settings_of,
-)
+from purejaxdqn.training.declaration import Setting, settings_of
+from purejaxdqn.training.settings import RunConfig, known_kinds, name_of_kind
 from purejaxdqn.types import ConfigError
 
 _DISTRIBUTIONS: dict[str, Callable[[float, float], Any]] = {
