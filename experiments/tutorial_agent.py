@@ -29,7 +29,7 @@ from purejaxdqn.agents.dqn.dqn import DQNConfig, dqn
 from purejaxdqn.cli import flags as cli
 from purejaxdqn.engine.programs import compile_programs
 from purejaxdqn.engine.rounds import Games, train_round
-from purejaxdqn.report import figures as plotting
+from purejaxdqn.report import figures, files, pages
 from purejaxdqn.runtime.devices import make_plan, max_width, use_every_core
 from purejaxdqn.storage import results
 from purejaxdqn.sweep.design import grid_design
@@ -157,9 +157,9 @@ def save(played: dict[str, Played], args: Args, output: Path) -> None:
     average = dataset.average_return.rename(f"mean return of the last {GAMES_TO_WIN} games")
     curves = {name: average.sel(setting=name) for name in played}
     title = f"{ENV.name} until it is won"
-    plotting.save_figure(plotting.game_curves(curves, title, ENV.threshold), output / "games")
-    plotting.save_html(
-        plotting.interactive_curves(curves, title, ENV.threshold), output / "games.html"
+    files.save_figure(figures.plot_games(curves, title, ENV.threshold), output / "games")
+    files.save_page(
+        pages.plot_interactive_curves(curves, title, ENV.threshold), output / "games.html"
     )
 
 

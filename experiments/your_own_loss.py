@@ -32,7 +32,8 @@ import numpy as np
 from purejaxdqn.agents.dqn.dqn import DQNConfig, dqn
 from purejaxdqn.engine.programs import Experiment
 from purejaxdqn.losses import bellman_loss
-from purejaxdqn.report import figures as plotting
+from purejaxdqn.report.figures import plot_comparison
+from purejaxdqn.report.files import save_figure
 from purejaxdqn.report.statistics import bootstrap_interval, probability_of_improvement
 from purejaxdqn.runtime.devices import use_every_core
 from purejaxdqn.sweep.run import run_sweep
@@ -142,7 +143,7 @@ class Picture(NamedTuple):
 
 
 def show(figure, name):
-    png, _ = plotting.save_figure(figure, OUTPUT / name)
+    png, _ = save_figure(figure, OUTPUT / name)
     return Picture(png)
 
 
@@ -151,7 +152,7 @@ def curves(of):
 
 
 show(
-    plotting.comparison(
+    plot_comparison(
         {"greedy return": curves(lambda dataset: dataset.evaluation_return.mean("episode"))},
         f"Two losses on {CONFIG.env}, {len(SEEDS)} seeds",
     ),
@@ -175,7 +176,7 @@ for name in inside:
     last = {loss: float(dataset[name][:, -1].mean()) for loss, dataset in datasets.items()}
     print(f"{name:16}", ", ".join(f"{loss} {value:.3g}" for loss, value in last.items()))
 show(
-    plotting.comparison(
+    plot_comparison(
         {name: curves(lambda dataset, name=name: dataset[name]) for name in inside},
         "Inside the learner",
     ),

@@ -21,14 +21,14 @@ from typing import Annotated, Any, Literal, TypeVar, get_args, get_origin, get_t
 import jax
 import tyro
 
+from purejaxdqn import tracking
 from purejaxdqn.runtime.devices import use_every_core
 from purejaxdqn.runtime.interrupts import EXIT_INTERRUPTED, EXIT_TERMINATED, listen
 from purejaxdqn.storage import results
 from purejaxdqn.sweep.design import MOST_RUNS
 from purejaxdqn.sweep.opening import SeedMode, check_checkpoint_seconds, width_of
 from purejaxdqn.sweep.plan import parse_bytes
-from purejaxdqn.tracking import trackers as tracking
-from purejaxdqn.tracking.trackers import Tracker
+from purejaxdqn.tracking import Tracker
 from purejaxdqn.training.declaration import settings_of
 from purejaxdqn.training.settings import RunConfig
 from purejaxdqn.training.settings_text import parse

@@ -25,7 +25,7 @@ from purejaxdqn.sweep.folder import SweepFolder
 from purejaxdqn.sweep.opening import SeedMode, opened, width_of
 from purejaxdqn.sweep.plan import SweepPlan, plan_sweep
 from purejaxdqn.sweep.trainer import SweepInterrupted, SweepResult, Trainer
-from purejaxdqn.tracking.trackers import Tracker
+from purejaxdqn.tracking import Tracker
 from purejaxdqn.training.settings import RunConfig
 from purejaxdqn.types import ConfigError
 

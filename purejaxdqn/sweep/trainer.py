@@ -27,7 +27,7 @@ from purejaxdqn.storage import results
 from purejaxdqn.sweep import dataset as datasets
 from purejaxdqn.sweep.folder import Paused, SweepFolder
 from purejaxdqn.sweep.plan import Group, SweepPlan, peak_memory
-from purejaxdqn.tracking.trackers import Evaluated, Tracker
+from purejaxdqn.tracking import Evaluated, Tracker
 from purejaxdqn.training.settings import RunConfig
 from purejaxdqn.types import Params
 

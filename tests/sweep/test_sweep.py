@@ -25,7 +25,7 @@ from purejaxdqn.sweep import run as sweep
 from purejaxdqn.sweep import trainer
 from purejaxdqn.sweep.design import grid_design
 from purejaxdqn.sweep.run import SweepInterrupted, run_sweep
-from purejaxdqn.tracking.trackers import Evaluated
+from purejaxdqn.tracking import Evaluated
 from purejaxdqn.types import ConfigError
 
 CONFIG = DQNConfig(

@@ -27,7 +27,7 @@ from purejaxdqn.sweep.plan import SweepPlan, plan_sweep
 from purejaxdqn.sweep.ray.driver import Driver
 from purejaxdqn.sweep.ray.task import ANSWER_SECONDS, Layout, Order, import_ray
 from purejaxdqn.sweep.trainer import SweepResult
-from purejaxdqn.tracking.trackers import Tracker
+from purejaxdqn.tracking import Tracker
 from purejaxdqn.types import ConfigError
 
 _UNKNOWN = 2**62  # bytes: what the GPUs of a node have is known there alone

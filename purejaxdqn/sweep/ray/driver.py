@@ -28,7 +28,7 @@ from purejaxdqn.sweep.ray.task import (
     work,
 )
 from purejaxdqn.sweep.trainer import TIMES, Trainer
-from purejaxdqn.tracking.trackers import Evaluated, Tracker
+from purejaxdqn.tracking import Evaluated, Tracker
 from purejaxdqn.types import ConfigError
 
 _POLL_SECONDS = 0.5  # between two looks at what the tasks say

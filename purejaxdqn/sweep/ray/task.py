@@ -23,7 +23,7 @@ from purejaxdqn.sweep.design import Design
 from purejaxdqn.sweep.folder import Paused, SweepFolder
 from purejaxdqn.sweep.plan import plan_sweep
 from purejaxdqn.sweep.trainer import Trainer
-from purejaxdqn.tracking.trackers import Evaluated
+from purejaxdqn.tracking import Evaluated
 from purejaxdqn.types import ConfigError
 
 ANSWER_SECONDS = 10.0  # to wait for an answer
