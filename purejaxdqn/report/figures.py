@@ -14,7 +14,7 @@ import xarray as xr
 from matplotlib.figure import Figure
 
 from purejaxdqn.report.statistics import Interval, bootstrap_curve, interquartile_mean
-from purejaxdqn.storage.results import replacing
+from purejaxdqn.storage.files import replace_file
 
 _COLOUR = "#1f5fa8"
 
@@ -259,7 +259,7 @@ def interactive_effects(
 
 def save_html(figure: plotly.graph_objects.Figure, path: Path) -> Path:
     """Writes a page that needs no network: everything that draws it is inside (some 5 MB)."""
-    with replacing(path) as temporary:
+    with replace_file(path) as temporary:
         figure.write_html(temporary, include_plotlyjs=True, config={"displaylogo": False})
     return path
 
@@ -268,6 +268,6 @@ def save_figure(figure: Figure, stem: Path) -> list[Path]:
     """Writes `stem.png` and `stem.svg`, and says where."""
     paths = [stem.with_suffix(suffix) for suffix in (".png", ".svg")]
     for path in paths:
-        with replacing(path) as temporary:
+        with replace_file(path) as temporary:
             figure.savefig(temporary, dpi=150)
     return paths

@@ -15,7 +15,7 @@ from PIL import Image
 from rich.console import Console
 from rich.progress import track
 
-from purejaxdqn.storage.results import replacing
+from purejaxdqn.storage.files import replace_file
 from purejaxdqn.training.loop import Train
 from purejaxdqn.types import Params
 
@@ -115,6 +115,6 @@ def save_gif(train: Train, params: Params, path: Path, random_seed: int = 0) -> 
     # Every second frame, for half the bytes; 40 ms each keeps the film at the speed of life.
     shown = [frame.quantize(16) for frame in frames[::2]]
     duration = int(2000 * _GIF_SECONDS_PER_STEP)
-    with replacing(path) as temporary:
+    with replace_file(path) as temporary:
         shown[0].save(temporary, save_all=True, append_images=shown[1:], duration=duration, loop=0)
     return total

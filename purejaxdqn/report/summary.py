@@ -12,7 +12,7 @@ from rich.console import Console
 from rich.table import Table
 
 from purejaxdqn.report.statistics import bootstrap_interval
-from purejaxdqn.storage.results import replacing
+from purejaxdqn.storage.files import replace_file
 
 SUMMARY_NAME = "summary.json"
 
@@ -134,6 +134,6 @@ def print_summary(summary: dict[str, Any], console: Console) -> None:
 def save_summary(summary: dict[str, Any], folder: Path) -> Path:
     """Writes `summary.json` into a folder and says where."""
     path = folder / SUMMARY_NAME
-    with replacing(path) as temporary:
+    with replace_file(path) as temporary:
         temporary.write_text(json.dumps(summary, indent=2, allow_nan=False) + "\n")
     return path

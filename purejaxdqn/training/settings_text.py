@@ -11,7 +11,7 @@ from typing import Any, Literal, get_args, get_origin
 import numpy as np
 from scipy import stats
 
-from purejaxdqn.storage import results
+from purejaxdqn.storage.provenance import to_jsonable
 from purejaxdqn.training.settings import DQNConfig, PQNConfig, RunConfig, field_types
 from purejaxdqn.types import ConfigError
 
@@ -105,7 +105,7 @@ def config_to_json(config: RunConfig) -> str:
     is_own = CONFIGS.get(kind.__name__) is kind
     name = kind.__name__ if is_own else f"{kind.__module__}.{kind.__qualname__}"
     facts = {**by_name(config), "kind": name}
-    return json.dumps(results.jsonable(facts), allow_nan=False)
+    return json.dumps(to_jsonable(facts), allow_nan=False)
 
 
 def config_from_json(text: str, kind: type[RunConfig] | None = None) -> RunConfig:

@@ -15,7 +15,7 @@ import xarray as xr
 import purejaxdqn
 from purejaxdqn.agents.presets import AGENTS
 from purejaxdqn.storage import results
-from purejaxdqn.sweep import trainer
+from purejaxdqn.sweep import batches
 from purejaxdqn.training.settings import DQNConfig
 from purejaxdqn.types import ConfigError
 
@@ -165,13 +165,13 @@ def test_the_area_is_the_mean_height_of_the_curve():
 def trained(tmp_path_factory, module_patch):
     output = tmp_path_factory.mktemp("ablation")
     compiled = []
-    compile_programs = trainer.compile_programs
+    compile_programs = batches.compile_programs
 
     def counted(experiment, config, *rest, **options):
         compiled.append(config.td_error)
         return compile_programs(experiment, config, *rest, **options)
 
-    module_patch.setattr(trainer, "compile_programs", counted)
+    module_patch.setattr(batches, "compile_programs", counted)
     ablation.main(args(output))
     return output, compiled
 
