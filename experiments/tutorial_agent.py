@@ -31,9 +31,9 @@ from purejaxdqn.engine.programs import compile_programs
 from purejaxdqn.engine.rounds import Games, train_round
 from purejaxdqn.report import figures, files, pages
 from purejaxdqn.runtime.devices import make_plan, max_width, use_every_core
-from purejaxdqn.storage import results
+from purejaxdqn.storage import provenance, results
 from purejaxdqn.sweep.design import grid_design
-from purejaxdqn.sweep.opening import width_of
+from purejaxdqn.sweep.options import SweepOptions
 from purejaxdqn.types import ConfigError
 
 ENV = environments.make("CartPole-v0")
@@ -93,7 +93,7 @@ def play(name: str, args: Args) -> Played:
     devices = use_every_core()
     config = SETTINGS[name]
     runs = grid_design(config, args.seeds, {}).runs
-    width = width_of(args.seed_mode, args.width)
+    width = SweepOptions(width=args.width, seed_mode=args.seed_mode).runs_per_batch
     plan = make_plan(len(runs), len(devices), width, max_width())
     programs = compile_programs(dqn, config, plan, devices)
     played: list[Games] = []
@@ -144,8 +144,8 @@ def save(played: dict[str, Played], args: Args, output: Path) -> None:
     configs = {name: dataclasses.asdict(SETTINGS[name]) for name in played}
     last = list(played.values())[-1]
     dataset = to_dataset(played, args.seeds).assign_attrs(
-        results.provenance(dataclasses.asdict(SETTINGS[DEFAULTS]), dqn),
-        configs=json.dumps(results.jsonable(configs), allow_nan=False),
+        provenance.collect_provenance(dataclasses.asdict(SETTINGS[DEFAULTS]), dqn),
+        configs=json.dumps(provenance.to_jsonable(configs), allow_nan=False),
         status="finished" if len(played) == len(SETTINGS) else "running",
         max_games=args.max_games,
         seed_mode=args.seed_mode,
@@ -206,7 +206,8 @@ def check(args: Args) -> None:
                 f"max_games ({args.max_games}) must be at most {2**31 // ENV.max_steps - 100}: "
                 "steps are counted in 32 bits"
             )
-    make_plan(len(args.seeds), 1, width_of(args.seed_mode, args.width))
+    options = SweepOptions(width=args.width, seed_mode=args.seed_mode)  # refuses bad values
+    make_plan(len(args.seeds), 1, options.runs_per_batch)
 
 
 def main(args: Args) -> int:
