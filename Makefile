@@ -51,8 +51,8 @@ notebook: $(NOTEBOOK)
 	@echo 'Running the tutorials as notebooks; this takes about three minutes.'
 	@for name in $(NOTEBOOKS); do \
 	  $(VENV)/bin/jupytext --quiet --to notebook --execute --run-path . $$name.py && \
-	  $(VENV)/bin/jupyter-nbconvert --log-level WARN --to html $$name.ipynb && \
-	  $(VENV)/bin/jupyter-nbconvert --log-level WARN --to markdown $$name.ipynb && \
+	  $(VENV)/bin/jupyter-nbconvert --log-level ERROR --to html $$name.ipynb && \
+	  $(VENV)/bin/jupyter-nbconvert --log-level ERROR --to markdown $$name.ipynb && \
 	  echo "written: $$name.ipynb, $$name.html and $$name.md" || exit 1; \
 	done
 
