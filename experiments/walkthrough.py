@@ -37,7 +37,7 @@ from purejaxdqn.agents.dqn.dqn import make_learner, periodic_target_update
 from purejaxdqn.agents.presets import TUTORIAL
 from purejaxdqn.losses import bellman_loss, masked_squared_error, q_learning
 from purejaxdqn.networks import MLP, make_network
-from purejaxdqn.replay import uniform_replay
+from purejaxdqn.replay import n_step_transition, uniform_replay
 from purejaxdqn.training.exploration import epsilon_greedy, multiplicative_schedule
 from purejaxdqn.types import Step
 
@@ -148,9 +148,7 @@ def as_step(obs, action, timestep):
     )
 
 
-replay = uniform_replay(
-    MEMORY_SIZE, BATCH_SIZE, GAMMA, time_limit=env.max_steps, with_replacement=False
-)
+replay = uniform_replay(MEMORY_SIZE, BATCH_SIZE, time_limit=env.max_steps, with_replacement=False)
 memory = replay.init(as_step(*game[0]))
 for played in game[: BATCH_SIZE - 1]:
     memory = replay.add(memory, as_step(*played))
@@ -179,8 +177,15 @@ print(f"Is the first observation still there? {'Yes' if first_is_there else 'No'
 # %%
 for _ in range(3):
     sample = replay.sample(memory, next(keys))
-    print("Entries", sample.indices, "with actions", sample.transition.a_tm1)
-for name, value in sample.transition._asdict().items():
+    print("Entries", sample.indices, "with actions", sample.window.action[:, 0])
+
+
+def to_transitions(sample):
+    """The memory holds what happened; the discount enters here."""
+    return jax.vmap(n_step_transition, in_axes=(0, None))(sample.window, GAMMA)
+
+
+for name, value in to_transitions(sample)._asdict().items():
     print(f"{name:10} {value.dtype}{list(value.shape)}")
 
 # %% [markdown]
@@ -193,7 +198,7 @@ for name, value in sample.transition._asdict().items():
 
 # %%
 for capacity in (1_000, 1_000_000):
-    large = uniform_replay(capacity, 32, GAMMA, env.max_steps, with_replacement=False)
+    large = uniform_replay(capacity, 32, env.max_steps, with_replacement=False)
     full = large.init(as_step(*game[0])).replace(num_rows=jnp.int32(capacity))
     draw = jax.jit(large.sample)
     jax.block_until_ready(draw(full, next(keys)))  # the first call compiles
@@ -224,7 +229,7 @@ print("Action values:", network.apply(params, obs))
 # and gradients of the first are 2 / A times those of the second.
 
 # %%
-batch = replay.sample(memory, next(keys)).transition
+batch = to_transitions(replay.sample(memory, next(keys)))
 targets = jnp.array([1.0, 2.0, 3.0, 4.0])  # any
 outputs = jax.vmap(network.apply, in_axes=(None, 0))
 
@@ -302,7 +307,7 @@ for n in range(40):
 # game above:
 
 # %%
-everything = jax.vmap(lambda key: replay.sample(memory, key).transition)(
+everything = jax.vmap(lambda key: to_transitions(replay.sample(memory, key)))(
     jax.random.split(next(keys), 50)
 )
 everything = jax.tree.map(lambda x: x.reshape(-1, *x.shape[2:]), everything)
@@ -316,7 +321,7 @@ for i in range(BATCH_SIZE):
     reward, best = float(batch.r_t[i]), float(q_t[i].max())
     lost = float(batch.discount_t[i]) == 0
     by_hand = reward if lost else reward + GAMMA * best
-    arguments = (q_tm1[i], batch.a_tm1[i], batch.r_t[i], batch.discount_t[i], q_t[i], q_t[i])
+    arguments = (q_tm1[i], batch.a_tm1[i], batch.r_t[i], batch.discount_t[i], q_t[i])
     packages = q_learning(*arguments) + q_tm1[i, batch.a_tm1[i]]  # the error plus the value
     print(f"Target by hand {by_hand:.6f}, the package's {packages:.6f}{' (lost)' if lost else ''}")
     assert np.isclose(by_hand, packages, rtol=1e-5)
@@ -334,7 +339,7 @@ def learn(memory, learner, state, key):
     if memory.num_rows < BATCH_SIZE:
         return None
     sample_key, update_key, loss_key = jax.random.split(key, 3)
-    transition = replay.sample(memory, sample_key).transition
+    transition = to_transitions(replay.sample(memory, sample_key))
     after, _, metrics = learner.update(state, transition, update_key)
     measured = learner.update(after, transition, loss_key)[2]
     return after, metrics["loss"], measured["loss"]
@@ -372,7 +377,7 @@ for learning_rate in (0.2, 1e-3):
 # remains gamma, and `obs_t` is the true last observation and not the next game's first.
 
 # %%
-held = uniform_replay(4, 4, GAMMA, env.max_steps, with_replacement=False)
+held = uniform_replay(4, 4, env.max_steps, with_replacement=False)
 ends = held.init(as_step(*game[0]))
 state, first_obs = reset(next(keys))
 four = [*game[:3], (first_obs, LEFT, step(next(keys), state, LEFT)[1])]
@@ -381,11 +386,12 @@ for name, (obs, action, timestep) in zip(names, four, strict=True):
     flags = {"terminated": jnp.array(name == "lost"), "truncated": jnp.array(name == "out of time")}
     ends = held.add(ends, as_step(obs, action, timestep._replace(**flags)))
 sample = held.sample(ends, next(keys))
+transition = to_transitions(sample)
 for index, name in enumerate(names):
     (at,) = np.nonzero(np.asarray(sample.indices) == index)
-    print(f"{name:12} discount_t = {sample.transition.discount_t[at[0]]:.2f}")
+    print(f"{name:12} discount_t = {transition.discount_t[at[0]]:.2f}")
     if name == "out of time":
-        obs_t = sample.transition.obs_t[at[0]]
+        obs_t = transition.obs_t[at[0]]
         print("  obs_t:                     ", np.round(obs_t, 3))
         print("  what was seen last:        ", np.round(four[index][2].obs, 3))
         print("  the next game's first sight:", np.round(first_obs, 3))
