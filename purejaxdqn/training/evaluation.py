@@ -1,4 +1,4 @@
-"""Evaluation: whole episodes of a policy, on environments and keys of their own."""
+"""Evaluates a policy by whole episodes, on environments and keys of their own."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ class EpisodeStats(NamedTuple):
 
 
 def greedy_policy(network: Network, params: Params) -> Policy:
-    """The policy that takes the action of the highest value, without noise or exploration."""
+    """Makes the policy that takes the action of the highest value, without noise or exploration."""
 
     def policy(key: Array, obs: Array) -> Array:
         del key
@@ -38,9 +38,9 @@ def greedy_policy(network: Network, params: Params) -> Policy:
 
 
 def evaluate(policy: Policy, env: Environment, key: Array, num_episodes: int) -> EpisodeStats:
-    """Plays exactly one episode in each of `num_episodes` fresh environments, to its end.
+    """Plays one episode to its end in each of `num_episodes` new environments.
 
-    One episode an environment, so that short episodes are not favoured over long ones.
+    A second episode where the first was short would favour short episodes.
 
     Args:
       policy: `(key, obs [*obs]) -> action []`.
@@ -63,8 +63,8 @@ def evaluate(policy: Policy, env: Environment, key: Array, num_episodes: int) ->
         return carry.running.any()
 
     def body(carry: Carry) -> Carry:
-        keys = jax.random.split(jax.random.fold_in(play_key, carry.num_steps), 2 * num_episodes)
-        act_keys, step_keys = keys.reshape(2, num_episodes)
+        key = jax.random.fold_in(play_key, carry.num_steps)
+        act_keys, step_keys = jax.random.split(key, (2, num_episodes))
         actions = jax.vmap(policy)(act_keys, carry.obs)
         env_state, timestep = jax.vmap(env.step)(step_keys, carry.env_state, actions)
         stats = EpisodeStats(
