@@ -156,7 +156,7 @@ def main(args: Any) -> int:
     design = make_design(args)
     options = args.sweep_options()  # refuse what they cannot be
     check_machines(args)
-    distributed.start(args.coordinator, args.num_processes, args.process_id)
+    distributed.join_processes(args.coordinator, args.num_processes, args.process_id)
     if args.plan:
         plan_options = {k: options[k] for k in ("width", "seed_mode", "memory_budget")}
         plan_options |= {"devices": args.devices(), "diagnostics": args.diagnostics}
@@ -168,16 +168,19 @@ def main(args: Any) -> int:
 
     if args.cluster is None:
         options["devices"] = args.devices()
-        output = distributed.first(prepare)
+        output = distributed.run_on_first_process(prepare)
     else:
         output = prepare()  # Ray starts before JAX does
     try:
         result = train(args, design, output=output, **options)
     except SweepInterrupted as interrupt:
-        if interrupt.result.dataset.evaluation_return.notnull().any() and distributed.is_first():
+        if (
+            interrupt.result.dataset.evaluation_return.notnull().any()
+            and distributed.is_first_process()
+        ):
             report(args, interrupt.result.dataset, output)
         raise
-    if distributed.is_first():
+    if distributed.is_first_process():
         report(args, result.dataset, output)
     return 0
 

@@ -15,7 +15,7 @@ import purejaxdqn
 from purejaxdqn import agents
 from purejaxdqn.agents.dqn.settings import DQNConfig
 from purejaxdqn.storage import results
-from purejaxdqn.sweep import trainer
+from purejaxdqn.sweep import batches
 from purejaxdqn.types import ConfigError
 
 PATH = Path(__file__).parents[2] / "experiments" / "ablation.py"
@@ -120,13 +120,13 @@ def test_a_component_beside_a_base_that_has_something_else_in_its_place(tmp_path
 def trained(tmp_path_factory, module_patch):
     output = tmp_path_factory.mktemp("ablation")
     compiled = []
-    compile_programs = trainer.compile_programs
+    compile_programs = batches.compile_programs
 
     def counted(experiment, config, *rest, **options):
         compiled.append(config.td_error)
         return compile_programs(experiment, config, *rest, **options)
 
-    module_patch.setattr(trainer, "compile_programs", counted)
+    module_patch.setattr(batches, "compile_programs", counted)
     ablation.main(args(output))
     return output, compiled
 
