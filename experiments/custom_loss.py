@@ -23,7 +23,7 @@ from rich.table import Table
 from purejaxdqn import environments
 from purejaxdqn.agents.dqn.dqn import DQNConfig, dqn
 from purejaxdqn.cli import flags as cli
-from purejaxdqn.engine.programs import Experiment
+from purejaxdqn.engine.run import Experiment
 from purejaxdqn.losses import bellman_loss
 from purejaxdqn.report.statistics import bootstrap_interval
 from purejaxdqn.report.training import summarise

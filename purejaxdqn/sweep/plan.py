@@ -12,8 +12,8 @@ import psutil
 from rich.filesize import decimal
 
 from purejaxdqn.engine.memory import RunBytes, abstract_run, free_bytes, peak_bytes, run_bytes
-from purejaxdqn.engine.programs import Experiment
 from purejaxdqn.engine.rounds import evaluation_steps
+from purejaxdqn.engine.run import Experiment
 from purejaxdqn.runtime.devices import Plan, max_width, min_devices
 from purejaxdqn.storage.checkpoint import estimate_write_memory
 from purejaxdqn.sweep.design import Design

@@ -13,7 +13,7 @@ import jax
 import numpy as np
 import xarray as xr
 
-from purejaxdqn.engine.programs import Experiment
+from purejaxdqn.engine.run import Experiment
 from purejaxdqn.storage import provenance, results
 from purejaxdqn.sweep import design
 from purejaxdqn.sweep.resume import find_differences

@@ -7,8 +7,8 @@ import json
 from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
 
-from purejaxdqn.engine.programs import Experiment
 from purejaxdqn.engine.progress import SweepProgress
+from purejaxdqn.engine.run import Experiment
 from purejaxdqn.runtime.processes import run_on_first_process
 from purejaxdqn.storage import provenance, results
 from purejaxdqn.sweep import design

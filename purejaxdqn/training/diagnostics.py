@@ -60,8 +60,8 @@ class Probe(NamedTuple):
     Attributes:
       network: the value network.
       discount: `[]` gamma, per step of one environment.
-      observe: `(TrainState, key) -> (obs [N, *obs], gradient_norm [])`: at most `NUM_STATES` states,
-        drawn as for the next updates, and the mean norm of their batches' gradients.
+      observe: `(TrainState, key) -> (obs [N, *obs], gradient_norm [])`: states drawn as for
+        the next updates, `NUM_STATES` at most, and the mean norm of their batches' gradients.
     """
 
     network: Network

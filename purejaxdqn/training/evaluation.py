@@ -63,8 +63,8 @@ def evaluate(policy: Policy, env: Environment, key: Array, num_episodes: int) ->
         return carry.running.any()
 
     def body(carry: Carry) -> Carry:
-        key = jax.random.fold_in(play_key, carry.num_steps)
-        act_keys, step_keys = jax.random.split(key, (2, num_episodes))
+        keys = jax.random.split(jax.random.fold_in(play_key, carry.num_steps), 2 * num_episodes)
+        act_keys, step_keys = keys.reshape(2, num_episodes)
         actions = jax.vmap(policy)(act_keys, carry.obs)
         env_state, timestep = jax.vmap(env.step)(step_keys, carry.env_state, actions)
         stats = EpisodeStats(
