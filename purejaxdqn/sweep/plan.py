@@ -78,7 +78,7 @@ class SweepPlan(NamedTuple):
         """Describes the plan in a few lines."""
         num_runs = len(self.design.runs)
         lines = [
-            f"{_count(num_runs, 'run')} ({_count(len(self.design.settings), 'setting')}, "
+            f"{_count(num_runs, 'run')} ({_count(len(self.design.points), 'setting')}, "
             f"{_count(len(self.design.seeds), 'seed')}) in {_count(len(self.groups), 'program')}, "
             f"{_count(len(self.batches), 'batch', 'batches')} of up to {self.width}"
         ]
