@@ -30,7 +30,6 @@ from purejaxdqn.storage import results
 from purejaxdqn.sweep import batches
 from purejaxdqn.sweep import plan as planning
 from purejaxdqn.sweep.checkpoints import SweepFolder
-from purejaxdqn.sweep.design import structure
 from purejaxdqn.types import ConfigError
 
 CONFIG = DQNConfig(
@@ -76,13 +75,13 @@ def compiled():
 
     def compile_once(experiment, config, plan, devices, diagnostics=False):
         asked.append(plan)
-        key = (experiment, structure(config), plan.width, plan.num_devices)
+        key = (experiment, jax.tree.structure(config), plan.width, plan.num_devices)
         if key not in known:
             known[key] = programs.compile_programs(experiment, config, plan, devices, diagnostics)
         return known[key]
 
     def trace_once(experiment, config):
-        key = (experiment, structure(config))
+        key = (experiment, jax.tree.structure(config))
         if key not in known:
             known[key] = abstract_run(experiment, config)
         return known[key]
