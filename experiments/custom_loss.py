@@ -13,6 +13,7 @@ import dataclasses
 import functools
 import json
 from pathlib import Path
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -47,7 +48,7 @@ def persistent_target(q_tm1, a_tm1, r_t, discount_t, q_t, scale=0.1):  # type: i
 
 
 def conservative(
-    network: Network, params: Params, target_params: Params, transition: Transition, key: Array
+    network: Network[Any], params: Params, target_params: Params, transition: Transition, key: Array
 ) -> LossOutput:
     """Q-learning with CQL's regulariser: Kumar et al. (2020), equation 4, alpha = 0.1."""
     del key  # draws nothing

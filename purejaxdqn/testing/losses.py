@@ -36,19 +36,19 @@ class _Loss(NamedTuple):
     """A loss with what it declares."""
 
     name: str
-    function: LossFn
+    function: LossFn[Any]
     td_error: TDError | None
     fixed_point: FixedPoint | None
     bootstrap: Bootstrap
 
 
 def check_loss(
-    loss: LossFn | TDError,
+    loss: LossFn[Any] | TDError,
     *,
     fixed_point: FixedPoint | Callable[..., Any] | None = _DECLARED,
     bootstrap: Bootstrap | None = None,
     discount: float = 0.99,
-    network: Network | None = None,
+    network: Network[Any] | None = None,
     transitions: Transition | None = None,
     learns_other_actions: bool = False,
     learns_next_obs: bool = False,
@@ -110,12 +110,12 @@ def check_loss(
 
 
 def loss_report(
-    loss: LossFn | TDError,
+    loss: LossFn[Any] | TDError,
     *,
     fixed_point: FixedPoint | Callable[..., Any] | None = _DECLARED,
     bootstrap: Bootstrap | None = None,
     discount: float = 0.99,
-    network: Network | None = None,
+    network: Network[Any] | None = None,
     transitions: Transition | None = None,
     learns_other_actions: bool = False,
     learns_next_obs: bool = False,

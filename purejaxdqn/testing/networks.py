@@ -25,7 +25,7 @@ _ONE_OBSERVATION = (
 )
 
 
-def check_network(network: Network, key: Array, obs: Array, num_actions: int) -> None:
+def check_network(network: Network[Any], key: Array, obs: Array, num_actions: int) -> None:
     """Checks a value network of ONE observation: see `Network`.
 
     - It works under `jit`, `vmap` (over observations and over weights) and `grad`.

@@ -63,7 +63,7 @@ class Probe(NamedTuple):
         may see them, at most `NUM_STATES` of them, and the mean norm of their batches' gradients.
     """
 
-    network: Network
+    network: Network[Any]
     discount: Array | float
     observe: Callable[[TrainState, Array], tuple[Array, Array]]
 
@@ -107,7 +107,7 @@ def diagnose(
 
 
 def value_bias(
-    network: Network,
+    network: Network[Any],
     params: Params,
     env: Environment,
     discount: Array | float,

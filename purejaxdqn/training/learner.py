@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -86,8 +87,8 @@ def clipped(
 
 
 def make_learner(
-    network: Network,
-    loss_fn: LossFn,
+    network: Network[Any],
+    loss_fn: LossFn[Any],
     optimizer: optax.GradientTransformation,
     target_update: TargetUpdate | None = None,
 ) -> Learner:

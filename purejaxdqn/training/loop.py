@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -103,7 +103,7 @@ def start(
 
 
 def act(
-    env: Environment, network: Network, state: TrainState, epsilon: Array | float
+    env: Environment, network: Network[Any], state: TrainState, epsilon: Array | float
 ) -> tuple[TrainState, Step, Array]:
     """One epsilon-greedy step of every environment.
 

@@ -14,6 +14,7 @@ import dataclasses
 import functools
 import math
 from collections.abc import Callable
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -66,7 +67,7 @@ def importance_weights(probabilities: Array, exponent: Array | float) -> Array:
 def make_train(
     config: DQNConfig,
     env: Environment,
-    network: Network,
+    network: Network[Any],
     learner: Learner,
     replay: Replay,
     epsilon: Schedule,
@@ -158,7 +159,7 @@ def make_train(
 
 # ------------------------------------------------------------------------------------- put together
 
-LOSSES: dict[str, Callable[[DQNConfig, Penalty], LossFn]] = {
+LOSSES: dict[str, Callable[[DQNConfig, Penalty], LossFn[Any]]] = {
     "q_learning": lambda config, penalty: losses.bellman_loss(losses.q_learning, penalty),
     "double_q_learning": lambda config, penalty: losses.bellman_loss(
         losses.double_q_learning, penalty
@@ -194,7 +195,7 @@ def _multiplicative_epsilon(config: DQNConfig) -> Schedule:
 EPSILON_SCHEDULES = {"linear": linear_epsilon, "multiplicative": _multiplicative_epsilon}
 
 
-def _make_loss(config: DQNConfig, env: Environment) -> LossFn:
+def _make_loss(config: DQNConfig, env: Environment) -> LossFn[Any]:
     double = config.td_error == "double_q_learning"
     if config.representation == "categorical":
         return losses.categorical_loss(double)
@@ -216,8 +217,8 @@ def dqn(
     config: DQNConfig,
     *,
     env: Environment | None = None,
-    network: Network | None = None,
-    loss_fn: LossFn | None = None,
+    network: Network[Any] | None = None,
+    loss_fn: LossFn[Any] | None = None,
     optimizer: MakeOptimizer | None = None,
 ) -> Train:
     """DQN as an `Experiment`: settings in, training run out.

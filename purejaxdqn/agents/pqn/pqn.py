@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -51,7 +52,11 @@ from purejaxdqn.types import (
 
 
 def rollout_returns(
-    network: Network, params: Params, steps: Step, discount: Array | float, lambda_: Array | float
+    network: Network[Any],
+    params: Params,
+    steps: Step,
+    discount: Array | float,
+    lambda_: Array | float,
 ) -> Array:
     """The Q(lambda) returns of what ONE environment has played.
 
@@ -85,7 +90,7 @@ def shuffled(key: Array, transitions: Transition, num_minibatches: int) -> Trans
 
 
 def make_train(
-    config: PQNConfig, env: Environment, network: Network, learner: Learner, epsilon: Schedule
+    config: PQNConfig, env: Environment, network: Network[Any], learner: Learner, epsilon: Schedule
 ) -> Train:
     """Makes the training run out of its parts.
 
@@ -169,8 +174,8 @@ def pqn(
     config: PQNConfig,
     *,
     env: Environment | None = None,
-    network: Network | None = None,
-    loss_fn: LossFn | None = None,
+    network: Network[Any] | None = None,
+    loss_fn: LossFn[Any] | None = None,
     optimizer: MakeOptimizer | None = None,
 ) -> Train:
     """PQN as an `Experiment`: settings in, training run out.
