@@ -26,7 +26,7 @@ from purejaxdqn.testing.common import (
 )
 from purejaxdqn.testing.report import Check, attempt, expect
 from purejaxdqn.testing.tables import TABLES, Table
-from purejaxdqn.training.learner import RESERVED_METRICS
+from purejaxdqn.training.settings import reserved_names
 from purejaxdqn.types import (
     Array,
     Categorical,
@@ -241,7 +241,7 @@ def _require_types(output: Any) -> None:
     )
     for name, metric in output.metrics.items():
         require(
-            name not in RESERVED_METRICS,
+            name not in reserved_names(),
             f"LossOutput.metrics has {name!r}, which names something else in results: rename it",
         )
         require_float_scalar(metric, f"LossOutput.metrics[{name!r}]")

@@ -16,7 +16,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from purejaxdqn.agents.dqn.dqn import dqn
+from purejaxdqn.agents.dqn.settings import DQNConfig
 from purejaxdqn.agents.pqn.pqn import pqn
+from purejaxdqn.agents.pqn.settings import PQNConfig
 from purejaxdqn.engine import programs
 from purejaxdqn.environments import Environment
 from purejaxdqn.losses import bellman_loss, q_learning
@@ -35,7 +37,6 @@ from purejaxdqn.training.diagnostics import (
     value_bias,
 )
 from purejaxdqn.training.learner import make_learner
-from purejaxdqn.training.settings import DQNConfig, PQNConfig
 from purejaxdqn.types import Array, ConfigError, Network, TimeStep, Transition
 
 DQN = DQNConfig(
@@ -206,7 +207,7 @@ def test_a_known_bias_is_found_with_and_without_a_time_limit(bias, terminates):
     assert found == pytest.approx(bias, abs=1e-5)
 
 
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=25)
 @given(data=st.data())
 def test_value_bias_equals_brute_force(data):
     numbers = st.floats(-5, 5, width=16)

@@ -21,6 +21,7 @@ import jax.numpy as jnp
 import optax
 
 from purejaxdqn import environments, losses, networks
+from purejaxdqn.agents.dqn.settings import DQNConfig
 from purejaxdqn.environments import Environment
 from purejaxdqn.losses.bellman import Penalty
 from purejaxdqn.replay import (
@@ -42,7 +43,7 @@ from purejaxdqn.training.loop import (
     run_chunk,
     start,
 )
-from purejaxdqn.training.settings import DQNConfig, ensure_kind
+from purejaxdqn.training.settings import ensure_kind
 from purejaxdqn.types import Array, Learner, LossFn, Network, Replay, TrainState, Transition
 
 # ------------------------------------------------------------------------------------- training run
