@@ -162,6 +162,30 @@ def fraction_loss(boundaries: Array, boundary_values: Array, values: Array) -> A
     return jnp.sum(jax.lax.stop_gradient(slope) * boundaries)
 
 
+def _choose_quantiles(values: Array, q_t: Array, temperature: Array | float | None) -> Array:
+    """Chooses the next action's quantiles `[N]` of all `[A, N]`; see `quantile_loss`."""
+    if temperature is None:
+        return values[jnp.argmax(q_t)]
+    log_policy = softmax_log_policy(q_t, temperature)
+    policy = jnp.exp(log_policy)
+    soft_values = values - temperature * log_policy[:, jnp.newaxis]
+    return jnp.sum(policy[:, jnp.newaxis] * soft_values, axis=0)
+
+
+def _regress(
+    output: AnyQuantiles, action: Array, target: Array, weights: Array, threshold: Array | float
+) -> Array:
+    """Computes the loss of an action's quantiles towards those of the target `[N]`."""
+    fractions = jax.lax.stop_gradient(output.fractions)
+    values = output.values[action]
+    errors = target[jnp.newaxis, :] - values[:, jnp.newaxis]
+    penalties = quantile_huber(errors, fractions[:, jnp.newaxis], threshold)
+    loss = jnp.sum(penalties * weights[jnp.newaxis, :])
+    if isinstance(output, ProposedQuantiles):
+        loss += fraction_loss(output.boundaries, output.boundary_values[action], values)
+    return loss
+
+
 def quantile_loss(
     double: bool = True,
     threshold: Array | float = 1.0,
@@ -173,14 +197,13 @@ def quantile_loss(
     regression" (2018), equation 10 and algorithm 1: over all pairs of a predicted quantile `i`
     and one `j` of the target, `sum_i mean_j quantile_huber(r_t + discount_t * z_t[j] -
     z_tm1[i], fraction[i])`, where the network says how much quantile `j` weighs in the mean.
-    Equation 3 of IQN (Dabney et al. 2018) is the same over a constant, see
-    `quantile_huber`. Its gradient does not reach the fractions: where the network proposes them
-    (FQF), their own `fraction_loss` is added, whose gradient reaches nothing else.
+    Equation 3 of IQN (Dabney et al. 2018) is the same over a constant, see `quantile_huber`. The
+    gradient does not reach the fractions. Where the network proposes them (FQF), their own
+    `fraction_loss` is added, whose gradient reaches nothing else.
 
-    With a temperature the next action is not the greedy one but drawn from the softmax policy
-    `pi`, whose entropy is part of the target: `z_t[j] = sum_a pi(a) (z_t[a, j] - temperature *
-    log pi(a))`, as in M-IQN (Vieillard, Pietquin and Geist 2020, appendix), which also takes
-    `double=False` and adds `munchausen`.
+    With a temperature the next action is drawn from the softmax policy `pi`, whose entropy is part
+    of the target: `z_t[j] = sum_a pi(a) (z_t[a, j] - temperature * log pi(a))`, as in M-IQN
+    (Vieillard, Pietquin and Geist 2020, appendix), which is `double=False` with `munchausen`.
 
     Args:
       double: whether the policy at time t is that of the online network's action values, or of
@@ -205,38 +228,16 @@ def quantile_loss(
             network, params, target_params, transition, key, double
         )
         chex.assert_rank([online_tm1.values, target_t.values], 2)
-        if temperature is None:
-            values_t = target_t.values[jnp.argmax(q_t)]
-        else:
-            log_policy = softmax_log_policy(q_t, temperature)
-            policy = jnp.exp(log_policy)
-            soft_t = target_t.values - temperature * log_policy[:, jnp.newaxis]
-            values_t = jnp.sum(policy[:, jnp.newaxis] * soft_t, axis=0)
+        values_t = _choose_quantiles(target_t.values, q_t, temperature)
         target_tm1 = jax.lax.stop_gradient(transition.r_t + transition.discount_t * values_t)
         weights = jax.lax.stop_gradient(target_t.weights)
-        fractions = jax.lax.stop_gradient(online_tm1.fractions)
-
-        values_tm1 = online_tm1.values[transition.a_tm1]
-        errors = target_tm1[jnp.newaxis, :] - values_tm1[:, jnp.newaxis]
-        penalties = quantile_huber(errors, fractions[:, jnp.newaxis], threshold)
-        loss = jnp.sum(penalties * weights[jnp.newaxis, :])
-        if isinstance(online_tm1, ProposedQuantiles):
-            loss += fraction_loss(
-                online_tm1.boundaries, online_tm1.boundary_values[transition.a_tm1], values_tm1
-            )
         q_value = network.action_values(online_tm1)[transition.a_tm1]
         return LossOutput(
-            loss=loss,
+            loss=_regress(online_tm1, transition.a_tm1, target_tm1, weights, threshold),
             priority=jnp.abs(jnp.sum(weights * target_tm1) - q_value),
             metrics={"q_value": q_value},
         )
 
-    policy_name = "greedy" if temperature is None else "softmax"
-    return write_recipe(
-        loss_fn,
-        f"quantile_loss(double={double}, {policy_name})",
-        quantile_loss,
-        double=double,
-        threshold=threshold,
-        temperature=temperature,
-    )
+    name = f"quantile_loss(double={double}, {'greedy' if temperature is None else 'softmax'})"
+    arguments = {"double": double, "threshold": threshold, "temperature": temperature}
+    return write_recipe(loss_fn, name, quantile_loss, **arguments)

@@ -63,16 +63,8 @@ def return_error(
 ) -> Array:
     """Computes the TD error towards a whole return: `r_t - q_tm1[a_tm1]`, without a bootstrap.
 
-    Args:
-      q_tm1: `[A]` online action values at time t - 1.
-      a_tm1: `[]` int, the action taken at time t - 1.
-      r_t: `[]` a return, such as one of `q_lambda_returns`.
-      discount_t: `[]` unused.
-      q_t: `[A]` unused.
-      q_t_selector: `[A]` unused, so that all TD errors can be called alike.
-
-    Returns:
-      `[]` the TD error; no gradient flows through the return.
+    The arguments are those of `q_learning`. `r_t` `[]` is a return, such as one of
+    `q_lambda_returns`, and no gradient flows through it. The last three are unused.
     """
     del discount_t, q_t, q_t_selector
     chex.assert_rank([q_tm1, a_tm1, r_t], [1, 0, 0])

@@ -1,4 +1,4 @@
-"""Is a loss sound? Its contract, what its target is made of, and what it converges to."""
+"""Checks of a loss: its contract, the parts of its target, and what it converges to."""
 
 from __future__ import annotations
 
@@ -120,7 +120,7 @@ def loss_report(
     learns_other_actions: bool = False,
     learns_next_obs: bool = False,
 ) -> Report:
-    """What `check_loss` prints, without printing or raising; the arguments are the same."""
+    """Makes the report of `check_loss`, without printing or raising; same arguments."""
     name = getattr(loss, "__qualname__", None) or repr(loss)
     made: list[_Loss] = []
 

@@ -184,12 +184,11 @@ def pqn(
 ) -> Train:
     """Makes a training run of PQN from settings: an `Experiment`.
 
-    To change a part, pass it: `partial(pqn, loss_fn=mine)`. This is called inside the traced
-    function, so that every float of the config may be a tracer.
+    It is called inside the traced function, and its parts can be changed, as those of `dqn` can.
 
     Args:
-      config: the settings.
-      env: instead of the one that `config.env` names.
+      config: the settings; every float may be a tracer.
+      env: instead of that of `config.env`.
       network: instead of the MLP of `config.hidden_sizes` and `config.layer_norm`.
       loss_fn: instead of half the square of the TD error. It sees transitions whose `r_t` is the
         Q(lambda) return and whose `discount_t` is 0; `target_params` are the weights themselves.
