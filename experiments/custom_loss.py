@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import functools
 import sys
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -48,7 +49,7 @@ def persistent_target(q_tm1, a_tm1, r_t, discount_t, q_t, scale=0.1):  # type: i
 
 
 def conservative(
-    network: Network, params: Params, target_params: Params, transition: Transition, key: Array
+    network: Network[Any], params: Params, target_params: Params, transition: Transition, key: Array
 ) -> LossOutput:
     """Q-learning with CQL's regulariser: Kumar et al. (2020), equation 4, alpha = 0.1."""
     del key  # draws nothing
