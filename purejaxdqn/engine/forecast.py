@@ -16,14 +16,6 @@ def estimate_round_seconds(programs: Programs, config: RunConfig, runs: Sequence
     """Estimates how many seconds one round of runs takes, by training it for a second.
 
     All evaluations are taken to be as long as the first one.
-
-    Args:
-      programs: compiled.
-      config: the settings of the runs.
-      runs: the runs of the round.
-
-    Returns:
-      Seconds.
     """
     evaluation_seconds, train_seconds, per_step = 0.0, 0.0, 0.0
     step = config.prefill_steps

@@ -7,7 +7,7 @@ import dataclasses
 import math
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import jax
 import numpy as np
@@ -34,39 +34,55 @@ if TYPE_CHECKING:
     import optuna
     from optuna.trial import FrozenTrial
 
+    from purejaxdqn.search.study import Distribution
+
 Statistic = Callable[[np.ndarray], float]  # scores [num_seeds] -> score
+
+
+class Asked(NamedTuple):
+    """The arguments of a search that its numbers depend on; see `purejaxdqn.search.search.search`.
+
+    `distributions` is the `space` as Optuna has it.
+    """
+
+    experiment: Experiment
+    config: RunConfig
+    space: Mapping[str, Any]
+    distributions: Mapping[str, Distribution]
+    seeds: Sequence[int]
+    statistic: Statistic
+    sampler_seed: int
+    sampler: Callable[[int], optuna.samplers.BaseSampler]
+    pruner: optuna.pruners.BasePruner
 
 
 class TrialTrainer:
     """Trains proposed trials, batch by batch.
 
     Args:
-      experiment: `config -> Train`.
-      config: all settings, before the searched ones are replaced.
-      proposals: the study.
+      asked: what is searched.
+      proposals: asks the study for trials.
       plan: the plan of a batch.
       devices: what to train on.
       folder: keeps the records of finished trials, by the study's numbers.
-      statistic: makes a trial's score of one score a seed.
       bar: shows progress.
       attrs: attributes of the dataset, beside those that are worked out here.
     """
 
     def __init__(
         self,
-        experiment: Experiment,
-        config: RunConfig,
+        asked: Asked,
         proposals: Proposals,
         plan: SweepPlan,
         devices: Sequence[jax.Device],
         folder: SweepFolder,
-        statistic: Statistic,
         bar: SweepProgress,
         attrs: dict[str, Any],
     ) -> None:
-        self._experiment, self._config, self._proposals = experiment, config, proposals
-        self._plan, self._devices, self._folder = plan, devices, folder
-        self._statistic, self._bar = statistic, bar
+        self._experiment, self._config = asked.experiment, asked.config
+        self._statistic = asked.statistic
+        self._proposals, self._plan, self._devices = proposals, plan, devices
+        self._folder, self._bar = folder, bar
         self._seeds = plan.design.seeds
         self._layout = plan.groups[0].plan
         self._at_once = self._layout.slots_per_round // len(self._seeds)  # trials of a round

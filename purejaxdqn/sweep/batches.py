@@ -19,13 +19,8 @@ from purejaxdqn.engine.memory import memory_bytes, peak_bytes
 from purejaxdqn.engine.programs import Programs, compile_programs
 from purejaxdqn.engine.record import Record
 from purejaxdqn.engine.rounds import Event, Kept, train_round
+from purejaxdqn.runtime import processes
 from purejaxdqn.runtime.interrupts import EXIT_INTERRUPTED, StopRequest, catch_signals
-from purejaxdqn.runtime.processes import (
-    gather,
-    is_assigned_here,
-    is_first_process,
-    run_on_first_process,
-)
 from purejaxdqn.storage import provenance, results
 from purejaxdqn.storage.write_schedule import WriteSchedule
 from purejaxdqn.sweep.checkpoints import Paused, copy_from_devices, copy_to_devices
@@ -103,7 +98,7 @@ class BatchTrainer:
         if exit_code is not None:
             self._read_finished(self._all)  # those of other processes
         result = self._result("finished" if exit_code is None else "interrupted")
-        if self._folder is not None and is_first_process():
+        if self._folder is not None and processes.is_first_process():
             if any(record.has_begun for record in self._records.values()):
                 results.save_or_rescue(result.dataset, self._folder.output)
             if exit_code is None and not self._unsaved:
@@ -138,7 +133,7 @@ class BatchTrainer:
             return None
         self._read_finished(self._all)
         # The processes may see different files, but must all decide the same.
-        if not all(gather(len(self._finished) == len(self._plan.batches))):
+        if not all(processes.gather(len(self._finished) == len(self._plan.batches))):
             return None
 
         def load() -> xr.Dataset | None:
@@ -146,7 +141,7 @@ class BatchTrainer:
                 return results.load(folder.output)
             return None
 
-        dataset = run_on_first_process(load)
+        dataset = processes.run_on_first_process(load)
         if dataset is None or dataset.attrs.get("status") != "finished":
             return None
         # It may be damaged, or of a sweep before this one that was to be overwritten.
@@ -210,7 +205,8 @@ class BatchTrainer:
 
     def _unfinished(self, group: Group) -> list[int]:
         """Lists the batches of a group that this process has still to train."""
-        return [n for n in group.batches if n not in self._finished and is_assigned_here(n)]
+        assigned = filter(processes.is_assigned_here, group.batches)
+        return [number for number in assigned if number not in self._finished]
 
     def _compile(self, group: Group) -> Programs:
         """Compiles the programs of a group, once."""
@@ -370,7 +366,7 @@ class BatchTrainer:
     def _save_results(self) -> None:
         """Writes the results so far, if it is time, and this process writes them."""
         folder = self._folder
-        if folder is None or not is_first_process() or not self._saving.is_due():
+        if folder is None or not processes.is_first_process() or not self._saving.is_due():
             return
         with self._saving.measure():
             self._bar.attempt(lambda: results.save(self._result("running").dataset, folder.output))
@@ -379,8 +375,8 @@ class BatchTrainer:
 
     def _gather(self) -> None:
         """Collects the numbers of all processes in each."""
-        own = {n: self._records[n] for n in self._finished if is_assigned_here(n)}
-        for records, unsaved in gather((own, self._unsaved)):
+        own = {n: self._records[n] for n in self._finished if processes.is_assigned_here(n)}
+        for records, unsaved in processes.gather((own, self._unsaved)):
             self._records |= records
             self._unsaved |= unsaved
 

@@ -63,15 +63,13 @@ def copy_from_devices(
 ) -> dict[int, Paused]:
     """Copies the batches of a round from the devices, by number.
 
-    Args:
-      programs: of the round.
-      kept: what the round has on the devices.
-      rows: which rows of the round each batch has, in the order of the devices.
-      records: the numbers of each batch so far.
+    On a CPU the arrays are the devices' own memory, to be read before the next chunk.
 
-    Returns:
-      The batches. On a CPU their arrays are the devices' own memory, to be read before it is
-      donated.
+    Args:
+      programs: the programs of the round.
+      kept: the round's state on the devices.
+      rows: the rows of the round that each batch has, in the order of the devices.
+      records: the numbers of each batch so far.
     """
     states = programs.split(kept.state)
     before = None if kept.params_before is None else programs.split(kept.params_before)
@@ -98,7 +96,7 @@ def copy_to_devices(programs: Programs, paused: Sequence[Paused]) -> Kept:
 
 
 class SweepFolder:
-    """Reads and writes the folder of one sweep.
+    """Reads and writes the folder of one sweep. Writing raises `OSError` where the disk is full.
 
     Args:
       output: an existing folder.
@@ -119,7 +117,6 @@ class SweepFolder:
 
         Raises:
           ConfigError: if another process has it.
-          OSError: if it cannot be written.
         """
         self._root.mkdir(parents=True, exist_ok=True)
         results.acquire_lock(self._lock, self.output)
@@ -184,11 +181,7 @@ class SweepFolder:
         return lines
 
     def write_times(self, name: str, times: Mapping[str, float]) -> None:
-        """Writes what a process has spent so far, under a name of its own.
-
-        Raises:
-          OSError: if it cannot be written.
-        """
+        """Writes what a process has spent so far, under a name of its own."""
         checkpoint.write(self._root / "times" / name, [], times)
 
     def read_times(self, prefix: str) -> Iterator[dict[str, float]]:
@@ -206,11 +199,7 @@ class SweepFolder:
     # ----------------------------------------------------------------------------- finished batches
 
     def save_finished(self, batch: int, record: Record) -> None:
-        """Writes a finished batch's numbers and weights.
-
-        Raises:
-          OSError: if they cannot be written.
-        """
+        """Writes a finished batch's numbers and weights."""
         arrays, facts = record.to_arrays()
         checkpoint.write(self._root / "finished" / str(batch), arrays, facts)
 
@@ -232,11 +221,7 @@ class SweepFolder:
     # ---------------------------------------------------------------------------- batches under way
 
     def save_running(self, paused: Mapping[int, Paused]) -> None:
-        """Writes one checkpoint of the batches under way in a round, by number.
-
-        Raises:
-          OSError: if it cannot be written.
-        """
+        """Writes one checkpoint of the batches under way in a round, by number."""
         arrays: list[np.ndarray] = []
         facts = []
         for number, batch in paused.items():

@@ -60,9 +60,6 @@ def to_dataset(
       design: the runs.
       batches: which runs each batch has.
       records: by number, the numbers of those batches that have begun.
-
-    Returns:
-      The dataset.
     """
     configs = [run.config for run in design.runs]
     steps_of = [evaluation_steps(config) for config in configs]
@@ -171,14 +168,7 @@ def stack_params(
 ) -> Params:
     """Stacks the last weights of all runs, as `SweepResult.params` describes.
 
-    Args:
-      design: the runs.
-      batches: which runs each batch has.
-      records: by number, the numbers of those batches that have begun.
-      structure: of the weights of one run.
-
-    Returns:
-      The weights; None where no run has finished, or where the runs' weights differ in shape.
+    It takes the arguments of `to_dataset`, and the `structure` of one run's weights.
     """
     finished = {number: record.params for number, record in records.items() if record.params}
     shapes = {tuple((x.shape[1:], x.dtype) for x in params) for params in finished.values()}

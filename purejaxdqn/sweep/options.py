@@ -67,60 +67,82 @@ class SweepOptions:
 
     def __post_init__(self) -> None:
         """Refuses bad values, and makes a `Path` of an output folder that is text."""
-        self._check_width()
-        self._check_devices()
-        self._check_output()
-        _check_seconds(self.checkpoint_seconds)
-        check_memory_budget(self.memory_budget)
-        if self.on_evaluation is not None and not callable(self.on_evaluation):
+        width, seconds, budget = self.width, self.checkpoint_seconds, self.memory_budget
+        output, devices, tracker = self.output, self.devices, self.on_evaluation
+        a_bool = "must be True or False"
+        rules = {
+            "width": (
+                width is None or (_is_a(int, width) and width >= 1),
+                "must be at least 1, and a whole number",
+            ),
+            "seed_mode": (self.seed_mode in get_args(SeedMode), "must be 'vmap' or 'map'"),
+            "devices": (
+                devices is None or _are_devices(devices),
+                "must be different devices of JAX, such as jax.devices()[:2]; leave them out for "
+                "all there are",
+            ),
+            "output": (
+                output is None or isinstance(output, (str, os.PathLike)),
+                "must be a folder, such as Path('results/sweep')",
+            ),
+            "resume": (isinstance(self.resume, bool), a_bool),
+            "overwrite": (isinstance(self.overwrite, bool), a_bool),
+            "checkpoint_seconds": (
+                seconds is None
+                or (_is_a((int, float, np.number), seconds) and 0 <= seconds < math.inf),
+                "must be at least 0 and finite, such as 60",
+            ),
+            "memory_budget": (
+                budget is None or (_is_a((int, float), budget) and 1 <= budget < math.inf),
+                "must be at least 1 byte, such as 4e9",
+            ),
+            "on_evaluation": (
+                tracker is None or callable(tracker),
+                "must be a function of an Evaluated, such as a tracker of open_tracker",
+            ),
+            "progress": (isinstance(self.progress, bool), a_bool),
+            "diagnostics": (isinstance(self.diagnostics, bool), a_bool),
+        }
+        for name, (is_right, rule) in rules.items():
+            if not is_right:
+                raise ConfigError(f"{name} ({getattr(self, name)!r:.60}) {rule}")
+        if self.seed_mode == "map" and width not in (None, 1):
+            raise ConfigError(f"width ({width}) must be 1 with seed_mode 'map': leave it out")
+        if self.resume and self.overwrite:
             raise ConfigError(
-                f"on_evaluation ({self.on_evaluation!r:.60}) must be a function of an Evaluated, "
-                "such as one that purejaxdqn.tracking.open_tracker gives"
+                "resume (True) and overwrite (True) exclude each other: --resume goes on with what "
+                "is there, --overwrite starts again"
             )
+        if (self.resume or self.overwrite) and output is None:
+            name = "resume" if self.resume else "overwrite"
+            raise ConfigError(f"{name} (True) needs an output folder: give output")
+        if output is not None:
+            object.__setattr__(self, "output", Path(output))
 
     @property
     def runs_per_batch(self) -> int | None:
         """The width that is asked for; None leaves it to the plan."""
         return 1 if self.seed_mode == "map" else self.width
 
-    def _check_width(self) -> None:
-        if self.seed_mode not in get_args(SeedMode):
-            raise ConfigError(f"seed_mode ({self.seed_mode!r}) must be 'vmap' or 'map'")
-        if self.seed_mode == "map" and self.width not in (None, 1):
-            raise ConfigError(f"width ({self.width}) must be 1 with seed_mode 'map': leave it out")
-        is_whole = isinstance(self.width, int) and not isinstance(self.width, bool)
-        if self.width is not None and not (is_whole and self.width >= 1):
-            raise ConfigError(f"width ({self.width!r}) must be at least 1, and a whole number")
 
-    def _check_devices(self) -> None:
-        devices = self.devices
-        if devices is None:
-            return
-        is_list = isinstance(devices, Sequence) and all(isinstance(d, jax.Device) for d in devices)
-        if not is_list or not devices or len(set(devices)) < len(devices):
-            raise ConfigError(
-                f"devices ({devices!r}) must be different devices of JAX, such as "
-                "jax.devices()[:2]; leave them out for all there are"
-            )
+def _is_a(kinds: Any, value: Any) -> bool:
+    """Says whether a value is of some kinds of numbers, of which Python counts bool as one."""
+    return isinstance(value, kinds) and not isinstance(value, bool)
 
-    def _check_output(self) -> None:
-        for name in ("resume", "overwrite", "progress", "diagnostics"):
-            if not isinstance(value := getattr(self, name), bool):
-                raise ConfigError(f"{name} ({value!r:.60}) must be True or False")
-        if self.output is not None:
-            if not isinstance(self.output, (str, os.PathLike)):
-                raise ConfigError(
-                    f"output ({self.output!r:.60}) must be a folder, such as Path('results/sweep')"
-                )
-            object.__setattr__(self, "output", Path(self.output))
-        if self.resume and self.overwrite:
-            raise ConfigError(
-                "resume (True) and overwrite (True) exclude each other: --resume goes on with what "
-                "is there, --overwrite starts again"
-            )
-        if (self.resume or self.overwrite) and self.output is None:
-            name = "resume" if self.resume else "overwrite"
-            raise ConfigError(f"{name} (True) needs an output folder: give output")
+
+def check_whole(name: str, value: Any, at_least: int) -> None:
+    """Refuses what is no whole number of at least `at_least`.
+
+    Raises:
+      ConfigError: naming the value and the limit.
+    """
+    if not (_is_a(int, value) and value >= at_least):
+        raise ConfigError(f"{name} ({value!r}) must be a whole number of at least {at_least}")
+
+
+def _are_devices(devices: Any) -> bool:
+    is_list = isinstance(devices, Sequence) and all(isinstance(d, jax.Device) for d in devices)
+    return is_list and 0 < len(set(devices)) == len(devices)
 
 
 _DEFAULTS = {field.name: field.default for field in dataclasses.fields(SweepOptions)}
@@ -129,18 +151,13 @@ _DEFAULTS = {field.name: field.default for field in dataclasses.fields(SweepOpti
 def split_keywords(
     options: SweepOptions | None, names: Mapping[str, Any]
 ) -> tuple[SweepOptions, dict[str, Any]]:
-    """Splits the keywords of a call into options and others.
-
-    Args:
-      options: the options that the call was given as a whole; None is the defaults.
-      names: the other keywords of the call.
+    """Puts those keywords of a call that are fields of `SweepOptions` into its options.
 
     Returns:
-      The options with those keywords that are fields of `SweepOptions`, and all other keywords.
+      The options, and all other keywords.
 
     Raises:
-      ConfigError: if `options` is of another type, if a keyword is set in `options` too, or for a
-        value that a field cannot have.
+      ConfigError: if `options` is of another type, sets the same field, or has a bad value.
     """
     if not isinstance(options, SweepOptions | None):
         raise ConfigError(f"options ({options!r:.60}) must be SweepOptions, such as SweepOptions()")
@@ -164,17 +181,13 @@ def options_from(
     """Puts the keywords of a call, all of which must be options, into its options.
 
     Args:
-      options: as in `split_keywords`.
-      names: as in `split_keywords`.
+      options: the options that the call was given as a whole.
+      names: the keywords of the call.
       caller: the name of the called function, for messages.
-      not_taken: the fields that this function has no use for, each with what to do instead.
-
-    Returns:
-      The options.
+      not_taken: fields that this function has no use for, each with what to do instead.
 
     Raises:
-      ConfigError: as `split_keywords` does; for a keyword that is no option; and for a field of
-        `not_taken` that is set.
+      ConfigError: as `split_keywords` does; for other keywords; for fields that are not taken.
     """
     taken, others = split_keywords(options, names)
     for name in others:
@@ -187,25 +200,6 @@ def options_from(
         if (value := getattr(taken, name)) != _DEFAULTS[name]:
             raise ConfigError(f"{name} ({value!r:.60}) is no option of {caller}: {remedy}")
     return taken
-
-
-def _check_seconds(seconds: float | None) -> None:
-    is_number = isinstance(seconds, (int, float, np.number)) and not isinstance(seconds, bool)
-    if seconds is not None and not (is_number and 0 <= seconds < math.inf):
-        raise ConfigError(
-            f"checkpoint_seconds ({seconds!r}) must be at least 0 and finite, such as 60"
-        )
-
-
-def check_memory_budget(budget: float | None) -> None:
-    """Refuses what is no amount of memory in bytes.
-
-    Raises:
-      ConfigError: unless it is a finite number of at least 1, or None.
-    """
-    is_number = isinstance(budget, (int, float)) and not isinstance(budget, bool)
-    if budget is not None and not (is_number and 1 <= budget < math.inf):
-        raise ConfigError(f"memory_budget ({budget!r}) must be at least 1 byte, such as 4e9")
 
 
 _UNITS = {"": 1, "k": 10**3, "m": 10**6, "g": 10**9, "t": 10**12}

@@ -128,7 +128,7 @@ def begin_or_resume(
       asked: everything that its numbers depend on, as JSON holds it.
       resume: whether to resume what was begun there.
       say: takes warnings.
-      what: what messages call it.
+      what: its name in messages.
 
     Returns:
       Attributes that say what happened before.
@@ -180,15 +180,15 @@ def _shared(settings: dict[str, Any]) -> dict[str, Any]:
 def note_changes(
     folder: SweepFolder, versions: dict[str, Any], say: Callable[[str], None]
 ) -> dict[str, Any]:
-    """Warns where a part of a sweep is trained with other versions, and keeps that in the folder.
+    """Warns if a part of a sweep is trained with other versions, and notes that in its folder.
 
     Args:
       folder: of the sweep.
-      versions: the answer of `provenance.collect_versions` where that part is trained.
+      versions: `provenance.collect_versions()` where that part is trained.
       say: takes warnings.
 
     Returns:
-      The attribute `not_bitwise`, which says what was different so far; nothing without any.
+      The attribute `not_bitwise`, with all changes so far; no attribute without any.
     """
     known = folder.changes()
     for line in find_differences(folder.begun()["made_with"], versions):

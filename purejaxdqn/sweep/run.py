@@ -107,17 +107,8 @@ def print_plan(
 ) -> SweepPlan:
     """Says on standard error how `run_design` would train a design, and how long it would take.
 
-    It compiles the programs and runs each for a second. It plans for an output folder, but writes
-    nothing there.
-
-    Args:
-      experiment: as for `run_design`.
-      design: as for `run_design`.
-      options: as for `run_design`.
-      **names: as for `run_design`.
-
-    Returns:
-      The plan.
+    It takes the arguments of `run_design`, compiles the programs, and runs each for a second. It
+    plans for an output folder, but writes nothing there.
 
     Raises:
       ConfigError: for options that cannot be, before anything is compiled.

@@ -18,6 +18,7 @@ from purejaxdqn.engine import memory
 from purejaxdqn.engine.memory import abstract_run, run_bytes, tree_bytes
 from purejaxdqn.storage import results
 from purejaxdqn.sweep.design import grid_design
+from purejaxdqn.sweep.options import SweepOptions
 from purejaxdqn.sweep.plan import choose_width, plan_sweep
 from purejaxdqn.types import ConfigError
 
@@ -124,7 +125,7 @@ def test_what_is_computed_on_the_way_is_planned_for(config, field):
 @pytest.mark.parametrize("budget", [0, 0.5, True, "4GB", float("nan"), float("inf")])
 def test_a_budget_that_is_no_amount_of_memory_is_refused(budget):
     with pytest.raises(ConfigError, match=r"memory_budget .* must be at least 1 byte"):
-        plan(memory_budget=budget)
+        SweepOptions(memory_budget=budget)
 
 
 def test_a_budget_may_be_written_as_a_float():

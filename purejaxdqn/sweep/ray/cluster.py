@@ -24,7 +24,7 @@ from purejaxdqn.engine.programs import Experiment
 from purejaxdqn.runtime.devices import ensure_devices
 from purejaxdqn.sweep.dataset import SweepResult
 from purejaxdqn.sweep.design import Design
-from purejaxdqn.sweep.options import SweepOptions, options_from
+from purejaxdqn.sweep.options import SweepOptions, check_whole, options_from
 from purejaxdqn.sweep.plan import SweepPlan, plan_sweep
 from purejaxdqn.sweep.ray.driver import Driver
 from purejaxdqn.sweep.ray.task import ANSWER_SECONDS, Layout, Order, import_ray
@@ -80,9 +80,9 @@ def run_on_cluster(
       SweepInterrupted: on Ctrl-C and SIGTERM, with everything that was finished; batches under way
         have a checkpoint to `resume` from.
     """
-    _check_whole("batches_per_task", batches_per_task, 1)
-    _check_whole("num_cpus_per_task", num_cpus_per_task, 1)
-    _check_whole("num_gpus_per_task", num_gpus_per_task, 0)
+    check_whole("batches_per_task", 1 if batches_per_task is None else batches_per_task, 1)
+    check_whole("num_cpus_per_task", 1 if num_cpus_per_task is None else num_cpus_per_task, 1)
+    check_whole("num_gpus_per_task", num_gpus_per_task, 0)
     options = options_from(options, names, "run_on_cluster", _NOT_TAKEN)
     if options.output is None:
         raise ConfigError("output (None) must be a folder that all nodes of the cluster see")
@@ -109,13 +109,6 @@ def run_on_cluster(
             order = Order(experiment, design, for_tasks, sweep.asked, layout)
             size = batches_per_task or layout.cores_per_task
             return Driver(ray, order, sweep, devices, size).run()
-
-
-def _check_whole(name: str, value: int | None, least: int) -> None:
-    if value is not None and (
-        isinstance(value, bool) or not isinstance(value, int) or value < least
-    ):
-        raise ConfigError(f"{name} ({value!r}) must be a whole number of at least {least}")
 
 
 @contextlib.contextmanager

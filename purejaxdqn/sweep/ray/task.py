@@ -48,7 +48,7 @@ def import_ray() -> Any:
 
 
 class Layout(NamedTuple):
-    """The part of a node that each task has, and how many tasks run at a time.
+    """The part of a node that each task has, and what the cluster has of it.
 
     Attributes:
       cores_per_task: CPU cores or GPUs, whichever a task trains on.
