@@ -32,3 +32,10 @@ def estimate_round_seconds(programs: Programs, config: RunConfig, runs: Sequence
             break
     seconds = per_step * (config.total_steps - config.prefill_steps)
     return seconds + len(evaluation_steps(config)) * evaluation_seconds
+
+
+def format_duration(seconds: float) -> str:
+    """Formats a time, such as "about 3 min"."""
+    if seconds < 90:
+        return f"about {max(seconds, 1):.0f} s"
+    return f"about {seconds / 60:.0f} min" if seconds < 5400 else f"about {seconds / 3600:.1f} h"

@@ -49,7 +49,7 @@ from purejaxdqn.storage import results
 from purejaxdqn.storage.provenance import name_experiment, to_jsonable
 from purejaxdqn.sweep.checkpoints import SweepFolder
 from purejaxdqn.sweep.design import MOST_RUNS, grid_design, random_design
-from purejaxdqn.sweep.options import SweepOptions, check_whole, options_from
+from purejaxdqn.sweep.options import SweepOptions, check_whole, take_options
 from purejaxdqn.sweep.plan import SweepPlan, plan_sweep
 from purejaxdqn.sweep.resume import begin_or_resume
 from purejaxdqn.training.declaration import settings_of
@@ -66,7 +66,7 @@ _MIN_BATCHES = 4  # by default: proposals of one batch cannot learn from each ot
 _NOT_TAKEN = {
     "seed_mode": "it trains the seeds of a trial side by side",
     "resume": "a search that was begun in the output folder always goes on",
-    "checkpoint_seconds": "it writes what is finished after each batch of trials",
+    "checkpoint_seconds": "it writes finished trials after each batch",
     "on_evaluation": "its study shows the trials",
     "diagnostics": "train the best settings with run_sweep to see them",
 }
@@ -118,7 +118,7 @@ def search(
       ConfigError: for what cannot be searched, before anything is compiled.
       SearchInterrupted: on Ctrl-C and SIGTERM, with everything that was finished.
     """
-    options = options_from(options, names, "search", _NOT_TAKEN)
+    options = take_options(options, names, "search", _NOT_TAKEN)
     study.require_optuna()
     distributions = _make_distributions(config, space)
     check_whole("num_trials", num_trials, 1)
@@ -159,7 +159,7 @@ def _search(
         stack.callback(folder.unlock)
         width = options.width
         if folder.is_begun() and not overwrite:
-            begun = folder.begun()["asked"]
+            begun = folder.read_begun()["asked"]
             trials_per_batch = trials_per_batch or begun.get("trials_per_batch")
             width = width or begun["width"]
         at_once = len(devices) * max(1, max_width() // len(asked.seeds))
@@ -253,7 +253,7 @@ def _begin(
     return history
 
 
-# --------------------------------------------------------------------------------- what is searched
+# -------------------------------------------------------------------------------------- the space
 
 
 def _make_distributions(
@@ -284,7 +284,9 @@ def _check_space(
 ) -> None:
     """Refuses unknown names, bad seeds, and values that are wrong alone or two together."""
     for names in itertools.combinations(distributions, min(2, len(distributions))):
-        grid_design(config, seeds, {name: study.extremes(distributions[name]) for name in names})
+        grid_design(
+            config, seeds, {name: study.list_extremes(distributions[name]) for name in names}
+        )
 
 
 def _choose_width(num_trials: int, num_seeds: int, num_devices: int) -> int:

@@ -73,7 +73,7 @@ def make_distribution(name: str, source: Any) -> Distribution:
     )
 
 
-def extremes(one: Distribution) -> Sequence[Any]:
+def list_extremes(one: Distribution) -> Sequence[Any]:
     """Returns the ends of a distribution, or all values of a list: if these are valid, all are."""
     if isinstance(one, optuna.distributions.CategoricalDistribution):
         return one.choices

@@ -14,7 +14,7 @@ import numpy as np
 import xarray as xr
 from rich.filesize import decimal
 
-from purejaxdqn.engine.forecast import estimate_round_seconds
+from purejaxdqn.engine.forecast import estimate_round_seconds, format_duration
 from purejaxdqn.engine.memory import memory_bytes, peak_bytes
 from purejaxdqn.engine.programs import Programs, compile_programs
 from purejaxdqn.engine.record import Record
@@ -97,7 +97,7 @@ class BatchTrainer:
         stop.is_deferred = True  # only the results are still to be written
         if exit_code is not None:
             self._read_finished(self._all)  # those of other processes
-        result = self._result("finished" if exit_code is None else "interrupted")
+        result = self._make_result("finished" if exit_code is None else "interrupted")
         if self._folder is not None and processes.is_first_process():
             if any(record.has_begun for record in self._records.values()):
                 results.save_or_rescue(result.dataset, self._folder.output)
@@ -145,7 +145,7 @@ class BatchTrainer:
         if dataset is None or dataset.attrs.get("status") != "finished":
             return None
         # It may be damaged, or of a sweep before this one that was to be overwritten.
-        known = self._result("finished")
+        known = self._make_result("finished")
         added = [name for name in dataset.variables if name not in known.dataset.variables]
         if not dataset.drop_vars(added).equals(known.dataset):  # a user may have added variables
             self._bar.message(
@@ -180,7 +180,7 @@ class BatchTrainer:
         peak = decimal(self._facts["planned_peak_bytes"])
         self._bar.message(
             f"compiled in {compiled:.1f} s; memory up to {peak}; expected to take "
-            f"{_format_duration(seconds)}"
+            f"{format_duration(seconds)}"
         )
 
     def _estimate_seconds(self, group: Group, programs: Programs) -> float:
@@ -277,7 +277,7 @@ class BatchTrainer:
             self._bar.message(
                 f"going on at step {kept.step:,} with {len(members)} run(s) that were under way"
             )
-        steps_before = sum(map(self._steps_of, self._finished))
+        steps_before = sum(map(self._count_steps, self._finished))
         last_step = config.prefill_steps if kept is None else kept.step
         stop.is_deferred = True
         for event in train_round(programs, config, [self._runs[i] for i in members], kept=kept):
@@ -298,7 +298,7 @@ class BatchTrainer:
         stop.raise_if_requested()
         stop.is_deferred = False
 
-    def _steps_of(self, number: int) -> int:
+    def _count_steps(self, number: int) -> int:
         """Returns the environment steps of a finished batch."""
         return len(self._plan.batches[number]) * self._configs[number].total_steps
 
@@ -369,7 +369,9 @@ class BatchTrainer:
         if folder is None or not processes.is_first_process() or not self._saving.is_due():
             return
         with self._saving.measure():
-            self._bar.attempt(lambda: results.save(self._result("running").dataset, folder.output))
+            self._bar.attempt(
+                lambda: results.save(self._make_result("running").dataset, folder.output)
+            )
 
     # ------------------------------------------------------------------------------ the result
 
@@ -380,7 +382,7 @@ class BatchTrainer:
             self._records |= records
             self._unsaved |= unsaved
 
-    def _result(self, status: str) -> SweepResult:
+    def _make_result(self, status: str) -> SweepResult:
         self._facts["peak_bytes"] = max(self._facts["peak_bytes"], peak_bytes())
         design, batches = self._plan.design, self._plan.batches
         dataset = to_dataset(design, batches, self._records)
@@ -391,10 +393,3 @@ class BatchTrainer:
             structure = jax.tree.structure(self._plan.groups[0].params)
             params = stack_params(design, batches, self._records, structure)
         return SweepResult(dataset, params)
-
-
-def _format_duration(seconds: float) -> str:
-    """Formats a time, such as "about 3 min"."""
-    if seconds < 90:
-        return f"about {max(seconds, 1):.0f} s"
-    return f"about {seconds / 60:.0f} min" if seconds < 5400 else f"about {seconds / 3600:.1f} h"

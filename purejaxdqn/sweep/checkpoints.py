@@ -1,8 +1,8 @@
 """Keeps a sweep on disk: nothing finished is lost, and the sweep can be resumed after a kill.
 
     results.nc              the numbers so far, written every few seconds
-    checkpoint/sweep        what is being trained, and with what versions; written once
-    checkpoint/changes/*    with what other versions it was resumed, which may give other bits
+    checkpoint/sweep        the runs that are trained, and the versions; written once
+    checkpoint/changes/*    other versions that it was resumed with, which may give other bits
     checkpoint/times/*      how long each process has worked on it
     checkpoint/finished/3   the numbers and the last weights of batch 3
     checkpoint/running/*    everything that batches under way need to be resumed
@@ -134,14 +134,14 @@ class SweepFolder:
         return (self._root / "sweep").exists()
 
     def begin(self, facts: Mapping[str, Any]) -> None:
-        """Drops everything that was kept here, results too, and writes what is to be trained."""
+        """Drops everything that was kept here, results too, and writes the description of a sweep."""
         (self.output / results.FILE_NAME).unlink(missing_ok=True)
         for name in ("sweep", "changes", "times", "finished", "running"):
             shutil.rmtree(self._root / name, ignore_errors=True)
         checkpoint.write(self._root / "sweep", [], {**facts, "format": FORMAT})
 
-    def begun(self) -> dict[str, Any]:
-        """Reads what is being trained here.
+    def read_begun(self) -> dict[str, Any]:
+        """Reads the description of the sweep that was begun here.
 
         Raises:
           ConfigError: if it cannot be read, or another version of the package wrote the folder.
@@ -164,12 +164,12 @@ class SweepFolder:
         return facts
 
     def note_change(self, line: str) -> None:
-        """Writes that what is trained from here on may have other bits, and why."""
+        """Writes why runs from here on may have other bits than those before."""
         name = f"{len(self._change_folders())}-{uuid.uuid4().hex[:8]}"
         checkpoint.write(self._root / "changes" / name, [], {"line": line})
 
-    def changes(self) -> list[str]:
-        """Reads why what was trained later may have other bits than what was trained first."""
+    def read_changes(self) -> list[str]:
+        """Reads why later runs may have other bits than earlier ones."""
         lines = []
         for folder in self._change_folders():
             try:
@@ -244,7 +244,7 @@ class SweepFolder:
 
     def load_running(self, batch: int, config: RunConfig) -> Paused | None:
         """Reads a batch's last checkpoint; where it is damaged, the one before."""
-        for folder in self._running():
+        for folder in self._list_running():
             if folder.name in self._damaged:
                 continue
             try:
@@ -261,13 +261,13 @@ class SweepFolder:
 
     def has_running(self) -> bool:
         """Says whether there is a checkpoint of a batch under way."""
-        return bool(self._running())
+        return bool(self._list_running())
 
     def forget_running(self) -> None:
         """Drops the checkpoints of batches under way, once all batches are finished."""
         shutil.rmtree(self._root / "running", ignore_errors=True)
 
-    def _running(self) -> list[Path]:
+    def _list_running(self) -> list[Path]:
         """Lists the checkpoints of batches under way, those of the latest step first."""
         folder = self._root / "running"
         paths = [*folder.iterdir()] if folder.exists() else []
@@ -276,7 +276,7 @@ class SweepFolder:
     def _drop_old_checkpoints(self) -> None:
         """Drops checkpoints all of whose batches are finished, or have enough newer ones."""
         newer: dict[int, int] = {}
-        for folder in self._running():
+        for folder in self._list_running():
             try:
                 batches = _batches(checkpoint.read_manifest(folder)["facts"])
             except CheckpointDamaged:

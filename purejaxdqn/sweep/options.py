@@ -131,7 +131,7 @@ def _is_a(kinds: Any, value: Any) -> bool:
 
 
 def check_whole(name: str, value: Any, at_least: int) -> None:
-    """Refuses what is no whole number of at least `at_least`.
+    """Refuses a value that is no whole number of at least `at_least`.
 
     Raises:
       ConfigError: naming the value and the limit.
@@ -172,7 +172,7 @@ def split_keywords(
     return dataclasses.replace(options or SweepOptions(), **given), others
 
 
-def options_from(
+def take_options(
     options: SweepOptions | None,
     names: Mapping[str, Any],
     caller: str,

@@ -24,7 +24,7 @@ from purejaxdqn.sweep.batches import BatchTrainer
 from purejaxdqn.sweep.checkpoints import SweepFolder
 from purejaxdqn.sweep.dataset import SweepInterrupted, SweepResult
 from purejaxdqn.sweep.design import Design, grid_design
-from purejaxdqn.sweep.options import SeedMode, SweepOptions, options_from, split_keywords
+from purejaxdqn.sweep.options import SeedMode, SweepOptions, split_keywords, take_options
 from purejaxdqn.sweep.plan import SweepPlan, plan_sweep
 from purejaxdqn.sweep.resume import OpenSweep, open_sweep
 from purejaxdqn.training.settings import RunConfig
@@ -92,7 +92,7 @@ def run_design(
       ConfigError: for options that cannot be, before anything is compiled.
       SweepInterrupted: on Ctrl-C and SIGTERM, with everything that was finished.
     """
-    options = options_from(options, names, "run_design")
+    options = take_options(options, names, "run_design")
     devices = options.devices or ensure_devices()
 
     def plan(width: int | None) -> SweepPlan:
@@ -113,7 +113,7 @@ def print_plan(
     Raises:
       ConfigError: for options that cannot be, before anything is compiled.
     """
-    options = options_from(options, names, "print_plan")
+    options = take_options(options, names, "print_plan")
     devices = options.devices or ensure_devices()
     plan = plan_sweep(
         experiment,

@@ -84,12 +84,12 @@ def compiled():
     def trace_once(experiment, config):
         key = (experiment, structure(config))
         if key not in known:
-            known[key] = abstract_run(experiment, config)
+            known[key] = trace_run(experiment, config)
         return known[key]
 
-    abstract_run = planning.abstract_run
+    trace_run = planning.trace_run
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(planning, "abstract_run", trace_once)
+        patch.setattr(planning, "trace_run", trace_once)
         for module in (trials, batches):
             patch.setattr(module, "compile_programs", compile_once)
         yield asked

@@ -15,7 +15,7 @@ from purejaxdqn.agents import configure, train
 from purejaxdqn.agents.dqn.settings import DQNConfig
 from purejaxdqn.agents.pqn.settings import PQNConfig
 from purejaxdqn.engine import memory
-from purejaxdqn.engine.memory import abstract_run, run_bytes, tree_bytes
+from purejaxdqn.engine.memory import run_bytes, trace_run, tree_bytes
 from purejaxdqn.storage import results
 from purejaxdqn.sweep.design import grid_design
 from purejaxdqn.sweep.options import SweepOptions
@@ -66,7 +66,7 @@ def test_every_run_is_in_one_batch_and_batches_have_one_program(num_seeds, width
 
 @pytest.mark.parametrize("config", [CONFIG, PQNConfig(hidden_sizes=(16,))])
 def test_bytes_of_a_run_are_those_of_its_arrays(config):
-    run = abstract_run(train, config)
+    run = trace_run(train, config)
     real = train(config).init(jax.random.key(0))
     held = sum(
         (jax.random.key_data(x) if jax.numpy.issubdtype(x.dtype, jax.dtypes.prng_key) else x).nbytes

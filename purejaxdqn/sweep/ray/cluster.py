@@ -24,7 +24,7 @@ from purejaxdqn.engine.programs import Experiment
 from purejaxdqn.runtime.devices import ensure_devices
 from purejaxdqn.sweep.dataset import SweepResult
 from purejaxdqn.sweep.design import Design
-from purejaxdqn.sweep.options import SweepOptions, check_whole, options_from
+from purejaxdqn.sweep.options import SweepOptions, check_whole, take_options
 from purejaxdqn.sweep.plan import SweepPlan, plan_sweep
 from purejaxdqn.sweep.ray.driver import Driver
 from purejaxdqn.sweep.ray.task import ANSWER_SECONDS, Layout, Order, import_ray
@@ -83,7 +83,7 @@ def run_on_cluster(
     check_whole("batches_per_task", 1 if batches_per_task is None else batches_per_task, 1)
     check_whole("num_cpus_per_task", 1 if num_cpus_per_task is None else num_cpus_per_task, 1)
     check_whole("num_gpus_per_task", num_gpus_per_task, 0)
-    options = options_from(options, names, "run_on_cluster", _NOT_TAKEN)
+    options = take_options(options, names, "run_on_cluster", _NOT_TAKEN)
     if options.output is None:
         raise ConfigError("output (None) must be a folder that all nodes of the cluster see")
     options = dataclasses.replace(options, output=options.output.resolve())

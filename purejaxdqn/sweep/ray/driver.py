@@ -259,7 +259,7 @@ class Driver(BatchTrainer):
 
     def _count_env_steps(self) -> int:
         under_way = sum(progress.env_steps for progress in self._progress.values())
-        return sum(map(self._steps_of, self._finished)) + under_way
+        return sum(map(self._count_steps, self._finished)) + under_way
 
 
 def _name_batches(numbers: Sequence[int]) -> str:
