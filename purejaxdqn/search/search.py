@@ -284,9 +284,8 @@ def _check_space(
 ) -> None:
     """Refuses unknown names, bad seeds, and values that are wrong alone or two together."""
     for names in itertools.combinations(distributions, min(2, len(distributions))):
-        grid_design(
-            config, seeds, {name: study.list_extremes(distributions[name]) for name in names}
-        )
+        values = {name: study.list_extremes(distributions[name]) for name in names}
+        grid_design(config, seeds, values)
 
 
 def _choose_width(num_trials: int, num_seeds: int, num_devices: int) -> int:

@@ -276,9 +276,7 @@ class TrialTrainer:
 
     def _make_dataset(self, status: str) -> xr.Dataset:
         trials = self._proposals.read_done()
-        configs = {
-            trial.number: dataclasses.replace(self._config, **trial.params) for trial in trials
-        }
+        configs = {t.number: dataclasses.replace(self._config, **t.params) for t in trials}
         design = grid_design(lambda trial: configs[trial], self._seeds, {"trial": [*configs]})
         num_seeds = len(self._seeds)
         members = [range(i * num_seeds, (i + 1) * num_seeds) for i in range(len(trials))]

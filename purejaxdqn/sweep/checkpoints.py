@@ -134,7 +134,7 @@ class SweepFolder:
         return (self._root / "sweep").exists()
 
     def begin(self, facts: Mapping[str, Any]) -> None:
-        """Drops everything that was kept here, results too, and writes the description of a sweep."""
+        """Drops everything that was kept here, results too, and writes a sweep's description."""
         (self.output / results.FILE_NAME).unlink(missing_ok=True)
         for name in ("sweep", "changes", "times", "finished", "running"):
             shutil.rmtree(self._root / name, ignore_errors=True)
