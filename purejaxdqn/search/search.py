@@ -87,9 +87,7 @@ def search(
     options: SweepOptions | None = None,
     **names: Any,
 ) -> SearchResult:
-    """Searches for the settings with the highest greedy return; the module says how.
-
-    It is longer than other functions because every argument is explained here.
+    """Searches for the settings with the highest greedy return, as the module describes.
 
     Args:
       experiment: `config -> Train`, such as `purejaxdqn.agents.dqn.dqn.dqn`.
@@ -122,17 +120,11 @@ def search(
     study.require_optuna()
     distributions = _make_distributions(config, space)
     check_whole("num_trials", num_trials, 1)
-    check_whole("trials_per_batch", 1 if trials_per_batch is None else trials_per_batch, 1)
     check_whole("sampler_seed", sampler_seed, 0)
     _check_space(config, distributions, seeds)
-    if trials_per_batch is not None and trials_per_batch * len(seeds) > MOST_RUNS:
-        raise ConfigError(
-            f"trials_per_batch ({trials_per_batch}) of {len(seeds)} seeds are too many runs: at "
-            f"most {MOST_RUNS:,}"
-        )
-    pruner = pruner or study.default_pruner(config.total_steps)
+    _check_batch(trials_per_batch, len(seeds))
     seeds = [int(seed) for seed in seeds]
-    sampling = (sampler_seed, sampler, pruner)
+    sampling = (sampler_seed, sampler, pruner or study.default_pruner(config.total_steps))
     asked = Asked(experiment, config, space, distributions, seeds, statistic, *sampling)
     return _search(asked, num_trials, trials_per_batch, options)
 
@@ -286,6 +278,17 @@ def _check_space(
     for names in itertools.combinations(distributions, min(2, len(distributions))):
         values = {name: study.list_extremes(distributions[name]) for name in names}
         grid_design(config, seeds, values)
+
+
+def _check_batch(trials_per_batch: int | None, num_seeds: int) -> None:
+    if trials_per_batch is None:
+        return
+    check_whole("trials_per_batch", trials_per_batch, 1)
+    if trials_per_batch * num_seeds > MOST_RUNS:
+        raise ConfigError(
+            f"trials_per_batch ({trials_per_batch}) of {num_seeds} seeds are too many runs: at "
+            f"most {MOST_RUNS:,}"
+        )
 
 
 def _choose_width(num_trials: int, num_seeds: int, num_devices: int) -> int:
