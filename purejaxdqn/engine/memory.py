@@ -24,7 +24,7 @@ class RunBytes(NamedTuple):
 
     Attributes:
       parts: on the device while the run trains, by the setting that makes each part big.
-      state: the bytes of these that stay between two chunks.
+      state: the part of these that stays between two chunks.
       result: on the host until the end, the numbers and the last weights.
     """
 

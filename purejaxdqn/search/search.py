@@ -218,15 +218,7 @@ def _describe(asked: Asked, trials_per_batch: int, width: int) -> dict[str, Any]
 def _begin(
     folder: SweepFolder, facts: dict[str, Any], overwrite: bool, say: Callable[[str], None]
 ) -> dict[str, Any]:
-    """Begins a search in a folder, or makes sure that the one begun there is the same.
-
-    Returns:
-      Attributes that say what happened before.
-
-    Raises:
-      ConfigError: if another one was begun there, or the folder and the study do not belong
-        together.
-    """
+    """Does `begin_or_resume`, and refuses a folder and a study that do not belong together."""
     path = folder.output / STUDY_FILE
     if overwrite:
         path.unlink(missing_ok=True)

@@ -7,6 +7,7 @@ changes a bit of it.
 
 from __future__ import annotations
 
+import functools
 import tempfile
 from collections.abc import Sequence
 from pathlib import Path
@@ -24,21 +25,13 @@ from purejaxdqn.sweep.batches import BatchTrainer
 from purejaxdqn.sweep.checkpoints import SweepFolder
 from purejaxdqn.sweep.dataset import SweepInterrupted, SweepResult
 from purejaxdqn.sweep.design import Design, grid_design
-from purejaxdqn.sweep.options import SeedMode, SweepOptions, split_keywords, take_options
+from purejaxdqn.sweep.options import SweepOptions, split_keywords, take_options
 from purejaxdqn.sweep.plan import SweepPlan, plan_sweep
 from purejaxdqn.sweep.resume import OpenSweep, open_sweep
 from purejaxdqn.training.settings import RunConfig
 from purejaxdqn.types import ConfigError
 
-__all__ = [
-    "SeedMode",
-    "SweepInterrupted",
-    "SweepOptions",
-    "SweepResult",
-    "print_plan",
-    "run_design",
-    "run_sweep",
-]
+__all__ = ["SweepInterrupted", "SweepResult", "print_plan", "run_design", "run_sweep"]
 
 
 def run_sweep(
@@ -94,10 +87,9 @@ def run_design(
     """
     options = take_options(options, names, "run_design")
     devices = options.devices or ensure_devices()
-
-    def plan(width: int | None) -> SweepPlan:
-        return _plan_for_all_processes(experiment, design, devices, width, options.memory_budget)
-
+    plan = functools.partial(
+        _plan_for_all_processes, experiment, design, devices, options.memory_budget
+    )
     with open_sweep(experiment, design, plan, options) as sweep:
         return BatchTrainer(sweep, devices).run()
 
@@ -132,23 +124,21 @@ def _plan_for_all_processes(
     experiment: Experiment,
     design: Design,
     devices: Sequence[jax.Device],
-    width: int | None,
     memory_budget: float | None,
+    width: int | None,
 ) -> SweepPlan:
     """Plans the same batches in each process, of a width that all processes have room for."""
-
-    def plan(width: int | None) -> SweepPlan:
-        return plan_sweep(
-            experiment,
-            design,
-            devices,
-            width=width,
-            memory_budget=memory_budget,
-            num_devices=len(devices) * jax.process_count(),
-        )
-
+    num_devices = len(devices) * jax.process_count()
+    plan = functools.partial(
+        plan_sweep,
+        experiment,
+        design,
+        devices,
+        memory_budget=memory_budget,
+        num_devices=num_devices,
+    )
     if jax.process_count() > 1:
-        plans = processes.run_on_every_process(lambda: (design, plan(width).width))
+        plans = processes.run_on_every_process(lambda: (design, plan(width=width).width))
         for process, (other, _) in enumerate(plans):
             if other != plans[0][0]:
                 raise ConfigError(
@@ -156,4 +146,4 @@ def _plan_for_all_processes(
                     "processes the same settings and seeds"
                 )
         width = min(width for _, width in plans)
-    return plan(width)
+    return plan(width=width)
