@@ -57,16 +57,9 @@ class Asked(NamedTuple):
 
 
 class TrialTrainer:
-    """Trains proposed trials, batch by batch.
+    """Trains proposed trials, batch by batch, and keeps their records by the study's numbers.
 
-    Args:
-      asked: the arguments of the search.
-      proposals: asks the study for trials.
-      plan: the plan of a batch.
-      devices: what to train on.
-      folder: keeps the records of finished trials, by the study's numbers.
-      bar: shows progress.
-      attrs: attributes of the dataset, beside those that are worked out here.
+    Each batch is laid out as in `plan`. `attrs` are added to the attributes of the dataset.
     """
 
     def __init__(

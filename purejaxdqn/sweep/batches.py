@@ -36,12 +36,7 @@ TIMES = ("compile_seconds", "train_seconds", "evaluation_seconds", "checkpoint_s
 
 
 class BatchTrainer:
-    """Trains the batches of a sweep, keeps them on disk, and resumes those that were kept there.
-
-    Args:
-      sweep: the sweep, planned, with its folder.
-      devices: what to train on.
-    """
+    """Trains the batches of a sweep, keeps them on disk, and resumes those that were kept there."""
 
     def __init__(self, sweep: OpenSweep, devices: Sequence[jax.Device]) -> None:
         self._experiment, self._options, self._devices = sweep.experiment, sweep.options, devices

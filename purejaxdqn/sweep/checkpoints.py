@@ -63,13 +63,8 @@ def copy_from_devices(
 ) -> dict[int, Paused]:
     """Copies the batches of a round from the devices, by number.
 
-    On a CPU the arrays are the devices' own memory, to be read before the next chunk.
-
-    Args:
-      programs: the programs of the round.
-      kept: the round's state on the devices.
-      rows: the rows of the round that each batch has, in the order of the devices.
-      records: the numbers of each batch so far.
+    `rows` are the rows of the round that each batch has, in the order of the devices. On a CPU the
+    arrays are the devices' own memory, to be read before the next chunk.
     """
     states = programs.split(kept.state)
     before = None if kept.params_before is None else programs.split(kept.params_before)

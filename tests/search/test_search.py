@@ -451,7 +451,7 @@ def test_a_damaged_record_costs_its_numbers_alone(begun, whole):
         ({"space": {"discount": stats.uniform(0.5, 1)}}, r"discount \(1.5\) must lie between"),
         (
             {"space": {"value_min": stats.uniform(0, 90), "value_max": stats.uniform(50, 90)}},
-            r"value_min \(90.0\) must be finite and below value_max \(50.0\)",
+            r"value_min \(90.0\) must be below value_max \(50.0\), also in single precision",
         ),
         ({"num_trials": 0}, r"num_trials \(0\) must be a whole number of at least 1"),
         ({"trials_per_batch": 1.5}, r"trials_per_batch \(1.5\) must be"),
