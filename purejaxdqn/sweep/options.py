@@ -5,19 +5,19 @@ from __future__ import annotations
 import dataclasses
 import difflib
 import math
-import os
 import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import Any, Literal
 
 import jax
-import numpy as np
 
 from purejaxdqn.tracking import Tracker
+from purejaxdqn.training.declaration import setting, settings_of
 from purejaxdqn.types import ConfigError
 
 SeedMode = Literal["vmap", "map"]
+_NO_SETTING: dict[str, Any] = {"is_no_setting": True}  # and so no flag
 
 
 @dataclasses.dataclass(frozen=True)
@@ -25,109 +25,103 @@ class SweepOptions:
     """How runs are trained, shown and kept. Bad values are refused here, before anything compiles.
 
     `run_sweep`, `run_design`, `print_plan`, `run_on_cluster` and `search` take each field as a
-    keyword, or several of them as one `options`.
+    keyword, or several of them as one `options`; the command line has a flag for each.
 
     Attributes:
-      width: runs per device program, on which the bits of a run depend; by default the plan chooses
-        it. The results record it, and a resumed sweep uses the recorded one.
-      seed_mode: "vmap" batches the runs of a device; "map" trains them one after another, each
-        bitwise as if alone, which is a width of 1.
       devices: what to train on; by default every core, or the accelerators there are.
-      output: a folder in which `results.nc` is kept up to date while the sweep runs, and beside it
-        what is needed to resume the sweep after a kill. Without one nothing is kept.
-      resume: whether to resume the sweep that was begun in that folder. A finished sweep is only
-        read; where none was begun, this one is.
-      overwrite: whether to start again, and drop what the folder holds. Without `resume` and
-        `overwrite`, a folder that holds results or a sweep is refused.
-      checkpoint_seconds: seconds between two checkpoints of what is under way; by default 20 times
-        as long as the last one took, and at least 10. 0 makes one after each chunk.
-      memory_budget: bytes that runs may take on the devices at a time, also written as 4e9; by
-        default most of what is free.
       on_evaluation: called with each `Evaluated` as it comes; see `purejaxdqn.tracking`.
       progress: whether to show progress on standard error.
-      diagnostics: whether to look inside the learner at each evaluation, see
-        `purejaxdqn.training.diagnostics`. It changes no bit of anything else, and takes one more
-        program.
 
     Raises:
       ConfigError: for a value that a field cannot have, and for fields that exclude each other.
     """
 
-    width: int | None = None
-    seed_mode: SeedMode = "vmap"
-    devices: Sequence[jax.Device] | None = None
-    output: Path | None = None
-    resume: bool = False
-    overwrite: bool = False
-    checkpoint_seconds: float | None = None
-    memory_budget: float | None = None
-    on_evaluation: Tracker | None = None
-    progress: bool = True
-    diagnostics: bool = False
+    output: Path | None = setting(
+        None,
+        "Folder for everything that is written: results.nc, kept up to date while the sweep runs, "
+        "and what is needed to resume it after a kill. Without one nothing is kept.",
+        group="run",
+    )
+    overwrite: bool = setting(
+        False, "Start again, and drop what the output folder holds.", group="run"
+    )
+    resume: bool = setting(
+        False,
+        "Go on with the sweep that was begun in the output folder; begin it where none was.",
+        group="sweep",
+    )
+    width: int | None = setting(
+        None,
+        "Runs per device program, on which a result's bits depend; by default chosen. The results "
+        "record it, and a resumed sweep keeps it.",
+        group="sweep",
+    )
+    seed_mode: SeedMode = setting(
+        "vmap",
+        '"vmap" trains the runs of a device side by side, "map" one by one, each bitwise as if '
+        "alone, which is a width of 1.",
+        group="sweep",
+    )
+    checkpoint_seconds: float | None = setting(
+        None,
+        "Seconds between two checkpoints; by default 20 times as long as the last one took, and at "
+        "least 10. 0 makes one after each chunk.",
+        group="sweep",
+        at_least=0,
+    )
+    memory_budget: float | None = setting(
+        None,
+        "Memory that runs may take on the devices at a time, in bytes, such as 4e9; by default "
+        "most of what is free.",
+        group="machines",
+        at_least=1,
+    )
+    diagnostics: bool = setting(
+        False,
+        "Also look inside the learner at each evaluation: value bias, dormant units, effective "
+        "rank, gradient norm, policy churn. No bit of a run changes.",
+        group="evaluation",
+    )
+    devices: Sequence[jax.Device] | None = dataclasses.field(default=None, metadata=_NO_SETTING)
+    on_evaluation: Tracker | None = dataclasses.field(default=None, metadata=_NO_SETTING)
+    progress: bool = dataclasses.field(default=True, metadata=_NO_SETTING)
 
     def __post_init__(self) -> None:
         """Refuses bad values, and makes a `Path` of an output folder that is text."""
-        width, seconds, budget = self.width, self.checkpoint_seconds, self.memory_budget
-        output, devices, tracker = self.output, self.devices, self.on_evaluation
-        a_bool = "must be True or False"
-        rules = {
-            "width": (
-                width is None or (_is_a(int, width) and width >= 1),
-                "must be at least 1, and a whole number",
-            ),
-            "seed_mode": (self.seed_mode in get_args(SeedMode), "must be 'vmap' or 'map'"),
-            "devices": (
-                devices is None or _are_devices(devices),
-                "must be different devices of JAX, such as jax.devices()[:2]; leave them out for "
-                "all there are",
-            ),
-            "output": (
-                output is None or isinstance(output, (str, os.PathLike)),
-                "must be a folder, such as Path('results/sweep')",
-            ),
-            "resume": (isinstance(self.resume, bool), a_bool),
-            "overwrite": (isinstance(self.overwrite, bool), a_bool),
-            "checkpoint_seconds": (
-                seconds is None
-                or (_is_a((int, float, np.number), seconds) and 0 <= seconds < math.inf),
-                "must be at least 0 and finite, such as 60",
-            ),
-            "memory_budget": (
-                budget is None or (_is_a((int, float), budget) and 1 <= budget < math.inf),
-                "must be at least 1 byte, such as 4e9",
-            ),
-            "on_evaluation": (
-                tracker is None or callable(tracker),
-                "must be a function of an Evaluated, such as a tracker of open_tracker",
-            ),
-            "progress": (isinstance(self.progress, bool), a_bool),
-            "diagnostics": (isinstance(self.diagnostics, bool), a_bool),
-        }
-        for name, (is_right, rule) in rules.items():
-            if not is_right:
-                raise ConfigError(f"{name} ({getattr(self, name)!r:.60}) {rule}")
-        if self.seed_mode == "map" and width not in (None, 1):
-            raise ConfigError(f"width ({width}) must be 1 with seed_mode 'map': leave it out")
+        declared = settings_of(type(self)).values()
+        if problems := [p for one in declared if (p := one.problem(getattr(self, one.name)))]:
+            raise ConfigError("\n".join(problems))
+        if not isinstance(self.progress, bool):
+            raise ConfigError(f"progress ({self.progress!r:.60}) must be True or False")
+        if self.output is not None:
+            object.__setattr__(self, "output", Path(self.output))
+        devices = self.devices
+        is_list = isinstance(devices, Sequence) and all(isinstance(d, jax.Device) for d in devices)
+        if devices is not None and not (is_list and 0 < len(set(devices)) == len(devices)):
+            raise ConfigError(
+                f"devices ({devices!r}) must be different devices of JAX, such as "
+                "jax.devices()[:2]; leave them out for all there are"
+            )
+        if self.on_evaluation is not None and not callable(self.on_evaluation):
+            raise ConfigError(
+                f"on_evaluation ({self.on_evaluation!r:.60}) must be a function of an Evaluated, "
+                "such as one that purejaxdqn.tracking.open_tracker gives"
+            )
+        if self.seed_mode == "map" and self.width not in (None, 1):
+            raise ConfigError(f"width ({self.width}) must be 1 with seed_mode 'map': leave it out")
         if self.resume and self.overwrite:
             raise ConfigError(
                 "resume (True) and overwrite (True) exclude each other: --resume goes on with what "
                 "is there, --overwrite starts again"
             )
-        if (self.resume or self.overwrite) and output is None:
+        if (self.resume or self.overwrite) and self.output is None:
             name = "resume" if self.resume else "overwrite"
             raise ConfigError(f"{name} (True) needs an output folder: give output")
-        if output is not None:
-            object.__setattr__(self, "output", Path(output))
 
     @property
     def runs_per_batch(self) -> int | None:
         """The width that is asked for; None leaves it to the plan."""
         return 1 if self.seed_mode == "map" else self.width
-
-
-def _is_a(kinds: Any, value: Any) -> bool:
-    """Says whether a value is of some kinds of numbers, of which Python counts bool as one."""
-    return isinstance(value, kinds) and not isinstance(value, bool)
 
 
 def check_whole(name: str, value: Any, at_least: int) -> None:
@@ -136,13 +130,8 @@ def check_whole(name: str, value: Any, at_least: int) -> None:
     Raises:
       ConfigError: naming the value and the limit.
     """
-    if not (_is_a(int, value) and value >= at_least):
+    if isinstance(value, bool) or not isinstance(value, int) or value < at_least:
         raise ConfigError(f"{name} ({value!r}) must be a whole number of at least {at_least}")
-
-
-def _are_devices(devices: Any) -> bool:
-    is_list = isinstance(devices, Sequence) and all(isinstance(d, jax.Device) for d in devices)
-    return is_list and 0 < len(set(devices)) == len(devices)
 
 
 _DEFAULTS = {field.name: field.default for field in dataclasses.fields(SweepOptions)}

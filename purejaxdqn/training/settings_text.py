@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import Any, Literal, get_args, get_origin
 
 import numpy as np
@@ -53,6 +54,7 @@ _READERS: dict[Any, tuple[Callable[[str], Any], str]] = {
     int: (lambda text: int(text.replace("_", "")), "a whole number"),
     float: (float, "a number, or a distribution such as loguniform:1e-5:1e-2"),
     str: (str, "a name"),
+    Path: (Path, "a path"),
     tuple[int, ...]: (
         lambda text: tuple(int(part) for part in text.split("x")),
         "whole numbers with x between them, such as 64x64",
