@@ -17,11 +17,11 @@ from pathlib import Path
 from typing import Any
 
 import tyro
-from rich.console import Console
 
 from purejaxdqn import agents
 from purejaxdqn.cli import flags as cli
 from purejaxdqn.report.files import save_summary
+from purejaxdqn.runtime.console import make_console
 from purejaxdqn.runtime.devices import use_every_core
 from purejaxdqn.search.search import SearchInterrupted, SearchResult, search
 from purejaxdqn.training.settings import DQNConfig, PQNConfig
@@ -60,7 +60,7 @@ OWN = ["seeds", "num_trials", "trials_per_batch", "sampler_seed", "output", "ove
 
 
 def report(args: Any, result: SearchResult) -> None:
-    result.print(Console())
+    result.print(make_console())
     save_summary(result.summary(), args.output)
     if args.json:
         print(json.dumps(result.summary(), allow_nan=False))
