@@ -23,7 +23,7 @@ help:
 	@echo 'make test      run the tests'
 	@echo 'make lint      check style and types'
 	@echo 'make bench     measure the training speed'
-	@echo 'make notebook  run the two tutorials as notebooks: experiments/*.ipynb and .html'
+	@echo 'make notebook  run the two tutorials as notebooks: experiments/*.ipynb, .html and .md'
 	@echo 'make clean     remove the virtual environment and all caches (results stay)'
 	@echo
 	@echo 'Each sets itself up in $(VENV) on first use. Another interpreter or place:'
@@ -51,8 +51,9 @@ notebook: $(NOTEBOOK)
 	@echo 'Running the tutorials as notebooks; this takes about three minutes.'
 	@for name in $(NOTEBOOKS); do \
 	  $(VENV)/bin/jupytext --quiet --to notebook --execute --run-path . $$name.py && \
-	  $(VENV)/bin/jupyter-nbconvert --log-level WARN --to html $$name.ipynb && \
-	  echo "written: $$name.ipynb and $$name.html" || exit 1; \
+	  $(VENV)/bin/jupyter-nbconvert --log-level ERROR --to html $$name.ipynb && \
+	  $(VENV)/bin/jupyter-nbconvert --log-level ERROR --to markdown $$name.ipynb && \
+	  echo "written: $$name.ipynb, $$name.html and $$name.md" || exit 1; \
 	done
 
 clean:

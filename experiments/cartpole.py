@@ -20,12 +20,13 @@ from pathlib import Path
 import xarray as xr
 
 from purejaxdqn import agents
+from purejaxdqn.agents.dqn.settings import DQNConfig
 from purejaxdqn.cli import flags as cli
 from purejaxdqn.report.films import play_and_film
 from purejaxdqn.report.training import report_training
 from purejaxdqn.storage import results
 from purejaxdqn.sweep.run import SweepInterrupted, run_sweep
-from purejaxdqn.training.settings import DQNConfig, RunConfig
+from purejaxdqn.training.settings import RunConfig
 
 
 @dataclasses.dataclass(frozen=True)
@@ -46,7 +47,7 @@ class Args(cli.LongSweepArgs):
 def defaults(argv: Sequence[str]) -> Args:
     """What flags are that are not given: those of the agent, if one is."""
     name = cli.value_of("--agent", argv)
-    return Args() if name is None else Args(agent=name, config=agents.agent(name))
+    return Args() if name is None else Args(agent=name, config=agents.get(name).config)
 
 
 def main(args: Args) -> int:
@@ -55,7 +56,7 @@ def main(args: Args) -> int:
     options = args.sweep_options()
     output = results.prepare_output(args.output, args.overwrite, args.resume)
     devices = args.devices()
-    experiment = agents.experiment(args.config)
+    experiment = agents.experiment_of(args.config)
     try:
         with args.tracked(dataclasses.asdict(args.config)) as tracker:
             dataset, params = run_sweep(

@@ -25,6 +25,8 @@ import numpy as np
 import xarray as xr
 
 from purejaxdqn import agents
+from purejaxdqn.agents.dqn.settings import DQNConfig
+from purejaxdqn.agents.pqn.settings import PQNConfig
 from purejaxdqn.cli import flags as cli
 from purejaxdqn.report.sweep import report_sweep
 from purejaxdqn.runtime import processes as distributed
@@ -32,7 +34,7 @@ from purejaxdqn.storage import results
 from purejaxdqn.sweep.design import Design, grid_design, random_design
 from purejaxdqn.sweep.ray.cluster import run_on_cluster
 from purejaxdqn.sweep.run import SweepInterrupted, SweepResult, print_plan, run_design
-from purejaxdqn.training.settings import DQNConfig, PQNConfig, RunConfig
+from purejaxdqn.training.settings import RunConfig
 from purejaxdqn.types import ConfigError
 
 
@@ -126,9 +128,9 @@ def train(args: Any, design: Design, **options: Any) -> SweepResult:
     options |= {"diagnostics": args.diagnostics}
     with args.tracked(design.shared) as tracker:
         if args.cluster is None:
-            return run_design(agents.train_by_kind, design, on_evaluation=tracker, **options)
+            return run_design(agents.train, design, on_evaluation=tracker, **options)
         return run_on_cluster(
-            agents.train_by_kind,
+            agents.train,
             design,
             address=args.cluster,
             num_cpus_per_task=args.num_devices,
@@ -154,11 +156,11 @@ def main(args: Any) -> int:
     design = make_design(args)
     options = args.sweep_options()  # refuse what they cannot be
     check_machines(args)
-    distributed.start(args.coordinator, args.num_processes, args.process_id)
+    distributed.join_processes(args.coordinator, args.num_processes, args.process_id)
     if args.plan:
         plan_options = {k: options[k] for k in ("width", "seed_mode", "memory_budget")}
         plan_options |= {"devices": args.devices(), "diagnostics": args.diagnostics}
-        print_plan(agents.train_by_kind, design, **plan_options)
+        print_plan(agents.train, design, **plan_options)
         return 0
 
     def prepare() -> Path:
@@ -166,16 +168,19 @@ def main(args: Any) -> int:
 
     if args.cluster is None:
         options["devices"] = args.devices()
-        output = distributed.first(prepare)
+        output = distributed.run_on_first_process(prepare)
     else:
         output = prepare()  # Ray starts before JAX does
     try:
         result = train(args, design, output=output, **options)
     except SweepInterrupted as interrupt:
-        if interrupt.result.dataset.evaluation_return.notnull().any() and distributed.is_first():
+        if (
+            interrupt.result.dataset.evaluation_return.notnull().any()
+            and distributed.is_first_process()
+        ):
             report(args, interrupt.result.dataset, output)
         raise
-    if distributed.is_first():
+    if distributed.is_first_process():
         report(args, result.dataset, output)
     return 0
 

@@ -86,8 +86,13 @@ def run_script():
     experiments = Path(__file__).parents[1] / "experiments"
     environment = {k: v for k, v in os.environ.items() if not k.startswith(("JAX_", "XLA_"))}
 
-    def run(script, *flags):
-        command = [sys.executable, experiments / script, *map(str, flags)]
-        return subprocess.run(command, capture_output=True, text=True, timeout=280, env=environment)
+    def run(script, *flags, **variables):
+        return subprocess.run(
+            [sys.executable, experiments / script, *map(str, flags)],
+            capture_output=True,
+            text=True,
+            timeout=280,
+            env=environment | variables,
+        )
 
     return run

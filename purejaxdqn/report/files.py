@@ -10,7 +10,7 @@ from matplotlib.figure import Figure
 from plotly import graph_objects
 from rich.console import Console
 
-from purejaxdqn.storage.results import replacing
+from purejaxdqn.storage.files import replace_file
 
 SUMMARY_NAME = "summary.json"
 
@@ -18,7 +18,7 @@ SUMMARY_NAME = "summary.json"
 def save_summary(facts: dict[str, Any], folder: Path) -> Path:
     """Writes `summary.json` into a folder, and returns its path."""
     path = folder / SUMMARY_NAME
-    with replacing(path) as temporary:
+    with replace_file(path) as temporary:
         temporary.write_text(json.dumps(facts, indent=2, allow_nan=False) + "\n")
     return path
 
@@ -27,14 +27,14 @@ def save_figure(figure: Figure, stem: Path) -> list[Path]:
     """Writes `stem.png` and `stem.svg`, and returns their paths."""
     paths = [stem.with_suffix(suffix) for suffix in (".png", ".svg")]
     for path in paths:
-        with replacing(path) as temporary:
+        with replace_file(path) as temporary:
             figure.savefig(temporary, dpi=150)
     return paths
 
 
 def save_page(figure: graph_objects.Figure, path: Path) -> Path:
     """Writes a page that needs no network, of some 5 MB, and returns its path."""
-    with replacing(path) as temporary:
+    with replace_file(path) as temporary:
         figure.write_html(temporary, include_plotlyjs=True, config={"displaylogo": False})
     return path
 

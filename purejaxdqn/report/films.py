@@ -17,6 +17,7 @@ from rich.progress import track
 
 from purejaxdqn.runtime.console import make_console
 from purejaxdqn.storage import results
+from purejaxdqn.storage.files import replace_file
 from purejaxdqn.training.loop import Train
 from purejaxdqn.types import Params
 
@@ -117,7 +118,7 @@ def save_gif(train: Train, params: Params, path: Path, random_seed: int = 0) -> 
     # Every second frame, for half the bytes; 40 ms each keeps the film at the speed of life.
     shown = [frame.quantize(16) for frame in frames[::2]]
     duration = int(2000 * _GIF_SECONDS_PER_STEP)
-    with results.replacing(path) as temporary:
+    with replace_file(path) as temporary:
         shown[0].save(temporary, save_all=True, append_images=shown[1:], duration=duration, loop=0)
     return total
 

@@ -295,8 +295,10 @@ def _make_interval(
     estimate: FloatArray, sizes: list[int], confidence: float, resample: Callable[[], FloatArray]
 ) -> Interval:
     """Makes an interval from the values that `resample` returns, if there are enough seeds."""
-    ends = _percentiles(resample(), confidence) if min(sizes) >= _MIN_SEEDS else (None, None)
-    return Interval(float(estimate), *ends, confidence, _note_few_seeds(sizes))
+    note = _note_few_seeds(sizes)
+    if min(sizes) < _MIN_SEEDS:
+        return Interval(float(estimate), None, None, confidence, note)
+    return Interval(float(estimate), *_percentiles(resample(), confidence), confidence, note)
 
 
 def _note_few_seeds(sizes: list[int]) -> str:

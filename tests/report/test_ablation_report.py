@@ -34,6 +34,8 @@ def test_seeds_are_put_together_by_the_statistic_that_was_asked_for():
     iqm = ablation.estimate_effects(["double"], score, ablation.STATISTICS["iqm"])["double"]
     assert mean.estimate == pytest.approx(22.5 + 1_000 / 4 / 2)
     # Of 123 124 1125 126 the middle half is 124 and 126; of 103 to 106 it is 104 and 105.
+    assert iqm.low is not None
+    assert mean.high is not None
     assert iqm.estimate == pytest.approx(((125 - 104.5) + 25) / 2)
     assert iqm.low < iqm.estimate < mean.high
 

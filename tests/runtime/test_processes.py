@@ -17,8 +17,7 @@ import pytest
 from purejaxdqn import agents
 from purejaxdqn.agents.dqn.dqn import DQNConfig, dqn
 from purejaxdqn.runtime import processes as distributed
-from purejaxdqn.storage import arrays as checkpoint
-from purejaxdqn.storage import results
+from purejaxdqn.storage import checkpoint, results
 from purejaxdqn.sweep.design import grid_design
 from purejaxdqn.sweep.plan import plan_sweep
 from purejaxdqn.sweep.run import SweepResult, run_design, run_sweep
@@ -216,17 +215,17 @@ def test_two_commands_share_a_sweep(tmp_path, fresh_environment, assert_same_bit
     assert dataset.attrs["num_devices"] == 4
     assert dataset.attrs["status"] == "finished"
     design = grid_design(functools.partial(agents.configure, **small), range(3), RATES)
-    expected = run_design(agents.train_by_kind, design, width=2, progress=False)
+    expected = run_design(agents.train, design, width=2, progress=False)
     assert_same_bits(SweepResult(dataset, expected.params), expected)
 
 
 def test_a_lone_process_talks_to_no_other(monkeypatch):
     monkeypatch.setattr(distributed, "gather", None)
-    assert distributed.first(lambda: 3) == 3
-    assert distributed.everywhere(lambda: 4) == [4]
+    assert distributed.run_on_first_process(lambda: 3) == 3
+    assert distributed.run_on_every_process(lambda: 4) == [4]
 
     def refuse():
         raise ConfigError("no")
 
     with pytest.raises(ConfigError, match="no"):
-        distributed.first(refuse)
+        distributed.run_on_first_process(refuse)

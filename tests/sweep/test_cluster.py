@@ -14,8 +14,7 @@ import psutil
 import pytest
 
 from purejaxdqn.agents.dqn.dqn import DQNConfig, dqn
-from purejaxdqn.storage import arrays as checkpoint
-from purejaxdqn.storage import results
+from purejaxdqn.storage import checkpoint, results
 from purejaxdqn.sweep.design import grid_design
 from purejaxdqn.sweep.ray import cluster
 from purejaxdqn.sweep.ray import driver as cluster_driver
@@ -111,13 +110,13 @@ def test_a_node_that_dies_changes_no_bit(
     # At another address, so that it is not the one that this process talks to.
     victim = ray_cluster.add_node(**NODE, node_ip_address="127.0.0.3")
     nodes: dict[int, str] = {}
-    hear_start = cluster_driver.Driver._hear_start
+    take_start = cluster_driver.Driver._take_start
 
-    def hear(driver, task, start):
+    def take(driver, task, start):
         nodes.setdefault(task, start.node)
-        hear_start(driver, task, start)
+        take_start(driver, task, start)
 
-    monkeypatch.setattr(cluster_driver.Driver, "_hear_start", hear)
+    monkeypatch.setattr(cluster_driver.Driver, "_take_start", take)
     monkeypatch.setattr(cluster_driver, "_POLL_SECONDS", 0.05)
 
     def kill():
