@@ -283,8 +283,7 @@ def _resample(
         return values
 
     def resample() -> FloatArray:
-        sizes = [(num_resamples, sample.size) for sample in samples]
-        drawn = [x[rng.integers(x.size, size=size)] for x, size in zip(samples, sizes, strict=True)]
+        drawn = [x[rng.integers(x.size, size=(num_resamples, x.size))] for x in samples]
         return checked_statistic(*drawn, axis=-1)
 
     estimate = checked_statistic(*samples, axis=-1)
