@@ -1,6 +1,5 @@
 """What the whole suite runs under: two CPU devices, and no silent broadcasting between ranks."""
 
-import importlib.util
 import os
 import subprocess
 import sys
@@ -8,7 +7,9 @@ from pathlib import Path
 
 import jax
 import pytest
+from hypothesis import HealthCheck, settings
 
+from purejaxdqn.cli.main import main
 from purejaxdqn.runtime.devices import use_every_core
 
 
@@ -31,6 +32,9 @@ def pytest_configure(config: pytest.Config) -> None:
         jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
         jax.config.update("jax_persistent_cache_min_entry_size_bytes", -1)
     use_every_core(2)
+    # How long an example takes says something about the machine, not about the package.
+    settings.register_profile("suite", deadline=None, suppress_health_check=[HealthCheck.too_slow])
+    settings.load_profile("suite")
     # (B, 1) - (B,) would be (B, B) without a word.
     jax.config.update("jax_numpy_rank_promotion", "raise")
 
@@ -49,19 +53,6 @@ def assert_same_bits():
             assert a.tobytes() == b.tobytes(), "weights"
 
     return compare
-
-
-@pytest.fixture(scope="session")
-def sweep_script():
-    """`experiments/sweep.py`, imported."""
-    path = Path(__file__).parents[1] / "experiments" / "sweep.py"
-    spec = importlib.util.spec_from_file_location("experiments_sweep", path)
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[spec.name] = module  # where dataclasses look
-    spec.loader.exec_module(module)
-    return module
 
 
 @pytest.fixture(scope="session")
@@ -91,8 +82,31 @@ def run_script():
             [sys.executable, experiments / script, *map(str, flags)],
             capture_output=True,
             text=True,
-            timeout=280,
             env=environment | variables,
         )
 
     return run
+
+
+@pytest.fixture(scope="session")
+def run_command():
+    """Runs `python -m purejaxdqn` as a user does, in a process of its own."""
+    environment = {k: v for k, v in os.environ.items() if not k.startswith(("JAX_", "XLA_"))}
+
+    def run(*words):
+        command = [sys.executable, "-m", "purejaxdqn", *map(str, words)]
+        return subprocess.run(command, capture_output=True, text=True, env=environment)
+
+    return run
+
+
+@pytest.fixture
+def call_command(capsys):
+    """Runs a command in this process; gives its exit code, and what it wrote to either stream."""
+
+    def call(*words):
+        with pytest.raises(SystemExit) as caught:
+            main([*map(str, words)])
+        return caught.value.code or 0, *capsys.readouterr()
+
+    return call

@@ -33,6 +33,7 @@ ROOMS: dict[str, set[str]] = {
         "environments",
         "losses",
         "networks",
+        "replay",
         "runtime",
         "training",
         "types",

@@ -35,7 +35,7 @@ def command(script, *flags):
 
 def run(script, *flags):
     return subprocess.run(
-        command(script, *flags), capture_output=True, text=True, timeout=280, env=environment()
+        command(script, *flags), capture_output=True, text=True, env=environment()
     )
 
 
@@ -142,13 +142,11 @@ def test_ctrl_c_ends_cleanly_with_what_was_finished_on_disk(tmp_path):
         env=environment(),
     )
     signal.signal(signal.SIGINT, before)
-    deadline = time.monotonic() + 120
     while not (tmp_path / "results.nc").exists():  # the first write, some seconds into the training
-        assert time.monotonic() < deadline
         assert process.poll() is None
         time.sleep(0.2)
     process.send_signal(signal.SIGINT)
-    out, err = process.communicate(timeout=60)
+    out, err = process.communicate()
     assert process.returncode == 130, err
     assert "Traceback" not in err
     assert "not finished" in out

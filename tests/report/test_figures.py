@@ -93,9 +93,12 @@ def page(tmp_path_factory):
     files.save_page(pages.plot_interactive_curves(curves(), "A title", 195), path)
     with sync_playwright() as playwright:
         browser = playwright.chromium.launch(
-            executable_path=CHROMIUM, args=["--no-sandbox", "--disable-gpu", "--disable-quic"]
+            executable_path=CHROMIUM,
+            args=["--no-sandbox", "--disable-gpu", "--disable-quic"],
+            timeout=0,  # none but the suite's own
         )
         page = browser.new_page(viewport={"width": 900, "height": 600})
+        page.set_default_timeout(0)
         seen: dict[str, list[str]] = {"requests": [], "problems": []}
         page.on("request", lambda request: seen["requests"].append(request.url))
         page.on(

@@ -404,20 +404,19 @@ import json, signal, sys
 # What runs in the background of a shell inherits that SIGINT is ignored.
 signal.signal(signal.SIGINT, signal.default_int_handler)
 from pathlib import Path
-from purejaxdqn.cli import flags as cli
+from purejaxdqn.cli.exits import exit_with
 from purejaxdqn.storage import results
 from purejaxdqn.agents.dqn.dqn import DQNConfig, dqn
 from purejaxdqn.sweep.run import run_sweep
 
-def main(_):
+def main():
     output, options = Path(sys.argv[1]), json.loads(sys.argv[2])
     results.prepare_output(output, resume=True)
     config = DQNConfig(**{**json.loads(sys.argv[3]), "hidden_sizes": (8,), "head_sizes": ()})
     run_sweep(dqn, config, range(2), learning_rate=[1e-3, 3e-3], width=2, output=output,
               resume=True, **options)
 
-import dataclasses
-cli.run(main, dataclasses.make_dataclass("Args", []), argv=[])
+exit_with(main)
 """
 LONG = dataclasses.replace(CONFIG, total_steps=200_000, eval_interval=20_000)
 
@@ -444,9 +443,7 @@ def is_writing(output, process):
 
 
 def wait_for(condition, process):
-    deadline = time.monotonic() + 120
     while not condition() and process.poll() is None:
-        assert time.monotonic() < deadline
         time.sleep(0.002)
 
 
@@ -500,7 +497,6 @@ def test_twenty_kills_lose_nothing(tmp_path):
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(1800)
 def test_a_hundred_kills_lose_nothing(tmp_path):
     check_kills(tmp_path, 50)
 
@@ -510,11 +506,12 @@ def test_a_hundred_kills_lose_nothing(tmp_path):
 )
 def test_a_signal_ends_with_a_checkpoint_and_says_how_to_go_on(number, exit_code, tmp_path):
     output = tmp_path / "sweep"
-    process = start(output, dataclasses.replace(LONG, total_steps=40_000_000))
+    endless = dataclasses.replace(LONG, total_steps=40_000_000)
+    process = start(output, endless, checkpoint_seconds=1e9)
     wait_for((output / "results.nc").exists, process)
-    assert checkpoints(output) == []  # none was due yet
+    assert checkpoints(output) == []  # none is ever due
     process.send_signal(number)
-    _, err = process.communicate(timeout=60)
+    _, err = process.communicate()
     assert process.returncode == exit_code, err
     assert f"resume=True goes on from what is kept in {output}" in " ".join(err.split())
     assert "Traceback" not in err
@@ -532,7 +529,8 @@ def test_a_signal_that_python_drops_is_heard_again(capfd):
     def collect():
         gc.callbacks.append(collected)
         gc.collect()
-        time.sleep(10)
+        while True:
+            time.sleep(0.01)
 
     with catch_signals() as stop, pytest.raises(Stopped):
         collect()
@@ -545,7 +543,7 @@ def test_two_sweeps_into_one_folder_are_one_too_many(tmp_path):
     first = start(output, dataclasses.replace(LONG, total_steps=40_000_000))
     wait_for((output / "results.nc").exists, first)
     second = start(output, dataclasses.replace(LONG, total_steps=40_000_000))
-    _, err = second.communicate(timeout=60)
+    _, err = second.communicate()
     assert second.returncode == 2
     assert "another process is writing" in " ".join(err.split())
     assert "Traceback" not in err
