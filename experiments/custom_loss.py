@@ -16,7 +16,6 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-from rich.console import Console
 from rich.table import Table
 
 from purejaxdqn import dqn, environments
@@ -27,6 +26,7 @@ from purejaxdqn.engine.run import Experiment
 from purejaxdqn.losses import bellman_loss
 from purejaxdqn.report.statistics import bootstrap_interval
 from purejaxdqn.report.training import summarise
+from purejaxdqn.runtime.console import make_console
 from purejaxdqn.runtime.devices import use_every_core
 from purejaxdqn.storage import results
 from purejaxdqn.sweep.options import SweepOptions
@@ -104,7 +104,7 @@ def main() -> None:
         means = result.dataset.final_return.mean("episode").values
         table.add_row(name, str(bootstrap_interval(means, np.random.default_rng(0))))
         facts[name] = summarise(result.dataset, threshold, np.random.default_rng(0))
-    Console().print(table)
+    make_console().print(table)
     print_json(flags, facts)
 
 

@@ -5,9 +5,10 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import NamedTuple
 
-from rich.console import Console
 from rich.table import Table
 from rich.text import Text
+
+from purejaxdqn.runtime.console import make_console
 
 
 class Check(NamedTuple):
@@ -63,7 +64,7 @@ class Report(NamedTuple):
         for check in self.checks:
             word, style = verdict[check.passed]
             table.add_row(Text(check.name), Text(word, style), Text(check.figure))
-        console = Console()
+        console = make_console()
         console.print(table)
         for check in self.checks:
             if check.message:

@@ -34,6 +34,7 @@ ROOMS: dict[str, set[str]] = {
         "losses",
         "networks",
         "replay",
+        "runtime",
         "training",
         "types",
     },
