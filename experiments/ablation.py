@@ -71,7 +71,7 @@ COMPONENTS: dict[str, dict[str, Any]] = {
     "unclipped": {"max_grad_norm": float("inf")},
 }
 
-PLAIN = agents.AGENTS["dqn"]
+PLAIN = agents.get("dqn").config
 STATISTICS: dict[str, Callable[..., Any]] = {"iqm": interquartile_mean, "mean": np.mean}
 WORDS = {"iqm": "interquartile mean", "mean": "mean"}
 OUTCOMES = {
@@ -103,9 +103,9 @@ class Args(cli.LongSweepArgs):
 
 def base_config(name: str) -> DQNConfig:
     """The settings that the flags start from."""
-    config = agents.agent(name)
+    config = agents.get(name).config
     if not isinstance(config, DQNConfig):
-        raise ConfigError(f"base ({name!r}) must be one of {', '.join(agents.AGENTS)}")
+        raise ConfigError(f"base ({name!r}) must be one of {', '.join(agents.names())}")
     return dataclasses.replace(config, total_steps=50_000)
 
 

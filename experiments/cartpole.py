@@ -22,13 +22,14 @@ import numpy as np
 from rich.console import Console
 
 from purejaxdqn import agents, environments
+from purejaxdqn.agents.dqn.settings import DQNConfig
 from purejaxdqn.cli import flags as cli
 from purejaxdqn.report import figures as plotting
 from purejaxdqn.report import summary
 from purejaxdqn.report.films import play_in_gymnasium, save_gif
 from purejaxdqn.storage import results
 from purejaxdqn.sweep.run import SweepInterrupted, SweepResult, run_sweep
-from purejaxdqn.training.settings import DQNConfig, RunConfig
+from purejaxdqn.training.settings import RunConfig
 
 GYMNASIUM_EPISODES = 100
 FILM = "policy.gif"
@@ -52,7 +53,7 @@ class Args(cli.LongSweepArgs):
 def defaults(argv: Sequence[str]) -> Args:
     """What flags are that are not given: those of the agent, if one is."""
     name = cli.value_of("--agent", argv)
-    return Args() if name is None else Args(agent=name, config=agents.agent(name))
+    return Args() if name is None else Args(agent=name, config=agents.get(name).config)
 
 
 def main(args: Args) -> int:
@@ -64,7 +65,7 @@ def main(args: Args) -> int:
     try:
         with args.tracked(dataclasses.asdict(args.config)) as tracker:
             result = run_sweep(
-                agents.experiment(args.config),
+                agents.experiment_of(args.config),
                 args.config,
                 seeds,
                 on_evaluation=tracker,
@@ -86,7 +87,7 @@ def main(args: Args) -> int:
 
 def play(args: Args, result: SweepResult, output: Path) -> SweepResult:
     """Plays every seed's policy in gymnasium's own environment, and films the best one."""
-    train = agents.experiment(args.config)(args.config)
+    train = agents.train(args.config)
     returns = play_in_gymnasium(train, result.params, GYMNASIUM_EPISODES, progress=True)
     best = int(returns.mean(axis=1).argmax())
     save_gif(train, jax.tree.map(lambda x: x[best], result.params), output / FILM)

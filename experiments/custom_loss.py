@@ -34,7 +34,7 @@ from purejaxdqn.testing import check_loss
 from purejaxdqn.types import Array, LossOutput, Network, Params, Transition
 
 
-def persistent(q_tm1, a_tm1, r_t, discount_t, q_t, q_t_online, scale=0.1):  # type: ignore[no-untyped-def]
+def persistent(q_tm1, a_tm1, r_t, discount_t, q_t, q_t_selector, scale=0.1):  # type: ignore[no-untyped-def]
     """Persistent actions: bootstraps a little from the action that was just taken."""
     target_tm1 = r_t + discount_t * ((1 - scale) * q_t.max() + scale * q_t[a_tm1])
     return jax.lax.stop_gradient(target_tm1) - q_tm1[a_tm1]

@@ -20,11 +20,12 @@ import tyro
 from rich.console import Console
 
 from purejaxdqn import agents
+from purejaxdqn.agents.dqn.settings import DQNConfig
+from purejaxdqn.agents.pqn.settings import PQNConfig
 from purejaxdqn.cli import flags as cli
 from purejaxdqn.report import summary
 from purejaxdqn.runtime.devices import use_every_core
 from purejaxdqn.search.search import SearchInterrupted, SearchResult, search
-from purejaxdqn.training.settings import DQNConfig, PQNConfig
 
 
 @dataclasses.dataclass(frozen=True)
@@ -73,7 +74,7 @@ def main(args: Any) -> None:
     config = agents.configure(**({"agent": args.agent} if args.agent else {}), **fixed)
     use_every_core()
     try:
-        result = search(agents.train_by_kind, config, space, **{n: getattr(args, n) for n in OWN})
+        result = search(agents.train, config, space, **{n: getattr(args, n) for n in OWN})
     except SearchInterrupted as interrupt:
         if interrupt.result is not None:
             report(args, interrupt.result)

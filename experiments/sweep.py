@@ -27,6 +27,8 @@ from rich.console import Console
 from rich.table import Table
 
 from purejaxdqn import agents
+from purejaxdqn.agents.dqn.settings import DQNConfig
+from purejaxdqn.agents.pqn.settings import PQNConfig
 from purejaxdqn.cli import flags as cli
 from purejaxdqn.report import figures as plotting
 from purejaxdqn.report import summary
@@ -36,7 +38,7 @@ from purejaxdqn.storage import results
 from purejaxdqn.sweep.design import Design, grid_design, random_design
 from purejaxdqn.sweep.ray.cluster import run_on_cluster
 from purejaxdqn.sweep.run import SweepInterrupted, SweepResult, print_plan, run_design
-from purejaxdqn.training.settings import DQNConfig, PQNConfig, RunConfig
+from purejaxdqn.training.settings import RunConfig
 from purejaxdqn.types import ConfigError
 
 _MOST_CURVES = 12
@@ -216,9 +218,9 @@ def train(args: Any, design: Design, **options: Any) -> SweepResult:
     options |= {"diagnostics": args.diagnostics}
     with args.tracked(design.shared) as tracker:
         if args.cluster is None:
-            return run_design(agents.train_by_kind, design, on_evaluation=tracker, **options)
+            return run_design(agents.train, design, on_evaluation=tracker, **options)
         return run_on_cluster(
-            agents.train_by_kind,
+            agents.train,
             design,
             address=args.cluster,
             num_cpus_per_task=args.num_devices,
@@ -248,7 +250,7 @@ def main(args: Any) -> int:
     if args.plan:
         plan_options = {k: options[k] for k in ("width", "seed_mode", "memory_budget")}
         plan_options |= {"devices": args.devices(), "diagnostics": args.diagnostics}
-        print_plan(agents.train_by_kind, design, **plan_options)
+        print_plan(agents.train, design, **plan_options)
         return 0
 
     def prepare() -> Path:

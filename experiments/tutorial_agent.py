@@ -24,9 +24,8 @@ from rich.console import Console
 from rich.progress import Progress
 from rich.table import Table
 
-from purejaxdqn import environments
+from purejaxdqn import agents, environments
 from purejaxdqn.agents.dqn.dqn import DQNConfig, dqn
-from purejaxdqn.agents.presets import TUTORIAL
 from purejaxdqn.cli import flags as cli
 from purejaxdqn.engine.programs import compile_programs
 from purejaxdqn.engine.rounds import Games, train_round
@@ -40,6 +39,7 @@ from purejaxdqn.types import ConfigError
 ENV = environments.make("CartPole-v0")
 GAMES_TO_WIN = 100  # the average is taken over this many games
 DEFAULTS = "package's defaults"
+TUTORIAL = agents.get("tutorial").config
 WITH_TARGET = dataclasses.replace(TUTORIAL, target_period=100)
 SETTINGS = {
     "tutorial": TUTORIAL,

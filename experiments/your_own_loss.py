@@ -51,17 +51,17 @@ CONFIG = DQNConfig(total_steps=40_000, n_step=1, hidden_sizes=(64, 64), batch_si
 # lets one network pick the action and another one judge it. Here is a more cautious one yet: the
 # online network picks, *both* networks judge, and the lower judgement counts.
 #
-# A TD error is a function of ONE transition, and the package maps it over the batch. It gets five
-# things. `q_tm1` are the online network's values of the observation before the action, `a_tm1` is
-# the action, and `r_t` is the reward. `discount_t` is 0 only where the episode terminated. The
-# values of the observation after the action come from both networks: `q_t` from the target network,
-# and `q_t_online` from the online network.
+# A TD error is a function of ONE transition, and the package maps it over the batch. Its arguments
+# are told apart by their names. `q_tm1` are the online network's values of the observation before
+# the action, `a_tm1` is the action, and `r_t` is the reward. `discount_t` is 0 only where the
+# episode terminated. The values of the observation after the action come from both networks: `q_t`
+# from the target network, and `q_t_selector` from the online network, which selects the action.
 
 
 # %%
-def first_draft(q_tm1, a_tm1, r_t, discount_t, q_t, q_t_online):
-    best = jnp.argmax(q_t_online)
-    value_t = jnp.minimum(q_t[best], q_t_online[best])
+def first_draft(q_tm1, a_tm1, r_t, discount_t, q_t, q_t_selector):
+    best = jnp.argmax(q_t_selector)
+    value_t = jnp.minimum(q_t[best], q_t_selector[best])
     return r_t + discount_t * value_t - q_tm1[a_tm1]
 
 
@@ -81,15 +81,15 @@ except CheckError as error:
 
 # %% [markdown]
 # The table says what is wrong. The gradient does not only pull the prediction towards the target,
-# it also pulls the target towards the prediction, through `q_t_online`: in double Q-learning the
+# it also pulls the target towards the prediction, through `q_t_selector`: in double Q-learning the
 # online network only picks, and an `argmax` has no gradient, but here its values are in the target
 # too. `jax.lax.stop_gradient` mends it.
 
 
 # %%
-def cautious(q_tm1, a_tm1, r_t, discount_t, q_t, q_t_online):
-    best = jnp.argmax(q_t_online)
-    target_tm1 = r_t + discount_t * jnp.minimum(q_t[best], q_t_online[best])
+def cautious(q_tm1, a_tm1, r_t, discount_t, q_t, q_t_selector):
+    best = jnp.argmax(q_t_selector)
+    target_tm1 = r_t + discount_t * jnp.minimum(q_t[best], q_t_selector[best])
     return jax.lax.stop_gradient(target_tm1) - q_tm1[a_tm1]
 
 

@@ -1,24 +1,72 @@
-"""Deep Q-learning research in pure JAX: many seeds at once, one readable file per algorithm."""
+"""Deep Q-learning research in pure JAX: many seeds at once, one readable file per algorithm.
+
+Every public name is imported when it is first used, so that `import purejaxdqn` costs nothing.
+"""
 
 from __future__ import annotations
 
+import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from purejaxdqn import agents as agents
+    from purejaxdqn import environments as environments
+    from purejaxdqn import losses as losses
+    from purejaxdqn import networks as networks
+    from purejaxdqn import replay as replay
+    from purejaxdqn import testing as testing
+    from purejaxdqn.agents.dqn.dqn import dqn as dqn
+    from purejaxdqn.agents.dqn.settings import DQNConfig as DQNConfig
+    from purejaxdqn.agents.pqn.pqn import pqn as pqn
+    from purejaxdqn.agents.pqn.settings import PQNConfig as PQNConfig
     from purejaxdqn.storage.results import load as load
     from purejaxdqn.sweep.rerun import rerun as rerun
+    from purejaxdqn.sweep.run import run_sweep as run_sweep
+    from purejaxdqn.training.settings import RunConfig as RunConfig
+    from purejaxdqn.training.settings import setting as setting
+    from purejaxdqn.types import ConfigError as ConfigError
 
-__all__ = ["load", "rerun"]
+_HOMES = {  # of each public name
+    "ConfigError": "types",
+    "DQNConfig": "agents.dqn.settings",
+    "PQNConfig": "agents.pqn.settings",
+    "RunConfig": "training.settings",
+    "dqn": "agents.dqn.dqn",
+    "load": "storage.results",
+    "pqn": "agents.pqn.pqn",
+    "rerun": "sweep.rerun",
+    "run_sweep": "sweep.run",
+    "setting": "training.settings",
+}
+_ROOMS = ("agents", "environments", "losses", "networks", "replay", "testing")
+
+__all__ = [
+    "ConfigError",
+    "DQNConfig",
+    "PQNConfig",
+    "RunConfig",
+    "agents",
+    "dqn",
+    "environments",
+    "load",
+    "losses",
+    "networks",
+    "pqn",
+    "replay",
+    "rerun",
+    "run_sweep",
+    "setting",
+    "testing",
+]
 
 
 def __getattr__(name: str) -> Any:
-    # Only when asked for, as they bring whole libraries with them.
-    if name == "load":
-        from purejaxdqn.storage.results import load
-
-        return load
-    if name == "rerun":
-        from purejaxdqn.sweep.rerun import rerun
-
-        return rerun
+    if name in _ROOMS:
+        return importlib.import_module(f"purejaxdqn.{name}")
+    if name in _HOMES:
+        return getattr(importlib.import_module(f"purejaxdqn.{_HOMES[name]}"), name)
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return __all__

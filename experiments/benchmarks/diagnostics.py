@@ -42,7 +42,7 @@ class Args:
 def main(args: Args) -> None:
     if min(args.num_seeds, args.rounds) < 1:
         raise ConfigError("num_seeds and rounds must be at least 1")
-    config = agents.agent(args.agent)
+    config = agents.get(args.agent).config
     total_steps = args.total_steps or 10 * config.eval_interval
     config = dataclasses.replace(config, total_steps=total_steps)
     config.validate()
@@ -52,7 +52,7 @@ def main(args: Args) -> None:
     for turn in range(args.rounds):
         for diagnostics in seconds:
             facts = run_sweep(
-                agents.experiment(config),
+                agents.train,
                 config,
                 range(args.num_seeds),
                 diagnostics=diagnostics,

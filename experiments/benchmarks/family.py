@@ -30,7 +30,6 @@ from purejaxdqn.agents.dqn.dqn import DQNConfig, dqn
 from purejaxdqn.cli import flags as cli
 from purejaxdqn.engine.programs import compile_programs
 from purejaxdqn.runtime.devices import make_plan, max_width, use_every_core
-from purejaxdqn.training.settings import float_fields
 from purejaxdqn.types import ConfigError
 
 COMPONENTS: dict[str, dict[str, Any]] = {
@@ -71,16 +70,13 @@ def make_runner(config: DQNConfig, args: Args) -> tuple[Callable[[], float], flo
     programs = compile_programs(dqn, config, plan, devices)
     slots = plan.slots_per_round
     seeds = programs.place(np.arange(slots, dtype=np.uint32))
-    floats = {
-        name: programs.place(np.full(slots, getattr(config, name), np.float32))
-        for name in float_fields(config)
-    }
-    state = [programs.init(floats, seeds)]  # a box, since each chunk takes the old state's place
+    configs = jax.tree.map(lambda x: programs.place(np.full(slots, x, np.float32)), config)
+    state = [programs.init(configs, seeds)]  # a box, since each chunk takes the old state's place
     counts = programs.place(np.full(plan.num_devices, args.iterations, np.int32))
 
     def run() -> float:
         start = time.perf_counter()
-        state[0], outputs = programs.chunk(floats, state[0], counts)
+        state[0], outputs = programs.chunk(configs, state[0], counts)
         jax.block_until_ready(outputs)
         return time.perf_counter() - start
 

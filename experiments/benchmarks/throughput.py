@@ -88,7 +88,7 @@ def make_config(args: Args) -> Any:
 
 def make_pqn_config(args: Args) -> Any:
     """PQN's own settings, over as many steps and with no evaluation between."""
-    from purejaxdqn.training.settings import PQNConfig
+    from purejaxdqn.agents.pqn.settings import PQNConfig
 
     return PQNConfig(total_steps=args.total_steps, eval_interval=args.total_steps, eval_episodes=1)
 
@@ -145,7 +145,7 @@ def measure_programs(config: Any, num_seeds: int) -> dict[str, float]:
     from purejaxdqn.sweep.design import grid_design
 
     devices = use_every_core()
-    experiment = agents.experiment(config)
+    experiment = agents.experiment_of(config)
     runs = grid_design(config, range(num_seeds), {}).runs
     plan = make_plan(len(runs), len(devices), max_width=max_width())
     programs = compile_programs(experiment, config, plan, devices)

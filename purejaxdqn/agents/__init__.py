@@ -1,12 +1,24 @@
 """Agents by name: each is settings, and the experiment that trains with them."""
 
-from purejaxdqn.agents.presets import (
-    AGENTS,
-    TUTORIAL,
-    agent,
+import purejaxdqn.agents.presets  # noqa: F401 - registers the package's own
+from purejaxdqn.agents.registry import (
+    DEFAULT,
+    Agent,
     configure,
-    experiment,
-    train_by_kind,
+    experiment_of,
+    get,
+    names,
+    register,
+    train,
 )
 
-__all__ = ["AGENTS", "TUTORIAL", "agent", "configure", "experiment", "train_by_kind"]
+__all__ = [
+    "DEFAULT",
+    "Agent",
+    "configure",
+    "experiment_of",
+    "get",
+    "names",
+    "register",
+    "train",
+]

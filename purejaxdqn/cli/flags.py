@@ -29,7 +29,7 @@ from purejaxdqn.sweep.opening import SeedMode, check_checkpoint_seconds, width_o
 from purejaxdqn.sweep.plan import parse_bytes
 from purejaxdqn.tracking import trackers as tracking
 from purejaxdqn.tracking.trackers import Tracker
-from purejaxdqn.training.settings import RunConfig
+from purejaxdqn.training.settings import RunConfig, settings_of
 from purejaxdqn.training.settings_text import parse
 from purejaxdqn.types import ConfigError
 
@@ -221,7 +221,7 @@ def parsed_settings(args: Any, *kinds: type[RunConfig]) -> dict[str, list[Any]]:
         for field in dataclasses.fields(kind):
             texts = getattr(args, field.name)
             if texts and field.name not in found:
-                found[field.name] = [parse(field.name, text, kind) for text in texts]
+                found[field.name] = [parse(settings_of(kind)[field.name], text) for text in texts]
     return found
 
 

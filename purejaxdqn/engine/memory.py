@@ -59,10 +59,10 @@ def abstract_run(experiment: Experiment, config: RunConfig) -> AbstractRun:
     run = one_run(experiment, config)
     counts = jax.ShapeDtypeStruct((1,), COUNT.dtype)
     chunk_bytes, outputs = working_bytes(
-        lambda *args: run.chunk(*args)[1], run.floats, run.state, counts
+        lambda *args: run.chunk(*args)[1], run.config, run.state, counts
     )
     params = run.state.learner.params
-    evaluation_bytes, _ = working_bytes(run.evaluate, run.floats, params, SEED, COUNT)
+    evaluation_bytes, _ = working_bytes(run.evaluate, run.config, params, SEED, COUNT)
     return AbstractRun(run.state, outputs, chunk_bytes, evaluation_bytes)
 
 

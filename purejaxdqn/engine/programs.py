@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import itertools
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any, NamedTuple
 
@@ -17,12 +17,11 @@ from purejaxdqn.runtime.devices import Plan, compiler_options
 from purejaxdqn.training.diagnostics import diagnose
 from purejaxdqn.training.evaluation import evaluate
 from purejaxdqn.training.loop import ChunkOutputs, Train
-from purejaxdqn.training.settings import RunConfig, float_fields
+from purejaxdqn.training.settings import RunConfig, settings_of
 from purejaxdqn.types import Array, ArrayTree, ConfigError, Params, TrainState, run_axes
 
 Experiment = Callable[[Any], Train]  # of a `RunConfig`, or of one of its kinds
 Axis = int | str | None  # 0: an entry per run; None: the same in all; or _PER_DEVICE
-Floats = Mapping[str, Array]  # the float settings by name, one value per run
 
 SEED = jax.ShapeDtypeStruct((), np.uint32)
 COUNT = jax.ShapeDtypeStruct((), np.int32)  # of steps or iterations
@@ -44,11 +43,11 @@ class Programs(NamedTuple):
     Arrays have a leading axis of slots, sharded over the devices.
 
     Attributes:
-      init: `(floats, seeds [slots]) -> TrainState`.
-      chunk: `(floats, TrainState, num_iterations [devices]) -> (TrainState, ChunkOutputs)`; the
+      init: `(config, seeds [slots]) -> TrainState`.
+      chunk: `(config, TrainState, num_iterations [devices]) -> (TrainState, ChunkOutputs)`; the
         state is donated. A device without a run gets 0 iterations.
-      evaluate: `(floats, params, seeds [slots], step []) -> episode returns [slots, N]`.
-      diagnose: `(floats, TrainState, params before, seeds [slots], step []) -> diagnostics
+      evaluate: `(config, params, seeds [slots], step []) -> episode returns [slots, N]`.
+      diagnose: `(config, TrainState, params before, seeds [slots], step []) -> diagnostics
         [slots]` by name; None where nobody asked for it. The state is not donated.
       place: puts a host array with one entry per slot onto the devices.
       split: `TrainState or weights -> a list of host arrays for each device`, whatever their
@@ -63,9 +62,9 @@ class Programs(NamedTuple):
       compile_seconds: tracing, lowering and compiling.
     """
 
-    init: Callable[[Floats, Array], TrainState]
-    chunk: Callable[[Floats, TrainState, Array], tuple[TrainState, ChunkOutputs]]
-    evaluate: Callable[[Floats, Params, Array, np.int32], Array]
+    init: Callable[[RunConfig, Array], TrainState]
+    chunk: Callable[[RunConfig, TrainState, Array], tuple[TrainState, ChunkOutputs]]
+    evaluate: Callable[[RunConfig, Params, Array, np.int32], Array]
     diagnose: Callable[..., dict[str, Array]] | None
     place: Callable[[np.ndarray], Array]
     split: Callable[[ArrayTree], list[list[np.ndarray]]]
@@ -85,69 +84,107 @@ def run_keys(seed: Array) -> tuple[Array, Array, Array]:
 
 
 class OneRun(NamedTuple):
-    """The functions of one run, to be traced, and what they take.
+    """The functions of one run, to be traced, and the shapes of what they take.
 
     Attributes:
-      init: `(floats, seed) -> TrainState`.
-      chunk: `(floats, TrainState, num_iterations [1]) -> (TrainState, ChunkOutputs)`.
-      evaluate: `(floats, params, seed, step) -> episode returns [N]`.
-      diagnose: `(floats, TrainState, params before, seed, step) -> diagnostics` by name.
-      floats: the float settings by name, as shapes.
+      init: `(config, seed) -> TrainState`.
+      chunk: `(config, TrainState, num_iterations [1]) -> (TrainState, ChunkOutputs)`.
+      evaluate: `(config, params, seed, step) -> episode returns [N]`.
+      diagnose: `(config, TrainState, params before, seed, step) -> diagnostics` by name.
+      config: the settings, with a shape for each traced one.
       state: what `init` gives, as shapes.
     """
 
-    init: Callable[[Floats, Array], TrainState]
-    chunk: Callable[[Floats, TrainState, Array], tuple[TrainState, ChunkOutputs]]
-    evaluate: Callable[[Floats, Params, Array, Array], Array]
+    init: Callable[[RunConfig, Array], TrainState]
+    chunk: Callable[[RunConfig, TrainState, Array], tuple[TrainState, ChunkOutputs]]
+    evaluate: Callable[[RunConfig, Params, Array, Array], Array]
     diagnose: Callable[..., dict[str, Array]]
-    floats: dict[str, jax.ShapeDtypeStruct]
+    config: RunConfig
     state: TrainState
 
 
 def one_run(experiment: Experiment, config: RunConfig) -> OneRun:
-    """The functions of a run whose floats are arguments: as constants they would give other bits.
+    """Gives the functions of a run whose traced settings are arguments.
+
+    As constants in the program, the same settings would give other bits.
 
     Args:
-      experiment: `config -> Train`, called inside the traced functions with tracers for the floats.
-      config: the settings; the values of its floats do not matter here.
+      experiment: `config -> Train`, called inside the traced functions.
+      config: the settings; the values of the traced ones do not matter here.
 
     Returns:
       The functions, whose `diagnose` raises `ConfigError` where the training run has no `probe`.
+
+    Raises:
+      ConfigError: if the experiment needs the value of a traced setting.
     """
     max_iterations = max_iterations_of(config)
 
-    def build(floats: Floats) -> Train:
-        traced: dict[str, Any] = dict(floats)  # tracers stand where the config has floats
-        return experiment(dataclasses.replace(config, **traced))
-
-    def init(floats: Floats, seed: Array) -> TrainState:
-        return build(floats).init(run_keys(seed)[0])
+    def init(config: RunConfig, seed: Array) -> TrainState:
+        return experiment(config).init(run_keys(seed)[0])
 
     def chunk(
-        floats: Floats, state: TrainState, num_iterations: Array
+        config: RunConfig, state: TrainState, num_iterations: Array
     ) -> tuple[TrainState, ChunkOutputs]:
-        return build(floats).chunk(state, num_iterations[0], max_iterations)
+        return experiment(config).chunk(state, num_iterations[0], max_iterations)
 
-    def evaluate_run(floats: Floats, params: Params, seed: Array, step: Array) -> Array:
-        train = build(floats)
+    def evaluate_run(config: RunConfig, params: Params, seed: Array, step: Array) -> Array:
+        train = experiment(config)
         key = jax.random.fold_in(run_keys(seed)[1], step)
         return evaluate(train.policy(params), train.env, key, config.eval_episodes).episode_return
 
     def diagnose_run(
-        floats: Floats, state: TrainState, params_before: Params, seed: Array, step: Array
+        config: RunConfig, state: TrainState, params_before: Params, seed: Array, step: Array
     ) -> dict[str, Array]:
-        train = build(floats)
+        train = experiment(config)
         if train.probe is None:
             raise ConfigError(
                 "diagnostics (True) need a training run with a probe: give its Train one, as "
-                "purejaxdqn.agents.dqn.dqn.make_train does, or leave diagnostics False"
+                "make_train of DQN does, or leave diagnostics False"
             )
         key = jax.random.fold_in(run_keys(seed)[2], step)
         return diagnose(train.probe, train.env, state, params_before, key)
 
-    floats = {name: jax.ShapeDtypeStruct((), np.float32) for name in float_fields(config)}
-    state = jax.eval_shape(init, floats, SEED)
-    return OneRun(init, chunk, evaluate_run, diagnose_run, floats, state)
+    shapes = jax.tree.map(lambda _: jax.ShapeDtypeStruct((), np.float32), config)
+    try:
+        state = jax.eval_shape(init, shapes, SEED)
+        jax.eval_shape(chunk, shapes, state, jax.ShapeDtypeStruct((1,), COUNT.dtype))
+    except _NEEDS_A_VALUE as error:
+        raise _explained(error, experiment, config) from error
+    return OneRun(init, chunk, evaluate_run, diagnose_run, shapes, state)
+
+
+_NEEDS_A_VALUE = (  # what JAX raises where Python asks for the value of an argument
+    jax.errors.ConcretizationTypeError,
+    jax.errors.TracerArrayConversionError,
+    jax.errors.TracerIntegerConversionError,
+)
+
+
+def _explained(error: Exception, experiment: Experiment, config: RunConfig) -> Exception:
+    """Makes an error of JAX one that names the traced settings whose values are asked for."""
+
+    def asks_for(name: str) -> bool:
+        def start(value: Array, seed: Array) -> Any:
+            train = experiment(dataclasses.replace(config, **{name: value}))  # type: ignore[arg-type]
+            return train.chunk(train.init(run_keys(seed)[0]), jax.numpy.int32(1), 1)
+
+        try:
+            jax.eval_shape(start, jax.ShapeDtypeStruct((), np.float32), SEED)
+        except _NEEDS_A_VALUE:
+            return True
+        return False
+
+    traced = [one for one in settings_of(type(config)).values() if one.is_traced]
+    for setting in traced:
+        if asks_for(setting.name):
+            return ConfigError(
+                f"the experiment needs the value of {setting.name} while it is traced, but it is "
+                "an argument of the compiled program, which has no value yet: compute with it, as "
+                "with jnp.where, or declare it static, such as "
+                f"{setting.name}: float = setting({setting.default!r}, help, static=True)"
+            )
+    return error
 
 
 def compile_programs(
@@ -162,8 +199,8 @@ def compile_programs(
     Diagnostics are one more program: those that train and evaluate are the same with and without.
 
     Args:
-      experiment: `config -> Train`, called inside the traced functions with tracers for the floats.
-      config: the settings; the values of its floats do not matter here.
+      experiment: `config -> Train`, called inside the traced functions.
+      config: the settings; the values of the traced ones do not matter here.
       plan: how the runs are laid out.
       devices: at least `plan.num_devices`.
       diagnostics: whether to compile those too.
@@ -206,20 +243,26 @@ def compile_programs(
         lowered = jax.jit(over_runs, **options).lower(*abstract(in_axes, args))
         return pool.submit(lowered.compile, compiler_options=compiler_options())
 
-    floats, state = run.floats, run.state
+    config_shapes, state = run.config, run.state
     axes, params = run_axes(state), state.learner.params
     with ThreadPoolExecutor() as pool:
         chunk_program = compile_later(
-            run.chunk, (0, axes, _PER_DEVICE), (axes, 0), floats, state, COUNT, donate_argnums=1
+            run.chunk,
+            (0, axes, _PER_DEVICE),
+            (axes, 0),
+            config_shapes,
+            state,
+            COUNT,
+            donate_argnums=1,
         )
-        init_program = compile_later(run.init, (0, 0), axes, floats, SEED)
+        init_program = compile_later(run.init, (0, 0), axes, config_shapes, SEED)
         evaluate_program = compile_later(
-            run.evaluate, (0, 0, 0, None), 0, floats, params, SEED, COUNT
+            run.evaluate, (0, 0, 0, None), 0, config_shapes, params, SEED, COUNT
         )
         diagnose_program = None
         if diagnostics:
             diagnose_program = compile_later(
-                run.diagnose, (0, axes, 0, 0, None), 0, floats, state, params, SEED, COUNT
+                run.diagnose, (0, axes, 0, 0, None), 0, config_shapes, state, params, SEED, COUNT
             )
     layout = _Layout(mesh, plan, state, axes)
     beside = [later.result() for later in (evaluate_program, diagnose_program) if later is not None]

@@ -20,7 +20,7 @@ from purejaxdqn.engine.programs import Programs
 from purejaxdqn.engine.run import Run
 from purejaxdqn.training.diagnostics import effective_rank
 from purejaxdqn.training.loop import ChunkOutputs
-from purejaxdqn.training.settings import RunConfig, float_fields
+from purejaxdqn.training.settings import RunConfig
 from purejaxdqn.types import ArrayTree, Params, TrainState
 
 _CHUNK_SECONDS = 0.5  # a signal is heard only between chunks
@@ -117,11 +117,9 @@ def train_round(
     plan, num_runs = programs.plan, len(runs)
     # Slots without a run of their own repeat the last one; devices without a run stand still.
     slots = [*runs, *[runs[-1]] * (plan.slots_per_round - num_runs)]
-    values = [run.floats for run in slots]
-    floats = {
-        name: programs.place(np.array([value[name] for value in values], np.float32))
-        for name in float_fields(config)
-    }
+    configs = jax.tree.map(
+        lambda *values: programs.place(np.array(values, np.float32)), *[run.config for run in slots]
+    )
     seeds = programs.place(np.array([run.seed for run in slots], np.uint32))
 
     def to_host(tree: ArrayTree) -> ArrayTree:
@@ -131,7 +129,7 @@ def train_round(
         if programs.diagnose is None:
             return {}
         before = state.learner.params if params_before is None else params_before
-        values = to_host(programs.diagnose(floats, state, before, seeds, np.int32(step)))
+        values = to_host(programs.diagnose(configs, state, before, seeds, np.int32(step)))
         # The threads of NumPy's BLAS wait for each other: for seconds, where the cores are busy.
         with threadpool_limits(limits=1, user_api="blas"):
             values["effective_rank"] = effective_rank(values.pop("features"))
@@ -147,7 +145,7 @@ def train_round(
 
     lap = _Lap()
     if kept is None:
-        state = jax.block_until_ready(programs.init(floats, seeds))
+        state = jax.block_until_ready(programs.init(configs, seeds))
         kept = Kept(config.prefill_steps, state, None, {})
     step, state, params_before, sums = kept
     window = Window(sums)
@@ -161,7 +159,7 @@ def train_round(
             left = (next_step - step) // config.steps_per_update
             iterations = min(iterations, left, programs.max_iterations)
             counts = programs.place(np.where(running, iterations, 0).astype(np.int32))
-            state, outputs = programs.chunk(floats, state, counts)
+            state, outputs = programs.chunk(configs, state, counts)
             outputs = jax.tree.map(lambda x, n=iterations: x[:, :n], to_host(outputs))
             window.add(outputs)
             games = _games(outputs.episode_return, step)
@@ -183,7 +181,7 @@ def train_round(
             iterations = max(1, min(2 * iterations, int(iterations * _CHUNK_SECONDS / seconds)))
         params = state.learner.params
         train_seconds = lap()
-        episode_return = to_host(programs.evaluate(floats, params, seeds, np.int32(step)))
+        episode_return = to_host(programs.evaluate(configs, params, seeds, np.int32(step)))
         diagnostics = diagnose(params_before)
         if programs.diagnose is not None:
             params_before = jax.tree.map(jnp.copy, params)  # a chunk donates its state

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import NamedTuple
 
-from purejaxdqn.training.settings import RunConfig, float_fields
+from purejaxdqn.training.settings import RunConfig
 
 Label = float | int | bool | str  # what a coordinate of the results can be
 
@@ -22,8 +22,3 @@ class Run(NamedTuple):
     seed: int
     config: RunConfig
     labels: Mapping[str, Label]
-
-    @property
-    def floats(self) -> dict[str, float]:
-        """The settings that enter a compiled program as arguments."""
-        return {name: float(getattr(self.config, name)) for name in float_fields(self.config)}

@@ -8,8 +8,8 @@ import chex
 import jax
 import jax.numpy as jnp
 
-from purejaxdqn.losses.fixed_points import OPTIMAL, converges_to, soft
 from purejaxdqn.losses.q_learning import softmax_log_policy
+from purejaxdqn.losses.recipe import write_recipe
 from purejaxdqn.types import (
     Array,
     LossFn,
@@ -99,8 +99,9 @@ def categorical_loss(double: bool = True) -> LossFn:
             metrics={"q_value": network.action_values(online_tm1)[transition.a_tm1]},
         )
 
-    loss_fn.__qualname__ = f"categorical_loss(double={double})"  # what a results file says
-    return converges_to(OPTIMAL)(loss_fn)
+    return write_recipe(
+        loss_fn, f"categorical_loss(double={double})", categorical_loss, double=double
+    )
 
 
 def quantile_huber(error: Array, fraction: Array, threshold: Array | float = 1.0) -> Array:
@@ -215,5 +216,11 @@ def quantile_loss(
         )
 
     policy_name = "greedy" if temperature is None else "softmax"
-    loss_fn.__qualname__ = f"quantile_loss(double={double}, {policy_name})"
-    return converges_to(OPTIMAL if temperature is None else soft(temperature))(loss_fn)
+    return write_recipe(
+        loss_fn,
+        f"quantile_loss(double={double}, {policy_name})",
+        quantile_loss,
+        double=double,
+        threshold=threshold,
+        temperature=temperature,
+    )

@@ -6,10 +6,9 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from purejaxdqn.losses import fixed_points
 from purejaxdqn.losses.bellman import Penalty
-from purejaxdqn.losses.fixed_points import converges_to, declared
 from purejaxdqn.losses.q_learning import q_learning, softmax_log_policy
+from purejaxdqn.losses.recipe import name_part, write_recipe
 from purejaxdqn.types import Array, LossFn, LossOutput, Network, Params, Transition
 
 
@@ -51,12 +50,15 @@ def munchausen(
         return loss_fn(network, params, target_params, transition._replace(r_t=r_t), loss_key)
 
     inner = getattr(loss_fn, "__qualname__", repr(loss_fn))
-    munchausen_loss.__qualname__ = f"munchausen({inner})"  # what a results file says
-    fixed_point, bootstrap = declared(loss_fn)
-    if fixed_point is None:
-        return munchausen_loss
-    raised = fixed_points.munchausen(fixed_point, temperature, coefficient, log_policy_min)
-    return converges_to(raised, bootstrap)(munchausen_loss)
+    return write_recipe(
+        munchausen_loss,
+        f"munchausen({inner})",
+        munchausen,
+        loss_fn=loss_fn,
+        temperature=temperature,
+        coefficient=coefficient,
+        log_policy_min=log_policy_min,
+    )
 
 
 def persistent_advantage_learning_loss(
@@ -103,10 +105,14 @@ def persistent_advantage_learning_loss(
         q_t = values(target_params, transition.obs_t, key_t)
         gap_t = jnp.where(discount_t > 0, gap(q_t), 0.0)
         r_t -= coefficient * jnp.minimum(gap(target_q_tm1), gap_t)
-        error = q_learning(q_tm1, a_tm1, r_t, discount_t, q_t, q_t)
+        error = q_learning(q_tm1, a_tm1, r_t, discount_t, q_t)
         metrics = {"q_value": q_tm1[a_tm1]}
         return LossOutput(loss=penalty(error), priority=jnp.abs(error), metrics=metrics)
 
-    name = getattr(penalty, "__name__", repr(penalty))
-    loss_fn.__qualname__ = f"persistent_advantage_learning_loss({name})"
-    return converges_to(fixed_points.persistent(coefficient))(loss_fn)
+    return write_recipe(
+        loss_fn,
+        f"persistent_advantage_learning_loss({name_part(penalty)})",
+        persistent_advantage_learning_loss,
+        coefficient=coefficient,
+        penalty=penalty,
+    )

@@ -6,7 +6,6 @@ import chex
 import jax
 import jax.numpy as jnp
 
-from purejaxdqn.losses.fixed_points import RETURN, converges_to
 from purejaxdqn.types import Array
 
 
@@ -54,11 +53,15 @@ def q_lambda_returns(
     )[1]
 
 
-@converges_to(RETURN, bootstrap="none")
 def return_error(
-    q_tm1: Array, a_tm1: Array, r_t: Array, discount_t: Array, q_t: Array, q_t_online: Array
+    q_tm1: Array,
+    a_tm1: Array,
+    r_t: Array,
+    discount_t: Array,
+    q_t: Array,
+    q_t_selector: Array | None = None,
 ) -> Array:
-    """The TD error towards a whole return, with nothing left to bootstrap: `r_t - q_tm1[a_tm1]`.
+    """Computes the TD error towards a whole return: `r_t - q_tm1[a_tm1]`, without a bootstrap.
 
     Args:
       q_tm1: `[A]` online action values at time t - 1.
@@ -66,12 +69,12 @@ def return_error(
       r_t: `[]` a return, such as one of `q_lambda_returns`.
       discount_t: `[]` unused.
       q_t: `[A]` unused.
-      q_t_online: `[A]` unused.
+      q_t_selector: `[A]` unused.
 
     Returns:
       `[]` the TD error; no gradient flows through the return.
     """
-    del discount_t, q_t, q_t_online
+    del discount_t, q_t, q_t_selector
     chex.assert_rank([q_tm1, a_tm1, r_t], [1, 0, 0])
     chex.assert_type(a_tm1, int)
     return jax.lax.stop_gradient(r_t) - q_tm1[a_tm1]

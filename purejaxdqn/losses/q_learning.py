@@ -6,23 +6,36 @@ import chex
 import jax
 import jax.numpy as jnp
 
-from purejaxdqn.losses.fixed_points import OPTIMAL, converges_to, epsilon_greedy, soft
 from purejaxdqn.types import Array
 
 
-def _check(
-    q_tm1: Array, a_tm1: Array, r_t: Array, discount_t: Array, q_t: Array, q_t_online: Array
-) -> None:
+def check_shapes(q_tm1: Array, a_tm1: Array, scalars: list[Array], *q_t: Array | None) -> None:
+    """Refuses a batch where a TD error takes ONE transition.
+
+    Args:
+      q_tm1: `[A]`.
+      a_tm1: `[]` int.
+      scalars: each `[]`.
+      *q_t: each `[A]`, or None where it was not passed.
+
+    Raises:
+      AssertionError: names the rank or the type that is wrong.
+    """
     # A batch axis here would broadcast (B, 1) against (B,) into (B, B) without a word.
-    chex.assert_rank([q_tm1, a_tm1, r_t, discount_t, q_t, q_t_online], [1, 0, 0, 0, 1, 1])
+    chex.assert_rank([q_tm1, *(q_values for q_values in q_t if q_values is not None)], 1)
+    chex.assert_rank([a_tm1, *scalars], 0)
     chex.assert_type(a_tm1, int)
 
 
-@converges_to(OPTIMAL)
 def q_learning(
-    q_tm1: Array, a_tm1: Array, r_t: Array, discount_t: Array, q_t: Array, q_t_online: Array
+    q_tm1: Array,
+    a_tm1: Array,
+    r_t: Array,
+    discount_t: Array,
+    q_t: Array,
+    q_t_selector: Array | None = None,
 ) -> Array:
-    """The TD error of Q-learning with a target network.
+    """Computes the TD error of Q-learning with a target network.
 
     Mnih et al., "Human-level control through deep reinforcement learning" (2015), equation 2:
     `r_t + discount_t * max_a q_t[a] - q_tm1[a_tm1]`.
@@ -33,24 +46,24 @@ def q_learning(
       r_t: `[]` reward.
       discount_t: `[]` gamma, or 0 where the episode terminated.
       q_t: `[A]` the target network's action values at time t.
-      q_t_online: `[A]` the online network's action values at time t, unused here.
+      q_t_selector: `[A]` unused, so that all TD errors can be called alike.
 
     Returns:
       `[]` the TD error; no gradient flows through the target.
     """
-    _check(q_tm1, a_tm1, r_t, discount_t, q_t, q_t_online)
+    check_shapes(q_tm1, a_tm1, [r_t, discount_t], q_t, q_t_selector)
     target_tm1 = r_t + discount_t * jnp.max(q_t)
     return jax.lax.stop_gradient(target_tm1) - q_tm1[a_tm1]
 
 
-@converges_to(OPTIMAL)
 def double_q_learning(
-    q_tm1: Array, a_tm1: Array, r_t: Array, discount_t: Array, q_t: Array, q_t_online: Array
+    q_tm1: Array, a_tm1: Array, r_t: Array, discount_t: Array, q_t: Array, q_t_selector: Array
 ) -> Array:
-    """The TD error of double Q-learning: the online network picks, the target network judges.
+    """Computes the TD error of double Q-learning.
 
-    van Hasselt, Guez and Silver, "Deep reinforcement learning with double Q-learning" (2016),
-    equation 4: `r_t + discount_t * q_t[argmax_a q_t_online[a]] - q_tm1[a_tm1]`.
+    The online network picks the next action, and the target network says what it is worth. van
+    Hasselt, Guez and Silver, "Deep reinforcement learning with double Q-learning" (2016),
+    equation 4: `r_t + discount_t * q_t[argmax_a q_t_selector[a]] - q_tm1[a_tm1]`.
 
     Args:
       q_tm1: `[A]` online action values at time t - 1.
@@ -58,33 +71,32 @@ def double_q_learning(
       r_t: `[]` reward.
       discount_t: `[]` gamma, or 0 where the episode terminated.
       q_t: `[A]` the target network's action values at time t.
-      q_t_online: `[A]` the online network's action values at time t.
+      q_t_selector: `[A]` the online network's action values at time t.
 
     Returns:
       `[]` the TD error; no gradient flows through the target.
     """
-    _check(q_tm1, a_tm1, r_t, discount_t, q_t, q_t_online)
-    target_tm1 = r_t + discount_t * q_t[jnp.argmax(q_t_online)]
+    check_shapes(q_tm1, a_tm1, [r_t, discount_t], q_t, q_t_selector)
+    target_tm1 = r_t + discount_t * q_t[jnp.argmax(q_t_selector)]
     return jax.lax.stop_gradient(target_tm1) - q_tm1[a_tm1]
 
 
-@converges_to(epsilon_greedy)
 def expected_sarsa(
     q_tm1: Array,
     a_tm1: Array,
     r_t: Array,
     discount_t: Array,
     q_t: Array,
-    q_t_online: Array,
+    q_t_selector: Array,
     epsilon: Array | float = 0.05,
 ) -> Array:
-    """The TD error of expected SARSA under the epsilon-greedy policy of the online network.
+    """Computes the TD error of expected SARSA under an epsilon-greedy policy.
 
     Sutton and Barto, "Reinforcement Learning: An Introduction" (2018), equation 6.9; van Seijen,
     van Hasselt, Whiteson and Wiering, "A theoretical and empirical analysis of expected Sarsa"
-    (2009), algorithm 1: `r_t + discount_t * sum_a pi(a) q_t[a] - q_tm1[a_tm1]`, with
-    `pi(a) = epsilon / A`, and `1 - epsilon` more for the greedy action. At an `epsilon` of 0 this
-    is `double_q_learning`.
+    (2009), algorithm 1: `r_t + discount_t * sum_a pi(a) q_t[a] - q_tm1[a_tm1]`. The policy is
+    `pi(a) = epsilon / A`, and `1 - epsilon` more for the greedy action of the online network. At
+    an `epsilon` of 0 this is `double_q_learning`.
 
     Args:
       q_tm1: `[A]` online action values at time t - 1.
@@ -92,45 +104,44 @@ def expected_sarsa(
       r_t: `[]` reward.
       discount_t: `[]` gamma, or 0 where the episode terminated.
       q_t: `[A]` the target network's action values at time t.
-      q_t_online: `[A]` the online network's action values at time t, which say what is greedy;
+      q_t_selector: `[A]` the online network's action values at time t, which say what is greedy;
         ties go to the lowest action.
       epsilon: `[]` between 0 and 1, the probability of an action drawn uniformly from all.
 
     Returns:
       `[]` the TD error; no gradient flows through the target.
     """
-    _check(q_tm1, a_tm1, r_t, discount_t, q_t, q_t_online)
-    value_t = (1 - epsilon) * q_t[jnp.argmax(q_t_online)] + epsilon * jnp.mean(q_t)
+    check_shapes(q_tm1, a_tm1, [r_t, discount_t], q_t, q_t_selector)
+    value_t = (1 - epsilon) * q_t[jnp.argmax(q_t_selector)] + epsilon * jnp.mean(q_t)
     target_tm1 = r_t + discount_t * value_t
     return jax.lax.stop_gradient(target_tm1) - q_tm1[a_tm1]
 
 
 def softmax_log_policy(q_values: Array, temperature: Array | float) -> Array:
-    """The logarithm of the softmax policy `exp(q / temperature) / sum_b exp(q_b / temperature)`.
+    """Computes `log(exp(q / temperature) / sum_b exp(q_b / temperature))`, the softmax policy.
 
     Args:
       q_values: `[A]` action values.
       temperature: `[]` above 0, in the unit of the action values.
 
     Returns:
-      `[A]` log-probabilities, none above 0; times `temperature`, they are the advantages over the
+      `[A]` log-probabilities, none above 0. Times `temperature`, they are the advantages over the
       soft value that `soft_q_learning` bootstraps from.
     """
     # Shifted before the division: a large value over a small temperature has no digits to spare.
     return jax.nn.log_softmax((q_values - jnp.max(q_values)) / temperature)
 
 
-@converges_to(soft)
 def soft_q_learning(
     q_tm1: Array,
     a_tm1: Array,
     r_t: Array,
     discount_t: Array,
     q_t: Array,
-    q_t_online: Array,
+    q_t_selector: Array | None = None,
     temperature: Array | float = 0.03,
 ) -> Array:
-    """The TD error of soft Q-learning with a target network.
+    """Computes the TD error of soft Q-learning with a target network.
 
     Haarnoja, Tang, Abbeel and Levine, "Reinforcement learning with deep energy-based policies"
     (2017), the soft value of theorem 1 and the soft Bellman equation of theorem 2, for finitely
@@ -144,13 +155,13 @@ def soft_q_learning(
       r_t: `[]` reward.
       discount_t: `[]` gamma, or 0 where the episode terminated.
       q_t: `[A]` the target network's action values at time t.
-      q_t_online: `[A]` the online network's action values at time t, unused here.
+      q_t_selector: `[A]` unused, so that all TD errors can be called alike.
       temperature: `[]` above 0, what a nat of entropy is worth, in the unit of the reward.
 
     Returns:
       `[]` the TD error; no gradient flows through the target.
     """
-    _check(q_tm1, a_tm1, r_t, discount_t, q_t, q_t_online)
+    check_shapes(q_tm1, a_tm1, [r_t, discount_t], q_t, q_t_selector)
     highest = jnp.max(q_t)
     value_t = highest + temperature * jax.nn.logsumexp((q_t - highest) / temperature)
     target_tm1 = r_t + discount_t * value_t

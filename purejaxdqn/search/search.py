@@ -14,7 +14,6 @@ goes on with the batch that was under way, from its start.
 from __future__ import annotations
 
 import contextlib
-import dataclasses
 import itertools
 import json
 import math
@@ -45,7 +44,7 @@ from purejaxdqn.sweep.design import MOST_RUNS, grid_design, random_design
 from purejaxdqn.sweep.folder import SweepFolder
 from purejaxdqn.sweep.opening import open_folder, width_of
 from purejaxdqn.sweep.plan import SweepPlan, plan_sweep
-from purejaxdqn.training.settings import RunConfig, float_fields
+from purejaxdqn.training.settings import RunConfig, settings_of
 from purejaxdqn.training.settings_text import config_to_json
 from purejaxdqn.types import ConfigError
 
@@ -232,10 +231,10 @@ def _distributions(config: RunConfig, space: Mapping[str, Any]) -> dict[str, stu
             "learning_rate=scipy.stats.loguniform(1e-5, 1e-2), on a command line "
             "--learning-rate loguniform:1e-5:1e-2"
         )
-    floats, names = float_fields(config), [field.name for field in dataclasses.fields(config)]
+    declared = settings_of(type(config))
     found = {}
     for name, source in space.items():
-        if name in names and name not in floats:
+        if name in declared and not declared[name].is_traced:
             raise ConfigError(
                 f"{name} cannot be searched: all trials share one compiled program, in which only "
                 "floats vary, such as learning_rate; fix it, or sweep over it with "

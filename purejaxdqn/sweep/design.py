@@ -10,10 +10,11 @@ import math
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
+import jax
 import numpy as np
 
 from purejaxdqn.engine.run import Label, Run
-from purejaxdqn.training.settings import RunConfig, float_fields
+from purejaxdqn.training.settings import RunConfig
 from purejaxdqn.training.settings_text import by_name
 from purejaxdqn.types import ConfigError
 
@@ -81,11 +82,9 @@ def common(points: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
     }
 
 
-def structure(config: RunConfig) -> tuple[Any, ...]:
-    """What a compiled program hangs on: the settings that are not floats."""
-    floats = float_fields(config)
-    static = [value for name, value in by_name(config).items() if name not in floats]
-    return (type(config).__name__, *static)
+def structure(config: RunConfig) -> Any:
+    """Gives what a compiled program depends on: the class of settings, and the static ones."""
+    return jax.tree.structure(config)
 
 
 def grid_design(

@@ -16,6 +16,7 @@ check; a loss can be checked from the command line too:
 """
 
 from purejaxdqn.testing.environments import check_environment
+from purejaxdqn.testing.fixed_points import OPTIMAL, FixedPoint, converges_to
 from purejaxdqn.testing.losses import check_loss, loss_report
 from purejaxdqn.testing.networks import check_network
 from purejaxdqn.testing.replay import check_replay, replay_report
@@ -23,14 +24,17 @@ from purejaxdqn.testing.report import Check, CheckError, Report
 from purejaxdqn.testing.training import check_training, training_report
 
 __all__ = [
+    "OPTIMAL",
     "Check",
     "CheckError",
+    "FixedPoint",
     "Report",
     "check_environment",
     "check_loss",
     "check_network",
     "check_replay",
     "check_training",
+    "converges_to",
     "loss_report",
     "replay_report",
     "training_report",

@@ -21,8 +21,9 @@ from typing import Annotated, Any, Literal
 import tyro
 
 from purejaxdqn.cli import flags as cli
-from purejaxdqn.losses import fixed_points
-from purejaxdqn.testing.losses import LOSS_ARGUMENTS, TD_ERROR_ARGUMENTS, loss_report
+from purejaxdqn.losses.bellman import TD_ERROR_ARGUMENTS
+from purejaxdqn.testing import fixed_points
+from purejaxdqn.testing.losses import LOSS_ARGUMENTS, loss_report
 from purejaxdqn.types import ConfigError
 
 

@@ -35,11 +35,11 @@ class Cases(NamedTuple):
     discount_t: np.ndarray
 
     def shifted(self, **fields: np.ndarray | float) -> Cases:
-        """With something added to fields: `q_tm1`, `q_t`, `q_t_online`, `target_q_tm1`, `r_t`."""
+        """With something added to fields: `q_tm1`, `q_t`, `q_t_selector`, `target_q_tm1`, `r_t`."""
         online, target = self.online.copy(), self.target.copy()
         rows = {
             "q_tm1": online[:, 0],
-            "q_t_online": online[:, 1],
+            "q_t_selector": online[:, 1],
             "target_q_tm1": target[:, 0],
             "q_t": target[:, 1],
         }

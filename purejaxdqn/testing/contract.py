@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import re
 from typing import Any
 
@@ -9,7 +10,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from purejaxdqn.losses.bellman import TDError
+from purejaxdqn.losses.bellman import TD_ERROR_ARGUMENTS, TDError, call_by_name
 from purejaxdqn.networks import value_network
 from purejaxdqn.testing.common import (
     COMPILABLE,
@@ -25,7 +26,7 @@ from purejaxdqn.testing.common import (
 )
 from purejaxdqn.testing.report import Check, attempt, expect
 from purejaxdqn.testing.tables import TABLES, Table
-from purejaxdqn.training.learner import RESERVED_METRICS
+from purejaxdqn.training.settings import reserved_names
 from purejaxdqn.types import (
     Array,
     Categorical,
@@ -240,7 +241,7 @@ def _require_types(output: Any) -> None:
     )
     for name, metric in output.metrics.items():
         require(
-            name not in RESERVED_METRICS,
+            name not in reserved_names(),
             f"LossOutput.metrics has {name!r}, which names something else in results: rename it",
         )
         require_float_scalar(metric, f"LossOutput.metrics[{name!r}]")
@@ -264,12 +265,12 @@ def check_error_sign(td_error: TDError) -> str:
     action = np.arange(NUM_LANES, dtype=np.int32) % _NUM_ACTIONS
     discount = np.full(NUM_LANES, 0.9, np.float32)
 
-    mapped = jax.jit(jax.vmap(td_error))
+    mapped = jax.jit(jax.vmap(functools.partial(call_by_name, td_error)))
 
     def at(reward: float, more: float = 0.0) -> np.ndarray:
         r_t = np.full(NUM_LANES, reward, np.float32)
-        predicted = np.float32(q_tm1 + more)
-        return np.asarray(mapped(predicted, action, r_t, discount, *[np.float32(q_t)] * 2))
+        values = (np.float32(q_tm1 + more), action, r_t, discount, *[np.float32(q_t)] * 2)
+        return np.asarray(mapped(dict(zip(TD_ERROR_ARGUMENTS, values, strict=True))))
 
     above, below = at(1e3), at(-1e3)
     share = float(((above > 0) & (below < 0)).mean())

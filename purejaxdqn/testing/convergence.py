@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import numpy as np
 
-from purejaxdqn.losses.fixed_points import Bootstrap, FixedPoint
 from purejaxdqn.testing.cases import NUM_CASES, Bench, random_cases
+from purejaxdqn.testing.fixed_points import Bootstrap, FixedPoint
 from purejaxdqn.testing.iteration import action_values, iterate
 from purejaxdqn.testing.mdps import (
     BANDIT_REWARDS,
@@ -114,7 +114,7 @@ def _compare(
     )
     hint = wrong or (
         "what a loss is meant to converge to can be declared: fixed_point=soft(0.1) and others of "
-        "purejaxdqn.losses.fixed_points, a function of one's own, or None"
+        "purejaxdqn.testing.fixed_points, a function of one's own, or None"
     )
     return Check(title, False, f"{worst:.3g}", f"{message}: {hint}")
 

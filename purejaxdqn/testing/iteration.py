@@ -8,8 +8,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from purejaxdqn.losses.fixed_points import Bootstrap
 from purejaxdqn.testing.cases import FAST_COMPILE
+from purejaxdqn.testing.fixed_points import Bootstrap
 from purejaxdqn.testing.mdps import MDP
 from purejaxdqn.testing.tables import Table
 from purejaxdqn.types import Array, LossFn, Transition

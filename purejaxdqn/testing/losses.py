@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import functools
 import inspect
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable
 from typing import Any, NamedTuple
 
-import numpy as np
-
-from purejaxdqn.losses.bellman import TDError, bellman_loss
-from purejaxdqn.losses.fixed_points import OPTIMAL, Bootstrap, FixedPoint, declared
+from purejaxdqn.losses.bellman import (
+    ALIASES,
+    SELECTOR,
+    TD_ERROR_ARGUMENTS,
+    TDError,
+    bellman_loss,
+)
 from purejaxdqn.testing.cases import make_bench
 from purejaxdqn.testing.contract import (
     ONE_TRANSITION,
@@ -19,11 +22,12 @@ from purejaxdqn.testing.contract import (
     table_of,
 )
 from purejaxdqn.testing.convergence import check_fixed_point
+from purejaxdqn.testing.fixed_points import OPTIMAL, Bootstrap, FixedPoint
+from purejaxdqn.testing.known_losses import declared
 from purejaxdqn.testing.report import Check, Report, attempt
 from purejaxdqn.testing.targets import check_target
-from purejaxdqn.types import LossFn, Network, Transition
+from purejaxdqn.types import ConfigError, LossFn, Network, Transition
 
-TD_ERROR_ARGUMENTS = ("q_tm1", "a_tm1", "r_t", "discount_t", "q_t", "q_t_online")
 LOSS_ARGUMENTS = ("network", "params", "target_params", "transition", "key")
 _DECLARED: Any = object()
 
@@ -71,9 +75,9 @@ def check_loss(
       not the mean (Huber, quantiles) is judged on deterministic ones and by known quantiles.
 
     Args:
-      loss: a whole `LossFn`; or a TD error of six arguments, judged in `bellman_loss`.
-      fixed_point: what it converges to, such as `purejaxdqn.losses.fixed_points.soft(0.1)`, or the
-        function of a `FixedPoint`; None for a loss with none of its own, such as one with a
+      loss: a whole `LossFn`; or a TD error, judged in `bellman_loss`.
+      fixed_point: what it converges to, such as `purejaxdqn.testing.fixed_points.soft(0.1)`, or
+        the function of a `FixedPoint`; None for a loss with none of its own, such as one with a
         regulariser. By default what the loss declares (`converges_to`), else the optimal values.
       bootstrap: the network whose values at time t are in the target: "target"; "online", for a
         loss without a target network; "both"; or "none", where `r_t` is a whole return. By default
@@ -170,55 +174,53 @@ def _runs(checks: list[Check]) -> bool:
 
 
 def _recognise(name: str, loss: Any, fixed_point: Any, bootstrap: Bootstrap | None) -> _Loss:
-    """A loss out of what may be a TD error.
+    """Makes a loss out of what may be a TD error; what it is says the names of its arguments.
 
     Raises:
       AssertionError: if it is neither.
     """
-    names = [*_required(loss)]
-    known = set(names) & set(TD_ERROR_ARGUMENTS)
-    if len(known) == len(TD_ERROR_ARGUMENTS) and tuple(names[:6]) != TD_ERROR_ARGUMENTS:
-        swapped = [
-            f"{mine} where {theirs} comes"
-            for mine, theirs in zip(names, TD_ERROR_ARGUMENTS, strict=False)
-            if mine != theirs
-        ]
-        raise AssertionError(
-            f"takes ({', '.join(names)}): {'; '.join(swapped)} (swapped arguments). bellman_loss "
-            f"passes ({', '.join(TD_ERROR_ARGUMENTS)}) by their places"
-        )
-    is_td_error = len(names) == len(TD_ERROR_ARGUMENTS)
-    if not is_td_error and len(names) != len(LOSS_ARGUMENTS):
-        factory = "; if it makes a loss, call it and pass what it gives" if len(names) < 4 else ""
-        raise AssertionError(
-            f"takes ({', '.join(names)}): a TD error takes ({', '.join(TD_ERROR_ARGUMENTS)}), a "
-            f"loss ({', '.join(LOSS_ARGUMENTS)}){factory}"
-        )
+    parameters = inspect.signature(loss).parameters
+    is_td_error = not {*TD_ERROR_ARGUMENTS, *ALIASES}.isdisjoint(parameters)
+    if is_td_error:
+        try:
+            function = bellman_loss(loss)
+        except ConfigError as error:
+            raise AssertionError(str(error)) from error
+    else:
+        _check_loss_arguments(parameters.values())
+        function = loss
     own, own_bootstrap = declared(loss)
     if fixed_point is _DECLARED:
         fixed_point = own or OPTIMAL
     elif fixed_point is not None and not isinstance(fixed_point, FixedPoint):
         fixed_point = FixedPoint(getattr(fixed_point, "__name__", "declared"), fixed_point)
-    function = bellman_loss(loss) if is_td_error else loss
     td_error = loss if is_td_error else None
     return _Loss(name, function, td_error, fixed_point, bootstrap or own_bootstrap)
 
 
-def _required(loss: Any) -> Iterator[str]:
-    """Names of the arguments that must be given; of `*args`, those of what fits."""
-    kinds = (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD)
-    parameters = inspect.signature(loss).parameters.values()
-    for parameter in parameters:
-        if parameter.kind in kinds and parameter.default is inspect.Parameter.empty:
-            yield parameter.name
-    if all(parameter.kind is inspect.Parameter.VAR_POSITIONAL for parameter in parameters):
-        yield from TD_ERROR_ARGUMENTS if _is_td_error(loss) else LOSS_ARGUMENTS
-
-
-def _is_td_error(loss: Any) -> bool:
-    q_values, scalar = np.zeros(3, np.float32), np.float32(0.5)
-    try:
-        loss(q_values, np.int32(1), scalar, scalar, q_values, q_values)
-    except Exception:
-        return False
-    return True
+def _check_loss_arguments(parameters: Iterable[inspect.Parameter]) -> None:
+    """Refuses a loss that the learner could not call with five arguments by their places."""
+    if all(parameter.kind is parameter.VAR_POSITIONAL for parameter in parameters):
+        return
+    names = [
+        parameter.name
+        for parameter in parameters
+        if parameter.kind in (parameter.POSITIONAL_ONLY, parameter.POSITIONAL_OR_KEYWORD)
+        and parameter.default is parameter.empty
+    ]
+    rule = (
+        f"a TD error takes {', '.join(TD_ERROR_ARGUMENTS)} by these names (without {SELECTOR}, if "
+        f"it has no use for it), a loss ({', '.join(LOSS_ARGUMENTS)}) by their places"
+    )
+    factory = "; if it makes a loss, call it and pass what it gives" if len(names) < 4 else ""
+    if len(names) != len(LOSS_ARGUMENTS):
+        raise AssertionError(f"takes ({', '.join(names)}): {rule}{factory}")
+    swapped = [
+        f"{mine} where {theirs} comes"
+        for mine, theirs in zip(names, LOSS_ARGUMENTS, strict=True)
+        if mine != theirs and mine in LOSS_ARGUMENTS
+    ]
+    if swapped:
+        raise AssertionError(
+            f"takes ({', '.join(names)}): {'; '.join(swapped)} (swapped arguments): {rule}"
+        )

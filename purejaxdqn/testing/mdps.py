@@ -6,7 +6,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from purejaxdqn.losses.fixed_points import FixedPoint
+from purejaxdqn.testing.fixed_points import FixedPoint
 from purejaxdqn.types import ConfigError
 
 NUM_ACTIONS = 3

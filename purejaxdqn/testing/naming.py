@@ -8,8 +8,8 @@ from typing import NamedTuple
 import numpy as np
 from scipy.special import logsumexp, softmax
 
-from purejaxdqn.losses.fixed_points import Bootstrap, FixedPoint
 from purejaxdqn.testing.cases import Cases
+from purejaxdqn.testing.fixed_points import Bootstrap, FixedPoint
 
 TOLERANCE = 1e-4
 
@@ -49,7 +49,7 @@ def _sources(cases: Cases, q_tm1: np.ndarray, bootstrap: Bootstrap) -> list[Part
     """The rows of values there are, and what is wrong with bootstrapping from them."""
     wrong_network = {
         "target": (
-            "it bootstraps from the online network (params, q_t_online) and not from the target "
+            "it bootstraps from the online network (params, q_t_selector) and not from the target "
             "network (target_params, q_t); where that is meant, bootstrap='online'"
         ),
         "online": "it bootstraps from the target network although bootstrap='online'",
@@ -57,8 +57,8 @@ def _sources(cases: Cases, q_tm1: np.ndarray, bootstrap: Bootstrap) -> list[Part
         "none": "",
     }[bootstrap]
     early = "it takes values at time t - 1 (obs_tm1) where those at time t (obs_t) belong"
-    right, wrong = ("q_t_online", "q_t") if bootstrap == "online" else ("q_t", "q_t_online")
-    rows = {"q_t": cases.target[:, 1], "q_t_online": cases.online[:, 1]}
+    right, wrong = ("q_t_selector", "q_t") if bootstrap == "online" else ("q_t", "q_t_selector")
+    rows = {"q_t": cases.target[:, 1], "q_t_selector": cases.online[:, 1]}
     return [
         Part(right, rows[right], ""),
         Part(wrong, rows[wrong], wrong_network),
@@ -93,14 +93,14 @@ def _values(cases: Cases, sources: list[Part], is_optimal: bool) -> Iterator[Par
         for picker, q_pick, _ in sources:
             if picker == name:
                 continue
-            at_t = picker in ("q_t", "q_t_online")
+            at_t = picker in ("q_t", "q_t_selector")
             wrong = "" if at_t else f"{picker} picks the action at time t: obs_t must pick it"
             if not mistake and at_t and not is_optimal:
                 wrong = f"it takes the greedy value {not_highest}"
             roles = (
                 ": the online network picks and the target network judges, here it is the other "
-                "way round (q_t and q_t_online swapped)"
-                if (picker, name) == ("q_t", "q_t_online") and mistake
+                "way round (q_t and q_t_selector swapped)"
+                if (picker, name) == ("q_t", "q_t_selector") and mistake
                 else ""
             )
             wrong = _said(mistake + roles, wrong)

@@ -6,8 +6,8 @@ from collections.abc import Callable
 
 import numpy as np
 
-from purejaxdqn.losses.fixed_points import Bootstrap, FixedPoint
 from purejaxdqn.testing.cases import Bench, Cases
+from purejaxdqn.testing.fixed_points import Bootstrap, FixedPoint
 from purejaxdqn.testing.naming import TOLERANCE
 
 _THOUSAND = 1e3
@@ -198,7 +198,7 @@ def discount_reading(bench: Bench, cases: Cases, bootstrap: Bootstrap) -> str:
     found = []
     for size in sizes:
         at = cases._replace(discount_t=0 * cases.discount_t + size)
-        raised = at.shifted(q_t=1.0, q_t_online=1.0)
+        raised = at.shifted(q_t=1.0, q_t_selector=1.0)
         found.append(bench.settled(raised) - bench.settled(at))
     if bootstrap == "none":
         return ""
@@ -219,14 +219,14 @@ def _value_reading(bench: Bench, cases: Cases) -> str:
     for action in range(cases.target.shape[2]):
         more = 4.0 * (np.arange(cases.target.shape[2]) == action)
         rows = np.tile(more, (len(still), 1))
-        moved = bench.settled(cases.shifted(q_t=rows, q_t_online=rows)) - still
+        moved = bench.settled(cases.shifted(q_t=rows, q_t_selector=rows)) - still
         if np.abs(moved).max() < TOLERANCE:
             said.append(f"the value of action {action} at obs_t does not count")
     if len(said) == cases.target.shape[2]:
         return "no value at obs_t counts"
     shifts = [-4.0, -1.0, 1.0, 4.0]
     found = [
-        (bench.settled(cases.shifted(q_t=by, q_t_online=by)) - still) / cases.discount_t
+        (bench.settled(cases.shifted(q_t=by, q_t_selector=by)) - still) / cases.discount_t
         for by in shifts
     ]
     bent = any(

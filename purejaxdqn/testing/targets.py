@@ -6,9 +6,9 @@ from collections.abc import Callable
 
 import numpy as np
 
-from purejaxdqn.losses.fixed_points import Bootstrap, FixedPoint
 from purejaxdqn.testing.cases import NUM_CASES, Answers, Bench, Cases, random_cases
 from purejaxdqn.testing.distributions import check_distribution
+from purejaxdqn.testing.fixed_points import Bootstrap, FixedPoint
 from purejaxdqn.testing.mdps import NUM_ACTIONS
 from purejaxdqn.testing.naming import Formula, name_target
 from purejaxdqn.testing.penalties import check_penalty, check_priority
@@ -315,7 +315,7 @@ def _reward(bench: Bench, cases: Cases) -> str:
 
 
 def _discount(bench: Bench, cases: Cases, bootstrap: Bootstrap) -> str:
-    names = {"target": ("q_t",), "online": ("q_t_online",), "both": ("q_t", "q_t_online")}
+    names = {"target": ("q_t",), "online": ("q_t_selector",), "both": ("q_t", "q_t_selector")}
     raised = cases.shifted(**dict.fromkeys(names[bootstrap], 1.0))
     change = _loss_change(bench, raised, cases.shifted(r_t=cases.discount_t))
     if change < 1e-6:
@@ -338,7 +338,7 @@ def _discount(bench: Bench, cases: Cases, bootstrap: Bootstrap) -> str:
 
 
 def _nothing(bench: Bench, cases: Cases) -> str:
-    change = _loss_change(bench, cases, cases.shifted(q_t=1.0, q_t_online=1.0))
+    change = _loss_change(bench, cases, cases.shifted(q_t=1.0, q_t_selector=1.0))
     return expect(
         change < 1e-6,
         f"{change:.1e}",
@@ -362,11 +362,11 @@ def _bootstrap(
 
     if bootstrap == "target":
         message = (
-            "the target takes values of the online network (params, q_t_online), which may pick an "
-            "action but not judge it: they belong to the target network (target_params, q_t). "
+            "the target takes values of the online network (params, q_t_selector), which may pick "
+            "an action but not judge it: they belong to the target network (target_params, q_t). "
             "Where that is meant: bootstrap='online'"
         )
-        still("1 more of all q_t_online", cases.shifted(q_t_online=1.0), message)
+        still("1 more of all q_t_selector", cases.shifted(q_t_selector=1.0), message)
     if bootstrap == "online":
         message = (
             "it uses target_params although it is said to do without a target network "

@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
 import optax
 
-from purejaxdqn.training.diagnostics import DIAGNOSTICS
 from purejaxdqn.training.exploration import Schedule
-from purejaxdqn.training.settings import DQNConfig, PQNConfig
+from purejaxdqn.training.settings import reserved_names
 from purejaxdqn.types import (
     Array,
     ConfigError,
@@ -22,14 +20,6 @@ from purejaxdqn.types import (
     Network,
     Params,
     Transition,
-)
-
-# Names that a results file has for something else: no metric of a loss may have one of them.
-RESERVED_METRICS = frozenset(
-    {"loss", "evaluation_return", "final_return", "training_return", "num_updates"}
-    | {"gymnasium_return", "step", "seed", "episode"}
-    | set(DIAGNOSTICS)
-    | {field.name for config in (DQNConfig, PQNConfig) for field in dataclasses.fields(config)}
 )
 
 MakeOptimizer = Callable[[Schedule], optax.GradientTransformation]
@@ -104,7 +94,7 @@ def make_learner(
       The `Learner`. Its metrics are the loss function's own, averaged over the batch, and `loss`.
 
     Raises:
-      ConfigError: from `update`, if a metric has one of the `RESERVED_METRICS` for its name.
+      ConfigError: from `update`, if a metric has one of the `reserved_names`.
     """
 
     def init(key: Array, obs: Array) -> LearnerState:
@@ -136,7 +126,7 @@ def make_learner(
         state: LearnerState, transition: Transition, key: Array, weights: Array | None = None
     ) -> tuple[LearnerState, Array, dict[str, Array]]:
         (loss, output), grads = differentiate(state, transition, key, weights)
-        if reserved := RESERVED_METRICS & set(output.metrics):
+        if reserved := reserved_names() & set(output.metrics):
             raise ConfigError(
                 f"the loss has a metric named {', '.join(sorted(reserved))}, which names something "
                 "else in results: rename it"

@@ -1,58 +1,379 @@
-"""The settings of a run, and the rules that they keep."""
+"""Declares the settings of a run, each once: type, default, help, range, way into programs.
+
+A class of settings is a frozen dataclass derived from `RunConfig`. It is a pytree. Its floats are
+the leaves: they enter a compiled program as arguments, so that `jax.vmap` sweeps them. All other
+settings are static: a program is compiled for each of their values.
+"""
 
 from __future__ import annotations
 
 import dataclasses
 import functools
 import sys
+import types
 import typing
-from collections.abc import Iterator
-from typing import Any, Literal
+from collections.abc import Iterator, Mapping
+from typing import Any, Literal, NamedTuple
 
+import jax
 import numpy as np
 
 from purejaxdqn import environments
+from purejaxdqn.training.diagnostics import DIAGNOSTICS
 from purejaxdqn.types import ConfigError
+
+GROUPS = ("run", "agent", "exploration", "replay", "network", "evaluation")  # as help shows them
+Group = Literal["run", "agent", "exploration", "replay", "network", "evaluation"]
+Condition = Mapping[str, Any]  # settings by name, with the value that each has to have
+
+_SINGLE = np.finfo(np.float32)  # the precision in which floats enter a program
+_LARGEST_INT = 2**31 - 1
+_WIDEST = 10**6  # units of a layer
+_MOST_EVALUATIONS = 10**5  # of a run; they are kept one by one
+
+
+class Setting(NamedTuple):
+    """What is declared of a setting.
+
+    Attributes:
+      name: of the field.
+      type: bool, int, float, str, `tuple[int, ...]` or a `Literal`.
+      default: its value where none is given.
+      help: what it is, with its unit.
+      group: the heading that `--help` shows it under.
+      at_least: the smallest number allowed.
+      at_most: the largest number allowed.
+      above: a number that the value must exceed, also in single precision.
+      remedy: what to do about a value that is not allowed.
+      is_traced: whether it is an argument of the compiled program; static otherwise.
+      read_if: the setting is read where one of these conditions holds; always without any.
+    """
+
+    name: str
+    type: Any
+    default: Any
+    help: str = ""
+    group: Group = "agent"
+    at_least: float | None = None
+    at_most: float | None = None
+    above: float | None = None
+    remedy: str = ""
+    is_traced: bool = False
+    read_if: tuple[Condition, ...] = ()
+
+    def problem(self, value: Any) -> str | None:
+        """Says what is wrong with a value and what is allowed; None where nothing is wrong."""
+        if self.type is bool:
+            return None if isinstance(value, bool) else f"{self} ({value!r}) must be True or False"
+        if self.type is int:
+            return self._problem_of_int(value)
+        if self.type is float:
+            return self._problem_of_float(value)
+        if self.type is str:
+            return None if isinstance(value, str) else f"{self} ({value!r}) must be a name"
+        if typing.get_origin(self.type) is Literal:
+            allowed = typing.get_args(self.type)
+            if value not in allowed:
+                return f"{self} ({value!r}) must be one of {', '.join(map(str, allowed))}"
+            return None
+        if not isinstance(value, tuple) or not all(
+            type(size) is int and size > 0 for size in value
+        ):
+            return f"{self} ({value!r}) must be a tuple of whole numbers of at least 1"
+        if max(value, default=0) > _WIDEST:
+            return f"{self} ({value!r}) must be at most {_WIDEST:,} each"
+        return None
+
+    def read_only_where(self) -> str:
+        """Says in words where the setting is read, such as "prioritised"; empty for everywhere."""
+
+        def words(condition: Condition) -> str:
+            parts = []
+            for name, value in condition.items():
+                values = value if isinstance(value, tuple) else (value,)
+                shown = " or ".join(map(str, values))
+                parts.append(name if value is True else f"{name} {shown}")
+            return " and ".join(parts)
+
+        return ", or ".join(map(words, self.read_if))
+
+    def is_read(self, config: RunConfig) -> bool:
+        """Says whether the other settings leave this one any effect."""
+
+        def holds(condition: Condition) -> bool:
+            return all(
+                getattr(config, name) in (wanted if isinstance(wanted, tuple) else (wanted,))
+                for name, wanted in condition.items()
+            )
+
+        return not self.read_if or any(map(holds, self.read_if))
+
+    def __str__(self) -> str:
+        return self.name
+
+    def _problem_of_int(self, value: Any) -> str | None:
+        least = 1 if self.at_least is None else self.at_least
+        if isinstance(value, bool) or not isinstance(value, int):
+            return f"{self} ({value!r}) must be a whole number of at least {least}"
+        if value < least:
+            whole = "a whole number of " if least == 1 else ""
+            return f"{self} ({value!r}) must be {whole}at least {least}{self._remedy()}"
+        if self.at_most is not None and value > self.at_most:
+            return f"{self} ({value}) must be at most {self.at_most}{self._remedy()}"
+        if value > _LARGEST_INT:
+            return f"{self} ({value}) must be at most {_LARGEST_INT}: counters are 32 bits wide"
+        return None
+
+    def _problem_of_float(self, value: Any) -> str | None:
+        if isinstance(value, bool) or not isinstance(value, (int, float, np.number)):
+            return f"{self} ({value!r}) must be a number"
+        if isinstance(value, int) and abs(value) > sys.float_info.max:
+            return f"{self} must be at most {sys.float_info.max:.1e}"
+        largest = float(_SINGLE.max)
+        low, high = self.at_least, self.at_most
+        if self.above is not None:
+            low = float(np.nextafter(np.float32(self.above), np.float32(np.inf)))
+            low = max(low, float(_SINGLE.tiny)) if self.above == 0 else low
+        if (-largest if low is None else low) <= value <= (largest if high is None else high):
+            return None
+        return f"{self} ({value}) must {self._allowed(low, high)}{self._remedy()}"
+
+    def _allowed(self, low: float | None, high: float | None) -> str:
+        """Says which floats are allowed; `low` is the least one, also where `above` is declared."""
+        single = "also in single precision"
+        if self.above is None:
+            if low is not None and high is not None:
+                return f"lie between {low:g} and {high:g}"
+            limits = [] if low is None else [f"at least {low:g}"]
+            limits += [] if high is None else [f"at most {high:g}"]
+            return f"be {' and '.join(limits or ['finite'])}, {single} (up to {_SINGLE.max:.1e})"
+        positive = "positive" if self.above == 0 else f"above {self.above:g}"
+        if high == np.inf:
+            return f"be {positive}, {single} (from {low:.1e})"
+        if high is not None:
+            return f"be above {self.above:g} (from {low:.1e}) and at most {high:g}"
+        return (
+            f"be {positive} and finite, such as {self.default:g}, {single} ({low:.1e} to "
+            f"{_SINGLE.max:.1e})"
+        )
+
+    def _remedy(self) -> str:
+        return f": {self.remedy}" if self.remedy else ""
+
+
+def setting(
+    default: Any,
+    help: str,
+    *,
+    group: Group = "agent",
+    at_least: float | None = None,
+    at_most: float | None = None,
+    above: float | None = None,
+    remedy: str = "",
+    static: bool | None = None,
+    read_if: Condition | tuple[Condition, ...] = (),
+) -> Any:
+    """Declares a setting, as the default of a dataclass field.
+
+    Args:
+      default: its value where none is given.
+      help: what it is, with its unit; where it is read follows from `read_if`.
+      group: the heading that `--help` shows it under.
+      at_least: the smallest number allowed; whole numbers start at 1 without it.
+      at_most: the largest number allowed; infinity allows infinity.
+      above: a number that the value must exceed, also in single precision.
+      remedy: what to do about a value that is not allowed, if the range does not say it.
+      static: whether a program is compiled for each value. By default floats are arguments of the
+        compiled program, and everything else is static; only floats can be arguments.
+      read_if: settings by name with the value, or a tuple of values, that each has to have for this
+        one to be read; a tuple of such conditions asks for any of them.
+
+    Returns:
+      The field.
+    """
+    conditions = (read_if,) if isinstance(read_if, Mapping) else read_if
+    declared = {
+        "help": help,
+        "group": group,
+        "at_least": at_least,
+        "at_most": at_most,
+        "above": above,
+        "remedy": remedy,
+        "read_if": conditions,
+    }
+    return dataclasses.field(default=default, metadata={"declared": declared, "static": static})
+
+
+def settings_of(kind: type[RunConfig]) -> dict[str, Setting]:
+    """Gives what is declared of each setting of a class, by name.
+
+    Raises:
+      ConfigError: for a field without a default, or of a type that a setting cannot have.
+    """
+    untyped: Any = kind  # mypy takes no class of frozen dataclasses for hashable
+    return _settings_of(untyped)
+
+
+@functools.cache
+def _settings_of(kind: Any) -> dict[str, Setting]:
+    hints = typing.get_type_hints(kind)
+    found = {}
+    for field in dataclasses.fields(kind):
+        annotation = hints[field.name]
+        is_simple = annotation in (bool, int, float, str, tuple[int, ...])
+        if not is_simple and typing.get_origin(annotation) is not Literal:
+            raise ConfigError(
+                f"{kind.__name__}.{field.name} ({annotation}) must be of type bool, int, float, "
+                "str, tuple[int, ...] or Literal"
+            )
+        if field.default is dataclasses.MISSING:
+            raise ConfigError(
+                f"{kind.__name__}.{field.name} must have a default: give it one, as every setting "
+                "has"
+            )
+        metadata = _declaration(kind, field.name)
+        static = metadata.get("static")
+        if static is False and annotation is not float:
+            raise ConfigError(
+                f"{kind.__name__}.{field.name} (static=False) must be a float to be an argument of "
+                "the compiled program: leave static out"
+            )
+        found[field.name] = Setting(
+            field.name,
+            annotation,
+            field.default,
+            is_traced=annotation is float and not static,
+            **metadata.get("declared", {}),
+        )
+    return found
+
+
+def _declaration(kind: type[RunConfig], name: str) -> Mapping[str, Any]:
+    """Gives what was declared of a field, by the class itself or by the nearest parent."""
+    for base in kind.__mro__:
+        field = vars(base).get("__dataclass_fields__", {}).get(name)
+        if field is not None and "declared" in field.metadata:
+            return field.metadata  # type: ignore[no-any-return]
+    return {}
+
+
+_KINDS: dict[str, type[RunConfig]] = {}  # every class of settings that was used, by its whole name
+
+
+@functools.cache
+def _register(kind: type[RunConfig]) -> None:
+    """Makes a class of settings a pytree whose leaves are its traced settings.
+
+    Raises:
+      ConfigError: if it declares settings but is no frozen dataclass.
+    """
+    is_dataclass = "__dataclass_fields__" in vars(kind)
+    own = vars(kind).get("__annotations__", {})
+    if (own and not is_dataclass) or not kind.__dataclass_params__.frozen:  # type: ignore[attr-defined]
+        raise ConfigError(
+            f"{kind.__name__} must be a frozen dataclass: put @dataclasses.dataclass(frozen=True) "
+            "above the class"
+        )
+    declared = settings_of(kind)
+    jax.tree_util.register_dataclass(
+        kind,
+        data_fields=[name for name, one in declared.items() if one.is_traced],
+        meta_fields=[name for name, one in declared.items() if not one.is_traced],
+    )
+    _KINDS[name_of_kind(kind)] = kind
+
+
+def name_of_kind(kind: type[RunConfig]) -> str:
+    """Gives the name that files have for a class of settings."""
+    is_own = kind.__module__.split(".")[0] == __name__.split(".")[0]
+    return kind.__name__ if is_own else f"{kind.__module__}.{kind.__qualname__}"
+
+
+def known_kinds() -> Mapping[str, type[RunConfig]]:
+    """Gives every class of settings that this process has used, by `name_of_kind`."""
+    return types.MappingProxyType(_KINDS)
 
 
 @dataclasses.dataclass(frozen=True)
 class RunConfig:
     """What every training run sets, whatever it learns by; all that sweeps and reports ask for.
 
-    Floats may be swept within one compiled program; the others set shapes and lengths.
+    A class of one's own derives from this one, or from `DQNConfig` or `PQNConfig`, and declares its
+    settings with `setting`. A plain default changes the parent's default and nothing else. For a
+    new name it declares a setting without help or range.
     """
 
-    env: str = "CartPole-v1"
-    """The environment, by its gymnasium name."""
-    total_steps: int = 100_000
-    """Environment steps per seed, over all its environments, from the first one on."""
-    num_envs: int = 4
-    """Environments stepped side by side within one seed."""
-    hidden_sizes: tuple[int, ...] = (128, 128)
-    """Widths of the network's hidden layers."""
-    layer_norm: bool = False
-    """Whether hidden layers are normalised before their ReLU."""
-    discount: float = 0.99
-    """Gamma, per step of one environment."""
-    learning_rate: float = 3e-4
-    """The optimiser's step size at the first gradient step."""
-    learning_rate_end_fraction: float = 0.05
-    """Fraction of learning_rate left at the last gradient step, falling linearly; 1: constant."""
-    adam_epsilon: float = 1e-3
-    """What Adam, or RAdam, adds to its denominator; larger ones keep small gradients small."""
-    max_grad_norm: float = 10.0
-    """Gradients are scaled down to this global norm; inf never does."""
-    epsilon_start: float = 1.0
-    """Probability of a random action at first."""
-    epsilon_end: float = 0.04
-    """Probability of a random action once exploration has decayed."""
-    epsilon_fraction: float = 0.2
-    """Fraction of total_steps over which epsilon falls in a straight line."""
-    eval_interval: int = 5_000
-    """Environment steps between evaluations; one before learning and one at the end come on top,
-    and are the only ones if this is longer than the run."""
-    eval_episodes: int = 100
-    """Greedy episodes per evaluation and seed; their steps do not count as training."""
+    agent: str = setting("", "The named agent that the settings belong to.", group="run")
+    env: str = setting("CartPole-v1", "The environment, by its name.", group="run")
+    total_steps: int = setting(
+        100_000,
+        "Environment steps per seed, over all its environments, from the first one on.",
+        group="run",
+    )
+    num_envs: int = setting(4, "Environments stepped side by side within one seed.", group="run")
+    hidden_sizes: tuple[int, ...] = setting(
+        (128, 128), "Widths of the network's hidden layers.", group="network"
+    )
+    layer_norm: bool = setting(
+        False, "Whether hidden layers are normalised before their ReLU.", group="network"
+    )
+    discount: float = setting(0.99, "Gamma, per step of one environment.", at_least=0, at_most=1)
+    learning_rate: float = setting(
+        3e-4, "The optimiser's step size at the first gradient step.", above=0
+    )
+    learning_rate_end_fraction: float = setting(
+        0.05,
+        "Fraction of learning_rate left at the last gradient step, falling linearly; 1: constant.",
+        at_least=0,
+        at_most=1,
+    )
+    adam_epsilon: float = setting(
+        1e-3,
+        "What Adam, or RAdam, adds to its denominator; larger ones keep small gradients small.",
+        above=0,
+    )
+    max_grad_norm: float = setting(
+        10.0,
+        "Gradients are scaled down to this global norm; inf never does.",
+        above=0,
+        at_most=np.inf,
+        remedy="inf turns clipping off",
+    )
+    epsilon_start: float = setting(
+        1.0, "Probability of a random action at first.", group="exploration", at_least=0, at_most=1
+    )
+    epsilon_end: float = setting(
+        0.04,
+        "Probability of a random action once exploration has decayed.",
+        group="exploration",
+        at_least=0,
+        at_most=1,
+    )
+    epsilon_fraction: float = setting(
+        0.2,
+        "Fraction of total_steps over which epsilon falls in a straight line.",
+        group="exploration",
+        at_least=0,
+        at_most=1,
+    )
+    eval_interval: int = setting(
+        5_000,
+        "Environment steps between evaluations; one before learning and one at the end come on "
+        "top, and are the only ones if this is longer than the run.",
+        group="evaluation",
+    )
+    eval_episodes: int = setting(
+        100,
+        "Greedy episodes per evaluation and seed; their steps do not count as training.",
+        group="evaluation",
+    )
+
+    def __post_init__(self) -> None:
+        kind: Any = type(self)
+        _register(kind)
+        if "agent" not in vars(kind) and self.agent == kind.agent:
+            # A class of one's own has its parent's default, and not its parent's name.
+            object.__setattr__(self, "agent", "")
 
     @property
     def prefill_steps(self) -> int:
@@ -62,12 +383,12 @@ class RunConfig:
     @property
     def steps_per_update(self) -> int:
         """Environment steps (of all environments) between rounds of updates."""
-        raise NotImplementedError
+        return self.num_envs
 
     @property
     def updates_per_iteration(self) -> int:
         """Gradient steps in each round of updates."""
-        raise NotImplementedError
+        return 1
 
     @property
     def num_iterations(self) -> int:
@@ -85,16 +406,41 @@ class RunConfig:
         Raises:
           ConfigError: with every setting at fault, its value, what is allowed, and the remedy.
         """
-        problems = [*_range_problems(self)]
+        declared = settings_of(type(self)).values()
+        problems = [p for one in declared if (p := one.problem(getattr(self, one.name)))]
         if not problems:  # the relations below divide by these numbers
-            problems = [*_evaluation_problems(self), *self._relation_problems()]
+            problems = [*self.problems_together()]
         if problems:
             raise ConfigError("\n".join(problems))
         environments.make(self.env)
 
-    def _relation_problems(self) -> Iterator[str]:
-        """What settings that are allowed each by itself make wrong together."""
-        raise NotImplementedError
+    def problems_together(self) -> Iterator[str]:
+        """Yields what settings that are allowed each by itself make wrong together."""
+        if self.total_steps // self.eval_interval > _MOST_EVALUATIONS:
+            yield (
+                f"eval_interval ({self.eval_interval}) makes more than {_MOST_EVALUATIONS:,} "
+                f"evaluations of total_steps ({self.total_steps}): raise it"
+            )
+
+    def not_a_multiple(self, name: str, of: str, base: int) -> Iterator[str]:
+        """Yields what is wrong with a setting that is no multiple of a number, called `of`."""
+        value = getattr(self, name)
+        if value % base:
+            below, above = value // base * base, (value // base + 1) * base
+            nearest = f"{below} or {above}" if below else f"{above}"
+            yield f"{name} ({value}) must be a multiple of {of} ({base}): try {nearest}"
+
+    def iteration_problems(self, of: str) -> Iterator[str]:
+        """Yields what keeps a run from being whole iterations, whose length is called `of`."""
+        # So that every multiple of eval_interval, and the last step, fall on the end of an
+        # iteration.
+        for name in ("eval_interval", "prefill_steps", "total_steps"):
+            yield from self.not_a_multiple(name, of, self.steps_per_update)
+        if self.num_updates > _LARGEST_INT:
+            yield (
+                f"the gradient steps of the run ({self.num_updates}) must be at most "
+                f"{_LARGEST_INT}: lower total_steps or the gradient steps of each iteration"
+            )
 
 
 def ensure_kind(config: Any, kind: type[RunConfig]) -> None:
@@ -110,305 +456,14 @@ def ensure_kind(config: Any, kind: type[RunConfig]) -> None:
         )
 
 
-@functools.cache
-def _type_hints(kind: Any) -> dict[str, Any]:  # slow, and wanted for each of many runs
-    return typing.get_type_hints(kind)
-
-
-def field_types(kind: Any) -> dict[str, Any]:
-    """The types of a settings' class by name, also where the annotations are strings."""
-    hints = _type_hints(kind)
-    return {field.name: hints[field.name] for field in dataclasses.fields(kind)}
-
-
-def float_fields(config: RunConfig) -> tuple[str, ...]:
-    """The settings that enter a compiled program as arguments, and so can be swept within one."""
-    return tuple(name for name, kind in field_types(type(config)).items() if kind is float)
-
-
-@dataclasses.dataclass(frozen=True)
-class DQNConfig(RunConfig):
-    """Every setting of DQN and its extensions."""
-
-    steps_per_update: int = 4
-    """Environment steps (of all environments) between rounds of updates; a multiple of num_envs."""
-    updates_per_iteration: int = 1
-    """Gradient steps in each round of updates."""
-    prefill_steps: int = 1_000
-    """Environment steps of uniformly random play before anything is learned."""
-    replay_capacity: int = 10_000
-    """Transitions that the replay holds; the oldest are dropped."""
-    batch_size: int = 128
-    """Transitions per gradient step."""
-    sample_with_replacement: bool = True
-    """Whether a batch may hold a transition twice; without, sampling takes batch_size^2 steps."""
-    prioritised: bool = False
-    """Whether transitions are replayed in proportion to their priorities, and not uniformly."""
-    priority_exponent: float = 0.5
-    """How much priorities count: 0 samples uniformly, 1 in proportion (prioritised replay only)."""
-    importance_exponent: float = 0.4
-    """How far sampling by priority is corrected for at the first gradient step; rises in a straight
-    line to 1, wholly, where the run ends (prioritised replay only)."""
-    representation: Literal[
-        "values", "categorical", "quantile", "implicit_quantile", "proposed_quantile"
-    ] = "values"
-    """What the network says of an action: its value, or its returns' distribution on fixed atoms
-    (C51), by fixed quantiles (QR-DQN), by drawn ones (IQN), or by proposed ones (FQF)."""
-    num_atoms: int = 51
-    """Atoms of the categorical representation."""
-    value_min: float = 0.0
-    """The lowest atom: the least discounted return there may be."""
-    value_max: float = 100.0
-    """The highest atom: the greatest discounted return there may be."""
-    num_quantiles: int = 32
-    """Quantiles of the three quantile representations."""
-    num_cosines: int = 64
-    """Cosines by which a fraction is told to the network (implicit_quantile and proposed_quantile).
-    """
-    fraction_learning_rate: float = 1e-4
-    """RMSprop's step size at first for the layer that proposes fractions; falls as learning_rate
-    does (proposed_quantile only)."""
-    dueling: bool = False
-    """Whether the network is split into a state's value and the actions' advantages."""
-    head_sizes: tuple[int, ...] = ()
-    """Widths of hidden layers between features and outputs: a set in each stream of a dueling
-    network, and behind the embedding of fractions (implicit_quantile and proposed_quantile)."""
-    noisy: bool = False
-    """Whether the network's weights are noisy, and explore in epsilon's place."""
-    td_error: Literal[
-        "q_learning",
-        "double_q_learning",
-        "expected_sarsa",
-        "soft_q_learning",
-        "persistent_advantage_learning",
-    ] = "double_q_learning"
-    """How the target is formed; of a distribution, whether its next action is picked as in
-    double_q_learning or as in q_learning."""
-    munchausen: bool = False
-    """Whether the reward is raised by the log-probability of the action taken, with a soft target
-    in place of td_error (values and quantiles only)."""
-    munchausen_coefficient: float = 0.9
-    """How much of that log-probability is added (munchausen only)."""
-    advantage_coefficient: float = 0.9
-    """How much of the gap to the best action is taken off (persistent_advantage_learning only)."""
-    temperature: float = 0.03
-    """Of the soft targets: how much entropy counts (soft_q_learning and munchausen only)."""
-    penalty: Literal["squared", "huber", "masked_squared"] = "squared"
-    """What is minimised of the TD error: half its square, the Huber loss, or the mean square over
-    all outputs with all but the taken action's masked (2 / num_actions times the first); of
-    values only."""
-    huber_threshold: float = 1.0
-    """Error from which on the Huber loss grows linearly (penalty huber, and quantiles)."""
-    n_step: int = 5
-    """Steps of one environment that a transition spans: so many rewards before the bootstrap."""
-    optimizer: Literal["adam", "rmsprop"] = "adam"
-    """Adam, or RMSprop with Keras's constants (decay 0.9, epsilon 1e-7, no momentum)."""
-    target_period: int = 50
-    """Gradient steps between two updates of the target network; 1 bootstraps from the current
-    weights, as without a target network."""
-    target_step_size: float = 1.0
-    """How far an update goes towards the online network: 1 copies it, less is Polyak averaging."""
-    epsilon_schedule: Literal["linear", "multiplicative"] = "linear"
-    """How epsilon, the probability of a random action, falls from epsilon_start to epsilon_end: in
-    a straight line from step 0, or by a factor at each step after the prefill."""
-    epsilon_decay: float = 0.999
-    """Factor on epsilon per environment step (multiplicative schedule only)."""
-
-    def _relation_problems(self) -> Iterator[str]:
-        return _dqn_problems(self)
-
-
-@dataclasses.dataclass(frozen=True)
-class PQNConfig(RunConfig):
-    """Every setting of PQN."""
-
-    total_steps: int = 500_000
-    num_envs: int = 10
-    hidden_sizes: tuple[int, ...] = (64, 64)
-    layer_norm: bool = True
-    adam_epsilon: float = 1e-5
-    learning_rate: float = 2.5e-3
-    eval_interval: int = 25_000
-    num_steps: int = 50
-    """Steps of each environment between rounds of updates."""
-    num_epochs: int = 4
-    """Times that a round of updates goes through all that was played since the one before."""
-    num_minibatches: int = 2
-    """Gradient steps in each epoch; num_envs * num_steps transitions are dealt out to them."""
-    q_lambda: float = 0.9
-    """Lambda of the Q(lambda) returns: 0 bootstraps after one step, 1 where the episode or the
-    rollout ends."""
-
-    @property
-    def steps_per_update(self) -> int:
-        """Environment steps (of all environments) between rounds of updates."""
-        return self.num_envs * self.num_steps
-
-    @property
-    def updates_per_iteration(self) -> int:
-        """Gradient steps in each round of updates."""
-        return self.num_epochs * self.num_minibatches
-
-    def _relation_problems(self) -> Iterator[str]:
-        per_iteration = self.steps_per_update
-        yield from _iteration_problems(self, "num_envs * num_steps")
-        if per_iteration % self.num_minibatches:
-            largest = min(self.num_minibatches, per_iteration)
-            nearest = next(n for n in range(largest, 0, -1) if per_iteration % n == 0)
-            yield (
-                f"num_minibatches ({self.num_minibatches}) must divide num_envs * num_steps "
-                f"({per_iteration}) without rest: try {nearest}"
-            )
-
-
-_WIDEST = 10**6  # units of a layer
-_MOST_EVALUATIONS = 10**5  # of a run; they are kept one by one
-_GREEDY_TARGETS = ("q_learning", "double_q_learning")
-# Floats by the values that they may have.
-_FRACTIONS = frozenset(
-    {"discount", "q_lambda", "epsilon_start", "epsilon_end", "epsilon_fraction", "epsilon_decay"}
-    | {"priority_exponent", "importance_exponent"}
-    | {"learning_rate_end_fraction", "munchausen_coefficient", "advantage_coefficient"}
-)
-_POSITIVE = frozenset(
-    {"learning_rate", "fraction_learning_rate", "adam_epsilon", "huber_threshold", "temperature"}
+# Names that results have for something else.
+_NAMES_OF_RESULTS = frozenset(
+    {"loss", "evaluation_return", "final_return", "training_return", "num_updates"}
+    | {"gymnasium_return", "step", "seed", "episode"}
+    | set(DIAGNOSTICS)
 )
 
 
-def _range_problems(config: RunConfig) -> Iterator[str]:
-    kinds = field_types(type(config))
-    floats = float_fields(config)
-    for name in floats:
-        value = getattr(config, name)
-        if isinstance(value, bool) or not isinstance(value, (int, float, np.number)):
-            yield f"{name} ({value!r}) must be a number"
-            return  # it cannot be compared
-        if isinstance(value, int) and abs(value) > sys.float_info.max:
-            yield f"{name} must be at most {sys.float_info.max:.1e}"
-            return
-    for name in [name for name, kind in kinds.items() if kind is bool]:
-        if not isinstance(getattr(config, name), bool):
-            yield f"{name} ({getattr(config, name)!r}) must be True or False"
-    for name in [name for name, kind in kinds.items() if kind is int]:
-        value = getattr(config, name)
-        if isinstance(value, bool) or not isinstance(value, int) or value < 1:
-            yield f"{name} ({value!r}) must be a whole number of at least 1"
-        elif value > 2**31 - 1:
-            yield f"{name} ({value}) must be at most {2**31 - 1}: counters are 32 bits wide"
-    for name in [name for name, kind in kinds.items() if kind == tuple[int, ...]]:
-        sizes = getattr(config, name)
-        if not isinstance(sizes, tuple) or not all(
-            type(size) is int and size > 0 for size in sizes
-        ):
-            yield f"{name} ({sizes!r}) must be a tuple of whole numbers of at least 1"
-        elif max(sizes, default=0) > _WIDEST:
-            yield f"{name} ({sizes!r}) must be at most {_WIDEST:,} each"
-    for name, annotation in kinds.items():
-        allowed = typing.get_args(annotation)
-        if typing.get_origin(annotation) is Literal and getattr(config, name) not in allowed:
-            yield f"{name} ({getattr(config, name)!r}) must be one of {', '.join(allowed)}"
-    for name in floats:
-        if name in _FRACTIONS and not 0 <= getattr(config, name) <= 1:
-            yield f"{name} ({getattr(config, name)}) must lie between 0 and 1"
-    single = np.finfo(np.float32)  # in which they enter the programs
-    for name in floats:
-        value = getattr(config, name)
-        if name in _POSITIVE and not float(single.tiny) <= value <= float(single.max):
-            yield (
-                f"{name} ({value}) must be positive and finite, such as 0.001, also in single "
-                f"precision ({single.tiny:.1e} to {single.max:.1e})"
-            )
-    if not config.max_grad_norm >= float(single.tiny):
-        yield (
-            f"max_grad_norm ({config.max_grad_norm}) must be positive, also in single precision "
-            f"(from {single.tiny:.1e}); inf turns clipping off"
-        )
-
-
-def _evaluation_problems(config: RunConfig) -> Iterator[str]:
-    if config.total_steps // config.eval_interval > _MOST_EVALUATIONS:
-        yield (
-            f"eval_interval ({config.eval_interval}) makes more than {_MOST_EVALUATIONS:,} "
-            f"evaluations of total_steps ({config.total_steps}): raise it"
-        )
-
-
-def _multiple(config: RunConfig, name: str, of: str, base: int) -> Iterator[str]:
-    value = getattr(config, name)
-    if value % base:
-        below, above = value // base * base, (value // base + 1) * base
-        nearest = f"{below} or {above}" if below else f"{above}"
-        yield f"{name} ({value}) must be a multiple of {of} ({base}): try {nearest}"
-
-
-def _iteration_problems(config: RunConfig, of: str) -> Iterator[str]:
-    """Whether a run is so many whole iterations, each of `steps_per_update` as `of` calls them."""
-    # So that every multiple of eval_interval, and the last step, fall on the end of an iteration.
-    for name in ("eval_interval", "prefill_steps", "total_steps"):
-        yield from _multiple(config, name, of, config.steps_per_update)
-    if config.num_updates > 2**31 - 1:
-        yield (
-            f"the gradient steps of the run ({config.num_updates}) must be at most {2**31 - 1}: "
-            "lower total_steps or the gradient steps of each iteration"
-        )
-
-
-def _dqn_problems(config: DQNConfig) -> Iterator[str]:
-    single = np.finfo(np.float32)  # in which floats enter the programs
-    if not float(single.tiny) <= config.target_step_size <= 1:
-        yield (
-            f"target_step_size ({config.target_step_size}) must be above 0 (from "
-            f"{single.tiny:.1e}) and at most 1: "
-            "1 copies the online network"
-        )
-    limits = (config.value_min, config.value_max)
-    finite = max(map(abs, limits)) <= float(single.max)
-    if not (finite and np.float32(limits[0]) < np.float32(limits[1])):
-        yield (
-            f"value_min ({config.value_min}) must be finite and below value_max "
-            f"({config.value_max}), also in single precision"
-        )
-    if config.num_atoms < 2:
-        yield f"num_atoms ({config.num_atoms}) must be at least 2"
-    if config.munchausen and config.representation == "categorical":
-        yield (
-            "munchausen needs a representation of values or quantiles: with 'categorical' its soft "
-            "target would leave the atoms"
-        )
-    if config.representation != "values" and config.td_error not in _GREEDY_TARGETS:
-        yield (
-            f"td_error ({config.td_error!r}) must be one of {', '.join(_GREEDY_TARGETS)} with "
-            f"representation {config.representation!r}"
-        )
-    if config.prioritised and not config.sample_with_replacement:
-        yield "prioritised replay samples with replacement: leave sample_with_replacement True"
-    for name in ("steps_per_update", "prefill_steps", "replay_capacity"):
-        yield from _multiple(config, name, "num_envs", config.num_envs)
-    yield from _iteration_problems(config, "steps_per_update")
-    if config.batch_size > config.replay_capacity:
-        yield (
-            f"batch_size ({config.batch_size}) must be at most replay_capacity "
-            f"({config.replay_capacity}): lower the one or raise the other"
-        )
-    if config.batch_size > config.prefill_steps:
-        yield (
-            f"batch_size ({config.batch_size}) must be at most prefill_steps "
-            f"({config.prefill_steps}): learning starts when the prefill is over"
-        )
-    max_rows = config.replay_capacity // config.num_envs
-    if config.n_step > max_rows:
-        yield (
-            f"n_step ({config.n_step}) must be at most replay_capacity / num_envs ({max_rows}): "
-            "the replay would never hold a whole transition"
-        )
-    if config.prefill_steps >= config.total_steps:
-        yield (
-            f"prefill_steps ({config.prefill_steps}) must be below total_steps "
-            f"({config.total_steps}): nothing would be learned"
-        )
-    if config.target_period > max(config.num_updates, 1):
-        yield (
-            f"target_period ({config.target_period} gradient steps) must be at most the "
-            f"{config.num_updates} gradient steps of the run: the target network would never be "
-            "updated"
-        )
+def reserved_names() -> frozenset[str]:
+    """Gives the names that no metric of a loss may have: those of results, and of every setting."""
+    return _NAMES_OF_RESULTS.union(*map(settings_of, _KINDS.values()))

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
-import importlib
 import json
 from collections.abc import Callable, Sequence
 from typing import Any, Literal, get_args, get_origin
@@ -12,23 +10,27 @@ import numpy as np
 from scipy import stats
 
 from purejaxdqn.storage import results
-from purejaxdqn.training.settings import DQNConfig, PQNConfig, RunConfig, field_types
+from purejaxdqn.training.settings import (
+    RunConfig,
+    Setting,
+    known_kinds,
+    name_of_kind,
+    settings_of,
+)
 from purejaxdqn.types import ConfigError
 
-CONFIGS: dict[str, type[RunConfig]] = {"DQNConfig": DQNConfig, "PQNConfig": PQNConfig}
 _DISTRIBUTIONS: dict[str, Callable[[float, float], Any]] = {
     "uniform": lambda low, high: stats.uniform(low, high - low),
     "loguniform": stats.loguniform,
 }
 
 
-def parse(name: str, text: str, kind: type[RunConfig]) -> Any:
-    """A value of a setting, or a distribution over its values, as written on a command line.
+def parse(setting: Setting, text: str) -> Any:
+    """Reads a value of a setting, or a distribution over its values, as a command line has it.
 
     Args:
-      name: the setting.
+      setting: what is declared of it.
       text: such as "1e-3", "64x64", "true", or "loguniform:1e-5:1e-2".
-      kind: the settings' class.
 
     Returns:
       The value, or a frozen distribution of `scipy.stats`.
@@ -36,43 +38,31 @@ def parse(name: str, text: str, kind: type[RunConfig]) -> Any:
     Raises:
       ConfigError: if it is neither.
     """
-    annotation = field_types(kind)[name]
+    name, annotation = setting.name, setting.type
     word, *limits = text.split(":")
     if annotation is float and limits:
         return _distribution(name, text, word, limits)
-    wanted: dict[Any, str] = {float: "a number, or a distribution such as loguniform:1e-5:1e-2"}
-    wanted |= {int: "a whole number", bool: "true or false", str: "a name"}
-    wanted |= {tuple[int, ...]: "whole numbers with x between them, such as 64x64"}
-    try:
-        if annotation is bool:
-            return {"true": True, "false": False}[text.lower()]
-        if annotation is int:
-            return int(text.replace("_", ""))
-        if annotation is float:
-            return float(text)
-        if get_origin(annotation) is tuple:
-            return tuple(int(part) for part in text.split("x"))
-        if get_origin(annotation) is Literal and text not in get_args(annotation):
+    if get_origin(annotation) is Literal:
+        if text not in get_args(annotation):
             raise ConfigError(f"{name} ({text!r}) must be one of {', '.join(get_args(annotation))}")
         return text
-    except (ValueError, KeyError) as error:
-        raise (
-            error
-            if isinstance(error, ConfigError)
-            else ConfigError(f"{name} ({text!r}) must be {wanted[annotation]}")
-        ) from None
+    read, wanted = _READERS[annotation]
+    try:
+        return read(text)
+    except (ValueError, KeyError):
+        raise ConfigError(f"{name} ({text!r}) must be {wanted}") from None
 
 
-def _kind(name: str) -> type[RunConfig]:
-    """A class of settings, by the name that `config_to_json` gives it."""
-    module, _, attribute = name.rpartition(".")
-    with contextlib.suppress(Exception):  # whatever a user's module may raise
-        found = CONFIGS.get(name) or getattr(importlib.import_module(module), attribute)
-        if isinstance(found, type) and issubclass(found, RunConfig):
-            return found
-    raise ConfigError(
-        f"the settings' class {name} cannot be imported: give it, to rerun as config_class"
-    )
+_READERS: dict[Any, tuple[Callable[[str], Any], str]] = {
+    bool: (lambda text: {"true": True, "false": False}[text.lower()], "true or false"),
+    int: (lambda text: int(text.replace("_", "")), "a whole number"),
+    float: (float, "a number, or a distribution such as loguniform:1e-5:1e-2"),
+    str: (str, "a name"),
+    tuple[int, ...]: (
+        lambda text: tuple(int(part) for part in text.split("x")),
+        "whole numbers with x between them, such as 64x64",
+    ),
+}
 
 
 def _distribution(name: str, text: str, word: str, limits: Sequence[str]) -> Any:
@@ -95,44 +85,46 @@ def _distribution(name: str, text: str, word: str, limits: Sequence[str]) -> Any
 
 
 def by_name(config: RunConfig) -> dict[str, Any]:
-    """All settings by name, as they are."""
-    return {name: getattr(config, name) for name in field_types(type(config))}
+    """Gives all settings by name, as they are."""
+    return {name: getattr(config, name) for name in settings_of(type(config))}
 
 
 def config_to_json(config: RunConfig) -> str:
-    """All settings as JSON, for `config_from_json`; settings of a class of one's own too."""
-    kind = type(config)
-    is_own = CONFIGS.get(kind.__name__) is kind
-    name = kind.__name__ if is_own else f"{kind.__module__}.{kind.__qualname__}"
-    facts = {**by_name(config), "kind": name}
+    """Writes all settings as JSON, for `config_from_json`."""
+    facts = {**by_name(config), "kind": name_of_kind(type(config))}
     return json.dumps(results.jsonable(facts), allow_nan=False)
 
 
 def config_from_json(text: str, kind: type[RunConfig] | None = None) -> RunConfig:
-    """What `config_to_json` wrote.
+    """Reads what `config_to_json` wrote.
 
     Args:
       text: JSON.
-      kind: the settings' class; by default the one that the text names.
+      kind: the class of the settings; by default the one that the text names, which this process
+        must have used: nothing is imported because a file names it.
 
     Raises:
-      ConfigError: for settings of a class that cannot be imported, or does not have these.
+      ConfigError: for settings of a class that is not known here, or that does not have these.
     """
     facts = json.loads(text)
     name = facts.pop("kind")
-    kind = _kind(name) if kind is None else kind
-    types = field_types(kind)
+    kind = kind or known_kinds().get(name)
+    if kind is None:
+        raise ConfigError(
+            f"the settings' class {name} is not known here: import the module that registers its "
+            "agent (--import), or give the class, to rerun as config_class"
+        )
+    types = settings_of(kind)
     if unknown := [name for name in facts if name not in types]:
         raise ConfigError(
             f"{kind.__name__} has no {', '.join(unknown)}: it is another class than the one that "
             "was trained with"
         )
-    floats = {name for name, annotation in types.items() if annotation is float}
     read: dict[str, Any] = {
         name: tuple(value)
         if isinstance(value, list)
         else float(value)  # also "inf"
-        if name in floats
+        if types[name].type is float
         else value
         for name, value in facts.items()
     }

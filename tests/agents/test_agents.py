@@ -11,12 +11,13 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from purejaxdqn import agents
 from purejaxdqn.agents.dqn.dqn import dqn
+from purejaxdqn.agents.dqn.settings import DQNConfig
 from purejaxdqn.agents.pqn.pqn import pqn
-from purejaxdqn.agents.presets import AGENTS, agent, experiment
+from purejaxdqn.agents.pqn.settings import PQNConfig
 from purejaxdqn.cli import flags as cli
 from purejaxdqn.networks import label_fraction_proposal
-from purejaxdqn.training.settings import PQNConfig
 from purejaxdqn.types import ConfigError
 
 PATH = Path(__file__).parents[2] / "experiments" / "cartpole.py"
@@ -27,6 +28,8 @@ script = importlib.util.module_from_spec(spec)
 sys.modules[spec.name] = script  # its dataclasses look themselves up there
 spec.loader.exec_module(script)
 
+FAMILY = [name for name in agents.names() if name not in ("pqn", "tutorial")]
+RAINBOW = agents.get("rainbow").config
 SMALL: dict[str, Any] = {
     "total_steps": 240,
     "prefill_steps": 80,
@@ -40,9 +43,9 @@ SMALL: dict[str, Any] = {
 }
 
 
-@pytest.mark.parametrize("name", AGENTS)
+@pytest.mark.parametrize("name", FAMILY)
 def test_each_agent_trains(name):
-    config = dataclasses.replace(AGENTS[name], **SMALL)
+    config = dataclasses.replace(agents.get(name).config, **SMALL)
     config.validate()
     train = dqn(config)
     before = jax.jit(train.init)(jax.random.key(0))
@@ -56,10 +59,10 @@ def test_each_agent_trains(name):
 
 
 def test_every_agent_is_one_component_beside_the_plain_one():
-    plain = AGENTS["dqn"]
+    plain = agents.get("dqn").config
     for name, field in (("double", "td_error"), ("dueling", "dueling"), ("noisy", "noisy")):
-        assert getattr(AGENTS[name], field) != getattr(plain, field)
-    rainbow = AGENTS["rainbow"]
+        assert getattr(agents.get(name).config, field) != getattr(plain, field)
+    rainbow = agents.get("rainbow").config
     assert rainbow.dueling
     assert rainbow.noisy
     assert rainbow.prioritised
@@ -69,9 +72,10 @@ def test_every_agent_is_one_component_beside_the_plain_one():
 
 
 def test_settings_know_their_experiment():
-    assert agent("pqn") == PQNConfig()
-    assert experiment(agent("pqn")) is pqn
-    assert experiment(agent("rainbow")) is dqn
+    assert agents.get("pqn").config == PQNConfig()
+    assert agents.get(agents.DEFAULT).config == DQNConfig()
+    assert agents.experiment_of(agents.get("pqn").config) is pqn
+    assert agents.experiment_of(agents.get("rainbow").config) is dqn
 
 
 def parsed(*flags):
@@ -83,9 +87,9 @@ def parsed(*flags):
     return seen[0].config
 
 
-@pytest.mark.parametrize("name", AGENTS)
+@pytest.mark.parametrize("name", FAMILY)
 def test_each_name_is_a_flag_and_flags_by_hand_go_before_its_settings(name):
-    base = AGENTS[name]
+    base = agents.get(name).config
     assert parsed("--agent", name) == base
     noisy = "--no-noisy" if base.noisy else "--noisy"
     flags = [noisy, "--n-step=7", "--discount", "0.9"]
@@ -96,9 +100,9 @@ def test_each_name_is_a_flag_and_flags_by_hand_go_before_its_settings(name):
 
 def test_an_unknown_name_is_refused_with_the_nearest_ones():
     with pytest.raises(ConfigError, match=r"agent \('ranbow'\) must be one of rainbow"):
-        agent("ranbow")
-    with pytest.raises(ConfigError, match="dqn, double, dueling"):
-        agent("xxxxxxxx")
+        agents.get("ranbow")
+    with pytest.raises(ConfigError, match="double_n_step, dqn, double, dueling"):
+        agents.get("xxxxxxxx")
 
 
 @pytest.mark.parametrize(
@@ -114,7 +118,7 @@ def test_an_unknown_name_is_refused_with_the_nearest_ones():
     ],
 )
 def test_components_combine(change):
-    config = dataclasses.replace(AGENTS["dqn"], **SMALL, **change)
+    config = dataclasses.replace(agents.get("dqn").config, **SMALL, **change)
     config.validate()
     train = dqn(config)
     state = jax.jit(train.init)(jax.random.key(0))
@@ -126,7 +130,9 @@ def test_heads_may_have_hidden_layers_of_their_own():
     """As Wang et al. have them in each stream, and IQN behind its embedding; none by default."""
 
     def outputs(**changes):
-        train = dqn(dataclasses.replace(AGENTS["rainbow"], **SMALL, noisy=False, **changes))
+        train = dqn(
+            dataclasses.replace(agents.get("rainbow").config, **SMALL, noisy=False, **changes)
+        )
         params = jax.eval_shape(train.init, jax.random.key(0)).learner.params["params"]["outputs"]
         return jax.tree.map(lambda x: x.shape, params)
 
@@ -147,7 +153,7 @@ def test_heads_may_have_hidden_layers_of_their_own():
 )
 def test_the_proposal_of_fractions_has_an_optimiser_of_its_own(still, moving):
     changes = {**SMALL, still: 1e-30}
-    config = dataclasses.replace(AGENTS["fqf"], **changes)
+    config = dataclasses.replace(agents.get("fqf").config, **changes)
     train = dqn(config)
     before = jax.jit(train.init)(jax.random.key(0))
     after, _ = jax.jit(train.chunk, static_argnums=2)(before, jnp.int32(10), 10)
@@ -165,7 +171,7 @@ def test_persistent_advantage_learning_has_its_coefficient():
     """At 0 it is Q-learning, at 0.9 it is not."""
 
     def train_params(**changes):
-        train = dqn(dataclasses.replace(AGENTS["dqn"], **SMALL, **changes))
+        train = dqn(dataclasses.replace(agents.get("dqn").config, **SMALL, **changes))
         state = jax.jit(train.init)(jax.random.key(0))
         state, _ = jax.jit(train.chunk, static_argnums=2)(state, jnp.int32(10), 10)
         return jax.tree.leaves(state.learner.params)

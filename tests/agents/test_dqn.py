@@ -10,7 +10,7 @@ import numpy as np
 import optax
 import pytest
 
-from purejaxdqn import environments, networks
+from purejaxdqn import agents, environments, networks
 from purejaxdqn.agents.dqn.dqn import (
     EPSILON_SCHEDULES,
     OPTIMIZERS,
@@ -20,8 +20,7 @@ from purejaxdqn.agents.dqn.dqn import (
     make_learner,
     periodic_target_update,
 )
-from purejaxdqn.agents.presets import TUTORIAL
-from purejaxdqn.training.settings import float_fields
+from purejaxdqn.training.settings import settings_of
 from purejaxdqn.types import ConfigError, LossOutput, Transition
 
 SMALL = DQNConfig(
@@ -298,7 +297,9 @@ def test_every_float_of_the_config_reaches_the_training(kind):
     }
     config = dataclasses.replace(SMALL, **(base_settings | settings))
     unused = set().union(*(own for _, own in ONLY_WITH.values())) - floats_of_its_own
-    names = [name for name in float_fields(config) if name not in unused]
+    names = [
+        name for name, one in settings_of(DQNConfig).items() if one.is_traced and name not in unused
+    ]
 
     @jax.jit
     def final_params(floats):
@@ -400,7 +401,12 @@ def test_batches_without_replacement_reach_the_training():
 @pytest.mark.parametrize("change", [{}, {"td_error": "double_q_learning"}, {"n_step": 3}])
 def test_the_tutorials_agent_is_a_setting_that_combines(change):
     config = dataclasses.replace(
-        TUTORIAL, total_steps=132, target_period=10, hidden_sizes=(8,), eval_interval=100, **change
+        agents.get("tutorial").config,
+        total_steps=132,
+        target_period=10,
+        hidden_sizes=(8,),
+        eval_interval=100,
+        **change,
     )
     config.validate()
     train = dqn(config)

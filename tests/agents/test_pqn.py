@@ -12,12 +12,13 @@ import optax
 import pytest
 
 from purejaxdqn.agents.pqn.pqn import pqn, shuffled
+from purejaxdqn.agents.pqn.settings import PQNConfig
 from purejaxdqn.engine import rounds
 from purejaxdqn.environments import Environment
 from purejaxdqn.losses import bellman_loss, return_error
 from purejaxdqn.sweep.run import run_sweep
 from purejaxdqn.training.learner import make_learner
-from purejaxdqn.training.settings import PQNConfig, float_fields
+from purejaxdqn.training.settings import settings_of
 from purejaxdqn.types import Array, ConfigError, LossOutput, Network, TimeStep, Transition
 
 SMALL = PQNConfig(
@@ -288,7 +289,11 @@ def test_every_float_of_the_config_reaches_the_training():
         state, _ = train.chunk(train.init(jax.random.key(0)), jnp.int32(12), 12)
         return state.learner.params
 
-    base = {name: jnp.float32(getattr(config, name)) for name in float_fields(config)}
+    base = {
+        name: jnp.float32(getattr(config, name))
+        for name, one in settings_of(PQNConfig).items()
+        if one.is_traced
+    }
     trained = bits(final_params(base))
     for name in base:
         assert bits(final_params(base | {name: base[name] * 0.5 + 0.05})) != trained, name

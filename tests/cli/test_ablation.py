@@ -13,10 +13,10 @@ import pytest
 import xarray as xr
 
 import purejaxdqn
-from purejaxdqn.agents.presets import AGENTS
+from purejaxdqn import agents
+from purejaxdqn.agents.dqn.settings import DQNConfig
 from purejaxdqn.storage import results
 from purejaxdqn.sweep import trainer
-from purejaxdqn.training.settings import DQNConfig
 from purejaxdqn.types import ConfigError
 
 PATH = Path(__file__).parents[2] / "experiments" / "ablation.py"
@@ -29,7 +29,7 @@ spec.loader.exec_module(ablation)
 COMPONENTS, PLAIN, configure = ablation.COMPONENTS, ablation.PLAIN, ablation.configure
 
 SHORT = dataclasses.replace(
-    AGENTS["dqn"],
+    agents.get("dqn").config,
     total_steps=600,
     prefill_steps=200,
     batch_size=16,
@@ -62,7 +62,7 @@ def test_each_component_alone_is_plain_dqn_with_its_own_settings(name, tmp_path)
 
 
 def test_what_the_base_has_already_is_taken_out_of_it():
-    rainbow = AGENTS["rainbow"]
+    rainbow = agents.get("rainbow").config
     names = ["noisy", "categorical", "n_step", "layer_norm"]
     nothing = configure(rainbow, names, (False,) * 4)
     assert not nothing.noisy
@@ -109,7 +109,7 @@ def test_what_cannot_be_trained_is_named_in_one_error(components, words, tmp_pat
 
 def test_a_component_beside_a_base_that_has_something_else_in_its_place(tmp_path):
     with pytest.raises(ConfigError, match="representation 'categorical' already"):
-        ablation.plan(args(tmp_path, ("quantile",), config=AGENTS["c51"]))
+        ablation.plan(args(tmp_path, ("quantile",), config=agents.get("c51").config))
     with pytest.raises(ConfigError, match="pqn"):
         ablation.base_config("pqn")
 
@@ -191,7 +191,7 @@ def test_one_program_a_structure_and_one_dataset_of_all(trained):
     assert dataset.evaluation_return.dims[:2] == ("double", "constant_learning_rate")
     assert dataset.seed.values.tolist() == [0, 1, 2]
     assert dataset.evaluation_return.notnull().all()
-    falls_to = AGENTS["dqn"].learning_rate_end_fraction
+    falls_to = agents.get("dqn").config.learning_rate_end_fraction
     for double, constant in itertools.product((False, True), repeat=2):
         there = dataset.sel(double=double, constant_learning_rate=constant)
         config = json.loads(there.settings.item())

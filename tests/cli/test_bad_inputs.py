@@ -5,6 +5,8 @@ import signal
 
 import pytest
 
+from purejaxdqn.agents.dqn.settings import DQNConfig
+from purejaxdqn.agents.pqn.settings import PQNConfig
 from purejaxdqn.cli import flags as cli
 from purejaxdqn.engine import programs
 from purejaxdqn.runtime import devices
@@ -12,7 +14,6 @@ from purejaxdqn.runtime.interrupts import Stop, Stopped, listen
 from purejaxdqn.storage import results
 from purejaxdqn.sweep import trainer
 from purejaxdqn.sweep.plan import parse_bytes
-from purejaxdqn.training.settings import DQNConfig, PQNConfig
 from purejaxdqn.types import ConfigError
 
 # Text that is no value of the setting, whatever its limits are.

@@ -1,6 +1,5 @@
 """The memory that a traced function takes on its way, beside what XLA makes of it."""
 
-import dataclasses
 from typing import Any
 
 import jax
@@ -9,11 +8,11 @@ import numpy as np
 import pytest
 
 from purejaxdqn import agents
+from purejaxdqn.agents.pqn.settings import PQNConfig
 from purejaxdqn.engine.footprint import working_bytes
 from purejaxdqn.engine.memory import abstract_run
 from purejaxdqn.engine.programs import max_iterations_of
 from purejaxdqn.training.evaluation import evaluate
-from purejaxdqn.training.settings import PQNConfig, float_fields
 
 SQUARE = jax.ShapeDtypeStruct((100, 100), np.float32)
 
@@ -47,14 +46,11 @@ def test_what_takes_the_place_of_an_argument_does_not_count():
     ],
 )
 def test_a_run_takes_about_what_the_compiler_says(config):
-    def build(floats):
-        return agents.train_by_kind(dataclasses.replace(config, **floats))
+    def chunk(config, state, count):
+        return agents.train(config).chunk(state, count, max_iterations_of(config))
 
-    def chunk(floats, state, count):
-        return build(floats).chunk(state, count, max_iterations_of(config))
-
-    def play(floats, params, seed):
-        train = build(floats)
+    def play(config, params, seed):
+        train = agents.train(config)
         return evaluate(train.policy(params), train.env, jax.random.key(seed), config.eval_episodes)
 
     def by_the_compiler(function, *args, **options):
@@ -64,10 +60,10 @@ def test_a_run_takes_about_what_the_compiler_says(config):
         compiled: Any = lowered.compile(fused)
         return compiled.memory_analysis().temp_size_in_bytes
 
-    run = abstract_run(agents.train_by_kind, config)
-    floats = {name: jax.ShapeDtypeStruct((), np.float32) for name in float_fields(config)}
+    run = abstract_run(agents.train, config)
+    shapes = jax.tree.map(lambda _: jax.ShapeDtypeStruct((), np.float32), config)
     count = jax.ShapeDtypeStruct((), np.int32)
-    real = by_the_compiler(chunk, floats, run.state, count, donate_argnums=1)
+    real = by_the_compiler(chunk, shapes, run.state, count, donate_argnums=1)
     assert 0.6 * real < run.chunk_bytes < 1.6 * real
-    real = by_the_compiler(play, floats, run.state.learner.params, count)
+    real = by_the_compiler(play, shapes, run.state.learner.params, count)
     assert 0.6 * real < run.evaluation_bytes < 1.6 * real

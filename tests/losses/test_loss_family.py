@@ -47,10 +47,10 @@ WEIGHTS = np.array([0.2, 0.25, 0.45, 0.1])  # unequal, as FQF's are
 # ------------------------------------------------------------------------------------ TD errors
 
 
-def td_arguments(discount_t=0.9, q_t=(4.0, 6.0, 5.0), q_t_online=(7.0, 1.0, 7.0)):
+def td_arguments(discount_t=0.9, q_t=(4.0, 6.0, 5.0), q_t_selector=(7.0, 1.0, 7.0)):
     q_tm1 = jnp.array([1.0, 2.0, 3.0])
     scalars = jnp.int32(1), jnp.float32(0.5), jnp.float32(discount_t)
-    return q_tm1, *scalars, jnp.array(q_t), jnp.array(q_t_online)
+    return q_tm1, *scalars, jnp.array(q_t), jnp.array(q_t_selector)
 
 
 def sarsa(epsilon):

@@ -18,16 +18,16 @@ from purejaxdqn.losses import (
     masked_squared_error,
     q_learning,
 )
-from purejaxdqn.types import Array, LearnerState, Network, TimeStep, Transition
+from purejaxdqn.types import Array, ConfigError, LearnerState, Network, TimeStep, Transition
 
 Q_TM1 = jnp.array([1.0, 2.0, 3.0])
 Q_T = jnp.array([4.0, 6.0, 5.0])
-Q_T_ONLINE = jnp.array([7.0, 1.0, 2.0])
+Q_T_SELECTOR = jnp.array([7.0, 1.0, 2.0])
 FLOATS = (0, 2, 3, 4, 5)  # every argument but the action
 
 
 def arguments(a_tm1=1, r_t=0.5, discount_t=0.9):
-    return Q_TM1, jnp.int32(a_tm1), jnp.float32(r_t), jnp.float32(discount_t), Q_T, Q_T_ONLINE
+    return Q_TM1, jnp.int32(a_tm1), jnp.float32(r_t), jnp.float32(discount_t), Q_T, Q_T_SELECTOR
 
 
 class TestTDErrors:
@@ -170,7 +170,7 @@ class TestBellmanLoss:
         assert float(output.priority) == pytest.approx(8.0)
 
     def test_a_batched_error_is_refused(self):
-        def batched(q_tm1, a_tm1, r_t, discount_t, q_t, q_t_online):
+        def batched(q_tm1, a_tm1, r_t, discount_t, q_t, q_t_selector):
             return r_t - q_tm1
 
         one = jax.tree.map(lambda x: x[0], on_device(batch_of_transitions()))
@@ -193,8 +193,8 @@ class TestBellmanLoss:
         def noisy_apply(params, obs, key=None):
             return jnp.ones(2) * jax.random.uniform(key) + params
 
-        def td_error(q_tm1, a_tm1, r_t, discount_t, q_t, q_t_online):
-            seen.append((q_tm1[0], q_t[0], q_t_online[0]))
+        def td_error(q_tm1, a_tm1, r_t, discount_t, q_t, q_t_selector):
+            seen.append((q_tm1[0], q_t[0], q_t_selector[0]))
             return q_tm1[a_tm1]
 
         seen: list = []
@@ -204,6 +204,67 @@ class TestBellmanLoss:
             key = jax.random.key(seed)
             bellman_loss(td_error)(network, jnp.zeros(()), jnp.zeros(()), one, key)
         assert len({float(value) for values in seen for value in values}) == 6
+
+
+class TestNamedArguments:
+    """A TD error is called by the names of its arguments, which are rlax's."""
+
+    @staticmethod
+    def loss_of(td_error, network=LINEAR):
+        one = jax.tree.map(lambda x: x[0], on_device(batch_of_transitions()))
+        params, target_params = as_jax(linear_params(0)), as_jax(linear_params(1))
+        return bellman_loss(td_error)(network, params, target_params, one, jax.random.key(0)).loss
+
+    def test_rlaxs_five_arguments_will_do_and_save_a_forward_pass(self):
+        def rlax_q_learning(q_tm1, a_tm1, r_t, discount_t, q_t, stop_target_gradients=True):
+            assert stop_target_gradients is True
+            return q_learning(q_tm1, a_tm1, r_t, discount_t, q_t)
+
+        def apply(params, obs, key=None):
+            passes.append(obs)
+            return LINEAR.apply(params, obs, key)
+
+        passes: list = []
+        network = LINEAR._replace(apply=apply)
+        assert self.loss_of(rlax_q_learning, network) == self.loss_of(q_learning)
+        assert len(passes) == 2
+        self.loss_of(double_q_learning, network)
+        assert len(passes) == 5
+
+    def test_rlaxs_names_of_double_q_learning_will_do_in_any_order(self):
+        def rlax_double(q_t_selector, q_t_value, q_tm1, a_tm1, r_t, discount_t, *, more=0):
+            return double_q_learning(q_tm1, a_tm1, r_t, discount_t, q_t_value, q_t_selector)
+
+        assert self.loss_of(rlax_double) == self.loss_of(double_q_learning)
+
+    def test_what_wraps_a_td_error_is_called_as_it(self):
+        @functools.wraps(double_q_learning)
+        def wrapped(*args, **kwargs):
+            return double_q_learning(*args, **kwargs)
+
+        for same in (wrapped, jax.jit(double_q_learning), functools.partial(double_q_learning)):
+            assert self.loss_of(same) == self.loss_of(double_q_learning)
+
+    @pytest.mark.parametrize(
+        ("td_error", "words"),
+        [
+            (
+                lambda q_tm1, a_tm1, r_t, discount_t, q_t, probs_a_t: r_t,
+                "needs probs_a_t, which bellman_loss does not know",
+            ),
+            (
+                lambda q_tm1, a_tm1, r_t, discount_t, q_t, *, temperature: r_t,
+                "needs temperature.*a value with functools.partial",
+            ),
+            (lambda v_tm1, r_t, discount_t, v_t: r_t, "without q_tm1, a_tm1, q_t:"),
+            (lambda q_tm1, a_tm1, r_t, q_t: r_t, "without discount_t:"),
+            (lambda *arguments: arguments[2], "without q_tm1, a_tm1, r_t, discount_t, q_t:"),
+            (max, "does not say what arguments it takes"),
+        ],
+    )
+    def test_another_name_is_refused_at_once(self, td_error, words):
+        with pytest.raises(ConfigError, match=words):
+            bellman_loss(td_error)
 
 
 class TestLearner:

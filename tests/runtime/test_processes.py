@@ -216,7 +216,7 @@ def test_two_commands_share_a_sweep(tmp_path, fresh_environment, assert_same_bit
     assert dataset.attrs["num_devices"] == 4
     assert dataset.attrs["status"] == "finished"
     design = grid_design(functools.partial(agents.configure, **small), range(3), RATES)
-    expected = run_design(agents.train_by_kind, design, width=2, progress=False)
+    expected = run_design(agents.train, design, width=2, progress=False)
     assert_same_bits(SweepResult(dataset, expected.params), expected)
 
 

@@ -11,8 +11,10 @@ from hypothesis import strategies as st
 from scipy import stats
 
 from purejaxdqn import agents
+from purejaxdqn.agents.dqn.settings import DQNConfig
+from purejaxdqn.agents.pqn.settings import PQNConfig
 from purejaxdqn.sweep.design import grid_design, label, random_design
-from purejaxdqn.training.settings import DQNConfig, PQNConfig
+from purejaxdqn.training.settings import settings_of
 from purejaxdqn.training.settings_text import config_from_json, config_to_json, parse
 from purejaxdqn.types import ConfigError
 
@@ -80,10 +82,12 @@ def test_agents_can_be_swept_and_bring_their_own_settings():
         agents.configure, [0], {"agent": ["dqn", "rainbow", "pqn"], "discount": [0.9]}
     )
     configs = [setting.config for setting in design.settings]
-    assert configs[1] == dataclasses.replace(agents.AGENTS["rainbow"], discount=0.9)
+    assert configs[1] == dataclasses.replace(agents.get("rainbow").config, discount=0.9)
     assert configs[2] == PQNConfig(discount=0.9)
     assert len(design.groups()) == 3
-    with pytest.raises(ConfigError, match="'batch_sise' is no setting of agent 'dqn', did you"):
+    with pytest.raises(
+        ConfigError, match="'batch_sise' is no setting of agent 'double_n_step', did you"
+    ):
         agents.configure(batch_sise=3)
 
 
@@ -117,14 +121,17 @@ def test_a_random_search_is_the_same_for_the_same_seed_and_keeps_its_limits():
     ],
 )
 def test_values_as_text(name, text, value):
-    parsed = parse(name, text, DQNConfig)
+    parsed = parse(settings_of(DQNConfig)[name], text)
     assert parsed == value
     assert type(parsed) is type(value)
 
 
 def test_distributions_as_text():
-    assert parse("discount", "uniform:0.9:1", DQNConfig).support() == (0.9, 1.0)
-    assert parse("learning_rate", "loguniform:1e-5:1e-2", DQNConfig).support() == (1e-5, 1e-2)
+    assert parse(settings_of(DQNConfig)["discount"], "uniform:0.9:1").support() == (0.9, 1.0)
+    assert parse(settings_of(DQNConfig)["learning_rate"], "loguniform:1e-5:1e-2").support() == (
+        1e-5,
+        1e-2,
+    )
 
 
 @given(

@@ -11,13 +11,14 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from rich.filesize import decimal
 
-from purejaxdqn.agents.presets import configure, train_by_kind
+from purejaxdqn.agents import configure, train
+from purejaxdqn.agents.dqn.settings import DQNConfig
+from purejaxdqn.agents.pqn.settings import PQNConfig
 from purejaxdqn.engine import memory
 from purejaxdqn.engine.memory import abstract_run, run_bytes, tree_bytes
 from purejaxdqn.storage import results
 from purejaxdqn.sweep.design import grid_design
 from purejaxdqn.sweep.plan import choose_width, plan_sweep
-from purejaxdqn.training.settings import DQNConfig, PQNConfig
 from purejaxdqn.types import ConfigError
 
 CONFIG = DQNConfig(hidden_sizes=(16,), total_steps=8_000)
@@ -25,7 +26,7 @@ DEVICES = jax.devices()
 
 
 def plan(seeds=range(10), grid=None, config=CONFIG, **options):
-    return plan_sweep(train_by_kind, grid_design(config, seeds, grid or {}), DEVICES, **options)
+    return plan_sweep(train, grid_design(config, seeds, grid or {}), DEVICES, **options)
 
 
 @given(st.lists(st.integers(1, 300), min_size=1, max_size=4), st.integers(1, 8), st.integers(1, 16))
@@ -64,8 +65,8 @@ def test_every_run_is_in_one_batch_and_batches_have_one_program(num_seeds, width
 
 @pytest.mark.parametrize("config", [CONFIG, PQNConfig(hidden_sizes=(16,))])
 def test_bytes_of_a_run_are_those_of_its_arrays(config):
-    run = abstract_run(train_by_kind, config)
-    real = train_by_kind(config).init(jax.random.key(0))
+    run = abstract_run(train, config)
+    real = train(config).init(jax.random.key(0))
     held = sum(
         (jax.random.key_data(x) if jax.numpy.issubdtype(x.dtype, jax.dtypes.prng_key) else x).nbytes
         for x in jax.tree.leaves(real)
@@ -84,7 +85,7 @@ def test_less_memory_makes_batches_narrower_and_then_fewer():
     assert (tight.width, tight.groups[0].plan.num_devices) == (4, 2)
     assert tight.groups[0].round_bytes <= 9 * per_run
     many = plan_sweep(
-        train_by_kind,
+        train,
         grid_design(CONFIG, range(64), {}),
         DEVICES * 4,  # as if there were eight
         width=2,

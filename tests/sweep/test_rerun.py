@@ -145,7 +145,7 @@ def test_a_run_of_a_sweep_over_agents_again():
         return agents.configure(agent=agent, **changes, **own)
 
     design = grid_design(configure, [0, 1], {"agent": ["double", "pqn"]})
-    result = run_design(agents.train_by_kind, design, progress=False)
+    result = run_design(agents.train, design, progress=False)
     dataset = result.dataset
     assert dataset.step.values.tolist() == [0, 400, 800]
     assert np.isnan(dataset.evaluation_return.sel(agent="double", step=0)).all()

@@ -176,8 +176,8 @@ def test_a_swept_setting_gives_what_it_gives_alone():
 
 
 def test_a_loss_of_ones_own_is_what_is_trained(seven):
-    def half(*args):
-        return 0.5 * double_q_learning(*args)
+    def half(q_tm1, a_tm1, r_t, discount_t, q_t, q_t_selector):
+        return 0.5 * double_q_learning(q_tm1, a_tm1, r_t, discount_t, q_t, q_t_selector)
 
     same = quiet(partial(dqn, loss_fn=bellman_loss(double_q_learning)), CONFIG, range(7))
     other = quiet(partial(dqn, loss_fn=bellman_loss(half)), CONFIG, range(7))

@@ -69,9 +69,9 @@ def changed_environment(**fields):
     return experiment
 
 
-def terminal_bootstraps(q_tm1, a_tm1, r_t, discount_t, q_t, q_t_online):
+def terminal_bootstraps(q_tm1, a_tm1, r_t, discount_t, q_t, q_t_selector):
     discount_t = jnp.where(discount_t > 0, discount_t, 0.9)
-    return q_learning(q_tm1, a_tm1, r_t, discount_t, q_t, q_t_online)
+    return q_learning(q_tm1, a_tm1, r_t, discount_t, q_t, q_t_selector)
 
 
 def one_key_for_all(config, **parts):
@@ -200,11 +200,11 @@ import jax
 number = 3
 
 
-def good(q_tm1, a_tm1, r_t, discount_t, q_t, q_t_online):
+def good(q_tm1, a_tm1, r_t, discount_t, q_t, q_t_selector):
     return jax.lax.stop_gradient(r_t + discount_t * q_t.max()) - q_tm1[a_tm1]
 
 
-def bad(q_tm1, a_tm1, r_t, discount_t, q_t, q_t_online):
+def bad(q_tm1, a_tm1, r_t, discount_t, q_t, q_t_selector):
     return jax.lax.stop_gradient(r_t + q_t.max()) - q_tm1[a_tm1]
 
 

@@ -16,7 +16,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from purejaxdqn.agents.dqn.dqn import dqn
+from purejaxdqn.agents.dqn.settings import DQNConfig
 from purejaxdqn.agents.pqn.pqn import pqn
+from purejaxdqn.agents.pqn.settings import PQNConfig
 from purejaxdqn.engine import programs
 from purejaxdqn.environments import Environment
 from purejaxdqn.losses import bellman_loss, q_learning
@@ -35,7 +37,6 @@ from purejaxdqn.training.diagnostics import (
     value_bias,
 )
 from purejaxdqn.training.learner import make_learner
-from purejaxdqn.training.settings import DQNConfig, PQNConfig
 from purejaxdqn.types import Array, ConfigError, Network, TimeStep, Transition
 
 DQN = DQNConfig(

@@ -1,1 +1,1 @@
-"""DQN and its extensions."""
+"""DQN and its extensions: `settings.py` declares them, `dqn.py` trains with them."""

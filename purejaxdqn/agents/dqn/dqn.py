@@ -20,6 +20,7 @@ import jax.numpy as jnp
 import optax
 
 from purejaxdqn import environments, losses, networks
+from purejaxdqn.agents.dqn.settings import DQNConfig
 from purejaxdqn.environments import Environment
 from purejaxdqn.losses.bellman import Penalty
 from purejaxdqn.replay import n_step_replay, prioritised_replay, uniform_replay
@@ -36,7 +37,7 @@ from purejaxdqn.training.loop import (
     run_chunk,
     start,
 )
-from purejaxdqn.training.settings import DQNConfig, ensure_kind
+from purejaxdqn.training.settings import ensure_kind
 from purejaxdqn.types import Array, Learner, LossFn, Network, Replay, Sample, TrainState
 
 # ------------------------------------------------------------------------------------- training run

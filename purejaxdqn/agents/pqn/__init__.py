@@ -1,1 +1,1 @@
-"""PQN, Q-learning on rollouts."""
+"""PQN, Q-learning on rollouts: `settings.py` declares it, `pqn.py` trains with it."""

@@ -19,6 +19,7 @@ import jax.numpy as jnp
 import optax
 
 from purejaxdqn import environments, losses, networks
+from purejaxdqn.agents.pqn.settings import PQNConfig
 from purejaxdqn.environments import Environment
 from purejaxdqn.training.diagnostics import NUM_STATES, Probe, gradient_norm
 from purejaxdqn.training.evaluation import greedy_policy
@@ -33,7 +34,7 @@ from purejaxdqn.training.loop import (
     run_chunk,
     start,
 )
-from purejaxdqn.training.settings import PQNConfig, ensure_kind
+from purejaxdqn.training.settings import ensure_kind
 from purejaxdqn.types import (
     Array,
     ArrayTree,

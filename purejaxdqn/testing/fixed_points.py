@@ -1,6 +1,4 @@
-"""What a loss converges to, declared beside it, for `purejaxdqn.testing.check_loss` to judge by.
-
-Settings may be tracers where a run is traced: they are looked at only when a loss is checked.
+"""What a loss can converge to: the known fixed points that `check_loss` judges by.
 
 A `FixedPoint` is the target of a transition where the online and the target network agree, in plain
 NumPy and apart from the losses' own code; the table of action values that equals its expected
@@ -9,7 +7,6 @@ targets is what the loss converges to. Its functions work on any leading axes: `
 
 from __future__ import annotations
 
-import inspect
 from collections.abc import Callable
 from typing import Any, Literal, NamedTuple, TypeVar
 
@@ -297,21 +294,3 @@ def converges_to(
         return loss
 
     return declare
-
-
-def declared(loss: Callable[..., Any]) -> tuple[FixedPoint | None, Bootstrap]:
-    """What a loss declares by `converges_to`, also where it is a `functools.partial`.
-
-    Returns:
-      The fixed point, None where none is declared, and the network that it bootstraps from.
-    """
-    declaring: Any = loss
-    while not hasattr(declaring, "fixed_point") and hasattr(declaring, "func"):
-        declaring = declaring.func
-    fixed_point: Any = getattr(declaring, "fixed_point", None)
-    bootstrap: Any = getattr(declaring, "bootstrap", "target")
-    if fixed_point is not None and not isinstance(fixed_point, FixedPoint):
-        settings = inspect.signature(loss).parameters
-        names = inspect.signature(fixed_point).parameters
-        fixed_point = fixed_point(**{name: settings[name].default for name in names})
-    return fixed_point, bootstrap

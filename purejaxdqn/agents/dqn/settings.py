@@ -1,0 +1,264 @@
+"""The settings of DQN and its extensions, and the rules that they keep together."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterator
+from typing import Any, Literal
+
+import numpy as np
+
+from purejaxdqn.networks import Representation
+from purejaxdqn.training.settings import RunConfig, setting
+
+_GREEDY_TARGETS = ("q_learning", "double_q_learning")
+_QUANTILES = ("quantile", "implicit_quantile", "proposed_quantile")
+_FRACTIONS: dict[str, Any] = {"at_least": 0, "at_most": 1}
+
+
+@dataclasses.dataclass(frozen=True)
+class DQNConfig(RunConfig):
+    """Every setting of DQN and its extensions; the defaults are the agent `double_n_step`."""
+
+    agent: str = "double_n_step"
+    steps_per_update: int = setting(
+        4,
+        "Environment steps (of all environments) between rounds of updates; a multiple of "
+        "num_envs.",
+    )
+    updates_per_iteration: int = setting(1, "Gradient steps in each round of updates.")
+    prefill_steps: int = setting(
+        1_000,
+        "Environment steps of uniformly random play before anything is learned.",
+        group="replay",
+    )
+    replay_capacity: int = setting(
+        10_000, "Transitions that the replay holds; the oldest are dropped.", group="replay"
+    )
+    batch_size: int = setting(128, "Transitions per gradient step.", group="replay")
+    sample_with_replacement: bool = setting(
+        True,
+        "Whether a batch may hold a transition twice; without, sampling takes batch_size^2 steps.",
+        group="replay",
+    )
+    prioritised: bool = setting(
+        False,
+        "Whether transitions are replayed in proportion to their priorities, and not uniformly.",
+        group="replay",
+    )
+    priority_exponent: float = setting(
+        0.5,
+        "How much priorities count: 0 samples uniformly, 1 in proportion.",
+        group="replay",
+        read_if={"prioritised": True},
+        **_FRACTIONS,
+    )
+    importance_exponent: float = setting(
+        0.4,
+        "How far sampling by priority is corrected for at the first gradient step; rises in a "
+        "straight line to 1, wholly, where the run ends.",
+        group="replay",
+        read_if={"prioritised": True},
+        **_FRACTIONS,
+    )
+    representation: Representation = setting(
+        "values",
+        "What the network says of an action: its value, or its returns' distribution on fixed "
+        "atoms (C51), by fixed quantiles (QR-DQN), by drawn ones (IQN), or by proposed ones (FQF).",
+        group="network",
+    )
+    num_atoms: int = setting(
+        51,
+        "Atoms of the distribution.",
+        group="network",
+        at_least=2,
+        read_if={"representation": "categorical"},
+    )
+    value_min: float = setting(
+        0.0,
+        "The lowest atom: the least discounted return there may be.",
+        group="network",
+        read_if={"representation": "categorical"},
+    )
+    value_max: float = setting(
+        100.0,
+        "The highest atom: the greatest discounted return there may be.",
+        group="network",
+        read_if={"representation": "categorical"},
+    )
+    num_quantiles: int = setting(
+        32,
+        "Quantiles of the distribution.",
+        group="network",
+        read_if={"representation": _QUANTILES},
+    )
+    num_cosines: int = setting(
+        64,
+        "Cosines by which a fraction is told to the network.",
+        group="network",
+        read_if={"representation": _QUANTILES[1:]},
+    )
+    fraction_learning_rate: float = setting(
+        1e-4,
+        "RMSprop's step size at first for the layer that proposes fractions; falls as "
+        "learning_rate does.",
+        above=0,
+        read_if={"representation": "proposed_quantile"},
+    )
+    dueling: bool = setting(
+        False,
+        "Whether the network is split into a state's value and the actions' advantages.",
+        group="network",
+    )
+    head_sizes: tuple[int, ...] = setting(
+        (),
+        "Widths of hidden layers between features and outputs: a set in each stream of a dueling "
+        "network, and behind the embedding of fractions.",
+        group="network",
+    )
+    noisy: bool = setting(
+        False,
+        "Whether the network's weights are noisy, and explore in epsilon's place.",
+        group="exploration",
+    )
+    td_error: Literal[
+        "q_learning",
+        "double_q_learning",
+        "expected_sarsa",
+        "soft_q_learning",
+        "persistent_advantage_learning",
+    ] = setting(
+        "double_q_learning",
+        "How the target is formed; of a distribution, whether its next action is picked as in "
+        "double_q_learning or as in q_learning.",
+        read_if={"munchausen": False},
+    )
+    munchausen: bool = setting(
+        False,
+        "Whether the reward is raised by the log-probability of the action taken, with a soft "
+        "target in place of td_error (values and quantiles only).",
+    )
+    munchausen_coefficient: float = setting(
+        0.9,
+        "How much of that log-probability is added.",
+        read_if={"munchausen": True},
+        **_FRACTIONS,
+    )
+    advantage_coefficient: float = setting(
+        0.9,
+        "How much of the gap to the best action is taken off.",
+        read_if={"td_error": "persistent_advantage_learning"},
+        **_FRACTIONS,
+    )
+    temperature: float = setting(
+        0.03,
+        "Of the soft targets: how much entropy counts.",
+        above=0,
+        read_if=({"td_error": "soft_q_learning"}, {"munchausen": True}),
+    )
+    penalty: Literal["squared", "huber", "masked_squared"] = setting(
+        "squared",
+        "What is minimised of the TD error: half its square, the Huber loss, or the mean square "
+        "over all outputs with all but the taken action's masked (2 / num_actions times the "
+        "first).",
+        read_if={"representation": "values"},
+    )
+    huber_threshold: float = setting(
+        1.0,
+        "Error from which on the Huber loss grows linearly.",
+        above=0,
+        read_if=({"representation": "values", "penalty": "huber"}, {"representation": _QUANTILES}),
+    )
+    n_step: int = setting(
+        5,
+        "Steps of one environment that a transition spans: so many rewards before the bootstrap.",
+    )
+    optimizer: Literal["adam", "rmsprop"] = setting(
+        "adam", "Adam, or RMSprop with Keras's constants (decay 0.9, epsilon 1e-7, no momentum)."
+    )
+    target_period: int = setting(
+        50,
+        "Gradient steps between two updates of the target network; 1 bootstraps from the current "
+        "weights, as without a target network.",
+    )
+    target_step_size: float = setting(
+        1.0,
+        "How far an update goes towards the online network: 1 copies it, less is Polyak averaging.",
+        above=0,
+        at_most=1,
+        remedy="1 copies the online network",
+    )
+    epsilon_schedule: Literal["linear", "multiplicative"] = setting(
+        "linear",
+        "How epsilon, the probability of a random action, falls from epsilon_start to "
+        "epsilon_end: in a straight line from step 0, or by a factor at each step after the "
+        "prefill.",
+        group="exploration",
+        read_if={"noisy": False},
+    )
+    epsilon_decay: float = setting(
+        0.999,
+        "Factor on epsilon per environment step.",
+        group="exploration",
+        read_if={"epsilon_schedule": "multiplicative", "noisy": False},
+        **_FRACTIONS,
+    )
+
+    def problems_together(self) -> Iterator[str]:
+        """Yields what settings that are allowed each by itself make wrong together."""
+        yield from super().problems_together()
+        yield from self._learning_problems()
+        for name in ("steps_per_update", "prefill_steps", "replay_capacity"):
+            yield from self.not_a_multiple(name, "num_envs", self.num_envs)
+        yield from self.iteration_problems("steps_per_update")
+        yield from self._size_problems()
+
+    def _learning_problems(self) -> Iterator[str]:
+        """Yields what is wrong about what is learned."""
+        if not np.float32(self.value_min) < np.float32(self.value_max):
+            yield (
+                f"value_min ({self.value_min}) must be below value_max ({self.value_max}), also in "
+                "single precision"
+            )
+        if self.munchausen and self.representation == "categorical":
+            yield (
+                "munchausen needs a representation of values or quantiles: with 'categorical' its "
+                "soft target would leave the atoms"
+            )
+        if self.representation != "values" and self.td_error not in _GREEDY_TARGETS:
+            yield (
+                f"td_error ({self.td_error!r}) must be one of {', '.join(_GREEDY_TARGETS)} with "
+                f"representation {self.representation!r}"
+            )
+        if self.prioritised and not self.sample_with_replacement:
+            yield "prioritised replay samples with replacement: leave sample_with_replacement True"
+
+    def _size_problems(self) -> Iterator[str]:
+        """Yields which counts do not fit each other."""
+        if self.batch_size > self.replay_capacity:
+            yield (
+                f"batch_size ({self.batch_size}) must be at most replay_capacity "
+                f"({self.replay_capacity}): lower the one or raise the other"
+            )
+        if self.batch_size > self.prefill_steps:
+            yield (
+                f"batch_size ({self.batch_size}) must be at most prefill_steps "
+                f"({self.prefill_steps}): learning starts when the prefill is over"
+            )
+        max_rows = self.replay_capacity // self.num_envs
+        if self.n_step > max_rows:
+            yield (
+                f"n_step ({self.n_step}) must be at most replay_capacity / num_envs ({max_rows}): "
+                "the replay would never hold a whole transition"
+            )
+        if self.prefill_steps >= self.total_steps:
+            yield (
+                f"prefill_steps ({self.prefill_steps}) must be below total_steps "
+                f"({self.total_steps}): nothing would be learned"
+            )
+        if self.target_period > max(self.num_updates, 1):
+            yield (
+                f"target_period ({self.target_period} gradient steps) must be at most the "
+                f"{self.num_updates} gradient steps of the run: the target network would never be "
+                "updated"
+            )

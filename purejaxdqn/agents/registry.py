@@ -1,0 +1,141 @@
+"""The registry of agents: a name, its settings, and the experiment that trains with them."""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+from collections.abc import Callable, Iterable
+from typing import Any, NamedTuple
+
+from purejaxdqn.training.loop import Train
+from purejaxdqn.training.settings import RunConfig, settings_of
+from purejaxdqn.types import ConfigError
+
+Experiment = Callable[[Any], Train]  # of a `RunConfig`, or of one of its kinds
+
+
+class Agent(NamedTuple):
+    """What has a name of its own.
+
+    Attributes:
+      config: its settings, a `RunConfig` of its own class whose `agent` is the name.
+      experiment: `config -> Train`.
+      help: what it is, in a line.
+    """
+
+    config: Any
+    experiment: Experiment
+    help: str
+
+
+DEFAULT = "double_n_step"  # the agent where none is named
+_AGENTS: dict[str, Agent] = {}
+
+
+def register(name: str, config: RunConfig, experiment: Experiment, help: str = "") -> Agent:
+    """Gives settings and their experiment a name that every command knows.
+
+    Args:
+      name: such as "my_agent"; letters, digits and underscores.
+      config: the agent's settings, which are the defaults of its flags.
+      experiment: `config -> Train`, called inside the traced function.
+      help: what the agent is, in a line.
+
+    Returns:
+      The `Agent`, whose settings have the name.
+
+    Raises:
+      ConfigError: for a name that is taken or is none, for settings that cannot be kept, or for an
+        experiment that is no function.
+    """
+    if not isinstance(name, str) or not name.isidentifier():
+        raise ConfigError(f"agent ({name!r}) must be a name of letters, digits and underscores")
+    if not isinstance(config, RunConfig):
+        raise ConfigError(
+            f"the settings of agent {name!r} ({config!r:.60}) must be of a class derived from "
+            "RunConfig, such as DQNConfig()"
+        )
+    if not callable(experiment):
+        raise ConfigError(
+            f"the experiment of agent {name!r} ({experiment!r:.60}) must be a function from "
+            "settings to Train, such as dqn"
+        )
+    agent = Agent(dataclasses.replace(config, agent=name), experiment, help)
+    agent.config.validate()
+    if name in _AGENTS and _place(_AGENTS[name].experiment) != _place(experiment):
+        raise ConfigError(f"agent {name!r} is registered already: choose another name")
+    _AGENTS[name] = agent
+    return agent
+
+
+def names() -> tuple[str, ...]:
+    """Gives the names of all agents, in the order in which they were registered."""
+    return tuple(_AGENTS)
+
+
+def get(name: str) -> Agent:
+    """Gives the agent of a name.
+
+    Raises:
+      ConfigError: for a name that is not registered, with the nearest ones.
+    """
+    if name not in _AGENTS:
+        raise ConfigError(f"agent ({name!r}) must be one of {_nearest(str(name), _AGENTS)}")
+    return _AGENTS[name]
+
+
+def experiment_of(config: RunConfig) -> Experiment:
+    """Gives the experiment of the agent that settings belong to.
+
+    Raises:
+      ConfigError: for settings of no registered agent, or of another class than its own.
+    """
+    known = _AGENTS.get(config.agent)
+    if known is None or type(config) is not type(known.config):
+        kind = type(config).__name__
+        raise ConfigError(
+            f"settings of {kind} with agent {config.agent!r} belong to no registered agent: call "
+            f"agents.register(name, {kind}(...), experiment) first, or pass the experiment itself"
+        )
+    return known.experiment
+
+
+def train(config: RunConfig) -> Train:
+    """Makes the training run of whichever agent settings belong to, as an `Experiment`.
+
+    Raises:
+      ConfigError: as `experiment_of`.
+    """
+    made: Train = experiment_of(config)(config)
+    return made
+
+
+def configure(**settings: Any) -> RunConfig:
+    """Makes the settings of an agent with single ones changed, as a sweep over agents needs them.
+
+    Args:
+      **settings: by name; `agent` among them names the agent, the package's default without it.
+
+    Raises:
+      ConfigError: for a name that is not registered, or a setting that the agent does not have.
+    """
+    name = settings.pop("agent", DEFAULT)
+    config = get(name).config
+    known = settings_of(type(config))
+    for setting in settings:
+        if setting not in known:
+            nearest = difflib.get_close_matches(setting, known, n=3)
+            hint = f", did you mean {' or '.join(nearest)}?" if nearest else ""
+            raise ConfigError(f"{setting!r} is no setting of agent {name!r}{hint}")
+    return dataclasses.replace(config, **settings)
+
+
+def _place(experiment: Experiment) -> tuple[str | None, str]:
+    """Says where a function was defined: a notebook's cell that runs again defines it anew."""
+    return getattr(experiment, "__module__", None), getattr(experiment, "__qualname__", "")
+
+
+def _nearest(name: str, names: Iterable[str]) -> str:
+    """Lists the names nearest to one, or all of them where none is near."""
+    names = list(names)
+    return ", ".join(difflib.get_close_matches(name, names, n=3) or names)

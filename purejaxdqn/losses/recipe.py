@@ -1,0 +1,50 @@
+"""How a loss was made: its name in results files, its maker, and the maker's arguments."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+from purejaxdqn.types import LossFn
+
+
+class Recipe(NamedTuple):
+    """Which function made a loss, and of what.
+
+    Attributes:
+      maker: such as `bellman_loss`.
+      arguments: the maker's arguments by name; numbers may be tracers.
+    """
+
+    maker: Callable[..., LossFn]
+    arguments: dict[str, Any]
+
+
+def write_recipe(
+    loss_fn: LossFn, name: str, maker: Callable[..., LossFn], /, **arguments: Any
+) -> LossFn:
+    """Writes on a loss how it was made.
+
+    Args:
+      loss_fn: the loss, a function.
+      name: what results files call the loss; it becomes the function's `__qualname__`.
+      maker: the function that made the loss.
+      **arguments: the maker's arguments.
+
+    Returns:
+      The same loss.
+    """
+    vars(loss_fn)["recipe"] = Recipe(maker, arguments)
+    loss_fn.__qualname__ = name  # type: ignore[attr-defined]
+    return loss_fn
+
+
+def read_recipe(loss_fn: Any) -> Recipe | None:
+    """Reads how a loss was made; None where nothing is written on it."""
+    recipe = getattr(loss_fn, "recipe", None)
+    return recipe if isinstance(recipe, Recipe) else None
+
+
+def name_part(part: Any) -> str:
+    """Names a function that a loss is made of, such as a penalty, for the loss's own name."""
+    return getattr(part, "__name__", repr(part))

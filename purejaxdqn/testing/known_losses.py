@@ -1,0 +1,94 @@
+"""What each loss converges to: a table of the package's losses, and what a user's loss declares."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+from purejaxdqn import losses
+from purejaxdqn.losses.recipe import read_recipe
+from purejaxdqn.testing import fixed_points
+from purejaxdqn.testing.fixed_points import OPTIMAL, RETURN, Bootstrap, FixedPoint
+from purejaxdqn.types import LossFn
+
+
+class Declared(NamedTuple):
+    """What a loss is judged by.
+
+    Attributes:
+      fixed_point: what it converges to; None where nobody said.
+      bootstrap: the network whose values at time t are in its target.
+    """
+
+    fixed_point: FixedPoint | None
+    bootstrap: Bootstrap = "target"
+
+
+def _munchausen(
+    loss_fn: LossFn, temperature: Any, coefficient: Any, log_policy_min: Any
+) -> Declared:
+    inner = declared(loss_fn)
+    if inner.fixed_point is None:
+        return inner
+    raised = fixed_points.munchausen(inner.fixed_point, temperature, coefficient, log_policy_min)
+    return inner._replace(fixed_point=raised)
+
+
+def _quantile(temperature: Any) -> Declared:
+    return Declared(OPTIMAL if temperature is None else fixed_points.soft(temperature))
+
+
+# Each TD error, and each maker of losses, with a function of those of its own settings that count.
+KNOWN_LOSSES: dict[Callable[..., Any], Callable[..., Declared]] = {
+    losses.q_learning: lambda: Declared(OPTIMAL),
+    losses.double_q_learning: lambda: Declared(OPTIMAL),
+    losses.expected_sarsa: lambda epsilon: Declared(fixed_points.epsilon_greedy(epsilon)),
+    losses.soft_q_learning: lambda temperature: Declared(fixed_points.soft(temperature)),
+    losses.return_error: lambda: Declared(RETURN, "none"),
+    losses.bellman_loss: lambda td_error: declared(td_error),
+    losses.categorical_loss: lambda: Declared(OPTIMAL),
+    losses.quantile_loss: _quantile,
+    losses.munchausen: _munchausen,
+    losses.persistent_advantage_learning_loss: (
+        lambda coefficient: Declared(fixed_points.persistent(coefficient))
+    ),
+}
+
+
+def declared(loss: Callable[..., Any]) -> Declared:
+    """Finds what a loss or a TD error converges to.
+
+    Looks at what `converges_to` wrote on it, else in `KNOWN_LOSSES`, also behind a
+    `functools.partial` and behind a wrapper that names what it wraps.
+
+    Args:
+      loss: a loss or a TD error.
+
+    Returns:
+      `Declared`, without a fixed point where neither says anything.
+    """
+    function: Any = loss
+    while function is not None:
+        if hasattr(function, "fixed_point"):
+            said = function.fixed_point
+            if isinstance(said, FixedPoint):
+                return Declared(said, function.bootstrap)
+            return Declared(_call_with_settings(said, _defaults(loss)), function.bootstrap)
+        if recipe := read_recipe(function):
+            return _call_with_settings(KNOWN_LOSSES[recipe.maker], recipe.arguments)
+        for known, make in KNOWN_LOSSES.items():
+            if function is known:
+                return _call_with_settings(make, _defaults(loss))
+        function = getattr(function, "func", getattr(function, "__wrapped__", None))
+    return Declared(None)
+
+
+def _defaults(function: Callable[..., Any]) -> dict[str, Any]:
+    """Lists the defaults of a function's arguments; a `functools.partial` has its own."""
+    return {name: p.default for name, p in inspect.signature(function).parameters.items()}
+
+
+def _call_with_settings(make: Callable[..., Any], settings: dict[str, Any]) -> Any:
+    """Calls a function with those of the settings that it has arguments for."""
+    return make(**{name: settings[name] for name in inspect.signature(make).parameters})
