@@ -8,8 +8,19 @@ RUN := $(VENV)/.installed
 TEST := $(VENV)/.installed-test
 DEV := $(VENV)/.installed-dev
 NOTEBOOK := $(VENV)/.installed-notebook
-PIP_INSTALL := $(VENV)/bin/python -m pip install --quiet --disable-pip-version-check \
+PIP_INSTALL := '$(VENV)/bin/python' -m pip install --disable-pip-version-check \
 	--prefer-binary --constraint constraints.txt
+
+# Installs this folder with the extras $(1), by uv: one that is on the PATH, else its wheel. pip, which
+# takes many times as long, does it where uv cannot be had or fails, as where only pip knows the index.
+define install
+	@if uv=$$(command -v uv) || { $(PIP_INSTALL) --only-binary uv uv && uv='$(VENV)/bin/uv'; }; then \
+	  "$$uv" pip install --python '$(VENV)/bin/python' --constraint constraints.txt \
+	    --editable '.$(1)' && exit; \
+	fi; \
+	echo 'uv cannot be had or has failed: pip installs instead, which takes some minutes.'; \
+	$(PIP_INSTALL) --editable '.$(1)'
+endef
 
 NOTEBOOKS := experiments/walkthrough experiments/your_own_loss
 VERSION_OF := -c 'import sys; print("%d.%d.%d" % sys.version_info[:3])'
@@ -63,22 +74,22 @@ clean:
 
 $(RUN): pyproject.toml constraints.txt | environment
 	@echo 'Installing purejaxdqn into $(VENV); this takes about a minute.'
-	@$(PIP_INSTALL) --editable .
+	$(call install,)
 	@touch $(RUN)
 
 $(TEST): pyproject.toml constraints.txt | environment
 	@echo 'Installing purejaxdqn and what its tests need into $(VENV); this takes about a minute.'
-	@$(PIP_INSTALL) --editable '.[test]'
+	$(call install,[test])
 	@touch $(RUN) $(TEST)
 
 $(DEV): pyproject.toml constraints.txt | environment
 	@echo 'Installing purejaxdqn and its development tools into $(VENV); this takes about a minute.'
-	@$(PIP_INSTALL) --editable '.[dev]'
+	$(call install,[dev])
 	@touch $(RUN) $(TEST) $(DEV)
 
 $(NOTEBOOK): pyproject.toml constraints.txt | environment
 	@echo 'Installing purejaxdqn and what runs notebooks into $(VENV); this takes about a minute.'
-	@$(PIP_INSTALL) --editable '.[notebook]'
+	$(call install,[notebook])
 	@touch $(RUN) $(NOTEBOOK)
 
 # Makes the virtual environment when there is none. One made with another interpreter than the PYTHON

@@ -17,26 +17,14 @@ import dataclasses
 import difflib
 import itertools
 import json
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, Literal, NamedTuple
-
-import numpy as np
-import xarray as xr
-from rich.console import Console
-from rich.table import Table
+from typing import Any
 
 from purejaxdqn import agents
 from purejaxdqn.agents.dqn.dqn import DQNConfig, dqn
 from purejaxdqn.cli import flags as cli
-from purejaxdqn.report import figures as plotting
-from purejaxdqn.report import summary
-from purejaxdqn.report.statistics import (
-    Interval,
-    bootstrap_interval,
-    interquartile_mean,
-    paired_effect,
-)
+from purejaxdqn.report.ablation import Metric, report_ablation
 from purejaxdqn.storage import results
 from purejaxdqn.sweep.design import Design, grid_design
 from purejaxdqn.sweep.run import run_design
@@ -72,12 +60,6 @@ COMPONENTS: dict[str, dict[str, Any]] = {
 }
 
 PLAIN = agents.get("dqn").config
-STATISTICS: dict[str, Callable[..., Any]] = {"iqm": interquartile_mean, "mean": np.mean}
-WORDS = {"iqm": "interquartile mean", "mean": "mean"}
-OUTCOMES = {
-    "final_return": "final greedy return",
-    "area": "greedy return over the whole run",  # the area under the learning curve, per step
-}
 
 Combination = tuple[bool, ...]  # of each component, whether it is in
 
@@ -96,7 +78,7 @@ class Args(cli.LongSweepArgs):
     """Folder for everything that is written."""
     base: str = "dqn"
     """The agent that the components are beside. Those that it has already are taken out of it."""
-    metric: Literal["iqm", "mean"] = "iqm"
+    metric: Metric = "iqm"
     """How seeds are put together: by their interquartile mean or their mean."""
     config: DQNConfig = dataclasses.field(default_factory=lambda: base_config("dqn"))
 
@@ -233,165 +215,6 @@ def make_design(args: Args) -> Design:
     return grid_design(configure, args.seeds, {name: [False, True] for name in in_order})
 
 
-# ------------------------------------------------------------------------------------------ effects
-
-
-def area(dataset: xr.Dataset) -> xr.DataArray:
-    """The area under each seed's learning curve, divided by its length: a mean return."""
-    curve = dataset.evaluation_return.mean("episode").astype(float)
-    span = float(dataset.step[-1] - dataset.step[0])
-    return curve.integrate("step") / span
-
-
-def scores(dataset: xr.Dataset) -> dict[str, xr.DataArray]:
-    """One number per combination and seed, for each outcome."""
-    return {
-        OUTCOMES["final_return"]: dataset.final_return.mean("episode").astype(float),
-        OUTCOMES["area"]: area(dataset),
-    }
-
-
-def effects(
-    components: Sequence[str], score: xr.DataArray, statistic: Callable[..., Any]
-) -> dict[str, Interval]:
-    """The effect of each component: the mean difference over all pairs that differ in it alone.
-
-    Args:
-      components: by name, dimensions of `score` with the coordinates False and True.
-      score: `(*components, seed)`.
-      statistic: over the seeds, such as `np.mean`.
-
-    Returns:
-      Per component its effect, with its interval.
-    """
-
-    def side(name: str, is_in: bool) -> np.ndarray:
-        chosen = score.sel({name: is_in})
-        return chosen.transpose(..., "seed").values.reshape(-1, score.sizes["seed"])
-
-    return {
-        name: paired_effect(
-            side(name, True), side(name, False), np.random.default_rng(0), statistic
-        )
-        for name in components
-    }
-
-
-class Row(NamedTuple):
-    """One combination's scores over its seeds, an interval per outcome."""
-
-    name: str
-    combination: Combination
-    intervals: dict[str, Interval]
-
-
-def rows(
-    components: Sequence[str], dataset: xr.Dataset, statistic: Callable[..., Any]
-) -> list[Row]:
-    """The table of all combinations, the best final return first."""
-    table = []
-    by_outcome = scores(dataset)
-    for combination in itertools.product((False, True), repeat=len(components)):
-        at = dict(zip(components, combination, strict=True))
-        intervals = {
-            outcome: bootstrap_interval(score.sel(at).values, np.random.default_rng(0), statistic)
-            for outcome, score in by_outcome.items()
-        }
-        table.append(Row(label(components, combination), combination, intervals))
-    final = OUTCOMES["final_return"]
-    return sorted(table, key=lambda row: -row.intervals[final].estimate)
-
-
-# ------------------------------------------------------------------------------------------- report
-
-
-def numbers(interval: Interval, sign: str = "") -> str:
-    """Such as "+12.3 (-4.5 to 30.1)"."""
-    text = f"{interval.estimate:{sign}.1f}"
-    if interval.low is not None:
-        text += f" ({interval.low:{sign}.1f} to {interval.high:{sign}.1f})"
-    return text
-
-
-def report(args: Args, dataset: xr.Dataset) -> dict[str, Any]:
-    """Prints the tables, writes the figures, and says the same for JSON."""
-    statistic = STATISTICS[args.metric]
-    table = rows(args.components, dataset, statistic)
-    by_outcome = {
-        outcome: effects(args.components, score, statistic)
-        for outcome, score in scores(dataset).items()
-    }
-    console = Console()
-    note = table[0].intervals[OUTCOMES["final_return"]].note
-    words = f"{WORDS[args.metric]} over {args.num_seeds} seeds"
-    all_of_them = Table(title=f"All combinations, {words} (95 % interval)")
-    all_of_them.add_column("components", overflow="fold")
-    for outcome in by_outcome:
-        all_of_them.add_column(outcome, justify="right")
-    for row in table:
-        all_of_them.add_row(row.name, *map(numbers, row.intervals.values()))
-    console.print(all_of_them)
-    of_each = Table(title=f"Effect of each component, {words} (95 % interval)")
-    of_each.add_column("component", overflow="fold")
-    for outcome in by_outcome:
-        of_each.add_column(outcome, justify="right")
-    for name in args.components:
-        of_each.add_row(name, *(numbers(known[name], "+") for known in by_outcome.values()))
-    console.print(of_each)
-    if note:
-        console.print(note)
-    title = f"What each component adds to {args.base} on {args.config.env}"
-    plotting.save_figure(plotting.effects(by_outcome, title), args.output / "effects")
-    plotting.save_html(
-        plotting.interactive_effects(by_outcome, title), args.output / "effects.html"
-    )
-    curves = {
-        row.name: dataset.evaluation_return.sel(
-            dict(zip(args.components, row.combination, strict=True))
-        )
-        .mean("episode")
-        .rename("greedy return")
-        for row in table
-    }
-    plotting.save_html(
-        plotting.interactive_curves(curves, f"All combinations on {args.config.env}"),
-        args.output / "learning_curves.html",
-    )
-    facts = {
-        "base": args.base,
-        "env": args.config.env,
-        "components": list(args.components),
-        "seeds": dataset.seed.values.tolist(),
-        "metric": args.metric,
-        "interval_note": note,
-        "combinations": [
-            {
-                "name": row.name,
-                "components": [*itertools.compress(args.components, row.combination)],
-            }
-            | _facts(row.intervals)
-            for row in table
-        ],
-        "effects": {
-            name: _facts({outcome: known[name] for outcome, known in by_outcome.items()})
-            for name in args.components
-        },
-    }
-    summary.save_summary(facts, args.output)
-    return facts
-
-
-def _facts(intervals: Mapping[str, Interval]) -> dict[str, dict[str, float | None]]:
-    return {
-        short: {
-            "estimate": intervals[outcome].estimate,
-            "low": intervals[outcome].low,
-            "high": intervals[outcome].high,
-        }
-        for short, outcome in OUTCOMES.items()
-    }
-
-
 def main(args: Args) -> int:
     design = make_design(args)
     options = args.sweep_options()  # refuse what they cannot be
@@ -401,9 +224,7 @@ def main(args: Args) -> int:
         result = run_design(
             dqn, design, devices=devices, output=output, on_evaluation=tracker, **options
         )
-    facts = report(args, result.dataset)
-    names = sorted(path.name for path in output.iterdir() if path.is_file())
-    Console().print(f"written to {output}: {', '.join(names)}")
+    facts = report_ablation(result.dataset, output, args.components, args.base, args.metric)
     if args.json:
         print(json.dumps(facts, allow_nan=False))
     return 0

@@ -17,22 +17,16 @@ import json
 from collections.abc import Sequence
 from pathlib import Path
 
-import jax
-import numpy as np
-from rich.console import Console
+import xarray as xr
 
-from purejaxdqn import agents, environments
+from purejaxdqn import agents
 from purejaxdqn.agents.dqn.settings import DQNConfig
 from purejaxdqn.cli import flags as cli
-from purejaxdqn.report import figures as plotting
-from purejaxdqn.report import summary
-from purejaxdqn.report.films import play_in_gymnasium, save_gif
+from purejaxdqn.report.films import play_and_film
+from purejaxdqn.report.training import report_training
 from purejaxdqn.storage import results
-from purejaxdqn.sweep.run import SweepInterrupted, SweepResult, run_sweep
+from purejaxdqn.sweep.run import SweepInterrupted, run_sweep
 from purejaxdqn.training.settings import RunConfig
-
-GYMNASIUM_EPISODES = 100
-FILM = "policy.gif"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -62,10 +56,11 @@ def main(args: Args) -> int:
     options = args.sweep_options()
     output = results.prepare_output(args.output, args.overwrite, args.resume)
     devices = args.devices()
+    experiment = agents.experiment_of(args.config)
     try:
         with args.tracked(dataclasses.asdict(args.config)) as tracker:
-            result = run_sweep(
-                agents.experiment_of(args.config),
+            dataset, params = run_sweep(
+                experiment,
                 args.config,
                 seeds,
                 on_evaluation=tracker,
@@ -75,50 +70,20 @@ def main(args: Args) -> int:
                 **options,
             )
     except SweepInterrupted as interrupt:
-        report(args, interrupt.result, output)
+        report(args, interrupt.result.dataset, output)
         raise
     try:
-        if "gymnasium_return" not in result.dataset:  # a finished sweep's are there already
-            result = play(args, result, output)
+        if "gymnasium_return" not in dataset:  # a finished sweep has been played already
+            dataset = play_and_film(experiment(args.config), dataset, params, output)
     finally:
-        report(args, result, output)
+        report(args, dataset, output)
     return 0
 
 
-def play(args: Args, result: SweepResult, output: Path) -> SweepResult:
-    """Plays every seed's policy in gymnasium's own environment, and films the best one."""
-    train = agents.train(args.config)
-    returns = play_in_gymnasium(train, result.params, GYMNASIUM_EPISODES, progress=True)
-    best = int(returns.mean(axis=1).argmax())
-    save_gif(train, jax.tree.map(lambda x: x[best], result.params), output / FILM)
-    dataset = result.dataset.assign(gymnasium_return=(("seed", "gymnasium_episode"), returns))
-    results.save(dataset, output)  # last: it says that all of this is done
-    return result._replace(dataset=dataset)
-
-
-def report(args: Args, result: SweepResult, output: Path) -> None:
-    """The table, the summary and the figure of whatever is there."""
-    if result.dataset.evaluation_return.isnull().all():
-        Console(stderr=True).print("nothing was evaluated: nothing is written")
-        return
-    if "gymnasium_return" not in result.dataset:
-        (output / FILM).unlink(missing_ok=True)  # an earlier run's
-    threshold = environments.make(args.config.env).threshold
-    facts = summary.summarise(result.dataset, threshold, np.random.default_rng(0))
-    console = Console()
-    summary.print_summary(facts, console)
-    summary.save_summary(facts, output)
-    title = f"{facts['algorithm']} on {args.config.env}"
-    plotting.save_figure(
-        plotting.learning_curve(result.dataset, title, threshold), output / "learning_curve"
-    )
-    greedy = result.dataset.evaluation_return.mean("episode").rename("greedy return")
-    plotting.save_html(
-        plotting.interactive_curves({title: greedy}, title, threshold),
-        output / "learning_curve.html",
-    )
-    console.print(f"written to {output}: {', '.join(sorted(p.name for p in output.iterdir()))}")
-    if args.json:
+def report(args: Args, dataset: xr.Dataset, output: Path) -> None:
+    """Prints the table and, if asked for, the same as JSON; writes the summary and the figures."""
+    facts = report_training(dataset, output)
+    if args.json and facts is not None:
         print(json.dumps(facts, allow_nan=False))
 
 

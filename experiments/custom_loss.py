@@ -25,8 +25,8 @@ from purejaxdqn.agents.dqn.dqn import DQNConfig, dqn
 from purejaxdqn.cli import flags as cli
 from purejaxdqn.engine.programs import Experiment
 from purejaxdqn.losses import bellman_loss
-from purejaxdqn.report import summary
 from purejaxdqn.report.statistics import bootstrap_interval
+from purejaxdqn.report.training import summarise
 from purejaxdqn.runtime.devices import use_every_core
 from purejaxdqn.storage import results
 from purejaxdqn.sweep.run import run_sweep
@@ -107,7 +107,7 @@ def main(args: Args) -> None:
         )
         means = result.dataset.final_return.mean("episode").values
         table.add_row(name, str(bootstrap_interval(means, np.random.default_rng(0))))
-        facts[name] = summary.summarise(result.dataset, threshold, np.random.default_rng(0))
+        facts[name] = summarise(result.dataset, threshold, np.random.default_rng(0))
     Console().print(table)
     if args.json:
         print(json.dumps(facts, allow_nan=False))

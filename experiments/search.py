@@ -23,7 +23,7 @@ from purejaxdqn import agents
 from purejaxdqn.agents.dqn.settings import DQNConfig
 from purejaxdqn.agents.pqn.settings import PQNConfig
 from purejaxdqn.cli import flags as cli
-from purejaxdqn.report import summary
+from purejaxdqn.report.files import save_summary
 from purejaxdqn.runtime.devices import use_every_core
 from purejaxdqn.search.search import SearchInterrupted, SearchResult, search
 
@@ -62,7 +62,7 @@ OWN = ["seeds", "num_trials", "trials_per_batch", "sampler_seed", "output", "ove
 
 def report(args: Any, result: SearchResult) -> None:
     result.print(Console())
-    summary.save_summary(result.summary(), args.output)
+    save_summary(result.summary(), args.output)
     if args.json:
         print(json.dumps(result.summary(), allow_nan=False))
 

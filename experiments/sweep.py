@@ -23,16 +23,12 @@ from typing import Any
 
 import numpy as np
 import xarray as xr
-from rich.console import Console
-from rich.table import Table
 
 from purejaxdqn import agents
 from purejaxdqn.agents.dqn.settings import DQNConfig
 from purejaxdqn.agents.pqn.settings import PQNConfig
 from purejaxdqn.cli import flags as cli
-from purejaxdqn.report import figures as plotting
-from purejaxdqn.report import summary
-from purejaxdqn.report.statistics import bootstrap_interval
+from purejaxdqn.report.sweep import report_sweep
 from purejaxdqn.runtime import processes as distributed
 from purejaxdqn.storage import results
 from purejaxdqn.sweep.design import Design, grid_design, random_design
@@ -40,9 +36,6 @@ from purejaxdqn.sweep.ray.cluster import run_on_cluster
 from purejaxdqn.sweep.run import SweepInterrupted, SweepResult, print_plan, run_design
 from purejaxdqn.training.settings import RunConfig
 from purejaxdqn.types import ConfigError
-
-_MOST_CURVES = 12
-_OTHER_COLUMNS = 59  # letters of the table beside the setting
 
 
 @dataclasses.dataclass(frozen=True)
@@ -123,92 +116,9 @@ def _is_drawn(value: Any) -> bool:
     return hasattr(value, "rvs")
 
 
-def by_setting(dataset: xr.Dataset) -> dict[str, xr.Dataset]:
-    """Each setting's runs, with the dimension `seed`, by the setting's name."""
-    if "run" in dataset.dims:
-        names = [name for name in dataset.coords if dataset[name].dims == ("run",)]
-        names = [name for name in names if name not in ("run", "sample", "seed")]
-        parts = [part.swap_dims(run="seed") for _, part in dataset.groupby("sample")]
-        points = [{name: part[name].values[0] for name in names} for part in parts]
-        return dict(zip(_names(points), parts, strict=True))
-    axes = [dim for dim in dataset.final_return.dims if dim not in ("seed", "episode")]
-    if not axes:
-        return {"all": dataset}
-    stacked = dataset.stack(setting=axes)
-    points = [dict(zip(axes, point, strict=True)) for point in stacked.setting.values]
-    return dict(zip(_names(points), map(dataset.sel, points), strict=True))
-
-
-def _names(points: list[dict[Any, Any]]) -> list[str]:
-    """Names of settings, in as few digits as tell them apart; the same one twice is numbered."""
-    names: list[str] = []
-    for digits in (".3g", ".6g", ""):
-        names = [
-            ", ".join(
-                f"{name}={value:{digits}}" if isinstance(value, float) else f"{name}={value}"
-                for name, value in point.items()
-            )
-            for point in points
-        ]
-        if len({*names}) == len(names):
-            return names
-    return [
-        f"{name} ({names[:i].count(name) + 1})" if names.count(name) > 1 else name
-        for i, name in enumerate(names)
-    ]
-
-
 def report(args: Any, dataset: xr.Dataset, output: Path) -> None:
-    """The table of all settings, the best first; the summary and the figure."""
-    rng = np.random.default_rng(0)
-    settings = by_setting(dataset)
-    rows: list[dict[str, Any]] = []
-    for name, part in settings.items():
-        means = part.final_return.mean("episode").values.astype(float)
-        finished = means[np.isfinite(means)]
-        interval = bootstrap_interval(finished, rng) if len(finished) else None
-        rows.append(
-            {
-                "setting": name,
-                "iqm": interval and interval.estimate,
-                "iqm_low": interval and interval.low,
-                "iqm_high": interval and interval.high,
-                "num_finished": len(finished),
-                "num_diverged": int(part.diverged.sum()),
-                "final_return": [float(x) if np.isfinite(x) else None for x in means],
-            }
-        )
-    rows.sort(key=lambda row: -np.inf if row["iqm"] is None else row["iqm"], reverse=True)
-    console = Console()
-    table = Table()
-    longest, room = max(map(len, settings)), max(console.width - _OTHER_COLUMNS, 10)
-    table.add_column("setting", overflow="fold", min_width=min(longest, room))
-    for column in ("interquartile\nmean", "95 % interval", "finished", "diverged"):
-        table.add_column(column, justify="right")
-    for row in rows[:20]:
-        low = row["iqm_low"]
-        table.add_row(
-            row["setting"],
-            "-" if row["iqm"] is None else f"{row['iqm']:.1f}",
-            "-" if low is None else f"{low:.1f} to {row['iqm_high']:.1f}",
-            f"{row['num_finished']} of {len(row['final_return'])}",
-            str(row["num_diverged"]),
-        )
-    console.print(table)
-    facts = {"status": dataset.attrs["status"], "width": int(dataset.attrs["width"])}
-    facts |= {"settings": rows}
-    summary.save_summary(facts, output)
-    best = [row["setting"] for row in rows[:_MOST_CURVES]]
-    curves = {
-        name: settings[name].evaluation_return.mean("episode").rename("greedy return")
-        for name in best
-    }
-    plotting.save_html(
-        plotting.interactive_curves(curves, "Greedy return by setting"),
-        output / "learning_curves.html",
-    )
-    files = sorted(path.name for path in output.iterdir() if path.is_file())
-    console.print(f"written to {output}: {', '.join(files)}")
+    """Prints the table and, if asked for, the same as JSON; writes the summary and the figure."""
+    facts = report_sweep(dataset, output)
     if args.json:
         print(json.dumps(facts, allow_nan=False))
 
@@ -246,7 +156,7 @@ def main(args: Any) -> int:
     design = make_design(args)
     options = args.sweep_options()  # refuse what they cannot be
     check_machines(args)
-    distributed.start(args.coordinator, args.num_processes, args.process_id)
+    distributed.join_processes(args.coordinator, args.num_processes, args.process_id)
     if args.plan:
         plan_options = {k: options[k] for k in ("width", "seed_mode", "memory_budget")}
         plan_options |= {"devices": args.devices(), "diagnostics": args.diagnostics}
@@ -258,16 +168,19 @@ def main(args: Any) -> int:
 
     if args.cluster is None:
         options["devices"] = args.devices()
-        output = distributed.first(prepare)
+        output = distributed.run_on_first_process(prepare)
     else:
         output = prepare()  # Ray starts before JAX does
     try:
         result = train(args, design, output=output, **options)
     except SweepInterrupted as interrupt:
-        if interrupt.result.dataset.evaluation_return.notnull().any() and distributed.is_first():
+        if (
+            interrupt.result.dataset.evaluation_return.notnull().any()
+            and distributed.is_first_process()
+        ):
             report(args, interrupt.result.dataset, output)
         raise
-    if distributed.is_first():
+    if distributed.is_first_process():
         report(args, result.dataset, output)
     return 0
 

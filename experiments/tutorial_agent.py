@@ -24,16 +24,15 @@ from rich.console import Console
 from rich.progress import Progress
 from rich.table import Table
 
-from purejaxdqn import agents, environments
-from purejaxdqn.agents.dqn.dqn import DQNConfig, dqn
+from purejaxdqn import DQNConfig, agents, dqn, environments
 from purejaxdqn.cli import flags as cli
 from purejaxdqn.engine.programs import compile_programs
 from purejaxdqn.engine.rounds import Games, train_round
-from purejaxdqn.report import figures as plotting
+from purejaxdqn.report import figures, files, pages
 from purejaxdqn.runtime.devices import make_plan, max_width, use_every_core
-from purejaxdqn.storage import results
+from purejaxdqn.storage import provenance, results
 from purejaxdqn.sweep.design import grid_design
-from purejaxdqn.sweep.opening import width_of
+from purejaxdqn.sweep.options import SweepOptions
 from purejaxdqn.types import ConfigError
 
 ENV = environments.make("CartPole-v0")
@@ -108,7 +107,7 @@ def play(name: str, args: Args) -> Played:
     devices = use_every_core()
     config = SETTINGS[name]
     runs = grid_design(config, args.seeds, {}).runs
-    width = width_of(args.seed_mode, args.width)
+    width = SweepOptions(width=args.width, seed_mode=args.seed_mode).runs_per_batch
     plan = make_plan(len(runs), len(devices), width, max_width())
     programs = compile_programs(dqn, config, plan, devices)
     played: list[Games] = []
@@ -162,8 +161,8 @@ def save(played: dict[str, Played], args: Args, output: Path) -> None:
     configs = {name: dataclasses.asdict(SETTINGS[name]) for name in played}
     last = list(played.values())[-1]
     dataset = to_dataset(played, args.seeds).assign_attrs(
-        results.provenance(dataclasses.asdict(SETTINGS[DEFAULTS]), dqn),
-        configs=json.dumps(results.jsonable(configs), allow_nan=False),
+        provenance.collect_provenance(dataclasses.asdict(SETTINGS[DEFAULTS]), dqn),
+        configs=json.dumps(provenance.to_jsonable(configs), allow_nan=False),
         status="finished" if len(played) == len(SETTINGS) else "running",
         max_games=args.max_games,
         seed_mode=args.seed_mode,
@@ -175,9 +174,9 @@ def save(played: dict[str, Played], args: Args, output: Path) -> None:
     average = dataset.average_return.rename(f"mean return of the last {GAMES_TO_WIN} games")
     curves = {name: average.sel(setting=name) for name in played}
     title = f"{ENV.name} until it is won"
-    plotting.save_figure(plotting.game_curves(curves, title, ENV.threshold), output / "games")
-    plotting.save_html(
-        plotting.interactive_curves(curves, title, ENV.threshold), output / "games.html"
+    files.save_figure(figures.plot_games(curves, title, ENV.threshold), output / "games")
+    files.save_page(
+        pages.plot_interactive_curves(curves, title, ENV.threshold), output / "games.html"
     )
 
 
@@ -229,7 +228,8 @@ def check(args: Args) -> None:
                 f"max_games ({args.max_games}) must be at most {2**31 // ENV.max_steps - 100}: "
                 "steps are counted in 32 bits"
             )
-    make_plan(len(args.seeds), 1, width_of(args.seed_mode, args.width))
+    options = SweepOptions(width=args.width, seed_mode=args.seed_mode)  # refuses bad values
+    make_plan(len(args.seeds), 1, options.runs_per_batch)
 
 
 def main(args: Args) -> int:

@@ -38,14 +38,14 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from purejaxdqn import agents, environments
-from purejaxdqn.agents.dqn.dqn import DQNConfig, make_learner, periodic_target_update
+from purejaxdqn import DQNConfig, agents, environments
 from purejaxdqn.environments import step_and_reset
 from purejaxdqn.losses import bellman_loss, masked_squared_error, q_learning
 from purejaxdqn.networks import MLP, make_network
 from purejaxdqn.replay import uniform_replay
 from purejaxdqn.training.evaluation import evaluate, greedy_policy
 from purejaxdqn.training.exploration import epsilon_greedy, multiplicative_schedule
+from purejaxdqn.training.learner import make_learner, periodic_target_update
 from purejaxdqn.types import Array, LearnerState, Step
 
 np.set_printoptions(precision=3, suppress=True)

@@ -29,13 +29,13 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from purejaxdqn.agents.dqn.dqn import DQNConfig, dqn
+from purejaxdqn import DQNConfig, dqn, run_sweep
 from purejaxdqn.engine.programs import Experiment
 from purejaxdqn.losses import bellman_loss
-from purejaxdqn.report import figures as plotting
+from purejaxdqn.report.figures import plot_comparison
+from purejaxdqn.report.files import save_figure
 from purejaxdqn.report.statistics import bootstrap_interval, probability_of_improvement
 from purejaxdqn.runtime.devices import use_every_core
-from purejaxdqn.sweep.run import run_sweep
 from purejaxdqn.testing import CheckError, check_loss
 
 use_every_core()  # before JAX computes anything
@@ -146,7 +146,7 @@ class Picture(NamedTuple):
 
 def save_and_show(figure, name):
     """Saves a figure and returns its picture."""
-    png, _ = plotting.save_figure(figure, OUTPUT / name)
+    png, _ = save_figure(figure, OUTPUT / name)
     return Picture(png)
 
 
@@ -156,7 +156,7 @@ def pick_curves(of):
 
 
 save_and_show(
-    plotting.comparison(
+    plot_comparison(
         {"greedy return": pick_curves(lambda dataset: dataset.evaluation_return.mean("episode"))},
         f"Two losses on {CONFIG.env}, {len(SEEDS)} seeds",
     ),
@@ -181,7 +181,7 @@ for name in inside:
     last = {loss: float(dataset[name][:, -1].mean()) for loss, dataset in datasets.items()}
     print(f"{name:16}", ", ".join(f"{loss} {value:.3g}" for loss, value in last.items()))
 save_and_show(
-    plotting.comparison(
+    plot_comparison(
         {name: pick_curves(lambda dataset, name=name: dataset[name]) for name in inside},
         "Inside the learner",
     ),

@@ -21,15 +21,15 @@ from typing import Annotated, Any, Literal, TypeVar, get_args, get_origin, get_t
 import jax
 import tyro
 
+from purejaxdqn import tracking
 from purejaxdqn.runtime.devices import use_every_core
-from purejaxdqn.runtime.interrupts import EXIT_INTERRUPTED, EXIT_TERMINATED, listen
-from purejaxdqn.storage import results
+from purejaxdqn.runtime.interrupts import EXIT_INTERRUPTED, EXIT_TERMINATED, catch_signals
+from purejaxdqn.storage.provenance import to_jsonable
 from purejaxdqn.sweep.design import MOST_RUNS
-from purejaxdqn.sweep.opening import SeedMode, check_checkpoint_seconds, width_of
-from purejaxdqn.sweep.plan import parse_bytes
-from purejaxdqn.tracking import trackers as tracking
-from purejaxdqn.tracking.trackers import Tracker
-from purejaxdqn.training.settings import RunConfig, settings_of
+from purejaxdqn.sweep.options import SeedMode, SweepOptions, parse_bytes
+from purejaxdqn.tracking import Tracker
+from purejaxdqn.training.declaration import settings_of
+from purejaxdqn.training.settings import RunConfig
 from purejaxdqn.training.settings_text import parse
 from purejaxdqn.types import ConfigError
 
@@ -119,7 +119,7 @@ class LongSweepArgs(SweepArgs):
         Raises:
           ConfigError: for one that is none, or cannot be opened.
         """
-        settings = results.jsonable(settings)
+        settings = to_jsonable(settings)
         if self.overwrite:
             tracking.forget(self.output)
         with contextlib.ExitStack() as stack:
@@ -140,9 +140,16 @@ class LongSweepArgs(SweepArgs):
         Raises:
           ConfigError: for what cannot be kept.
         """
-        width_of(self.seed_mode, self.width)
-        check_checkpoint_seconds(self.checkpoint_seconds)
-        results.check_flags(self.overwrite, self.resume)
+        budget = None if self.memory_budget is None else parse_bytes(self.memory_budget)
+        options: dict[str, Any] = {
+            "width": self.width,
+            "seed_mode": self.seed_mode,
+            "resume": self.resume,
+            "overwrite": self.overwrite,
+            "checkpoint_seconds": self.checkpoint_seconds,
+            "memory_budget": budget,
+        }
+        SweepOptions(output=self.output, **options)  # refuses bad values
         for name in self.tracker:
             tracking.check_name(name)
         if len({*self.tracker}) < len(self.tracker):
@@ -152,15 +159,7 @@ class LongSweepArgs(SweepArgs):
                 f"num_devices ({self.num_devices}) must be 1 to {_MOST_DEVICES}; leave it out for "
                 "all there are"
             )
-        budget = self.memory_budget
-        return {
-            "width": self.width,
-            "seed_mode": self.seed_mode,
-            "resume": self.resume,
-            "overwrite": self.overwrite,
-            "checkpoint_seconds": self.checkpoint_seconds,
-            "memory_budget": None if budget is None else parse_bytes(budget),
-        }
+        return options
 
     def devices(self) -> list[jax.Device]:
         """What to train on; starts JAX."""
@@ -258,7 +257,7 @@ def run(
         options: dict[str, Any] = {} if defaults is None else {"default": defaults(argv)}
         args: Any = _parsed(args_type, argv, options)
         how_to_go_on = getattr(args, "how_to_go_on", "")
-        with listen():
+        with catch_signals():
             exit_code = main(args)
         sys.exit(exit_code or 0)
     except ConfigError as error:

@@ -1,4 +1,4 @@
-"""Any single run of a results file again, alone, bit for bit."""
+"""Repeats any single run of a results file, alone, bit for bit."""
 
 from __future__ import annotations
 
@@ -14,9 +14,9 @@ import numpy as np
 import xarray as xr
 
 from purejaxdqn.engine.programs import Experiment
-from purejaxdqn.storage import results
+from purejaxdqn.storage import provenance, results
 from purejaxdqn.sweep import design
-from purejaxdqn.sweep.folder import differences
+from purejaxdqn.sweep.resume import find_differences
 from purejaxdqn.sweep.run import run_sweep
 from purejaxdqn.training.diagnostics import DIAGNOSTICS
 from purejaxdqn.training.settings import RunConfig
@@ -39,14 +39,14 @@ def rerun(
     otherwise a warning says what is different.
 
     Args:
-      dataset: what `purejaxdqn.load` gave, or the path that it was given.
-      experiment: what was trained; by default what the file names, which it can where nothing was
-        passed to it.
-      config_class: of the settings; by default the one that the file names.
-      devices: what to train on.
+      dataset: a dataset that `purejaxdqn.load` returned, or the path of its file or folder.
+      experiment: what was trained; by default the function that the file names, if nothing was
+        passed to it beside the config.
+      config_class: the class of the settings; by default the one that the file names.
+      devices: what to train on; by default everything there is.
       progress: whether to show progress on standard error.
       **labels: which run: the swept settings and the seed, such as `learning_rate=1e-3, seed=7`;
-        of a random search also `run=17`. What has only one value may be left out.
+        of a random search also `run=17`. Labels with only one value may be left out.
 
     Returns:
       A dataset `(step, episode)` of that run.
@@ -61,8 +61,8 @@ def rerun(
     run = _select(dataset, labels)
     config = config_from_json(str(run.settings.item()), config_class)
     if experiment is None:
-        experiment = _experiment(dataset)
-    for line in differences(_made_with(dataset), results.made_with()):
+        experiment = _import_experiment(dataset)
+    for line in find_differences(_read_versions(dataset), provenance.collect_versions()):
         warnings.warn(f"the run may get other bits than it had: {line}", stacklevel=2)
     result = run_sweep(
         experiment,
@@ -77,8 +77,12 @@ def rerun(
 
 
 def _select(dataset: xr.Dataset, labels: dict[str, Any]) -> xr.Dataset:
-    """The dataset of the one run that has these labels."""
-    # What was chosen before, such as with `sel`, has no dimension any more.
+    """Selects the one run that has these labels.
+
+    Raises:
+      ConfigError: if there is none, or several.
+    """
+    # A label that the caller has chosen already, such as with `sel`, has no dimension any more.
     chosen = [n for n in dataset.coords if dataset[n].ndim == 0 and n not in ("step", "episode")]
     dataset = dataset.expand_dims([name for name in chosen if name in labels])
     dims = [dim for dim in dataset.final_return.dims if dim != "episode"]
@@ -102,8 +106,12 @@ def _select(dataset: xr.Dataset, labels: dict[str, Any]) -> xr.Dataset:
     return dataset.isel(dict.fromkeys(dims, 0))
 
 
-def _experiment(dataset: xr.Dataset) -> Experiment:
-    """The function that the file names."""
+def _import_experiment(dataset: xr.Dataset) -> Experiment:
+    """Imports the function that the file names.
+
+    Raises:
+      ConfigError: if it cannot be imported, or was given more than the config.
+    """
     name, arguments = dataset.attrs["experiment"], json.loads(dataset.attrs["experiment_arguments"])
     if arguments:
         passed = ", ".join(f"{key}={value}" for key, value in arguments.items())
@@ -118,6 +126,6 @@ def _experiment(dataset: xr.Dataset) -> Experiment:
     return found
 
 
-def _made_with(dataset: xr.Dataset) -> dict[str, Any]:
-    known = {name: dataset.attrs.get(name) for name in results.made_with()}
+def _read_versions(dataset: xr.Dataset) -> dict[str, Any]:
+    known = {name: dataset.attrs.get(name) for name in provenance.collect_versions()}
     return known | {"versions": json.loads(dataset.attrs["versions"])}

@@ -20,7 +20,7 @@ from purejaxdqn.agents.dqn.dqn import (
     make_learner,
     periodic_target_update,
 )
-from purejaxdqn.training.settings import settings_of
+from purejaxdqn.training.declaration import settings_of
 from purejaxdqn.types import ConfigError, LossOutput, Transition
 
 SMALL = DQNConfig(

@@ -223,7 +223,7 @@ lengths, seeds = st.sampled_from([1, 2, 3, 5, 10, 20]), st.integers(0, 2**31 - 1
 
 
 class TestAgainstEpisodes:
-    @settings(max_examples=1_000, deadline=None)
+    @settings(max_examples=1_000)
     @given(
         layout=st.sampled_from(LAYOUTS),
         num_adds=st.integers(1, MAX_ADDS),
@@ -242,7 +242,7 @@ class TestAgainstEpisodes:
         held = np.array(list(expected))
         assert_transitions(jax.tree.map(lambda x: x[held], transition), list(expected.values()))
 
-    @settings(max_examples=200, deadline=None)
+    @settings(max_examples=200)
     @given(
         layout_and_n=st.sampled_from([(Layout(2, 13, 1), 10), (Layout(3, 8, 6), 4)]),
         kind=st.sampled_from(list(MAKE_REPLAY)),

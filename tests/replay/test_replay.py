@@ -88,7 +88,7 @@ probabilities = st.sampled_from([0.0, 0.1, 0.5, 1.0])
 
 
 class TestAgainstAList:
-    @settings(max_examples=200, deadline=None)
+    @settings(max_examples=200)
     @given(
         layout=st.sampled_from(LAYOUTS),
         num_adds=st.integers(1, MAX_ADDS),
@@ -162,7 +162,7 @@ class TestSampling:
         assert stats.chisquare(pairs).pvalue > 1e-3
 
     @given(bound=st.integers(1, 2**31 - 1), seed=st.integers(0, 2**31 - 1))
-    @settings(max_examples=100, deadline=None)
+    @settings(max_examples=100)
     def test_indices_are_the_high_half_of_the_product(self, bound, seed):
         key = jax.random.key(seed)
         bits = np.asarray(jax.random.bits(key, (64,), jnp.uint32)).tolist()
@@ -175,7 +175,7 @@ class TestSampling:
         more=st.integers(0, 100) | st.integers(0, 2**31 - 41),
         seed=st.integers(0, 2**31 - 1),
     )
-    @settings(max_examples=100, deadline=None)
+    @settings(max_examples=100)
     def test_without_replacement_is_the_beginning_of_a_shuffle(self, num, more, seed):
         key, bound = jax.random.key(seed), num + more
         bits = np.asarray(jax.random.bits(key, (num,), jnp.uint32)).tolist()

@@ -229,7 +229,6 @@ def command(folder):
             capture_output=True,
             text=True,
             cwd=folder,
-            timeout=200,
             env=environment,
         )
 
