@@ -42,7 +42,7 @@ from purejaxdqn import DQNConfig, agents, environments
 from purejaxdqn.environments import step_and_reset
 from purejaxdqn.losses import bellman_loss, masked_squared_error, q_learning
 from purejaxdqn.networks import MLP, make_network
-from purejaxdqn.replay import uniform_replay
+from purejaxdqn.replay import n_step_transition, uniform_replay
 from purejaxdqn.training.evaluation import evaluate, greedy_policy
 from purejaxdqn.training.exploration import epsilon_greedy, multiplicative_schedule
 from purejaxdqn.training.learner import make_learner, periodic_target_update
@@ -188,9 +188,7 @@ def make_step(obs, action, timestep):
     return jax.tree.map(lambda value: value[None], record)
 
 
-replay = uniform_replay(
-    MEMORY_SIZE, BATCH_SIZE, GAMMA, time_limit=env.max_steps, with_replacement=False
-)
+replay = uniform_replay(MEMORY_SIZE, BATCH_SIZE, time_limit=env.max_steps, with_replacement=False)
 remember = jax.jit(lambda memory, *played: replay.add(memory, make_step(*played)))
 empty = replay.init(make_step(*game[0]))
 memory = empty
@@ -221,8 +219,15 @@ print(f"Is the first observation still there? {'Yes' if first_is_there else 'No'
 draw = jax.jit(replay.sample)
 for _ in range(3):
     sample = draw(memory, next(keys))
-    print("Entries", sample.indices, "with actions", sample.transition.a_tm1)
-for name, value in sample.transition._asdict().items():
+    print("Entries", sample.indices, "with actions", sample.window.action[:, 0])
+
+
+def to_transitions(sample):
+    """Makes transitions of what happened: the memory holds no discount, which enters here."""
+    return jax.vmap(n_step_transition, in_axes=(0, None))(sample.window, GAMMA)
+
+
+for name, value in to_transitions(sample)._asdict().items():
     print(f"{name:10} {value.dtype}{list(value.shape)}")
 
 # %% [markdown]
@@ -234,7 +239,7 @@ for name, value in sample.transition._asdict().items():
 
 # %%
 for capacity in (1_000, 1_000_000):
-    large = uniform_replay(capacity, 32, GAMMA, env.max_steps, with_replacement=False)
+    large = uniform_replay(capacity, 32, env.max_steps, with_replacement=False)
     full = large.init(make_step(*game[0])).replace(num_rows=jnp.int32(capacity))
     draw_32, key = jax.jit(large.sample), next(keys)
     distinct = len(set(draw_32(full, key).indices.tolist()))  # the first call compiles
@@ -265,7 +270,7 @@ print("Action values:", jax.jit(network.apply)(params, obs))
 # and gradients with the mask are 2 / A times those of the picked value.
 
 # %%
-batch = draw(memory, next(keys)).transition
+batch = to_transitions(draw(memory, next(keys)))
 targets = jnp.array([1.0, 2.0, 3.0, 4.0])  # any
 outputs = jax.jit(jax.vmap(network.apply, in_axes=(None, 0)))
 loss_fn = bellman_loss(q_learning, masked_squared_error(env.num_actions))
@@ -364,7 +369,7 @@ print(f"Epsilon has come down to {epsilon(jnp.int32(len(game) - BATCH_SIZE)):.2f
 
 # %%
 draw_many = jax.jit(jax.vmap(replay.sample, in_axes=(None, 0)))
-many = draw_many(memory, jax.random.split(next(keys), 50)).transition
+many = jax.vmap(to_transitions)(draw_many(memory, jax.random.split(next(keys), 50)))
 many = jax.tree.map(lambda x: np.concatenate(x), many)
 last = int(jnp.argmin(many.discount_t))  # where the game was lost
 rows = (last + jnp.arange(BATCH_SIZE)) % len(many.r_t)
@@ -410,7 +415,7 @@ def learn(memory, learner_state, learning_rate, key):
     if memory.num_rows < BATCH_SIZE:
         return None
     sample_key, update_key = jax.random.split(key)
-    batch = draw(memory, sample_key).transition
+    batch = to_transitions(draw(memory, sample_key))
     return update_twice(learner_state, batch, learning_rate, update_key)
 
 
@@ -434,7 +439,7 @@ for learning_rate in (0.2, 1e-3):
 # remains gamma, and `obs_t` is the true last observation and not the next game's first.
 
 # %%
-held = uniform_replay(4, 4, GAMMA, env.max_steps, with_replacement=False)
+held = uniform_replay(4, 4, env.max_steps, with_replacement=False)
 add, ends = jax.jit(held.add), held.init(make_step(*game[0]))
 state, first_obs = reset(next(keys))
 four = [*game[:3], (first_obs, LEFT, step(next(keys), state, LEFT)[1])]
@@ -443,11 +448,12 @@ for name, (obs, action, timestep) in zip(names, four, strict=True):
     flags = {"terminated": jnp.array(name == "lost"), "truncated": jnp.array(name == "out of time")}
     ends = add(ends, make_step(obs, action, timestep._replace(**flags)))
 sample = jax.jit(held.sample)(ends, next(keys))
+transition = to_transitions(sample)
 for index, name in enumerate(names):
     (at,) = np.nonzero(np.asarray(sample.indices) == index)
-    print(f"{name:12} discount_t = {sample.transition.discount_t[at[0]]:.2f}")
+    print(f"{name:12} discount_t = {transition.discount_t[at[0]]:.2f}")
     if name == "out of time":
-        obs_t = sample.transition.obs_t[at[0]]
+        obs_t = transition.obs_t[at[0]]
         print("  obs_t:                     ", np.asarray(obs_t))
         print("  what was seen last:        ", np.asarray(four[index][2].obs))
         print("  the next game's first sight:", np.asarray(first_obs))
@@ -478,7 +484,7 @@ print(f"The limit learned as a death: {as_death:.1f}")
 NUM_STEPS = max(1_600, int(os.environ.get("WALKTHROUGH_STEPS", "20000")))
 network = make_network(MLP(TUTORIAL.hidden_sizes, env.num_actions))
 replay = uniform_replay(
-    TUTORIAL.replay_capacity, TUTORIAL.batch_size, GAMMA, env.max_steps, with_replacement=False
+    TUTORIAL.replay_capacity, TUTORIAL.batch_size, env.max_steps, with_replacement=False
 )
 epsilon = multiplicative_schedule(1.0, TUTORIAL.epsilon_decay)
 
@@ -503,7 +509,8 @@ def train(key, target_period):
         memory = replay.add(now.memory, make_step(now.obs, action, timestep))
 
         def update(state):
-            return learner.update(state, replay.sample(memory, sample_key).transition, loss_key)[0]
+            batch = to_transitions(replay.sample(memory, sample_key))
+            return learner.update(state, batch, loss_key)[0]
 
         has_batch = memory.num_rows >= TUTORIAL.batch_size
         learner_state = jax.lax.cond(has_batch, update, lambda state: state, now.learner)

@@ -27,7 +27,16 @@ ROOMS: dict[str, set[str]] = {
     "sweep": {"engine", "runtime", "storage", "tracking", "training", "types"},
     "search": {"engine", "report", "runtime", "storage", "sweep", "training", "types"},
     "cli": {"runtime", "storage", "sweep", "tracking", "training", "types"},
-    "testing": {"agents", "cli", "environments", "losses", "networks", "training", "types"},
+    "testing": {
+        "agents",
+        "cli",
+        "environments",
+        "losses",
+        "networks",
+        "replay",
+        "training",
+        "types",
+    },
 }
 
 

@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parents[2]
-MAKE = shutil.which("make")
-pytestmark = pytest.mark.skipif(MAKE is None, reason="there is no make")
+MAKE = shutil.which("make") or ""
+pytestmark = pytest.mark.skipif(not MAKE, reason="there is no make")
 
 UV = """#!/bin/sh
 echo "$0 $*" >> "$LOG"
