@@ -23,8 +23,7 @@ import xarray as xr
 from rich.progress import Progress
 from rich.table import Table
 
-from purejaxdqn import agents, environments
-from purejaxdqn.agents.dqn.dqn import DQNConfig, dqn
+from purejaxdqn import DQNConfig, agents, dqn, environments
 from purejaxdqn.cli.exits import EXIT_FAILED, run_script
 from purejaxdqn.engine.programs import compile_programs
 from purejaxdqn.engine.rounds import Games, train_round
