@@ -5,8 +5,9 @@
     purejaxdqn sweep --import my_agent --agent cautious --caution 0 0.05 0.1
     purejaxdqn ablate --import my_agent --agent cautious --components caution=0 n_step
 
-It is DQN whose target counts the worst action a little, as if the best one were missed sometimes, and
-with weight decay. Is the loss sound? `purejaxdqn check my_agent:cautious_error --fixed-point none`.
+It is DQN whose target counts the worst action a little, as if the best one were missed sometimes,
+and with weight decay. Is the loss sound?
+`purejaxdqn check my_agent:cautious_error --fixed-point none` tells.
 """
 
 from __future__ import annotations
@@ -28,10 +29,10 @@ class CautiousConfig(DQNConfig):
     """DQN's settings, and two more."""
 
     caution: float = setting(
-        0.5, "How much the smaller value of both networks counts.", at_least=0, at_most=1
+        0.05, "How much the worst action counts in the target.", at_least=0, at_most=1
     )
     weight_decay: float = setting(
-        1e-4, "Share of the weights that each update takes off.", at_least=0
+        1e-4, "Share of the weights that an update takes off, times the step size.", at_least=0
     )
 
 
