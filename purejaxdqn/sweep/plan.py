@@ -17,7 +17,7 @@ from purejaxdqn.engine.run import Experiment
 from purejaxdqn.runtime.devices import Plan, max_width, min_devices
 from purejaxdqn.storage.checkpoint import estimate_write_memory
 from purejaxdqn.sweep.design import Design
-from purejaxdqn.sweep.options import check_memory_budget
+from purejaxdqn.sweep.options import SweepOptions
 from purejaxdqn.training.diagnostics import DIAGNOSTICS
 from purejaxdqn.training.settings import RunConfig
 from purejaxdqn.types import ConfigError, Params
@@ -133,7 +133,7 @@ def plan_sweep(
       ConfigError: if not even the smallest round fits, or the results do not, with the size and
         what makes it big.
     """
-    check_memory_budget(memory_budget)
+    SweepOptions(memory_budget=memory_budget)  # refuses what is no amount
     budget = int(memory_budget or _PLANNED_SHARE * free_bytes(devices))
     members = design.groups()
     runs = design.runs

@@ -45,7 +45,7 @@ class Probe(NamedTuple):
         the next updates, `NUM_STATES` at most, and the mean norm of their batches' gradients.
     """
 
-    network: Network
+    network: Network[Any]
     discount: Array | float
     observe: Callable[[TrainState, Array], tuple[Array, Array]]
 
@@ -89,7 +89,7 @@ def diagnose(
 
 
 def value_bias(
-    network: Network,
+    network: Network[Any],
     params: Params,
     env: Environment,
     discount: Array | float,
@@ -136,7 +136,7 @@ class _Episode(NamedTuple):
 
 
 def _play_greedily(
-    network: Network, params: Params, env: Environment, discount: Array | float, key: Array
+    network: Network[Any], params: Params, env: Environment, discount: Array | float, key: Array
 ) -> tuple[Array, Array]:
     """Plays one episode, and sums over its states: value minus return, and the share tested."""
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import Any, Literal, get_args, get_origin
 
 import numpy as np
@@ -20,12 +21,13 @@ _DISTRIBUTIONS: dict[str, Callable[[float, float], Any]] = {
 }
 
 
-def parse(setting: Setting, text: str) -> Any:
-    """Reads a value of a setting, or a distribution over its values, from a command line.
+def parse(setting: Setting, text: str, may_be_drawn: bool = False) -> Any:
+    """Reads a value of a setting, or a distribution over its values, as a command line has it.
 
     Args:
       setting: the declaration of the setting.
       text: such as "1e-3", "64x64", "true", or "loguniform:1e-5:1e-2".
+      may_be_drawn: whether a float may be a distribution.
 
     Returns:
       The value, or a frozen distribution of `scipy.stats`.
@@ -35,13 +37,15 @@ def parse(setting: Setting, text: str) -> Any:
     """
     name, annotation = setting.name, setting.type
     word, *limits = text.split(":")
-    if annotation is float and limits:
+    if annotation is float and limits and may_be_drawn:
         return _distribution(name, text, word, limits)
     if get_origin(annotation) is Literal:
         if text not in get_args(annotation):
             raise ConfigError(f"{name} ({text!r}) must be one of {', '.join(get_args(annotation))}")
         return text
     read, wanted = _READERS[annotation]
+    if annotation is float and may_be_drawn:
+        wanted += ", or a distribution such as loguniform:1e-5:1e-2"
     try:
         return read(text)
     except (ValueError, KeyError):
@@ -51,8 +55,9 @@ def parse(setting: Setting, text: str) -> Any:
 _READERS: dict[Any, tuple[Callable[[str], Any], str]] = {
     bool: (lambda text: {"true": True, "false": False}[text.lower()], "true or false"),
     int: (lambda text: int(text.replace("_", "")), "a whole number"),
-    float: (float, "a number, or a distribution such as loguniform:1e-5:1e-2"),
+    float: (float, "a number"),
     str: (str, "a name"),
+    Path: (Path, "a path"),
     tuple[int, ...]: (
         lambda text: tuple(int(part) for part in text.split("x")),
         "whole numbers with x between them, such as 64x64",
