@@ -18,7 +18,7 @@ from rich.console import Console
 from rich.table import Table
 
 from purejaxdqn.agents.dqn.dqn import DQNConfig, dqn
-from purejaxdqn.cli import flags as cli
+from purejaxdqn.cli.exits import run_script
 from purejaxdqn.report.statistics import interquartile_mean
 from purejaxdqn.storage.provenance import to_jsonable
 from purejaxdqn.sweep.run import run_sweep
@@ -154,4 +154,4 @@ def main(args: Args) -> None:
 
 
 if __name__ == "__main__":
-    cli.run(main, Args)
+    run_script(main, Args)

@@ -25,14 +25,14 @@ from rich.progress import Progress
 from rich.table import Table
 
 from purejaxdqn import DQNConfig, agents, dqn, environments
-from purejaxdqn.cli import flags as cli
+from purejaxdqn.cli.exits import EXIT_FAILED, run_script
 from purejaxdqn.engine.programs import compile_programs
 from purejaxdqn.engine.rounds import Games, train_round
 from purejaxdqn.report import figures, files, pages
 from purejaxdqn.runtime.devices import make_plan, max_width, use_every_core
 from purejaxdqn.storage import provenance, results
 from purejaxdqn.sweep.design import grid_design
-from purejaxdqn.sweep.options import SweepOptions
+from purejaxdqn.sweep.options import SeedMode, SweepOptions
 from purejaxdqn.types import ConfigError
 
 ENV = environments.make("CartPole-v0")
@@ -49,14 +49,28 @@ SETTINGS = {
 
 
 @dataclasses.dataclass(frozen=True)
-class Args(cli.SweepArgs):
+class Args:
     __doc__ = __doc__
+    num_seeds: int = 10
+    """Seeds to train each agent with."""
     first_seed: int = 500
     """The lowest seed. Learning rates and widths were chosen on seeds 0 to 9."""
+    overwrite: bool = False
+    """Replace results that lie in the output folder already."""
+    json: bool = False
+    """Print the summary as one JSON object on the last line of standard output."""
+    width: int | None = None
+    """Runs per device program; by default chosen. A result's bits depend on it."""
+    seed_mode: SeedMode = "vmap"
+    """"vmap" trains a device's seeds side by side, "map" one by one, each bitwise as if alone."""
     output: Path = Path("results/tutorial_agent")
     """Folder for everything that is written."""
     max_games: int = 1_000
     """Games after which a seed counts as not won. Games of the random prefill are not counted."""
+
+    @property
+    def seeds(self) -> range:
+        return range(self.first_seed, self.first_seed + self.num_seeds)
 
 
 def average_returns(games: Games) -> np.ndarray:
@@ -246,8 +260,8 @@ def main(args: Args) -> int:
     if args.json:
         print(json.dumps(facts))
     won = facts["settings"][DEFAULTS]["num_won"] >= 0.9 * len(args.seeds)
-    return 0 if won else cli.EXIT_FAILED
+    return 0 if won else EXIT_FAILED
 
 
 if __name__ == "__main__":
-    cli.run(main, Args)
+    run_script(main, Args)

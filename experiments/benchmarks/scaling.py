@@ -29,7 +29,7 @@ from rich.table import Table
 from throughput import Args as ThroughputArgs
 from throughput import make_config
 
-from purejaxdqn.cli import flags as cli
+from purejaxdqn.cli.exits import run_script
 from purejaxdqn.report.files import save_figure
 from purejaxdqn.runtime.devices import available_cores, use_every_core
 from purejaxdqn.types import ConfigError
@@ -198,4 +198,4 @@ def main(args: Args) -> None:
 
 
 if __name__ == "__main__":
-    cli.run(main, Args)
+    run_script(main, Args)

@@ -12,12 +12,12 @@ import psutil
 from rich.filesize import decimal
 
 from purejaxdqn.engine.memory import RunBytes, abstract_run, free_bytes, peak_bytes, run_bytes
-from purejaxdqn.engine.programs import Experiment
 from purejaxdqn.engine.rounds import evaluation_steps
+from purejaxdqn.engine.run import Experiment
 from purejaxdqn.runtime.devices import Plan, max_width, min_devices
 from purejaxdqn.storage.checkpoint import estimate_write_memory
 from purejaxdqn.sweep.design import Design
-from purejaxdqn.sweep.options import check_memory_budget
+from purejaxdqn.sweep.options import SweepOptions
 from purejaxdqn.training.diagnostics import DIAGNOSTICS
 from purejaxdqn.training.settings import RunConfig
 from purejaxdqn.types import ConfigError, Params
@@ -78,7 +78,7 @@ class SweepPlan(NamedTuple):
         """Describes the plan in a few lines."""
         num_runs = len(self.design.runs)
         lines = [
-            f"{_count(num_runs, 'run')} ({_count(len(self.design.settings), 'setting')}, "
+            f"{_count(num_runs, 'run')} ({_count(len(self.design.points), 'setting')}, "
             f"{_count(len(self.design.seeds), 'seed')}) in {_count(len(self.groups), 'program')}, "
             f"{_count(len(self.batches), 'batch', 'batches')} of up to {self.width}"
         ]
@@ -133,7 +133,7 @@ def plan_sweep(
       ConfigError: if not even the smallest round fits, or the results do not, with the size and
         what makes it big.
     """
-    check_memory_budget(memory_budget)
+    SweepOptions(memory_budget=memory_budget)  # refuses what is no amount
     budget = int(memory_budget or _PLANNED_SHARE * free_bytes(devices))
     members = design.groups()
     runs = design.runs

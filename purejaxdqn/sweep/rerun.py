@@ -1,11 +1,11 @@
-"""Repeats any single run of a results file, alone, bit for bit."""
+"""Takes up any single run of a results file: trains it again bit for bit, or loads its weights."""
 
 from __future__ import annotations
 
-import importlib
 import json
+import math
 import warnings
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -13,15 +13,21 @@ import jax
 import numpy as np
 import xarray as xr
 
-from purejaxdqn.engine.programs import Experiment
+from purejaxdqn import agents
+from purejaxdqn.engine.run import Experiment
 from purejaxdqn.storage import provenance, results
 from purejaxdqn.sweep import design
+from purejaxdqn.sweep.checkpoints import SweepFolder
 from purejaxdqn.sweep.resume import find_differences
 from purejaxdqn.sweep.run import run_sweep
 from purejaxdqn.training.diagnostics import DIAGNOSTICS
+from purejaxdqn.training.loop import Train
 from purejaxdqn.training.settings import RunConfig
 from purejaxdqn.training.settings_text import config_from_json
-from purejaxdqn.types import ConfigError
+from purejaxdqn.types import ConfigError, Params
+
+# The experiments that find an agent's own by its settings, also in older files.
+_DISPATCHERS = ("train", "train_by_kind")
 
 
 def rerun(
@@ -40,8 +46,8 @@ def rerun(
 
     Args:
       dataset: a dataset that `purejaxdqn.load` returned, or the path of its file or folder.
-      experiment: what was trained; by default the function that the file names, if nothing was
-        passed to it beside the config.
+      experiment: what was trained; by default that of the registered agent that the settings
+        belong to, if nothing was passed to it beside them.
       config_class: the class of the settings; by default the one that the file names.
       devices: what to train on; by default everything there is.
       progress: whether to show progress on standard error.
@@ -58,10 +64,10 @@ def rerun(
         dataset = results.load(Path(dataset))
     if "settings" not in dataset or "width" not in dataset.attrs:
         raise ConfigError("the dataset is not one of a sweep: it names no settings and no width")
-    run = _select(dataset, labels)
+    run = select_run(dataset, labels)
     config = config_from_json(str(run.settings.item()), config_class)
     if experiment is None:
-        experiment = _import_experiment(dataset)
+        experiment = _find_experiment(dataset, config)
     for line in find_differences(_read_versions(dataset), provenance.collect_versions()):
         warnings.warn(f"the run may get other bits than it had: {line}", stacklevel=2)
     result = run_sweep(
@@ -76,7 +82,7 @@ def rerun(
     return result.dataset.isel(seed=0)
 
 
-def _select(dataset: xr.Dataset, labels: dict[str, Any]) -> xr.Dataset:
+def select_run(dataset: xr.Dataset, labels: Mapping[str, Any]) -> xr.Dataset:
     """Selects the one run that has these labels.
 
     Raises:
@@ -106,24 +112,72 @@ def _select(dataset: xr.Dataset, labels: dict[str, Any]) -> xr.Dataset:
     return dataset.isel(dict.fromkeys(dims, 0))
 
 
-def _import_experiment(dataset: xr.Dataset) -> Experiment:
-    """Imports the function that the file names.
+def _find_experiment(dataset: xr.Dataset, config: RunConfig) -> Experiment:
+    """Finds the registered agent's experiment; nothing is imported because a file names it.
 
     Raises:
-      ConfigError: if it cannot be imported, or was given more than the config.
+      ConfigError: if no registered agent was trained, or it was given more than the settings.
     """
     name, arguments = dataset.attrs["experiment"], json.loads(dataset.attrs["experiment_arguments"])
     if arguments:
         passed = ", ".join(f"{key}={value}" for key, value in arguments.items())
         raise ConfigError(f"{name} was given {passed}: give it to rerun again, as experiment")
-    module, _, function = name.rpartition(".")
-    try:
-        found: Experiment = getattr(importlib.import_module(module), function)
-    except (ImportError, AttributeError, ValueError):
+    experiment = agents.experiment_of(config)
+    own = {*_DISPATCHERS, getattr(experiment, "__qualname__", "")}
+    if name.rpartition(".")[2] not in own:
         raise ConfigError(
-            f"the experiment {name} cannot be imported: give it to rerun, as experiment"
-        ) from None
-    return found
+            f"the experiment {name} is not that of agent {config.agent!r}: give it to rerun, as "
+            "experiment"
+        )
+    return experiment
+
+
+def load_params(
+    folder: Path, dataset: xr.Dataset, labels: Mapping[str, Any]
+) -> tuple[Train, Params]:
+    """Loads the last weights of one run from the folder of its sweep.
+
+    Args:
+      folder: of the sweep.
+      dataset: its results.
+      labels: which run; see `rerun`.
+
+    Returns:
+      The training run, and its weights.
+
+    Raises:
+      ConfigError: if the labels name no run or several, or the folder does not have the weights.
+    """
+    runs = dataset.final_return.isel(episode=0, drop=True)
+    settings = xr.broadcast(dataset.settings, runs)[0].transpose(*runs.dims)
+    numbered = dataset.assign(number=(runs.dims, np.arange(runs.size).reshape(runs.shape)))
+    run = select_run(numbered, labels)
+    config = config_from_json(str(run.settings.item()))
+    train = _find_experiment(dataset, config)(config)
+    configs = [config_from_json(str(text)) for text in settings.values.ravel()]
+    batch, row = _find_batch(configs, int(run.number), int(dataset.attrs["width"]))
+    record = SweepFolder(folder).load_finished(batch, config)
+    if record is None:
+        raise ConfigError(
+            f"{folder} does not have the weights of batch {batch}: train it to its end with "
+            "--resume"
+        )
+    structure = jax.tree.structure(jax.eval_shape(train.init, jax.random.key(0)).learner.params)
+    return train, jax.tree.unflatten(structure, [leaf[row] for leaf in record.params])
+
+
+def _find_batch(configs: Sequence[RunConfig], run: int, width: int) -> tuple[int, int]:
+    """Finds the batch that a run was trained in, as `plan_sweep` numbers it, and its row there."""
+    groups: dict[Any, list[int]] = {}
+    for index, config in enumerate(configs):
+        groups.setdefault(jax.tree.structure(config), []).append(index)
+    first = 0
+    for members in groups.values():
+        if run in members:
+            batch, row = divmod(members.index(run), width)
+            return first + batch, row
+        first += math.ceil(len(members) / width)
+    raise AssertionError("every run is in a group")
 
 
 def _read_versions(dataset: xr.Dataset) -> dict[str, Any]:

@@ -20,7 +20,7 @@ from typing import Annotated, Any, Literal
 
 import tyro
 
-from purejaxdqn.cli import flags as cli
+from purejaxdqn.cli.exits import EXIT_FAILED, run_script
 from purejaxdqn.losses.bellman import TD_ERROR_ARGUMENTS
 from purejaxdqn.testing import fixed_points
 from purejaxdqn.testing.losses import LOSS_ARGUMENTS, loss_report
@@ -158,8 +158,8 @@ def main(args: Args) -> int:
         **chosen,
     )
     report.print()
-    return 0 if report.passed else cli.EXIT_FAILED
+    return 0 if report.passed else EXIT_FAILED
 
 
 if __name__ == "__main__":
-    cli.run(main, Args)
+    run_script(main, Args)

@@ -120,10 +120,10 @@ class Setting(NamedTuple):
         if value < least:
             whole = "a whole number of " if least == 1 else ""
             return f"{self} ({value!r}) must be {whole}at least {least}{self._remedy()}"
+        if self.at_most is None and value > LARGEST_INT:
+            return f"{self} ({value}) must be at most {LARGEST_INT}: counters are 32 bits wide"
         if self.at_most is not None and value > self.at_most:
             return f"{self} ({value}) must be at most {self.at_most}{self._remedy()}"
-        if value > LARGEST_INT:
-            return f"{self} ({value}) must be at most {LARGEST_INT}: counters are 32 bits wide"
         return None
 
     def _problem_of_float(self, value: Any) -> str | None:
@@ -225,9 +225,9 @@ def _settings_of(kind: Any) -> dict[str, Setting]:
     found = {}
     for field in dataclasses.fields(kind):
         name = f"{kind.__name__}.{field.name}"
-        metadata = _declaration(kind, field.name)
-        if metadata.get("is_no_setting"):
+        if field.metadata.get("is_no_setting"):
             continue
+        metadata = _declaration(kind, field.name)
         annotation = hints[field.name]
         if isinstance(annotation, types.UnionType) and types.NoneType in typing.get_args(
             annotation
