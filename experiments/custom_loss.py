@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import functools
 import sys
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -22,7 +23,7 @@ from purejaxdqn import dqn, environments
 from purejaxdqn.cli.commands.train import read_training
 from purejaxdqn.cli.exits import exit_with
 from purejaxdqn.cli.sweeps import list_seeds, print_json, seed_flags
-from purejaxdqn.engine.programs import Experiment
+from purejaxdqn.engine.run import Experiment
 from purejaxdqn.losses import bellman_loss
 from purejaxdqn.report.statistics import bootstrap_interval
 from purejaxdqn.report.training import summarise
@@ -48,7 +49,7 @@ def persistent_target(q_tm1, a_tm1, r_t, discount_t, q_t, scale=0.1):  # type: i
 
 
 def conservative(
-    network: Network, params: Params, target_params: Params, transition: Transition, key: Array
+    network: Network[Any], params: Params, target_params: Params, transition: Transition, key: Array
 ) -> LossOutput:
     """Q-learning with CQL's regulariser: Kumar et al. (2020), equation 4, alpha = 0.1."""
     del key  # draws nothing

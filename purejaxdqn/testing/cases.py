@@ -95,7 +95,7 @@ class Bench(NamedTuple):
     outputs: Callable[[Cases, np.ndarray], np.ndarray]
 
 
-def make_bench(loss_fn: LossFn, table: Table) -> Bench:
+def make_bench(loss_fn: LossFn[Any], table: Table) -> Bench:
     """Makes the bench of a loss with a kind of table."""
     network = table.network
     obs_tm1, obs_t = np.eye(2, dtype=np.float32)

@@ -46,7 +46,7 @@ _REMEDY = (
 _NUM_ACTIONS = 3
 
 
-def table_of(loss_fn: LossFn, network: Network | None) -> Table | None:
+def table_of(loss_fn: LossFn[Any], network: Network[Any] | None) -> Table | None:
     """The kind of table that a loss works with; None where it is of another representation."""
     if network is not None:
         obs = jnp.zeros(4)  # of any network only the type of its answer counts
@@ -62,7 +62,7 @@ def table_of(loss_fn: LossFn, network: Network | None) -> Table | None:
     return next((t for t in TABLES.values() if _error_with(loss_fn, t) is None), None)
 
 
-def _error_with(loss_fn: LossFn, table: Table) -> Exception | None:
+def _error_with(loss_fn: LossFn[Any], table: Table) -> Exception | None:
     """What a loss raises with a kind of table."""
     obs, key = jnp.eye(2), jax.random.key(0)
     transition = Transition(obs[0], jnp.int32(0), jnp.float32(0), jnp.float32(0.9), obs[1])
@@ -74,7 +74,7 @@ def _error_with(loss_fn: LossFn, table: Table) -> Exception | None:
     return None
 
 
-def _network_for(loss_fn: LossFn) -> Network:
+def _network_for(loss_fn: LossFn[Any]) -> Network[Any]:
     """A small network of the representation that a loss works with."""
     table = table_of(loss_fn, None)
     representation = table.representation if table else "values"
@@ -106,8 +106,8 @@ def _random_transitions() -> Transition:
 
 
 def check_contract(
-    loss_fn: LossFn,
-    network: Network | None,
+    loss_fn: LossFn[Any],
+    network: Network[Any] | None,
     transitions: Transition | None,
     learns_next_obs: bool,
 ) -> list[Check]:

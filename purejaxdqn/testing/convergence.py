@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 
 from purejaxdqn.testing.cases import NUM_CASES, Bench, random_cases
@@ -25,7 +27,7 @@ _PROCESSES = ("deterministic", "stochastic", "terminal", "time limit")
 
 
 def check_fixed_point(
-    loss_fn: LossFn,
+    loss_fn: LossFn[Any],
     table: Table,
     bench: Bench,
     fixed_point: FixedPoint,

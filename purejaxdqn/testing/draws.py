@@ -30,7 +30,7 @@ def check_draws(replay: Replay, steps: Step, key: Array, num_held: int) -> str:
     Raises:
       AssertionError: if something is found.
     """
-    keys = jax.random.split(key, 2 * _NUM_BATCHES).reshape(2, _NUM_BATCHES)
+    keys_before, keys_after = jax.random.split(key, 2 * _NUM_BATCHES).reshape(2, _NUM_BATCHES)
 
     @jax.jit
     def fill(steps: Step) -> Any:
@@ -42,7 +42,7 @@ def check_draws(replay: Replay, steps: Step, key: Array, num_held: int) -> str:
     sample = jax.jit(jax.vmap(replay.sample, in_axes=(None, 0)))
     update = jax.jit(replay.update)
     state = fill(jax.tree.map(jnp.asarray, steps))
-    drawn: Sample = on_host(sample(state, keys[0]))
+    drawn: Sample = on_host(sample(state, keys_before))
     _compare(drawn, num_held, "")
     before = _by_index(drawn)
     # Each entry its own priority, whatever the order of the indices; a batch at a time.
@@ -52,7 +52,7 @@ def check_draws(replay: Replay, steps: Step, key: Array, num_held: int) -> str:
     for start in range(0, len(entries), size):
         places = np.arange(start, start + size) % len(entries)
         state = update(state, jnp.asarray(entries[places]), jnp.asarray(priorities[places]))
-    drawn = on_host(sample(state, keys[1]))
+    drawn = on_host(sample(state, keys_after))
     _compare(drawn, num_held, "after Replay.update, ")
     after = _by_index(drawn)
     both = [i for i, entry in enumerate(entries) if entry in after]

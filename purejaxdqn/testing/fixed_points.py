@@ -1,8 +1,8 @@
 """What a loss can converge to: the known fixed points that `check_loss` judges by.
 
-A `FixedPoint` is the target of a transition where the online and the target network agree, in plain
-NumPy and apart from the losses' own code; the table of action values that equals its expected
-targets is what the loss converges to. Its functions work on any leading axes: `q_t [..., A]`.
+A `FixedPoint` is the target of a transition where the online and the target network agree. It is
+written in plain NumPy, apart from the losses' own code. The loss converges to the table of action
+values that equals its expected targets. All functions work on any leading axes: `q_t [..., A]`.
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ from typing import Any, Literal, NamedTuple, TypeVar
 import numpy as np
 
 Bootstrap = Literal["target", "online", "both", "none"]
+Rows = np.ndarray  # `[..., A]`, or `[...]` without the actions
 Loss = TypeVar("Loss", bound=Callable[..., Any])
 
 
@@ -23,36 +24,30 @@ class FixedPoint(NamedTuple):
       name: for messages.
       target: `(q_tm1 [..., A], a_tm1 [...], r_t [...], discount_t [...], q_t [..., A]) -> [...]`,
         NumPy in and out: where both networks agree, what the value of `a_tm1` is pulled to.
-      near_misses: `(what is wrong, FixedPoint)` of mistakes that are easily made, by which a loss
-        that follows one of them is told what is wrong with it.
+      near_misses: `(what is wrong, FixedPoint)` of common mistakes. `check_loss` uses them to say
+        what is wrong with a loss that makes one.
     """
 
     name: str
-    target: Callable[..., np.ndarray]
+    target: Callable[..., Rows]
     near_misses: tuple[tuple[str, Any], ...] = ()
 
 
-def _at(q_values: np.ndarray, action: np.ndarray) -> np.ndarray:
+def _at(q_values: Rows, action: Rows) -> Rows:
     return np.take_along_axis(q_values, np.expand_dims(action, -1), -1)[..., 0]
 
 
-def _logsumexp(x: np.ndarray) -> np.ndarray:
+def _logsumexp(x: Rows) -> Rows:
     highest = x.max(-1)
     return highest + np.log(np.exp(x - np.expand_dims(highest, -1)).sum(-1))
 
 
 def _bellman(
     name: str,
-    value: Callable[[np.ndarray], np.ndarray],
-    undiscounted: Callable[[np.ndarray], Any] = lambda q_t: 0.0,
+    value: Callable[[Rows], Rows],
+    undiscounted: Callable[[Rows], Any] = lambda q_t: 0.0,
 ) -> FixedPoint:
-    def target(
-        q_tm1: np.ndarray,
-        a_tm1: np.ndarray,
-        r_t: np.ndarray,
-        discount_t: np.ndarray,
-        q_t: np.ndarray,
-    ) -> np.ndarray:
+    def target(q_tm1: Rows, a_tm1: Rows, r_t: Rows, discount_t: Rows, q_t: Rows) -> Rows:
         return r_t + discount_t * value(q_t) + undiscounted(q_t)
 
     return FixedPoint(name, target)
@@ -67,7 +62,7 @@ RETURN = _bellman("return", lambda q_t: 0 * q_t.max(-1))
 
 
 def epsilon_greedy(epsilon: Any) -> FixedPoint:
-    """The values of acting greedily but for a share `epsilon` of uniformly random actions."""
+    """Makes the values of a policy that is greedy but for a share `epsilon` of random actions."""
     name = f"epsilon_greedy({epsilon})"
 
     made = _bellman(name, lambda q_t: (1 - epsilon) * q_t.max(-1) + epsilon * q_t.mean(-1))
@@ -101,17 +96,20 @@ def epsilon_greedy(epsilon: Any) -> FixedPoint:
 
 
 def soft(temperature: Any) -> FixedPoint:
-    """The soft values: `temperature * log sum_a exp(q_t[a] / temperature)` for the maximum."""
+    """Makes the soft values: `temperature * log sum_a exp(q_t[a] / temperature)` for the maximum.
 
-    def policy_mean(q_t: np.ndarray) -> np.ndarray:
+    The function is long because it lists every near miss.
+    """
+
+    def policy_mean(q_t: Rows) -> Rows:
         scaled = (q_t - q_t.max(-1, keepdims=True)) / temperature
         policy = np.exp(scaled - np.expand_dims(_logsumexp(scaled), -1))
         return (policy * q_t).sum(-1)
 
-    def entropy(q_t: np.ndarray) -> np.ndarray:
+    def entropy(q_t: Rows) -> Rows:
         return _logsumexp(q_t / temperature) - policy_mean(q_t) / temperature
 
-    def off(wrong: str, value: Callable[[np.ndarray], np.ndarray]) -> tuple[str, FixedPoint]:
+    def off(wrong: str, value: Callable[[Rows], Rows]) -> tuple[str, FixedPoint]:
         return wrong, _bellman(f"soft({temperature}), off", value)
 
     made = _bellman(f"soft({temperature})", lambda q_t: temperature * _logsumexp(q_t / temperature))
@@ -169,35 +167,32 @@ def soft(temperature: Any) -> FixedPoint:
 def munchausen(
     fixed_point: FixedPoint, temperature: Any, coefficient: Any, log_policy_min: Any
 ) -> FixedPoint:
-    """Another fixed point with `purejaxdqn.losses.munchausen`'s bonus in its reward."""
+    """Makes another fixed point, with the bonus of `purejaxdqn.losses.munchausen` in its reward.
 
-    def log_policy(q_values: np.ndarray, a_tm1: np.ndarray) -> np.ndarray:
-        """Times the temperature."""
+    The function is long because it lists every near miss.
+    """
+
+    def log_policy(q_values: Rows, a_tm1: Rows) -> Rows:
+        """Computes the log-policy times the temperature."""
         return _at(q_values, a_tm1) - temperature * _logsumexp(q_values / temperature)
 
-    def clipped(log_policy: np.ndarray) -> np.ndarray:
+    def clipped(log_policy: Rows) -> Rows:
         return np.clip(log_policy, log_policy_min, 0.0)
 
     def make(
         inner: FixedPoint,
-        bonus: Callable[..., np.ndarray],
+        bonus: Callable[..., Rows],
         coefficient: Any = coefficient,
         is_discounted: bool = False,
     ) -> FixedPoint:
-        def target(
-            q_tm1: np.ndarray,
-            a_tm1: np.ndarray,
-            r_t: np.ndarray,
-            discount_t: np.ndarray,
-            q_t: np.ndarray,
-        ) -> np.ndarray:
+        def target(q_tm1: Rows, a_tm1: Rows, r_t: Rows, discount_t: Rows, q_t: Rows) -> Rows:
             more = coefficient * bonus(q_tm1, a_tm1, q_t)
             r_t = r_t + (discount_t * more if is_discounted else more)
             return inner.target(q_tm1, a_tm1, r_t, discount_t, q_t)
 
         return FixedPoint(f"munchausen({inner.name}, {temperature}, {coefficient})", target)
 
-    def right(q_tm1: np.ndarray, a_tm1: np.ndarray, q_t: np.ndarray) -> np.ndarray:
+    def right(q_tm1: Rows, a_tm1: Rows, q_t: Rows) -> Rows:
         return clipped(log_policy(q_tm1, a_tm1))
 
     mistakes = {
@@ -237,21 +232,15 @@ def munchausen(
 
 
 def persistent(coefficient: Any) -> FixedPoint:
-    """The values of `purejaxdqn.losses.persistent_advantage_learning_loss`."""
+    """Makes the values of `purejaxdqn.losses.persistent_advantage_learning_loss`."""
 
     def make(
-        gap: Callable[[np.ndarray, np.ndarray], np.ndarray],
+        gap: Callable[[Rows, Rows], Rows],
         factor: Any = coefficient,
-        best: Callable[[np.ndarray], np.ndarray] = lambda q_values: q_values.max(-1),
+        best: Callable[[Rows], Rows] = lambda q_values: q_values.max(-1),
         is_discounted: bool = False,
     ) -> FixedPoint:
-        def target(
-            q_tm1: np.ndarray,
-            a_tm1: np.ndarray,
-            r_t: np.ndarray,
-            discount_t: np.ndarray,
-            q_t: np.ndarray,
-        ) -> np.ndarray:
+        def target(q_tm1: Rows, a_tm1: Rows, r_t: Rows, discount_t: Rows, q_t: Rows) -> Rows:
             gap_tm1, gap_t = (best(q) - _at(q, a_tm1) for q in (q_tm1, q_t))
             lost = factor * gap(gap_tm1, np.where(discount_t > 0, gap_t, 0.0))
             lost = discount_t * lost if is_discounted else lost
@@ -281,12 +270,12 @@ def converges_to(
     """Declares, as a decorator, what a loss or a TD error converges to.
 
     Args:
-      fixed_point: such as `OPTIMAL` or `soft(0.1)`; or what makes one of the loss's own settings,
-        such as `soft` for a TD error with an argument `temperature` that has a default.
+      fixed_point: such as `OPTIMAL` or `soft(0.1)`; or a function that makes one, such as `soft`
+        for a TD error whose argument `temperature` has a default.
       bootstrap: the network whose values at time t the loss bootstraps from.
 
     Returns:
-      The decorator; it gives back the loss itself.
+      The decorator, which returns the loss itself.
     """
 
     def declare(loss: Loss) -> Loss:

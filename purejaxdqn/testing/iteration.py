@@ -18,7 +18,7 @@ _NUM_COPIES = 600
 
 
 def iterate(
-    loss_fn: LossFn, table: Table, mdp: MDP, bootstrap: Bootstrap, q_values: np.ndarray
+    loss_fn: LossFn[Any], table: Table, mdp: MDP, bootstrap: Bootstrap, q_values: np.ndarray
 ) -> np.ndarray:
     """Learns from every transition at once, each as often as its probability says, in 64 bits.
 

@@ -1,4 +1,4 @@
-"""Is a loss sound? Its contract, what its target is made of, and what it converges to."""
+"""Checks of a loss: its contract, the parts of its target, and what it converges to."""
 
 from __future__ import annotations
 
@@ -36,19 +36,19 @@ class _Loss(NamedTuple):
     """A loss with what it declares."""
 
     name: str
-    function: LossFn
+    function: LossFn[Any]
     td_error: TDError | None
     fixed_point: FixedPoint | None
     bootstrap: Bootstrap
 
 
 def check_loss(
-    loss: LossFn | TDError,
+    loss: LossFn[Any] | TDError,
     *,
     fixed_point: FixedPoint | Callable[..., Any] | None = _DECLARED,
     bootstrap: Bootstrap | None = None,
     discount: float = 0.99,
-    network: Network | None = None,
+    network: Network[Any] | None = None,
     transitions: Transition | None = None,
     learns_other_actions: bool = False,
     learns_next_obs: bool = False,
@@ -110,17 +110,17 @@ def check_loss(
 
 
 def loss_report(
-    loss: LossFn | TDError,
+    loss: LossFn[Any] | TDError,
     *,
     fixed_point: FixedPoint | Callable[..., Any] | None = _DECLARED,
     bootstrap: Bootstrap | None = None,
     discount: float = 0.99,
-    network: Network | None = None,
+    network: Network[Any] | None = None,
     transitions: Transition | None = None,
     learns_other_actions: bool = False,
     learns_next_obs: bool = False,
 ) -> Report:
-    """What `check_loss` prints, without printing or raising; the arguments are the same."""
+    """Makes the report of `check_loss`, without printing or raising; same arguments."""
     name = getattr(loss, "__qualname__", None) or repr(loss)
     made: list[_Loss] = []
 

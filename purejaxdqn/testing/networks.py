@@ -25,7 +25,7 @@ _ONE_OBSERVATION = (
 )
 
 
-def check_network(network: Network, key: Array, obs: Array, num_actions: int) -> None:
+def check_network(network: Network[Any], key: Array, obs: Array, num_actions: int) -> None:
     """Checks a value network of ONE observation: see `Network`.
 
     - It works under `jit`, `vmap` (over observations and over weights) and `grad`.
@@ -71,8 +71,8 @@ def check_network(network: Network, key: Array, obs: Array, num_actions: int) ->
             "gradient": jax.grad(lambda params: values(params, batch[2]).sum())(params),
         }
 
-    keys = jax.random.split(key, 3)
-    found = run("the network", _ONE_OBSERVATION, examine, keys[:2], keys[2])
+    *init_keys, noise_key = jax.random.split(key, 3)
+    found = run("the network", _ONE_OBSERVATION, examine, jnp.stack(init_keys), noise_key)
     require_finite(found["weights"], "the network's weights after network.init")
     require_finite(found["alone"], "action_values without a key")
     require_finite(found["noisy"], "action_values with a key")

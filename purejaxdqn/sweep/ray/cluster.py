@@ -23,7 +23,7 @@ from typing import Any
 
 import jax
 
-from purejaxdqn.engine.programs import Experiment
+from purejaxdqn.engine.run import Experiment
 from purejaxdqn.runtime.devices import ensure_devices
 from purejaxdqn.sweep.dataset import SweepResult
 from purejaxdqn.sweep.design import Design
