@@ -17,7 +17,7 @@ check; a loss can be checked from the command line too:
 
 from purejaxdqn.testing.environments import check_environment
 from purejaxdqn.testing.fixed_points import OPTIMAL, FixedPoint, converges_to
-from purejaxdqn.testing.losses import check_loss, loss_report
+from purejaxdqn.testing.losses.check_loss import check_loss, loss_report
 from purejaxdqn.testing.networks import check_network
 from purejaxdqn.testing.replay import check_replay, replay_report
 from purejaxdqn.testing.report import Check, CheckError, Report

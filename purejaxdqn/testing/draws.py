@@ -8,7 +8,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from purejaxdqn.testing.common import on_host, require
+from purejaxdqn.testing.compiled_functions import on_host
+from purejaxdqn.testing.requirements import require
 from purejaxdqn.types import Array, Replay, Sample, Step
 
 _NUM_BATCHES = 512

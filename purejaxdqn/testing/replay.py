@@ -10,17 +10,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from purejaxdqn.testing.common import (
-    COMPILABLE,
-    Program,
-    on_host,
-    output_types,
-    require,
-    require_same_types,
-)
+from purejaxdqn.testing.compiled_functions import COMPILABLE, Program, on_host, output_types
 from purejaxdqn.testing.draws import check_draws
 from purejaxdqn.testing.probes import MAX_STEPS, NUM_OBS
 from purejaxdqn.testing.report import Check, Report, attempt
+from purejaxdqn.testing.requirements import require, require_same_types
 from purejaxdqn.testing.windows import probe_checks, random_stream, solve
 from purejaxdqn.types import Array, ArrayTree, Replay, Sample, Step, Transition, run_axes
 

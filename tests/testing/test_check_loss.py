@@ -27,11 +27,11 @@ from purejaxdqn.losses import (
 )
 from purejaxdqn.networks import MLP, make_network
 from purejaxdqn.testing import CheckError, check_loss, converges_to, fixed_points, loss_report
-from purejaxdqn.testing.cases import random_cases
-from purejaxdqn.testing.contract import check_contract
+from purejaxdqn.testing.declared_fixed_points import find_declared
 from purejaxdqn.testing.fixed_points import OPTIMAL, soft
-from purejaxdqn.testing.known_losses import declared
-from purejaxdqn.testing.naming import name_target
+from purejaxdqn.testing.losses.interface import check_interface
+from purejaxdqn.testing.losses.single_transitions import random_cases
+from purejaxdqn.testing.losses.target_formulas import name_target
 from purejaxdqn.types import LossOutput, Transition
 
 stop = jax.lax.stop_gradient
@@ -614,25 +614,25 @@ def test_a_network_and_transitions_of_ones_own():
     ones = np.ones(5, np.float32)
     fields: Any = (images[0], actions, ones, ones, images[1])
     transitions: Any = Transition._make(fields)
-    checks = check_contract(bellman_loss(), network, transitions, learns_next_obs=False)
+    checks = check_interface(bellman_loss(), network, transitions, learns_next_obs=False)
     assert all(check.passed for check in checks)
     wrong = transitions._replace(a_tm1=actions + 1)
-    check = check_contract(bellman_loss(), network, wrong, learns_next_obs=False)[0]
+    check = check_interface(bellman_loss(), network, wrong, learns_next_obs=False)[0]
     assert "a_tm1 reaches 2, but the network has 2 actions" in check.message
 
 
 def name_of(loss):
-    fixed_point, _ = declared(loss)
+    fixed_point, _ = find_declared(loss)
     assert fixed_point is not None
     return fixed_point.name
 
 
 def test_what_a_loss_declares():
-    assert declared(q_learning) == (OPTIMAL, "target")
+    assert find_declared(q_learning) == (OPTIMAL, "target")
     assert name_of(functools.partial(soft_q_learning, temperature=2.0)) == "soft(2.0)"
     assert name_of(bellman_loss(expected_sarsa)) == "epsilon_greedy(0.05)"
     assert name_of(munchausen(bellman_loss(soft_q_learning))).startswith("munchausen(soft")
-    assert declared(lambda: None) == (None, "target")
+    assert find_declared(lambda: None) == (None, "target")
     mine = converges_to(soft(0.5))(functools.partial(undeclared_soft).func)
     try:
         assert loss_report(mine).failures == ()
@@ -644,8 +644,8 @@ def test_what_a_loss_declares_is_found_behind_what_wraps_it():
     wrapped = functools.wraps(soft_q_learning)(lambda *arguments: soft_q_learning(*arguments))
     assert name_of(bellman_loss(wrapped)) == "soft(0.03)"
     assert name_of(functools.partial(bellman_loss(q_learning))) == "optimal"
-    assert declared(bellman_loss(return_error)).bootstrap == "none"
-    assert declared(munchausen(bellman_loss(undeclared_soft))) == (None, "target")
+    assert find_declared(bellman_loss(return_error)).bootstrap == "none"
+    assert find_declared(munchausen(bellman_loss(undeclared_soft))) == (None, "target")
     doubled = quantile_loss(temperature=0.5)
     assert name_of(munchausen(doubled, 0.5)) == "munchausen(soft(0.5), 0.5, 0.9)"
     assert name_of(persistent_advantage_learning_loss(0.3)) == "persistent(0.3)"

@@ -1,4 +1,4 @@
-"""Which formula a target follows: what the mistakes of a loss are called."""
+"""Finds the formula that a target follows, and the mistakes that it shows."""
 
 from __future__ import annotations
 
@@ -8,8 +8,8 @@ from typing import NamedTuple
 import numpy as np
 from scipy.special import logsumexp, softmax
 
-from purejaxdqn.testing.cases import Cases
-from purejaxdqn.testing.fixed_points import Bootstrap, FixedPoint
+from purejaxdqn.testing.fixed_points import Bootstrap, FixedPoint, value_at
+from purejaxdqn.testing.losses.single_transitions import Cases
 
 TOLERANCE = 1e-4
 
@@ -27,26 +27,29 @@ class Formula(NamedTuple):
 
 
 class Part(NamedTuple):
-    """What may stand in a formula: its text, its values `[N]`, and what is wrong with it."""
+    """A part that a formula may have: its text, its values `[N]`, and what is wrong with it."""
 
     text: str
     values: np.ndarray
     mistake: str
 
 
-def _at(q_values: np.ndarray, action: np.ndarray) -> np.ndarray:
-    return np.take_along_axis(q_values, action[:, np.newaxis], 1)[:, 0]
+class _Term(NamedTuple):
+    """A value at time t, with a bonus `[N]` that is added whatever the discount is."""
+
+    bonus: np.ndarray
+    value: Part
 
 
-def _said(*mistakes: str) -> str:
+def _join(*mistakes: str) -> str:
     return "; ".join(filter(None, dict.fromkeys(mistakes)))
 
 
-# ------------------------------------------------------------------------------ what there is
+# -------------------------------------------------------------------------- parts of a formula
 
 
-def _sources(cases: Cases, q_tm1: np.ndarray, bootstrap: Bootstrap) -> list[Part]:
-    """The rows of values there are, and what is wrong with bootstrapping from them."""
+def _list_sources(cases: Cases, q_tm1: np.ndarray, bootstrap: Bootstrap) -> list[Part]:
+    """Lists the rows of action values, and what is wrong with bootstrapping from each."""
     wrong_network = {
         "target": (
             "it bootstraps from the online network (params, q_t_selector) and not from the target "
@@ -67,12 +70,12 @@ def _sources(cases: Cases, q_tm1: np.ndarray, bootstrap: Bootstrap) -> list[Part
     ]
 
 
-def _values(cases: Cases, sources: list[Part], is_optimal: bool) -> Iterator[Part]:
-    """What may stand for the value at time t."""
+def _list_values(cases: Cases, sources: list[Part], is_optimal: bool) -> Iterator[Part]:
+    """Lists what may stand for the value at time t."""
     not_highest = "where the maximum belongs" if is_optimal else "where the declared value belongs"
     for name, q, mistake in sources:
         greedy = "" if is_optimal else f"it takes the maximum {not_highest}"
-        yield Part(f"max({name})", q.max(1), _said(greedy, mistake))
+        yield Part(f"max({name})", q.max(1), _join(greedy, mistake))
         for word, value in (
             ("min", q.min(1)),
             ("mean", q.mean(1)),
@@ -83,13 +86,13 @@ def _values(cases: Cases, sources: list[Part], is_optimal: bool) -> Iterator[Par
             ("log-sum-exp", logsumexp(q, axis=1)),
         ):
             wrong = f"it takes the {word} of {name} {not_highest}"
-            yield Part(f"{word}({name})", value, _said(wrong, mistake))
+            yield Part(f"{word}({name})", value, _join(wrong, mistake))
         for action, which in ((cases.a_tm1, "a_tm1"), (0 * cases.a_tm1, "0"), (-1, "-1")):
             wrong = f"it takes {name}[{which}] {not_highest}: the value of another action"
-            chosen = _at(q, np.broadcast_to(action, cases.a_tm1.shape) % q.shape[1])
-            yield Part(f"{name}[{which}]", chosen, _said(wrong, mistake))
+            chosen = value_at(q, np.broadcast_to(action, cases.a_tm1.shape) % q.shape[1])
+            yield Part(f"{name}[{which}]", chosen, _join(wrong, mistake))
         index = f"it takes the number of the best action, argmax({name}), for its value"
-        yield Part(f"argmax({name})", 1.0 * q.argmax(1), _said(index, mistake))
+        yield Part(f"argmax({name})", 1.0 * q.argmax(1), _join(index, mistake))
         for picker, q_pick, _ in sources:
             if picker == name:
                 continue
@@ -103,13 +106,13 @@ def _values(cases: Cases, sources: list[Part], is_optimal: bool) -> Iterator[Par
                 if (picker, name) == ("q_t", "q_t_selector") and mistake
                 else ""
             )
-            wrong = _said(mistake + roles, wrong)
-            yield Part(f"{name}[argmax {picker}]", _at(q, q_pick.argmax(1)), wrong)
+            wrong = _join(mistake + roles, wrong)
+            yield Part(f"{name}[argmax {picker}]", value_at(q, q_pick.argmax(1)), wrong)
             lowest = f"the action of the lowest {picker} is taken for the best"
-            yield Part(f"{name}[argmin {picker}]", _at(q, q_pick.argmin(1)), lowest)
+            yield Part(f"{name}[argmin {picker}]", value_at(q, q_pick.argmin(1)), lowest)
 
 
-def _rewards(cases: Cases) -> list[Part]:
+def _list_rewards(cases: Cases) -> list[Part]:
     r_t = cases.r_t
     return [
         Part("r_t", r_t, ""),
@@ -120,16 +123,14 @@ def _rewards(cases: Cases) -> list[Part]:
     ]
 
 
-_LOST = "the discount is lost: discount_t does not multiply what comes from time t"
-
-
-def _discounts(cases: Cases) -> list[Part]:
+def _list_discounts(cases: Cases) -> list[Part]:
     r_t, d = cases.r_t, cases.discount_t
+    lost = "the discount is lost: discount_t does not multiply what comes from time t"
     swapped = "r_t stands in the place of discount_t (swapped arguments)"
     both = "r_t multiplies what comes from time t beside discount_t"
     return [
         Part("discount_t", d, ""),
-        Part("1", np.ones_like(r_t), _LOST),
+        Part("1", np.ones_like(r_t), lost),
         Part("r_t", r_t, swapped),
         Part("(1 - discount_t)", 1 - d, "it takes discount_t for a flag of the end"),
         Part("discount_t^2", d**2, "the discount is applied twice: discount_t is gamma itself"),
@@ -139,20 +140,25 @@ def _discounts(cases: Cases) -> list[Part]:
     ]
 
 
-def _declared(fixed_point: FixedPoint, cases: Cases, own: np.ndarray, q_t: np.ndarray) -> Part:
-    """What a declared target adds to the reward: the value at time t, and its text."""
+def _list_declared(
+    fixed_point: FixedPoint,
+    cases: Cases,
+    sources: list[Part],
+    own_rows: list[tuple[str, np.ndarray]],
+) -> Iterator[_Term]:
+    """Lists what the declared target and its near misses add to the reward."""
     nothing = np.zeros_like(cases.r_t)
-    with_it = fixed_point.target(own, cases.a_tm1, nothing, nothing + 1, q_t)
-    return Part(fixed_point.name, with_it - _bonus(fixed_point, cases, own, q_t), "")
+    for near, off in (("", fixed_point), *fixed_point.near_misses):
+        for name, q_t, mistake in sources:
+            for i, (own, q_own) in enumerate(own_rows):
+                # A terminal transition has the bonus alone, such as Munchausen's.
+                bonus = off.target(q_own, cases.a_tm1, nothing, nothing, q_t)
+                value = off.target(q_own, cases.a_tm1, nothing, nothing + 1, q_t) - bonus
+                wrong = _join(near, mistake, f"it sees the {own} network's q_tm1" if i else "")
+                yield _Term(bonus, Part(f"{off.name} of {name}", value, wrong))
 
 
-def _bonus(fixed_point: FixedPoint, cases: Cases, own: np.ndarray, q_t: np.ndarray) -> np.ndarray:
-    """What a declared target adds to the reward of a terminal transition, such as Munchausen's."""
-    nothing = np.zeros_like(cases.r_t)
-    return fixed_point.target(own, cases.a_tm1, nothing, nothing, q_t)
-
-
-# --------------------------------------------------------------------------- fits and their names
+# ------------------------------------------------------------------------ fits and their names
 
 
 def name_target(
@@ -162,87 +168,86 @@ def name_target(
     fixed_point: FixedPoint,
     bootstrap: Bootstrap,
 ) -> Formula | None:
-    """The formula that gives what a loss was found to pull to, the one with the fewest mistakes.
+    """Finds the formula that gives a loss's targets, the one with the fewest mistakes.
 
-    Tried are a reward, a discount and a value at time t of many kinds, with factors that are
-    fitted; then sums of several values.
+    First it tries the near misses of the declared fixed point; then a reward, a discount and a
+    value at time t of many kinds, with fitted factors; then sums of several values.
 
     Args:
-      settled: `[N]` from `Bench.settled`.
-      q_tm1: `[N, A]` the online network's values at `obs_tm1` with which it was found.
+      settled: `[N]` the targets, from `Bench.settle`.
+      q_tm1: `[N, A]` the online network's values at `obs_tm1` with which they were found.
       cases: the `N` cases.
       fixed_point: what is declared.
-      bootstrap: from which network.
+      bootstrap: the network whose values at time t are in the target.
 
     Returns:
       The `Formula`; None if none fits.
     """
-    sources = _sources(cases, q_tm1, bootstrap)
-    rewards, discounts = _rewards(cases), _discounts(cases)
+    sources = _list_sources(cases, q_tm1, bootstrap)
     own_rows = [("target", cases.target[:, 0]), ("online", q_tm1)]
     if bootstrap == "online":
         own_rows.reverse()
-    bonus_of_none = np.zeros_like(settled)
-    terms: list[tuple[np.ndarray, Part]] = []  # what is added whatever the discount, and a value
-    for near, off in (("", fixed_point), *fixed_point.near_misses):
-        for name, q_t, mistake in sources:
-            for i, (own, q_own) in enumerate(own_rows):
-                elsewhere = f"it sees the {own} network's q_tm1" if i else ""
-                value = _declared(off, cases, q_own, q_t)
-                wrong = _said(near, mistake, elsewhere)
-                bonus = _bonus(off, cases, q_own, q_t)
-                terms.append((bonus, Part(f"{off.name} of {name}", value.values, wrong)))
-    is_optimal = fixed_point.name == "optimal"
-    terms += [(bonus_of_none, value) for value in _values(cases, sources, is_optimal)]
-
-    if near_miss := _near_miss(settled, cases, fixed_point, sources, own_rows):
+    if near_miss := _find_near_miss(settled, cases, fixed_point, sources[0], own_rows):
         return near_miss
-    best: Formula | None = None
-    for reward in rewards:
-        for discount in discounts:
-            columns = [
-                (reward.values, cases.discount_t, np.ones_like(settled), discount.values * v)
-                for _, (_, v, _) in terms
-            ]
-            wanted = settled - np.array([bonus for bonus, _ in terms])
-            features = np.moveaxis(np.array(columns), 1, 2)
-            factors = np.einsum("mfn,mn->mf", np.linalg.pinv(features), wanted)
-            residual = np.abs(np.einsum("mnf,mf->mn", features, factors) - wanted).max(1)
-            for i in map(int, np.flatnonzero(residual < TOLERANCE)):
-                value = terms[i][1]
-                itself = np.abs(discount.values * value.values - settled).max() < TOLERANCE
-                if itself and "q_tm1" in value.text:
-                    continue  # what it settled at is always what it settled at
-                found = _formula(factors[i], reward, discount, value)
-                if best is None or len(found.mistakes) < len(best.mistakes):
-                    best = found
-    return best or _mixture(settled, cases, sources, is_optimal)
+    is_optimal = fixed_point.name == "optimal"
+    nothing = np.zeros_like(settled)
+    terms = [*_list_declared(fixed_point, cases, sources, own_rows)]
+    terms += [_Term(nothing, value) for value in _list_values(cases, sources, is_optimal)]
+    fits = (
+        formula
+        for reward in _list_rewards(cases)
+        for discount in _list_discounts(cases)
+        for formula in _fit(settled, cases, reward, discount, terms)
+    )
+    best = min(fits, key=lambda formula: len(formula.mistakes), default=None)
+    return best or _fit_mixture(settled, cases, sources, is_optimal)
 
 
-def _near_miss(
+def _find_near_miss(
     settled: np.ndarray,
     cases: Cases,
     fixed_point: FixedPoint,
-    sources: list[Part],
+    source: Part,
     own_rows: list[tuple[str, np.ndarray]],
 ) -> Formula | None:
-    """A mistake that is known of the declared fixed point, as a whole."""
-    _, q_t, mistake = sources[0]
+    """Finds a mistake that is known of the declared fixed point, as a whole."""
     for wrong, off in fixed_point.near_misses:
         for i, (own, q_own) in enumerate(own_rows):
-            target = off.target(q_own, cases.a_tm1, cases.r_t, cases.discount_t, q_t)
+            target = off.target(q_own, cases.a_tm1, cases.r_t, cases.discount_t, source.values)
             if np.abs(target - settled).max() < TOLERANCE:
                 elsewhere = f"it sees the {own} network's q_tm1" if i else ""
-                return Formula("another one", tuple(filter(None, (wrong, mistake, elsewhere))))
+                mistakes = filter(None, (wrong, source.mistake, elsewhere))
+                return Formula("another one", tuple(mistakes))
     return None
+
+
+def _fit(
+    settled: np.ndarray, cases: Cases, reward: Part, discount: Part, terms: list[_Term]
+) -> Iterator[Formula]:
+    """Fits `a * reward + b * discount_t + c + d * discount * value` with each of the values."""
+    fixed = (reward.values, cases.discount_t, np.ones_like(settled))
+    columns = [(*fixed, discount.values * value.values) for _, value in terms]
+    wanted = settled - np.array([bonus for bonus, _ in terms])
+    features = np.moveaxis(np.array(columns), 1, 2)
+    factors = np.einsum("mfn,mn->mf", np.linalg.pinv(features), wanted)
+    residual = np.abs(np.einsum("mnf,mf->mn", features, factors) - wanted).max(1)
+    for i in map(int, np.flatnonzero(residual < TOLERANCE)):
+        value = terms[i].value
+        itself = np.abs(discount.values * value.values - settled).max() < TOLERANCE
+        if not (itself and "q_tm1" in value.text):  # the settled prediction fits itself
+            yield _write_formula(factors[i], reward, discount, value)
 
 
 def _is(x: float, y: float) -> bool:
     return abs(x - y) < 1e-3
 
 
-def _formula(factors: np.ndarray, reward: Part, discount: Part, value: Part) -> Formula:
-    """`a * reward + b * discount_t + c + d * discount * value`, and what is wrong with it."""
+def _scale(factor: float, part: str) -> str:
+    return part if _is(factor, 1) else f"-{part}" if _is(factor, -1) else f"{factor:.3g} * {part}"
+
+
+def _write_formula(factors: np.ndarray, reward: Part, discount: Part, value: Part) -> Formula:
+    """Writes `a * reward + b * discount_t + c + d * discount * value`, and its mistakes."""
     a, b, c, d = map(float, factors)
     if not value.values.any():
         d = 1.0  # any factor fits, as nothing of time t is declared to count
@@ -254,26 +259,21 @@ def _formula(factors: np.ndarray, reward: Part, discount: Part, value: Part) -> 
         mistakes.append(f"the prediction q_tm1[a_tm1] {wrong}")
         a, b, c, d = 1.0, b / a, c / a, 1.0
     parts = []
-
-    def add(factor: float, part: str) -> None:
-        one = _is(factor, 1) or part == ""
-        parts.append(part if one else f"-{part}" if _is(factor, -1) else f"{factor:.3g} * {part}")
-
     swapped = _is(a, 0) and _is(b, 1)
     if swapped:
+        parts.append("discount_t")
         mistakes.append("r_t and discount_t are swapped")
-        add(1, "discount_t")
     elif _is(a, 0):
         mistakes.append("the reward r_t is lost")
     else:
-        add(a, reward.text)
+        parts.append(_scale(a, reward.text))
         mistakes.append(reward.mistake)
         if _is(a, -1):
             mistakes.append("the reward has the wrong sign")
         elif not _is(a, 1):
             mistakes.append(f"the reward is scaled by {a:.3g}")
     if not _is(b, 0) and not swapped:
-        add(b, "discount_t")
+        parts.append(_scale(b, "discount_t"))
         mistakes.append(f"{b:.3g} * discount_t is added: the value at time t is off by {b:.3g}")
     if not _is(c, 0):
         parts.append(f"{c:.3g}")
@@ -281,30 +281,36 @@ def _formula(factors: np.ndarray, reward: Part, discount: Part, value: Part) -> 
     if _is(d, 0):
         mistakes.append("nothing of time t counts: there is no bootstrap")
     else:
-        add(d, value.text if discount.text == "1" else f"{discount.text} * {value.text}")
-        written = discount.text == "1" and not _is(d, 1)
-        twice = discount.text == "discount_t" and 0 < d < 1 and not _is(d, 1)
-        mistakes += [
-            f"a discount of {d:.3g} is written into it: discount_t is lost"
-            if written
-            else f"the discount is applied twice, as {d:.3g} * discount_t: discount_t is gamma "
-            "itself"
-            if twice
-            else discount.mistake,
-            value.mistake,
-        ]
-        if _is(d, -1):
-            mistakes.append("what comes from time t has the wrong sign")
-        elif not (_is(d, 1) or written or twice):
-            mistakes.append(f"what comes from time t counts {d:.3g} times")
+        product = value.text if discount.text == "1" else f"{discount.text} * {value.text}"
+        parts.append(_scale(d, product))
+        mistakes += _name_bootstrap_mistakes(d, discount, value)
     whole = " + ".join(parts).replace("+ -", "- ") or "0"
     return Formula(text.format(whole), tuple(dict.fromkeys(filter(None, mistakes))))
 
 
-def _mixture(
+def _name_bootstrap_mistakes(factor: float, discount: Part, value: Part) -> list[str]:
+    written = discount.text == "1" and not _is(factor, 1)
+    twice = discount.text == "discount_t" and 0 < factor < 1 and not _is(factor, 1)
+    mistakes = [
+        f"a discount of {factor:.3g} is written into it: discount_t is lost"
+        if written
+        else f"the discount is applied twice, as {factor:.3g} * discount_t: discount_t is gamma "
+        "itself"
+        if twice
+        else discount.mistake,
+        value.mistake,
+    ]
+    if _is(factor, -1):
+        mistakes.append("what comes from time t has the wrong sign")
+    elif not (_is(factor, 1) or written or twice):
+        mistakes.append(f"what comes from time t counts {factor:.3g} times")
+    return mistakes
+
+
+def _fit_mixture(
     settled: np.ndarray, cases: Cases, sources: list[Part], is_optimal: bool
 ) -> Formula | None:
-    """A sum of several values at time t, by rank and by action."""
+    """Fits a sum of several values at time t, by rank and by action."""
     columns = [cases.r_t, cases.discount_t, np.ones_like(cases.r_t)]
     ranked: list[tuple[str, str]] = [("r_t", ""), ("discount_t", ""), ("1", "")]
     for name, q, mistake in sources:
@@ -313,7 +319,7 @@ def _mixture(
         places = ("highest", "second", *(f"{i + 1}th" for i in range(2, q.shape[1] - 1)), "lowest")
         ranked += [(f"({place} {name})", mistake) for place in places]
         if name != "q_tm1":
-            columns.append(cases.discount_t * _at(q, cases.a_tm1))
+            columns.append(cases.discount_t * value_at(q, cases.a_tm1))
             ranked.append((f"{name}[a_tm1]", mistake))
     features = np.array(columns).T
     factors = np.linalg.lstsq(features, settled, rcond=None)[0]
@@ -322,7 +328,7 @@ def _mixture(
     used = [i for i in range(3, len(factors)) if not _is(factors[i], 0)]
     values = " + ".join(f"{factors[i]:.3g} * {ranked[i][0]}" for i in used).replace("+ -", "- ")
     belongs = "the maximum" if is_optimal else "the declared value"
-    mistakes = [f"it takes {values} where {belongs} belongs{_as_epsilon_greedy(factors, used)}"]
+    mistakes = [f"it takes {values} where {belongs} belongs{_describe_epsilon(factors, used)}"]
     mistakes += [ranked[i][1] for i in used]
     if not _is(factors[0], 1):
         mistakes.append(f"the reward is scaled by {factors[0]:.3g}")
@@ -331,7 +337,8 @@ def _mixture(
     return Formula(f"r_t + discount_t * ({values})", tuple(dict.fromkeys(filter(None, mistakes))))
 
 
-def _as_epsilon_greedy(factors: np.ndarray, used: list[int]) -> str:
+def _describe_epsilon(factors: np.ndarray, used: list[int]) -> str:
+    """Says which epsilon gives such factors, if an epsilon-greedy policy does."""
     shares = factors[used]
     one_source = len(used) > 1 and used == [*range(used[0], used[0] + len(used))]
     if one_source and _is(shares.sum(), 1) and np.ptp(shares[1:]) < 1e-3 and 0 < shares[1] < 1:

@@ -1,0 +1,69 @@
+"""Importing what a user names on the command line: a module, or a file."""
+
+from __future__ import annotations
+
+import importlib
+import importlib.util
+import sys
+from pathlib import Path
+from types import ModuleType
+
+from purejaxdqn.types import ConfigError
+
+
+def import_module_or_file(place: str) -> ModuleType:
+    """Imports a module by its name, or a file by its path; one that is imported stays as it is.
+
+    The module is looked for in the current folder first. A file also finds what lies beside it.
+
+    Args:
+      place: `my_module` or `path/to/file.py`.
+
+    Raises:
+      ConfigError: if there is no such module or file, or if it raises while it is imported.
+    """
+    path = Path(place).resolve()
+    is_file = place.endswith(".py")
+    if is_file and not path.is_file():
+        raise ConfigError(
+            f"there is no file {place} in {Path.cwd()}: correct the path, or name a module"
+        )
+    for folder in [Path.cwd(), *[path.parent] * is_file]:
+        if str(folder) not in sys.path:
+            sys.path.insert(0, str(folder))
+    try:
+        return _import_file(path) if is_file else importlib.import_module(place)
+    except (Exception, SystemExit) as error:
+        missing = error.name if isinstance(error, ModuleNotFoundError) else None
+        if missing and not is_file and f"{place}.".startswith(f"{missing}."):
+            raise ConfigError(
+                f"there is no module {place!r} here: it must lie in {Path.cwd()} or be installed; "
+                "correct the name, or give the path of a file that ends in .py"
+            ) from error
+        raise ConfigError(
+            f"importing {place} raises {describe_error(error)}; correct it until Python can "
+            "import it"
+        ) from error
+
+
+def describe_error(error: BaseException) -> str:
+    """Describes an error in one line, for a message."""
+    return " ".join(f"{type(error).__name__}: {error}".split())
+
+
+def _import_file(path: Path) -> ModuleType:
+    """Imports a file under its own name, under which pickles and dataclasses look it up."""
+    known = sys.modules.get(path.stem)
+    if known is not None and getattr(known, "__file__", None) == str(path):
+        return known
+    spec = importlib.util.spec_from_file_location(path.stem, path)
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[path.stem] = module
+    try:
+        spec.loader.exec_module(module)
+    except BaseException:
+        del sys.modules[path.stem]
+        raise
+    return module

@@ -1,0 +1,1 @@
+"""Is a loss sound? `check_loss` and its parts: interface, gradients, target, penalty, values."""
