@@ -8,8 +8,19 @@ RUN := $(VENV)/.installed
 TEST := $(VENV)/.installed-test
 DEV := $(VENV)/.installed-dev
 NOTEBOOK := $(VENV)/.installed-notebook
-PIP_INSTALL := $(VENV)/bin/python -m pip install --quiet --disable-pip-version-check \
+PIP_INSTALL := '$(VENV)/bin/python' -m pip install --disable-pip-version-check \
 	--prefer-binary --constraint constraints.txt
+
+# Installs this folder with the extras $(1), by uv: one that is on the PATH, else its wheel. pip, which
+# takes many times as long, does it where uv cannot be had or fails, as where only pip knows the index.
+define install
+	@if uv=$$(command -v uv) || { $(PIP_INSTALL) --only-binary uv uv && uv='$(VENV)/bin/uv'; }; then \
+	  "$$uv" pip install --python '$(VENV)/bin/python' --constraint constraints.txt \
+	    --editable '.$(1)' && exit; \
+	fi; \
+	echo 'uv cannot be had or has failed: pip installs instead, which takes some minutes.'; \
+	$(PIP_INSTALL) --editable '.$(1)'
+endef
 
 NOTEBOOKS := experiments/walkthrough experiments/your_own_loss
 VERSION_OF := -c 'import sys; print("%d.%d.%d" % sys.version_info[:3])'
@@ -23,7 +34,7 @@ help:
 	@echo 'make test      run the tests'
 	@echo 'make lint      check style and types'
 	@echo 'make bench     measure the training speed'
-	@echo 'make notebook  run the two tutorials as notebooks: experiments/*.ipynb and .html'
+	@echo 'make notebook  run the two tutorials as notebooks: experiments/*.ipynb, .html and .md'
 	@echo 'make clean     remove the virtual environment and all caches (results stay)'
 	@echo
 	@echo 'Each sets itself up in $(VENV) on first use. Another interpreter or place:'
@@ -51,8 +62,9 @@ notebook: $(NOTEBOOK)
 	@echo 'Running the tutorials as notebooks; this takes about three minutes.'
 	@for name in $(NOTEBOOKS); do \
 	  $(VENV)/bin/jupytext --quiet --to notebook --execute --run-path . $$name.py && \
-	  $(VENV)/bin/jupyter-nbconvert --log-level WARN --to html $$name.ipynb && \
-	  echo "written: $$name.ipynb and $$name.html" || exit 1; \
+	  $(VENV)/bin/jupyter-nbconvert --log-level ERROR --to html $$name.ipynb && \
+	  $(VENV)/bin/jupyter-nbconvert --log-level ERROR --to markdown $$name.ipynb && \
+	  echo "written: $$name.ipynb, $$name.html and $$name.md" || exit 1; \
 	done
 
 clean:
@@ -62,22 +74,22 @@ clean:
 
 $(RUN): pyproject.toml constraints.txt | environment
 	@echo 'Installing purejaxdqn into $(VENV); this takes about a minute.'
-	@$(PIP_INSTALL) --editable .
+	$(call install,)
 	@touch $(RUN)
 
 $(TEST): pyproject.toml constraints.txt | environment
 	@echo 'Installing purejaxdqn and what its tests need into $(VENV); this takes about a minute.'
-	@$(PIP_INSTALL) --editable '.[test]'
+	$(call install,[test])
 	@touch $(RUN) $(TEST)
 
 $(DEV): pyproject.toml constraints.txt | environment
 	@echo 'Installing purejaxdqn and its development tools into $(VENV); this takes about a minute.'
-	@$(PIP_INSTALL) --editable '.[dev]'
+	$(call install,[dev])
 	@touch $(RUN) $(TEST) $(DEV)
 
 $(NOTEBOOK): pyproject.toml constraints.txt | environment
 	@echo 'Installing purejaxdqn and what runs notebooks into $(VENV); this takes about a minute.'
-	@$(PIP_INSTALL) --editable '.[notebook]'
+	$(call install,[notebook])
 	@touch $(RUN) $(NOTEBOOK)
 
 # Makes the virtual environment when there is none. One made with another interpreter than the PYTHON

@@ -9,10 +9,8 @@ penalty and huber_threshold are those of the package's own loss alone.
 
 from __future__ import annotations
 
-import dataclasses
 import functools
-import json
-from pathlib import Path
+import sys
 
 import jax
 import jax.numpy as jnp
@@ -20,17 +18,20 @@ import numpy as np
 from rich.console import Console
 from rich.table import Table
 
-from purejaxdqn import environments
-from purejaxdqn.agents.dqn.dqn import DQNConfig, dqn
-from purejaxdqn.cli import flags as cli
+from purejaxdqn import dqn, environments
+from purejaxdqn.cli.commands.train import read_training
+from purejaxdqn.cli.exits import exit_with
+from purejaxdqn.cli.sweeps import list_seeds, print_json, seed_flags
 from purejaxdqn.engine.programs import Experiment
 from purejaxdqn.losses import bellman_loss
-from purejaxdqn.report import summary
 from purejaxdqn.report.statistics import bootstrap_interval
+from purejaxdqn.report.training import summarise
 from purejaxdqn.runtime.devices import use_every_core
 from purejaxdqn.storage import results
+from purejaxdqn.sweep.options import SweepOptions
 from purejaxdqn.sweep.run import run_sweep
 from purejaxdqn.testing import check_loss
+from purejaxdqn.training.declaration import settings_of
 from purejaxdqn.types import Array, LossOutput, Network, Params, Transition
 
 
@@ -68,24 +69,20 @@ EXPERIMENTS: dict[str, Experiment] = {
 }
 
 
-@dataclasses.dataclass(frozen=True)
-class Args(cli.SweepArgs):
-    __doc__ = __doc__
-    num_seeds: int = 4
-    """Seeds to train with each loss."""
-    output: Path = Path("results/custom_loss")
-    """Folder for everything that is written."""
+def main() -> None:
+    own = [*seed_flags("results/custom_loss", num_seeds=4), settings_of(SweepOptions)["overwrite"]]
     # Persistent actions compare neighbouring steps: transitions span one.
-    config: DQNConfig = dataclasses.field(
-        default_factory=lambda: DQNConfig(total_steps=50_000, n_step=1, learning_rate=1e-3)
+    config, flags = read_training(
+        sys.argv[1:],
+        "custom_loss.py",
+        __doc__ or "",
+        own,
+        total_steps=50_000,
+        n_step=1,
+        learning_rate=1e-3,
     )
-
-
-def main(args: Args) -> None:
-    args.config.validate()
-    seeds = args.seeds
     folders = {
-        name: results.prepare_output(args.output / name.split()[0], args.overwrite)
+        name: results.prepare_output(flags.output / name.split()[0], flags.overwrite)
         for name in EXPERIMENTS
     }
     use_every_core()
@@ -94,24 +91,21 @@ def main(args: Args) -> None:
     check_loss(conservative, fixed_point=None, learns_other_actions=True)
     table = Table("loss", "interquartile mean of the final greedy return")
     facts = {}
-    threshold = environments.make(args.config.env).threshold
+    threshold = environments.make(config.env).threshold
     for name, experiment in EXPERIMENTS.items():
         result = run_sweep(
             experiment,
-            args.config,
-            seeds,
-            width=args.width,
-            seed_mode=args.seed_mode,
+            config,
+            list_seeds(flags),
             output=folders[name],
-            overwrite=args.overwrite,
+            overwrite=flags.overwrite,
         )
         means = result.dataset.final_return.mean("episode").values
         table.add_row(name, str(bootstrap_interval(means, np.random.default_rng(0))))
-        facts[name] = summary.summarise(result.dataset, threshold, np.random.default_rng(0))
+        facts[name] = summarise(result.dataset, threshold, np.random.default_rng(0))
     Console().print(table)
-    if args.json:
-        print(json.dumps(facts, allow_nan=False))
+    print_json(flags, facts)
 
 
 if __name__ == "__main__":
-    cli.run(main, Args)
+    exit_with(main)

@@ -18,9 +18,9 @@ from rich.console import Console
 from rich.table import Table
 
 from purejaxdqn.agents.dqn.dqn import DQNConfig, dqn
-from purejaxdqn.cli import flags as cli
+from purejaxdqn.cli.exits import run_script
 from purejaxdqn.report.statistics import interquartile_mean
-from purejaxdqn.storage import results
+from purejaxdqn.storage.provenance import to_jsonable
 from purejaxdqn.sweep.run import run_sweep
 from purejaxdqn.types import ConfigError
 
@@ -129,7 +129,7 @@ def main(args: Args) -> None:
     rows = []
     for index, (choice, config) in enumerate(zip(choices, configs, strict=True)):
         asked = {
-            "setting": results.jsonable(choice),
+            "setting": to_jsonable(choice),
             "learning_rates": list(args.learning_rates),
             "num_seeds": args.num_seeds,
         }
@@ -154,4 +154,4 @@ def main(args: Args) -> None:
 
 
 if __name__ == "__main__":
-    cli.run(main, Args)
+    run_script(main, Args)

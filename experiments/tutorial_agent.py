@@ -1,12 +1,12 @@
-"""Trains the tutorial's agent until CartPole-v0 is won, and shows what each change to it buys.
+"""Trains the tutorial's agent until it wins CartPole-v0, and shows what each change to it adds.
 
     python experiments/tutorial_agent.py
     python experiments/tutorial_agent.py --num-seeds 20 --first-seed 600 --max-games 2000
 
-The game is won when the last 100 training games average 195 steps. Three settings, each added to
-the one before: the tutorial's own agent, a target network, double Q-learning; and then the
-package's defaults. Writes results.nc (every game), games.png, .svg and .html. The exit code is 1 if
-fewer than nine of ten seeds win with the package's defaults.
+The game is won when the last 100 training games average 195 steps. Four agents play: the
+tutorial's own, the same with a target network, that one with double Q-learning, and the one of the
+package's defaults. The script writes results.nc (every game), games.png, .svg and .html. The exit
+code is 1 if fewer than nine of ten seeds win with the package's defaults.
 """
 
 from __future__ import annotations
@@ -26,18 +26,18 @@ from rich.table import Table
 
 from purejaxdqn import agents, environments
 from purejaxdqn.agents.dqn.dqn import DQNConfig, dqn
-from purejaxdqn.cli import flags as cli
+from purejaxdqn.cli.exits import EXIT_FAILED, run_script
 from purejaxdqn.engine.programs import compile_programs
 from purejaxdqn.engine.rounds import Games, train_round
-from purejaxdqn.report import figures as plotting
+from purejaxdqn.report import figures, files, pages
 from purejaxdqn.runtime.devices import make_plan, max_width, use_every_core
-from purejaxdqn.storage import results
+from purejaxdqn.storage import provenance, results
 from purejaxdqn.sweep.design import grid_design
-from purejaxdqn.sweep.opening import width_of
+from purejaxdqn.sweep.options import SeedMode, SweepOptions
 from purejaxdqn.types import ConfigError
 
 ENV = environments.make("CartPole-v0")
-GAMES_TO_WIN = 100  # over so many the average is taken
+GAMES_TO_WIN = 100  # the average is taken over this many games
 DEFAULTS = "package's defaults"
 TUTORIAL = agents.get("tutorial").config
 WITH_TARGET = dataclasses.replace(TUTORIAL, target_period=100)
@@ -50,36 +50,57 @@ SETTINGS = {
 
 
 @dataclasses.dataclass(frozen=True)
-class Args(cli.SweepArgs):
+class Args:
     __doc__ = __doc__
+    num_seeds: int = 10
+    """Seeds to train each agent with."""
     first_seed: int = 500
-    """The first of them. Learning rates and widths were chosen on seeds 0 to 9."""
+    """The lowest seed. Learning rates and widths were chosen on seeds 0 to 9."""
+    overwrite: bool = False
+    """Replace results that lie in the output folder already."""
+    json: bool = False
+    """Print the summary as one JSON object on the last line of standard output."""
+    width: int | None = None
+    """Runs per device program; by default chosen. A result's bits depend on it."""
+    seed_mode: SeedMode = "vmap"
+    """"vmap" trains a device's seeds side by side, "map" one by one, each bitwise as if alone."""
     output: Path = Path("results/tutorial_agent")
     """Folder for everything that is written."""
     max_games: int = 1_000
-    """Games after which a seed has not won. Those of the random prefill do not count."""
+    """Games after which a seed counts as not won. Games of the random prefill are not counted."""
+
+    @property
+    def seeds(self) -> range:
+        return range(self.first_seed, self.first_seed + self.num_seeds)
 
 
-def averages(games: Games) -> np.ndarray:
-    """`[G]` the mean return of the last 100 games; NaN where there were fewer."""
+def average_returns(games: Games) -> np.ndarray:
+    """Computes the mean return of the last 100 games after each game.
+
+    Args:
+      games: `G` games of one seed.
+
+    Returns:
+      `[G]` the means; NaN for the first 99 games.
+    """
     sums = np.cumsum(np.concatenate([[0.0], games.episode_return]))
     means = np.full(len(games.step), np.nan)
     means[GAMES_TO_WIN - 1 :] = (sums[GAMES_TO_WIN:] - sums[:-GAMES_TO_WIN]) / GAMES_TO_WIN
     return means
 
 
-def win(games: Games) -> int | None:
-    """The number of games until the win, None without one."""
-    (won,) = np.nonzero(averages(games) >= ENV.threshold)
+def count_games_to_win(games: Games) -> int | None:
+    """Counts the games until the win, the winning one included; None if there is no win."""
+    (won,) = np.nonzero(average_returns(games) >= ENV.threshold)
     return int(won[0]) + 1 if len(won) else None
 
 
 class Played(NamedTuple):
-    """What one setting played.
+    """The games of one agent.
 
     Attributes:
-      games: per seed, every game until the win or the last one allowed.
-      width: runs per device program, on which the bits depend.
+      games: for each seed, every game until the win or the last one allowed.
+      width: runs per device program. The results' bits depend on it.
       num_devices: devices that trained.
     """
 
@@ -89,11 +110,19 @@ class Played(NamedTuple):
 
 
 def play(name: str, args: Args) -> Played:
-    """Trains all seeds of a setting until each has won or played enough."""
+    """Trains all seeds of an agent until each has won or has played `max_games` games.
+
+    Args:
+      name: one of `SETTINGS`.
+      args: the flags.
+
+    Returns:
+      The games of each seed.
+    """
     devices = use_every_core()
     config = SETTINGS[name]
     runs = grid_design(config, args.seeds, {}).runs
-    width = width_of(args.seed_mode, args.width)
+    width = SweepOptions(width=args.width, seed_mode=args.seed_mode).runs_per_batch
     plan = make_plan(len(runs), len(devices), width, max_width())
     programs = compile_programs(dqn, config, plan, devices)
     played: list[Games] = []
@@ -101,12 +130,12 @@ def play(name: str, args: Args) -> Played:
         bar = progress.add_task(name, total=len(runs) * args.max_games)
         for members in plan.rounds(len(runs)):
             games = [Games(np.array([], int), np.array([]))] * len(members)
-            steps = [config.prefill_steps, longest(config, args.max_games)]
+            steps = [config.prefill_steps, count_steps(config, args.max_games)]
             for event in train_round(programs, config, [runs[i] for i in members], steps):
                 for i, new in enumerate(event.games):
                     both = zip(games[i], new, strict=True)
                     games[i] = Games(*(np.concatenate(parts)[: args.max_games] for parts in both))
-                wins = [win(g) for g in games]
+                wins = [count_games_to_win(g) for g in games]
                 done = [
                     args.max_games if won else len(g.step)
                     for g, won in zip(games, wins, strict=True)
@@ -119,19 +148,22 @@ def play(name: str, args: Args) -> Played:
     return Played(played, plan.width, plan.num_devices)
 
 
-def longest(config: DQNConfig, max_games: int) -> int:
-    """Environment steps at which every seed has played enough, as no game is longer than 200."""
+def count_steps(config: DQNConfig, max_games: int) -> int:
+    """Counts the environment steps after which every seed has played `max_games` games.
+
+    No game is longer than 200 steps, so that this is an upper bound.
+    """
     steps = (max_games + config.num_envs) * ENV.max_steps
     return config.prefill_steps + -(-steps // config.steps_per_update) * config.steps_per_update
 
 
 def to_dataset(played: dict[str, Played], seeds: Sequence[int]) -> xr.Dataset:
-    """Every game, labelled; NaN after the last one."""
+    """Labels every game by agent, seed and number; values after a seed's last game are NaN."""
     longest = max(len(games.step) for row in played.values() for games in row.games)
     values = np.full((3, len(played), len(seeds), longest), np.nan)
     for i, row in enumerate(played.values()):
         for j, games in enumerate(row.games):
-            series = (games.step, games.episode_return, averages(games))
+            series = (games.step, games.episode_return, average_returns(games))
             values[:, i, j, : len(games.step)] = series
     names = ("step", "training_return", "average_return")
     dims = ("setting", "seed", "game")
@@ -140,12 +172,12 @@ def to_dataset(played: dict[str, Played], seeds: Sequence[int]) -> xr.Dataset:
 
 
 def save(played: dict[str, Played], args: Args, output: Path) -> None:
-    """The games and their curves, of the settings that are finished."""
+    """Writes the games of the agents that have finished, and draws their curves."""
     configs = {name: dataclasses.asdict(SETTINGS[name]) for name in played}
     last = list(played.values())[-1]
     dataset = to_dataset(played, args.seeds).assign_attrs(
-        results.provenance(dataclasses.asdict(SETTINGS[DEFAULTS]), dqn),
-        configs=json.dumps(results.jsonable(configs), allow_nan=False),
+        provenance.collect_provenance(dataclasses.asdict(SETTINGS[DEFAULTS]), dqn),
+        configs=json.dumps(provenance.to_jsonable(configs), allow_nan=False),
         status="finished" if len(played) == len(SETTINGS) else "running",
         max_games=args.max_games,
         seed_mode=args.seed_mode,
@@ -157,17 +189,17 @@ def save(played: dict[str, Played], args: Args, output: Path) -> None:
     average = dataset.average_return.rename(f"mean return of the last {GAMES_TO_WIN} games")
     curves = {name: average.sel(setting=name) for name in played}
     title = f"{ENV.name} until it is won"
-    plotting.save_figure(plotting.game_curves(curves, title, ENV.threshold), output / "games")
-    plotting.save_html(
-        plotting.interactive_curves(curves, title, ENV.threshold), output / "games.html"
+    files.save_figure(figures.plot_games(curves, title, ENV.threshold), output / "games")
+    files.save_page(
+        pages.plot_interactive_curves(curves, title, ENV.threshold), output / "games.html"
     )
 
 
 def summarise(played: dict[str, Played], seeds: Sequence[int]) -> dict[str, Any]:
-    """Per setting and seed, games and environment steps to the win (None without one)."""
+    """Counts each seed's games and environment steps to the win (None without one)."""
     facts = {}
     for name, row in played.items():
-        games_to_win = [win(games) for games in row.games]
+        games_to_win = [count_games_to_win(games) for games in row.games]
         pairs = zip(row.games, games_to_win, strict=True)
         steps = [int(games.step[n - 1]) if n else None for games, n in pairs]
         num_won = sum(n is not None for n in games_to_win)
@@ -176,6 +208,7 @@ def summarise(played: dict[str, Played], seeds: Sequence[int]) -> dict[str, Any]
 
 
 def print_table(facts: dict[str, Any], max_games: int) -> None:
+    """Prints games and steps to the win, with a row for each seed and a column for each agent."""
     table = Table(title=f"{ENV.name}: games and environment steps to the win")
     table.add_column("seed", justify="right")
     for name in facts["settings"]:
@@ -193,23 +226,29 @@ def print_table(facts: dict[str, Any], max_games: int) -> None:
 
 
 def check(args: Args) -> None:
-    """Refuses what cannot be trained, before anything is written or compiled."""
+    """Checks the flags before anything is written or compiled.
+
+    Raises:
+      ConfigError: for a flag whose value cannot be used.
+    """
     if args.max_games < GAMES_TO_WIN:
         raise ConfigError(
-            f"max_games ({args.max_games}) must be at least {GAMES_TO_WIN}: over so many games the "
-            "average is taken"
+            f"max_games ({args.max_games}) must be at least {GAMES_TO_WIN}: the average is taken "
+            "over this many games"
         )
     for config in SETTINGS.values():
         grid_design(config, args.seeds, {})
-        if longest(config, args.max_games) >= 2**31:
+        if count_steps(config, args.max_games) >= 2**31:
             raise ConfigError(
                 f"max_games ({args.max_games}) must be at most {2**31 // ENV.max_steps - 100}: "
                 "steps are counted in 32 bits"
             )
-    make_plan(len(args.seeds), 1, width_of(args.seed_mode, args.width))
+    options = SweepOptions(width=args.width, seed_mode=args.seed_mode)  # refuses bad values
+    make_plan(len(args.seeds), 1, options.runs_per_batch)
 
 
 def main(args: Args) -> int:
+    """Trains all four agents, and returns the exit code."""
     check(args)
     output = results.prepare_output(args.output, args.overwrite)
     played: dict[str, Played] = {}
@@ -222,8 +261,8 @@ def main(args: Args) -> int:
     if args.json:
         print(json.dumps(facts))
     won = facts["settings"][DEFAULTS]["num_won"] >= 0.9 * len(args.seeds)
-    return 0 if won else cli.EXIT_FAILED
+    return 0 if won else EXIT_FAILED
 
 
 if __name__ == "__main__":
-    cli.run(main, Args)
+    run_script(main, Args)

@@ -15,40 +15,50 @@
 #
 # A pole stands on a cart, and a program learns to keep it upright by pushing the cart left and
 # right. This page builds the agent of many first tutorials out of the package's parts: the game, a
-# memory, a network, exploration, and learning. No knowledge of JAX is needed; three things help:
+# memory, a network, exploration, learning, and a training loop. No knowledge of JAX is needed;
+# three things help:
 #
 # - **Functions are pure.** Nothing is changed in place: a step takes a state and returns the next.
 # - **Randomness has a key.** Each key is used once, and the same keys give the same page.
 # - **`jax.jit` compiles** a function, and **`jax.vmap`** turns a function of one thing into a
 #   function of a batch of things.
 #
-# Run it as a script (`python experiments/walkthrough.py`) or as a notebook (`make notebook`).
+# Run it as a script (`python experiments/walkthrough.py`) or as a notebook (`make notebook`). It
+# takes less than a minute. The training at the end has 20,000 steps; the environment variable
+# `WALKTHROUGH_STEPS` shortens it (to 1,600 at least).
 
 # %%
-import time
+import dataclasses
+import os
+import timeit
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
 
-from purejaxdqn import agents, environments
+from purejaxdqn import DQNConfig, agents, environments
 from purejaxdqn.agents.dqn.dqn import make_learner, periodic_target_update
+from purejaxdqn.environments import step_and_reset
 from purejaxdqn.losses import bellman_loss, masked_squared_error, q_learning
 from purejaxdqn.networks import MLP, make_network
-from purejaxdqn.replay import uniform_replay
+from purejaxdqn.replay import n_step_transition, uniform_replay
+from purejaxdqn.training.evaluation import evaluate, greedy_policy
 from purejaxdqn.training.exploration import epsilon_greedy, multiplicative_schedule
-from purejaxdqn.types import Step
+from purejaxdqn.types import Array, LearnerState, Step
 
+np.set_printoptions(precision=3, suppress=True)
 print("JAX", jax.__version__)
-keys = iter(jax.random.split(jax.random.key(0), 1_000))  # next(keys): a key that nobody has used
+keys = iter(jax.random.split(jax.random.key(0), 100))  # next(keys): a key that nobody has used
 
 # %% [markdown]
 # ## The environment
 #
 # What can be seen of the game, and what can be done in it. An observation is four numbers: where
-# the cart is, how fast it moves, the angle of the pole, and how fast that changes. A game ends
-# when the pole leans by more than 12 degrees, when the cart leaves the track, or after 200 steps.
+# the cart is, how fast it moves, the angle of the pole, and how fast that angle changes. A game
+# ends when the pole leans by more than 12 degrees, when the cart leaves the track, or after 200
+# steps.
 
 # %%
 env = environments.make("CartPole-v0")
@@ -64,63 +74,92 @@ print("Number of actions:", env.num_actions)
 reset, step = jax.jit(env.reset), jax.jit(env.step)
 for _ in range(3):
     _, obs = reset(next(keys))
-    print("Reset:", np.round(obs, 3))
+    print("Reset:", np.asarray(obs))
 
 # %% [markdown]
-# A step takes the state of the game and an action (0 pushes left, 1 pushes right), and returns the
-# next state and what the player is told: the observation, a reward of 1, and whether the game
-# ended.
+# Before the first action there is no reward.
+
 
 # %%
-LEFT, RIGHT = 0, 1
-
-
-def show(n, timestep):
-    x, v, a, pv = timestep.obs
-    r = timestep.reward
+def print_step(n, obs, reward=None):
+    x, v, a, pv = obs
     print(
         f"Step {n} - Cart X: {x:.3f}, Cart V: {v:.3f}, Pole A: {a:.3f}, Pole V:{pv:.3f}, "
-        f"Reward: {r}"
+        f"Reward: {reward}"
     )
+
+
+state, obs = reset(next(keys))
+n = 0
+print_step(n, obs)
+
+# %% [markdown]
+# A step takes the state of the game and an action (0 pushes left, 1 pushes right). It returns the
+# next state and what the player is told: the observation, a reward of 1, and whether the game
+# ended. There are two ways to end, and the package tells them apart: `terminated` means that the
+# game was lost, and `truncated` means that the time was up.
+
+# %%
+LEFT, RIGHT = jnp.int32(0), jnp.int32(1)
 
 
 def is_over(timestep):
     return bool(timestep.terminated | timestep.truncated)
 
 
-state, obs = reset(next(keys))
+def print_status(timestep):
+    print("The Game is over." if is_over(timestep) else "The game can continue")
+    told = {"terminated": timestep.terminated, "truncated": timestep.truncated}
+    print("Info:", {name: bool(flag) for name, flag in told.items()})
+
+
 state, timestep = step(next(keys), state, LEFT)
-show(1, timestep)
-print("The Game is over." if is_over(timestep) else "The game can continue")
+n += 1
+print_step(n, timestep.obs, timestep.reward)
+print_status(timestep)
 
 # %% [markdown]
 # Pushing right again and again tips the pole over to the left.
 
 # %%
-n = 1
 while not is_over(timestep):
-    n += 1
     state, timestep = step(next(keys), state, RIGHT)
-    show(n, timestep)
+    n += 1
+    print_step(n, timestep.obs, timestep.reward)
+    print_status(timestep)
 
 # %% [markdown]
-# Left and right in turn does better, but not for long: nobody looks at the pole. What happened in
-# this game is kept, because the memory below is filled with it. Beside the two ways in which a
-# game can end, a memory needs the observation *after* each action, also the last one.
+# Left and right in turn does better, but not for long: nobody looks at the pole. The game is kept,
+# because the memory below is filled with it: each observation, the action, and what came of it.
+
 
 # %%
-game = []
-state, obs = reset(next(keys))
-for n in range(env.max_steps):
-    action = LEFT if n % 2 == 0 else RIGHT
-    state, timestep = step(next(keys), state, action)
-    game.append((obs, action, timestep))
-    obs = timestep.obs
-    if timestep.terminated:
-        print(f"Game over! Score = {float(n + 1)}")
-        break
-else:
-    print(f"Ran out of actions! Score = {float(env.max_steps)}")
+def play(choose_action, key):
+    """Plays one game, prints each of its steps, and returns them."""
+    reset_key, *step_keys = jax.random.split(key, 1 + env.max_steps)
+    state, obs = reset(reset_key)
+    print_step(0, obs)
+    game = []
+    for n, step_key in enumerate(step_keys, start=1):
+        action = choose_action(n, obs)
+        state, timestep = step(step_key, state, action)
+        print_step(n, timestep.obs, timestep.reward)
+        game.append((obs, action, timestep))
+        obs = timestep.obs
+        if is_over(timestep):
+            break
+    print_status(timestep)
+    score = sum(float(timestep.reward) for _, _, timestep in game)
+    print("Game over!" if timestep.terminated else "Ran out of actions!", f"Score = {score}")
+    return game
+
+
+def alternate(n, obs):
+    """Chooses left in the first step, right in the second, and so on."""
+    return LEFT if n % 2 == 1 else RIGHT
+
+
+game = play(alternate, next(keys))
 
 # %% [markdown]
 # ## The memory
@@ -132,32 +171,33 @@ else:
 
 # %%
 MEMORY_SIZE, BATCH_SIZE = 20, 4
-GAMMA = agents.get("tutorial").config.discount
+TUTORIAL = agents.get("tutorial").config
+GAMMA = TUTORIAL.discount
 
 
-def as_step(obs, action, timestep):
-    """What a memory is given: a row of one environment."""
-    return Step(
-        obs=obs[None],
-        action=jnp.array([action], jnp.int32),
-        reward=timestep.reward[None],
-        terminated=timestep.terminated[None],
-        truncated=timestep.truncated[None],
-        next_obs=timestep.obs[None],
+def make_step(obs, action, timestep):
+    """Makes what a memory is given: one step of each environment, of which there is one here."""
+    record = Step(
+        obs=obs,
+        action=action,
+        reward=timestep.reward,
+        terminated=timestep.terminated,
+        truncated=timestep.truncated,
+        next_obs=timestep.obs,
     )
+    return jax.tree.map(lambda value: value[None], record)
 
 
-replay = uniform_replay(
-    MEMORY_SIZE, BATCH_SIZE, GAMMA, time_limit=env.max_steps, with_replacement=False
-)
-memory = replay.init(as_step(*game[0]))
+replay = uniform_replay(MEMORY_SIZE, BATCH_SIZE, time_limit=env.max_steps, with_replacement=False)
+remember = jax.jit(lambda memory, *played: replay.add(memory, make_step(*played)))
+empty = replay.init(make_step(*game[0]))
+memory = empty
 for played in game[: BATCH_SIZE - 1]:
-    memory = replay.add(memory, as_step(*played))
+    memory = remember(memory, *played)
 
 # %% [markdown]
-# Asked too early, it says so. (Inside a compiled training run the numbers are not known in
-# advance; there the settings are checked instead: the first games are played at random until there
-# is a batch.)
+# Asked too early, it says so. (A compiled training run cannot know these numbers in advance. There
+# the settings are checked instead: the first steps are played at random until there is a batch.)
 
 # %%
 try:
@@ -167,7 +207,7 @@ except ValueError as error:
 
 # %%
 for played in game[BATCH_SIZE - 1 :]:
-    memory = replay.add(memory, as_step(*played))
+    memory = remember(memory, *played)
 first_is_there = bool((memory.obs == game[0][0]).all(axis=-1).any())
 print(f"{len(game)} steps were played, {int(memory.num_rows)} are remembered.")
 print(f"Is the first observation still there? {'Yes' if first_is_there else 'No'}.")
@@ -176,56 +216,64 @@ print(f"Is the first observation still there? {'Yes' if first_is_there else 'No'
 # Batches are drawn uniformly and without replacement: no transition is in a batch twice.
 
 # %%
+draw = jax.jit(replay.sample)
 for _ in range(3):
-    sample = replay.sample(memory, next(keys))
-    print("Entries", sample.indices, "with actions", sample.transition.a_tm1)
-for name, value in sample.transition._asdict().items():
+    sample = draw(memory, next(keys))
+    print("Entries", sample.indices, "with actions", sample.window.action[:, 0])
+
+
+def to_transitions(sample):
+    """Makes transitions of what happened: the memory holds no discount, which enters here."""
+    return jax.vmap(n_step_transition, in_axes=(0, None))(sample.window, GAMMA)
+
+
+for name, value in to_transitions(sample)._asdict().items():
     print(f"{name:10} {value.dtype}{list(value.shape)}")
 
 # %% [markdown]
-# The names are those of the literature: `obs_tm1` and `a_tm1` are what was seen and done at time t
-# - 1, `r_t` and `obs_t` what came of it, and `discount_t` is gamma, or 0 if the game was lost
-# there.
+# The names are those of the literature. `obs_tm1` and `a_tm1` are what was seen and done at time t
+# - 1; `r_t` and `obs_t` are what came of it. `discount_t` is gamma, or 0 where the game was lost.
 #
-# Drawing without replacement need not shuffle the whole memory. Here only what is drawn is
-# shuffled, so that a memory of a million costs no more than one of a thousand.
+# Drawing without replacement need not shuffle the whole memory. Only as many entries as are drawn
+# are shuffled, so that a memory of a million costs no more than one of a thousand.
 
 # %%
 for capacity in (1_000, 1_000_000):
-    large = uniform_replay(capacity, 32, GAMMA, env.max_steps, with_replacement=False)
-    full = large.init(as_step(*game[0])).replace(num_rows=jnp.int32(capacity))
-    draw = jax.jit(large.sample)
-    jax.block_until_ready(draw(full, next(keys)))  # the first call compiles
-    start = time.perf_counter()
-    for _ in range(50):
-        drawn = jax.block_until_ready(draw(full, next(keys)))
-    microseconds = (time.perf_counter() - start) / 50 * 1e6
-    distinct = len(set(drawn.indices.tolist()))
+    large = uniform_replay(capacity, 32, env.max_steps, with_replacement=False)
+    full = large.init(make_step(*game[0])).replace(num_rows=jnp.int32(capacity))
+    draw_32, key = jax.jit(large.sample), next(keys)
+    distinct = len(set(draw_32(full, key).indices.tolist()))  # the first call compiles
+
+    def draw_again(draw_32=draw_32, full=full, key=key):
+        return jax.block_until_ready(draw_32(full, jax.random.clone(key)))
+
+    microseconds = min(timeit.repeat(draw_again, number=10, repeat=10)) / 10 * 1e6
     print(f"{capacity:>9,} entries: {distinct} different ones in {microseconds:.0f} microseconds")
 
 # %% [markdown]
 # ## The network
 #
-# Two hidden layers with ReLU and a linear output: one number per action, the discounted reward
-# that is still to come if this action is taken now.
+# Two hidden layers with ReLU and a linear output. It puts out one number per action: the discounted
+# reward that is still to come if this action is taken now.
 
 # %%
 WIDTH = 10
 network = make_network(MLP((WIDTH, WIDTH), env.num_actions))
-params = network.init(next(keys), obs)
-print("Action values:", network.apply(params, obs))
+params = jax.jit(network.init)(next(keys), obs)
+print("Action values:", jax.jit(network.apply)(params, obs))
 
 # %% [markdown]
 # Only the action that was taken has a target. Many tutorials see to that with a mask: outputs and
 # targets are multiplied by 1 for the action taken and by 0 for all others, and the mean square
 # error runs over all of them. Picking the one value and squaring its error is the same, up to a
 # factor: the mean over `A` outputs divides by `A`, while the usual loss has a half in front. Loss
-# and gradients of the first are 2 / A times those of the second.
+# and gradients with the mask are 2 / A times those of the picked value.
 
 # %%
-batch = replay.sample(memory, next(keys)).transition
+batch = to_transitions(draw(memory, next(keys)))
 targets = jnp.array([1.0, 2.0, 3.0, 4.0])  # any
-outputs = jax.vmap(network.apply, in_axes=(None, 0))
+outputs = jax.jit(jax.vmap(network.apply, in_axes=(None, 0)))
+loss_fn = bellman_loss(q_learning, masked_squared_error(env.num_actions))
 
 
 def masked_loss(params):
@@ -238,76 +286,94 @@ def picked_loss(params):
     return jnp.mean(0.5 * jnp.square(picked - targets))
 
 
-def packages_loss(params):
-    """The package's loss for the same targets: the reward alone counts, as after a lost game."""
-    loss_fn = bellman_loss(q_learning, masked_squared_error(env.num_actions))
+def package_loss(params):
+    """Computes the package's loss for the same targets: after a lost game the reward is all."""
     lost = batch._replace(r_t=targets, discount_t=jnp.zeros(BATCH_SIZE))
     over_batch = jax.vmap(loss_fn, in_axes=(None, None, None, 0, 0))
     return over_batch(network, params, params, lost, loss_keys).loss.mean()
 
 
-def largest_difference(gradient, other, factor):
-    """Between the entries of a gradient and those of another one times a factor."""
+def find_largest_difference(gradient, other, factor):
+    """Finds the largest difference between a gradient and another one times a factor."""
     pairs = zip(*map(jax.tree.leaves, (gradient, other)), strict=True)
     return max(float(jnp.abs(one - factor * two).max()) for one, two in pairs)
 
 
 loss_keys = jax.random.split(next(keys), BATCH_SIZE)
 factor = 2 / env.num_actions
-masked, masked_gradient = jax.value_and_grad(masked_loss)(params)
-picked, picked_gradient = jax.value_and_grad(picked_loss)(params)
-packages, packages_gradient = jax.value_and_grad(packages_loss)(params)
+masked, masked_gradient = jax.jit(jax.value_and_grad(masked_loss))(params)
+picked, picked_gradient = jax.jit(jax.value_and_grad(picked_loss))(params)
+package, package_gradient = jax.jit(jax.value_and_grad(package_loss))(params)
 print(f"Loss with a mask {masked:.6f}, {factor:g} times that of the picked {factor * picked:.6f}")
-print(f"The package's {packages:.6f}")
-to_picked = largest_difference(masked_gradient, picked_gradient, factor)
-to_packages = largest_difference(masked_gradient, packages_gradient, 1)
-print(f"Largest differences between gradients: {to_picked:.1e} and {to_packages:.1e}")
+print(f"The package's {package:.6f}")
+to_picked = find_largest_difference(masked_gradient, picked_gradient, factor)
+to_package = find_largest_difference(masked_gradient, package_gradient, 1)
+print(f"Largest differences between gradients: {to_picked:.1e} and {to_package:.1e}")
 assert np.isclose(masked, factor * picked, rtol=1e-5)
-assert np.isclose(masked, packages, rtol=1e-5)
-assert max(to_picked, to_packages) < 1e-5
+assert np.isclose(masked, package, rtol=1e-5)
+assert max(to_picked, to_package) < 1e-5
 
 # %% [markdown]
 # ## Exploration
 #
 # An agent that always does what it thinks best never finds out better. So with probability epsilon
-# it acts at random. Epsilon stays at 1 until the memory holds a batch (nothing has been learned
-# before), and is then multiplied by a decay at each action. With a decay of 0.95 the random
-# actions soon give way to those of a network that knows nothing yet.
+# it acts at random. Epsilon stays at 1 until the memory holds a batch, because nothing can be
+# learned before. From then on each action multiplies it by a decay.
 
 # %%
 DECAY = 0.95
 epsilon = multiplicative_schedule(1.0, DECAY)
 
-state, obs = reset(next(keys))
-for n in range(40):
-    # n steps are in the memory; with less than a batch it stays 1.
-    probability = epsilon(jnp.int32(n - BATCH_SIZE))
-    explores = bool(jax.random.uniform(next(keys)) < probability)
-    chosen = epsilon_greedy(next(keys), network.apply(params, obs), 1.0 if explores else 0.0)
-    push = "Push Left" if chosen == LEFT else "Push Right"
-    print("Exploration!" if explores else "Exploitation!", push)
-    state, timestep = step(next(keys), state, chosen)
-    obs = timestep.obs
-    if is_over(timestep):
-        print(f"Game over after {n + 1} steps, with epsilon at {probability:.2f}")
-        break
+
+@jax.jit
+def act(params, obs, probability, key):
+    """Chooses an action, and tells whether it was left to chance."""
+    explore_key, action_key = jax.random.split(key)
+    explores = jax.random.uniform(explore_key) < probability
+    q_values = network.apply(params, obs)
+    return epsilon_greedy(action_key, q_values, jnp.where(explores, 1.0, 0.0)), explores
+
+
+chosen, explores = act(params, obs, epsilon(jnp.int32(0)), next(keys))
+print("Exploration!" if explores else "Exploitation!")
+print("Push Right" if chosen == RIGHT else "Push Left")
+
+# %% [markdown]
+# A whole game of an agent that has an empty memory when it begins. With a decay of 0.95 the random
+# actions soon give way to those of a network that knows nothing yet.
+
+# %%
+act_keys = iter(jax.random.split(next(keys), env.max_steps))
+
+
+def explore_or_exploit(n, obs):
+    in_memory = n - 1
+    chosen, explores = act(params, obs, epsilon(jnp.int32(in_memory - BATCH_SIZE)), next(act_keys))
+    print("Exploration!" if explores else "Exploitation!")
+    return chosen
+
+
+game = play(explore_or_exploit, next(keys))
+memory = empty
+for played in game:
+    memory = remember(memory, *played)
+print(f"Epsilon has come down to {epsilon(jnp.int32(len(game) - BATCH_SIZE)):.2f}")
 
 # %% [markdown]
 # ## Learning
 #
 # What should the value of an action be? The reward that it brought, plus what the best action is
 # worth from there, discounted by gamma: the Bellman target. Where the game was lost, nothing comes
-# after, and the target is the reward alone. By hand, for a batch that holds the last step of the
-# game above:
+# after, and the target is the reward alone. Here it is by hand, for a batch that holds the last
+# step of the game above:
 
 # %%
-everything = jax.vmap(lambda key: replay.sample(memory, key).transition)(
-    jax.random.split(next(keys), 50)
-)
-everything = jax.tree.map(lambda x: x.reshape(-1, *x.shape[2:]), everything)
-last = int(jnp.argmin(everything.discount_t))  # where the game was lost
-rows = (last + jnp.arange(BATCH_SIZE)) % len(everything.r_t)
-batch = jax.tree.map(lambda x: x[rows], everything)
+draw_many = jax.jit(jax.vmap(replay.sample, in_axes=(None, 0)))
+many = jax.vmap(to_transitions)(draw_many(memory, jax.random.split(next(keys), 50)))
+many = jax.tree.map(lambda x: np.concatenate(x), many)
+last = int(jnp.argmin(many.discount_t))  # where the game was lost
+rows = (last + jnp.arange(BATCH_SIZE)) % len(many.r_t)
+batch = jax.tree.map(lambda x: x[rows], many)
 
 q_tm1 = outputs(params, batch.obs_tm1)
 q_t = outputs(params, batch.obs_t)
@@ -315,10 +381,12 @@ for i in range(BATCH_SIZE):
     reward, best = float(batch.r_t[i]), float(q_t[i].max())
     lost = float(batch.discount_t[i]) == 0
     by_hand = reward if lost else reward + GAMMA * best
-    arguments = (q_tm1[i], batch.a_tm1[i], batch.r_t[i], batch.discount_t[i], q_t[i], q_t[i])
-    packages = q_learning(*arguments) + q_tm1[i, batch.a_tm1[i]]  # the error plus the value
-    print(f"Target by hand {by_hand:.6f}, the package's {packages:.6f}{' (lost)' if lost else ''}")
-    assert np.isclose(by_hand, packages, rtol=1e-5)
+    # One network picks the next action and judges it, so its values stand there twice.
+    what_happened = (batch.a_tm1[i], batch.r_t[i], batch.discount_t[i])
+    td_error = q_learning(q_tm1[i], *what_happened, q_t[i], q_t[i])
+    package = td_error + q_tm1[i, batch.a_tm1[i]]
+    print(f"Target by hand {by_hand:.6f}, the package's {package:.6f}{' (lost)' if lost else ''}")
+    assert np.isclose(by_hand, package, rtol=1e-5)
 
 # %% [markdown]
 # An update moves the weights a little towards these targets. The tutorial's optimiser is RMSprop
@@ -328,35 +396,37 @@ for i in range(BATCH_SIZE):
 
 
 # %%
-def learn(memory, learner, state, key):
-    """One update, and the loss before and after; None as long as there is no batch."""
+def make_rmsprop_learner(network, learning_rate, target_period):
+    """Makes what does an update, and every so many updates copies the weights for the targets."""
+    rmsprop = optax.rmsprop(learning_rate, decay=0.9, eps=1e-7)
+    return make_learner(network, loss_fn, rmsprop, periodic_target_update(target_period))
+
+
+@jax.jit
+def update_twice(learner_state, batch, learning_rate, key):
+    """Does two updates with one batch, and returns the loss that each of them found."""
+    learner = make_rmsprop_learner(network, learning_rate, target_period=1)  # no target network
+    first_key, second_key = jax.random.split(key)
+    after, _, first = learner.update(learner_state, batch, first_key)
+    _, _, second = learner.update(after, batch, second_key)
+    return first["loss"], second["loss"]
+
+
+def learn(memory, learner_state, learning_rate, key):
+    """Returns a batch's loss before and after an update; None if there is no batch yet."""
     if memory.num_rows < BATCH_SIZE:
         return None
-    sample_key, update_key, loss_key = jax.random.split(key, 3)
-    transition = replay.sample(memory, sample_key).transition
-    after, _, metrics = learner.update(state, transition, update_key)
-    measured = learner.update(after, transition, loss_key)[2]
-    return after, metrics["loss"], measured["loss"]
+    sample_key, update_key = jax.random.split(key)
+    batch = to_transitions(draw(memory, sample_key))
+    return update_twice(learner_state, batch, learning_rate, update_key)
 
 
-def make(learning_rate):
-    return make_learner(
-        network,
-        bellman_loss(q_learning, masked_squared_error(env.num_actions)),
-        optax.rmsprop(learning_rate, decay=0.9, eps=1e-7),
-        periodic_target_update(1),  # a copy after every step: no target network
-    )
+learner_state = make_rmsprop_learner(network, 1e-3, target_period=1).init(next(keys), obs)
+print("With an empty memory:", learn(empty, learner_state, 1e-3, next(keys)))
 
-
-empty = replay.init(as_step(*game[0]))
-learner = make(1e-3)
-learner_state = learner.init(next(keys), obs)
-print("With an empty memory:", learn(empty, learner, learner_state, next(keys)))
-
-update_key = next(keys)
+learn_key = next(keys)  # the same batch for both learning rates
 for learning_rate in (0.2, 1e-3):
-    learner = make(learning_rate)
-    _, before, after = learn(memory, learner, learner_state, jax.random.clone(update_key))
+    before, after = learn(memory, learner_state, learning_rate, jax.random.clone(learn_key))
     print(f"Learning rate {learning_rate:g}: loss {before:.4f} before, {after:.4f} after an update")
 
 # %% [markdown]
@@ -365,34 +435,35 @@ for learning_rate in (0.2, 1e-3):
 # The game ends after 200 steps even if the pole stands. Such a tutorial takes every end for the
 # same: the target of the last step is its reward alone, as if the pole had fallen. But the pole
 # could have stood on, and nothing that the network sees tells it the time. The same upright pole
-# is then worth 1 in step 200 and dozens in step 100, and what is learned is a muddle of the two.
+# is then worth 1 in step 200 and dozens in step 100, and the network learns a muddle of the two.
 #
 # The package keeps the two ends apart, `terminated` and `truncated`. At a time limit `discount_t`
 # remains gamma, and `obs_t` is the true last observation and not the next game's first.
 
 # %%
-held = uniform_replay(4, 4, GAMMA, env.max_steps, with_replacement=False)
-ends = held.init(as_step(*game[0]))
+held = uniform_replay(4, 4, env.max_steps, with_replacement=False)
+add, ends = jax.jit(held.add), held.init(make_step(*game[0]))
 state, first_obs = reset(next(keys))
 four = [*game[:3], (first_obs, LEFT, step(next(keys), state, LEFT)[1])]
 names = ("a step", "lost", "out of time", "a new game")
 for name, (obs, action, timestep) in zip(names, four, strict=True):
     flags = {"terminated": jnp.array(name == "lost"), "truncated": jnp.array(name == "out of time")}
-    ends = held.add(ends, as_step(obs, action, timestep._replace(**flags)))
-sample = held.sample(ends, next(keys))
+    ends = add(ends, make_step(obs, action, timestep._replace(**flags)))
+sample = jax.jit(held.sample)(ends, next(keys))
+transition = to_transitions(sample)
 for index, name in enumerate(names):
     (at,) = np.nonzero(np.asarray(sample.indices) == index)
-    print(f"{name:12} discount_t = {sample.transition.discount_t[at[0]]:.2f}")
+    print(f"{name:12} discount_t = {transition.discount_t[at[0]]:.2f}")
     if name == "out of time":
-        obs_t = sample.transition.obs_t[at[0]]
-        print("  obs_t:                     ", np.round(obs_t, 3))
-        print("  what was seen last:        ", np.round(four[index][2].obs, 3))
-        print("  the next game's first sight:", np.round(first_obs, 3))
+        obs_t = transition.obs_t[at[0]]
+        print("  obs_t:                     ", np.asarray(obs_t))
+        print("  what was seen last:        ", np.asarray(four[index][2].obs))
+        print("  the next game's first sight:", np.asarray(first_obs))
         assert (obs_t == four[index][2].obs).all()
 
 # %% [markdown]
 # What difference it makes can be computed. With a reward of 1 for ever, a state is worth 1 / (1 -
-# gamma). If instead one step in 200 is taken for a death, repeated updates end up lower:
+# gamma). If one step in 200 is taken for a death instead, repeated updates end up lower:
 
 # %%
 bootstrapped = as_death = 0.0
@@ -403,14 +474,94 @@ print(f"Bootstrapped through the limit: {bootstrapped:.1f}")
 print(f"The limit learned as a death: {as_death:.1f}")
 
 # %% [markdown]
-# ## And then?
+# ## Training
 #
-# These parts, trained over many games and seeds, are one setting of the package:
+# All parts are there, and a loop puts them together: act, take a step, remember it, learn from a
+# batch. `jax.lax.scan` is that loop as one compiled program. Its state is a record that each step
+# takes and returns, and each step has a key of its own. Network, memory, and learning rate now have
+# the size that the package's agent `tutorial` give them.
 
 # %%
-print(agents.get("tutorial").config)
+# 1,600 steps hold at least the 8 games that are shown below, as a game has at most 200.
+NUM_STEPS = max(1_600, int(os.environ.get("WALKTHROUGH_STEPS", "20000")))
+network = make_network(MLP(TUTORIAL.hidden_sizes, env.num_actions))
+replay = uniform_replay(
+    TUTORIAL.replay_capacity, TUTORIAL.batch_size, env.max_steps, with_replacement=False
+)
+epsilon = multiplicative_schedule(1.0, TUTORIAL.epsilon_decay)
+
+
+class Training(NamedTuple):
+    state: Any
+    obs: Array
+    memory: Any
+    learner: LearnerState
+
+
+@jax.jit
+def train(key, target_period):
+    """Trains from nothing; returns the weights, and which steps ended a game."""
+    learner = make_rmsprop_learner(network, TUTORIAL.learning_rate, target_period)
+
+    def act_and_learn(now, key):
+        act_key, step_key, sample_key, loss_key = jax.random.split(key, 4)
+        q_values = network.apply(now.learner.params, now.obs)
+        action = epsilon_greedy(act_key, q_values, epsilon(now.learner.num_updates))
+        state, obs, timestep = step_and_reset(env, step_key, now.state, action)
+        memory = replay.add(now.memory, make_step(now.obs, action, timestep))
+
+        def update(state):
+            batch = to_transitions(replay.sample(memory, sample_key))
+            return learner.update(state, batch, loss_key)[0]
+
+        has_batch = memory.num_rows >= TUTORIAL.batch_size
+        learner_state = jax.lax.cond(has_batch, update, lambda state: state, now.learner)
+        return Training(state, obs, memory, learner_state), timestep.terminated | timestep.truncated
+
+    reset_key, weights_key, loop_key = jax.random.split(key, 3)
+    state, obs = env.reset(reset_key)
+    memory = replay.init(make_step(*game[0]))
+    start = Training(state, obs, memory, learner.init(weights_key, obs))
+    end, over = jax.lax.scan(act_and_learn, start, jax.random.split(loop_key, NUM_STEPS))
+    return end.learner.params, over
+
+
+@jax.jit
+def play_greedily(params, key):
+    """Plays 100 games without exploration, and returns their scores."""
+    return evaluate(greedy_policy(network, params), env, key, 100).episode_return
+
+
+# %% [markdown]
+# The game counts as won when the average of 100 games is at least 195. The agent is then asked to
+# play without exploration, in 100 new games. Without a target network, as in the tutorial, the
+# scores rise and fall again: each update moves its own targets. A target network that is copied
+# only every 100 updates is steadier.
+
+# %%
+train_key, evaluation_key = next(keys), next(keys)  # the same for both agents
+for name, target_period in {"No target network": 1, "With a target network": 100}.items():
+    params, over = train(jax.random.clone(train_key), target_period)
+    scores = np.diff(np.flatnonzero(over), prepend=-1)
+    print(f"{name}: {len(scores)} games in {NUM_STEPS} steps")
+    for part in np.array_split(np.arange(len(scores)), 8):
+        print(f"  Games {part[0] + 1:3} to {part[-1] + 1:3}: mean score {scores[part].mean():.1f}")
+    final = play_greedily(params, jax.random.clone(evaluation_key))
+    print(f"  Evaluation: mean score {final.mean():.1f}, lowest {final.min():.0f}")
+
+# %% [markdown]
+# ## And then?
+#
+# One seed says little, and one setting was changed above. These parts, trained over many games and
+# seeds, are one record of settings. Here is what it changes in the package's own defaults:
+
+# %%
+for field in dataclasses.fields(TUTORIAL):
+    value, default = getattr(TUTORIAL, field.name), getattr(DQNConfig(), field.name)
+    if value != default:
+        print(f"{field.name:26} {value!s:16} and not {default}")
 
 # %% [markdown]
 # `python experiments/tutorial_agent.py` trains it until the game is won, and shows what a target
-# network, double Q-learning and the package's defaults add. `purejaxdqn/dqn.py` is the same story
-# for a whole training run, in one file.
+# network, double Q-learning and the package's defaults add. `purejaxdqn/agents/dqn/dqn.py` is the
+# same story for a whole training run, in one file.

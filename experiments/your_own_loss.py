@@ -13,10 +13,10 @@
 # %% [markdown]
 # # A loss of your own: is it sound, does it help, and why?
 #
-# A new idea for a loss takes three lines. Whether it is right, whether it helps, and what it does
-# inside the learner takes longer to find out. This page does it once from beginning to end, in
-# about two minutes: an idea is written down, fails a check, is mended, and is compared with double
-# DQN on ten seeds.
+# A new idea for a loss takes three lines. It takes longer to find out whether it is right, whether
+# it helps, and what it does inside the learner. This page goes all the way once, in about two
+# minutes: an idea is written down, fails a check, is mended, and is compared with double DQN on ten
+# seeds.
 #
 # Run it as a script (`python experiments/your_own_loss.py`) or as a notebook (`make notebook`).
 
@@ -29,13 +29,13 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from purejaxdqn.agents.dqn.dqn import DQNConfig, dqn
+from purejaxdqn import DQNConfig, dqn, run_sweep
 from purejaxdqn.engine.programs import Experiment
 from purejaxdqn.losses import bellman_loss
-from purejaxdqn.report import figures as plotting
+from purejaxdqn.report.figures import plot_comparison
+from purejaxdqn.report.files import save_figure
 from purejaxdqn.report.statistics import bootstrap_interval, probability_of_improvement
 from purejaxdqn.runtime.devices import use_every_core
-from purejaxdqn.sweep.run import run_sweep
 from purejaxdqn.testing import CheckError, check_loss
 
 use_every_core()  # before JAX computes anything
@@ -51,10 +51,11 @@ CONFIG = DQNConfig(total_steps=40_000, n_step=1, hidden_sizes=(64, 64), batch_si
 # lets one network pick the action and another one judge it. Here is a more cautious one yet: the
 # online network picks, *both* networks judge, and the lower judgement counts.
 #
-# A TD error is a function of ONE transition, and the package maps it over the batch. It gets the
-# online network's values of the observation before (`q_tm1`), the action, the reward, the discount
-# (0 only where the episode terminated), and the values of the observation after, as the target
-# network (`q_t`) and as the online network (`q_t_selector`) see them.
+# A TD error is a function of ONE transition, and the package maps it over the batch. It gets five
+# things. `q_tm1` are the online network's values of the observation before the action, `a_tm1` is
+# the action, and `r_t` is the reward. `discount_t` is 0 only where the episode terminated. The
+# values of the observation after the action come from both networks: `q_t` from the target network,
+# and `q_t_selector` from the online network.
 
 
 # %%
@@ -67,8 +68,9 @@ def first_draft(q_tm1, a_tm1, r_t, discount_t, q_t, q_t_selector):
 # %% [markdown]
 # ## Is it sound?
 #
-# It would train, and the curve would look like one. `check_loss` asks first, and prints a row a
-# check. The values at time t come from both networks, which is unusual and so is declared.
+# It would train, and its curve would look like any other. `check_loss` looks first, and prints one
+# row for each check. This target takes its values from both networks. That is unusual, so
+# `bootstrap="both"` declares it.
 
 # %%
 try:
@@ -94,14 +96,14 @@ def cautious(q_tm1, a_tm1, r_t, discount_t, q_t, q_t_selector):
 report = check_loss(cautious, bootstrap="both")
 
 # %% [markdown]
-# Every row passes, the fixed point among them: iterated on small decision processes it converges to
-# the optimal values, because in the end both networks say the same. So the idea changes how
-# values are learned, and not what is learned.
+# Every row passes. One of them is the fixed point: repeated on small decision processes, the
+# updates converge to the optimal values, because in the end both networks say the same. So the idea
+# changes how values are learned, and not what is learned.
 #
 # ## Does it help?
 #
 # The rest of the agent stays as it is: one difference, one argument. Both losses train on the same
-# ten seeds, side by side, and with `diagnostics` the sweep also looks inside the learner.
+# ten seeds, and `diagnostics=True` makes the sweep measure what happens inside the learner.
 
 # %%
 EXPERIMENTS: dict[str, Experiment] = {
@@ -115,8 +117,9 @@ datasets = {
 
 # %% [markdown]
 # A mean without an interval says little, and ten seeds say less than one would like. The
-# interquartile mean is the mean of the middle half of the seeds; the probability of improvement is
-# that of one seed of ours to do better than one of theirs: one half means no difference.
+# interquartile mean is the mean of the middle half of the seeds. The probability of improvement
+# says how likely a seed of the new loss does better than a seed of double DQN; one half means no
+# difference.
 
 # %%
 rng = np.random.default_rng(0)
@@ -133,7 +136,7 @@ if better.low is not None and better.high is not None:
 
 # %%
 class Picture(NamedTuple):
-    """A figure's file, which a notebook shows."""
+    """The file of a figure; a notebook shows the picture."""
 
     path: Path
 
@@ -141,18 +144,20 @@ class Picture(NamedTuple):
         return self.path.read_bytes()
 
 
-def show(figure, name):
-    png, _ = plotting.save_figure(figure, OUTPUT / name)
+def save_and_show(figure, name):
+    """Saves a figure and returns its picture."""
+    png, _ = save_figure(figure, OUTPUT / name)
     return Picture(png)
 
 
-def curves(of):
+def pick_curves(of):
+    """Picks one series of each loss."""
     return {name: of(dataset) for name, dataset in datasets.items()}
 
 
-show(
-    plotting.comparison(
-        {"greedy return": curves(lambda dataset: dataset.evaluation_return.mean("episode"))},
+save_and_show(
+    plot_comparison(
+        {"greedy return": pick_curves(lambda dataset: dataset.evaluation_return.mean("episode"))},
         f"Two losses on {CONFIG.env}, {len(SEEDS)} seeds",
     ),
     "learning_curves",
@@ -161,9 +166,10 @@ show(
 # %% [markdown]
 # ## Why?
 #
-# What happened inside the learner is in the datasets too, a number per seed and step. The idea was
-# made against optimism: if it does what it is for, the values that it predicts (`q_value`) are
-# lower, and so is `value_bias`, by which they exceed what greedy episodes then bring.
+# The datasets also say what happened inside the learner, with one number per seed and step. The
+# idea was made against optimism. If it works, the values that the network predicts (`q_value`) are
+# lower. So is `value_bias`, the difference between those values and what greedy episodes then
+# bring.
 
 # %%
 inside = [
@@ -174,9 +180,9 @@ inside = [
 for name in inside:
     last = {loss: float(dataset[name][:, -1].mean()) for loss, dataset in datasets.items()}
     print(f"{name:16}", ", ".join(f"{loss} {value:.3g}" for loss, value in last.items()))
-show(
-    plotting.comparison(
-        {name: curves(lambda dataset, name=name: dataset[name]) for name in inside},
+save_and_show(
+    plot_comparison(
+        {name: pick_curves(lambda dataset, name=name: dataset[name]) for name in inside},
         "Inside the learner",
     ),
     "inside_the_learner",
@@ -185,6 +191,6 @@ show(
 # %% [markdown]
 # ## And then?
 #
-# Ten seeds and one short run on one environment are a start: `experiments/ablation.py` asks what an
-# idea adds beside others, and `DQNConfig` has the settings to ask it with. Losses that need more
-# than action values (the networks, weights and a random key) are in `experiments/custom_loss.py`.
+# Ten seeds and one short run on one environment are a start. `purejaxdqn ablate` measures what an
+# idea adds beside others, with the settings of `DQNConfig`. Losses that need more than action
+# values (the network, its weights, and a random key) are in `experiments/custom_loss.py`.

@@ -22,8 +22,8 @@ if TYPE_CHECKING:
     from purejaxdqn.storage.results import load as load
     from purejaxdqn.sweep.rerun import rerun as rerun
     from purejaxdqn.sweep.run import run_sweep as run_sweep
+    from purejaxdqn.training.declaration import setting as setting
     from purejaxdqn.training.settings import RunConfig as RunConfig
-    from purejaxdqn.training.settings import setting as setting
     from purejaxdqn.types import ConfigError as ConfigError
 
 _HOMES = {  # of each public name
@@ -36,7 +36,7 @@ _HOMES = {  # of each public name
     "pqn": "agents.pqn.pqn",
     "rerun": "sweep.rerun",
     "run_sweep": "sweep.run",
-    "setting": "training.settings",
+    "setting": "training.declaration",
 }
 _ROOMS = ("agents", "environments", "losses", "networks", "replay", "testing")
 

@@ -62,15 +62,39 @@ class Step(NamedTuple):
     next_obs: Array
 
 
+class Window(NamedTuple):
+    """What a replay remembers of at most `n` steps of ONE environment, one after another.
+
+    The first step is always inside the window. The window ends early with the step that ended the
+    episode, or with the newest step that was added. The entries behind its end mean nothing.
+
+    Attributes:
+      obs: `[*obs]` the observation that the first step acted on.
+      action: `[n]` int32.
+      reward: `[n]` float.
+      terminated: `[n]` bool.
+      truncated: `[n]` bool.
+      is_inside: `[n]` bool, whether the step belongs to the window.
+      next_obs: `[*obs]` the observation that its last step led to, before any reset.
+    """
+
+    obs: Array
+    action: Array
+    reward: Array
+    terminated: Array
+    truncated: Array
+    is_inside: Array
+    next_obs: Array
+
+
 class Transition(NamedTuple):
-    """What a replay's `sample` makes and what a loss sees; one transition, no batch axis.
+    """What a loss learns from: ONE transition, without a batch axis.
 
     Attributes:
       obs_tm1: `[*obs]`.
       a_tm1: `[]` int32.
-      r_t: `[]` the reward (with n-step replay: the discounted sum of n rewards).
-      discount_t: `[]` gamma (with n-step replay: gamma to the n), and 0 only where the
-        episode *terminated*.
+      r_t: `[]` the reward, or the discounted sum of the rewards of several steps.
+      discount_t: `[]` gamma to the number of steps, and 0 only where the episode *terminated*.
       obs_t: `[*obs]`.
     """
 
@@ -85,12 +109,12 @@ class Sample(NamedTuple):
     """A batch from a replay.
 
     Attributes:
-      transition: `Transition` with a leading axis `[B, ...]`.
-      indices: `[B]` int32, where the transitions lie; given back to `Replay.update`.
+      window: `Window` with a leading axis `[B, ...]`.
+      indices: `[B]` int32, where the windows start; given back to `Replay.update`.
       probabilities: `[B]` the probability with which each one was drawn.
     """
 
-    transition: Transition
+    window: Window
     indices: Array
     probabilities: Array
 
@@ -223,26 +247,23 @@ class Learner(NamedTuple):
 class Replay(NamedTuple):
     """A replay buffer as pure functions over a state of its own.
 
-    A transition of several steps: see `n_step_replay`, which needs the fifth function; all else
-    does without.
+    It stores what happened, and knows no discount: `n_step_transition` makes transitions of its
+    windows. The fifth function is for windows of several steps (`n_step_replay`) alone.
 
     Attributes:
       init: `step -> state`; `step` (`[E, ...]`) gives shapes and dtypes only.
       add: `(state, step [E, ...]) -> state`.
       sample: `(state, key) -> Sample`; the state must hold at least one batch.
       update: `(state, indices [B], priorities [B]) -> state`.
-      transition_at: `(state, index [], num_steps) -> Transition`, the one that starts at ONE of the
-        indices that `sample` gives. It spans `num_steps` (an `int` of at least 1) steps of its
-        environment, or fewer where the episode ends or where no more were added yet. Of m steps,
-        `r_t` is the sum of gamma^k times the k-th reward (from 0 on), `discount_t` is gamma^m, or 0
-        if the last of them terminated, and `obs_t` is what the last of them led to.
+      window_at: `(state, index [], num_steps) -> Window`, the one that starts at ONE of the indices
+        that `sample` gives, of at most `num_steps` (an `int` of at least 1) steps.
     """
 
     init: Callable[[Step], ArrayTree]
     add: Callable[[ArrayTree, Step], ArrayTree]
     sample: Callable[[ArrayTree, Array], Sample]
     update: Callable[[ArrayTree, Array, Array], ArrayTree]
-    transition_at: Callable[[ArrayTree, Array, int], Transition] | None = None
+    window_at: Callable[[ArrayTree, Array, int], Window] | None = None
 
 
 def shared_counter() -> Any:

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import jax
 import pytest
+from hypothesis import HealthCheck, settings
 
 from purejaxdqn.runtime.devices import use_every_core
 
@@ -31,6 +32,9 @@ def pytest_configure(config: pytest.Config) -> None:
         jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
         jax.config.update("jax_persistent_cache_min_entry_size_bytes", -1)
     use_every_core(2)
+    # How long an example takes says something about the machine, not about the package.
+    settings.register_profile("suite", deadline=None, suppress_health_check=[HealthCheck.too_slow])
+    settings.load_profile("suite")
     # (B, 1) - (B,) would be (B, B) without a word.
     jax.config.update("jax_numpy_rank_promotion", "raise")
 
@@ -86,8 +90,12 @@ def run_script():
     experiments = Path(__file__).parents[1] / "experiments"
     environment = {k: v for k, v in os.environ.items() if not k.startswith(("JAX_", "XLA_"))}
 
-    def run(script, *flags):
-        command = [sys.executable, experiments / script, *map(str, flags)]
-        return subprocess.run(command, capture_output=True, text=True, timeout=280, env=environment)
+    def run(script, *flags, **variables):
+        return subprocess.run(
+            [sys.executable, experiments / script, *map(str, flags)],
+            capture_output=True,
+            text=True,
+            env=environment | variables,
+        )
 
     return run

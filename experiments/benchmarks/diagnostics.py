@@ -18,7 +18,7 @@ from rich.console import Console
 from rich.table import Table
 
 from purejaxdqn import agents
-from purejaxdqn.cli import flags as cli
+from purejaxdqn.cli.exits import run_script
 from purejaxdqn.runtime.devices import use_every_core
 from purejaxdqn.sweep.run import run_sweep
 from purejaxdqn.types import ConfigError
@@ -78,4 +78,4 @@ def main(args: Args) -> None:
 
 
 if __name__ == "__main__":
-    cli.run(main, Args)
+    run_script(main, Args)

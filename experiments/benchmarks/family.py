@@ -27,7 +27,7 @@ from throughput import Args as ThroughputArgs
 from throughput import make_config
 
 from purejaxdqn.agents.dqn.dqn import DQNConfig, dqn
-from purejaxdqn.cli import flags as cli
+from purejaxdqn.cli.exits import run_script
 from purejaxdqn.engine.programs import compile_programs
 from purejaxdqn.runtime.devices import make_plan, max_width, use_every_core
 from purejaxdqn.types import ConfigError
@@ -138,4 +138,4 @@ def main(args: Args) -> None:
 
 
 if __name__ == "__main__":
-    cli.run(main, Args)
+    run_script(main, Args)

@@ -22,7 +22,7 @@ from rich.table import Table
 from throughput import Args as ThroughputArgs
 from throughput import make_config, make_pqn_config, measure
 
-from purejaxdqn.cli import flags as cli
+from purejaxdqn.cli.exits import run_script
 from purejaxdqn.types import ConfigError
 
 WORKERS = {"DQN": "package", "PQN": "pqn"}
@@ -87,4 +87,4 @@ def main(args: Args) -> None:
 
 
 if __name__ == "__main__":
-    cli.run(main, Args)
+    run_script(main, Args)

@@ -29,8 +29,8 @@ from rich.table import Table
 from throughput import Args as ThroughputArgs
 from throughput import make_config
 
-from purejaxdqn.cli import flags as cli
-from purejaxdqn.report import figures as plotting
+from purejaxdqn.cli.exits import run_script
+from purejaxdqn.report.files import save_figure
 from purejaxdqn.runtime.devices import available_cores, use_every_core
 from purejaxdqn.types import ConfigError
 
@@ -191,11 +191,11 @@ def main(args: Args) -> None:
             f"{row['planned_peak_bytes'] / 1e6:,.0f} MB",
         )
     Console().print(table)
-    files = plotting.save_figure(draw(rows), args.output / "scaling")
+    files = save_figure(draw(rows), args.output / "scaling")
     print("written:", ", ".join(map(str, files)))
     if args.json:
         print(json.dumps(rows))
 
 
 if __name__ == "__main__":
-    cli.run(main, Args)
+    run_script(main, Args)

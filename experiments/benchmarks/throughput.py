@@ -29,7 +29,7 @@ from rich import box
 from rich.console import Console
 from rich.table import Table
 
-from purejaxdqn.cli import flags as cli
+from purejaxdqn.cli.exits import run_script
 from purejaxdqn.types import ConfigError
 
 Worker = Literal["plain", "package", "bound", "pqn"]
@@ -356,4 +356,4 @@ def main(args: Args) -> None:
 
 
 if __name__ == "__main__":
-    cli.run(main, Args)
+    run_script(main, Args)

@@ -7,8 +7,9 @@ import difflib
 from collections.abc import Callable, Iterable
 from typing import Any, NamedTuple
 
+from purejaxdqn.training.declaration import settings_of
 from purejaxdqn.training.loop import Train
-from purejaxdqn.training.settings import RunConfig, settings_of
+from purejaxdqn.training.settings import RunConfig
 from purejaxdqn.types import ConfigError
 
 Experiment = Callable[[Any], Train]  # of a `RunConfig`, or of one of its kinds

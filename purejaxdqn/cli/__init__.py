@@ -1,1 +1,1 @@
-"""The command line."""
+"""The command `purejaxdqn`: `main.py` knows the commands, `flags.py` reads what they are told."""

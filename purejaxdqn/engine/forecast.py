@@ -1,4 +1,4 @@
-"""How long a round of runs takes, measured on a short start."""
+"""Estimates how long a group of runs will train, from a short start."""
 
 from __future__ import annotations
 
@@ -9,18 +9,18 @@ from purejaxdqn.engine.rounds import evaluation_steps, train_round
 from purejaxdqn.engine.run import Run
 from purejaxdqn.training.settings import RunConfig
 
-_MEASURED_SECONDS = 1.0  # of training, to say how long all of it takes
+_MEASURED_SECONDS = 1.0  # of training
 
 
-def round_seconds(programs: Programs, config: RunConfig, runs: Sequence[Run]) -> float:
-    """Of one round of runs, from its start to its end.
+def estimate_round_seconds(programs: Programs, config: RunConfig, runs: Sequence[Run]) -> float:
+    """Estimates how many seconds one round of runs takes, by training it for a second.
 
-    Measured by training it for a second; the evaluations are taken to be as long as the first one.
+    All evaluations are taken to be as long as the first one.
 
     Args:
       programs: compiled.
       config: the settings of the runs.
-      runs: of the round.
+      runs: the runs of the round.
 
     Returns:
       Seconds.

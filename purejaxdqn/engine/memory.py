@@ -1,4 +1,4 @@
-"""The memory that a run takes, from its shapes, and what the machine has of it."""
+"""Measures memory: what a run will take, from its shapes, and what the machine has free."""
 
 from __future__ import annotations
 
@@ -11,9 +11,9 @@ from typing import Any, NamedTuple
 import jax
 import psutil
 
-from purejaxdqn.engine.footprint import working_bytes
 from purejaxdqn.engine.programs import COUNT, SEED, Experiment, one_run
 from purejaxdqn.engine.rounds import evaluation_steps
+from purejaxdqn.engine.traced_memory import trace_memory
 from purejaxdqn.training.loop import ChunkOutputs
 from purejaxdqn.training.settings import RunConfig
 from purejaxdqn.types import ArrayTree, TrainState
@@ -23,9 +23,9 @@ class RunBytes(NamedTuple):
     """Memory of one run, in bytes.
 
     Attributes:
-      parts: on the device while it trains, by the setting that makes each part big.
-      state: of these, what is there between two chunks.
-      result: on the host until the end, its numbers and its last weights.
+      parts: on the device while the run trains, by the setting that makes each part big.
+      state: the bytes of these that stay between two chunks.
+      result: on the host until the end, the numbers and the last weights.
     """
 
     parts: dict[str, int]
@@ -34,18 +34,18 @@ class RunBytes(NamedTuple):
 
     @property
     def running(self) -> int:
-        """On the device while it trains."""
+        """Bytes on the device while the run trains."""
         return sum(self.parts.values())
 
 
 class AbstractRun(NamedTuple):
-    """What a run holds, and computes on its way.
+    """The shapes of a run, and the memory of its intermediate results.
 
     Attributes:
       state: its `TrainState`, as shapes.
-      outputs: what a chunk puts out, as shapes.
-      chunk_bytes: of what a chunk computes on its way.
-      evaluation_bytes: of what an evaluation does.
+      outputs: the outputs of a chunk, as shapes.
+      chunk_bytes: the most that intermediate results of a chunk take.
+      evaluation_bytes: the most that those of an evaluation take.
     """
 
     state: TrainState
@@ -58,16 +58,16 @@ def abstract_run(experiment: Experiment, config: RunConfig) -> AbstractRun:
     """Traces a run of these settings; computes nothing."""
     run = one_run(experiment, config)
     counts = jax.ShapeDtypeStruct((1,), COUNT.dtype)
-    chunk_bytes, outputs = working_bytes(
+    chunk_bytes, outputs = trace_memory(
         lambda *args: run.chunk(*args)[1], run.config, run.state, counts
     )
     params = run.state.learner.params
-    evaluation_bytes, _ = working_bytes(run.evaluate, run.config, params, SEED, COUNT)
+    evaluation_bytes, _ = trace_memory(run.evaluate, run.config, params, SEED, COUNT)
     return AbstractRun(run.state, outputs, chunk_bytes, evaluation_bytes)
 
 
 def run_bytes(config: RunConfig, run: AbstractRun) -> RunBytes:
-    """What the shapes of a run take."""
+    """Computes the memory that a run takes from its shapes."""
     state, outputs, working = run.state, run.outputs, run.chunk_bytes
     learner = tree_bytes(state.learner)
     params = tree_bytes(state.learner.params)
@@ -77,7 +77,7 @@ def run_bytes(config: RunConfig, run: AbstractRun) -> RunBytes:
         # Gradients and steps are as large as the weights.
         "hidden_sizes": learner + 2 * params,
         "num_envs": tree_bytes((state.env_state, state.obs, outputs)),
-        # Between two chunks: only what it takes more than they do.
+        # An evaluation runs between two chunks: only what it takes beyond theirs counts.
         "eval_episodes": max(0, run.evaluation_bytes - working),
     }
     if state.replay is not None:
@@ -87,13 +87,13 @@ def run_bytes(config: RunConfig, run: AbstractRun) -> RunBytes:
         layers = 4 * 4 * width * config.batch_size  # type: ignore[attr-defined]
         parts["batch_size"] = max(layers, working - 2 * params)
     else:
-        parts["num_envs"] += max(0, working - 2 * params)  # all that is played is learned from
+        parts["num_envs"] += max(0, working - 2 * params)  # all steps are learned from at once
     numbers = 4 * num_evaluations * config.eval_episodes + 8 * num_evaluations * num_curves
     return RunBytes(parts, tree_bytes(state), 2 * numbers + 2 * params)
 
 
 def tree_bytes(tree: ArrayTree) -> int:
-    """Of arrays, or of their shapes."""
+    """Adds up the bytes of arrays, or of their shapes."""
 
     def size(leaf: Any) -> int:
         if jax.numpy.issubdtype(leaf.dtype, jax.dtypes.prng_key):
@@ -104,7 +104,7 @@ def tree_bytes(tree: ArrayTree) -> int:
 
 
 def free_bytes(devices: Sequence[jax.Device]) -> int:
-    """Memory that is free for runs: of the accelerators, or of the machine."""
+    """Returns the memory that is free for runs, of the accelerators or of the machine."""
     stats = [device.memory_stats() for device in devices]
     if devices[0].platform != "cpu" and all(stats):
         return sum(one["bytes_limit"] - one["bytes_in_use"] for one in stats if one is not None)
@@ -116,7 +116,7 @@ def free_bytes(devices: Sequence[jax.Device]) -> int:
 
 
 def _container_limit() -> int | None:
-    """What a container or a cluster's job may use, where one is set (control groups 2 and 1)."""
+    """Reads the limit of a container or a cluster's job, if any (control groups 2 and 1)."""
     root = Path("/sys/fs/cgroup")
     limits = []
     for line in _lines(Path("/proc/self/cgroup")):
@@ -140,13 +140,13 @@ def _lines(path: Path) -> list[str]:
 
 
 def memory_bytes() -> int:
-    """The memory that this process has now."""
+    """Returns the memory that this process has now."""
     resident: int = psutil.Process().memory_info().rss
     return resident
 
 
 def peak_bytes() -> int:
-    """The most memory that this process has had, as the operating system saw it."""
+    """Returns the most memory that this process has had, as the operating system counts it."""
     import resource
 
     unit = 1 if os.uname().sysname == "Darwin" else 1024

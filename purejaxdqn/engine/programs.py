@@ -14,10 +14,11 @@ import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from purejaxdqn.runtime.devices import Plan, compiler_options
+from purejaxdqn.training.declaration import settings_of
 from purejaxdqn.training.diagnostics import diagnose
 from purejaxdqn.training.evaluation import evaluate
 from purejaxdqn.training.loop import ChunkOutputs, Train
-from purejaxdqn.training.settings import RunConfig, settings_of
+from purejaxdqn.training.settings import RunConfig
 from purejaxdqn.types import Array, ArrayTree, ConfigError, Params, TrainState, run_axes
 
 Experiment = Callable[[Any], Train]  # of a `RunConfig`, or of one of its kinds

@@ -1,4 +1,4 @@
-"""Progress of a sweep on standard error: a bar (steps, speed, return), a line per evaluation."""
+"""Shows the progress of a sweep on standard error: a bar, and a line for each evaluation."""
 
 from __future__ import annotations
 
@@ -14,22 +14,22 @@ from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 from purejaxdqn.engine.rounds import Event
 
 _MOST_SEEDS_SHOWN = 16
-_COMPLAINT_SECONDS = 60.0  # between two lines on a disk that takes nothing
+_COMPLAINT_SECONDS = 60.0  # between two lines about a disk that cannot be written
 
 
 class SweepProgress:
-    """A context manager around a sweep; everything goes to standard error.
+    """Shows a bar within its block, with steps, speed and return, and messages at any time.
 
     Args:
       total_steps: environment steps of all runs together; 0 shows messages alone.
-      enabled: False shows nothing.
+      enabled: whether anything is shown.
     """
 
     def __init__(self, total_steps: int, enabled: bool = True) -> None:
         self._enabled = enabled
         self._last_complaint = -math.inf
         self._console = Console(stderr=True, quiet=not enabled, highlight=False)
-        # Together below 80 columns: what does not fit would be cut off at the end.
+        # Together below 80 columns: the rest of a longer line would be cut off.
         self._bar = Progress(
             BarColumn(bar_width=8),
             TextColumn("{task.completed:,.0f}/{task.total:,.0f} steps"),
@@ -50,7 +50,7 @@ class SweepProgress:
         self._bar.stop()
 
     def message(self, text: str) -> None:
-        """A line above the bar."""
+        """Prints a line above the bar."""
         self._console.print(text)
 
     def update(self, env_steps: int, training_return: np.ndarray, speed: float) -> None:
@@ -63,20 +63,20 @@ class SweepProgress:
             mean_return=f"{known.mean():.1f}" if len(known) else "-",
         )
 
-    def count(
+    def add_event(
         self, event: Event, facts: dict[str, Any], trained_steps: int, env_steps: int
     ) -> None:
         """Adds an event's seconds to the facts of a sweep, and moves the bar to `env_steps`.
 
-        The speed is that of the `trained_steps` that the seconds of training went into.
+        The speed that it shows is `trained_steps` by all seconds of training.
         """
         facts["train_seconds"] += event.train_seconds
         facts["evaluation_seconds"] += event.evaluation_seconds
         facts["env_steps_per_second"] = trained_steps / max(facts["train_seconds"], 1e-9)
         self.update(env_steps, event.training_return, facts["env_steps_per_second"])
 
-    def evaluated(self, step: int, episode_return: np.ndarray) -> None:
-        """A line on one evaluation, `episode_return [n, N]`."""
+    def show_evaluation(self, step: int, episode_return: np.ndarray) -> None:
+        """Prints a line about one evaluation, `episode_return [n, N]`."""
         means = episode_return.mean(axis=1)
         if len(means) <= _MOST_SEEDS_SHOWN:
             shown = " ".join(f"{mean:5.0f}" for mean in means)
@@ -88,9 +88,9 @@ class SweepProgress:
         self._console.print(f"step {step:>9,}  greedy return per run: {shown}", soft_wrap=True)
 
     def attempt(self, action: Callable[[], object]) -> None:
-        """Does something that may fail for want of disk, without stopping the sweep for it.
+        """Runs an action that writes to disk; an `OSError` becomes a message and nothing more.
 
-        It says so at most once a minute: everything is tried again soon.
+        The message comes at most once a minute, because the sweep soon tries again.
         """
         try:
             action()

@@ -1,4 +1,4 @@
-"""The numbers of some runs, as they come in."""
+"""Collects the numbers of some runs while they train."""
 
 from __future__ import annotations
 
@@ -13,11 +13,11 @@ from purejaxdqn.training.settings import RunConfig
 
 
 class Record:
-    """The numbers of some runs at the same setting but for floats, as they come in.
+    """The numbers so far of `n` runs, which differ in nothing but floats and seeds.
 
     Attributes:
-      steps: at which they are evaluated, `S` of them.
-      evaluation_return: `[n, S, N]` float32, NaN where a run has not got to.
+      steps: the `S` steps at which the runs are evaluated.
+      evaluation_return: `[n, S, N]` float32, NaN from the step that a run has not reached.
       curves: `[n, S]` float64 by name: `training_return`, the learner's metrics, diagnostics.
       diverged: `[n]` whether weights or greedy returns were ever not finite.
       params: the last weights, as a list of `[n, ...]`; empty before the last evaluation.
@@ -33,11 +33,11 @@ class Record:
 
     @property
     def has_begun(self) -> bool:
-        """Whether any evaluation has come in."""
+        """Whether there is any evaluation."""
         return not np.isnan(self.evaluation_return).all()
 
     def add(self, event: Event, rows: slice) -> np.ndarray:
-        """Keeps one evaluation, of which these runs are the given rows.
+        """Adds one evaluation, of which these runs are the given rows.
 
         Returns:
           `[n]` whether a run diverged since the one before.
@@ -58,7 +58,7 @@ class Record:
         return self.diverged & ~before
 
     def to_arrays(self) -> tuple[list[np.ndarray], dict[str, Any]]:
-        """For a checkpoint: arrays, and what else `from_arrays` needs."""
+        """Converts the numbers to arrays, and the facts that `from_arrays` needs beside them."""
         arrays = [self.evaluation_return, self.diverged, *self.curves.values(), *self.params]
         return arrays, {"curves": list(self.curves)}
 
@@ -66,7 +66,7 @@ class Record:
     def from_arrays(
         cls, config: RunConfig, arrays: Sequence[np.ndarray], facts: Mapping[str, Any]
     ) -> Record:
-        """What `to_arrays` gave."""
+        """Makes a record of the arrays and facts that `to_arrays` returned."""
         record = cls(config, len(arrays[0]))
         names = facts["curves"]
         record.evaluation_return, record.diverged = (np.array(x) for x in arrays[:2])

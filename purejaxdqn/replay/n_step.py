@@ -7,40 +7,63 @@ n-step returns: Watkins, "Learning from delayed rewards" (1989), chapter 7; Sutt
 from __future__ import annotations
 
 import jax
+import jax.numpy as jnp
 
-from purejaxdqn.types import Array, ArrayTree, ConfigError, Replay, Sample
+from purejaxdqn.types import Array, ArrayTree, ConfigError, Replay, Sample, Transition, Window
+
+
+def n_step_transition(window: Window, discount: Array | float) -> Transition:
+    """Makes the transition of ONE window.
+
+    Args:
+      window: of m steps, at least 1.
+      discount: `[]` gamma, per step.
+
+    Returns:
+      The `Transition` from the first observation to the last one. `r_t` is the sum of gamma^k times
+      the k-th reward (from 0 on), and `discount_t` is gamma^m, or 0 if the last step terminated.
+    """
+    powers = discount ** jnp.arange(len(window.reward))
+    terminates = jnp.any(window.terminated & window.is_inside)
+    return Transition(
+        obs_tm1=window.obs,
+        a_tm1=window.action[0],
+        r_t=jnp.sum(powers * window.reward, where=window.is_inside),
+        discount_t=jnp.where(terminates, 0.0, discount ** window.is_inside.sum()),
+        obs_t=window.next_obs,
+    )
 
 
 def n_step_replay(replay: Replay, n_step: int) -> Replay:
-    """The replay with transitions that span `n_step` steps, or fewer: see `Replay.transition_at`.
+    """Makes a replay whose windows span `n_step` steps, or fewer: see `Window`.
 
-    It draws, remembers and updates as the wrapped one does, with the same indices and
-    probabilities. The actions in between are those of the behaviour, without any correction. Of
-    wrappers around each other, the outermost says how many steps.
+    The new replay draws, remembers and updates as the given one does, with the same indices and
+    probabilities. The actions in between are those that were played, without any correction. Where
+    one such replay is made of another, the outer one says how many steps.
 
     Args:
-      replay: any that has `transition_at`.
-      n_step: `n`, the most steps that a transition spans; 1 changes nothing.
+      replay: any that has `window_at`.
+      n_step: `n`, the most steps that a window spans; 1 changes nothing.
 
     Returns:
-      A `Replay` over the wrapped one's state.
+      A `Replay` over the given one's state.
 
     Raises:
-      ConfigError: if `n_step` is not positive, or the replay has no `transition_at`.
+      ConfigError: if `n_step` is not positive, or the replay has no `window_at`.
     """
     if n_step < 1:
         raise ConfigError(f"n_step ({n_step}) must be at least 1")
-    transition_at = replay.transition_at
-    if transition_at is None:
+    window_at = replay.window_at
+    if window_at is None:
         raise ConfigError(
-            f"n_step ({n_step}) needs a replay with transition_at, which this one lacks: give "
-            "Replay a fifth function, (state, index, num_steps) -> Transition"
+            f"n_step ({n_step}) needs a replay with window_at, which this one lacks: give "
+            "Replay a fifth function, (state, index, num_steps) -> Window"
         )
 
     def sample(state: ArrayTree, key: Array) -> Sample:
-        # Compiled, the transitions that these take the place of are never read.
+        # Compiled, the windows that these take the place of are never read.
         drawn = replay.sample(state, key)
-        transitions = jax.vmap(lambda index: transition_at(state, index, n_step))(drawn.indices)
-        return drawn._replace(transition=transitions)
+        windows = jax.vmap(lambda index: window_at(state, index, n_step))(drawn.indices)
+        return drawn._replace(window=windows)
 
     return replay._replace(sample=sample)

@@ -10,14 +10,15 @@ A sum is always made anew from all that it sums, so that rounding never adds up.
 
 from __future__ import annotations
 
+import functools
 import math
 
 import flax.struct
 import jax
 import jax.numpy as jnp
 
-from purejaxdqn.replay.uniform import UniformReplayState, read_transition, uniform_replay
-from purejaxdqn.types import Array, Replay, Sample, Step, Transition
+from purejaxdqn.replay.uniform import UniformReplayState, read_window, uniform_replay
+from purejaxdqn.types import Array, Replay, Sample, Step, Window
 
 
 @flax.struct.dataclass
@@ -47,14 +48,14 @@ class SumTree:
 
 
 def make_sum_tree(capacity: int) -> SumTree:
-    """A tree of at least `capacity` leaves, all 0."""
+    """Makes a tree of at least `capacity` leaves, all 0."""
     side = math.ceil(capacity ** (1 / 6))
     num_groups = -(-capacity // side**4)
     return SumTree(jnp.zeros(num_groups * side**4), jnp.zeros((num_groups, side, side)))
 
 
 def set_range(tree: SumTree, start: Array, values: Array) -> SumTree:
-    """The tree with `values` `[N]` from leaf `start` `[]` on.
+    """Writes `values` `[N]` into a tree from leaf `start` `[]` on.
 
     With a start that is the same in every run of a batch, this writes in place, also under `vmap`.
     """
@@ -70,7 +71,7 @@ def set_range(tree: SumTree, start: Array, values: Array) -> SumTree:
 
 
 def set_leaves(tree: SumTree, indices: Array, values: Array) -> SumTree:
-    """The tree with `values` `[B]` at `indices` `[B]`; of several for one leaf, the largest."""
+    """Writes `values` `[B]` into a tree at `indices` `[B]`; where two meet, the larger one."""
     # Two different writes to one leaf would leave it to the device which of them stays.
     leaves = tree.leaves.at[indices].set(0).at[indices].max(values)
     blocks = indices // tree.block_size
@@ -80,12 +81,13 @@ def set_leaves(tree: SumTree, indices: Array, values: Array) -> SumTree:
 
 
 def _child_at(children: Array, fraction: Array) -> Array:
-    """On which of some numbers `[N]` a fraction `[]` of their sum falls; not on 0, if any is more.
+    """Finds on which of the numbers `[N]` a fraction `[]` of their sum falls.
 
-    Rounding may carry the fraction to the whole sum: then it is the last one above 0.
+    It never falls on a 0, if any number is more. Where rounding carries the fraction to the whole
+    sum, it falls on the last number above 0.
     """
     positions = jnp.arange(children.size)
-    # What cumsum gives too, in half the time on a CPU.
+    # The same as cumsum, in half the time on a CPU.
     up_to = jax.lax.associative_scan(jnp.add, children)
     reached = (children > 0) & (up_to > fraction * up_to[-1])
     last = jnp.max(jnp.where(children > 0, positions, 0))
@@ -93,13 +95,13 @@ def _child_at(children: Array, fraction: Array) -> Array:
 
 
 def _cell_at(cells: Array, fractions: Array) -> Array:
-    """The same for a square `[K, K]`, by row and by column, which is less to add up."""
+    """Does the same for a square `[K, K]`, by row and by column, which is less to add up."""
     row = _child_at(cells.sum(axis=1), fractions[0])
     return row * cells.shape[1] + _child_at(cells[row], fractions[1])
 
 
 def leaf_at(tree: SumTree, fractions: Array) -> Array:
-    """ONE leaf, to which fractions `[5]` lead: through the groups, a group's blocks, and a block.
+    """Finds the ONE leaf to which fractions `[5]` lead: through groups, blocks, and a block.
 
     Fractions that are uniform and independent draw leaves in proportion to what they hold. A single
     one has too few digits for that: in float32, 2^23 values for a million leaves.
@@ -124,29 +126,51 @@ class PrioritisedReplayState:
     max_priority: Array
 
 
+def _add_step(ring: Replay, state: PrioritisedReplayState, step: Step) -> PrioritisedReplayState:
+    """Writes a step `[E, ...]` over the oldest row, with the largest priority so far."""
+    num_envs = state.replay.num_envs
+    priorities = jnp.broadcast_to(state.max_priority, (num_envs,))
+    tree = set_range(state.tree, state.replay.insert_row * num_envs, priorities)
+    return PrioritisedReplayState(ring.add(state.replay, step), tree, state.max_priority)
+
+
+def _draw_leaves(tree: SumTree, key: Array, num: int) -> tuple[Array, Array]:
+    """Draws `num` leaves in proportion to what they hold, a stratum each.
+
+    Returns:
+      `(indices [num], probabilities [num])`.
+    """
+    fractions = jax.random.uniform(key, (num, 5))
+    strata = (jnp.arange(num) + fractions[:, 0]) / num
+    fractions = fractions.at[:, 0].set(strata)
+    indices = jax.vmap(leaf_at, in_axes=(None, 0))(tree, fractions)
+    probabilities = tree.leaves[indices] / tree.sums.sum()
+    # Always the case, but so the indices wait for the last look at the tree. Were `update` free
+    # to write before it, XLA would copy the whole tree.
+    return jnp.where(probabilities > 0, indices, 0), probabilities
+
+
 def prioritised_replay(
     capacity: int,
     batch_size: int,
-    discount: Array | float,
     time_limit: int = 1,
     exponent: Array | float = 0.6,
     epsilon: Array | float = 1e-6,
 ) -> Replay:
     """Makes a circular replay buffer that samples in proportion to `p^exponent`.
 
-    An entry's priority p is `|priority| + epsilon`, with what `update` was given last for it
-    (Schaul et al. 2016, section 3.3, equation 1). A new entry has the largest p so far, so that it
-    is soon seen; that of the entry it overwrites is forgotten.
+    An entry's priority p is `|priority| + epsilon`, where `priority` is what `update` was given
+    last for it (Schaul et al. 2016, section 3.3, equation 1). A new entry has the largest p so far,
+    so that it is soon seen; that of the entry it overwrites is forgotten.
 
     A batch is stratified (appendix B.2.1) over the groups of the tree, some `capacity ** (1 / 3)`
     parts of the ring, and within each its draws are independent. So an entry is expected
     `batch_size` times its probability in a batch, which may hold it more than once.
 
     Args:
-      capacity: as in `uniform_replay`.
-      batch_size: as in `uniform_replay`.
-      discount: as in `uniform_replay`.
-      time_limit: as in `uniform_replay`.
+      capacity: as in `uniform_replay`, like the next two.
+      batch_size: `B`.
+      time_limit: the least number of steps between two truncations of an environment.
       exponent: alpha; 0 samples uniformly.
       epsilon: keeps entries without any error in play.
 
@@ -158,31 +182,18 @@ def prioritised_replay(
       ValueError: as in `uniform_replay`; from `sample`, if the state holds nothing (where that can
         be seen).
     """
-    ring = uniform_replay(capacity, batch_size, discount, time_limit)
+    ring = uniform_replay(capacity, batch_size, time_limit)
 
     def init(step: Step) -> PrioritisedReplayState:
         return PrioritisedReplayState(ring.init(step), make_sum_tree(capacity), jnp.ones(()))
-
-    def add(state: PrioritisedReplayState, step: Step) -> PrioritisedReplayState:
-        num_envs = state.replay.num_envs
-        priorities = jnp.broadcast_to(state.max_priority, (num_envs,))
-        tree = set_range(state.tree, state.replay.insert_row * num_envs, priorities)
-        return PrioritisedReplayState(ring.add(state.replay, step), tree, state.max_priority)
 
     def sample(state: PrioritisedReplayState, key: Array) -> Sample:
         is_empty = state.replay.num_rows == 0
         if not isinstance(is_empty, jax.core.Tracer) and is_empty:
             raise ValueError("the replay holds no transition to sample: add some first")
-        fractions = jax.random.uniform(key, (batch_size, 5))
-        strata = (jnp.arange(batch_size) + fractions[:, 0]) / batch_size
-        fractions = fractions.at[:, 0].set(strata)
-        indices = jax.vmap(leaf_at, in_axes=(None, 0))(state.tree, fractions)
-        probabilities = state.tree.leaves[indices] / state.tree.sums.sum()
-        # Always the case, but so the indices wait for the last look at the tree. Were `update` free
-        # to write before it, XLA would copy the whole tree.
-        indices = jnp.where(probabilities > 0, indices, 0)
-        transitions = jax.vmap(lambda index: transition_at(state, index, 1))(indices)
-        return Sample(transitions, indices, probabilities)
+        indices, probabilities = _draw_leaves(state.tree, key, batch_size)
+        windows = jax.vmap(lambda index: window_at(state, index, 1))(indices)
+        return Sample(windows, indices, probabilities)
 
     def update(
         state: PrioritisedReplayState, indices: Array, priorities: Array
@@ -192,7 +203,7 @@ def prioritised_replay(
         max_priority = jnp.maximum(state.max_priority, scaled.max())
         return PrioritisedReplayState(state.replay, tree, max_priority)
 
-    def transition_at(state: PrioritisedReplayState, index: Array, num_steps: int) -> Transition:
-        return read_transition(state.replay, index, num_steps, discount, time_limit)
+    def window_at(state: PrioritisedReplayState, index: Array, num_steps: int) -> Window:
+        return read_window(state.replay, index, num_steps, time_limit)
 
-    return Replay(init, add, sample, update, transition_at)
+    return Replay(init, functools.partial(_add_step, ring), sample, update, window_at)

@@ -1,4 +1,4 @@
-"""Trained policies in gymnasium's own environments: the outside check of reported returns."""
+"""Plays and films policies in gymnasium's own environments, to check the reported returns."""
 
 from __future__ import annotations
 
@@ -11,33 +11,40 @@ from typing import Any
 import gymnasium
 import jax
 import numpy as np
+import xarray as xr
 from PIL import Image
-from rich.console import Console
 from rich.progress import track
 
-from purejaxdqn.storage.results import replacing
+from purejaxdqn.runtime.console import make_console
+from purejaxdqn.storage import results
+from purejaxdqn.storage.files import replace_file
 from purejaxdqn.training.loop import Train
 from purejaxdqn.types import Params
 
+FILM_NAME = "policy.gif"
+_EPISODES = 100  # played by each seed's policy
 _GIF_SIZE = (300, 200)  # pixels
 _GIF_SECONDS_PER_STEP = 0.02
 
 
-def _make(name: str, **options: Any) -> gymnasium.Env:
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # gymnasium calls CartPole-v0 outdated at each make
-        return gymnasium.make(name, disable_env_checker=True, **options)
+def play_and_film(train: Train, dataset: xr.Dataset, params: Params, output: Path) -> xr.Dataset:
+    """Plays 100 episodes with every seed's policy, films the best policy, and saves the results.
 
+    Args:
+      train: gives the policy and the environment's name.
+      dataset: one setting's results, with the dimension `seed`.
+      params: weights with a leading axis of seeds.
+      output: the folder of the results, where `policy.gif` goes too.
 
-def _actor(train: Train) -> Callable[[Params, np.ndarray], np.ndarray]:
-    """`(params [R, ...], obs [R, N, *obs]) -> greedy actions [R, N]`, compiled."""
-
-    def act(params: Params, obs: jax.Array) -> jax.Array:
-        key = jax.random.key(0)  # the greedy policy draws nothing
-        return jax.vmap(lambda one: train.policy(params)(key, one))(obs)
-
-    compiled = jax.jit(jax.vmap(act))
-    return lambda params, obs: np.asarray(compiled(params, obs))
+    Returns:
+      The dataset with `gymnasium_return (seed, gymnasium_episode)`.
+    """
+    returns = play_in_gymnasium(train, params, _EPISODES, progress=True)
+    best = int(returns.mean(axis=1).argmax())
+    save_gif(train, jax.tree.map(lambda x: x[best], params), output / FILM_NAME)
+    dataset = dataset.assign(gymnasium_return=(("seed", "gymnasium_episode"), returns))
+    results.save(dataset, output)  # last, because it says that all of this is done
+    return dataset
 
 
 def play_in_gymnasium(
@@ -47,34 +54,30 @@ def play_in_gymnasium(
     random_seed: int = 0,
     progress: bool = False,
 ) -> np.ndarray:
-    """Plays every run's greedy policy in the real `gymnasium.make(train.env.name)`.
+    """Plays every run's greedy policy in `gymnasium.make(train.env.name)`.
 
     Args:
       train: gives the policy and the environment's name.
       params: weights with a leading axis of runs, `[R, ...]`.
       num_episodes: `N`, episodes per run, each in an environment of its own.
       random_seed: of gymnasium's initial states; the same for each run.
-      progress: whether to show progress on standard error; all episodes are played side by side.
+      progress: whether to show progress on standard error.
 
     Returns:
       Undiscounted returns `[R, N]`.
     """
     num_runs = len(jax.tree.leaves(params)[0])
-    envs = [[_make(train.env.name) for _ in range(num_episodes)] for _ in range(num_runs)]
-    # One child seed per episode: seed + i would overlap between calls.
+    envs = [[_make_env(train.env.name) for _ in range(num_episodes)] for _ in range(num_runs)]
+    # A seed is derived for each episode, because seed + i would overlap between calls.
     seeds = np.random.SeedSequence(random_seed).generate_state(num_episodes)
     obs = np.array(
         [[env.reset(seed=int(seeds[i]))[0] for i, env in enumerate(row)] for row in envs]
     )
-    act = _actor(train)
+    act = _compile_policy(train)
     returns = np.zeros((num_runs, num_episodes))
     running = {(r, i) for r in range(num_runs) for i in range(num_episodes)}
-    for _ in track(
-        range(train.env.max_steps),
-        "playing in gymnasium",
-        console=Console(stderr=True),
-        disable=not progress,
-    ):
+    console, steps = make_console(stderr=True), range(train.env.max_steps)
+    for _ in track(steps, "playing in gymnasium", console=console, disable=not progress):
         actions = act(params, obs).tolist()
         for r, i in list(running):
             obs[r, i], reward, terminated, truncated, _ = envs[r][i].step(actions[r][i])
@@ -93,16 +96,16 @@ def save_gif(train: Train, params: Params, path: Path, random_seed: int = 0) -> 
     Args:
       train: gives the policy and the environment's name.
       params: weights of one run, without an axis of runs.
-      path: where the film goes.
+      path: of the film.
       random_seed: of gymnasium's initial state.
 
     Returns:
       The episode's return.
     """
-    # Frames only, on machines without a screen too.
+    # Frames are drawn on machines without a screen too.
     os.environ.setdefault("SDL_VIDEODRIVER", "dummy")
-    env = _make(train.env.name, render_mode="rgb_array")
-    act = _actor(train)
+    env = _make_env(train.env.name, render_mode="rgb_array")
+    act = _compile_policy(train)
     batched = jax.tree.map(lambda x: x[None], params)
     obs, _ = env.reset(seed=random_seed)
     frames, total, ended = [], 0.0, False
@@ -115,6 +118,23 @@ def save_gif(train: Train, params: Params, path: Path, random_seed: int = 0) -> 
     # Every second frame, for half the bytes; 40 ms each keeps the film at the speed of life.
     shown = [frame.quantize(16) for frame in frames[::2]]
     duration = int(2000 * _GIF_SECONDS_PER_STEP)
-    with replacing(path) as temporary:
+    with replace_file(path) as temporary:
         shown[0].save(temporary, save_all=True, append_images=shown[1:], duration=duration, loop=0)
     return total
+
+
+def _make_env(name: str, **options: Any) -> gymnasium.Env:
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # gymnasium calls CartPole-v0 outdated at each make
+        return gymnasium.make(name, disable_env_checker=True, **options)
+
+
+def _compile_policy(train: Train) -> Callable[[Params, np.ndarray], np.ndarray]:
+    """Compiles `(params [R, ...], obs [R, N, *obs]) -> greedy actions [R, N]`."""
+
+    def act(params: Params, obs: jax.Array) -> jax.Array:
+        key = jax.random.key(0)  # the greedy policy draws nothing
+        return jax.vmap(lambda one: train.policy(params)(key, one))(obs)
+
+    compiled = jax.jit(jax.vmap(act))
+    return lambda params, obs: np.asarray(compiled(params, obs))

@@ -1,8 +1,7 @@
-"""Statistics over seeds: interquartile mean, bootstrap intervals, probability of improvement.
+"""Says how well seeds did together: interquartile mean, bootstrap intervals, improvement.
 
-Everything here runs on the host, takes finished scores and draws from an explicit
-`numpy.random.Generator`; nothing reads or changes a global random state. A score is one number a
-seed, such as the mean of its final greedy returns, in the unit of the return.
+All functions run on the host and draw only from the `numpy.random.Generator` that they are given. A
+score is one number a seed, such as the mean of its final greedy returns, in the unit of the return.
 
 Sources: Agarwal, Schwarzer, Castro, Courville and Bellemare, "Deep Reinforcement Learning at the
 Edge of the Statistical Precipice" (NeurIPS 2021), Section 4.1 (percentile bootstrap over runs) and
@@ -18,34 +17,23 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 from scipy import stats
 
-__all__ = [
-    "Curve",
-    "Interval",
-    "bootstrap_curve",
-    "bootstrap_interval",
-    "interquartile_mean",
-    "paired_effect",
-    "probability_of_improvement",
-]
-
 FloatArray = NDArray[np.float64]
 
-# Resampling two seeds yields at most three different values: there is no tail to read off.
+# Resampling two seeds yields at most three different values, too few to read a tail from.
 _MIN_SEEDS = 3
 # With fewer, a nominal 95 % interval covered 74 % (3 seeds) to 93 % (9) on normal scores.
 _ADVISED_SEEDS = 10
 
 
 class Interval(NamedTuple):
-    """An estimate and its confidence interval.
+    """Holds an estimate and its confidence interval.
 
     Attributes:
         estimate: the statistic of the scores as they are.
         low: lower end, or None where there are too few seeds for an interval.
         high: upper end, or None where there are too few seeds for an interval.
         confidence: nominal coverage, between 0 and 1, such as 0.95.
-        note: empty, or a sentence to print beside the numbers: why there is no interval, or that
-            it comes from few seeds.
+        note: a sentence to print beside the numbers where seeds are few; empty otherwise.
     """
 
     estimate: float
@@ -55,7 +43,7 @@ class Interval(NamedTuple):
     note: str
 
     def __str__(self) -> str:
-        """Such as "498.0, 95 % interval 492.5 to 500.0", with the note where there is one."""
+        """Returns text such as "498.0, 95 % interval 492.5 to 500.0", and the note behind it."""
         text = f"{self.estimate:.1f}"
         if self.low is not None:
             text += f", {100 * self.confidence:.0f} % interval {self.low:.1f} to {self.high:.1f}"
@@ -63,7 +51,7 @@ class Interval(NamedTuple):
 
 
 class Curve(NamedTuple):
-    """A learning curve over seeds; NaN marks what the scores cannot tell.
+    """Holds a learning curve over seeds, with NaN where the scores do not say enough.
 
     Attributes:
         estimate: interquartile mean at each point, `[num_points]`.
@@ -80,8 +68,7 @@ def interquartile_mean(scores: ArrayLike, axis: int | None = -1) -> Any:
     """Returns the mean of the middle half of the scores, a 25 % trimmed mean.
 
     `floor(num_seeds / 4)` of the lowest and as many of the highest scores are dropped, so fewer
-    than four seeds give the plain mean. Agarwal et al. (2021), Section 4.3; the definition of
-    their library, `scipy.stats.trim_mean(scores, 0.25)`.
+    than four seeds give the plain mean: Agarwal et al. (2021), Section 4.3.
 
     Args:
         scores: `[..., num_seeds]`, finite.
@@ -93,7 +80,7 @@ def interquartile_mean(scores: ArrayLike, axis: int | None = -1) -> Any:
     Raises:
         ValueError: scores are empty, not numbers, NaN or infinite, or have no such axis.
     """
-    values = _finite(_as_floats("scores", scores), "scores")
+    values = _check_scores("scores", scores)
     return stats.trim_mean(values, 0.25, axis=axis)
 
 
@@ -108,10 +95,9 @@ def bootstrap_interval(
 
     Seeds are drawn with replacement, and the interval lies between the quantiles
     `(1 - confidence) / 2` and `(1 + confidence) / 2` of the resampled statistic: Agarwal et al.
-    (2021), Section 4.1, for a single task. From few seeds the percentile interval is too narrow: in
-    4,000 simulations each, with normal scores and the interquartile mean, nominal 95 % intervals
-    covered the truth in 74, 90, 93, 94 and 94 % of cases for 3, 5, 10, 20 and 30 seeds. Below ten
-    seeds the note says so; below three there is no interval.
+    (2021), Section 4.1, for a single task. From few seeds the interval is too narrow: in 4,000
+    simulations each, with normal scores and the interquartile mean, nominal 95 % intervals covered
+    the truth in 74, 90, 93, 94 and 94 % of cases for 3, 5, 10, 20 and 30 seeds.
 
     Args:
         scores: `[num_seeds]`, finite, one independent number a seed.
@@ -121,14 +107,14 @@ def bootstrap_interval(
         num_resamples: resamples drawn, at least 1.
 
     Returns:
-        The interval; `low` and `high` are None for one or two seeds.
+        The interval, with a note below ten seeds. `low` and `high` are None below three.
 
     Raises:
         TypeError: `rng` is not a `numpy.random.Generator`, or `num_resamples` not an integer.
         ValueError: an argument is out of its range, scores are not one-dimensional, empty, NaN or
             infinite, or the statistic yields NaN or a wrong shape.
     """
-    values = _finite(_as_floats("scores", scores, ndim=1), "scores")
+    values = _check_scores("scores", scores, ndim=1)
     confidence, num_resamples = _validate(rng, confidence, num_resamples)
     return _interval((values,), rng, statistic, confidence, num_resamples)
 
@@ -141,37 +127,36 @@ def bootstrap_curve(
 ) -> Curve:
     """Returns the interquartile mean over seeds at each point of a curve, with its interval.
 
-    Seeds are drawn once for the whole curve, because a seed is one run: every resample is a set of
-    whole learning curves, which keeps the dependence between points, and the shading does not
-    flicker from point to point. Each interval is a percentile bootstrap interval for its own
-    point (see `bootstrap_interval`), not a band that holds for all points at once.
+    A resample is a set of whole learning curves, because a seed is one run. So neighbouring points
+    stay dependent, and the shading does not flicker. Each interval holds for its own point (see
+    `bootstrap_interval`), not for all points at once.
 
     NaN means missing, such as a training return before the first finished episode. A point uses
-    the seeds present there, and a resample in which none of them was drawn is left out.
+    the seeds present there, and leaves out a resample in which none of them was drawn.
 
     Args:
         scores: `[num_seeds, num_points]`, finite or NaN.
-        rng: the only source of randomness; the same state gives the same curve.
-        confidence: nominal coverage at each point, above 0 and below 1.
-        num_resamples: resamples drawn, at least 1.
+        rng: see `bootstrap_interval`.
+        confidence: see `bootstrap_interval`; at each point.
+        num_resamples: see `bootstrap_interval`.
 
     Returns:
-        The curve; at a point with fewer than three seeds present `low` and `high` are NaN, and with
-        none the estimate too.
+        The curve. `low` and `high` are NaN where fewer than three seeds are present, and the
+        estimate is NaN where none is.
 
     Raises:
-        TypeError: `rng` is not a `numpy.random.Generator`, or `num_resamples` not an integer.
+        TypeError: see `bootstrap_interval`.
         ValueError: an argument is out of its range, or scores are not two-dimensional, empty or
             infinite.
     """
-    values = _finite(_as_floats("scores", scores, ndim=2), "scores", missing_allowed=True)
+    values = _check_scores("scores", scores, ndim=2, missing_allowed=True)
     confidence, num_resamples = _validate(rng, confidence, num_resamples)
     num_seeds, num_points = values.shape
 
     drawn = rng.integers(num_seeds, size=(num_resamples, num_seeds))
     low, high = np.full((2, num_points), np.nan)
     num_present = np.isfinite(values).sum(axis=0)
-    # Point by point, so that memory holds one point's resamples and not the whole curve's.
+    # Point by point, because the resamples of a whole curve may not fit into memory.
     for point in np.flatnonzero(num_present >= _MIN_SEEDS):
         resampled = _interquartile_mean_of_present(values[drawn, point])
         resampled = resampled[np.isfinite(resampled)]
@@ -198,21 +183,19 @@ def probability_of_improvement(
     Args:
         x: `[n]`, finite, one independent number a seed; higher is better.
         y: `[m]`, finite, likewise.
-        rng: the only source of randomness; the same state gives the same interval.
-        confidence: nominal coverage, above 0 and below 1.
-        num_resamples: resamples drawn, at least 1.
+        rng: see `bootstrap_interval`.
+        confidence: see `bootstrap_interval`.
+        num_resamples: see `bootstrap_interval`.
 
     Returns:
         The interval; `low` and `high` are None where either side has one or two seeds.
 
     Raises:
-        TypeError: `rng` is not a `numpy.random.Generator`, or `num_resamples` not an integer.
+        TypeError: see `bootstrap_interval`.
         ValueError: an argument is out of its range, or x or y is not one-dimensional, empty, NaN or
             infinite.
     """
-    samples = tuple(
-        _finite(_as_floats(name, values, ndim=1), name) for name, values in (("x", x), ("y", y))
-    )
+    samples = _check_scores("x", x, ndim=1), _check_scores("y", y, ndim=1)
     confidence, num_resamples = _validate(rng, confidence, num_resamples)
     return _interval(samples, rng, _mann_whitney_fraction, confidence, num_resamples)
 
@@ -228,30 +211,28 @@ def paired_effect(
     """Returns what one change does to the scores, over pairs of settings that differ in it alone.
 
     The estimate is the mean over the pairs of `statistic(treated) - statistic(control)`, each over
-    the seeds; with `np.mean` it is the mean difference over all pairs and seeds, the main effect of
-    a factorial experiment. The interval is a percentile bootstrap stratified by pair: within a pair
-    the seeds are drawn with replacement, the same ones on both sides, because a seed is one
-    start that both had; each pair draws its own. Like every bootstrap interval from few seeds, it
-    is too narrow (see `bootstrap_interval`).
+    the seeds. With `np.mean` it is the main effect of a factorial experiment. The interval is a
+    percentile bootstrap stratified by pair: each pair draws its own seeds with replacement, and the
+    same ones on both sides, because a seed is one start that both sides had.
 
     Args:
         treated: `[num_pairs, num_seeds]`, finite, with the change.
         control: `[num_pairs, num_seeds]`, finite, without it; the same pairs and seeds.
-        rng: the only source of randomness; the same state gives the same interval.
-        statistic: maps `[..., num_seeds]` and `axis=-1` to `[...]`, such as `np.mean`.
-        confidence: nominal coverage, above 0 and below 1.
-        num_resamples: resamples drawn, at least 1.
+        rng: see `bootstrap_interval`.
+        statistic: see `bootstrap_interval`.
+        confidence: see `bootstrap_interval`.
+        num_resamples: see `bootstrap_interval`.
 
     Returns:
         The interval; `low` and `high` are None for one or two seeds.
 
     Raises:
-        TypeError: `rng` is not a `numpy.random.Generator`, or `num_resamples` not an integer.
+        TypeError: see `bootstrap_interval`.
         ValueError: an argument is out of its range, scores are not two-dimensional, empty, NaN or
             infinite, or the two shapes differ.
     """
-    with_it = _finite(_as_floats("treated", treated, ndim=2), "treated")
-    without = _finite(_as_floats("control", control, ndim=2), "control")
+    with_it = _check_scores("treated", treated, ndim=2)
+    without = _check_scores("control", control, ndim=2)
     if with_it.shape != without.shape:
         raise ValueError(
             f"treated {with_it.shape} and control {without.shape} must have the same shape "
@@ -261,13 +242,13 @@ def paired_effect(
     num_pairs, num_seeds = with_it.shape
 
     def effect(seeds: NDArray[np.int64]) -> FloatArray:
-        """The effect for indices of seeds `[..., num_pairs, num_seeds]`."""
+        """Returns the effect `[...]` for indices of seeds `[..., num_pairs, num_seeds]`."""
         pairs = np.arange(num_pairs)[:, np.newaxis]
         difference = statistic(with_it[pairs, seeds], axis=-1)
         return (difference - statistic(without[pairs, seeds], axis=-1)).mean(axis=-1)
 
     estimate = float(effect(np.broadcast_to(np.arange(num_seeds), with_it.shape)))
-    note = _few_seeds_note(num_seeds, _counted(num_seeds))
+    note = _note_few_seeds(num_seeds)
     if num_seeds < _MIN_SEEDS:
         return Interval(estimate, None, None, confidence, note)
     drawn = rng.integers(num_seeds, size=(num_resamples, num_pairs, num_seeds))
@@ -275,11 +256,9 @@ def paired_effect(
 
 
 def _mann_whitney_fraction(x: FloatArray, y: FloatArray, axis: int = -1) -> Any:
-    """Returns U / (n m) from mid-ranks, for x `[..., n]` and y `[..., m]`; ties count one half."""
-    n, m = x.shape[axis], y.shape[axis]
-    ranks = stats.rankdata(np.concatenate([x, y], axis=axis), axis=axis)
-    rank_sum = ranks.take(range(n), axis=axis).sum(axis=axis)
-    return (rank_sum - n * (n + 1) / 2) / (n * m)
+    """Returns U / (n m), for x `[..., n]` and y `[..., m]`; ties count one half."""
+    u = stats.mannwhitneyu(x, y, axis=axis, method="asymptotic").statistic
+    return u / (x.shape[axis] * y.shape[axis])
 
 
 def _interquartile_mean_of_present(values: FloatArray) -> FloatArray:
@@ -319,9 +298,9 @@ def _interval(
         return values
 
     estimate = checked_statistic(*samples, axis=-1)
-    fewest = min(sample.size for sample in samples)
-    note = _few_seeds_note(fewest, _counted(*(sample.size for sample in samples)))
-    if fewest < _MIN_SEEDS:
+    sizes = [sample.size for sample in samples]
+    note = _note_few_seeds(*sizes)
+    if min(sizes) < _MIN_SEEDS:
         return Interval(float(estimate), None, None, confidence, note)
 
     resampled = stats.bootstrap(
@@ -333,24 +312,20 @@ def _interval(
         method="percentile",
         rng=rng,
     ).bootstrap_distribution
-    # Not SciPy's own limits: their rounding can put low above high when all scores are equal.
+    # SciPy's own limits can have low above high when all scores are equal, by rounding.
     low, high = _percentiles(resampled, confidence)
     return Interval(float(estimate), low, high, confidence, note)
 
 
-def _counted(*sizes: int) -> str:
-    """Such as "3 and 5 seeds"."""
-    return " and ".join(map(str, sizes)) + (" seed" if sizes[-1] == 1 else " seeds")
-
-
-def _few_seeds_note(fewest: int, counted: str) -> str:
-    """Returns what is to be said of an interval from so many seeds, or nothing."""
-    if fewest < _MIN_SEEDS:
+def _note_few_seeds(*sizes: int) -> str:
+    """Returns what to print beside an interval from samples of so many seeds, or nothing."""
+    counted = " and ".join(map(str, sizes)) + (" seed" if sizes[-1] == 1 else " seeds")
+    if min(sizes) < _MIN_SEEDS:
         return (
             f"only {counted}: no interval is honest with fewer than {_MIN_SEEDS}; "
             f"train {_ADVISED_SEEDS} or more"
         )
-    if fewest < _ADVISED_SEEDS:
+    if min(sizes) < _ADVISED_SEEDS:
         return (
             f"only {counted}: with fewer than {_ADVISED_SEEDS} a bootstrap interval tends to be "
             "too narrow"
@@ -359,13 +334,18 @@ def _few_seeds_note(fewest: int, counted: str) -> str:
 
 
 def _percentiles(resampled: FloatArray, confidence: float) -> tuple[float, float]:
-    """Returns the two ends of the central `confidence` of `[num_resamples]` values."""
+    """Returns the two ends of the middle part of `[num_resamples]` values."""
     low, high = np.quantile(resampled, [(1 - confidence) / 2, (1 + confidence) / 2])
     return float(low), float(high)
 
 
-def _as_floats(name: str, values: ArrayLike, ndim: int | None = None) -> FloatArray:
-    """Returns the values as a float64 array that has entries and, if given, `ndim` axes."""
+def _check_scores(
+    name: str, values: ArrayLike, ndim: int | None = None, missing_allowed: bool = False
+) -> FloatArray:
+    """Returns scores as float64, or raises what is wrong with them.
+
+    They must have entries and, if given, `ndim` axes. NaN is refused unless missing is allowed.
+    """
     try:
         array = np.asarray(values, dtype=np.float64)
     except (TypeError, ValueError) as error:
@@ -382,11 +362,6 @@ def _as_floats(name: str, values: ArrayLike, ndim: int | None = None) -> FloatAr
         )
     if array.size == 0:
         raise ValueError(f"{name} has no entries (shape {array.shape}); give at least one seed")
-    return array
-
-
-def _finite(array: FloatArray, name: str, missing_allowed: bool = False) -> FloatArray:
-    """Returns the array unchanged, or raises for infinite and, unless allowed, NaN entries."""
     num_nan, num_infinite = int(np.isnan(array).sum()), int(np.isinf(array).sum())
     if num_infinite or (num_nan and not missing_allowed):
         allowed = "finite or NaN (missing)" if missing_allowed else "finite"

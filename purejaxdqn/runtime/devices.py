@@ -1,8 +1,8 @@
-"""Every core at work: one XLA device on each CPU core, or the accelerators there are.
+"""Puts every core to work: one XLA device on each CPU core, or the accelerators there are.
 
 Small matrix products lose more to handing work between threads than they gain, so many runs train
 fastest with one single-threaded device per core and the runs spread over them. XLA fixes its
-devices when JAX first computes something; `use_every_core` has to come before that.
+devices when JAX first computes something, so `use_every_core` must be called before that;
 `purejaxdqn.sweep.run.run_sweep` calls it by itself.
 """
 
@@ -13,7 +13,6 @@ import math
 import os
 import platform
 import warnings
-from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -33,20 +32,18 @@ _MAX_WIDTH_ACCELERATOR = 128
 
 
 def available_cores() -> int:
-    """The CPU cores that this process may use (its affinity, not the machine's size)."""
+    """Counts the CPU cores that this process may use (its affinity, not the machine's size)."""
     if hasattr(os, "sched_getaffinity"):
         return len(os.sched_getaffinity(0))
     return os.cpu_count() or 1
 
 
 def use_every_core(num_cpu_devices: int | None = None) -> list[jax.Device]:
-    """Puts one single-threaded XLA device on each CPU core.
+    """Puts one single-threaded XLA device on each CPU core; accelerators are preferred to the CPU.
 
-    Accelerators, where there are any, go before the CPU.
-
-    Also turns on JAX's compilation cache on disk, unless one is set, in
-    `$XDG_CACHE_HOME/purejaxdqn` (usually `~/.cache/purejaxdqn`), so that the second run of an
-    experiment compiles in a fraction of the time.
+    It also turns on JAX's compilation cache on disk in `$XDG_CACHE_HOME/purejaxdqn` (usually
+    `~/.cache/purejaxdqn`), unless one is set: the second run of an experiment compiles in a
+    fraction of the time.
 
     Args:
       num_cpu_devices: CPU devices to make; by default one for each available core.
@@ -57,8 +54,7 @@ def use_every_core(num_cpu_devices: int | None = None) -> list[jax.Device]:
 
     Raises:
       ConfigError: if `num_cpu_devices` is below 1.
-      RuntimeError: if JAX has already started with other CPU devices; nothing can change
-        them any more.
+      RuntimeError: if JAX has already started with other CPU devices, which cannot be changed.
     """
     if num_cpu_devices is not None and num_cpu_devices < 1:
         raise ConfigError(
@@ -87,7 +83,7 @@ def use_every_core(num_cpu_devices: int | None = None) -> list[jax.Device]:
 
 
 def ensure_devices() -> list[jax.Device]:
-    """`use_every_core()`, or where it comes too late a warning, and the devices as they are."""
+    """Calls `use_every_core`; where that is too late, warns and returns the devices there are."""
     try:
         return use_every_core()
     except RuntimeError as error:
@@ -95,23 +91,6 @@ def ensure_devices() -> list[jax.Device]:
         if jax.local_device_count() == 1:
             warnings.warn(f"only one core will work. {error}", RuntimeWarning, stacklevel=3)
         return jax.local_devices()
-
-
-def chosen_devices(devices: Sequence[jax.Device] | None) -> Sequence[jax.Device]:
-    """The devices that were asked for, or all that there are.
-
-    Raises:
-      ConfigError: if they are no devices, or one comes twice.
-    """
-    if devices is None:
-        return ensure_devices()
-    is_list = isinstance(devices, Sequence) and all(isinstance(d, jax.Device) for d in devices)
-    if not is_list or not devices or len(set(devices)) < len(devices):
-        raise ConfigError(
-            f"devices ({devices!r}) must be different devices of JAX, such as jax.devices()[:2]; "
-            "leave them out for all there are"
-        )
-    return devices
 
 
 def _use_compilation_cache() -> None:
@@ -142,13 +121,11 @@ def _processor() -> str:
 
 
 class Plan(NamedTuple):
-    """How runs are laid out over the devices.
-
-    `num_rounds` times, `num_devices` devices each train `width` runs side by side.
+    """How runs are laid out: in `num_rounds` rounds, `num_devices` devices train `width` runs each.
 
     Attributes:
-      width: runs per device program. Part of the result: the same run at another width
-        has other bits.
+      width: runs per device program. The results depend on it: the same run at another width has
+        other bits.
       num_devices: devices that the programs are compiled for; two at least where there are two.
       num_rounds: rounds, one after another.
     """
@@ -159,11 +136,11 @@ class Plan(NamedTuple):
 
     @property
     def slots_per_round(self) -> int:
-        """Runs that train at the same time, padding included."""
+        """The number of runs that train at the same time, padding included."""
         return self.width * self.num_devices
 
     def rounds(self, num_runs: int) -> list[np.ndarray]:
-        """Which of `num_runs` runs train in each round, in order; the last round may be smaller."""
+        """Lists which of `num_runs` runs train in each round; the last round may be smaller."""
         ends = np.arange(self.slots_per_round, num_runs, self.slots_per_round)
         return np.split(np.arange(num_runs), ends)
 
@@ -197,7 +174,7 @@ def make_plan(
 
 
 def compiler_options() -> dict[str, str | bool]:
-    """What XLA is told for each program that trains on one single-threaded device per core."""
+    """Returns the options with which XLA compiles every program that trains."""
     if jax.default_backend() != "cpu":
         return {}
     # Splitting an operation between threads, when every core has runs of its own, costs time.
@@ -205,14 +182,14 @@ def compiler_options() -> dict[str, str | bool]:
 
 
 def min_devices() -> int:
-    """The fewest devices that a program is made for, where there are so many.
+    """Returns the fewest devices that a program is compiled for, where there are so many.
 
-    On a CPU two, because XLA compiles a program for a lone device by another path, which rounds
+    That is two on a CPU: XLA compiles a program for a lone device by another path, which rounds
     differently.
     """
     return _MIN_DEVICES if jax.default_backend() == "cpu" else 1
 
 
 def max_width() -> int:
-    """The widest batch of runs per device that is worth while on the devices there are."""
+    """Returns the most runs per device program that are worth while on the devices there are."""
     return _MAX_WIDTH.get(jax.default_backend(), _MAX_WIDTH_ACCELERATOR)

@@ -1,4 +1,9 @@
-"""Ctrl-C and SIGTERM: heard at once, or later while something would be lost."""
+"""Decides what happens on Ctrl-C and SIGTERM: an end at once, or one that waits for a safe moment.
+
+Most code ends at once, with `Stopped`. A sweep asks for a deferred end while it trains: the signal
+is noted, the sweep ends between two chunks, and a checkpoint is written first. Files are always
+written to their end.
+"""
 
 from __future__ import annotations
 
@@ -14,7 +19,7 @@ from typing import Any
 EXIT_INTERRUPTED = 130  # 128 + SIGINT, as shells have it
 EXIT_TERMINATED = 75  # EX_TEMPFAIL: try again, which a cluster's scheduler does
 _SIGNALS = (signal.SIGINT, signal.SIGTERM)
-_AGAIN_SECONDS = 0.01
+_RESEND_SECONDS = 0.01
 
 
 class Stopped(KeyboardInterrupt):
@@ -39,61 +44,61 @@ class Interrupted(KeyboardInterrupt):
         self.exit_code = exit_code
 
 
-class Stop:
-    """What the signals asked for so far.
+class StopRequest:
+    """Remembers whether a signal has asked for an end.
 
     Attributes:
-      number: of the first signal, None before there was one.
-      waits: whether a signal is only noted, to be heard with `check`. A second one does not wait,
-        but for a file that is being written.
+      number: the first signal; None before there was one.
+      is_deferred: whether the first signal is only noted, until `raise_if_requested` is called. A
+        second signal is not deferred, except while a file is written.
     """
 
     def __init__(self) -> None:
         self.number: int | None = None
-        self.waits = False
+        self.is_deferred = False
 
-    def check(self) -> None:
+    def raise_if_requested(self) -> None:
         """Raises `Stopped` if a signal has come."""
         if self.number is not None:
             raise Stopped(self.number)
 
-    def hear(self, number: int, _: FrameType | None) -> None:
-        """The signals' handler."""
-        first = self.number is None
+    def handle(self, number: int, _: FrameType | None) -> None:
+        """Notes a signal, and raises `Stopped` unless that is deferred."""
+        is_first = self.number is None
         self.number = number if self.number is None else self.number
-        if not (self.waits and first):
+        if not (self.is_deferred and is_first):
             raise Stopped(self.number)
 
 
 @contextlib.contextmanager
-def undisturbed() -> Iterator[None]:
-    """Has signals heard only after what is within.
+def catch_signals() -> Iterator[StopRequest]:
+    """Handles SIGINT and SIGTERM within the block, in the main thread, where Python has signals.
 
-    Libraries that write files, such as xarray and Orbax, hold locks, which an exception out of
-    nowhere may leave locked: then they wait for themselves for ever.
+    A signal that the process was started to ignore, as in a shell's background, stays ignored.
     """
-    heard: list[int] = []
+    request = StopRequest()
+    with _install_handler(request.handle), _resend_lost_signals(request):
+        yield request
+
+
+@contextlib.contextmanager
+def defer_signals() -> Iterator[None]:
+    """Delivers signals that come within the block only after it.
+
+    Libraries that write files, such as xarray and Orbax, hold locks. An exception in the midst of
+    them may leave a lock closed, and the library would wait for itself for ever.
+    """
+    received: list[int] = []
     try:
-        with _handled(lambda number, _: heard.append(number)):
+        with _install_handler(lambda number, _: received.append(number)):
             yield
     finally:
-        for number in heard:
+        for number in received:
             signal.raise_signal(number)
 
 
 @contextlib.contextmanager
-def listen() -> Iterator[Stop]:
-    """Listens for SIGINT and SIGTERM; in vain outside the main thread, where Python hears none.
-
-    A signal that the process was started to ignore, as in a shell's background, stays ignored.
-    """
-    stop = Stop()
-    with _handled(stop.hear), _said_again(stop):
-        yield stop
-
-
-@contextlib.contextmanager
-def _handled(hear: Callable[[int, FrameType | None], None]) -> Iterator[None]:
+def _install_handler(handle: Callable[[int, FrameType | None], None]) -> Iterator[None]:
     if threading.current_thread() is not threading.main_thread():
         yield
         return
@@ -101,7 +106,7 @@ def _handled(hear: Callable[[int, FrameType | None], None]) -> Iterator[None]:
     try:
         for number, handler in before.items():
             if handler is not signal.SIG_IGN:
-                signal.signal(number, hear)
+                signal.signal(number, handle)
         yield
     finally:
         for number, handler in before.items():
@@ -109,28 +114,28 @@ def _handled(hear: Callable[[int, FrameType | None], None]) -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def _said_again(stop: Stop) -> Iterator[None]:
-    """Has signals heard once more where Python drops what is raised.
+def _resend_lost_signals(request: StopRequest) -> Iterator[None]:
+    """Sends a signal once more where Python has dropped the exception that it raised.
 
-    That is in callbacks of its garbage collector: JAX has one, and signals are often heard there
-    after a long compilation.
+    Python drops exceptions in callbacks of its garbage collector. JAX has such a callback, and
+    signals often arrive in it after a long compilation.
     """
     hook = sys.unraisablehook
 
     def send(number: int) -> None:
-        if signal.getsignal(number) == stop.hear:
+        if signal.getsignal(number) == request.handle:
             os.kill(os.getpid(), number)
 
-    def say_again(unraisable: Any) -> None:
-        if isinstance(unraisable.exc_value, Stopped) and stop.number is not None:
-            timer = threading.Timer(_AGAIN_SECONDS, send, [stop.number])
+    def resend(unraisable: Any) -> None:
+        if isinstance(unraisable.exc_value, Stopped) and request.number is not None:
+            timer = threading.Timer(_RESEND_SECONDS, send, [request.number])
             timer.daemon = True
             timer.start()
         else:
             hook(unraisable)
 
     try:
-        sys.unraisablehook = say_again
+        sys.unraisablehook = resend
         yield
     finally:
         sys.unraisablehook = hook

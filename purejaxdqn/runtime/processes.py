@@ -1,4 +1,4 @@
-"""Several processes, on one machine or many, that share one sweep (`jax.distributed`).
+"""Lets several processes, on one machine or many, share one sweep (`jax.distributed`).
 
 Each process trains its own batches on its own devices, and none waits for another before the end.
 """
@@ -22,18 +22,20 @@ _LONGEST_MS = 2**31 - 1  # 24 days
 _meetings = itertools.count()
 
 
-def start(coordinator: str | None, num_processes: int | None, process_id: int | None) -> None:
-    """Joins the processes that share a sweep, before JAX starts; all None stays alone.
+def join_processes(
+    coordinator: str | None, num_processes: int | None, process_id: int | None
+) -> None:
+    """Connects this process to those that share its sweep; to be called before JAX starts.
 
     Args:
-      coordinator: where process 0 can be reached, such as "10.0.0.1:8476"; "auto" finds this and
-        the rest out, where Slurm, Open MPI or a TPU has started the processes.
-      num_processes: how many there are.
+      coordinator: where process 0 can be reached, such as "10.0.0.1:8476". "auto" takes this and
+        the rest from Slurm, Open MPI or a TPU. With None the process stays alone.
+      num_processes: how many processes there are.
       process_id: the number of this one, from 0.
 
     Raises:
-      ConfigError: for what cannot be, before anything is waited for; or where process 0 cannot be
-        reached.
+      ConfigError: for arguments that are wrong or exclude each other, before anything is waited
+        for; or where process 0 cannot be reached.
     """
     given = {"num_processes": num_processes, "process_id": process_id}
     if coordinator is None:
@@ -67,33 +69,33 @@ def start(coordinator: str | None, num_processes: int | None, process_id: int | 
         ) from error
 
 
-def is_first() -> bool:
-    """Whether this process writes the results; the only one always does."""
+def is_first_process() -> bool:
+    """Says whether this process writes the results; a process that is alone does."""
     return jax.process_index() == 0
 
 
-def mine(number: int) -> bool:
-    """Whether the batch of this number is this process's."""
-    return number % jax.process_count() == jax.process_index()
+def is_assigned_here(batch: int) -> bool:
+    """Says whether this process trains the batch of that number."""
+    return batch % jax.process_count() == jax.process_index()
 
 
-def first(action: Callable[[], T]) -> T:
-    """What an action gives in the first process, which alone takes it, given to each.
+def run_on_first_process(action: Callable[[], T]) -> T:
+    """Runs an action in the first process alone, and returns its result in every process.
 
     Raises:
-      ConfigError: in all processes, if it is refused.
+      ConfigError: in all processes, if the action raises it.
       OSError: likewise.
     """
-    outcomes: list[Any] = everywhere(lambda: action() if is_first() else None)
+    outcomes: list[Any] = run_on_every_process(lambda: action() if is_first_process() else None)
     outcome: T = outcomes[0]
     return outcome
 
 
-def everywhere(action: Callable[[], T]) -> list[T]:
-    """What an action gives in each process, given to each.
+def run_on_every_process(action: Callable[[], T]) -> list[T]:
+    """Runs an action in each process, and returns all results in every process.
 
     Raises:
-      ConfigError: in all processes, if it is refused in any: else the others would wait for it.
+      ConfigError: in all processes, if the action raises it in any: else the others would wait.
       OSError: likewise.
     """
     if jax.process_count() == 1:
@@ -111,7 +113,7 @@ def everywhere(action: Callable[[], T]) -> list[T]:
 
 
 def gather(value: T) -> list[T]:
-    """What each process has, given to each, bit for bit."""
+    """Collects a value from each process, and returns all of them in every process, to the bit."""
     if jax.process_count() == 1:
         return [value]
     from jax.experimental import multihost_utils
@@ -130,9 +132,9 @@ def gather(value: T) -> list[T]:
 
 
 def _wait_for_all() -> None:
-    """Waits until each process is here, however long that takes.
+    """Waits until every process has come here, however long that takes.
 
-    Left to wait for each other, the devices give up after half an hour.
+    JAX's own collectives would give up after half an hour.
     """
     from orbax.checkpoint import multihost
 
@@ -145,7 +147,7 @@ def _wait_for_all() -> None:
         except Exception as error:
             failures.append(error)
 
-    # Signals are heard in the main thread alone, and not while it waits itself.
+    # Python handles signals in the main thread alone, and not while that thread itself waits here.
     waiting = threading.Thread(target=meet, args=[f"purejaxdqn-{next(_meetings)}"], daemon=True)
     waiting.start()
     while waiting.is_alive():

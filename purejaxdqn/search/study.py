@@ -1,4 +1,4 @@
-"""Optuna's side of a search: distributions, the study in its SQLite file, and its proposals."""
+"""Talks to Optuna: makes distributions, opens the study in its SQLite file, asks for proposals."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ try:
     from optuna.exceptions import StorageInternalError
     from sqlalchemy import URL
     from sqlalchemy.exc import SQLAlchemyError
-except ModuleNotFoundError:  # an extra: `require` says so where it is needed
+except ModuleNotFoundError:  # an extra of the package, see `require_optuna`
     optuna = None  # type: ignore[assignment]
 
 if TYPE_CHECKING:
@@ -34,8 +34,8 @@ STUDY_FILE = "study.db"
 STUDY_NAME = "search"
 
 
-def require() -> None:
-    """Makes sure that Optuna is there.
+def require_optuna() -> None:
+    """Makes sure that Optuna is installed.
 
     Raises:
       ConfigError: if it is not.
@@ -44,8 +44,8 @@ def require() -> None:
         raise ConfigError("a search needs Optuna: pip install 'purejaxdqn[search]'")
 
 
-def distribution(name: str, source: Any) -> Distribution:
-    """What a setting is searched in, as Optuna has it.
+def make_distribution(name: str, source: Any) -> Distribution:
+    """Makes Optuna's distribution of a setting.
 
     Args:
       name: the setting.
@@ -73,48 +73,48 @@ def distribution(name: str, source: Any) -> Distribution:
     )
 
 
-def ends(one: Distribution) -> Sequence[Any]:
-    """The values of a distribution that are refused if any is: its ends, or all of a list."""
+def extremes(one: Distribution) -> Sequence[Any]:
+    """Returns the ends of a distribution, or all values of a list: if these are valid, all are."""
     if isinstance(one, optuna.distributions.CategoricalDistribution):
         return one.choices
     return one.low, one.high
 
 
 def to_json(one: Distribution) -> dict[str, Any]:
-    """A distribution as JSON holds it."""
+    """Converts a distribution to what JSON holds."""
     found: dict[str, Any] = json.loads(optuna.distributions.distribution_to_json(one))
     return found
 
 
 def default_pruner(total_steps: int) -> BasePruner:
-    """Prunes what is below the median so far, but for the first quarter of a run.
+    """Makes a pruner of trials below the median so far; it spares the first quarter of a run.
 
-    Curves do not tell there yet what they come to.
+    Early on, a curve says little about its end.
     """
     return optuna.pruners.MedianPruner(n_warmup_steps=total_steps // 4)
 
 
 def default_sampler(seed: int) -> BaseSampler:
-    """Optuna's tree-structured Parzen estimator; its first ten proposals are random."""
+    """Makes Optuna's tree-structured Parzen estimator; its first ten proposals are random."""
     return optuna.samplers.TPESampler(seed=seed)
 
 
 @contextlib.contextmanager
 def open_study(path: Path, pruner: BasePruner) -> Iterator[optuna.Study]:
-    """The study in a file, which is made where there is none.
+    """Opens the study in a file within the block, or makes it.
 
     Args:
-      path: of the SQLite file.
-      pruner: of the study.
+      path: the SQLite file.
+      pruner: the study's pruner.
 
     Yields:
-      The study; the file is closed afterwards.
+      The study.
 
     Raises:
       ConfigError: if the file cannot be read as one.
     """
     verbosity = optuna.logging.get_verbosity()
-    optuna.logging.set_verbosity(optuna.logging.WARNING)  # it would say that it made a study
+    optuna.logging.set_verbosity(optuna.logging.WARNING)  # else it logs that it made a study
     with contextlib.ExitStack() as stack:
         try:
             if path.exists():  # Optuna leaves a connection open to what it cannot read
@@ -151,13 +151,13 @@ def open_study(path: Path, pruner: BasePruner) -> Iterator[optuna.Study]:
 
 
 class Proposals:
-    """The study, asked for batches and told what became of them.
+    """Asks a study for batches of trials, and tells it how they ended.
 
     Args:
-      study: of Optuna.
-      distributions: what is searched, by name.
-      make_sampler: of a seed.
-      seed: of all proposals.
+      study: Optuna's study.
+      distributions: those of the searched settings, by name.
+      make_sampler: makes a sampler from a seed.
+      seed: the seed of all proposals.
     """
 
     def __init__(
@@ -170,34 +170,34 @@ class Proposals:
         self._study, self._distributions = study, {**distributions}
         self._make_sampler, self._seed = make_sampler, seed
 
-    def done(self) -> list[FrozenTrial]:
-        """The trials that count, in order: those that were trained to their end, or pruned."""
+    def read_done(self) -> list[FrozenTrial]:
+        """Reads the trials that count, in order: those trained to their end, and pruned ones."""
         states = (optuna.trial.TrialState.COMPLETE, optuna.trial.TrialState.PRUNED)
         return self._study.get_trials(deepcopy=False, states=states)
 
-    def under_way(self) -> list[int]:
-        """The numbers of the trials that were asked for, and not told."""
+    def read_running(self) -> list[int]:
+        """Reads the numbers of the trials that were proposed, and whose end is not told yet."""
         states = (optuna.trial.TrialState.RUNNING,)
         return [trial.number for trial in self._study.get_trials(deepcopy=False, states=states)]
 
     def ask(self, num_trials: int) -> list[optuna.Trial]:
-        """Proposals that hang on the seed and on the trials that are done, and on nothing else."""
-        sequence = np.random.SeedSequence([self._seed, len(self.done())])
+        """Proposes trials, which depend on the seed and the trials that are done alone."""
+        sequence = np.random.SeedSequence([self._seed, len(self.read_done())])
         self._study.sampler = self._make_sampler(int(sequence.generate_state(1)[0]))
         return [self._study.ask(self._distributions) for _ in range(num_trials)]
 
     def tell(self, number: int, score: float) -> None:
-        """How a trial ended: with a score, or, where that is NaN, before its end."""
+        """Tells how a trial ended: with a score, or, where that is NaN, before its end."""
         if math.isfinite(score):
             self._study.tell(number, score)
         else:
             self._study.tell(number, state=optuna.trial.TrialState.PRUNED)
 
     def fail(self, number: int) -> None:
-        """A trial that comes to nothing, and that no proposal learns from."""
+        """Tells that a trial failed; no proposal learns from it."""
         self._study.tell(number, state=optuna.trial.TrialState.FAIL)
 
 
 def is_complete(trial: FrozenTrial) -> bool:
-    """Whether a trial was trained to its end."""
+    """Says whether a trial was trained to its end."""
     return trial.state == optuna.trial.TrialState.COMPLETE

@@ -1,74 +1,80 @@
-"""The numbers of a sweep, put together as one labelled dataset."""
+"""Puts the numbers of a sweep together as one labelled dataset: what a sweep returns."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
+import jax
 import numpy as np
 import xarray as xr
 
 from purejaxdqn.engine.record import Record
 from purejaxdqn.engine.rounds import evaluation_steps
+from purejaxdqn.runtime.interrupts import Interrupted
 from purejaxdqn.sweep.design import Design
 from purejaxdqn.training.diagnostics import DIAGNOSTICS
 from purejaxdqn.training.settings_text import config_to_json
+from purejaxdqn.types import Params
+
+
+class SweepResult(NamedTuple):
+    """The numbers and weights that a sweep returns.
+
+    For a grid the dataset has the dimensions `(*grid, seed, step, episode)`; for settings drawn at
+    random `(run, step, episode)`, with the coordinates `run`, `sample`, `seed` and the swept
+    settings. With its first dimensions called `runs`, it has these variables, NaN where a run was
+    not trained to that step:
+      - `evaluation_return (*runs, step, episode)`: greedy returns, undiscounted;
+      - `final_return (*runs, episode)`: those of each run's last step;
+      - `training_return (*runs, step)`: mean return of the training episodes that ended since the
+        step before, NaN if none did;
+      - one variable `(*runs, step)` for each metric of the learner, its mean since the step before;
+      - `num_updates (step)`: gradient steps taken, `(*runs, step)` where runs differ in it;
+      - `diverged (*runs)`: whether weights or returns stopped being finite numbers;
+      - `settings (*grid)` or `(run)`: all settings, as JSON;
+      - with `diagnostics`, a variable `(*runs, step)` for each of
+        `purejaxdqn.training.diagnostics.DIAGNOSTICS`.
+
+    Attributes:
+      dataset: the numbers, labelled.
+      params: the final weights as NumPy arrays `[*grid, num_seeds, ...]`, or `[run, ...]` of a
+        random search; NaN for runs that were not finished. None where no run was finished, or where
+        the runs' weights differ in shape.
+    """
+
+    dataset: xr.Dataset
+    params: Params
+
+
+class SweepInterrupted(Interrupted):
+    """Ctrl-C or SIGTERM during a sweep; `result` is the `SweepResult` of what was finished."""
 
 
 def to_dataset(
     design: Design, batches: Sequence[Sequence[int]], records: Mapping[int, Record]
 ) -> xr.Dataset:
-    """Everything so far, labelled: see `purejaxdqn.sweep.run.run_sweep`.
+    """Labels all numbers so far, as `SweepResult` describes.
 
     Args:
       design: the runs.
       batches: which runs each batch has.
-      records: of those batches that have begun, by number.
+      records: by number, the numbers of those batches that have begun.
 
     Returns:
-      The dataset, NaN where a run did not get to.
+      The dataset.
     """
     configs = [run.config for run in design.runs]
     steps_of = [evaluation_steps(config) for config in configs]
     steps = sorted({step for own in steps_of for step in own})
-    num_episodes = max(config.eval_episodes for config in configs)
-    shape = (len(configs), len(steps))
-    evaluation = np.full((*shape, num_episodes), np.nan, np.float32)
-    final = np.full((len(configs), num_episodes), np.nan, np.float32)
-    num_updates = np.full(shape, np.nan)
-    diverged = np.zeros(len(configs), bool)
-    curves: dict[str, np.ndarray] = {"training_return": np.full(shape, np.nan)}
+    num_updates = np.full((len(configs), len(steps)), np.nan)
     for run, (config, own) in enumerate(zip(configs, steps_of, strict=True)):
         iterations = (np.array(own) - config.prefill_steps) // config.steps_per_update
-        at = np.searchsorted(steps, own)
-        num_updates[run, at] = iterations * config.updates_per_iteration
-    for number, record in records.items():
-        runs = np.array(batches[number])
-        at = np.searchsorted(steps, record.steps)
-        episodes = record.evaluation_return.shape[2]
-        evaluation[runs[:, None], at, :episodes] = record.evaluation_return
-        final[runs, :episodes] = record.evaluation_return[:, -1]
-        diverged[runs] = record.diverged
-        for name, curve in record.curves.items():
-            whole = curves.setdefault(name, np.full(shape, np.nan))
-            whole[runs[:, None], at] = curve
-
-    if design.is_grid:
-        dims: tuple[str, ...] = (*design.axes, "seed")
-        lengths = (*map(len, design.axes.values()), len(design.seeds))
-        coords: dict[str, Any] = {**design.axes}
-        coords["seed"] = np.array(design.seeds, np.int64)
-        settings_dims, settings_shape = dims[:-1], lengths[:-1]
-        per_setting = [config_to_json(setting.config) for setting in design.settings]
-    else:
-        dims, lengths = ("run",), (len(configs),)
-        labels = {name: [run.labels[name] for run in design.runs] for name in design.axes}
-        coords = {name: ("run", values) for name, values in labels.items()}
-        coords["seed"] = ("run", np.array([run.seed for run in design.runs], np.int64))
-        sample = np.repeat(np.arange(len(design.settings)), len(design.seeds))
-        coords |= {"run": np.arange(len(configs)), "sample": ("run", sample)}
-        settings_dims, settings_shape = dims, lengths
-        per_setting = [config_to_json(config) for config in configs]
+        num_updates[run, np.searchsorted(steps, own)] = iterations * config.updates_per_iteration
+    num_episodes = max(config.eval_episodes for config in configs)
+    numbers = _fill_in(len(configs), steps, num_episodes, batches, records)
+    axes = _label_runs(design)
+    dims, lengths = axes.dims, axes.lengths
 
     def over_runs(values: np.ndarray) -> np.ndarray:
         return values.reshape(*lengths, *values.shape[1:])
@@ -79,42 +85,113 @@ def to_dataset(
         updates = ((*dims, "step"), over_runs(num_updates))
     return xr.Dataset(
         {
-            "evaluation_return": ((*dims, "step", "episode"), over_runs(evaluation)),
-            "final_return": ((*dims, "episode"), over_runs(final)),
+            "evaluation_return": ((*dims, "step", "episode"), over_runs(numbers.evaluation)),
+            "final_return": ((*dims, "episode"), over_runs(numbers.final)),
             "num_updates": updates,
-            "diverged": (dims, over_runs(diverged)),
-            "settings": (settings_dims, np.array(per_setting).reshape(settings_shape)),
+            "diverged": (dims, over_runs(numbers.diverged)),
+            "settings": axes.settings,
             **{
                 name: ((*dims, "step"), over_runs(curve), DIAGNOSTICS.get(name, {}))
-                for name, curve in curves.items()
+                for name, curve in numbers.curves.items()
             },
         },
         coords={
-            **coords,
+            **axes.coords,
             "step": ("step", np.array(steps), {"units": "environment steps"}),
             "episode": np.arange(num_episodes),
         },
     )
 
 
+class _Numbers(NamedTuple):
+    """The numbers of all runs, one after another; NaN where a run was not trained to that step."""
+
+    evaluation: np.ndarray
+    final: np.ndarray
+    diverged: np.ndarray
+    curves: dict[str, np.ndarray]
+
+
+def _fill_in(
+    num_runs: int,
+    steps: Sequence[int],
+    num_episodes: int,
+    batches: Sequence[Sequence[int]],
+    records: Mapping[int, Record],
+) -> _Numbers:
+    """Copies the numbers of all batches to the places of their runs and steps."""
+    shape = (num_runs, len(steps))
+    evaluation = np.full((*shape, num_episodes), np.nan, np.float32)
+    final = np.full((num_runs, num_episodes), np.nan, np.float32)
+    diverged = np.zeros(num_runs, bool)
+    curves: dict[str, np.ndarray] = {"training_return": np.full(shape, np.nan)}
+    for number, record in records.items():
+        runs = np.array(batches[number])
+        at = np.searchsorted(steps, record.steps)
+        episodes = record.evaluation_return.shape[2]
+        evaluation[runs[:, None], at, :episodes] = record.evaluation_return
+        final[runs, :episodes] = record.evaluation_return[:, -1]
+        diverged[runs] = record.diverged
+        for name, curve in record.curves.items():
+            whole = curves.setdefault(name, np.full(shape, np.nan))
+            whole[runs[:, None], at] = curve
+    return _Numbers(evaluation, final, diverged, curves)
+
+
+class _Axes(NamedTuple):
+    """The dimensions of the runs, their coordinates, and the variable of their settings."""
+
+    dims: tuple[str, ...]
+    lengths: tuple[int, ...]
+    coords: dict[str, Any]
+    settings: tuple[tuple[str, ...], np.ndarray]
+
+
+def _label_runs(design: Design) -> _Axes:
+    if design.is_grid:
+        dims: tuple[str, ...] = (*design.axes, "seed")
+        lengths = (*map(len, design.axes.values()), len(design.seeds))
+        coords: dict[str, Any] = {**design.axes, "seed": np.array(design.seeds, np.int64)}
+        settings = [config_to_json(setting.config) for setting in design.settings]
+        return _Axes(dims, lengths, coords, (dims[:-1], np.array(settings).reshape(lengths[:-1])))
+    runs = design.runs
+    coords = {name: ("run", [run.labels[name] for run in runs]) for name in design.axes}
+    sample = np.repeat(np.arange(len(design.settings)), len(design.seeds))
+    coords |= {"seed": ("run", np.array([run.seed for run in runs], np.int64))}
+    coords |= {"run": np.arange(len(runs)), "sample": ("run", sample)}
+    settings = [config_to_json(run.config) for run in runs]
+    return _Axes(("run",), (len(runs),), coords, (("run",), np.array(settings)))
+
+
 def stack_params(
-    batches: Sequence[Sequence[int]], records: Mapping[int, Record], num_runs: int
-) -> list[np.ndarray] | None:
-    """The last weights of all runs, `[num_runs, ...]` each, NaN where a run did not finish.
+    design: Design,
+    batches: Sequence[Sequence[int]],
+    records: Mapping[int, Record],
+    structure: jax.tree_util.PyTreeDef,
+) -> Params:
+    """Stacks the last weights of all runs, as `SweepResult.params` describes.
+
+    Args:
+      design: the runs.
+      batches: which runs each batch has.
+      records: by number, the numbers of those batches that have begun.
+      structure: of the weights of one run.
 
     Returns:
-      None where no run has finished, or where the runs' weights differ in shape.
+      The weights; None where no run has finished, or where the runs' weights differ in shape.
     """
     finished = {number: record.params for number, record in records.items() if record.params}
     shapes = {tuple((x.shape[1:], x.dtype) for x in params) for params in finished.values()}
     if len(shapes) != 1:
         return None
     (leaves,) = shapes
-    whole = [
+    num_runs = len(design.settings) * len(design.seeds)
+    stacked = [
         np.full((num_runs, *shape), np.nan if np.issubdtype(dtype, np.inexact) else 0, dtype)
         for shape, dtype in leaves
     ]
     for number, params in finished.items():
-        for kept, new in zip(whole, params, strict=True):
+        for kept, new in zip(stacked, params, strict=True):
             kept[list(batches[number])] = new
-    return whole
+    lengths = _label_runs(design).lengths
+    return jax.tree.unflatten(structure, [x.reshape(*lengths, *x.shape[1:]) for x in stacked])

@@ -1,9 +1,8 @@
-"""How a sweep will be run: programs, batches, bytes and time, worked out before anything runs."""
+"""Plans a sweep before anything runs: its programs, its batches, and the memory that they take."""
 
 from __future__ import annotations
 
 import math
-import re
 from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
@@ -16,23 +15,24 @@ from purejaxdqn.engine.memory import RunBytes, abstract_run, free_bytes, peak_by
 from purejaxdqn.engine.programs import Experiment
 from purejaxdqn.engine.rounds import evaluation_steps
 from purejaxdqn.runtime.devices import Plan, max_width, min_devices
-from purejaxdqn.storage import arrays as checkpoint
+from purejaxdqn.storage.checkpoint import estimate_write_memory
 from purejaxdqn.sweep.design import Design
+from purejaxdqn.sweep.options import SweepOptions
 from purejaxdqn.training.diagnostics import DIAGNOSTICS
 from purejaxdqn.training.settings import RunConfig
 from purejaxdqn.types import ConfigError, Params
 
-_SPARE = 0.8  # of the free memory is planned with
+_PLANNED_SHARE = 0.8  # of the memory that is free
 
 
 class Group(NamedTuple):
     """Runs that share a compiled program.
 
     Attributes:
-      config: their settings, but for the floats.
-      batches: their batches, by number.
-      plan: how many batches train at the same time; the devices that the program is made for.
-      run_bytes: memory of each.
+      config: their settings; the floats are those of the first run.
+      batches: the numbers of their batches.
+      plan: how their batches are laid out over the devices.
+      run_bytes: the memory of each run.
       params: the weights of one run, as shapes.
     """
 
@@ -44,18 +44,18 @@ class Group(NamedTuple):
 
     @property
     def round_bytes(self) -> int:
-        """On the devices while batches train."""
+        """Bytes on the devices while batches train."""
         return self.plan.slots_per_round * self.run_bytes.running
 
 
 class SweepPlan(NamedTuple):
-    """A sweep, laid out.
+    """A sweep, laid out over batches, programs and devices.
 
     Attributes:
       design: its runs.
       width: runs per batch; a run's bits depend on it.
-      batches: which runs each batch has; what trains on one device at a time.
-      groups: one for each compiled program.
+      batches: which runs each batch has; a batch is what trains on one device at a time.
+      groups: the runs of each compiled program.
       budget: bytes that runs may take on the devices at a time.
     """
 
@@ -67,7 +67,7 @@ class SweepPlan(NamedTuple):
 
     @property
     def result_bytes(self) -> int:
-        """On the host at the end: all numbers and last weights."""
+        """Bytes on the host at the end: all numbers and last weights."""
         return sum(
             len(self.batches[batch]) * group.run_bytes.result
             for group in self.groups
@@ -75,7 +75,7 @@ class SweepPlan(NamedTuple):
         )
 
     def describe(self) -> str:
-        """The plan in a few lines."""
+        """Describes the plan in a few lines."""
         num_runs = len(self.design.runs)
         lines = [
             f"{_count(num_runs, 'run')} ({_count(len(self.design.settings), 'setting')}, "
@@ -83,13 +83,13 @@ class SweepPlan(NamedTuple):
             f"{_count(len(self.batches), 'batch', 'batches')} of up to {self.width}"
         ]
         lines += [
-            f"program {number}: {self.describe_group(group)}"
+            f"program {number}: {self._describe_group(group)}"
             for number, group in enumerate(self.groups, 1)
         ]
         return "\n".join(lines)
 
-    def describe_group(self, group: Group) -> str:
-        """One program in a line."""
+    def _describe_group(self, group: Group) -> str:
+        """Describes one program in a line."""
         num_runs = sum(len(self.batches[batch]) for batch in group.batches)
         at_once = min(group.plan.num_devices, len(group.batches))
         return (
@@ -110,7 +110,7 @@ def plan_sweep(
     devices: Sequence[jax.Device],
     *,
     width: int | None = None,
-    memory_budget: int | None = None,
+    memory_budget: float | None = None,
     num_devices: int | None = None,
 ) -> SweepPlan:
     """Lays a sweep out over devices and memory; compiles nothing.
@@ -119,11 +119,12 @@ def plan_sweep(
       experiment: `config -> Train`.
       design: the runs.
       devices: what to train on.
-      width: runs per batch; by default as many as no device idles for, and fit.
+      width: runs per batch; by default the number for which the devices are done soonest, of those
+        that fit.
       memory_budget: bytes that runs may take on the devices at a time; by default most of what
         is free.
-      num_devices: for which the width is chosen, those of other processes or machines included; by
-        default these alone.
+      num_devices: the number of devices that the width is chosen for, with those of other processes
+        or machines; by default these alone.
 
     Returns:
       The `SweepPlan`.
@@ -132,13 +133,8 @@ def plan_sweep(
       ConfigError: if not even the smallest round fits, or the results do not, with the size and
         what makes it big.
     """
-    if memory_budget is not None and (
-        isinstance(memory_budget, bool)
-        or not isinstance(memory_budget, (int, float))  # such as 4e9
-        or not 1 <= memory_budget < math.inf
-    ):
-        raise ConfigError(f"memory_budget ({memory_budget!r}) must be at least 1 byte, such as 4e9")
-    budget = int(memory_budget or _SPARE * free_bytes(devices))
+    SweepOptions(memory_budget=memory_budget)  # refuses what is no amount
+    budget = int(memory_budget or _PLANNED_SHARE * free_bytes(devices))
     members = design.groups()
     runs = design.runs
     configs = [runs[group[0]].config for group in members]
@@ -154,7 +150,7 @@ def plan_sweep(
         if width is None:
             chosen = min(chosen, max(fits, 1))
         if fits < chosen:
-            _refuse(config, size, chosen, least, budget)
+            _refuse_size(config, size, chosen, least, budget)
 
     batches: list[tuple[int, ...]] = []
     groups = []
@@ -172,7 +168,7 @@ def plan_sweep(
 
 
 def _check_names(design: Design, metrics: Sequence[str]) -> None:
-    """Refuses what would have the name of something else in the results."""
+    """Refuses swept names that the results have for something else."""
     taken = {"run", "sample", "seed", "step", "episode", "settings", "diverged", "num_updates"}
     taken |= {"evaluation_return", "training_return", "final_return", *metrics, *DIAGNOSTICS}
     for name in design.axes:
@@ -184,9 +180,9 @@ def _check_names(design: Design, metrics: Sequence[str]) -> None:
 
 
 def choose_width(group_sizes: Sequence[int], num_devices: int, widest: int) -> int:
-    """Runs per batch for which the devices are done soonest.
+    """Chooses the runs per batch for which the devices are done soonest.
 
-    A round of batches takes a time that grows with the width, and has a part that does not.
+    The time of a round is taken to be a constant and as much again for each run of a batch.
     """
 
     def cost(width: int) -> int:
@@ -196,7 +192,7 @@ def choose_width(group_sizes: Sequence[int], num_devices: int, widest: int) -> i
     return min(range(widest, 0, -1), key=cost)
 
 
-def _refuse(config: RunConfig, size: RunBytes, width: int, least: int, budget: int) -> None:
+def _refuse_size(config: RunConfig, size: RunBytes, width: int, least: int, budget: int) -> None:
     name, largest = max(size.parts.items(), key=lambda part: part[1])
     batch = f"a batch of {width} run(s)" if width > 1 else "a run"
     pair = "" if least == 1 else f", and {least} must train side by side"
@@ -209,7 +205,7 @@ def _refuse(config: RunConfig, size: RunBytes, width: int, least: int, budget: i
 
 
 def _check_results(plan: SweepPlan) -> None:
-    """Refuses what could be trained, but whose numbers this machine could not hold."""
+    """Refuses a sweep whose numbers do not fit into this machine's memory."""
     free = psutil.virtual_memory().available
     if plan.result_bytes <= free:
         return
@@ -223,65 +219,44 @@ def _check_results(plan: SweepPlan) -> None:
     )
 
 
-_DOUBTED = 1.6  # times what XLA says of a program's memory: then it does not know all of it
+_DOUBT = 1.6  # XLA is not believed where our own estimate is so many times as large
 
 
-def peak_memory(
+def estimate_peak_memory(
     plan: SweepPlan,
     compiled: Mapping[int, int],
     now: int,
     *,
     is_in_process: bool,
     is_kept: bool,
-    goes_on: bool,
+    is_resumed: bool,
     is_checkpointed: bool,
 ) -> int:
-    """The most memory that this process is going to have.
+    """Estimates the most memory that this process is going to have.
 
     Args:
       plan: the runs, laid out.
-      compiled: bytes of a round, as XLA has laid it out, by its group's first batch; 0 if unknown.
+      compiled: by a group's first batch, the bytes of a round as XLA has laid it out; 0 if unknown.
       now: bytes that the process has without any run.
       is_in_process: whether the devices' memory is the process's, as that of a CPU is.
-      is_kept: whether it writes to a folder.
-      goes_on: whether it takes up there what was under way.
+      is_kept: whether the process writes to a folder.
+      is_resumed: whether it reads checkpoints of batches under way there.
       is_checkpointed: whether it trains for long enough to write a checkpoint.
 
     Returns:
-      Bytes; not fewer than it has had.
+      Bytes; at least the most that the process has had so far.
     """
     running = 0
     for group in plan.groups:
         by_xla = compiled.get(group.batches[0], 0)
-        # XLA knows better what it has compiled, but for what it leaves to libraries.
-        is_known = by_xla > group.round_bytes / _DOUBTED
+        # XLA knows its own buffers better than we do, but not those of the libraries that it calls.
+        is_known = by_xla > group.round_bytes / _DOUBT
         running = max(running, by_xla if is_known else group.round_bytes)
-    if goes_on:
-        # What is read of a device is there beside its copy.
+    if is_resumed:
+        # A batch that is read from the disk is there beside its copy on the device.
         running += plan.width * max(group.run_bytes.state for group in plan.groups)
     if is_kept:
         states = (group.plan.slots_per_round * group.run_bytes.state for group in plan.groups)
-        running += checkpoint.working_bytes(max(states) if is_checkpointed else 0)
+        running += estimate_write_memory(max(states) if is_checkpointed else 0)
     in_process = running if is_in_process else 0
     return max(peak_bytes(), now + in_process + plan.result_bytes)
-
-
-_UNITS = {"": 1, "k": 10**3, "m": 10**6, "g": 10**9, "t": 10**12}
-_UNITS |= {f"{unit}i": 2 ** (10 * power) for power, unit in enumerate("kmgt", 1)}
-
-
-def parse_bytes(text: str) -> int:
-    """Such as "4GB", "500 MiB" or "1e9".
-
-    Raises:
-      ConfigError: if it is no positive amount of memory.
-    """
-    match = re.fullmatch(
-        r"\s*(?P<amount>\d+\.?\d*(?:e\+?\d+)?|\.\d+)\s*(?P<unit>[kmgt]i?)?b?\s*", text.lower()
-    )
-    amount = float(match["amount"]) * _UNITS[match["unit"] or ""] if match else 0.0
-    if not 1 <= amount < math.inf:
-        raise ConfigError(
-            f"memory_budget ({text!r}) must be an amount of memory, such as 4GB or 500MiB"
-        )
-    return int(amount)

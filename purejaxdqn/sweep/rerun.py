@@ -1,11 +1,11 @@
-"""Any single run of a results file again, alone, bit for bit."""
+"""Takes up any single run of a results file: trains it again bit for bit, or loads its weights."""
 
 from __future__ import annotations
 
-import importlib
 import json
+import math
 import warnings
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -13,15 +13,21 @@ import jax
 import numpy as np
 import xarray as xr
 
+from purejaxdqn import agents
 from purejaxdqn.engine.programs import Experiment
-from purejaxdqn.storage import results
+from purejaxdqn.storage import provenance, results
 from purejaxdqn.sweep import design
-from purejaxdqn.sweep.folder import differences
+from purejaxdqn.sweep.checkpoints import SweepFolder
+from purejaxdqn.sweep.resume import find_differences
 from purejaxdqn.sweep.run import run_sweep
 from purejaxdqn.training.diagnostics import DIAGNOSTICS
+from purejaxdqn.training.loop import Train
 from purejaxdqn.training.settings import RunConfig
 from purejaxdqn.training.settings_text import config_from_json
-from purejaxdqn.types import ConfigError
+from purejaxdqn.types import ConfigError, Params
+
+# The experiments that find an agent's own by its settings, also in older files.
+_DISPATCHERS = ("train", "train_by_kind")
 
 
 def rerun(
@@ -39,14 +45,14 @@ def rerun(
     otherwise a warning says what is different.
 
     Args:
-      dataset: what `purejaxdqn.load` gave, or the path that it was given.
-      experiment: what was trained; by default what the file names, which it can where nothing was
-        passed to it.
-      config_class: of the settings; by default the one that the file names.
-      devices: what to train on.
+      dataset: a dataset that `purejaxdqn.load` returned, or the path of its file or folder.
+      experiment: what was trained; by default that of the registered agent that the settings
+        belong to, if nothing was passed to it beside them.
+      config_class: the class of the settings; by default the one that the file names.
+      devices: what to train on; by default everything there is.
       progress: whether to show progress on standard error.
       **labels: which run: the swept settings and the seed, such as `learning_rate=1e-3, seed=7`;
-        of a random search also `run=17`. What has only one value may be left out.
+        of a random search also `run=17`. Labels with only one value may be left out.
 
     Returns:
       A dataset `(step, episode)` of that run.
@@ -58,11 +64,11 @@ def rerun(
         dataset = results.load(Path(dataset))
     if "settings" not in dataset or "width" not in dataset.attrs:
         raise ConfigError("the dataset is not one of a sweep: it names no settings and no width")
-    run = _select(dataset, labels)
+    run = select_run(dataset, labels)
     config = config_from_json(str(run.settings.item()), config_class)
     if experiment is None:
-        experiment = _experiment(dataset)
-    for line in differences(_made_with(dataset), results.made_with()):
+        experiment = _find_experiment(dataset, config)
+    for line in find_differences(_read_versions(dataset), provenance.collect_versions()):
         warnings.warn(f"the run may get other bits than it had: {line}", stacklevel=2)
     result = run_sweep(
         experiment,
@@ -76,9 +82,13 @@ def rerun(
     return result.dataset.isel(seed=0)
 
 
-def _select(dataset: xr.Dataset, labels: dict[str, Any]) -> xr.Dataset:
-    """The dataset of the one run that has these labels."""
-    # What was chosen before, such as with `sel`, has no dimension any more.
+def select_run(dataset: xr.Dataset, labels: Mapping[str, Any]) -> xr.Dataset:
+    """Selects the one run that has these labels.
+
+    Raises:
+      ConfigError: if there is none, or several.
+    """
+    # A label that the caller has chosen already, such as with `sel`, has no dimension any more.
     chosen = [n for n in dataset.coords if dataset[n].ndim == 0 and n not in ("step", "episode")]
     dataset = dataset.expand_dims([name for name in chosen if name in labels])
     dims = [dim for dim in dataset.final_return.dims if dim != "episode"]
@@ -102,22 +112,74 @@ def _select(dataset: xr.Dataset, labels: dict[str, Any]) -> xr.Dataset:
     return dataset.isel(dict.fromkeys(dims, 0))
 
 
-def _experiment(dataset: xr.Dataset) -> Experiment:
-    """The function that the file names."""
+def _find_experiment(dataset: xr.Dataset, config: RunConfig) -> Experiment:
+    """Finds the registered agent's experiment; nothing is imported because a file names it.
+
+    Raises:
+      ConfigError: if no registered agent was trained, or it was given more than the settings.
+    """
     name, arguments = dataset.attrs["experiment"], json.loads(dataset.attrs["experiment_arguments"])
     if arguments:
         passed = ", ".join(f"{key}={value}" for key, value in arguments.items())
         raise ConfigError(f"{name} was given {passed}: give it to rerun again, as experiment")
-    module, _, function = name.rpartition(".")
-    try:
-        found: Experiment = getattr(importlib.import_module(module), function)
-    except (ImportError, AttributeError, ValueError):
+    experiment = agents.experiment_of(config)
+    own = {*_DISPATCHERS, getattr(experiment, "__qualname__", "")}
+    if name.rpartition(".")[2] not in own:
         raise ConfigError(
-            f"the experiment {name} cannot be imported: give it to rerun, as experiment"
-        ) from None
-    return found
+            f"the experiment {name} is not that of agent {config.agent!r}: give it to rerun, as "
+            "experiment"
+        )
+    return experiment
 
 
-def _made_with(dataset: xr.Dataset) -> dict[str, Any]:
-    known = {name: dataset.attrs.get(name) for name in results.made_with()}
+def load_params(
+    folder: Path, dataset: xr.Dataset, labels: Mapping[str, Any]
+) -> tuple[Train, Params]:
+    """Loads the last weights of one run from the folder of its sweep.
+
+    Args:
+      folder: of the sweep.
+      dataset: its results.
+      labels: which run; see `rerun`.
+
+    Returns:
+      The training run, and its weights.
+
+    Raises:
+      ConfigError: if the labels name no run or several, or the folder does not have the weights.
+    """
+    runs = dataset.final_return.isel(episode=0, drop=True)
+    settings = xr.broadcast(dataset.settings, runs)[0].transpose(*runs.dims)
+    numbered = dataset.assign(number=(runs.dims, np.arange(runs.size).reshape(runs.shape)))
+    run = select_run(numbered, labels)
+    config = config_from_json(str(run.settings.item()))
+    train = _find_experiment(dataset, config)(config)
+    configs = [config_from_json(str(text)) for text in settings.values.ravel()]
+    batch, row = _find_batch(configs, int(run.number), int(dataset.attrs["width"]))
+    record = SweepFolder(folder).load_finished(batch, config)
+    if record is None:
+        raise ConfigError(
+            f"{folder} does not have the weights of batch {batch}: train it to its end with "
+            "--resume"
+        )
+    structure = jax.tree.structure(jax.eval_shape(train.init, jax.random.key(0)).learner.params)
+    return train, jax.tree.unflatten(structure, [leaf[row] for leaf in record.params])
+
+
+def _find_batch(configs: Sequence[RunConfig], run: int, width: int) -> tuple[int, int]:
+    """Finds the batch that a run was trained in, as `plan_sweep` numbers it, and its row there."""
+    groups: dict[Any, list[int]] = {}
+    for index, config in enumerate(configs):
+        groups.setdefault(jax.tree.structure(config), []).append(index)
+    first = 0
+    for members in groups.values():
+        if run in members:
+            batch, row = divmod(members.index(run), width)
+            return first + batch, row
+        first += math.ceil(len(members) / width)
+    raise AssertionError("every run is in a group")
+
+
+def _read_versions(dataset: xr.Dataset) -> dict[str, Any]:
+    known = {name: dataset.attrs.get(name) for name in provenance.collect_versions()}
     return known | {"versions": json.loads(dataset.attrs["versions"])}

@@ -14,7 +14,7 @@ from typing import Annotated
 
 import tyro
 
-from purejaxdqn.cli import flags as cli
+from purejaxdqn.cli.exits import EXIT_FAILED, run_script
 from purejaxdqn.testing.named_loss import LossOptions, report_on_named_loss
 
 
@@ -30,8 +30,8 @@ def main(args: Args) -> int:
     """Checks the loss, prints the report, and gives the exit code."""
     report = report_on_named_loss(args.loss, args)
     report.print()
-    return 0 if report.passed else cli.EXIT_FAILED
+    return 0 if report.passed else EXIT_FAILED
 
 
 if __name__ == "__main__":
-    cli.run(main, Args)
+    run_script(main, Args)

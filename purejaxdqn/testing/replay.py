@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import re
 from collections.abc import Callable
 from typing import Any
@@ -10,21 +11,21 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from purejaxdqn.replay import n_step_transition
 from purejaxdqn.testing.compiled_functions import COMPILABLE, Program, on_host, output_types
 from purejaxdqn.testing.draws import check_draws
 from purejaxdqn.testing.probes import MAX_STEPS, NUM_OBS
 from purejaxdqn.testing.report import Check, Report, attempt
 from purejaxdqn.testing.requirements import require, require_same_types
 from purejaxdqn.testing.windows import probe_checks, random_stream, solve
-from purejaxdqn.types import Array, ArrayTree, Replay, Sample, Step, Transition, run_axes
+from purejaxdqn.types import Array, ArrayTree, Replay, Sample, Step, Transition, Window, run_axes
 
-MakeReplay = Callable[[int, int, float, int], Replay]  # capacity, batch_size, discount, time_limit
-
+MakeReplay = Callable[[int, int, int], Replay]  # capacity, batch_size, time_limit
 
 _OBS_SHAPE = (2, 3, 5)  # so peculiar that what ends in it holds observations
 _BATCH_SIZE = 16
-_DISCOUNT = 0.9
-_NUM_STEPS = 3  # for which transition_at is asked
+_DISCOUNT = 0.9  # of the values that are learned
+_NUM_STEPS = 3  # for which window_at is asked
 
 
 def check_replay(
@@ -32,29 +33,28 @@ def check_replay(
 ) -> Report:
     """Checks a replay, prints a table with a row a check, and raises if one failed.
 
-    See `Replay`, `Step` and `Sample`.
+    See `Replay`, `Step`, `Sample` and `Window`.
 
-    - Every transition in a sample is one that was added, and among the newest `capacity` ones.
-      What was never written is never sampled.
-    - Action, reward and both observations belong together; `obs_t` is the true one, also where the
-      time limit cut an episode off.
-    - `discount_t` is 0 where the episode terminated, and nowhere else.
-    - With `n_step`, a transition spans that many steps of one environment, or fewer where its
-      episode ends or no more were added; it never reaches into the next episode.
+    - Every window in a sample starts with a step that was added, one of the newest `capacity`. An
+      entry that was never written is never sampled.
+    - Actions, rewards, flags and both observations of a window belong together. `next_obs` is the
+      true one, also where the time limit cut an episode off.
+    - With `n_step`, a window spans that many steps of one environment, or fewer where its episode
+      ends or no more were added; it never reaches into the next episode.
     - Entries are drawn as often as `Sample.probabilities` says, which sum to 1; where priorities
       count, an entry with a higher one is the more likely.
-    - `transition_at`, where there is one, gives such transitions too, at a sample's indices.
+    - `window_at`, where there is one, gives such windows too, at a sample's indices.
     - It works under `jit`, `scan` and `vmap`; it writes in place, also for several runs at once;
       it keeps the dtype of observations.
-    - From its samples the values of five probe environments come out as they are known: no time
-      limit is learned as a death, no window reaches across episodes.
+    - From its samples, with `n_step_transition`, the values of five probe environments come out as
+      they are known: no time limit is learned as a death, no window reaches across episodes.
 
     Args:
-      make_replay: `(capacity, batch_size, discount, time_limit) -> Replay`, such as
-        `uniform_replay`, or `lambda *sizes: n_step_replay(uniform_replay(*sizes), 3)`.
+      make_replay: `(capacity, batch_size, time_limit) -> Replay`, such as `uniform_replay`, or
+        `lambda *sizes: n_step_replay(uniform_replay(*sizes), 3)`.
       key: `[]` PRNG key of everything that is drawn; always the same one by default.
       num_envs: `E`.
-      n_step: the most steps that a transition in a sample of this replay spans.
+      n_step: the most steps that a window in a sample of this replay spans.
 
     Returns:
       The `Report`, all of whose rows passed.
@@ -70,18 +70,18 @@ def check_replay(
 def replay_report(
     make_replay: MakeReplay, key: Array | None = None, *, num_envs: int = 3, n_step: int = 1
 ) -> Report:
-    """What `check_replay` prints, without printing or raising; the arguments are the same."""
+    """Makes the report of `check_replay`, without printing or raising; same arguments."""
     key = jax.random.key(0) if key is None else key
     name = getattr(make_replay, "__qualname__", None) or repr(make_replay)
 
     def types() -> str:
-        replay = make_replay(_BATCH_SIZE * num_envs, _BATCH_SIZE, _DISCOUNT, 5)
-        _check_replay_types(replay, num_envs, key)
+        replay = make_replay(_BATCH_SIZE * num_envs, _BATCH_SIZE, 5)
+        _check_replay_types(replay, num_envs, key, n_step)
         return ""
 
     def contents(max_rows: int, time_limit: int) -> str:
         # Batches that the replay holds when it is emptiest, for those without replacement.
-        replay = make_replay(max_rows * num_envs, 2 * num_envs, _DISCOUNT, time_limit)
+        replay = make_replay(max_rows * num_envs, 2 * num_envs, time_limit)
         steps = _stream(29, num_envs, time_limit)
         _check_replay_content(replay, steps, jax.random.split(key, 64), max_rows, n_step)
         return f"{max_rows} rows"
@@ -89,7 +89,7 @@ def replay_report(
     def draws() -> str:
         figures = []
         for max_rows, num_steps in ((16, 10), (8, 21)):  # not yet full, and wrapped around
-            replay = make_replay(max_rows * num_envs, 2 * num_envs, _DISCOUNT, 3)
+            replay = make_replay(max_rows * num_envs, 2 * num_envs, 3)
             steps = _stream(num_steps, num_envs, 3)
             num_held = min(max_rows, num_steps) * num_envs
             figures.append(check_draws(replay, steps, key, num_held))
@@ -120,10 +120,10 @@ _PROBE_ROWS = 400
 
 
 def _probe_checks(make_replay: MakeReplay, key: Array, num_envs: int, n_step: int) -> list[Check]:
-    """Values learned from what is sampled of the probes."""
+    """Learns the values of the probes from samples, and compares them with the known ones."""
     stream = random_stream(_PROBE_ROWS, num_envs)
     capacity = _PROBE_ROWS * num_envs
-    replay = make_replay(capacity, capacity, _DISCOUNT, MAX_STEPS)
+    replay = make_replay(capacity, capacity, MAX_STEPS)
     one_hot = np.eye(NUM_OBS, dtype=np.float32)
     fields: Any = (
         one_hot[stream.obs],
@@ -138,7 +138,9 @@ def _probe_checks(make_replay: MakeReplay, key: Array, num_envs: int, n_step: in
         state, _ = jax.lax.scan(
             lambda state, step: (replay.add(state, step), None), replay.init(first), steps
         )
-        return jax.vmap(replay.sample, in_axes=(None, 0))(state, keys).transition
+        windows = jax.vmap(replay.sample, in_axes=(None, 0))(state, keys).window
+        to_transition = functools.partial(n_step_transition, discount=_DISCOUNT)
+        return jax.vmap(jax.vmap(to_transition))(windows)
 
     batches = on_host(jax.jit(sampled)(jax.random.split(key, 4)))
     flat = jax.tree.map(lambda x: x.reshape(-1, *x.shape[2:]), batches)
@@ -147,7 +149,7 @@ def _probe_checks(make_replay: MakeReplay, key: Array, num_envs: int, n_step: in
 
 
 def _stream(num_steps: int, num_envs: int, time_limit: int) -> Step:
-    """Random steps `[T, E, ...]`; each observation holds a number above 0 that no other one does.
+    """Makes random steps `[T, E, ...]`; each observation holds a number that no other one does.
 
     Episodes follow each other; both flags also come together; each environment is truncated at
     most once in `time_limit` steps.
@@ -172,7 +174,18 @@ def _stream(num_steps: int, num_envs: int, time_limit: int) -> Step:
     return Step._make(fields)
 
 
-def _check_replay_types(replay: Replay, num_envs: int, key: Array) -> None:
+def _window_types(n_step: int, *batch: int) -> Window:
+    """Lists the shapes and dtypes of a window of steps with uint8 observations."""
+
+    def array(dtype: Any, *shape: int) -> Any:
+        return jax.ShapeDtypeStruct((*batch, *shape), dtype)
+
+    obs, flags = array(jnp.uint8, *_OBS_SHAPE), array(bool, n_step)
+    action, reward = array(jnp.int32, n_step), array(jnp.float32, n_step)
+    return Window(obs, action, reward, flags, flags, flags, obs)
+
+
+def _check_replay_types(replay: Replay, num_envs: int, key: Array, n_step: int) -> None:
     def array(*shape: int, dtype: Any) -> Any:
         return jax.ShapeDtypeStruct(shape, dtype)
 
@@ -183,28 +196,28 @@ def _check_replay_types(replay: Replay, num_envs: int, key: Array) -> None:
     added = output_types("Replay.add", COMPILABLE, replay.add, state, step)
     sample = output_types("Replay.sample", COMPILABLE, replay.sample, added, key)
     require(
-        isinstance(sample, Sample) and isinstance(sample.transition, Transition),
-        f"Replay.sample gives {sample!r}: it must give a Sample of a Transition",
+        isinstance(sample, Sample) and isinstance(sample.window, Window),
+        f"Replay.sample gives {sample!r}: it must give a Sample of a Window",
     )
-    some_obs = array(_BATCH_SIZE, *_OBS_SHAPE, dtype=jnp.uint8)
     action, number = (array(_BATCH_SIZE, dtype=dtype) for dtype in (jnp.int32, jnp.float32))
     require_same_types(
-        Sample(Transition(some_obs, action, number, number, some_obs), action, number),
+        Sample(_window_types(n_step, _BATCH_SIZE), action, number),
         sample,
-        f"a batch of {_BATCH_SIZE} steps with uint8 observations has the wrong types",
+        f"a batch of {_BATCH_SIZE} windows of {n_step} steps (n_step) with uint8 observations has "
+        "the wrong types",
         "give out observations, actions and rewards in the dtypes in which they were added",
     )
-    if transition_at := replay.transition_at:
+    if window_at := replay.window_at:
         require_same_types(
-            jax.tree.map(lambda x: array(*x.shape[1:], dtype=x.dtype), sample.transition),
+            _window_types(_NUM_STEPS),
             output_types(
-                "Replay.transition_at",
+                "Replay.window_at",
                 COMPILABLE,
-                lambda state, index: transition_at(state, index, _NUM_STEPS),
+                lambda state, index: window_at(state, index, _NUM_STEPS),
                 *(added, array(dtype=sample.indices.dtype)),
             ),
-            "Replay.transition_at gives other types than a transition in Replay.sample",
-            "give ONE transition, in the dtypes in which it was added",
+            f"Replay.window_at of {_NUM_STEPS} steps gives the wrong types",
+            "give ONE window of so many steps, in the dtypes in which they were added",
         )
     updated = output_types("Replay.update", COMPILABLE, replay.update, added, action, number)
     for name, new in (("add", added), ("update", updated)):
@@ -219,7 +232,7 @@ def _check_replay_types(replay: Replay, num_envs: int, key: Array) -> None:
 def _check_replay_content(
     replay: Replay, steps: Step, keys: Array, max_rows: int, n_step: int
 ) -> None:
-    def examine(keys: Array, steps: Step, num_steps: Array) -> tuple[Sample, Transition | None]:
+    def examine(keys: Array, steps: Step, num_steps: Array) -> tuple[Sample, Window | None]:
         def unwritten(x: Array) -> Array:
             holds_obs = x.shape[-len(_OBS_SHAPE) :] == _OBS_SHAPE
             return jnp.full_like(x, jnp.nan) if holds_obs else x
@@ -230,9 +243,9 @@ def _check_replay_content(
         state = jax.tree.map(unwritten, replay.init(at(jnp.int32(0))))
         state = jax.lax.fori_loop(0, num_steps, lambda t, state: replay.add(state, at(t)), state)
         samples = jax.vmap(replay.sample, in_axes=(None, 0))(state, keys)
-        if not (transition_at := replay.transition_at):
+        if not (window_at := replay.window_at):
             return samples, None
-        at_index = jax.vmap(lambda index: transition_at(state, index, _NUM_STEPS))
+        at_index = jax.vmap(lambda index: window_at(state, index, _NUM_STEPS))
         return samples, jax.vmap(at_index)(samples.indices)
 
     program = Program("init, add and sample of a replay", COMPILABLE, examine)
@@ -241,34 +254,28 @@ def _check_replay_content(
         samples, longer = on_host(program(keys, steps, num_steps))
         _check_samples(samples, added, max_rows, n_step)
         if longer is not None:
-            asked = f"that transition_at gave for {_NUM_STEPS} steps, "
+            asked = f"that window_at gave for {_NUM_STEPS} steps, "
             require(
-                np.array_equal(longer.obs_tm1, samples.transition.obs_tm1),
-                "Replay.transition_at gives other transitions than Replay.sample at the same "
-                "indices: start at the entry that Sample.indices names",
+                np.array_equal(longer.obs, samples.window.obs),
+                "Replay.window_at gives other windows than Replay.sample at the same indices: "
+                "start at the entry that Sample.indices names",
             )
-            _check_samples(samples._replace(transition=longer), added, max_rows, _NUM_STEPS, asked)
+            _check_samples(samples._replace(window=longer), added, max_rows, _NUM_STEPS, asked)
 
 
-def _span(steps: Step, start: tuple[int, int], n_step: int) -> tuple[float, float, tuple[int, int]]:
-    """Discounted reward, discount and last step of the transition that starts at (t, env)."""
-    reward, discount = 0.0, 1.0
+def _count_steps(steps: Step, start: tuple[int, int], n_step: int) -> int:
+    """Counts the steps of the window that starts at (t, env) and has room for `n_step`."""
     t, env = start
-    while True:
-        reward += discount * float(steps.reward[t, env])
-        discount *= _DISCOUNT
-        terminated, truncated = bool(steps.terminated[t, env]), bool(steps.truncated[t, env])
-        if terminated or truncated or t + 1 in (start[0] + n_step, len(steps.action)):
-            return reward, 0.0 if terminated else discount, (t, env)
-        t += 1
+    ends = (steps.terminated | steps.truncated)[t : t + n_step, env]
+    return int(ends.argmax()) + 1 if ends.any() else len(ends)
 
 
 def _check_samples(
     samples: Sample, steps: Step, max_rows: int, n_step: int, asked: str = ""
 ) -> None:
-    """Samples `[n, B, ...]` against the steps `[T, E, ...]` that were added."""
+    """Compares samples `[n, B, ...]` with the steps `[T, E, ...]` that were added."""
     num_steps, num_envs = steps.action.shape
-    transition, _, probabilities = jax.tree.map(np.concatenate, samples)
+    windows, _, probabilities = jax.tree.map(np.concatenate, samples)
     require(
         ((probabilities > 0) & (probabilities <= 1)).all(),
         f"probabilities reach from {probabilities.min():.3g} to {probabilities.max():.3g}: each "
@@ -276,60 +283,70 @@ def _check_samples(
     )
 
     def numbers(obs: np.ndarray) -> np.ndarray:
-        """The number in each observation, NaN where the pixels do not agree."""
+        """Reads the number in each observation, NaN where the pixels do not agree."""
         obs = obs.reshape(len(obs), -1)
         return np.where((obs == obs[:, :1]).all(axis=1), obs[:, 0], np.nan)
 
     added = {float(steps.obs[at][0, 0, 0]): at for at in np.ndindex(num_steps, num_envs)}
     seen = set()
-    fields = (transition.a_tm1, transition.r_t, transition.discount_t)
-    obs_tm1, obs_t = numbers(transition.obs_tm1), numbers(transition.obs_t)
-    for number, a_tm1, r_t, discount_t, next_number in zip(obs_tm1, *fields, obs_t, strict=True):
+    windows = windows._replace(obs=numbers(windows.obs), next_obs=numbers(windows.next_obs))
+    for window in map(Window._make, zip(*windows, strict=True)):
         where = f"after {num_steps} steps of {num_envs} environments with room for {max_rows}, "
         require(
-            number in added and not np.isnan(next_number),
-            f"{where}a sampled transition holds observations that were never added (obs_tm1 "
-            f"{number}, obs_t {next_number}): sample only entries that were written",
+            float(window.obs) in added and not np.isnan(window.next_obs),
+            f"{where}a sampled window holds observations that were never added (obs {window.obs}, "
+            f"next_obs {window.next_obs}): sample only entries that were written",
         )
-        at = added[number]
+        at = added[float(window.obs)]
         seen.add(at)
-        where = f"in the transition of step {at[0]} of environment {at[1]}, {asked}{where}"
+        where = f"in the window from step {at[0]} of environment {at[1]} on, {asked}{where}"
         require(
             at[0] >= num_steps - max_rows,
-            f"{where}which is not among the newest {max_rows}: write over the oldest",
+            f"{where}the first step is not among the newest {max_rows}: write over the oldest",
         )
-        true_r_t, true_discount, last = _span(steps, at, n_step)
-        require(a_tm1 == steps.action[at], f"{where}a_tm1 is {a_tm1} and not {steps.action[at]}")
-        require(
-            bool(np.isclose(r_t, true_r_t, rtol=1e-5, atol=1e-6)),
-            f"{where}r_t is {r_t} and not {true_r_t}",
-        )
-        flags = f"terminated {steps.terminated[last]}, truncated {steps.truncated[last]}"
-        require(
-            bool(np.isclose(discount_t, true_discount)),
-            f"{where}discount_t is {discount_t:.3g} and not {round(true_discount, 6)} ({flags}): "
-            "it is 0 where the episode terminated, and gamma to the steps spanned everywhere "
-            "else, also at the time limit",
-        )
-        true_next = steps.next_obs[last][0, 0, 0]
-        require(
-            bool(steps.terminated[last]) or next_number == true_next,
-            f"{where}obs_t is observation {next_number} and not {true_next} ({flags}): it is "
-            "Step.next_obs of the last step, at the time limit too, where the next row holds "
-            "another episode's",
-        )
+        _check_window(window, steps, at, n_step, where)
     num_held = min(num_steps, max_rows) * num_envs
     require(
         2 * len(seen) >= num_held,
-        f"{len(obs_tm1)} draws reached only {len(seen)} of {num_held} transitions held: sample "
+        f"{windows.obs.size} draws reached only {len(seen)} of {num_held} steps held: sample "
         "all of them",
+    )
+
+
+def _check_window(
+    window: Window, steps: Step, at: tuple[int, int], n_step: int, where: str
+) -> None:
+    """Compares ONE window, its observations as numbers, with the steps from (t, env) on."""
+    t, env = at
+    num_inside = _count_steps(steps, at, n_step)
+    expected = [k < num_inside for k in range(n_step)]
+    require(
+        window.is_inside.tolist() == expected,
+        f"{where}is_inside is {window.is_inside.tolist()} and not {expected}: a window spans "
+        f"{n_step} steps, and ends sooner only with the step that ended the episode or with the "
+        "newest one",
+    )
+    for name in ("action", "reward", "terminated", "truncated"):
+        found = getattr(window, name)[:num_inside]
+        true = getattr(steps, name)[t : t + num_inside, env]
+        require(
+            np.array_equal(found, true),
+            f"{where}{name} is {found.tolist()} and not {true.tolist()}",
+        )
+    last = (t + num_inside - 1, env)
+    true_next = steps.next_obs[last][0, 0, 0]
+    require(
+        bool(steps.terminated[last] or window.next_obs == true_next),
+        f"{where}next_obs is observation {window.next_obs} and not {true_next} (terminated "
+        f"{steps.terminated[last]}, truncated {steps.truncated[last]}): it is Step.next_obs of the "
+        "last step, at the time limit too, where the next row holds another episode's",
     )
 
 
 def _check_in_place(make_replay: MakeReplay, num_envs: int) -> None:
     """Compiles, but does not run, `add` for several runs at once, as a sweep trains them."""
     num_runs, max_rows = 2, 4096
-    replay = make_replay(max_rows * num_envs, _BATCH_SIZE, _DISCOUNT, 5)
+    replay = make_replay(max_rows * num_envs, _BATCH_SIZE, 5)
     steps = _stream(6, num_envs, 5)
     state = jax.eval_shape(replay.init, jax.tree.map(lambda x: jnp.asarray(x[0]), steps))
     axes = run_axes(state)

@@ -1,1 +1,46 @@
-"""Curves of a sweep in TensorBoard, Weights & Biases, Trackio or MLflow."""
+"""Shows a sweep's curves in TensorBoard, Weights & Biases, Trackio or MLflow while it runs.
+
+A tracker is a function that receives each evaluation on the host, between compiled chunks. Every
+run (one seed at one setting) is a curve of its own, and the seeds of a setting are grouped in the
+way of each library. A sweep that is resumed in the same folder goes on with the same curves.
+
+A new tracker is one file beside these and one `register` line below; `curves.py` has what they
+share. Users register their own in the same way, from outside the package.
+"""
+
+import functools
+
+from purejaxdqn.tracking.curves import ID_FILE, forget
+from purejaxdqn.tracking.mlflow import open_mlflow
+from purejaxdqn.tracking.registry import (
+    TRACKERS,
+    Evaluated,
+    Opener,
+    Tracker,
+    check_name,
+    open_tracker,
+    register,
+    turn_off_after_error,
+)
+from purejaxdqn.tracking.tensorboard import open_tensorboard
+from purejaxdqn.tracking.trackio import open_trackio
+from purejaxdqn.tracking.wandb import open_wandb
+
+__all__ = [
+    "ID_FILE",
+    "TRACKERS",
+    "Evaluated",
+    "Opener",
+    "Tracker",
+    "check_name",
+    "forget",
+    "open_tracker",
+    "register",
+    "turn_off_after_error",
+]
+
+register("tensorboard", open_tensorboard)
+register("wandb", open_wandb)
+register("wandb-offline", functools.partial(open_wandb, offline=True))
+register("trackio", open_trackio)
+register("mlflow", open_mlflow)

@@ -1,4 +1,4 @@
-"""Declares the settings of a run, each once: type, default, help, range, way into programs.
+"""The settings of a run, as a class that every kind of settings derives from.
 
 A class of settings is a frozen dataclass derived from `RunConfig`. It is a pytree. Its floats are
 the leaves: they enter a compiled program as arguments, so that `jax.vmap` sweeps them. All other
@@ -9,253 +9,19 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-import sys
 import types
-import typing
 from collections.abc import Iterator, Mapping
-from typing import Any, Literal, NamedTuple
+from typing import Any
 
 import jax
 import numpy as np
 
 from purejaxdqn import environments
+from purejaxdqn.training.declaration import LARGEST_INT, setting, settings_of
 from purejaxdqn.training.diagnostics import DIAGNOSTICS
 from purejaxdqn.types import ConfigError
 
-GROUPS = ("run", "agent", "exploration", "replay", "network", "evaluation")  # as help shows them
-Group = Literal["run", "agent", "exploration", "replay", "network", "evaluation"]
-Condition = Mapping[str, Any]  # settings by name, with the value that each has to have
-
-_SINGLE = np.finfo(np.float32)  # the precision in which floats enter a program
-_LARGEST_INT = 2**31 - 1
-_WIDEST = 10**6  # units of a layer
 _MOST_EVALUATIONS = 10**5  # of a run; they are kept one by one
-
-
-class Setting(NamedTuple):
-    """What is declared of a setting.
-
-    Attributes:
-      name: of the field.
-      type: bool, int, float, str, `tuple[int, ...]` or a `Literal`.
-      default: its value where none is given.
-      help: what it is, with its unit.
-      group: the heading that `--help` shows it under.
-      at_least: the smallest number allowed.
-      at_most: the largest number allowed.
-      above: a number that the value must exceed, also in single precision.
-      remedy: what to do about a value that is not allowed.
-      is_traced: whether it is an argument of the compiled program; static otherwise.
-      read_if: the setting is read where one of these conditions holds; always without any.
-    """
-
-    name: str
-    type: Any
-    default: Any
-    help: str = ""
-    group: Group = "agent"
-    at_least: float | None = None
-    at_most: float | None = None
-    above: float | None = None
-    remedy: str = ""
-    is_traced: bool = False
-    read_if: tuple[Condition, ...] = ()
-
-    def problem(self, value: Any) -> str | None:
-        """Says what is wrong with a value and what is allowed; None where nothing is wrong."""
-        if self.type is bool:
-            return None if isinstance(value, bool) else f"{self} ({value!r}) must be True or False"
-        if self.type is int:
-            return self._problem_of_int(value)
-        if self.type is float:
-            return self._problem_of_float(value)
-        if self.type is str:
-            return None if isinstance(value, str) else f"{self} ({value!r}) must be a name"
-        if typing.get_origin(self.type) is Literal:
-            allowed = typing.get_args(self.type)
-            if value not in allowed:
-                return f"{self} ({value!r}) must be one of {', '.join(map(str, allowed))}"
-            return None
-        if not isinstance(value, tuple) or not all(
-            type(size) is int and size > 0 for size in value
-        ):
-            return f"{self} ({value!r}) must be a tuple of whole numbers of at least 1"
-        if max(value, default=0) > _WIDEST:
-            return f"{self} ({value!r}) must be at most {_WIDEST:,} each"
-        return None
-
-    def read_only_where(self) -> str:
-        """Says in words where the setting is read, such as "prioritised"; empty for everywhere."""
-
-        def words(condition: Condition) -> str:
-            parts = []
-            for name, value in condition.items():
-                values = value if isinstance(value, tuple) else (value,)
-                shown = " or ".join(map(str, values))
-                parts.append(name if value is True else f"{name} {shown}")
-            return " and ".join(parts)
-
-        return ", or ".join(map(words, self.read_if))
-
-    def is_read(self, config: RunConfig) -> bool:
-        """Says whether the other settings leave this one any effect."""
-
-        def holds(condition: Condition) -> bool:
-            return all(
-                getattr(config, name) in (wanted if isinstance(wanted, tuple) else (wanted,))
-                for name, wanted in condition.items()
-            )
-
-        return not self.read_if or any(map(holds, self.read_if))
-
-    def __str__(self) -> str:
-        return self.name
-
-    def _problem_of_int(self, value: Any) -> str | None:
-        least = 1 if self.at_least is None else self.at_least
-        if isinstance(value, bool) or not isinstance(value, int):
-            return f"{self} ({value!r}) must be a whole number of at least {least}"
-        if value < least:
-            whole = "a whole number of " if least == 1 else ""
-            return f"{self} ({value!r}) must be {whole}at least {least}{self._remedy()}"
-        if self.at_most is not None and value > self.at_most:
-            return f"{self} ({value}) must be at most {self.at_most}{self._remedy()}"
-        if value > _LARGEST_INT:
-            return f"{self} ({value}) must be at most {_LARGEST_INT}: counters are 32 bits wide"
-        return None
-
-    def _problem_of_float(self, value: Any) -> str | None:
-        if isinstance(value, bool) or not isinstance(value, (int, float, np.number)):
-            return f"{self} ({value!r}) must be a number"
-        if isinstance(value, int) and abs(value) > sys.float_info.max:
-            return f"{self} must be at most {sys.float_info.max:.1e}"
-        largest = float(_SINGLE.max)
-        low, high = self.at_least, self.at_most
-        if self.above is not None:
-            low = float(np.nextafter(np.float32(self.above), np.float32(np.inf)))
-            low = max(low, float(_SINGLE.tiny)) if self.above == 0 else low
-        if (-largest if low is None else low) <= value <= (largest if high is None else high):
-            return None
-        return f"{self} ({value}) must {self._allowed(low, high)}{self._remedy()}"
-
-    def _allowed(self, low: float | None, high: float | None) -> str:
-        """Says which floats are allowed; `low` is the least one, also where `above` is declared."""
-        single = "also in single precision"
-        if self.above is None:
-            if low is not None and high is not None:
-                return f"lie between {low:g} and {high:g}"
-            limits = [] if low is None else [f"at least {low:g}"]
-            limits += [] if high is None else [f"at most {high:g}"]
-            return f"be {' and '.join(limits or ['finite'])}, {single} (up to {_SINGLE.max:.1e})"
-        positive = "positive" if self.above == 0 else f"above {self.above:g}"
-        if high == np.inf:
-            return f"be {positive}, {single} (from {low:.1e})"
-        if high is not None:
-            return f"be above {self.above:g} (from {low:.1e}) and at most {high:g}"
-        return (
-            f"be {positive} and finite, such as {self.default:g}, {single} ({low:.1e} to "
-            f"{_SINGLE.max:.1e})"
-        )
-
-    def _remedy(self) -> str:
-        return f": {self.remedy}" if self.remedy else ""
-
-
-def setting(
-    default: Any,
-    help: str,
-    *,
-    group: Group = "agent",
-    at_least: float | None = None,
-    at_most: float | None = None,
-    above: float | None = None,
-    remedy: str = "",
-    static: bool | None = None,
-    read_if: Condition | tuple[Condition, ...] = (),
-) -> Any:
-    """Declares a setting, as the default of a dataclass field.
-
-    Args:
-      default: its value where none is given.
-      help: what it is, with its unit; where it is read follows from `read_if`.
-      group: the heading that `--help` shows it under.
-      at_least: the smallest number allowed; whole numbers start at 1 without it.
-      at_most: the largest number allowed; infinity allows infinity.
-      above: a number that the value must exceed, also in single precision.
-      remedy: what to do about a value that is not allowed, if the range does not say it.
-      static: whether a program is compiled for each value. By default floats are arguments of the
-        compiled program, and everything else is static; only floats can be arguments.
-      read_if: settings by name with the value, or a tuple of values, that each has to have for this
-        one to be read; a tuple of such conditions asks for any of them.
-
-    Returns:
-      The field.
-    """
-    conditions = (read_if,) if isinstance(read_if, Mapping) else read_if
-    declared = {
-        "help": help,
-        "group": group,
-        "at_least": at_least,
-        "at_most": at_most,
-        "above": above,
-        "remedy": remedy,
-        "read_if": conditions,
-    }
-    return dataclasses.field(default=default, metadata={"declared": declared, "static": static})
-
-
-def settings_of(kind: type[RunConfig]) -> dict[str, Setting]:
-    """Gives what is declared of each setting of a class, by name.
-
-    Raises:
-      ConfigError: for a field without a default, or of a type that a setting cannot have.
-    """
-    untyped: Any = kind  # mypy takes no class of frozen dataclasses for hashable
-    return _settings_of(untyped)
-
-
-@functools.cache
-def _settings_of(kind: Any) -> dict[str, Setting]:
-    hints = typing.get_type_hints(kind)
-    found = {}
-    for field in dataclasses.fields(kind):
-        annotation = hints[field.name]
-        is_simple = annotation in (bool, int, float, str, tuple[int, ...])
-        if not is_simple and typing.get_origin(annotation) is not Literal:
-            raise ConfigError(
-                f"{kind.__name__}.{field.name} ({annotation}) must be of type bool, int, float, "
-                "str, tuple[int, ...] or Literal"
-            )
-        if field.default is dataclasses.MISSING:
-            raise ConfigError(
-                f"{kind.__name__}.{field.name} must have a default: give it one, as every setting "
-                "has"
-            )
-        metadata = _declaration(kind, field.name)
-        static = metadata.get("static")
-        if static is False and annotation is not float:
-            raise ConfigError(
-                f"{kind.__name__}.{field.name} (static=False) must be a float to be an argument of "
-                "the compiled program: leave static out"
-            )
-        found[field.name] = Setting(
-            field.name,
-            annotation,
-            field.default,
-            is_traced=annotation is float and not static,
-            **metadata.get("declared", {}),
-        )
-    return found
-
-
-def _declaration(kind: type[RunConfig], name: str) -> Mapping[str, Any]:
-    """Gives what was declared of a field, by the class itself or by the nearest parent."""
-    for base in kind.__mro__:
-        field = vars(base).get("__dataclass_fields__", {}).get(name)
-        if field is not None and "declared" in field.metadata:
-            return field.metadata  # type: ignore[no-any-return]
-    return {}
-
 
 _KINDS: dict[str, type[RunConfig]] = {}  # every class of settings that was used, by its whole name
 
@@ -436,10 +202,10 @@ class RunConfig:
         # iteration.
         for name in ("eval_interval", "prefill_steps", "total_steps"):
             yield from self.not_a_multiple(name, of, self.steps_per_update)
-        if self.num_updates > _LARGEST_INT:
+        if self.num_updates > LARGEST_INT:
             yield (
                 f"the gradient steps of the run ({self.num_updates}) must be at most "
-                f"{_LARGEST_INT}: lower total_steps or the gradient steps of each iteration"
+                f"{LARGEST_INT}: lower total_steps or the gradient steps of each iteration"
             )
 
 

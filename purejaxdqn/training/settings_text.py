@@ -4,19 +4,15 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import Any, Literal, get_args, get_origin
 
 import numpy as np
 from scipy import stats
 
-from purejaxdqn.storage import results
-from purejaxdqn.training.settings import (
-    RunConfig,
-    Setting,
-    known_kinds,
-    name_of_kind,
-    settings_of,
-)
+from purejaxdqn.storage.provenance import to_jsonable
+from purejaxdqn.training.declaration import Setting, settings_of
+from purejaxdqn.training.settings import RunConfig, known_kinds, name_of_kind
 from purejaxdqn.types import ConfigError
 
 _DISTRIBUTIONS: dict[str, Callable[[float, float], Any]] = {
@@ -58,6 +54,7 @@ _READERS: dict[Any, tuple[Callable[[str], Any], str]] = {
     int: (lambda text: int(text.replace("_", "")), "a whole number"),
     float: (float, "a number, or a distribution such as loguniform:1e-5:1e-2"),
     str: (str, "a name"),
+    Path: (Path, "a path"),
     tuple[int, ...]: (
         lambda text: tuple(int(part) for part in text.split("x")),
         "whole numbers with x between them, such as 64x64",
@@ -92,7 +89,7 @@ def by_name(config: RunConfig) -> dict[str, Any]:
 def config_to_json(config: RunConfig) -> str:
     """Writes all settings as JSON, for `config_from_json`."""
     facts = {**by_name(config), "kind": name_of_kind(type(config))}
-    return json.dumps(results.jsonable(facts), allow_nan=False)
+    return json.dumps(to_jsonable(facts), allow_nan=False)
 
 
 def config_from_json(text: str, kind: type[RunConfig] | None = None) -> RunConfig:

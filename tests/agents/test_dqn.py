@@ -20,7 +20,7 @@ from purejaxdqn.agents.dqn.dqn import (
     make_learner,
     periodic_target_update,
 )
-from purejaxdqn.training.settings import settings_of
+from purejaxdqn.training.declaration import settings_of
 from purejaxdqn.types import ConfigError, LossOutput, Transition
 
 SMALL = DQNConfig(
@@ -228,7 +228,7 @@ def test_replay_draws_differ_between_seeds_with_equal_buffers():
     train_state = compiled(SMALL)[0](jax.random.key(0))
     from purejaxdqn.replay import uniform_replay
 
-    replay = uniform_replay(SMALL.replay_capacity, SMALL.batch_size, 0.99, 500)
+    replay = uniform_replay(SMALL.replay_capacity, SMALL.batch_size, 500)
     keys = jax.vmap(jax.random.key)(jnp.arange(100))
     indices = jax.vmap(lambda key: replay.sample(train_state.replay, key).indices)(keys)
     assert len(np.unique(np.asarray(indices), axis=0)) == 100

@@ -17,8 +17,8 @@ from purejaxdqn.engine import rounds
 from purejaxdqn.environments import Environment
 from purejaxdqn.losses import bellman_loss, return_error
 from purejaxdqn.sweep.run import run_sweep
+from purejaxdqn.training.declaration import settings_of
 from purejaxdqn.training.learner import make_learner
-from purejaxdqn.training.settings import settings_of
 from purejaxdqn.types import Array, ConfigError, LossOutput, Network, TimeStep, Transition
 
 SMALL = PQNConfig(

@@ -1,4 +1,4 @@
-"""The ablation: which settings its combinations are, what an effect is, files, going on, errors."""
+"""Tests the ablation: the settings of its combinations, its files, resuming and errors."""
 
 import dataclasses
 import importlib.util
@@ -10,13 +10,12 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-import xarray as xr
 
 import purejaxdqn
 from purejaxdqn import agents
 from purejaxdqn.agents.dqn.settings import DQNConfig
 from purejaxdqn.storage import results
-from purejaxdqn.sweep import trainer
+from purejaxdqn.sweep import batches
 from purejaxdqn.types import ConfigError
 
 PATH = Path(__file__).parents[2] / "experiments" / "ablation.py"
@@ -114,50 +113,6 @@ def test_a_component_beside_a_base_that_has_something_else_in_its_place(tmp_path
         ablation.base_config("pqn")
 
 
-# ------------------------------------------------------------------------------------------ effects
-
-
-def made_up():
-    """`score (double, dueling, seed)`: 100 + seed, double +20, dueling -10, both +5."""
-    coords = {"double": [False, True], "dueling": [False, True], "seed": [3, 4, 5, 6]}
-    score = xr.DataArray(np.zeros((2, 2, 4)), coords, ("double", "dueling", "seed"))
-    both = score.double & score.dueling
-    return score + 100 + score.seed + 20 * score.double - 10 * score.dueling + 5 * both
-
-
-def test_an_effect_is_the_mean_difference_over_pairs_that_differ_in_it_alone():
-    for statistic in ablation.STATISTICS.values():
-        for score in (made_up(), made_up().transpose("seed", "dueling", "double")):
-            found = ablation.effects(["dueling", "double"], score, statistic)
-            assert list(found) == ["dueling", "double"]
-            # Beside each other 20 and 25, -10 and -5; equal in all seeds, so of no width.
-            for name, effect in {"double": 22.5, "dueling": -7.5}.items():
-                assert found[name].estimate == pytest.approx(effect)
-                assert (found[name].low, found[name].high) == pytest.approx((effect, effect))
-            assert "only 4 seeds" in found["double"].note
-
-
-def test_seeds_are_put_together_by_the_statistic_that_was_asked_for():
-    score = made_up()
-    score[{"double": 1, "dueling": 0, "seed": 2}] += 1_000  # an outlier
-    mean = ablation.effects(["double"], score, ablation.STATISTICS["mean"])["double"]
-    iqm = ablation.effects(["double"], score, ablation.STATISTICS["iqm"])["double"]
-    assert mean.estimate == pytest.approx(22.5 + 1_000 / 4 / 2)
-    # Of 123 124 1125 126 the middle half is 124 and 126; of 103 to 106 it is 104 and 105.
-    assert iqm.estimate == pytest.approx(((125 - 104.5) + 25) / 2)
-    assert iqm.low < iqm.estimate < mean.high
-
-
-def test_the_area_is_the_mean_height_of_the_curve():
-    curve = np.array([[[0.0, 2.0], [3.0, 5.0], [8.0, 8.0]]])  # means 1, 4, 8 at 100, 200, 400
-    dataset = xr.Dataset(
-        {"evaluation_return": (("seed", "step", "episode"), curve)},
-        {"seed": [0], "step": [100, 200, 400]},
-    )
-    # (1 + 4) / 2 * 100 + (4 + 8) / 2 * 200 = 1450, over 300 steps
-    assert ablation.area(dataset).values == pytest.approx([1450 / 300])
-
-
 # ------------------------------------------------------------------------------ a run, and going on
 
 
@@ -165,13 +120,13 @@ def test_the_area_is_the_mean_height_of_the_curve():
 def trained(tmp_path_factory, module_patch):
     output = tmp_path_factory.mktemp("ablation")
     compiled = []
-    compile_programs = trainer.compile_programs
+    compile_programs = batches.compile_programs
 
     def counted(experiment, config, *rest, **options):
         compiled.append(config.td_error)
         return compile_programs(experiment, config, *rest, **options)
 
-    module_patch.setattr(trainer, "compile_programs", counted)
+    module_patch.setattr(batches, "compile_programs", counted)
     ablation.main(args(output))
     return output, compiled
 

@@ -10,10 +10,10 @@ from purejaxdqn.agents.pqn.settings import PQNConfig
 from purejaxdqn.cli import flags as cli
 from purejaxdqn.engine import programs
 from purejaxdqn.runtime import devices
-from purejaxdqn.runtime.interrupts import Stop, Stopped, listen
-from purejaxdqn.storage import results
-from purejaxdqn.sweep import trainer
-from purejaxdqn.sweep.plan import parse_bytes
+from purejaxdqn.runtime.interrupts import Stopped, StopRequest, catch_signals
+from purejaxdqn.storage.files import replace_file
+from purejaxdqn.sweep import batches
+from purejaxdqn.sweep.options import parse_bytes
 from purejaxdqn.types import ConfigError
 
 # Text that is no value of the setting, whatever its limits are.
@@ -206,7 +206,7 @@ def test_a_bad_input_is_one_line_and_exit_code_2(
         raise AssertionError("something was compiled")
 
     monkeypatch.setattr(programs, "compile_programs", compiled)
-    monkeypatch.setattr(trainer, "compile_programs", compiled)
+    monkeypatch.setattr(batches, "compile_programs", compiled)
     monkeypatch.setattr("purejaxdqn.cli.flags.use_every_core", lambda *_: devices.ensure_devices())
     argv = [folders.get(word, word) for word in flags.split(" ")]
     if "--output" not in argv:
@@ -263,11 +263,11 @@ def test_an_end_before_its_time_says_how_to_go_on(
 
 
 def test_the_first_of_two_signals_says_how_the_process_ends():
-    stop = Stop()
-    stop.waits = True
-    stop.hear(signal.SIGTERM, None)
+    stop = StopRequest()
+    stop.is_deferred = True
+    stop.handle(signal.SIGTERM, None)
     with pytest.raises(Stopped) as caught:
-        stop.hear(signal.SIGINT, None)
+        stop.handle(signal.SIGINT, None)
     assert caught.value.exit_code == 75
 
 
@@ -278,7 +278,7 @@ def test_signals_while_a_file_is_written_are_heard_after_it(fails, tmp_path):
     done = []
 
     def write():
-        with results.replacing(path) as temporary:
+        with replace_file(path) as temporary:
             signal.raise_signal(signal.SIGTERM)
             signal.raise_signal(signal.SIGTERM)  # a second one, which waits for nothing else
             temporary.write_text("whole")
@@ -286,8 +286,8 @@ def test_signals_while_a_file_is_written_are_heard_after_it(fails, tmp_path):
             if fails:
                 raise OSError("the disk is full")
 
-    with listen() as stop:
-        stop.waits = True
+    with catch_signals() as stop:
+        stop.is_deferred = True
         with pytest.raises(Stopped) as caught:
             write()
     assert caught.value.exit_code == 75

@@ -23,11 +23,21 @@ ROOMS: dict[str, set[str]] = {
     "agents": {"environments", "losses", "networks", "replay", "training", "types"},
     "engine": {"runtime", "training", "types"},
     "tracking": {"types"},
-    "report": {"storage", "training", "types"},
+    "report": {"environments", "runtime", "storage", "training", "types"},
     "sweep": {"engine", "runtime", "storage", "tracking", "training", "types"},
     "search": {"engine", "report", "runtime", "storage", "sweep", "training", "types"},
     "cli": {"runtime", "storage", "sweep", "tracking", "training", "types"},
-    "testing": {"agents", "cli", "environments", "losses", "networks", "training", "types"},
+    "testing": {
+        "agents",
+        "cli",
+        "environments",
+        "losses",
+        "networks",
+        "replay",
+        "runtime",
+        "training",
+        "types",
+    },
 }
 
 

@@ -1,4 +1,4 @@
-"""The scripts as a user runs them: files, exit codes, the last line, Ctrl-C."""
+"""Tests the scripts as a user runs them: files, exit codes, the last line, Ctrl-C."""
 
 import json
 import os
@@ -8,9 +8,7 @@ import sys
 import time
 from pathlib import Path
 
-import numpy as np
 import pytest
-import xarray as xr
 
 from purejaxdqn.storage import results
 
@@ -37,12 +35,12 @@ def command(script, *flags):
 
 def run(script, *flags):
     return subprocess.run(
-        command(script, *flags), capture_output=True, text=True, timeout=280, env=environment()
+        command(script, *flags), capture_output=True, text=True, env=environment()
     )
 
 
 def environment():
-    """As a user's: the test run's own JAX settings do not reach the scripts."""
+    """Returns a user's environment: the test run's own JAX settings do not reach the scripts."""
     return {k: v for k, v in os.environ.items() if not k.startswith(("JAX_", "XLA_"))}
 
 
@@ -96,46 +94,6 @@ def test_the_same_command_gives_the_same_numbers_and_needs_overwrite(first):
     assert results.load(output).equals(before)
 
 
-def sweep_results(discounts):
-    shape = (len(discounts), 2, 2, 3)
-    return xr.Dataset(
-        {
-            "evaluation_return": (("discount", "seed", "step", "episode"), np.full(shape, 312.5)),
-            "final_return": (("discount", "seed", "episode"), np.full((shape[0], 2, 3), 312.5)),
-            "diverged": (("discount", "seed"), np.zeros((shape[0], 2), bool)),
-        },
-        {"discount": discounts, "seed": [0, 1], "step": [100, 200]},
-        {"status": "finished", "width": 2},
-    )
-
-
-def test_settings_that_look_alike_are_told_apart(sweep_script):
-    assert [*sweep_script.by_setting(sweep_results([0.99, 0.9995, 0.9999]))] == [
-        *("discount=0.99", "discount=0.9995", "discount=0.9999")
-    ]
-    assert [*sweep_script.by_setting(sweep_results([1e-3, 0.1 + 0.2]))] == [
-        *("discount=0.001", "discount=0.3")
-    ]
-    drawn = xr.Dataset(
-        {"final_return": (("run", "episode"), np.zeros((3, 1)))},
-        {name: ("run", x) for name, x in {"sample": [0, 1, 2], "seed": [0, 0, 0]}.items()}
-        | {"run": [0, 1, 2], "agent": ("run", ["dqn", "rainbow", "dqn"])},
-    )
-    assert [*sweep_script.by_setting(drawn)] == ["agent=dqn (1)", "agent=rainbow", "agent=dqn (2)"]
-
-
-def test_the_table_of_a_sweep_fits_eighty_columns(sweep_script, tmp_path, capsys, monkeypatch):
-    monkeypatch.setenv("COLUMNS", "80")
-    long = sweep_results([0.9, 0.99]).expand_dims(
-        {"learning_rate": [1e-3], "learning_rate_end_fraction": [0.123], "n_step": [5]}
-    )
-    sweep_script.report(sweep_script.Args(), long, tmp_path)
-    lines = capsys.readouterr().out.splitlines()
-    table = [line for line in lines if line.startswith(("┃", "│"))]
-    assert {len(line) for line in table} <= {*range(60, 81)}
-    assert all(word in " ".join(table) for word in ("diverged", "finished", "2 of 2"))
-
-
 def test_cartpole_trains_pqn_with_flags_of_its_own(tmp_path):
     flags = ["--total-steps=800", "--num-envs=4", "--num-steps=50", "--num-epochs=1"]
     flags += ["--q-lambda=0.5", "--hidden-sizes", "8", "--eval-interval=400", "--eval-episodes=4"]
@@ -184,13 +142,11 @@ def test_ctrl_c_ends_cleanly_with_what_was_finished_on_disk(tmp_path):
         env=environment(),
     )
     signal.signal(signal.SIGINT, before)
-    deadline = time.monotonic() + 120
     while not (tmp_path / "results.nc").exists():  # the first write, some seconds into the training
-        assert time.monotonic() < deadline
         assert process.poll() is None
         time.sleep(0.2)
     process.send_signal(signal.SIGINT)
-    out, err = process.communicate(timeout=60)
+    out, err = process.communicate()
     assert process.returncode == 130, err
     assert "Traceback" not in err
     assert "not finished" in out

@@ -1,4 +1,4 @@
-"""The tutorial's agent until it wins: what counts as a win, the table, the files, the exit code."""
+"""Tests the tutorial's agent: what counts as a win, the table, the files, the exit code."""
 
 import importlib.util
 import json
@@ -19,7 +19,8 @@ assert spec.loader is not None
 tutorial_agent = importlib.util.module_from_spec(spec)
 sys.modules[spec.name] = tutorial_agent  # where dataclasses look
 spec.loader.exec_module(tutorial_agent)
-averages, win = tutorial_agent.averages, tutorial_agent.win
+average_returns = tutorial_agent.average_returns
+count_games_to_win = tutorial_agent.count_games_to_win
 
 
 def games(returns):
@@ -28,22 +29,22 @@ def games(returns):
 
 
 def test_a_win_is_the_first_hundred_games_with_an_average_of_195():
-    assert win(games([200] * 99)) is None
-    assert win(games([200] * 100)) == 100
-    assert win(games([195] * 100)) == 100
-    assert win(games([194] * 500)) is None
+    assert count_games_to_win(games([200] * 99)) is None
+    assert count_games_to_win(games([200] * 100)) == 100
+    assert count_games_to_win(games([195] * 100)) == 100
+    assert count_games_to_win(games([194] * 500)) is None
     # 50 short games leave the last hundred one by one: 100 - n at 200 and n at 10.
     short_first = games([10] * 50 + [200] * 100)
     expected = next(
         n for n in range(100, 151) if np.mean(short_first.episode_return[n - 100 : n]) >= 195
     )
-    assert win(short_first) == expected
-    np.testing.assert_allclose(averages(short_first)[[99, 149]], [105, 200])
-    assert np.isnan(averages(short_first)[98])
+    assert count_games_to_win(short_first) == expected
+    np.testing.assert_allclose(average_returns(short_first)[[99, 149]], [105, 200])
+    assert np.isnan(average_returns(short_first)[98])
 
 
-def fake(num_won):
-    """What `play` would return if so many of ten seeds won, in their 120th game."""
+def make_played(num_won):
+    """Makes what `play` returns if so many of ten seeds win, in their 120th game."""
     won = games([10] * 20 + [195] * 100)
     lost = games([10] * 150)
     return tutorial_agent.Played([won] * num_won + [lost] * (10 - num_won), 5, 2)
@@ -52,7 +53,7 @@ def fake(num_won):
 @pytest.mark.parametrize(("num_won", "code"), [(10, 0), (9, 0), (8, 1)])
 def test_nine_of_ten_must_win_with_the_defaults(num_won, code, tmp_path, monkeypatch, capsys):
     others = {tutorial_agent.DEFAULTS: num_won}
-    monkeypatch.setattr(tutorial_agent, "play", lambda name, args: fake(others.get(name, 1)))
+    monkeypatch.setattr(tutorial_agent, "play", lambda name, args: make_played(others.get(name, 1)))
     monkeypatch.setattr(tutorial_agent, "save", lambda *arguments: None)
     args = tutorial_agent.Args(output=tmp_path, json=True, max_games=150)
     assert tutorial_agent.main(args) == code
@@ -66,7 +67,7 @@ def test_nine_of_ten_must_win_with_the_defaults(num_won, code, tmp_path, monkeyp
 
 
 def test_seeds_train_until_they_win_and_the_rest_is_cut(monkeypatch):
-    """Two seeds: one wins with its 120th game, the other never; `train_round` is made up."""
+    """Plays two seeds: one wins with its 120th game, and the other never wins."""
     chunks = [[10] * 20 + [195] * 60, [195] * 60, [10] * 40, [10] * 40]
     seen = []
 
@@ -132,8 +133,8 @@ def test_it_writes_every_game(played):
 
 
 def test_games_do_not_depend_on_how_many_are_allowed():
-    """The schedules are those of the settings; what is allowed only ends the training."""
-    steps = [tutorial_agent.longest(c, 300) for c in tutorial_agent.SETTINGS.values()]
+    """Checks that the schedules come from the settings, and not from the games allowed."""
+    steps = [tutorial_agent.count_steps(c, 300) for c in tutorial_agent.SETTINGS.values()]
     assert min(steps) >= 300 * 200
     assert all(c.total_steps == 100_000 for c in tutorial_agent.SETTINGS.values())
 

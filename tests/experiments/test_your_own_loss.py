@@ -1,4 +1,4 @@
-"""The tutorial on losses as a script, and what its notebook holds."""
+"""Tests the tutorial on losses as a script, and what its notebook shows."""
 
 import json
 import re
@@ -12,8 +12,8 @@ NUMBER = r"-?[\d.]+"
 
 
 @pytest.fixture(scope="module")
-def told(run_script, tmp_path_factory):
-    """The script on three seeds with a small network, and where it wrote."""
+def told(run_script, fresh_environment, tmp_path_factory):
+    """Runs the script on three seeds with a small network; returns its words and its folder."""
     folder = tmp_path_factory.mktemp("your_own_loss")
     source = SCRIPT.read_text()
     small = (
@@ -29,13 +29,14 @@ def told(run_script, tmp_path_factory):
         assert count == 1
     script = folder / "small.py"
     script.write_text(source)
-    answer = run_script(script)
+    cache = {name: value for name, value in fresh_environment.items() if name.startswith("JAX_")}
+    answer = run_script(script, **cache)
     assert answer.returncode == 0, answer.stderr
     return answer.stdout, folder / "out"
 
 
 def tables(printed):
-    """What each check says, per loss."""
+    """Cuts the printed table of each loss out."""
     parts = re.split(r"^(first_draft|cautious) *\n(?=┏)", printed, flags=re.M)
     return dict(zip(parts[1::2], parts[2::2], strict=True))
 

@@ -102,7 +102,7 @@ class TestTDErrors:
         equal = soft(1.0)(*td_arguments(1.0, [offset] * 3))
         assert float(equal) == pytest.approx(0.5 + offset + math.log(3) - 2, rel=1e-6)
 
-    @settings(max_examples=50, deadline=None)
+    @settings(max_examples=50)
     @given(
         q_t=st.lists(st.floats(-50, 50, width=32), min_size=3, max_size=3),
         temperature=st.floats(0.01, 10),
@@ -481,7 +481,7 @@ class TestProject:
         found = project(jnp.array([0.2, 0.3, 0.5]), jnp.array(atoms), jnp.array([-1.0, 0.0, 1.0]))
         np.testing.assert_allclose(found, expected, atol=1e-7)
 
-    @settings(max_examples=200, deadline=None)
+    @settings(max_examples=200)
     @given(projections())
     def test_against_a_double_loop(self, case):
         probabilities, atoms, support = (x.astype(np.float32) for x in case)
@@ -595,7 +595,7 @@ class TestQuantileHuber:
         found = quantile_huber(jnp.float32(error), jnp.float32(fraction), threshold)
         assert float(found) == pytest.approx(expected, rel=1e-6)
 
-    @settings(max_examples=100, deadline=None)
+    @settings(max_examples=100)
     @given(
         errors=st.lists(st.floats(-20, 20, width=32), min_size=8, max_size=8),
         fraction=st.floats(0, 1, width=32),

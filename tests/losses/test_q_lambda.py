@@ -57,7 +57,7 @@ def trajectories(draw):
     return [EVENTS[digits // 8**i % 8] for i in range(length)]
 
 
-@settings(max_examples=1_000, deadline=None)
+@settings(max_examples=1_000)
 @given(
     events=trajectories(),
     discount=st.floats(0.05, 1.0),
@@ -75,7 +75,7 @@ def test_equals_the_weighted_sum_over_all_n_step_returns(events, discount, scale
     np.testing.assert_allclose(found, expected, rtol=2e-5, atol=2e-5 * scale)
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=200)
 @given(events=trajectories(), seed=st.integers(0, 2**32 - 1))
 def test_lambda_0_is_one_step_q_learning_and_lambda_1_the_return_exactly(events, seed):
     """On numbers that float32 adds and halves without rounding."""

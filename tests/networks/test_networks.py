@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 import scipy.stats
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
@@ -364,7 +364,6 @@ class TestDueling:
         np.testing.assert_allclose(both[0], expected)
         np.testing.assert_allclose(both[1], expected - 2 * np.asarray(value))
 
-    @settings(deadline=None)
     @given(
         arrays(np.float32, (1, 2), elements=NUMBERS),
         arrays(np.float32, (3, 2), elements=NUMBERS),

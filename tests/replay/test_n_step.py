@@ -11,7 +11,12 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from purejaxdqn.replay import n_step_replay, prioritised_replay, uniform_replay
+from purejaxdqn.replay import (
+    n_step_replay,
+    n_step_transition,
+    prioritised_replay,
+    uniform_replay,
+)
 from purejaxdqn.types import ConfigError, Replay, Sample, Step, Transition
 
 DISCOUNT = 0.9
@@ -142,6 +147,10 @@ def assert_transitions(transition: Transition, expected: list[tuple[float, ...]]
     np.testing.assert_array_equal(transition.obs_t[goes_on], following[goes_on])
 
 
+def transitions_of(sample: Sample) -> Transition:
+    return jax.vmap(functools.partial(n_step_transition, discount=DISCOUNT))(sample.window)
+
+
 def filled(replay: Replay, steps: Step, num_adds: Any) -> Any:
     """The state after so many steps, where NaN marks what is unwritten."""
     state: Any = replay.init(jax.tree.map(lambda x: x[0], steps))
@@ -163,15 +172,15 @@ quick_jit = functools.partial(jax.jit, compiler_options={"xla_backend_optimizati
 def whole_ring(layout: Layout) -> Replay:
     """A replay of one's own, which gives every place of the ring, written or not."""
     num_envs, max_rows, time_limit = layout
-    replay = uniform_replay(num_envs * max_rows, 1, DISCOUNT, time_limit)
-    transition_at = replay.transition_at
-    assert transition_at is not None
+    replay = uniform_replay(num_envs * max_rows, 1, time_limit)
+    window_at = replay.window_at
+    assert window_at is not None
 
     def sample(state: Any, key: Any) -> Sample:
         del key
         indices = jnp.arange(num_envs * max_rows)
-        transitions = jax.vmap(lambda index: transition_at(state, index, 1))(indices)
-        return Sample(transitions, indices, jnp.ones(num_envs * max_rows))
+        windows = jax.vmap(lambda index: window_at(state, index, 1))(indices)
+        return Sample(windows, indices, jnp.ones(num_envs * max_rows))
 
     return replay._replace(sample=sample)
 
@@ -185,7 +194,8 @@ def every_window(layout: Layout) -> Callable[..., list[Transition]]:
     def run(steps, num_adds):
         state = filled(replay, steps, num_adds)
         key = jax.random.key(0)
-        return [n_step_replay(replay, n).sample(state, key).transition for n in layout.n_steps]
+        samples = [n_step_replay(replay, n).sample(state, key) for n in layout.n_steps]
+        return [transitions_of(sample) for sample in samples]
 
     return run
 
@@ -198,10 +208,10 @@ MAKE_REPLAY: dict[str, Callable[..., Replay]] = {
 
 
 @functools.cache
-def drawn(kind: str, layout: Layout, n_step: int) -> Callable[..., tuple[Sample, Sample]]:
-    """`(steps, num_adds, key) -> samples` of the wrapped replay and of the wrapper."""
+def drawn(kind: str, layout: Layout, n_step: int) -> Callable[..., Any]:
+    """`(steps, num_adds, key) -> (sample, transitions)` of the wrapped one and the wrapper."""
     num_envs, max_rows, time_limit = layout
-    replay = MAKE_REPLAY[kind](num_envs * max_rows, 8, DISCOUNT, time_limit)
+    replay = MAKE_REPLAY[kind](num_envs * max_rows, 8, time_limit)
     wrapped = n_step_replay(replay, n_step)
 
     @quick_jit
@@ -211,7 +221,8 @@ def drawn(kind: str, layout: Layout, n_step: int) -> Callable[..., tuple[Sample,
         # Errors of all magnitudes, so that the tree has something to say.
         indices = wrapped.sample(state, keys[0]).indices
         state = wrapped.update(state, indices, jnp.exp(3 * jax.random.normal(keys[1], (8,))))
-        return replay.sample(state, keys[2]), wrapped.sample(state, keys[2])
+        samples = replay.sample(state, keys[2]), wrapped.sample(state, keys[2])
+        return [(sample, transitions_of(sample)) for sample in samples]
 
     return run
 
@@ -223,7 +234,7 @@ lengths, seeds = st.sampled_from([1, 2, 3, 5, 10, 20]), st.integers(0, 2**31 - 1
 
 
 class TestAgainstEpisodes:
-    @settings(max_examples=1_000, deadline=None)
+    @settings(max_examples=1_000)
     @given(
         layout=st.sampled_from(LAYOUTS),
         num_adds=st.integers(1, MAX_ADDS),
@@ -242,7 +253,7 @@ class TestAgainstEpisodes:
         held = np.array(list(expected))
         assert_transitions(jax.tree.map(lambda x: x[held], transition), list(expected.values()))
 
-    @settings(max_examples=200, deadline=None)
+    @settings(max_examples=200)
     @given(
         layout_and_n=st.sampled_from([(Layout(2, 13, 1), 10), (Layout(3, 8, 6), 4)]),
         kind=st.sampled_from(list(MAKE_REPLAY)),
@@ -256,13 +267,13 @@ class TestAgainstEpisodes:
         environments = make_episodes(layout, ends, longest, seed)
         key = jax.random.key(seed)
         samples = drawn(kind, layout, n_step)(make_steps(environments), jnp.int32(num_adds), key)
-        one_step, sample = jax.tree.map(np.asarray, samples)
-        np.testing.assert_array_equal(sample.indices, one_step.indices)
-        np.testing.assert_array_equal(sample.probabilities, one_step.probabilities)
-        for given_sample, n in ((one_step, 1), (sample, n_step)):
+        one_step, several = jax.tree.map(np.asarray, samples)
+        np.testing.assert_array_equal(several[0].indices, one_step[0].indices)
+        np.testing.assert_array_equal(several[0].probabilities, one_step[0].probabilities)
+        for (sample, transitions), n in ((one_step, 1), (several, n_step)):
             expected = expected_transitions(environments, layout.max_rows, num_adds, n)
-            at_indices = [expected[index] for index in given_sample.indices.tolist()]
-            assert_transitions(given_sample.transition, at_indices)
+            at_indices = [expected[index] for index in sample.indices.tolist()]
+            assert_transitions(transitions, at_indices)
 
 
 class TestComposition:
@@ -273,30 +284,30 @@ class TestComposition:
 
     @pytest.mark.parametrize("kind", MAKE_REPLAY)
     def test_one_step_changes_nothing(self, kind, steps):
-        replay = MAKE_REPLAY[kind](16, 8, DISCOUNT, 3)
+        replay = MAKE_REPLAY[kind](16, 8, 3)
         state, key = filled(replay, steps, 11), jax.random.key(1)
         samples = [jax.jit(r.sample)(state, key) for r in (replay, n_step_replay(replay, 1))]
         leaves = [[np.asarray(x).tobytes() for x in jax.tree.leaves(s)] for s in samples]
-        assert len(leaves[0]) == 7
+        assert len(leaves[0]) == 9
         assert leaves[0] == leaves[1]
 
     @pytest.mark.parametrize("kind", MAKE_REPLAY)
     def test_everything_but_sample_is_the_wrapped_one_s(self, kind):
-        replay = MAKE_REPLAY[kind](16, 8, DISCOUNT, 3)
+        replay = MAKE_REPLAY[kind](16, 8, 3)
         wrapped = n_step_replay(replay, 3)
         assert wrapped._replace(sample=replay.sample) == replay
 
     def test_the_outermost_says_how_many(self, steps):
-        replay = uniform_replay(16, 8, DISCOUNT, 3)
+        replay = uniform_replay(16, 8, 3)
         state, key = filled(replay, steps, 11), jax.random.key(1)
         twice = n_step_replay(n_step_replay(replay, 7), 2)
         samples = [jax.jit(r.sample)(state, key) for r in (twice, n_step_replay(replay, 2))]
-        np.testing.assert_array_equal(*(s.transition.r_t for s in samples))
+        np.testing.assert_array_equal(*(s.window.reward for s in samples))
 
     @pytest.mark.parametrize("kind", MAKE_REPLAY)
     def test_compiled_the_wrapped_one_reads_no_observation(self, kind, steps):
         """What its own transitions would have cost is gone from the program."""
-        replay = MAKE_REPLAY[kind](16, 8, DISCOUNT, 3)
+        replay = MAKE_REPLAY[kind](16, 8, 3)
         state, key = filled(replay, steps, 11), jax.random.key(1)
 
         def num_gathers(sample):
@@ -310,16 +321,16 @@ class TestBadInput:
     @pytest.mark.parametrize("n_step", [0, -3])
     def test_less_than_one_step(self, n_step):
         with pytest.raises(ConfigError, match=rf"n_step \({n_step}\) must be at least 1"):
-            n_step_replay(uniform_replay(8, 4, DISCOUNT), n_step)
+            n_step_replay(uniform_replay(8, 4), n_step)
 
     def test_a_replay_of_four_functions(self):
         """It is whole without the fifth, until it is wrapped."""
-        own = Replay(*uniform_replay(8, 4, DISCOUNT)[:4])
-        with pytest.raises(ConfigError, match=r"n_step \(3\) needs .* transition_at, which this"):
+        own = Replay(*uniform_replay(8, 4)[:4])
+        with pytest.raises(ConfigError, match=r"n_step \(3\) needs .* window_at, which this"):
             n_step_replay(own, 3)
 
     def test_a_replay_that_holds_nothing_says_so(self):
-        replay = n_step_replay(uniform_replay(8, 4, DISCOUNT), 3)
+        replay = n_step_replay(uniform_replay(8, 4), 3)
         state = replay.init(Step(*(jnp.zeros(1) for _ in Step._fields)))
         with pytest.raises(ValueError, match="holds 0 transitions"):
             replay.sample(state, jax.random.key(0))

@@ -14,10 +14,9 @@ from hypothesis import strategies as st
 from scipy import stats
 
 from purejaxdqn.replay import uniform_replay
-from purejaxdqn.replay.uniform import UniformReplayState, _different_indices, _uniform_indices
+from purejaxdqn.replay.uniform import UniformReplayState, _draw_different_indices, _draw_indices
 from purejaxdqn.types import Sample, Step, run_axes
 
-DISCOUNT = 0.9
 MAX_ADDS = 40
 BATCH_SIZE = 1_024  # so large that every entry of a small ring is in it, but once in 10^7
 
@@ -63,7 +62,6 @@ def compiled(layout: Layout) -> Callable[..., Sample]:
     replay = uniform_replay(
         layout.max_rows * layout.num_envs,
         BATCH_SIZE,
-        DISCOUNT,
         layout.time_limit,
     )
 
@@ -88,7 +86,7 @@ probabilities = st.sampled_from([0.0, 0.1, 0.5, 1.0])
 
 
 class TestAgainstAList:
-    @settings(max_examples=200, deadline=None)
+    @settings(max_examples=200)
     @given(
         layout=st.sampled_from(LAYOUTS),
         num_adds=st.integers(1, MAX_ADDS),
@@ -129,19 +127,19 @@ class TestAgainstAList:
         np.testing.assert_allclose(sample.probabilities, 1 / len(kept), rtol=1e-6)
 
         at = tuple(np.array([indices[index] for index in sample.indices.tolist()]).T)
-        transition = sample.transition
-        np.testing.assert_array_equal(transition.obs_tm1, steps.obs[at])
-        np.testing.assert_array_equal(transition.a_tm1, steps.action[at])
-        np.testing.assert_array_equal(transition.r_t, steps.reward[at])
-        discount_t = np.where(steps.terminated[at], 0, np.float32(DISCOUNT))
-        np.testing.assert_array_equal(transition.discount_t, discount_t)
+        window = sample.window
+        np.testing.assert_array_equal(window.obs, steps.obs[at])
+        for name in ("action", "reward", "terminated", "truncated"):
+            np.testing.assert_array_equal(getattr(window, name)[:, 0], getattr(steps, name)[at])
+        assert window.is_inside.shape == (len(at[0]), 1)
+        assert window.is_inside.all()
         # What follows a terminal state counts for nothing, but 0 * NaN would be NaN.
-        assert np.isfinite(transition.obs_t).all()
+        assert np.isfinite(window.next_obs).all()
         goes_on = ~steps.terminated[at] | steps.truncated[at]
-        np.testing.assert_array_equal(transition.obs_t[goes_on], steps.next_obs[at][goes_on])
+        np.testing.assert_array_equal(window.next_obs[goes_on], steps.next_obs[at][goes_on])
 
 
-different_indices = jax.jit(_different_indices, static_argnums=1)
+different_indices = jax.jit(_draw_different_indices, static_argnums=1)
 
 
 class TestSampling:
@@ -162,11 +160,11 @@ class TestSampling:
         assert stats.chisquare(pairs).pvalue > 1e-3
 
     @given(bound=st.integers(1, 2**31 - 1), seed=st.integers(0, 2**31 - 1))
-    @settings(max_examples=100, deadline=None)
+    @settings(max_examples=100)
     def test_indices_are_the_high_half_of_the_product(self, bound, seed):
         key = jax.random.key(seed)
         bits = np.asarray(jax.random.bits(key, (64,), jnp.uint32)).tolist()
-        indices = jax.jit(_uniform_indices, static_argnums=1)(key, 64, jnp.int32(bound))
+        indices = jax.jit(_draw_indices, static_argnums=1)(key, 64, jnp.int32(bound))
         assert indices.dtype == jnp.int32
         assert indices.tolist() == [(number * bound) >> 32 for number in bits]
 
@@ -175,7 +173,7 @@ class TestSampling:
         more=st.integers(0, 100) | st.integers(0, 2**31 - 41),
         seed=st.integers(0, 2**31 - 1),
     )
-    @settings(max_examples=100, deadline=None)
+    @settings(max_examples=100)
     def test_without_replacement_is_the_beginning_of_a_shuffle(self, num, more, seed):
         key, bound = jax.random.key(seed), num + more
         bits = np.asarray(jax.random.bits(key, (num,), jnp.uint32)).tolist()
@@ -191,7 +189,7 @@ class TestSampling:
 
     def test_without_replacement_every_sequence_is_as_likely(self):
         keys = jax.random.split(jax.random.key(0), 12_000)
-        draw = jax.jit(jax.vmap(lambda key: _different_indices(key, 3, jnp.int32(5))))
+        draw = jax.jit(jax.vmap(lambda key: _draw_different_indices(key, 3, jnp.int32(5))))
         codes = np.asarray(draw(keys)) @ [25, 5, 1]
         counts = np.unique(codes, return_counts=True)[1]
         assert len(counts) == 5 * 4 * 3
@@ -199,7 +197,7 @@ class TestSampling:
 
     @pytest.mark.parametrize(("with_replacement", "least"), [(True, 1), (False, 4)])
     def test_a_replay_that_holds_too_little_says_so(self, with_replacement, least):
-        replay = uniform_replay(8, 4, DISCOUNT, with_replacement=with_replacement)
+        replay = uniform_replay(8, 4, with_replacement=with_replacement)
         nothing = np.zeros((MAX_ADDS, 1), bool)
         steps = make_steps(Layout(1, 8, 1), nothing, nothing)
         state = replay.init(jax.tree.map(lambda x: x[0], steps))
@@ -213,7 +211,7 @@ class TestSampling:
         assert with_replacement or len(set(indices)) == 4
 
     def test_update_changes_nothing(self):
-        replay = uniform_replay(8, 4, DISCOUNT)
+        replay = uniform_replay(8, 4)
         layout = Layout(2, 4, 1)
         nothing = np.zeros((MAX_ADDS, 2), bool)
         step = jax.tree.map(lambda x: jnp.asarray(x[0]), make_steps(layout, nothing, nothing))
@@ -239,22 +237,22 @@ class TestMemory:
         ("obs_shape", "obs_dtype"), [((4,), jnp.float32), ((84, 84, 4), jnp.uint8)]
     )
     def test_each_observation_is_kept_once(self, obs_shape, obs_dtype):
-        replay = uniform_replay(10_000, 32, DISCOUNT, time_limit=500)
+        replay = uniform_replay(10_000, 32, time_limit=500)
         step = step_types(10, obs_shape, obs_dtype)
         state = jax.eval_shape(replay.init, step)
         one_copy = 1_000 * num_bytes(step[:-1])  # all but next_obs
         assert one_copy <= num_bytes(state) <= 1.15 * one_copy
 
     def test_observations_keep_their_dtype(self):
-        replay = uniform_replay(20, 6, DISCOUNT, time_limit=3)
+        replay = uniform_replay(20, 6, time_limit=3)
         step = jax.tree.map(lambda x: jnp.ones(x.shape, x.dtype), step_types(2, (3, 3), jnp.uint8))
         state = replay.init(step)
         for _ in range(4):
             state = replay.add(state, step)
         assert state.obs.dtype == jnp.uint8
-        transition = replay.sample(state, jax.random.key(0)).transition
-        assert transition.obs_tm1.dtype == transition.obs_t.dtype == jnp.uint8
-        assert transition.obs_t.shape == (6, 3, 3)
+        window = replay.sample(state, jax.random.key(0)).window
+        assert window.obs.dtype == window.next_obs.dtype == jnp.uint8
+        assert window.next_obs.shape == (6, 3, 3)
 
 
 NUM_RUNS, NUM_ADDS = 3, 50
@@ -262,7 +260,7 @@ NUM_RUNS, NUM_ADDS = 3, 50
 
 def compiled_adds(shared_counters: bool) -> tuple[Any, Any]:
     """Many adds in a loop, for several runs at once, with the state donated."""
-    replay = uniform_replay(100_000, 32, DISCOUNT, time_limit=500)
+    replay = uniform_replay(100_000, 32, time_limit=500)
     step = step_types(10, (4,), jnp.float32)
     state = jax.eval_shape(replay.init, step)
     axes = run_axes(state) if shared_counters else 0
@@ -304,7 +302,7 @@ class TestCost:
     @pytest.mark.parametrize("with_replacement", [True, False])
     def test_a_sample_costs_the_batch_and_not_the_capacity(self, with_replacement):
         def compiled_sample(capacity):
-            replay = uniform_replay(capacity, 32, DISCOUNT, 500, with_replacement)
+            replay = uniform_replay(capacity, 32, 500, with_replacement)
             state = jax.eval_shape(replay.init, step_types(10, (4,), jnp.float32))
             key = jax.eval_shape(lambda: jax.random.key(0))
             return jax.jit(replay.sample).lower(state, key).compile()
@@ -319,9 +317,7 @@ class TestCost:
             assert size < 1_000 or opcode in ("parameter", "bitcast"), (dims, opcode)
 
     def test_counters_are_shared_by_the_runs_of_a_batch(self):
-        state = jax.eval_shape(
-            uniform_replay(20, 4, DISCOUNT).init, step_types(2, (4,), jnp.float32)
-        )
+        state = jax.eval_shape(uniform_replay(20, 4).init, step_types(2, (4,), jnp.float32))
         axes = run_axes(state)
         shared = {"insert_row", "num_rows", "block", "row_in_block"}
         for field in UniformReplayState.__dataclass_fields__:
@@ -332,10 +328,10 @@ class TestBadInput:
     @pytest.mark.parametrize(
         ("arguments", "message"),
         [
-            ((0, 4, 0.9, 1), r"capacity \(0\) must be at least 1"),
-            ((8, -1, 0.9, 1), r"batch_size \(-1\) must be at least 1"),
-            ((8, 4, 0.9, 0), r"time_limit \(0\) must be at least 1"),
-            ((8, 9, 0.9, 1, False), r"batch_size \(9\) must be at most capacity \(8\)"),
+            ((0, 4, 1), r"capacity \(0\) must be at least 1"),
+            ((8, -1, 1), r"batch_size \(-1\) must be at least 1"),
+            ((8, 4, 0), r"time_limit \(0\) must be at least 1"),
+            ((8, 9, 1, False), r"batch_size \(9\) must be at most capacity \(8\)"),
         ],
     )
     def test_counts_that_are_not_positive(self, arguments, message):
@@ -343,6 +339,6 @@ class TestBadInput:
             uniform_replay(*arguments)
 
     def test_a_capacity_that_is_no_multiple_of_the_environments(self):
-        replay = uniform_replay(10, 4, DISCOUNT)
+        replay = uniform_replay(10, 4)
         with pytest.raises(ValueError, match=r"capacity \(10\) .* environments \(3\), such as 9"):
             jax.eval_shape(replay.init, step_types(3, (4,), jnp.float32))

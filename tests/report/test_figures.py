@@ -1,4 +1,4 @@
-"""Interactive figures, looked at in a browser without a network."""
+"""Tests figures and pages; the pages in a browser without a network."""
 
 import shutil
 
@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import xarray as xr
 
-from purejaxdqn.report import figures as plotting
+from purejaxdqn.report import figures, files, pages
 from purejaxdqn.report.statistics import Interval
 
 CHROMIUM = next(
@@ -23,11 +23,11 @@ def curves():
 
 
 def test_files_are_written(tmp_path):
-    page = plotting.save_html(
-        plotting.interactive_curves(curves(), "A title", 195), tmp_path / "a.html"
+    page = files.save_page(
+        pages.plot_interactive_curves(curves(), "A title", 195), tmp_path / "a.html"
     )
     assert page.stat().st_size > 1_000_000  # all that draws it is inside
-    paths = plotting.save_figure(plotting.game_curves(curves(), "A title", 195), tmp_path / "a")
+    paths = files.save_figure(figures.plot_games(curves(), "A title", 195), tmp_path / "a")
     assert [path.suffix for path in paths] == [".png", ".svg"]
     assert all(path.stat().st_size > 1_000 for path in paths)
 
@@ -46,7 +46,7 @@ def intervals():
 
 
 def test_effects_are_dots_with_their_intervals_in_the_order_given():
-    figure = plotting.effects(intervals(), "A title")
+    figure = figures.plot_effects(intervals(), "A title")
     final, area = figure.axes
     assert [label.get_text() for label in final.get_yticklabels()] == ["double", "dueling"]
     zero, *lines = (np.asarray(line.get_xdata()).tolist() for line in final.lines)
@@ -57,7 +57,7 @@ def test_effects_are_dots_with_their_intervals_in_the_order_given():
 
 
 def test_interactive_effects_hold_the_same_numbers(tmp_path):
-    figure = plotting.interactive_effects(intervals(), "A title")
+    figure = pages.plot_interactive_effects(intervals(), "A title")
     final, area = figure.data
     assert (final.name, area.name) == ("final return", "area")
     assert (*final.x,) == (5.0, -2.0)
@@ -66,7 +66,7 @@ def test_interactive_effects_hold_the_same_numbers(tmp_path):
     assert (*final.error_x.arrayminus,) == (4.0, 0)
     assert "only 2 seeds" in final.customdata[1]
     assert (*area.error_x.arrayminus,) == (0.5, 4.0)
-    page = plotting.save_html(figure, tmp_path / "a.html")
+    page = files.save_page(figure, tmp_path / "a.html")
     assert page.stat().st_size > 1_000_000
 
 
@@ -74,7 +74,7 @@ def test_a_comparison_has_a_panel_per_quantity_and_a_line_per_setting():
     both = curves()
     gap = both["defaults"].where(both["defaults"].step > 0, np.inf)
     panels = {f"quantity {n}": both for n in range(3)} | {"other": {"gap": gap}}
-    figure = plotting.comparison(panels, "A title")
+    figure = figures.plot_comparison(panels, "A title")
     drawn = [axes for axes in figure.axes if axes.axison]
     assert [axes.get_title() for axes in drawn] == list(panels)
     assert len(figure.axes) == 6
@@ -90,12 +90,15 @@ def page(tmp_path_factory):
     from playwright.sync_api import sync_playwright
 
     path = tmp_path_factory.mktemp("html") / "curves.html"
-    plotting.save_html(plotting.interactive_curves(curves(), "A title", 195), path)
+    files.save_page(pages.plot_interactive_curves(curves(), "A title", 195), path)
     with sync_playwright() as playwright:
         browser = playwright.chromium.launch(
-            executable_path=CHROMIUM, args=["--no-sandbox", "--disable-gpu", "--disable-quic"]
+            executable_path=CHROMIUM,
+            args=["--no-sandbox", "--disable-gpu", "--disable-quic"],
+            timeout=0,  # none but the suite's own
         )
         page = browser.new_page(viewport={"width": 900, "height": 600})
+        page.set_default_timeout(0)
         seen: dict[str, list[str]] = {"requests": [], "problems": []}
         page.on("request", lambda request: seen["requests"].append(request.url))
         page.on(

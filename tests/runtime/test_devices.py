@@ -22,7 +22,6 @@ def python(code, **environment):
         env=env | {"JAX_PLATFORMS": "cpu"} | environment,
         capture_output=True,
         text=True,
-        timeout=120,
     )
 
 

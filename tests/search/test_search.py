@@ -25,12 +25,12 @@ from purejaxdqn.engine import programs
 from purejaxdqn.engine.rounds import train_round
 from purejaxdqn.engine.run import Run
 from purejaxdqn.runtime.devices import Plan
-from purejaxdqn.search import search, searcher, study
+from purejaxdqn.search import search, study, trials
 from purejaxdqn.storage import results
+from purejaxdqn.sweep import batches
 from purejaxdqn.sweep import plan as planning
-from purejaxdqn.sweep import trainer
+from purejaxdqn.sweep.checkpoints import SweepFolder
 from purejaxdqn.sweep.design import structure
-from purejaxdqn.sweep.folder import SweepFolder
 from purejaxdqn.types import ConfigError
 
 CONFIG = DQNConfig(
@@ -90,7 +90,7 @@ def compiled():
     abstract_run = planning.abstract_run
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(planning, "abstract_run", trace_once)
-        for module in (searcher, trainer):
+        for module in (trials, batches):
             patch.setattr(module, "compile_programs", compile_once)
         yield asked
 
@@ -118,7 +118,7 @@ def first(compiled, tmp_path_factory):
         last_steps.append(step)
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(searcher, "train_round", train)
+        patch.setattr(trials, "train_round", train)
         result = run(output)
     return output, result, compiled[before:], last_steps
 
@@ -165,7 +165,7 @@ def stop_at(patch, batch, stop):
             if len(rounds) == batch + 1 and number == 3:
                 stop()
 
-    patch.setattr(searcher, "train_round", train)
+    patch.setattr(trials, "train_round", train)
 
 
 # ------------------------------------------------------------------------------- what is trained
@@ -276,7 +276,7 @@ def test_more_trials_than_there_is_room_for_train_one_round_after_another(whole,
 def test_the_seeds_of_a_trial_share_a_device_unless_some_would_stand_idle(
     num_trials, num_seeds, num_devices, width
 ):
-    assert search._width(num_trials, num_seeds, num_devices) == width
+    assert search._choose_width(num_trials, num_seeds, num_devices) == width
 
 
 def test_a_diverged_trial_ends_and_the_study_has_it_as_pruned(tmp_path):
@@ -332,7 +332,7 @@ def test_optuna_reads_the_study(whole):
 def proposals(seed, num_failed=0):
     """Two batches, the second of which the estimator proposes; failed trials go before it."""
     one = optuna.create_study(direction="maximize")
-    distributions = {name: study.distribution(name, source) for name, source in SPACE.items()}
+    distributions = {name: study.make_distribution(name, source) for name, source in SPACE.items()}
     asker = study.Proposals(one, distributions, study.default_sampler, seed)
     first = asker.ask(12)
     for trial in first:

@@ -1,19 +1,10 @@
 """Results on disk: all or nothing, and never over somebody's earlier results."""
 
-import dataclasses
-import json
-import re
-import subprocess
-from functools import partial
-
 import numpy as np
 import pytest
 import xarray as xr
 
-from purejaxdqn import environments
-from purejaxdqn.agents.dqn.dqn import DQNConfig, dqn
-from purejaxdqn.losses import bellman_loss
-from purejaxdqn.storage import results
+from purejaxdqn.storage import files, results
 from purejaxdqn.types import ConfigError
 
 DATASET = xr.Dataset(
@@ -69,7 +60,7 @@ def test_a_file_that_cannot_be_written_is_named_with_the_reason(tmp_path):
     path.write_text("before")
 
     def half_written():
-        with results.replacing(path) as temporary:
+        with files.replace_file(path) as temporary:
             temporary.write_text("half")
             raise OSError("disk quota exceeded")
 
@@ -108,49 +99,3 @@ def test_an_output_folder_that_cannot_be_written_is_refused(tmp_path):
     (tmp_path / "file").write_text("")
     with pytest.raises(ConfigError, match=r"cannot be written.*--output"):
         results.prepare_output(tmp_path / "file" / "below")
-
-
-class Scaled:
-    def __call__(self, factor, config):
-        return dqn(config)
-
-
-def test_what_is_trained_has_the_same_name_in_every_process():
-    assert results.experiment_names(Scaled()) == results.experiment_names(Scaled())
-    assert "0x" not in results.experiment_names(Scaled())["experiment"]
-    names = results.experiment_names(partial(Scaled(), 3.0))
-    assert json.loads(names["experiment_arguments"]) == {"argument 0": "3.0"}
-
-
-def test_provenance_names_the_code_and_the_settings():
-    config = DQNConfig(max_grad_norm=float("inf"))
-    env = environments.make("CartPole-v0")
-    facts = results.provenance(
-        dataclasses.asdict(config), partial(dqn, loss_fn=bellman_loss(), env=env)
-    )
-    assert facts["experiment"] == "purejaxdqn.agents.dqn.dqn.dqn"
-    assert json.loads(facts["experiment_arguments"]) == {
-        "env": "CartPole-v0",
-        "loss_fn": "purejaxdqn.losses.bellman.bellman_loss(q_learning, l2_loss)",
-    }
-    settings = json.loads(facts["config"], parse_constant=pytest.fail)  # strictly JSON
-    assert settings["learning_rate"] == config.learning_rate
-    assert float(settings["max_grad_norm"]) == config.max_grad_norm
-
-
-def test_the_commit_is_this_projects_own(tmp_path, monkeypatch):
-    def git(*command):
-        names = ("-c", "user.name=a", "-c", "user.email=b")
-        subprocess.run(["git", "-C", tmp_path, *names, *command], check=True, capture_output=True)
-
-    git("init")
-    (tmp_path / "results.py").write_text("")
-    monkeypatch.setattr(results, "__file__", str(tmp_path / "results.py"))
-    git("commit", "--allow-empty", "--message=another project's")
-    assert results._git_commit() == "unknown"
-    git("add", "results.py")
-    git("commit", "--message=its own")
-    git("tag", "--annotate", "v1", "--message=v1")
-    assert re.fullmatch("[0-9a-f]{40}", results._git_commit())
-    (tmp_path / "results.py").write_text("changed")
-    assert re.fullmatch("[0-9a-f]{40}-dirty", results._git_commit())

@@ -14,7 +14,7 @@ from purejaxdqn import agents
 from purejaxdqn.agents.dqn.settings import DQNConfig
 from purejaxdqn.agents.pqn.settings import PQNConfig
 from purejaxdqn.sweep.design import grid_design, label, random_design
-from purejaxdqn.training.settings import settings_of
+from purejaxdqn.training.declaration import settings_of
 from purejaxdqn.training.settings_text import config_from_json, config_to_json, parse
 from purejaxdqn.types import ConfigError
 

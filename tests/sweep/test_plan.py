@@ -45,7 +45,7 @@ def test_widths_on_two_devices(num_runs, width):
     assert choose_width([num_runs], 2, 8) == width
 
 
-@settings(deadline=None, max_examples=20)
+@settings(max_examples=20)
 @given(st.integers(1, 40), st.integers(1, 9), st.integers(1, 3))
 def test_every_run_is_in_one_batch_and_batches_have_one_program(num_seeds, width, num_sizes):
     sizes = [(8 * i,) for i in range(1, num_sizes + 1)]

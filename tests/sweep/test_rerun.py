@@ -12,7 +12,7 @@ from scipy import stats
 import purejaxdqn
 from purejaxdqn import agents
 from purejaxdqn.agents.dqn.dqn import DQNConfig, dqn
-from purejaxdqn.storage import results
+from purejaxdqn.storage import provenance
 from purejaxdqn.sweep.design import grid_design, random_design
 from purejaxdqn.sweep.run import run_design, run_sweep
 from purejaxdqn.types import ConfigError
@@ -183,7 +183,7 @@ def test_a_dataset_can_be_selected_from_and_put_in_a_table(grid):
     ],
 )
 def test_labels_that_name_no_run_or_several_are_refused(grid, labels, words, monkeypatch):
-    monkeypatch.setattr("purejaxdqn.sweep.trainer.compile_programs", None)
+    monkeypatch.setattr("purejaxdqn.sweep.batches.compile_programs", None)
     with pytest.raises(ConfigError, match=words):
         again(grid, **labels)
 
@@ -202,8 +202,8 @@ def test_what_was_trained_must_be_known(grid):
 
 
 def test_other_versions_are_warned_about(grid, monkeypatch):
-    known = results.made_with()
-    monkeypatch.setattr(results, "made_with", lambda: {**known, "processor": "another"})
+    known = provenance.collect_versions()
+    monkeypatch.setattr(provenance, "collect_versions", lambda: {**known, "processor": "another"})
     with pytest.warns(UserWarning, match="other bits than it had: processor"):
         again(grid, learning_rate=1e-3, dueling=True, seed=0)
 

@@ -24,10 +24,9 @@ import pytest
 
 from purejaxdqn.agents.dqn.dqn import DQNConfig, dqn
 from purejaxdqn.agents.pqn.pqn import PQNConfig, pqn
-from purejaxdqn.runtime.interrupts import Stopped, listen
-from purejaxdqn.storage import arrays as checkpoint
-from purejaxdqn.storage import results
-from purejaxdqn.sweep import folder as sweep_folder
+from purejaxdqn.runtime.interrupts import Stopped, catch_signals
+from purejaxdqn.storage import checkpoint, provenance, results
+from purejaxdqn.sweep.checkpoints import FORMAT, Paused, Record, SweepFolder
 from purejaxdqn.sweep.run import SweepInterrupted, run_sweep
 from purejaxdqn.types import ConfigError
 
@@ -123,7 +122,7 @@ def finished(tmp_path_factory):
 def test_a_finished_sweep_is_only_read(finished, monkeypatch):
     output, result = finished
     before = (output / "results.nc").stat().st_mtime_ns
-    monkeypatch.setattr("purejaxdqn.sweep.trainer.compile_programs", None)
+    monkeypatch.setattr("purejaxdqn.sweep.batches.compile_programs", None)
     again = quiet(dqn, CONFIG, range(3), width=2, output=output, resume=True)
     assert_same(again.dataset, result.dataset)
     assert (output / "results.nc").stat().st_mtime_ns == before
@@ -240,7 +239,7 @@ def _age(folder):
 )
 def test_another_sweep_is_not_gone_on_with(finished, change, words, monkeypatch):
     output, _ = finished
-    monkeypatch.setattr("purejaxdqn.sweep.trainer.compile_programs", None)
+    monkeypatch.setattr("purejaxdqn.sweep.batches.compile_programs", None)
     asked = {"experiment": dqn, "config": CONFIG, "seeds": range(3)} | change
     with pytest.raises(ConfigError, match="begun with other settings") as caught:
         quiet(**asked, output=output, resume=True)
@@ -254,9 +253,9 @@ def test_another_commit_or_version_is_warned_about_and_recorded(
     output, result = finished
     shutil.copytree(output, tmp_path / "copy")
     shutil.rmtree(tmp_path / "copy" / "checkpoint" / "finished" / "1")
-    known = results.made_with()
+    known = provenance.collect_versions()
     other = {**known, "git_commit": "0" * 40, "versions": {**known["versions"], "jax": "0.0.1"}}
-    monkeypatch.setattr(results, "made_with", lambda: other)
+    monkeypatch.setattr(provenance, "collect_versions", lambda: other)
     again = run_sweep(dqn, CONFIG, range(3), output=tmp_path / "copy", resume=True)
     err = " ".join(capsys.readouterr().err.split())
     assert "may have other bits: git_commit" in err
@@ -302,6 +301,25 @@ def test_results_that_are_not_those_of_the_finished_batches_are_written_again(
     assert_same(results.load(path), result.dataset)
 
 
+@pytest.mark.parametrize("number", [None, 0, FORMAT + 1], ids=["before numbers", "older", "newer"])
+def test_a_folder_of_another_version_is_refused_by_name(number, finished, tmp_path):
+    output = Path(shutil.copytree(finished[0], tmp_path / "copy"))
+    # As the version before format numbers wrote it: only these facts.
+    facts = SweepFolder(output).begun()
+    old = {name: facts[name] for name in ("asked", "made_with", "begun")}
+    old |= {} if number is None else {"format": number}
+    checkpoint.write(output / "checkpoint" / "sweep", [], old)
+    with pytest.raises(ConfigError, match="are of another version of purejaxdqn") as caught:
+        quiet(dqn, CONFIG, range(3), output=output, resume=True)
+    assert str(output / "checkpoint") in str(caught.value)
+    assert ("no format number" if number is None else f"format {number}") in str(caught.value)
+    assert "--overwrite" in str(caught.value)
+    assert "\n" not in str(caught.value)
+    assert results.load(output).equals(finished[1].dataset)  # results are still read
+    again = quiet(dqn, CONFIG, range(3), width=2, output=output, overwrite=True)
+    assert_same(again.dataset, finished[1].dataset)
+
+
 def test_what_a_sweep_was_is_not_guessed(finished, tmp_path):
     shutil.copytree(finished[0], tmp_path / "copy")
     (tmp_path / "copy" / "checkpoint" / "sweep" / checkpoint.MANIFEST).write_text("{}")
@@ -327,7 +345,7 @@ def test_what_is_of_no_sweep_is_left_where_it_lies(finished, tmp_path):
 
 
 def test_nothing_is_dropped_from_under_a_sweep_that_is_running(tmp_path):
-    folder = sweep_folder.SweepFolder(tmp_path)
+    folder = SweepFolder(tmp_path)
     folder.lock()
     with pytest.raises(ConfigError, match="another process is writing"):
         results.prepare_output(tmp_path, overwrite=True)
@@ -361,12 +379,12 @@ def test_a_full_disk_costs_nothing_that_is_finished(tmp_path, monkeypatch, capsy
 
 def test_checkpoints_of_other_batches_are_kept_until_they_are_gone_on_with(tmp_path):
     """Two batches were under way; one is ahead now, and the other is where it was."""
-    record = sweep_folder.Record(CONFIG, 1)
+    record = Record(CONFIG, 1)
 
     def paused(step):
-        return sweep_folder.Paused(step, [np.array([step])], [], {}, record)
+        return Paused(step, [np.array([step])], [], {}, record)
 
-    folder = sweep_folder.SweepFolder(tmp_path, print)
+    folder = SweepFolder(tmp_path, print)
     folder.save_running({0: paused(10), 1: paused(10)})
     for step in (20, 30, 40, 50):
         folder.save_running({0: paused(step)})
@@ -426,9 +444,7 @@ def is_writing(output, process):
 
 
 def wait_for(condition, process):
-    deadline = time.monotonic() + 120
     while not condition() and process.poll() is None:
-        assert time.monotonic() < deadline
         time.sleep(0.002)
 
 
@@ -482,7 +498,6 @@ def test_twenty_kills_lose_nothing(tmp_path):
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(1800)
 def test_a_hundred_kills_lose_nothing(tmp_path):
     check_kills(tmp_path, 50)
 
@@ -492,11 +507,12 @@ def test_a_hundred_kills_lose_nothing(tmp_path):
 )
 def test_a_signal_ends_with_a_checkpoint_and_says_how_to_go_on(number, exit_code, tmp_path):
     output = tmp_path / "sweep"
-    process = start(output, dataclasses.replace(LONG, total_steps=40_000_000))
+    endless = dataclasses.replace(LONG, total_steps=40_000_000)
+    process = start(output, endless, checkpoint_seconds=1e9)
     wait_for((output / "results.nc").exists, process)
-    assert checkpoints(output) == []  # none was due yet
+    assert checkpoints(output) == []  # none is ever due
     process.send_signal(number)
-    _, err = process.communicate(timeout=60)
+    _, err = process.communicate()
     assert process.returncode == exit_code, err
     assert f"resume=True goes on from what is kept in {output}" in " ".join(err.split())
     assert "Traceback" not in err
@@ -514,9 +530,10 @@ def test_a_signal_that_python_drops_is_heard_again(capfd):
     def collect():
         gc.callbacks.append(collected)
         gc.collect()
-        time.sleep(10)
+        while True:
+            time.sleep(0.01)
 
-    with listen() as stop, pytest.raises(Stopped):
+    with catch_signals() as stop, pytest.raises(Stopped):
         collect()
     assert stop.number == signal.SIGTERM
     assert "Traceback" not in capfd.readouterr().err
@@ -527,7 +544,7 @@ def test_two_sweeps_into_one_folder_are_one_too_many(tmp_path):
     first = start(output, dataclasses.replace(LONG, total_steps=40_000_000))
     wait_for((output / "results.nc").exists, first)
     second = start(output, dataclasses.replace(LONG, total_steps=40_000_000))
-    _, err = second.communicate(timeout=60)
+    _, err = second.communicate()
     assert second.returncode == 2
     assert "another process is writing" in " ".join(err.split())
     assert "Traceback" not in err

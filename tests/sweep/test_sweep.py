@@ -21,11 +21,11 @@ from purejaxdqn.engine.rounds import evaluation_steps, train_round
 from purejaxdqn.losses import bellman_loss, double_q_learning
 from purejaxdqn.runtime.devices import make_plan
 from purejaxdqn.storage import results
+from purejaxdqn.sweep import batches
 from purejaxdqn.sweep import run as sweep
-from purejaxdqn.sweep import trainer
 from purejaxdqn.sweep.design import grid_design
 from purejaxdqn.sweep.run import SweepInterrupted, run_sweep
-from purejaxdqn.tracking.trackers import Evaluated
+from purejaxdqn.tracking import Evaluated
 from purejaxdqn.types import ConfigError
 
 CONFIG = DQNConfig(
@@ -248,7 +248,7 @@ def test_after_an_interruption_everything_finished_is_on_disk(tmp_path):
 
 
 def test_a_full_disk_stops_no_sweep(tmp_path, monkeypatch):
-    monkeypatch.setattr(trainer, "_SAVE_SECONDS", 0.0)
+    monkeypatch.setattr(batches, "_SAVE_SECONDS", 0.0)
     tries = []
 
     def save(dataset, folder):
@@ -329,7 +329,7 @@ def test_evaluations_fall_on_multiples_and_on_the_end():
 def test_sweeps_that_cannot_be_run_are_refused_before_anything_is_compiled(
     seeds, options, words, monkeypatch
 ):
-    monkeypatch.setattr(trainer, "compile_programs", None)
+    monkeypatch.setattr(batches, "compile_programs", None)
     with pytest.raises(ConfigError, match=words):
         quiet(dqn, CONFIG, seeds, **options)
 
@@ -343,6 +343,6 @@ def test_sweeps_that_cannot_be_run_are_refused_before_anything_is_compiled(
     ],
 )
 def test_what_are_no_settings_of_the_experiment_is_refused(config, words, monkeypatch):
-    monkeypatch.setattr(trainer, "compile_programs", None)
+    monkeypatch.setattr(batches, "compile_programs", None)
     with pytest.raises(ConfigError, match=words):
         quiet(dqn, config, [0])

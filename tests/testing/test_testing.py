@@ -527,8 +527,8 @@ class TestCheckNetwork:
 def changed_replay(**changes: Callable[..., Any]) -> Callable[..., Any]:
     """A `make_replay` with functions replaced by `change(replay, capacity, *arguments)`."""
 
-    def make_replay(capacity, batch_size, discount, time_limit):
-        replay = uniform_replay(capacity, batch_size, discount, time_limit)
+    def make_replay(capacity, batch_size, time_limit):
+        replay = uniform_replay(capacity, batch_size, time_limit)
         return replay._replace(
             **{name: functools.partial(f, replay, capacity) for name, f in changes.items()}
         )
@@ -543,21 +543,19 @@ def changed_sample(change: Callable[..., Any]) -> Callable[..., Any]:
     )
 
 
-def changed_transition(**fields: Callable[..., Any]) -> Callable[..., Any]:
-    """Fields replaced by `f(state, sample)`."""
+def changed_window(**fields: Callable[..., Any]) -> Callable[..., Any]:
+    """Fields of the windows replaced by `f(state, sample)`."""
 
     def change(state, sample):
         new = {name: f(state, sample) for name, f in fields.items()}
-        return sample._replace(transition=sample.transition._replace(**new))
+        return sample._replace(window=sample.window._replace(**new))
 
     return changed_sample(change)
 
 
-def changed_transition_at(change: Callable[..., Any]) -> Callable[..., Any]:
-    """`change(transition_at, state, index, num_steps)` in its place."""
-    return changed_replay(
-        transition_at=lambda replay, capacity, *at: change(replay.transition_at, *at)
-    )
+def changed_window_at(change: Callable[..., Any]) -> Callable[..., Any]:
+    """`change(window_at, state, index, num_steps)` in its place."""
+    return changed_replay(window_at=lambda replay, capacity, *at: change(replay.window_at, *at))
 
 
 def all_of_the_ring(replay, capacity, state, key):
@@ -625,27 +623,33 @@ def sample_with_one_key_for_all(replay, capacity, state, key):
 BROKEN_REPLAYS = {
     "unwritten entries": (
         changed_replay(sample=all_of_the_ring),
-        "a sampled transition holds observations that were never added",
+        "a sampled window holds observations that were never added",
     ),
     "the next row's observation": (
-        changed_transition(obs_t=next_row),
-        r"obs_t is observation \S+ and not \S+ \(terminated False, truncated True\)",
+        changed_window(next_obs=next_row),
+        r"next_obs is observation \S+ and not \S+ \(terminated False, truncated True\)",
     ),
     "the same observation twice": (
-        changed_transition(obs_t=lambda state, sample: sample.transition.obs_tm1),
-        "obs_t is observation .* and not",
+        changed_window(next_obs=lambda state, sample: sample.window.obs),
+        "next_obs is observation .* and not",
     ),
     "a time limit taken for an end": (
-        changed_transition(
-            discount_t=lambda state, sample: jnp.where(
-                state.truncated.ravel()[sample.indices], 0.0, sample.transition.discount_t
-            )
+        changed_window(
+            terminated=lambda state, sample: sample.window.terminated | sample.window.truncated
         ),
-        r"discount_t is 0 and not 0.9 \(terminated False, truncated True\)",
+        r"terminated is \[True\] and not \[False\]",
     ),
     "an end that is none": (
-        changed_transition(discount_t=lambda state, sample: jnp.full(16, 0.9)),
-        r"discount_t is 0.9 and not 0.0 \(terminated True",
+        changed_window(terminated=lambda state, sample: jnp.zeros_like(sample.window.terminated)),
+        r"terminated is \[False\] and not \[True\]",
+    ),
+    "a time limit that is none": (
+        changed_window(truncated=lambda state, sample: jnp.zeros_like(sample.window.truncated)),
+        r"truncated is \[False\] and not \[True\]",
+    ),
+    "a window of no steps": (
+        changed_window(is_inside=lambda state, sample: jnp.zeros_like(sample.window.is_inside)),
+        r"is_inside is \[False\] and not \[True\]",
     ),
     "nothing is overwritten": (
         changed_replay(add=add_without_overwriting),
@@ -653,11 +657,13 @@ BROKEN_REPLAYS = {
     ),
     "actions of another environment": (
         changed_replay(add=add_actions_late),
-        r"in the transition of step \d+ of environment \d.* a_tm1 is \d+ and not \d+",
+        r"in the window from step \d+ of environment \d.* action is \[\d+\] and not \[\d+\]",
     ),
     "rewards of another entry": (
-        changed_transition(r_t=lambda state, sample: state.reward.ravel()[sample.indices - 1]),
-        r"r_t is \S+ and not \S+",
+        changed_window(
+            reward=lambda state, sample: state.reward.ravel()[sample.indices - 1][:, None]
+        ),
+        r"reward is \S+ and not \S+",
     ),
     "impossible probabilities": (
         changed_sample(lambda state, s: s._replace(probabilities=s.probabilities * 0)),
@@ -667,30 +673,38 @@ BROKEN_REPLAYS = {
         changed_sample(lambda state, s: s._replace(probabilities=s.probabilities / 2)),
         "the probabilities of all .* entries that are held sum to 0.5 and not to 1",
     ),
-    "always the same": (changed_replay(sample=stuck), "draws reached only .* transitions held"),
+    "always the same": (changed_replay(sample=stuck), "draws reached only .* steps held"),
     "observations made floats": (
-        changed_transition(obs_tm1=lambda state, sample: sample.transition.obs_tm1 / 255.0),
-        r"the part .transition.obs_tm1 is uint8\[16, 2, 3, 5\] and then float32\[16, 2, 3, 5\]",
+        changed_window(obs=lambda state, sample: sample.window.obs / 255.0),
+        r"the part .window.obs is uint8\[16, 2, 3, 5\] and then float32\[16, 2, 3, 5\]",
     ),
     "no batch": (
         changed_sample(lambda state, sample: jax.tree.map(lambda x: x[0], sample)),
-        r"a batch of 16 steps .* has the wrong types",
+        r"a batch of 16 windows of 1 steps .* has the wrong types",
     ),
-    "transition_at of as many steps as it likes": (
-        changed_transition_at(lambda read, state, index, num_steps: read(state, index, 1)),
-        r"that transition_at gave for 3 steps.* (r_t|discount_t) is \S+ and not \S+",
+    "window_at of as many steps as it likes": (
+        changed_window_at(lambda read, state, index, num_steps: read(state, index, 1)),
+        r"window_at of 3 steps gives the wrong types.* int32\[3\] and then int32\[1\]",
     ),
-    "transition_at of another entry": (
-        changed_transition_at(lambda read, state, index, num_steps: read(state, 0, num_steps)),
-        "transition_at gives other transitions than Replay.sample at the same indices",
+    "window_at that ends too soon": (
+        changed_window_at(lambda read, *at: read(*at)._replace(is_inside=jnp.arange(3) < 1)),
+        r"that window_at gave for 3 steps.* is_inside is \[True, False, False\] and not",
     ),
-    "transition_at of other dtypes": (
-        changed_transition_at(
-            lambda read, *at: read(*at)._replace(obs_t=read(*at).obs_t / jnp.float32(255))
+    "window_at that goes on into the next episode": (
+        changed_window_at(lambda read, *at: read(*at)._replace(is_inside=jnp.ones(3, bool))),
+        r"that window_at gave for 3 steps.* is_inside is \[True, True, True\] and not",
+    ),
+    "window_at of another entry": (
+        changed_window_at(lambda read, state, index, num_steps: read(state, 0, num_steps)),
+        "window_at gives other windows than Replay.sample at the same indices",
+    ),
+    "window_at of other dtypes": (
+        changed_window_at(
+            lambda read, *at: read(*at)._replace(next_obs=read(*at).next_obs / jnp.float32(255))
         ),
-        r"the part .obs_t is uint8\[2, 3, 5\] and then float32\[2, 3, 5\]",
+        r"the part .next_obs is uint8\[2, 3, 5\] and then float32\[2, 3, 5\]",
     ),
-    "no Sample": (changed_sample(lambda state, s: s.transition), "it must give a Sample"),
+    "no Sample": (changed_sample(lambda state, s: s.window), "it must give a Sample"),
     "an update that changes a dtype": (
         changed_replay(update=update_to_float),
         r"Replay.update changes the types of the state.*\.action is int32.* and then float32",
@@ -719,15 +733,15 @@ class TestCheckReplay:
         check_replay(distinct, KEY)
         check_replay(distinct, KEY, num_envs=1)
 
-    def test_without_transition_at(self):
-        check_replay(lambda *sizes: uniform_replay(*sizes)._replace(transition_at=None), KEY)
+    def test_without_window_at(self):
+        check_replay(lambda *sizes: uniform_replay(*sizes)._replace(window_at=None), KEY)
 
     def test_several_steps(self):
         three = lambda *sizes: n_step_replay(uniform_replay(*sizes), 3)  # noqa: E731
         check_replay(three, KEY, n_step=3)
-        with pytest.raises(AssertionError, match=r"r_t is .* and not"):
+        with pytest.raises(AssertionError, match=r"windows of 1 steps .* int32\[16, 3\]"):
             check_replay(three, KEY)
-        with pytest.raises(AssertionError, match=r"(r_t|discount_t) is .* and not"):
+        with pytest.raises(AssertionError, match=r"windows of 2 steps .* int32\[16, 1\]"):
             check_replay(uniform_replay, KEY, n_step=2)
 
     @pytest.mark.parametrize("name", BROKEN_REPLAYS)

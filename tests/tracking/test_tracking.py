@@ -1,4 +1,4 @@
-"""Trackers: what each library has on disk afterwards, read with its own reader; and failures."""
+"""Tests what each library has on disk after a sweep, read with its own reader; and failures."""
 
 import contextlib
 import importlib.util
@@ -16,8 +16,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from purejaxdqn.tracking import trackers as tracking
-from purejaxdqn.tracking.trackers import Evaluated, open_tracker
+from purejaxdqn import tracking
+from purejaxdqn.tracking import Evaluated, open_tracker
 from purejaxdqn.types import ConfigError
 
 CONFIG = {"env": "CartPole-v1", "discount": 0.99, "hidden_sizes": (8, 8), "learning_rate": 5e-4}
@@ -34,7 +34,7 @@ LIBRARIES = sorted({*EXTRAS} - {"wandb"})  # those that need no server
 
 
 def evaluation(step, runs=range(4)):
-    """One evaluation of some of the four runs; no two numbers in it are the same."""
+    """Makes an evaluation of some of the four runs; no two of its numbers are the same."""
     runs = np.array(runs)
     first = step == STEPS[0]
     return Evaluated(
@@ -54,7 +54,7 @@ def evaluation(step, runs=range(4)):
 
 
 def expected():
-    """What a reader is to find: `{run: {name: [(step, value), ...]}}`."""
+    """Returns what a reader must find: `{run: {name: [(step, value), ...]}}`."""
     return {
         run: {
             "greedy_return": [(step, step + 10 * at + 2) for step in STEPS],
@@ -68,7 +68,7 @@ def expected():
 
 @contextlib.contextmanager
 def open_trackers(folder):
-    """All at once, as far as they are installed."""
+    """Opens all trackers whose libraries are installed, as one."""
     with contextlib.ExitStack() as stack:
         trackers = [
             stack.enter_context(open_tracker(name, folder, project="tests", config=CONFIG))
@@ -80,7 +80,7 @@ def open_trackers(folder):
 
 @pytest.fixture(scope="module", autouse=True)
 def _alone(tmp_path_factory):
-    """Nothing of the person's own is read or written, and nothing is reached over a network."""
+    """Keeps the tests from the user's own files and from the network."""
     home = tmp_path_factory.mktemp("home")
     connect = socket.socket.connect
 
@@ -108,7 +108,7 @@ def _alone(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def whole(tmp_path_factory):
-    """A sweep of two rounds, one for each setting, and what came on standard output."""
+    """Tracks a sweep of two rounds, one per setting; returns its folder and standard output."""
     folder = tmp_path_factory.mktemp("whole")
     with contextlib.redirect_stdout(io.StringIO()) as printed, open_trackers(folder) as track:
         for runs in ([0, 1], [2, 3]):
@@ -119,7 +119,7 @@ def whole(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def resumed(tmp_path_factory):
-    """A sweep that is interrupted, and goes on a little before where it was."""
+    """Tracks a sweep that is interrupted, and goes on from a little before that point."""
     folder = tmp_path_factory.mktemp("resumed") / "it's a sweep"
     with contextlib.suppress(KeyboardInterrupt), open_trackers(folder) as track:
         track(evaluation(80))
@@ -132,8 +132,8 @@ def resumed(tmp_path_factory):
     return folder, interrupted
 
 
-# What each library has on disk: `{run: {name: [(step, value), ...]}}`, `{run: group}` and
-# `{run: settings}`, a run being (learning rate, seed).
+# Each reader returns `{run: {name: [(step, value), ...]}}`, `{run: group}` and `{run: settings}`;
+# a run is (learning rate, seed).
 
 
 def read_tensorboard(folder):
@@ -333,7 +333,7 @@ def test_a_tracker_that_fails_is_off_with_one_warning():
         seen.append(event.step)
         raise OSError(28, "No space\nleft on device")
 
-    track = tracking.safely(fails, "mlflow")
+    track = tracking.turn_off_after_error(fails, "mlflow")
     with pytest.warns(
         RuntimeWarning, match=r"'mlflow' failed at step 80 .*No space left on device"
     ):
@@ -347,7 +347,7 @@ def test_ctrl_c_goes_through_a_tracker():
         raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        tracking.safely(interrupted, "mlflow")(evaluation(80))
+        tracking.turn_off_after_error(interrupted, "mlflow")(evaluation(80))
 
 
 def test_a_tracker_that_cannot_be_closed_stops_nothing(monkeypatch, tmp_path):
@@ -419,6 +419,35 @@ def test_every_tracker_has_its_extra():
     assert sorted(everything[len("purejaxdqn[") : -1].split(",")) == sorted({*EXTRAS.values()})
     for extra in EXTRAS.values():
         assert re.match(extra, extras[extra][0])
+
+
+@contextlib.contextmanager
+def open_list(folder, project, config):
+    """Opens a user's own tracker, which keeps steps in a file."""
+    steps = []
+    yield lambda event: steps.append(event.step)
+    (folder / project).write_text(f"{steps} {config}")
+
+
+def test_users_register_trackers_of_their_own(monkeypatch, tmp_path):
+    monkeypatch.setattr(tracking.registry, "TRACKERS", {})
+    tracking.register("list", open_list)
+    with open_tracker("list", tmp_path, project="mine", config={"discount": 0.9}) as track:
+        for step in STEPS:
+            track(evaluation(step))
+    assert (tmp_path / "mine").read_text() == "[80, 200, 400] {'discount': 0.9}"
+
+
+def test_a_tracker_does_not_take_the_name_of_another():
+    with pytest.raises(ConfigError, match=r"tracker \('mlflow'\) must be a new name"):
+        tracking.register("mlflow", open_list)
+    assert tracking.TRACKERS["mlflow"] is not open_list
+
+
+def test_libraries_are_imported_only_when_they_are_used():
+    libraries = {*EXTRAS.values()}
+    code = f"import sys, purejaxdqn.tracking; assert not {libraries} & {{*sys.modules}}"
+    subprocess.run([sys.executable, "-c", code], check=True)
 
 
 def test_wandb_online_asks_for_a_login_before_training(tmp_path):

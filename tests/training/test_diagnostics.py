@@ -207,7 +207,7 @@ def test_a_known_bias_is_found_with_and_without_a_time_limit(bias, terminates):
     assert found == pytest.approx(bias, abs=1e-5)
 
 
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=25)
 @given(data=st.data())
 def test_value_bias_equals_brute_force(data):
     numbers = st.floats(-5, 5, width=16)

@@ -23,7 +23,12 @@ from purejaxdqn import environments, losses, networks
 from purejaxdqn.agents.dqn.settings import DQNConfig
 from purejaxdqn.environments import Environment
 from purejaxdqn.losses.bellman import Penalty
-from purejaxdqn.replay import n_step_replay, prioritised_replay, uniform_replay
+from purejaxdqn.replay import (
+    n_step_replay,
+    n_step_transition,
+    prioritised_replay,
+    uniform_replay,
+)
 from purejaxdqn.training.diagnostics import NUM_STATES, Probe, gradient_norm
 from purejaxdqn.training.evaluation import greedy_policy
 from purejaxdqn.training.exploration import Schedule, linear_schedule, multiplicative_schedule
@@ -38,7 +43,7 @@ from purejaxdqn.training.loop import (
     start,
 )
 from purejaxdqn.training.settings import ensure_kind
-from purejaxdqn.types import Array, Learner, LossFn, Network, Replay, Sample, TrainState
+from purejaxdqn.types import Array, Learner, LossFn, Network, Replay, TrainState, Transition
 
 # ------------------------------------------------------------------------------------- training run
 
@@ -72,7 +77,7 @@ def make_train(
 
     Args:
       config: for the counts (num_envs, prefill_steps, steps_per_update, updates_per_iteration,
-        batch_size), and the discount that diagnostics measure returns with.
+        batch_size), and the discount.
       env: the environment.
       network: the value network.
       learner: what a gradient step does.
@@ -93,22 +98,25 @@ def make_train(
         state = dataclasses.replace(state, replay=replay.add(state.replay, step))
         return state, episode_return
 
-    def draw(state: TrainState, key: Array) -> tuple[Sample, Array | None]:
-        """A batch, and what each of its transitions counts."""
+    to_transition = functools.partial(n_step_transition, discount=config.discount)
+
+    def draw(state: TrainState, key: Array) -> tuple[Transition, Array | None, Array]:
+        """Draws a batch; also says what each transition counts, and its index in the replay."""
         sample = replay.sample(state.replay, key)
+        transitions = jax.vmap(to_transition)(sample.window)
         if importance_exponent is None:
-            return sample, None
+            return transitions, None, sample.indices
         exponent = importance_exponent(state.learner.num_updates)
-        return sample, importance_weights(sample.probabilities, exponent)
+        return transitions, importance_weights(sample.probabilities, exponent), sample.indices
 
     def learn(state: TrainState) -> tuple[TrainState, dict[str, Array]]:
-        """One gradient step."""
+        """Takes one gradient step."""
         key, sample_key, loss_key = jax.random.split(state.key, 3)
-        sample, weights = draw(state, sample_key)
+        transitions, weights, indices = draw(state, sample_key)
         learner_state, priorities, metrics = learner.update(
-            state.learner, sample.transition, loss_key, weights
+            state.learner, transitions, loss_key, weights
         )
-        replay_state = replay.update(state.replay, sample.indices, priorities)
+        replay_state = replay.update(state.replay, indices, priorities)
         state = dataclasses.replace(state, learner=learner_state, replay=replay_state, key=key)
         return state, metrics
 
@@ -136,9 +144,9 @@ def make_train(
 
         def batch(key: Array) -> tuple[Array, Array]:
             sample_key, loss_key = jax.random.split(key)
-            sample, weights = draw(state, sample_key)
-            norm = gradient_norm(learner, state.learner, sample.transition, loss_key, weights)
-            return sample.transition.obs_tm1, norm
+            transitions, weights, _ = draw(state, sample_key)
+            norm = gradient_norm(learner, state.learner, transitions, loss_key, weights)
+            return transitions.obs_tm1, norm
 
         num_batches = math.ceil(NUM_STATES / config.batch_size)
         obs, norms = jax.vmap(batch)(jax.random.split(key, num_batches))
@@ -267,7 +275,7 @@ def dqn(
         transformation,
         periodic_target_update(config.target_period, config.target_step_size),
     )
-    ring = (config.replay_capacity, config.batch_size, config.discount, env.max_steps)
+    ring = (config.replay_capacity, config.batch_size, env.max_steps)
     importance_exponent = None
     if config.prioritised:
         replay = prioritised_replay(*ring, config.priority_exponent)

@@ -9,7 +9,8 @@ from typing import Any, Literal
 import numpy as np
 
 from purejaxdqn.networks import Representation
-from purejaxdqn.training.settings import RunConfig, setting
+from purejaxdqn.training.declaration import setting
+from purejaxdqn.training.settings import RunConfig
 
 _GREEDY_TARGETS = ("q_learning", "double_q_learning")
 _QUANTILES = ("quantile", "implicit_quantile", "proposed_quantile")

@@ -5,7 +5,8 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Iterator
 
-from purejaxdqn.training.settings import RunConfig, setting
+from purejaxdqn.training.declaration import setting
+from purejaxdqn.training.settings import RunConfig
 
 
 @dataclasses.dataclass(frozen=True)

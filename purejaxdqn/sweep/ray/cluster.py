@@ -1,14 +1,16 @@
-"""A sweep on the machines of a Ray cluster: tasks that go on elsewhere when their node dies.
+"""Runs a sweep on the machines of a Ray cluster: tasks go on elsewhere when their node dies.
 
-A task (`purejaxdqn.sweep.ray.task`) trains some batches side by side and keeps their checkpoints in
-the folder of the sweep, which all nodes see. Ray starts a task again whose node or process is gone;
-it then goes on from what was kept. The process that asked, here called the driver
-(`purejaxdqn.sweep.ray.driver`), shows progress and puts the numbers together as `run_design` does.
+A task (`purejaxdqn.sweep.ray.task`) trains some batches side by side. It keeps their checkpoints
+in the folder of the sweep, which all nodes see. Ray starts a task again whose node or process is
+gone; the task then goes on from its checkpoint. The process that called `run_on_cluster` is the
+driver (`purejaxdqn.sweep.ray.driver`): it shows progress and puts the numbers together as
+`run_design` does.
 """
 
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import logging
 import os
 import signal
@@ -16,21 +18,21 @@ import socket
 import threading
 import warnings
 from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 
 from purejaxdqn.engine.programs import Experiment
 from purejaxdqn.runtime.devices import ensure_devices
+from purejaxdqn.sweep.dataset import SweepResult
 from purejaxdqn.sweep.design import Design
-from purejaxdqn.sweep.opening import SeedMode, opened
+from purejaxdqn.sweep.options import SweepOptions, options_from
 from purejaxdqn.sweep.plan import SweepPlan, plan_sweep
 from purejaxdqn.sweep.ray.driver import Driver
 from purejaxdqn.sweep.ray.task import ANSWER_SECONDS, Layout, Order, import_ray
-from purejaxdqn.sweep.trainer import SweepResult
-from purejaxdqn.tracking.trackers import Tracker
+from purejaxdqn.sweep.resume import open_sweep
 from purejaxdqn.types import ConfigError
 
-_UNKNOWN = 2**62  # bytes: what the GPUs of a node have is known there alone
+_UNKNOWN = 2**62  # bytes: only the node itself knows the memory of its GPUs
+_NOT_TAKEN = {"devices": "a task trains on its node's own, give num_cpus_per_task"}
 
 
 def run_on_cluster(
@@ -38,69 +40,57 @@ def run_on_cluster(
     design: Design,
     *,
     address: str | None = None,
-    output: Path,
-    width: int | None = None,
-    seed_mode: SeedMode = "vmap",
-    resume: bool = False,
-    overwrite: bool = False,
-    checkpoint_seconds: float | None = None,
-    memory_budget: int | None = None,
-    on_evaluation: Tracker | None = None,
-    progress: bool = True,
-    diagnostics: bool = False,
     batches_per_task: int | None = None,
     num_cpus_per_task: int | None = None,
     num_gpus_per_task: int = 0,
+    options: SweepOptions | None = None,
+    **names: Any,
 ) -> SweepResult:
     """Trains every run of a design on the nodes of a Ray cluster.
 
-    At the same width every run has the bits that it has with `run_design`, whichever node it is
-    trained on and however often it had to go on elsewhere, as long as all have the same kind of
-    processor and the same versions; where they have not, a warning and the attribute `not_bitwise`
-    say so. Whatever the experiment is made of must be importable on the nodes, or defined in the
-    script that is run.
+    At the same width every run has the bits that it has with `run_design`, whichever node trains it
+    and however often it is started again, if all nodes have the same kind of processor and the same
+    versions. Where they have not, a warning and the attribute `not_bitwise` say so. The experiment
+    must be importable on the nodes, or defined in the script that is run.
 
     Args:
-      experiment: see `run_design`, as for all that is not explained here.
+      experiment: `config -> Train`.
       design: the runs.
       address: of the cluster, such as "10.0.0.1:6379"; by default that of `RAY_ADDRESS`, or of the
         cluster that this machine is part of, or else this machine alone. A connection to Ray that
         the process has already is used.
-      output: a folder that all nodes see under the same path, such as one on NFS.
-      width: runs per batch; by default as many as no core of the cluster idles for, and fit.
-      seed_mode: "vmap" or "map".
-      resume: whether to go on with the sweep that was begun in that folder, here or there.
-      overwrite: whether to start again, and drop what it holds.
-      checkpoint_seconds: between two checkpoints of each task.
-      memory_budget: bytes that the runs of a task may take at a time; by default the task's share
-        of what Ray counts as its node's memory.
-      on_evaluation: a `Tracker`, called on this machine.
-      progress: whether to show any.
-      diagnostics: whether to look inside the learner.
       batches_per_task: by default as many as train side by side: one for each core or GPU.
       num_cpus_per_task: cores of a task; by default all of the smallest node.
       num_gpus_per_task: GPUs of a task, which then trains on these. Give `width` too: this machine
         may have none to choose it for.
+      options: several fields of `SweepOptions` at once, but for `devices`. `output` is needed: a
+        folder that all nodes see under the same path, such as one on NFS. The width is chosen for
+        all cores of the cluster. `memory_budget` is that of a task, by default its share of what
+        Ray counts as its node's memory.
+      **names: the fields of `SweepOptions`.
 
     Returns:
-      A `SweepResult`; see `run_design`. Of the attributes, `train_seconds` and the like are sums
-      over tasks, `env_steps_per_second` is over all nodes, `retries` says how often a task was
-      started again, and `retried_from` (JSON) at which steps these went on.
+      The `SweepResult`. Of its attributes, `train_seconds` and the like are sums over tasks,
+      `env_steps_per_second` is over all nodes, `retries` says how often a task was started again,
+      and `retried_from` (JSON) at which steps these went on.
 
     Raises:
-      ConfigError: for settings that cannot be kept, before anything is compiled; without Ray; if
-        there is no cluster at that address; or if a node does not see the folder.
-      SweepInterrupted: on Ctrl-C and SIGTERM, with everything that was finished; what was under way
-        has been kept for `resume`.
+      ConfigError: for options that cannot be, before anything is compiled; without Ray; if there is
+        no cluster at that address; or if a node does not see the folder.
+      SweepInterrupted: on Ctrl-C and SIGTERM, with everything that was finished; batches under way
+        have a checkpoint to `resume` from.
     """
     _check_whole("batches_per_task", batches_per_task, 1)
     _check_whole("num_cpus_per_task", num_cpus_per_task, 1)
     _check_whole("num_gpus_per_task", num_gpus_per_task, 0)
+    options = options_from(options, names, "run_on_cluster", _NOT_TAKEN)
+    if options.output is None:
+        raise ConfigError("output (None) must be a folder that all nodes of the cluster see")
+    options = dataclasses.replace(options, output=options.output.resolve())
     ray = import_ray()
-    output = Path(output).resolve()
-    with _connected(ray, address):
+    with _connect(ray, address):
         devices = ensure_devices()  # not before: Ray may start processes, and JAX has threads then
-        layout = _lay_out(ray, num_cpus_per_task, num_gpus_per_task, memory_budget)
+        layout = _lay_out(ray, num_cpus_per_task, num_gpus_per_task, options.memory_budget)
 
         def plan(width: int | None) -> SweepPlan:
             return plan_sweep(
@@ -112,33 +102,13 @@ def run_on_cluster(
                 num_devices=layout.num_devices,
             )
 
-        with opened(
-            experiment,
-            design,
-            plan,
-            width=width,
-            seed_mode=seed_mode,
-            output=output,
-            resume=resume,
-            overwrite=overwrite,
-            checkpoint_seconds=checkpoint_seconds,
-            progress=progress,
-            diagnostics=diagnostics,
-        ) as sweep:
-            order = Order(
-                experiment,
-                design,
-                sweep.plan.width,
-                output,
-                sweep.asked,
-                layout,
-                checkpoint_seconds,
-                diagnostics,
+        with open_sweep(experiment, design, plan, options) as sweep:
+            for_tasks = dataclasses.replace(
+                options, width=sweep.plan.width, on_evaluation=None, progress=False
             )
-            driver = Driver(
-                ray, order, sweep, devices, batches_per_task or layout.cores_per_task, on_evaluation
-            )
-            return driver.go(announce=progress)
+            order = Order(experiment, design, for_tasks, sweep.asked, layout)
+            size = batches_per_task or layout.cores_per_task
+            return Driver(ray, order, sweep, devices, size).run()
 
 
 def _check_whole(name: str, value: int | None, least: int) -> None:
@@ -149,8 +119,8 @@ def _check_whole(name: str, value: int | None, least: int) -> None:
 
 
 @contextlib.contextmanager
-def _connected(ray: Any, address: str | None) -> Iterator[None]:
-    """Connects to a cluster, unless the process is connected already."""
+def _connect(ray: Any, address: str | None) -> Iterator[None]:
+    """Connects to a cluster within the block, unless the process is connected already."""
     if ray.is_initialized():
         yield
         return
@@ -160,9 +130,9 @@ def _connected(ray: Any, address: str | None) -> Iterator[None]:
             stack.callback(signal.signal, signal.SIGTERM, signal.getsignal(signal.SIGTERM))
         stack.callback(ray.shutdown)
         try:
-            _knock(address)
+            _check_address(address)
             with warnings.catch_warnings():
-                # Where JAX has started already: what Ray starts is another program at once.
+                # Where JAX has threads already, forking warns; but Ray starts other programs.
                 warnings.filterwarnings("ignore", "os.fork", RuntimeWarning)
                 ray.init(
                     address=address,
@@ -180,8 +150,8 @@ def _connected(ray: Any, address: str | None) -> Iterator[None]:
         yield
 
 
-def _knock(address: str | None) -> None:
-    """Finds out within seconds whether anyone is there: Ray itself takes minutes."""
+def _check_address(address: str | None) -> None:
+    """Finds out within seconds whether anyone answers there: Ray itself takes minutes."""
     if address in (None, "auto", "local") or "://" in str(address):
         return
     host, _, port = str(address).rpartition(":")
@@ -190,7 +160,8 @@ def _knock(address: str | None) -> None:
     socket.create_connection((host.strip("[]"), int(port)), timeout=ANSWER_SECONDS).close()
 
 
-def _lay_out(ray: Any, num_cpus: int | None, num_gpus: int, memory_budget: int | None) -> Layout:
+def _lay_out(ray: Any, num_cpus: int | None, num_gpus: int, memory_budget: float | None) -> Layout:
+    """Decides how much of a node each task has, and counts what the cluster has of it."""
     nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
     nodes = [node for node in nodes if node.get("CPU", 0) >= 1 and node.get("GPU", 0) >= num_gpus]
     if not nodes:
@@ -200,7 +171,7 @@ def _lay_out(ray: Any, num_cpus: int | None, num_gpus: int, memory_budget: int |
         )
     if num_cpus is None:
         num_cpus = min(int(node["CPU"]) for node in nodes)
-        if num_gpus:  # the host's part is small
+        if num_gpus:  # the GPUs do the work
             num_cpus = 1
     largest = max(int(node["CPU"]) for node in nodes)
     if num_cpus > largest:

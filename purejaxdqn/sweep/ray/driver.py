@@ -1,4 +1,4 @@
-"""Hands the batches of a sweep to the nodes of a Ray cluster, and puts together what they find."""
+"""Hands the batches of a sweep to the nodes of a Ray cluster, and puts their numbers together."""
 
 from __future__ import annotations
 
@@ -14,67 +14,57 @@ import numpy as np
 
 from purejaxdqn.engine.record import Record
 from purejaxdqn.engine.rounds import Event
-from purejaxdqn.runtime.interrupts import Stop
-from purejaxdqn.storage import results
-from purejaxdqn.sweep.opening import Opened, note_changes
+from purejaxdqn.runtime.interrupts import StopRequest
+from purejaxdqn.storage import provenance
+from purejaxdqn.sweep.batches import TIMES, BatchTrainer
 from purejaxdqn.sweep.ray.task import (
     ANSWER_SECONDS,
     Board,
-    Counted,
     Order,
-    Share,
+    Progressed,
+    Resumed,
     Started,
-    TakenUp,
-    work,
+    TaskResult,
+    run_task,
 )
-from purejaxdqn.sweep.trainer import TIMES, Trainer
-from purejaxdqn.tracking.trackers import Evaluated, Tracker
+from purejaxdqn.sweep.resume import OpenSweep, note_changes
+from purejaxdqn.tracking import Evaluated
 from purejaxdqn.types import ConfigError
 
-_POLL_SECONDS = 0.5  # between two looks at what the tasks say
+_POLL_SECONDS = 0.5  # between two looks at the reports of tasks
 _GRACE_SECONDS = 60.0  # for tasks that are stopped to write their checkpoints
 
 
-class Driver(Trainer):
-    """Has the batches of a plan trained by tasks; the rest is as in every sweep."""
+class Driver(BatchTrainer):
+    """Has tasks train the batches of a plan; everything else is as in every sweep."""
 
     def __init__(
         self,
         ray: Any,
         order: Order,
-        sweep: Opened,
+        sweep: OpenSweep,
         devices: Sequence[Any],
         batches_per_task: int,
-        on_evaluation: Tracker | None,
     ) -> None:
-        super().__init__(
-            order.experiment,
-            sweep.plan,
-            devices,
-            sweep.folder,
-            bar=sweep.bar,
-            diagnostics=order.diagnostics,
-            on_evaluation=on_evaluation,
-            attrs=sweep.attrs,
-        )
+        super().__init__(sweep, devices)
         self._ray, self._order = ray, order
         self._batches_per_task = batches_per_task
         self._steps_before = 0  # environment steps that were not taken by these tasks
         self._parts: list[list[int]] = []  # the batches of each task
         self._starts: dict[int, int] = {}  # how often each task was started
-        self._counts: dict[int, Counted] = {}  # of tasks that are running
+        self._progress: dict[int, Progressed] = {}  # of tasks that are running
         self._told: set[tuple[int, int]] = set()  # evaluations, by first run and step
         self._question: Any = None  # to the board, without an answer yet
-        self._unheard: collections.deque[tuple[int, Any]] = collections.deque()
-        self._made_with = [results.made_with()]  # the kinds that are known
+        self._reports: collections.deque[tuple[int, Any]] = collections.deque()
+        self._versions = [provenance.collect_versions()]  # the kinds that are known
         self._retried_from: list[int] = []
         self._facts |= {"device": "", "num_devices": order.layout.num_devices, "retries": 0}
         self._facts |= {"retried_from": "[]"}
 
     def announce(self) -> None:
-        """Says how it is done."""
+        """Says how many tasks there are, and what each has of its node."""
         layout, plan = self._order.layout, self._plan
-        tasks = len(self._divided())
+        tasks = len(self._divide())
         what = "GPU" if layout.num_gpus else "CPU"
         self._bar.message(
             f"{len(self._runs)} run(s) in {len(plan.batches)} batch(es) of up to {plan.width}: "
@@ -82,48 +72,50 @@ class Driver(Trainer):
             f"{layout.cores_per_task} {what}(s) each, on {layout.num_nodes} node(s)"
         )
 
-    def _divided(self) -> list[list[int]]:
-        """The batches that are left, those of each task; all of a task share a program."""
+    def _divide(self) -> list[list[int]]:
+        """Divides the unfinished batches among tasks; all batches of a task share a program."""
         size = self._batches_per_task
         return [
             left[begin : begin + size]
-            for left in map(self._left, self._plan.groups)
+            for left in map(self._unfinished, self._plan.groups)
             for begin in range(0, len(left), size)
         ]
 
-    def train(self, numbers: Sequence[int], stop: Stop) -> None:
-        """Has those batches trained that are not finished."""
+    def _train(self, numbers: Sequence[int], stop: StopRequest) -> None:
+        """Has tasks train those batches that are not finished."""
         ray = self._ray
-        wanted = [[n for n in part if n in numbers] for part in self._divided()]
+        wanted = [[n for n in part if n in numbers] for part in self._divide()]
         self._parts = [part for part in wanted if part]
         board, pending = self._submit()
-        self._steps_before = self._env_steps()
+        self._steps_before = self._count_env_steps()
         start = time.perf_counter()
         self._saving.start()
-        stop.waits = True
+        stop.is_deferred = True
         try:
             while pending:
                 done, _ = ray.wait([*pending], timeout=_POLL_SECONDS)
-                self._hear(board)
+                self._take_reports(board)
                 for task in done:
-                    self._counts.pop(pending.pop(task), None)
-                    self._take(self._result_of(task))
-                self._show(time.perf_counter() - start)
-                if self._saving.is_due():
-                    with self._saving.measured():
-                        self._bar.attempt(self._save_snapshot)
-                stop.check()
+                    self._progress.pop(pending.pop(task), None)
+                    self._take_result(self._get_result(task))
+                self._show_progress(time.perf_counter() - start)
+                self._save_results()
+                stop.raise_if_requested()
         finally:
             self._cancel([*pending], board)
             ray.kill(board)
-        stop.waits = False
+        stop.is_deferred = False
 
     def _submit(self) -> tuple[Any, dict[Any, int]]:
-        """Hands all tasks to Ray: the board that they report to, and their numbers by reference."""
+        """Hands all tasks to Ray.
+
+        Returns:
+          The board that tasks report to, and the number of each task by its reference.
+        """
         ray, layout = self._ray, self._order.layout
         from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
-        # Where this process is, so that it dies with no other node: softly, Ray goes elsewhere.
+        # On this node, so that it dies with no other one: if `soft`, Ray may place it elsewhere.
         here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
         options = {"num_cpus": 0, "max_restarts": -1, "scheduling_strategy": here}
         board = ray.remote(**options)(Board).remote()
@@ -133,69 +125,68 @@ class Driver(Trainer):
             max_retries=-1,
             max_calls=1,  # a process for each: JAX takes its devices once, and frees no memory
             scheduling_strategy="SPREAD",
-        )(work)
+        )(run_task)
         order = ray.put(self._order)
         tasks = {task.remote(order, i, part, board): i for i, part in enumerate(self._parts)}
         return board, tasks
 
-    def _result_of(self, task: Any) -> Share:
+    def _get_result(self, task: Any) -> TaskResult:
         try:
-            # A copy: what Ray gives is read-only, and takes room in its store.
-            share: Share = copy.deepcopy(self._ray.get(task))
+            # A copy: Ray's own is read-only, and takes room in its store.
+            result: TaskResult = copy.deepcopy(self._ray.get(task))
         except self._ray.exceptions.RayTaskError as error:
             if isinstance(error.cause, ConfigError):
                 raise ConfigError(str(error.cause)) from None
             raise
-        return share
+        return result
 
-    def _take(self, share: Share) -> None:
-        """Takes what a task found."""
-        self._records |= share.records
-        self._finished |= {*share.records}
-        self._unsaved |= share.unsaved
-        self._trained_steps += share.trained_steps
+    def _take_result(self, result: TaskResult) -> None:
+        self._records |= result.records
+        self._finished |= {*result.records}
+        self._unsaved |= result.unsaved
+        self._trained_steps += result.trained_steps
         facts = self._facts
         for name in TIMES:
-            facts[name] += share.facts[name]
+            facts[name] += result.facts[name]
         for name in ("peak_bytes", "planned_peak_bytes"):
-            facts[name] = max(facts[name], share.facts[name])
-        facts["memory_budget"] = min(facts["memory_budget"], share.facts["memory_budget"])
-        kinds = {*facts["device"].split(", "), share.facts["device"]} - {""}
+            facts[name] = max(facts[name], result.facts[name])
+        facts["memory_budget"] = min(facts["memory_budget"], result.facts["memory_budget"])
+        kinds = {*facts["device"].split(", "), result.facts["device"]} - {""}
         facts["device"] = ", ".join(sorted(kinds))
         self._save_finished()
-        self._keep_times()
+        self._write_times()
 
     def _cancel(self, tasks: Sequence[Any], board: Any) -> None:
-        """Stops tasks, which write their checkpoints first, and takes what they still say."""
+        """Stops tasks, which write their checkpoints first, and takes their last reports."""
         for task in tasks:
             self._ray.cancel(task)
         done, _ = self._ray.wait([*tasks], num_returns=len(tasks), timeout=_GRACE_SECONDS)
-        self._hear(board)
+        self._take_reports(board)
         for task in done:
             with contextlib.suppress(self._ray.exceptions.RayError, ConfigError):
-                self._take(self._result_of(task))
+                self._take_result(self._get_result(task))
 
-    # -------------------------------------------------------------------------- what tasks say
+    # ------------------------------------------------------------------------ reports of tasks
 
-    def _hear(self, board: Any) -> None:
-        """Takes in what the tasks said; their results come on their own."""
+    def _take_reports(self, board: Any) -> None:
+        """Takes all reports of the tasks; their results come on their own."""
         self._ask(board)
-        while self._unheard:
-            task, what = self._unheard.popleft()
+        while self._reports:
+            task, what = self._reports.popleft()
             numbers = self._parts[task]
             if isinstance(what, Started):
-                self._hear_start(task, what)
-            elif isinstance(what, TakenUp):
-                self._hear_taken_up(task, what)
-            elif isinstance(what, Counted):
-                self._counts[task] = what
+                self._take_start(task, what)
+            elif isinstance(what, Resumed):
+                self._take_resumed(task, what)
+            elif isinstance(what, Progressed):
+                self._progress[task] = what
             elif isinstance(what, Evaluated):
-                self._hear_evaluation(numbers, what)
+                self._take_reported_evaluation(numbers, what)
             else:
-                self._bar.message(f"{_named(numbers)}: {what}")
+                self._bar.message(f"{_name_batches(numbers)}: {what}")
 
     def _ask(self, board: Any) -> None:
-        """Asks the board for what is new, after the answer that it may still owe: none is lost."""
+        """Asks the board for new reports, after the answer that it may still owe: none is lost."""
         errors = self._ray.exceptions
         for _ in range(1 if self._question is None else 2):
             self._question = self._question or board.take.remote()
@@ -206,36 +197,36 @@ class Driver(Trainer):
             except errors.RayError:
                 answer = []
             self._question = None
-            self._unheard.extend(copy.deepcopy(answer))
+            self._reports.extend(copy.deepcopy(answer))
 
-    def _hear_start(self, task: int, start: Started) -> None:
+    def _take_start(self, task: int, start: Started) -> None:
         self._starts[task] = self._starts.get(task, 0) + 1
-        self._counts.pop(task, None)
+        self._progress.pop(task, None)
         if self._starts[task] > 1:
             self._facts["retries"] += 1
             self._bar.message(
-                f"{_named(self._parts[task])}: started again on {start.node}, as the node or the "
-                "process that trained before is gone"
+                f"{_name_batches(self._parts[task])}: started again on {start.node}, as the node "
+                "or the process that trained before is gone"
             )
-        if start.made_with not in self._made_with:
-            self._made_with.append(start.made_with)
+        if start.versions not in self._versions:
+            self._versions.append(start.versions)
             assert self._folder is not None
-            self._facts |= note_changes(self._folder, start.made_with, self._bar.message)
+            self._facts |= note_changes(self._folder, start.versions, self._bar.message)
 
-    def _hear_taken_up(self, task: int, taken: TakenUp) -> None:
-        for number, record in taken.records.items():
+    def _take_resumed(self, task: int, resumed: Resumed) -> None:
+        for number, record in resumed.records.items():
             if number not in self._finished:
                 self._records[number] = record
         if self._starts.get(task, 0) > 1:
-            self._retried_from.append(taken.step)
+            self._retried_from.append(resumed.step)
             self._facts["retried_from"] = json.dumps(self._retried_from)
-        else:  # an earlier sweep's work
-            runs = sum(len(self._plan.batches[number]) for number in taken.records)
-            self._steps_before += taken.step * runs
+        else:  # these steps were taken by an earlier sweep
+            runs = sum(len(self._plan.batches[number]) for number in resumed.records)
+            self._steps_before += resumed.step * runs
 
-    def _hear_evaluation(self, numbers: Sequence[int], evaluated: Evaluated) -> None:
+    def _take_reported_evaluation(self, numbers: Sequence[int], evaluated: Evaluated) -> None:
         key = (int(evaluated.runs[0]), evaluated.step)
-        if key in self._told:  # before its node died
+        if key in self._told:  # a task repeats it whose node died after it
             return
         self._told.add(key)
         event = Event(
@@ -254,24 +245,24 @@ class Driver(Trainer):
             if batch[0] in row and number not in self._finished:
                 record = self._records.setdefault(number, Record(self._configs[number], len(batch)))
                 record.add(event, slice(row[batch[0]], row[batch[0]] + len(batch)))
-        self._bar.evaluated(evaluated.step, evaluated.episode_return)
-        if self._on_evaluation is not None:
-            self._on_evaluation(evaluated)
+        self._bar.show_evaluation(evaluated.step, evaluated.episode_return)
+        if self._options.on_evaluation is not None:
+            self._options.on_evaluation(evaluated)
 
-    def _show(self, seconds: float) -> None:
+    def _show_progress(self, seconds: float) -> None:
         """Moves the bar; the speed is that of all nodes since the start."""
-        env_steps = self._env_steps()
+        env_steps = self._count_env_steps()
         speed = max(env_steps - self._steps_before, 0) / max(seconds, 1e-9)
         self._facts["env_steps_per_second"] = speed
-        returns = [count.training_return for count in self._counts.values()]
+        returns = [progress.training_return for progress in self._progress.values()]
         self._bar.update(env_steps, np.concatenate([np.empty(0), *returns]), speed)
 
-    def _env_steps(self) -> int:
-        under_way = sum(count.env_steps for count in self._counts.values())
+    def _count_env_steps(self) -> int:
+        under_way = sum(progress.env_steps for progress in self._progress.values())
         return sum(map(self._steps_of, self._finished)) + under_way
 
 
-def _named(numbers: Sequence[int]) -> str:
+def _name_batches(numbers: Sequence[int]) -> str:
     if len(numbers) == 1:
         return f"batch {numbers[0]}"
     return f"batches {numbers[0]} to {numbers[-1]}"

@@ -1,13 +1,13 @@
-"""What a node of a Ray cluster does for a sweep: trains some batches, and tells of them."""
+"""Trains some batches of a sweep on a node of a Ray cluster, and reports to the driver."""
 
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import os
 import platform
 import signal
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -17,21 +17,26 @@ from purejaxdqn.engine.programs import Experiment
 from purejaxdqn.engine.progress import SweepProgress
 from purejaxdqn.engine.record import Record
 from purejaxdqn.runtime.devices import use_every_core
-from purejaxdqn.runtime.interrupts import EXIT_TERMINATED, Stop, Stopped, listen
-from purejaxdqn.storage import results
+from purejaxdqn.runtime.interrupts import EXIT_TERMINATED, Stopped, StopRequest, catch_signals
+from purejaxdqn.storage import provenance
+from purejaxdqn.sweep.batches import BatchTrainer
+from purejaxdqn.sweep.checkpoints import Paused, SweepFolder
 from purejaxdqn.sweep.design import Design
-from purejaxdqn.sweep.folder import Paused, SweepFolder
+from purejaxdqn.sweep.options import SweepOptions
 from purejaxdqn.sweep.plan import plan_sweep
-from purejaxdqn.sweep.trainer import Trainer
-from purejaxdqn.tracking.trackers import Evaluated
+from purejaxdqn.sweep.resume import OpenSweep
 from purejaxdqn.types import ConfigError
 
 ANSWER_SECONDS = 10.0  # to wait for an answer
 
 
 def import_ray() -> Any:
-    """Ray, if it is there."""
-    # Here, as it takes seconds to import, and is an extra.
+    """Imports Ray.
+
+    Raises:
+      ConfigError: if it is not installed.
+    """
+    # Imported here: it takes seconds, and is an extra of the package.
     try:
         import ray
     except ImportError as error:
@@ -43,15 +48,15 @@ def import_ray() -> Any:
 
 
 class Layout(NamedTuple):
-    """What a task has of its node, and how many of them run at a time.
+    """The part of a node that each task has, and how many tasks run at a time.
 
     Attributes:
-      cores_per_task: CPU cores or GPUs, whichever it trains on.
-      devices_per_task: XLA devices; two at least on CPUs, as everywhere.
-      num_cpus: that Ray keeps for a task.
-      num_gpus: likewise.
+      cores_per_task: CPU cores or GPUs, whichever a task trains on.
+      devices_per_task: XLA devices; at least two on CPUs, as everywhere.
+      num_cpus: the CPUs that Ray reserves for a task.
+      num_gpus: the GPUs that Ray reserves for a task.
       memory_budget: bytes that the runs of a task may take; None leaves it to the task.
-      num_devices: that train at a time in the whole cluster.
+      num_devices: devices that train at a time in the whole cluster.
       num_nodes: nodes that can run a task.
     """
 
@@ -59,59 +64,53 @@ class Layout(NamedTuple):
     devices_per_task: int
     num_cpus: int
     num_gpus: int
-    memory_budget: int | None
+    memory_budget: float | None
     num_devices: int
     num_nodes: int
 
 
 class Order(NamedTuple):
-    """What every task is told; the parts are those of `run_on_cluster`.
+    """The description of the sweep that every task receives.
 
     Attributes:
       experiment: what is trained.
       design: the runs.
-      width: runs per batch.
-      output: the folder, under its whole path.
-      asked: what the numbers hang on, as the folder has it.
-      layout: what a task has of its node.
-      checkpoint_seconds: between two checkpoints.
-      diagnostics: whether to look inside the learner.
+      options: how to train and keep them; the width is set, and the output is an absolute path.
+      asked: everything that the numbers depend on, as the folder has it.
+      layout: the part of a node that a task has.
     """
 
     experiment: Experiment
     design: Design
-    width: int
-    output: Path
+    options: SweepOptions
     asked: dict[str, Any]
     layout: Layout
-    checkpoint_seconds: float | None
-    diagnostics: bool
 
 
 class Started(NamedTuple):
-    """A task begins, for the first time or again."""
+    """A report that a task begins on a node, for the first time or again."""
 
     node: str
-    made_with: dict[str, Any]
+    versions: dict[str, Any]
 
 
-class TakenUp(NamedTuple):
-    """Batches go on from a checkpoint."""
+class Resumed(NamedTuple):
+    """A report that batches go on from a checkpoint, with their numbers so far."""
 
     step: int
     records: dict[int, Record]
 
 
-class Counted(NamedTuple):
-    """How far a task is."""
+class Progressed(NamedTuple):
+    """A report of how far a task is."""
 
     env_steps: int
     training_return: np.ndarray
     speed: float
 
 
-class Share(NamedTuple):
-    """What a task found; `unsaved` are the batches that the folder could not take."""
+class TaskResult(NamedTuple):
+    """The numbers of a task's batches; `unsaved` are those that the folder could not take."""
 
     records: dict[int, Record]
     unsaved: set[int]
@@ -120,107 +119,100 @@ class Share(NamedTuple):
 
 
 class Board:
-    """An actor on the driver's node: keeps what tasks say until the driver asks for it."""
+    """An actor on the driver's node: keeps the reports of tasks until the driver asks for them."""
 
     def __init__(self) -> None:
-        self._said: list[tuple[int, Any]] = []
+        self._reports: list[tuple[int, Any]] = []
 
-    def say(self, task: int, what: Any) -> None:
+    def report(self, task: int, what: Any) -> None:
         """Takes a report; those of a task stay in order."""
-        self._said.append((task, what))
+        self._reports.append((task, what))
 
     def take(self) -> list[tuple[int, Any]]:
-        """What has been said since the last time, by the number of the task."""
-        said, self._said = self._said, []
-        return said
+        """Returns the reports since the last time, each with the number of its task."""
+        reports, self._reports = self._reports, []
+        return reports
 
-    def heard(self) -> None:
-        """Answers once everything that the caller said before is here."""
+    def confirm(self) -> None:
+        """Answers once everything that the caller reported before has arrived."""
 
 
-class _Bar(SweepProgress):
-    """What a task shows, shown by the driver."""
+class _TaskProgress(SweepProgress):
+    """Sends the messages and the progress of a task to the driver, which shows them."""
 
     def __init__(self, board: Any, task: int) -> None:
         super().__init__(0, enabled=False)
         self._board, self._number = board, task
 
     def message(self, text: str) -> None:
-        self._board.say.remote(self._number, text)
+        self._board.report.remote(self._number, text)
 
     def update(self, env_steps: int, training_return: np.ndarray, speed: float) -> None:
-        self._board.say.remote(self._number, Counted(env_steps, training_return, speed))
+        self._board.report.remote(self._number, Progressed(env_steps, training_return, speed))
 
 
-class _Task(Trainer):
-    """Trains the batches of a task. The driver writes the results of all."""
+class _TaskTrainer(BatchTrainer):
+    """Trains the batches of one task; the driver writes the results of all tasks."""
 
     def __init__(self, order: Order, board: Any, task: int) -> None:
-        devices = use_every_core(order.layout.cores_per_task if not order.layout.num_gpus else None)
-        bar = _Bar(board, task)
+        layout, output = order.layout, order.options.output
+        assert output is not None
+        devices = use_every_core(None if layout.num_gpus else layout.cores_per_task)
+        bar = _TaskProgress(board, task)
         plan = plan_sweep(
             order.experiment,
             order.design,
             devices,
-            width=order.width,
-            memory_budget=order.layout.memory_budget,
+            width=order.options.width,
+            memory_budget=layout.memory_budget,
         )
-        folder = SweepFolder(order.output, bar.message)
+        folder = SweepFolder(output, bar.message)
         if not folder.is_begun() or folder.begun()["asked"] != order.asked:
             raise ConfigError(
-                f"node {platform.node()} does not see the sweep in {order.output}: output must be "
+                f"node {platform.node()} does not see the sweep in {output}: output must be "
                 "a folder that all nodes share under the same path, such as one on NFS"
             )
-
-        def tell(event: Evaluated) -> None:
-            board.say.remote(task, event)
-
-        super().__init__(
-            order.experiment,
-            plan,
-            devices,
-            folder,
-            bar=bar,
-            diagnostics=order.diagnostics,
-            checkpoint_seconds=order.checkpoint_seconds,
-            on_evaluation=tell,
+        options = dataclasses.replace(
+            order.options, on_evaluation=lambda event: board.report.remote(task, event)
         )
+        sweep = OpenSweep(order.experiment, plan, options, order.asked, folder, bar, {})
+        super().__init__(sweep, devices)
         self._board, self._number = board, task
 
-    def work(self, numbers: Sequence[int], stop: Stop) -> Share:
-        """Trains what is not finished of these batches."""
+    def train_share(self, numbers: Sequence[int], stop: StopRequest) -> TaskResult:
+        """Trains those of some batches that are not finished."""
         self._read_finished(numbers)
-        self.train(numbers, stop)
+        self._train(numbers, stop)
         self._facts["peak_bytes"] = peak_bytes()
         records = {number: self._records[number] for number in numbers}
-        return Share(records, self._unsaved, self._trained_steps, self._facts)
+        return TaskResult(records, self._unsaved, self._trained_steps, self._facts)
 
-    def _take_paused(self, *args: Any) -> dict[int, Paused]:
-        paused = super()._take_paused(*args)
+    def _load_paused(self, *args: Any) -> dict[int, Paused]:
+        paused = super()._load_paused(*args)
         if paused:
             step = next(iter(paused.values())).step
             records = {number: batch.record for number, batch in paused.items()}
-            self._board.say.remote(self._number, TakenUp(step, records))
+            self._board.report.remote(self._number, Resumed(step, records))
         return paused
 
-    def _save_snapshot(self) -> None:
+    def _save_results(self) -> None:
         pass
 
 
-def work(order: Order, task: int, numbers: Sequence[int], board: Any) -> Share:
-    """Runs on a node, in a process of its own."""
+def run_task(order: Order, task: int, numbers: Sequence[int], board: Any) -> TaskResult:
+    """Trains the batches of a task on a node, in a process of its own."""
     ray = import_ray()
     node = f"{platform.node()} (Ray's node {ray.get_runtime_context().get_node_id()})"
-    board.say.remote(task, Started(node, results.made_with()))
+    board.report.remote(task, Started(node, provenance.collect_versions()))
     try:
-        with listen() as stop:
-            share = _Task(order, board, task).work(numbers, stop)
+        with catch_signals() as stop:
+            result = _TaskTrainer(order, board, task).train_share(numbers, stop)
     except Stopped as error:
         if error.exit_code == EXIT_TERMINATED:
-            # The node is being shut down, not the sweep: Ray is to start this again elsewhere,
-            # which it does for processes that are gone.
+            # The node is being shut down, not the sweep. Ray starts a task again elsewhere if its
+            # process is gone, so this one kills itself.
             os.kill(os.getpid(), signal.SIGKILL)
         raise
     with contextlib.suppress(ray.exceptions.RayError):
-        ray.get(board.heard.remote(), timeout=ANSWER_SECONDS)
-    return share
+        ray.get(board.confirm.remote(), timeout=ANSWER_SECONDS)
+    return result

@@ -1,4 +1,4 @@
-"""The memory that a traced function takes beside its arguments, from its jaxpr alone."""
+"""Estimates the memory of a traced function's intermediate results from its jaxpr, uncompiled."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from purejaxdqn.types import ArrayTree
 
 _CALLS = {"pjit", "jit", "closed_call", "custom_jvp_call", "custom_vjp_call", "checkpoint"}
 _VIEWS = {"reshape", "squeeze", "expand_dims"}  # of the same bytes
-# What XLA computes element by element where it is needed, and does not write down.
+# XLA computes these element by element where they are needed, and does not write them to memory.
 _ELEMENTWISE = {"abs", "add", "and", "broadcast_in_dim", "ceil", "clamp", "convert_element_type"}
 _ELEMENTWISE |= {"copy", "cos", "div", "eq", "exp", "exp2", "expm1", "floor", "ge", "gt", "iota"}
 _ELEMENTWISE |= {"integer_pow", "is_finite", "le", "log", "log1p", "logistic", "lt", "max", "min"}
@@ -24,7 +24,7 @@ _IN_PLACE = ("scatter", "scatter-add", "scatter_add", "dynamic_update_slice")
 
 
 class _Step(NamedTuple):
-    """One operation; the first `num_in_place` of its outputs take the place of inputs."""
+    """One operation; the first `num_in_place` of its outputs reuse the memory of inputs."""
 
     name: str
     inputs: list[Var]
@@ -33,16 +33,16 @@ class _Step(NamedTuple):
     num_in_place: int
 
 
-def working_bytes(function: Callable[..., Any], *args: ArrayTree) -> tuple[int, ArrayTree]:
-    """The most that is alive at a time of what a function computes on its way.
+def trace_memory(function: Callable[..., Any], *args: ArrayTree) -> tuple[int, ArrayTree]:
+    """Estimates the most bytes that a function's intermediate results take at a time.
 
-    Arguments do not count, nor what takes their place, such as the state of a loop; nor elementwise
-    results that only one elementwise operation reads. Those that a reduction reads do: XLA hands
-    reductions to a library that writes them down. What a compiler makes of it is not known before
-    it has run: count on a third more or less.
+    Arguments do not count, nor results that reuse their memory, such as the state of a loop.
+    Elementwise results that only one elementwise operation reads do not count either. Those that a
+    reduction reads do: XLA hands reductions to a library, for which it writes them to memory. The
+    compiled program may take a third more or less.
 
     Args:
-      function: to be traced.
+      function: the function to trace.
       *args: its arguments, or their shapes.
 
     Returns:
@@ -70,7 +70,7 @@ def _most_alive(jaxpr: Jaxpr) -> int:
         read_by = [steps[i].name for i in readers.get(step.outputs[0], [])]
         if len(read_by) <= 1 and {*read_by} <= _ELEMENTWISE:
             fused.add(step.outputs[0])
-            for var in step.inputs:  # is read again wherever this one is computed
+            for var in step.inputs:  # read again wherever this output is computed
                 last[var] = max(last[var], last.get(step.outputs[0], at))
     alive: dict[Var, int] = {}
     most = 0
@@ -84,7 +84,7 @@ def _most_alive(jaxpr: Jaxpr) -> int:
 
 
 def _flat(jaxpr: Jaxpr, names: dict[Var, Var]) -> Iterator[_Step]:
-    """The steps of a jaxpr, those of the functions that it calls among them."""
+    """Yields the operations of a jaxpr, with those of the functions that it calls."""
     for eqn in jaxpr.eqns:
         bodies = [*_bodies(eqn.params)]
         if eqn.primitive.name in _CALLS and len(bodies) == 1:
@@ -102,7 +102,7 @@ def _flat(jaxpr: Jaxpr, names: dict[Var, Var]) -> Iterator[_Step]:
             continue
         in_place = {**dict.fromkeys(_IN_PLACE, 1), "while": len(eqn.outvars)}
         if eqn.primitive.name == "scan":
-            # What is carried keeps its shape; what is stacked has one axis more than in the body.
+            # A carried value keeps its shape; a stacked one has one axis more than in the body.
             pairs = zip(eqn.outvars, bodies[0].outvars, strict=True)
             in_place["scan"] = sum(_ndim(outer) == _ndim(inner) for outer, inner in pairs)
         inputs = [names.get(v, v) for v in eqn.invars if isinstance(v, Var)]

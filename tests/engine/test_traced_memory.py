@@ -9,17 +9,17 @@ import pytest
 
 from purejaxdqn import agents
 from purejaxdqn.agents.pqn.settings import PQNConfig
-from purejaxdqn.engine.footprint import working_bytes
 from purejaxdqn.engine.memory import abstract_run
 from purejaxdqn.engine.programs import max_iterations_of
+from purejaxdqn.engine.traced_memory import trace_memory
 from purejaxdqn.training.evaluation import evaluate
 
 SQUARE = jax.ShapeDtypeStruct((100, 100), np.float32)
 
 
 def test_what_is_alive_at_the_same_time_counts():
-    assert working_bytes(lambda x: x @ x @ x @ x, SQUARE)[0] == 2 * 40_000
-    assert working_bytes(lambda x: jnp.sum(jnp.tanh(x) + 1), SQUARE)[0] == 40_000 + 4
+    assert trace_memory(lambda x: x @ x @ x @ x, SQUARE)[0] == 2 * 40_000
+    assert trace_memory(lambda x: jnp.sum(jnp.tanh(x) + 1), SQUARE)[0] == 40_000 + 4
 
 
 def test_what_takes_the_place_of_an_argument_does_not_count():
@@ -27,7 +27,7 @@ def test_what_takes_the_place_of_an_argument_does_not_count():
         body = lambda i, x: x.at[i].set(jnp.sum(x.reshape(-1)))  # noqa: E731
         return jax.lax.fori_loop(0, 3, body, x)
 
-    most, result = working_bytes(write, SQUARE)
+    most, result = trace_memory(write, SQUARE)
     assert most < 2_000
     assert result.shape == SQUARE.shape
 

@@ -1,7 +1,13 @@
-"""Arrays on disk, all of them as they were or not at all: written at once, checked when read.
+"""Keeps arrays on disk as checkpoints: written wholly or not at all, and checked when read.
 
-Orbax writes the arrays. It does not notice a flipped bit, and casts a wrong type without a word, so
-a manifest beside them holds the SHA-256 of each file, and what was written.
+A checkpoint is a folder with two things in it:
+
+    arrays/0, arrays/1 ...  the arrays, cut into pieces of at most 128 MiB, as Orbax writes them
+    manifest.json           a SHA-256 of the rest of this file, and then JSON: the shape and type of
+                            each array, the SHA-256 of each file, and the caller's `facts`
+
+Orbax does not notice a flipped bit, and casts a wrong type without a word; the manifest catches
+both. `purejaxdqn.sweep.checkpoints` says which checkpoints a sweep writes.
 """
 
 from __future__ import annotations
@@ -23,28 +29,28 @@ from typing import Any
 import jax
 import numpy as np
 
-from purejaxdqn.runtime.interrupts import undisturbed
-from purejaxdqn.storage.results import why_not_writable
+from purejaxdqn.runtime.interrupts import defer_signals
+from purejaxdqn.storage.files import explain_write_failure
 
 MANIFEST = "manifest.json"
 TEMPORARY = ".writing-"  # begins the name of a folder that is not finished
 _ARRAYS = "arrays"
-_PART_BYTES = 2**27  # Orbax copies what it writes: so much at a time
-_SETTLE_SECONDS = 0.5  # without new files after a failed write, until it has ended
-_MOST_SETTLE_SECONDS = 5.0  # to wait for that
+_PART_BYTES = 2**27  # written at a time: Orbax copies what it writes
+_SETTLE_SECONDS = 0.5  # without new files: then a failed write is taken to have ended
+_MOST_SETTLE_SECONDS = 5.0  # to wait for its end
 
 
 class CheckpointDamaged(Exception):
-    """A checkpoint that is not what was written; the message says what is wrong with it."""
+    """A checkpoint is not what was written; the message says what is wrong with it."""
 
 
 def write(folder: Path, arrays: Sequence[np.ndarray], facts: Mapping[str, Any]) -> None:
     """Writes a checkpoint; a kill or a full disk leaves nothing under its name.
 
     Args:
-      folder: of the checkpoint; one that is there is replaced.
+      folder: of the checkpoint; an older one there is replaced.
       arrays: NumPy arrays of any shape and type.
-      facts: whatever else is to be kept, as JSON can hold it.
+      facts: anything else, as JSON can hold it.
 
     Raises:
       OSError: if it cannot be written.
@@ -52,13 +58,13 @@ def write(folder: Path, arrays: Sequence[np.ndarray], facts: Mapping[str, Any]) 
     own = f"{TEMPORARY}{folder.name}.{platform.node()}.{os.getpid()}"
     for failed in folder.parent.glob(f"{own}.*"):
         shutil.rmtree(failed, ignore_errors=True)
-    # Never the same name twice: what failed may go on for a while, see `_remove_what_comes_late`.
+    # Never the same name twice: a failed write may go on for a while, see `_remove_late_files`.
     temporary = folder.with_name(f"{own}.{uuid.uuid4().hex[:8]}")
-    has_begun = False  # Orbax, that is
+    has_orbax_begun = False
     try:
         temporary.mkdir(parents=True)
-        for number, part in enumerate(_parts(arrays)):
-            has_begun = True
+        for number, part in enumerate(_cut_into_parts(arrays)):
+            has_orbax_begun = True
             _save_arrays(temporary / _ARRAYS / str(number), part)
         content = {
             "arrays": [[list(x.shape), x.dtype.str] for x in arrays],
@@ -77,15 +83,15 @@ def write(folder: Path, arrays: Sequence[np.ndarray], facts: Mapping[str, Any]) 
         _sync_folder(folder.parent)
     except BaseException:
         shutil.rmtree(temporary, ignore_errors=True)
-        if has_begun:
-            _remove_what_comes_late(temporary)
+        if has_orbax_begun:
+            _remove_late_files(temporary)
         raise
 
 
-def _remove_what_comes_late(folder: Path) -> None:
-    """Removes what a failed write still leaves after its end.
+def _remove_late_files(folder: Path) -> None:
+    """Removes the files that a failed write still makes after it has raised its error.
 
-    Orbax raises the first error. TensorStore's threads are then still busy with other arrays, up to
+    Orbax raises the first error while TensorStore's threads still write other arrays, for up to
     50 ms as measured with four writers on two cores, and make the folder again.
     """
     begun = gone = time.monotonic()
@@ -96,8 +102,8 @@ def _remove_what_comes_late(folder: Path) -> None:
         time.sleep(0.01)
 
 
-def working_bytes(total: int) -> int:
-    """Memory that writing takes, for arrays of so many bytes; Orbax's own code included."""
+def estimate_write_memory(total: int) -> int:
+    """Estimates the memory that it takes to write so many bytes; Orbax's own code included."""
     return 2**26 + min(total, _PART_BYTES)
 
 
@@ -108,8 +114,7 @@ def read(
 
     Args:
       folder: of the checkpoint.
-      wanted: `facts -> indices` of the arrays that are asked for; all by default. The others take
-        no memory.
+      wanted: `facts -> indices` of the arrays to read; all by default. The others take no memory.
 
     Returns:
       `(arrays, facts)` as they were written, to the bit.
@@ -128,8 +133,8 @@ def read(
     arrays = [np.empty(shape, dtype) for shape, dtype in content["arrays"]]
     chosen = range(len(arrays)) if wanted is None else wanted(content["facts"])
     # The same cuts as when it was written, now of arrays to be filled.
-    for number, part in enumerate(_parts(arrays)):
-        part = {name: piece for name, piece in part.items() if _index(name) in chosen}
+    for number, part in enumerate(_cut_into_parts(arrays)):
+        part = {name: piece for name, piece in part.items() if _array_number(name) in chosen}
         stored = _load_arrays(folder / _ARRAYS / str(number)) if part else {}
         for name, piece in part.items():
             if stored[name].dtype != piece.dtype:
@@ -140,15 +145,15 @@ def read(
     return [arrays[i] for i in chosen], content["facts"]
 
 
-def _index(name: str) -> int:
-    """Which array a piece is of."""
+def _array_number(name: str) -> int:
+    """Returns the number of the array that a piece belongs to."""
     return int(name.partition("-")[0])
 
 
-def _parts(arrays: Sequence[np.ndarray]) -> Iterator[dict[str, np.ndarray]]:
-    """All arrays as flat pieces by name, views of them, as many at a time as are small together.
+def _cut_into_parts(arrays: Sequence[np.ndarray]) -> Iterator[dict[str, np.ndarray]]:
+    """Cuts arrays into flat views by name, and yields as many at a time as are small together.
 
-    Orbax takes neither empty arrays nor those without an axis.
+    Flat, because Orbax takes neither empty arrays nor those without an axis.
     """
     part: dict[str, np.ndarray] = {}
     size = 0
@@ -166,10 +171,10 @@ def _parts(arrays: Sequence[np.ndarray]) -> Iterator[dict[str, np.ndarray]]:
 
 
 def read_manifest(folder: Path) -> dict[str, Any]:
-    """What a checkpoint says of itself: `facts`, and what its `arrays` and files are.
+    """Reads the manifest of a checkpoint alone: `arrays`, `facts` and `sha256`.
 
     Raises:
-      CheckpointDamaged: if that is not as it was written.
+      CheckpointDamaged: if it is not as it was written.
     """
     try:
         digest, _, text = (folder / MANIFEST).read_text().partition("\n")
@@ -182,11 +187,11 @@ def read_manifest(folder: Path) -> dict[str, Any]:
     return content
 
 
-def _checkpointer() -> Any:
-    # Here, as it takes seconds to import, which only a sweep with a folder needs.
+def _make_checkpointer() -> Any:
+    # Imported here: it takes seconds, and only a sweep with a folder needs it.
     import orbax.checkpoint as ocp
 
-    # It tells of each step; and of errors with a traceback, beside raising them.
+    # It logs each step, and logs errors with a traceback beside raising them.
     logging.getLogger("absl").setLevel(logging.CRITICAL)
     process = jax.process_index()
     alone = ocp.options.MultiprocessingOptions(
@@ -194,30 +199,28 @@ def _checkpointer() -> Any:
         active_processes={process},  # each process keeps its own runs
         barrier_sync_key_prefix=f"process{process}",
     )
-    handler = ocp.PyTreeCheckpointHandler(
-        multiprocessing_options=alone,
-    )
+    handler = ocp.PyTreeCheckpointHandler(multiprocessing_options=alone)
     return ocp.Checkpointer(handler, multiprocessing_options=alone)
 
 
 def _save_arrays(folder: Path, arrays: dict[str, np.ndarray]) -> None:
-    if jax.process_index() > 0:  # there Orbax leaves NumPy's arrays out, without a word
+    if jax.process_index() > 0:  # there Orbax leaves out NumPy's arrays without a word
         folder.mkdir(parents=True)
         for name, array in arrays.items():
             np.save(folder / f"{name}.npy", array, allow_pickle=False)
         return
-    with undisturbed(), _checkpointer() as checkpointer:
+    with defer_signals(), _make_checkpointer() as checkpointer:
         try:
             checkpointer.save(folder.resolve(), arrays)
         except (OSError, ValueError) as error:  # the latter is what TensorStore makes of any
-            _leave_out_echoes()
-            reason = why_not_writable(folder.parent) or str(error).partition("\n")[0]
+            _silence_late_errors()
+            reason = explain_write_failure(folder.parent) or str(error).partition("\n")[0]
             raise OSError(f"{folder} cannot be written: {reason}") from error
 
 
 @functools.cache
-def _leave_out_echoes() -> None:
-    """Keeps TensorStore from printing a failed write's other parts, which may be long after it."""
+def _silence_late_errors() -> None:
+    """Keeps TensorStore from printing errors of a failed write's other parts long after it."""
     logging.getLogger("asyncio").setLevel(logging.CRITICAL)
     before = sys.unraisablehook
 
@@ -231,7 +234,7 @@ def _leave_out_echoes() -> None:
 def _load_arrays(folder: Path) -> dict[str, np.ndarray]:
     if files := [*folder.glob("*.npy")]:
         return {path.stem: np.load(path, allow_pickle=False) for path in files}
-    with undisturbed(), _checkpointer() as checkpointer:
+    with defer_signals(), _make_checkpointer() as checkpointer:
         try:
             arrays: dict[str, np.ndarray] = checkpointer.restore(folder.resolve())
         except Exception as error:  # the files are right, but Orbax cannot make sense of them
@@ -249,7 +252,7 @@ def _sha256(path: Path) -> str:
 
 
 def _sync_folder(folder: Path) -> None:
-    """Makes a rename last through a loss of power."""
+    """Makes a rename in this folder survive a loss of power."""
     descriptor = os.open(folder, os.O_RDONLY)
     try:
         os.fsync(descriptor)

@@ -1,4 +1,4 @@
-"""Summary, figure and film: numbers by hand, and files that hold what they should."""
+"""Tests the report of one setting: its numbers against hand-computed ones, and its files."""
 
 import io
 import json
@@ -10,8 +10,7 @@ from PIL import Image, ImageSequence
 from rich.console import Console
 
 from purejaxdqn.agents.dqn.dqn import DQNConfig, dqn
-from purejaxdqn.report import figures as plotting
-from purejaxdqn.report import summary
+from purejaxdqn.report import figures, files, training
 from purejaxdqn.report.films import play_in_gymnasium, save_gif
 
 RETURNS = np.array(  # (seed, step, episode)
@@ -43,14 +42,14 @@ def dataset():
 
 
 def test_the_threshold_is_reached_at_the_first_evaluation_whose_mean_reaches_it(dataset):
-    assert summary.steps_to_threshold(dataset, 475) == [20, 30, None]
-    assert summary.steps_to_threshold(dataset, 9) == [10, 10, 10]
-    assert summary.steps_to_threshold(dataset, 490) == [20, 30, None]
-    assert summary.steps_to_threshold(dataset, 490.5) == [None, 30, None]
+    assert training.steps_to_threshold(dataset, 475) == [20, 30, None]
+    assert training.steps_to_threshold(dataset, 9) == [10, 10, 10]
+    assert training.steps_to_threshold(dataset, 490) == [20, 30, None]
+    assert training.steps_to_threshold(dataset, 490.5) == [None, 30, None]
 
 
 def test_the_summary_in_numbers(dataset):
-    facts = summary.summarise(dataset, 475.0, np.random.default_rng(0))
+    facts = training.summarise(dataset, 475.0, np.random.default_rng(0))
     assert facts["final_return"] == [450, 500, 9]
     assert facts["gymnasium_return"] == [500, 480, 9]
     assert facts["steps_to_threshold"] == [20, 30, None]
@@ -62,7 +61,9 @@ def test_the_summary_in_numbers(dataset):
 
 def test_what_is_missing_is_null_and_not_nan(dataset):
     dataset.final_return[1] = np.nan
-    facts = summary.summarise(dataset.drop_vars("gymnasium_return"), None, np.random.default_rng(0))
+    facts = training.summarise(
+        dataset.drop_vars("gymnasium_return"), None, np.random.default_rng(0)
+    )
     assert facts["final_return"] == [450, None, 9]
     assert facts["gymnasium_return"] == [None] * 3
     assert facts["steps_to_threshold"] == [None] * 3
@@ -70,15 +71,15 @@ def test_what_is_missing_is_null_and_not_nan(dataset):
     assert (facts["iqm_low"], facts["iqm_high"]) == (None, None)
     assert "no interval is honest" in facts["interval_note"]
     dataset.final_return[:] = np.nan
-    facts = summary.summarise(dataset, 475.0, np.random.default_rng(0))
+    facts = training.summarise(dataset, 475.0, np.random.default_rng(0))
     assert facts["iqm"] is None
     assert facts["num_solved"] == 0
 
 
 def test_the_table_has_a_row_per_seed(dataset, tmp_path):
-    facts = summary.summarise(dataset, 475.0, np.random.default_rng(0))
+    facts = training.summarise(dataset, 475.0, np.random.default_rng(0))
     console = Console(width=120, record=True, file=io.StringIO())
-    summary.print_summary(facts, console)
+    training.print_summary(facts, console)
     text = console.export_text()
     for words in (
         "PQN on CartPole-v1",
@@ -89,11 +90,11 @@ def test_the_table_has_a_row_per_seed(dataset, tmp_path):
         "1.5 s",
     ):
         assert words in text
-    assert json.loads(summary.save_summary(facts, tmp_path).read_text()) == facts
+    assert json.loads(files.save_summary(facts, tmp_path).read_text()) == facts
 
 
 def test_the_learning_curve_shows_every_seed(dataset, tmp_path):
-    figure = plotting.learning_curve(dataset, "title", 475.0)
+    figure = figures.plot_learning_curve(dataset, "title", 475.0)
     (axes,) = figure.axes
     curves = [np.asarray(line.get_ydata()) for line in axes.lines]
     for seed_curve in RETURNS.mean(axis=2):
@@ -101,7 +102,7 @@ def test_the_learning_curve_shows_every_seed(dataset, tmp_path):
     middle = RETURNS.mean(axis=2).mean(axis=0)
     assert any(len(curve) == 3 and np.allclose(middle, curve) for curve in curves)
     assert len(axes.collections) == 1  # the shaded interval
-    png, svg = plotting.save_figure(figure, tmp_path / "curve")
+    png, svg = files.save_figure(figure, tmp_path / "curve")
     with Image.open(png) as image:
         assert image.size[0] > 500
     assert "<svg" in svg.read_text()

@@ -1,4 +1,4 @@
-"""How often something is written to disk: often enough, and never for much of the time."""
+"""Decides how often something is written to disk: often, and never for much of the time."""
 
 from __future__ import annotations
 
@@ -6,15 +6,18 @@ import contextlib
 import time
 from collections.abc import Iterator
 
-COST = 20.0  # whatever is written may take one part in so many of the time
+_COST = 20.0  # writing may take one part in so many of the time
 
 
-class Pace:
-    """How often something is written: so that it costs little of the time.
+class WriteSchedule:
+    """Says when a file is due, from how long it took to write the last time.
 
     Args:
-      at_least: seconds between the end of one and the start of the next.
-      seconds: these, and not what its cost says; None lets the cost say.
+      at_least: seconds between the end of one write and the start of the next.
+      seconds: an interval in place of the one that the cost of writing asks for.
+
+    Attributes:
+      total: seconds that all writes took.
     """
 
     def __init__(self, at_least: float, seconds: float | None = None) -> None:
@@ -24,23 +27,23 @@ class Pace:
         self.total = 0.0
 
     def start(self) -> None:
-        """Counts from now on."""
+        """Counts the interval from now on."""
         self._last_end = time.perf_counter()
 
     def is_due(self) -> bool:
-        """Whether it is time."""
+        """Says whether it is time to write."""
         wanted = self._seconds
         if wanted is None:
-            wanted = max(self._at_least, COST * self._last_cost)
+            wanted = max(self._at_least, _COST * self._last_cost)
         return time.perf_counter() - self._last_end >= wanted
 
     def comes_within(self, seconds: float) -> bool:
-        """Whether so many seconds are enough for the first one."""
+        """Says whether the first write comes within so many seconds."""
         return seconds >= (self._at_least if self._seconds is None else self._seconds)
 
     @contextlib.contextmanager
-    def measured(self) -> Iterator[None]:
-        """Measures what is written within."""
+    def measure(self) -> Iterator[None]:
+        """Measures how long the block takes, which writes."""
         start = time.perf_counter()
         yield
         self._last_end = time.perf_counter()

@@ -10,9 +10,9 @@ import threading
 import numpy as np
 import pytest
 
-from purejaxdqn.runtime.interrupts import Stopped, listen
-from purejaxdqn.storage import arrays as checkpoint
-from purejaxdqn.storage.arrays import CheckpointDamaged
+from purejaxdqn.runtime.interrupts import Stopped, catch_signals
+from purejaxdqn.storage import checkpoint
+from purejaxdqn.storage.checkpoint import CheckpointDamaged
 
 RNG = np.random.default_rng(0)
 ARRAYS: list[np.ndarray] = [
@@ -53,7 +53,7 @@ def test_what_is_written_is_what_is_read(written):
 @pytest.mark.parametrize("part_bytes", [16, 100, 500])
 def test_large_arrays_are_written_in_parts(part_bytes, tmp_path, monkeypatch):
     monkeypatch.setattr(checkpoint, "_PART_BYTES", part_bytes)
-    parts = [*checkpoint._parts(ARRAYS)]
+    parts = [*checkpoint._cut_into_parts(ARRAYS)]
     assert len(parts) >= 2
     assert all(sum(piece.nbytes for piece in part.values()) <= part_bytes for part in parts)
     if part_bytes == 500:
@@ -158,7 +158,7 @@ def test_the_manifest_is_one_that_a_person_can_read(written):
 @pytest.mark.parametrize("action", ["write", "read"])
 def test_signals_wait_for_the_end_of_what_orbax_does(action, written, tmp_path, monkeypatch):
     """Interrupted in its event loop, it may wait for itself forever."""
-    checkpointer, ended = checkpoint._checkpointer, []
+    checkpointer, ended = checkpoint._make_checkpointer, []
 
     @contextlib.contextmanager
     def interrupted():
@@ -168,12 +168,12 @@ def test_signals_wait_for_the_end_of_what_orbax_does(action, written, tmp_path, 
             yield it
             ended.append(True)
 
-    monkeypatch.setattr(checkpoint, "_checkpointer", interrupted)
+    monkeypatch.setattr(checkpoint, "_make_checkpointer", interrupted)
     act = {
         "write": lambda: checkpoint.write(tmp_path / "1", ARRAYS, FACTS),
         "read": lambda: checkpoint.read(written),
     }
-    with listen(), pytest.raises(Stopped):
+    with catch_signals(), pytest.raises(Stopped):
         act[action]()
     assert ended == [True]
     assert [*tmp_path.iterdir()] == []

@@ -1,22 +1,22 @@
-"""What a sweep keeps on disk so that nothing finished is lost, and it can go on after a kill.
+"""Keeps a sweep on disk: nothing finished is lost, and the sweep can be resumed after a kill.
 
     results.nc              the numbers so far, written every few seconds
-    checkpoint/sweep        what is being trained, and with what; written once
-    checkpoint/changes/*    with what it went on, where that may give other bits
+    checkpoint/sweep        what is being trained, and with what versions; written once
+    checkpoint/changes/*    with what other versions it was resumed, which may give other bits
     checkpoint/times/*      how long each process has worked on it
     checkpoint/finished/3   the numbers and the last weights of batch 3
-    checkpoint/running/*    everything that batches under way need to go on
+    checkpoint/running/*    everything that batches under way need to be resumed
     checkpoint/lock         held by the process that began, and puts the numbers together
 
-A batch is as many runs as the width, always the same ones; it is what trains on one device. Several
-processes, on several machines, may keep their batches in the same folder: no two write under one
-name, and none drops what another may need.
+Each of these but the lock is a checkpoint as `purejaxdqn.storage.checkpoint` writes it. A batch is
+as many runs as the width, always the same ones; it is what trains on one device. Several processes,
+on several machines, may keep their batches in the same folder: no two write under one name, and
+none drops what another may need.
 """
 
 from __future__ import annotations
 
 import contextlib
-import json
 import re
 import shutil
 import uuid
@@ -27,24 +27,26 @@ from typing import Any, NamedTuple
 import filelock
 import numpy as np
 
+from purejaxdqn.engine.programs import Programs
 from purejaxdqn.engine.record import Record
-from purejaxdqn.storage import arrays as checkpoint
-from purejaxdqn.storage import results
-from purejaxdqn.storage.arrays import CheckpointDamaged
-from purejaxdqn.storage.results import CHECKPOINT, LOCK, claim
+from purejaxdqn.engine.rounds import Kept
+from purejaxdqn.storage import checkpoint, results
+from purejaxdqn.storage.checkpoint import CheckpointDamaged
+from purejaxdqn.storage.files import find_half_written
 from purejaxdqn.training.settings import RunConfig
 from purejaxdqn.types import ConfigError
 
+FORMAT = 1  # of the folder; another number here means that older folders cannot be resumed
 _KEPT_EACH = 2  # checkpoints of a batch under way, so that a damaged one has one before it
 
 
 class Paused(NamedTuple):
-    """A batch under way.
+    """A batch under way, on the host.
 
     Attributes:
       step: environment steps of each run so far.
       state: the `TrainState`, as a list of host arrays.
-      params_before: the weights at the evaluation before, the same way; empty without diagnostics.
+      params_before: the weights at the evaluation before, likewise; empty without diagnostics.
       window: sums since the last evaluation, `[n]` by name.
       record: the numbers so far.
     """
@@ -56,8 +58,47 @@ class Paused(NamedTuple):
     record: Record
 
 
+def copy_from_devices(
+    programs: Programs, kept: Kept, rows: Mapping[int, slice], records: Mapping[int, Record]
+) -> dict[int, Paused]:
+    """Copies the batches of a round from the devices, by number.
+
+    Args:
+      programs: of the round.
+      kept: what the round has on the devices.
+      rows: which rows of the round each batch has, in the order of the devices.
+      records: the numbers of each batch so far.
+
+    Returns:
+      The batches. On a CPU their arrays are the devices' own memory, to be read before it is
+      donated.
+    """
+    states = programs.split(kept.state)
+    before = None if kept.params_before is None else programs.split(kept.params_before)
+    return {
+        number: Paused(
+            kept.step,
+            states[device],
+            [] if before is None else before[device],
+            {name: sums[at] for name, sums in kept.window.items()},
+            records[number],
+        )
+        for device, (number, at) in enumerate(rows.items())
+    }
+
+
+def copy_to_devices(programs: Programs, paused: Sequence[Paused]) -> Kept:
+    """Copies batches under way back onto the devices; empties their lists of arrays on the way."""
+    first = paused[0]
+    before = None
+    if first.params_before:
+        before = programs.join([one.params_before for one in paused], weights_only=True)
+    window = {name: np.concatenate([one.window[name] for one in paused]) for name in first.window}
+    return Kept(first.step, programs.join([one.state for one in paused]), before, window)
+
+
 class SweepFolder:
-    """The folder of one sweep.
+    """Reads and writes the folder of one sweep.
 
     Args:
       output: an existing folder.
@@ -67,67 +108,73 @@ class SweepFolder:
     def __init__(self, output: Path, say: Callable[[str], None] = print) -> None:
         self.output = output
         self._say = say
-        self._root = output / CHECKPOINT
-        self._lock = filelock.FileLock(self._root / LOCK)
-        self._damaged: set[str] = set()  # checkpoints that were tried in vain
+        self._root = output / results.CHECKPOINT
+        self._lock = filelock.FileLock(self._root / results.LOCK)
+        self._damaged: set[str] = set()  # checkpoints that could not be read
 
     # ------------------------------------------------------------------------------ the whole sweep
 
     def lock(self) -> None:
-        """Claims the folder until `unlock`, or the end of this process, however it ends.
+        """Locks the folder until `unlock`, or the end of this process, however it ends.
 
         Raises:
           ConfigError: if another process has it.
           OSError: if it cannot be written.
         """
         self._root.mkdir(parents=True, exist_ok=True)
-        claim(self._lock, self.output)
+        results.acquire_lock(self._lock, self.output)
         for half_written in self._root.rglob(f"{checkpoint.TEMPORARY}*"):
             shutil.rmtree(half_written, ignore_errors=True)
-        for half_written in results.half_written(self.output / results.FILE_NAME):
+        for half_written in find_half_written(self.output / results.FILE_NAME):
             half_written.unlink(missing_ok=True)
 
     def unlock(self) -> None:
-        """Gives the folder back."""
+        """Releases the lock."""
         self._lock.release()
 
     def is_begun(self) -> bool:
-        """Whether a sweep was begun here."""
+        """Says whether a sweep was begun here."""
         return (self._root / "sweep").exists()
 
     def begin(self, facts: Mapping[str, Any]) -> None:
-        """Forgets whatever was kept here, results too, and keeps what is to be trained."""
+        """Drops everything that was kept here, results too, and writes what is to be trained."""
         (self.output / results.FILE_NAME).unlink(missing_ok=True)
         for name in ("sweep", "changes", "times", "finished", "running"):
             shutil.rmtree(self._root / name, ignore_errors=True)
-        checkpoint.write(self._root / "sweep", [], facts)
+        checkpoint.write(self._root / "sweep", [], {**facts, "format": FORMAT})
 
     def begun(self) -> dict[str, Any]:
-        """What is being trained here.
+        """Reads what is being trained here.
 
         Raises:
-          ConfigError: if that can no longer be read.
+          ConfigError: if it cannot be read, or another version of the package wrote the folder.
         """
+        path = self._root / "sweep"
+        remedy = "choose another folder with --output, or start again with --overwrite"
         try:
-            facts: dict[str, Any] = checkpoint.read(self._root / "sweep")[1]
+            facts: dict[str, Any] = checkpoint.read(path)[1]
         except CheckpointDamaged as error:
             raise ConfigError(
-                f"{self._root / 'sweep'} is damaged ({error}): nothing says any more what was "
-                "trained there. Choose another folder with --output, or start again with "
-                "--overwrite"
+                f"{path} is damaged ({error}): nothing says any more what was trained there. "
+                f"{remedy.capitalize()}"
             ) from error
+        if facts.get("format") != FORMAT:
+            found = f"format {facts['format']!r}" if "format" in facts else "no format number"
+            raise ConfigError(
+                f"the checkpoints in {self._root} are of another version of purejaxdqn ({found}, "
+                f"where this version has format {FORMAT}): resume them with that version, {remedy}"
+            )
         return facts
 
     def note_change(self, line: str) -> None:
-        """Keeps that what is trained from here on may have other bits, and why."""
-        number = len(self._changes())
-        name = f"{number}-{uuid.uuid4().hex[:8]}"
+        """Writes that what is trained from here on may have other bits, and why."""
+        name = f"{len(self._change_folders())}-{uuid.uuid4().hex[:8]}"
         checkpoint.write(self._root / "changes" / name, [], {"line": line})
 
     def changes(self) -> list[str]:
-        """Why what was trained later may have other bits than what was trained first."""
+        """Reads why what was trained later may have other bits than what was trained first."""
         lines = []
-        for folder in self._changes():
+        for folder in self._change_folders():
             try:
                 line = checkpoint.read(folder)[1]["line"]
             except CheckpointDamaged as error:
@@ -136,22 +183,22 @@ class SweepFolder:
                 lines.append(line)
         return lines
 
-    def keep_times(self, name: str, times: Mapping[str, float]) -> None:
-        """Keeps what a process has spent so far, under a name of its own.
+    def write_times(self, name: str, times: Mapping[str, float]) -> None:
+        """Writes what a process has spent so far, under a name of its own.
 
         Raises:
           OSError: if it cannot be written.
         """
         checkpoint.write(self._root / "times" / name, [], times)
 
-    def times(self, beginning: str) -> Iterator[dict[str, float]]:
-        """What earlier processes have spent, whose names have that beginning."""
-        for folder in (self._root / "times").glob(f"{beginning}*"):
-            with contextlib.suppress(CheckpointDamaged):  # they are of no weight
+    def read_times(self, prefix: str) -> Iterator[dict[str, float]]:
+        """Reads what earlier processes have spent, whose names begin with a prefix."""
+        for folder in (self._root / "times").glob(f"{prefix}*"):
+            with contextlib.suppress(CheckpointDamaged):  # times change no result
                 yield checkpoint.read(folder)[1]
 
-    def _changes(self) -> list[Path]:
-        """Those that were noted, the first one first."""
+    def _change_folders(self) -> list[Path]:
+        """Lists the folders of changes, the first one first."""
         paths = (self._root / "changes").glob("*")
         noted = [path for path in paths if re.match(r"\d+-", path.name)]
         return sorted(noted, key=lambda path: int(path.name.partition("-")[0]))
@@ -159,7 +206,7 @@ class SweepFolder:
     # ----------------------------------------------------------------------------- finished batches
 
     def save_finished(self, batch: int, record: Record) -> None:
-        """Keeps a batch's numbers and weights for good.
+        """Writes a finished batch's numbers and weights.
 
         Raises:
           OSError: if they cannot be written.
@@ -168,11 +215,11 @@ class SweepFolder:
         checkpoint.write(self._root / "finished" / str(batch), arrays, facts)
 
     def has_finished(self) -> bool:
-        """Whether any batch is finished."""
+        """Says whether any batch is finished."""
         return (self._root / "finished").exists()
 
     def load_finished(self, batch: int, config: RunConfig) -> Record | None:
-        """A batch's numbers, if it is finished and what was kept of it is undamaged."""
+        """Reads a batch's numbers; None if the batch is not finished, or its checkpoint damaged."""
         folder = self._root / "finished" / str(batch)
         if not folder.exists():
             return None
@@ -185,10 +232,10 @@ class SweepFolder:
     # ---------------------------------------------------------------------------- batches under way
 
     def save_running(self, paused: Mapping[int, Paused]) -> None:
-        """Keeps batches under way, by number.
+        """Writes one checkpoint of the batches under way in a round, by number.
 
         Raises:
-          OSError: if they cannot be written.
+          OSError: if it cannot be written.
         """
         arrays: list[np.ndarray] = []
         facts = []
@@ -205,13 +252,13 @@ class SweepFolder:
                 }
             )
         (step,) = {batch.step for batch in paused.values()}  # batches of one round share it
-        # A process that was thought dead may still write the same: never under the same name.
+        # A process that was thought dead may still write the same batches: never under one name.
         name = f"{step}-{min(paused)}-{uuid.uuid4().hex[:8]}"
         checkpoint.write(self._root / "running" / name, arrays, {"step": step, "batches": facts})
-        self._prune()
+        self._drop_old_checkpoints()
 
     def load_running(self, batch: int, config: RunConfig) -> Paused | None:
-        """A batch as it was kept last; of a damaged checkpoint, as it was kept before."""
+        """Reads a batch's last checkpoint; where it is damaged, the one before."""
         for folder in self._running():
             if folder.name in self._damaged:
                 continue
@@ -220,35 +267,35 @@ class SweepFolder:
                     continue
                 arrays, facts = checkpoint.read(folder, lambda facts: _arrays_of(batch, facts))
             except CheckpointDamaged as error:
-                if folder.exists():  # else another process had no more need of it
+                if folder.exists():  # else another process has dropped it
                     self._damaged.add(folder.name)
                     self._say(f"{folder} is damaged ({error}): going back to the checkpoint before")
                 continue
-            return _paused(batch, arrays, facts, config)
+            return _unpack(batch, arrays, facts, config)
         return None
 
-    def is_under_way(self) -> bool:
-        """Whether there is a checkpoint to go on from."""
+    def has_running(self) -> bool:
+        """Says whether there is a checkpoint of a batch under way."""
         return bool(self._running())
 
     def forget_running(self) -> None:
-        """Drops what is no longer needed once all batches are finished."""
+        """Drops the checkpoints of batches under way, once all batches are finished."""
         shutil.rmtree(self._root / "running", ignore_errors=True)
 
     def _running(self) -> list[Path]:
-        """Checkpoints of batches under way, those that are furthest on first."""
+        """Lists the checkpoints of batches under way, those of the latest step first."""
         folder = self._root / "running"
         paths = [*folder.iterdir()] if folder.exists() else []
-        return sorted(filter(_numbers, paths), key=_numbers, reverse=True)
+        return sorted(filter(_step_and_batch, paths), key=_step_and_batch, reverse=True)
 
-    def _prune(self) -> None:
+    def _drop_old_checkpoints(self) -> None:
         """Drops checkpoints all of whose batches are finished, or have enough newer ones."""
         newer: dict[int, int] = {}
         for folder in self._running():
             try:
                 batches = _batches(checkpoint.read_manifest(folder)["facts"])
             except CheckpointDamaged:
-                batches = _numbers(folder)[1:2]  # it may only be out of reach for now
+                batches = _step_and_batch(folder)[1:]  # it may only be out of reach for now
             if folder.name in self._damaged:
                 batches = []
             wanted = [
@@ -263,8 +310,8 @@ class SweepFolder:
                 shutil.rmtree(folder, ignore_errors=True)
 
 
-def _numbers(folder: Path) -> list[int]:
-    """The step of a checkpoint, and its first batch, by its name; empty for anything else."""
+def _step_and_batch(folder: Path) -> list[int]:
+    """Reads the step of a checkpoint and its first batch from its name; nothing of other names."""
     match = re.match(r"(\d+)-(\d+)-", folder.name)
     return [] if match is None else [*map(int, match.groups())]
 
@@ -274,7 +321,7 @@ def _batches(facts: Mapping[str, Any]) -> list[int]:
 
 
 def _arrays_of(batch: int, facts: Mapping[str, Any]) -> range:
-    """Which arrays of a checkpoint are a batch's."""
+    """Finds the arrays of a batch in a checkpoint."""
     begin = 0
     for one in facts["batches"]:
         end = begin + sum(one["lengths"])
@@ -284,10 +331,10 @@ def _arrays_of(batch: int, facts: Mapping[str, Any]) -> range:
     raise AssertionError(f"batch {batch} is not in the checkpoint")
 
 
-def _paused(
+def _unpack(
     batch: int, arrays: Sequence[np.ndarray], facts: Mapping[str, Any], config: RunConfig
 ) -> Paused:
-    """A batch from its arrays in a checkpoint."""
+    """Makes a batch of its arrays in a checkpoint."""
     one = next(one for one in facts["batches"] if one["batch"] == batch)
     ends = np.cumsum(one["lengths"])
     state, params_before, sums, numbers = (
@@ -296,28 +343,3 @@ def _paused(
     window = dict(zip(one["window"], sums, strict=True))
     record = Record.from_arrays(config, numbers, one["record"])
     return Paused(facts["step"], state, params_before, window, record)
-
-
-_NOTHING = object()  # where JSON has no value, not even null
-
-
-def differences(begun: Any, asked: Any, name: str = "") -> list[str]:
-    """Where two JSON values differ, a line each, such as "seeds: [0, 1] there, [0, 2] now"."""
-    if isinstance(begun, dict) and isinstance(asked, dict):
-        return [
-            line
-            for key in {**begun, **asked}
-            for line in differences(
-                begun.get(key, _NOTHING), asked.get(key, _NOTHING), f"{name}.{key}" if name else key
-            )
-        ]
-    if begun == asked:
-        return []
-    return [f"{name}: {_short(begun)} there, {_short(asked)} now"]
-
-
-def _short(value: Any) -> str:
-    if value is _NOTHING:
-        return "nothing"
-    text = json.dumps(value)
-    return text if len(text) <= 60 else f"{text[:57]}..."

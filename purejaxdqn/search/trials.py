@@ -1,4 +1,4 @@
-"""Trains what Optuna proposes, batch by batch, and prunes it between chunks."""
+"""Trains the trials that Optuna proposes, batch by batch, and prunes them between chunks."""
 
 from __future__ import annotations
 
@@ -7,13 +7,11 @@ import dataclasses
 import math
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any
 
 import jax
 import numpy as np
 import xarray as xr
-from rich.console import Console
-from rich.table import Table
 
 from purejaxdqn.engine.memory import peak_bytes
 from purejaxdqn.engine.programs import Experiment, Programs, compile_programs
@@ -21,13 +19,14 @@ from purejaxdqn.engine.progress import SweepProgress
 from purejaxdqn.engine.record import Record
 from purejaxdqn.engine.rounds import train_round
 from purejaxdqn.engine.run import Run
-from purejaxdqn.runtime.interrupts import EXIT_INTERRUPTED, Interrupted, Stop
+from purejaxdqn.runtime.interrupts import EXIT_INTERRUPTED, StopRequest
 from purejaxdqn.search import study
+from purejaxdqn.search.result import Best, SearchInterrupted, SearchResult, format_settings
 from purejaxdqn.search.study import Proposals
-from purejaxdqn.storage import results
-from purejaxdqn.sweep import dataset as datasets
+from purejaxdqn.storage import provenance, results
+from purejaxdqn.sweep.checkpoints import SweepFolder
+from purejaxdqn.sweep.dataset import to_dataset
 from purejaxdqn.sweep.design import grid_design
-from purejaxdqn.sweep.folder import SweepFolder
 from purejaxdqn.sweep.plan import SweepPlan
 from purejaxdqn.training.settings import RunConfig
 
@@ -35,89 +34,22 @@ if TYPE_CHECKING:
     import optuna
     from optuna.trial import FrozenTrial
 
-Statistic = Callable[[np.ndarray], float]  # of one score a seed, [num_seeds]
+Statistic = Callable[[np.ndarray], float]  # scores [num_seeds] -> score
 
 
-class Best(NamedTuple):
-    """The trial with the highest score, of those that were trained to their end.
-
-    Attributes:
-      trial: its number in the study.
-      settings: those that were searched, by name.
-      score: the statistic over its seeds. It chose this trial out of many, and is too good for
-        that: seeds of their own say how good the setting is.
-      config: all settings.
-    """
-
-    trial: int
-    settings: dict[str, float]
-    score: float
-    config: RunConfig
-
-
-class SearchResult(NamedTuple):
-    """What a search found.
-
-    Attributes:
-      dataset: the numbers, labelled; see `search`.
-      best: the best trial; None where none was trained to its end.
-    """
-
-    dataset: xr.Dataset
-    best: Best | None
-
-    def print(self, console: Console, at_most: int = 10) -> None:
-        """A table of the best trials that were trained to their end, and the best one's flags."""
-        dataset = self.dataset
-        of_trials = [str(n) for n in dataset.coords if dataset[n].dims == ("trial",)]
-        names = [name for name in of_trials if name != "trial"]
-        complete = dataset.isel(trial=dataset.state.values == "complete")
-        order = np.argsort(-complete.score.isel(step=-1).values, kind="stable")[:at_most]
-        table = Table("trial", "score", *names)
-        for at in order:
-            trial = complete.isel(trial=at)
-            settings = [f"{float(trial[name]):.4g}" for name in names]
-            table.add_row(str(int(trial.trial)), f"{float(trial.score[-1]):.1f}", *settings)
-        console.print(table)
-        if self.best is None:
-            console.print("no trial was trained to its end")
-            return
-        flags = " ".join(f"--{n.replace('_', '-')} {v}" for n, v in self.best.settings.items())
-        console.print(f"best: {flags}", soft_wrap=True)
-        console.print("It was chosen by its score: only other seeds say how good it is.")
-
-    def summary(self) -> dict[str, Any]:
-        """In a few numbers, ready for JSON."""
-        states = self.dataset.state.values.tolist()
-        counts = {state: states.count(state) for state in ("complete", "pruned", "diverged")}
-        facts = {"status": self.dataset.attrs["status"], "num_trials": len(states), **counts}
-        if self.best is None:
-            return {**facts, "best": None}
-        trial, settings, score, _ = self.best
-        found = {"trial": trial, "score": score, "settings": results.jsonable(settings)}
-        return {**facts, "best": found}
-
-
-class SearchInterrupted(Interrupted):
-    """Ctrl-C or SIGTERM during a search.
-
-    Its `result` is the `SearchResult` of the batches before, None without any.
-    """
-
-
-class Searcher:
-    """Trains what is proposed, batch by batch.
+class TrialTrainer:
+    """Trains proposed trials, batch by batch.
 
     Args:
       experiment: `config -> Train`.
       config: all settings, before the searched ones are replaced.
       proposals: the study.
-      plan: of a batch.
+      plan: the plan of a batch.
       devices: what to train on.
-      folder: where all is kept; the records of finished trials by the study's numbers.
-      statistic: of one score a seed.
+      folder: keeps the records of finished trials, by the study's numbers.
+      statistic: makes a trial's score of one score a seed.
       bar: shows progress.
-      attrs: of the dataset, beside those that are worked out here.
+      attrs: attributes of the dataset, beside those that are worked out here.
     """
 
     def __init__(
@@ -152,9 +84,9 @@ class Searcher:
             **attrs,
         }
 
-    def take_up(self, num_trials: int) -> SearchResult | None:
-        """Reads what an earlier process has left; gives the result where so many are done."""
-        known = self._proposals.done()
+    def read_earlier(self, num_trials: int) -> SearchResult | None:
+        """Reads the trials of earlier processes; returns the result if so many are done already."""
+        known = self._proposals.read_done()
         for trial in known:
             numbers = self._folder.load_finished(trial.number, self._config)
             if numbers is None:
@@ -164,10 +96,10 @@ class Searcher:
                 )
             else:
                 self._records[trial.number] = numbers
-        under_way = self._proposals.under_way()
-        self._settle()
-        done = self._proposals.done()
-        if len(done) >= num_trials and (dataset := self._read()) is not None:
+        under_way = self._proposals.read_running()
+        self._tell_batch()
+        done = self._proposals.read_done()
+        if len(done) >= num_trials and (dataset := self._load_results()) is not None:
             self._bar.message(f"the search in {self._output} is finished already")
             return SearchResult(dataset, self._best())
         if known or under_way:
@@ -177,17 +109,17 @@ class Searcher:
             self._bar.message(text)
         return None
 
-    def _read(self) -> xr.Dataset | None:
-        """The results as an earlier process has written them, if they are all there."""
+    def _load_results(self) -> xr.Dataset | None:
+        """Loads the results that an earlier process has written, if all trials are in them."""
         with contextlib.suppress(OSError):
             dataset = results.load(self._output)
-            numbers = [trial.number for trial in self._proposals.done()]
+            numbers = [trial.number for trial in self._proposals.read_done()]
             is_finished = dataset.attrs.get("status") == "finished"
             if is_finished and dataset.trial.values.tolist() == numbers:
                 return dataset
         return None
 
-    def run(self, num_trials: int, trials_per_batch: int, stop: Stop) -> SearchResult:
+    def run(self, num_trials: int, trials_per_batch: int, stop: StopRequest) -> SearchResult:
         """Searches until so many trials are done.
 
         Raises:
@@ -196,20 +128,20 @@ class Searcher:
         exit_code: int | None = None
         programs: Programs | None = None
         try:
-            while (left := num_trials - len(self._proposals.done())) > 0:
+            while (left := num_trials - len(self._proposals.read_done())) > 0:
                 programs = programs or self._compile()
-                stop.waits = True
-                self._train(programs, self._proposals.ask(min(trials_per_batch, left)), stop)
+                stop.is_deferred = True
+                self._train_batch(programs, self._proposals.ask(min(trials_per_batch, left)), stop)
                 self._bar.attempt(lambda: results.save(self._dataset("running"), self._output))
-                stop.check()
-                stop.waits = False
+                stop.raise_if_requested()
+                stop.is_deferred = False
         except KeyboardInterrupt as error:
             exit_code = getattr(error, "exit_code", EXIT_INTERRUPTED)
-        stop.waits = True  # what is left is to write down what there is
+        stop.is_deferred = True  # only the results are still to be written
         if exit_code is not None:
-            self._settle()
+            self._tell_batch()
         result = None
-        if self._proposals.done():
+        if self._proposals.read_done():
             dataset = self._dataset("finished" if exit_code is None else "interrupted")
             results.save_or_rescue(dataset, self._output)
             result = SearchResult(dataset, self._best())
@@ -235,23 +167,31 @@ class Searcher:
 
     # ------------------------------------------------------------------------ a batch, and its end
 
-    def _train(self, programs: Programs, trials: Sequence[optuna.Trial], stop: Stop) -> None:
-        """Trains a batch, as many trials side by side as there is room for."""
+    def _train_batch(
+        self, programs: Programs, trials: Sequence[optuna.Trial], stop: StopRequest
+    ) -> None:
+        """Trains a batch of trials, as many side by side as there is room for."""
         records: dict[int, Record] = {}
-        steps_before = len(self._proposals.done()) * len(self._seeds) * self._config.total_steps
+        steps_before = (
+            len(self._proposals.read_done()) * len(self._seeds) * self._config.total_steps
+        )
         for begin in range(0, len(trials), self._at_once):
             side_by_side = trials[begin : begin + self._at_once]
             records |= self._train_round(programs, side_by_side, steps_before, stop)
             steps_before += len(side_by_side) * len(self._seeds) * self._config.total_steps
-        # All are kept before any is told: a kill in between leaves nothing half done.
+        # All are saved before the study learns of any: a kill in between leaves nothing half done.
         for number, numbers in records.items():
             self._folder.save_finished(number, numbers)
-        self._settle()
+        self._tell_batch()
 
     def _train_round(
-        self, programs: Programs, trials: Sequence[optuna.Trial], steps_before: int, stop: Stop
+        self,
+        programs: Programs,
+        trials: Sequence[optuna.Trial],
+        steps_before: int,
+        stop: StopRequest,
     ) -> dict[int, Record]:
-        """Trains some trials side by side; gives their records by number."""
+        """Trains some trials side by side, and returns their records by number."""
         num_seeds = len(self._seeds)
         runs = [
             Run(seed, _replace(self._config, trial.params), trial.params)
@@ -261,18 +201,17 @@ class Searcher:
         records = [Record(self._config, num_seeds) for _ in trials]
         goes_on = np.ones(len(trials), bool)
         for trial in trials:
-            self._bar.message(f"trial {trial.number}: {show(trial.params)}")
+            self._bar.message(f"trial {trial.number}: {format_settings(trial.params)}")
         last_step = self._config.prefill_steps
         for event in train_round(
             programs, self._config, runs, wanted=lambda: np.repeat(goes_on, num_seeds)
         ):
             self._trained_steps += int(goes_on.sum()) * num_seeds * (event.step - last_step)
             last_step = event.step
-            self._bar.count(
-                event, self._facts, self._trained_steps, steps_before + len(runs) * event.step
-            )
+            env_steps = steps_before + len(runs) * event.step
+            self._bar.add_event(event, self._facts, self._trained_steps, env_steps)
             if event.step < self._config.total_steps:
-                stop.check()
+                stop.raise_if_requested()
             if event.episode_return is None:
                 continue
             notes = []
@@ -283,14 +222,14 @@ class Searcher:
                     notes.append(f"trial {trial.number}: {note}")
             self._bar.message(f"step {event.step:>9,}  {', '.join(notes)}")
         for numbers in records:
-            numbers.params = []  # of hundreds of trials they would fill the disk
+            numbers.params = []  # the weights of hundreds of trials would fill the disk
         return {trial.number: numbers for trial, numbers in zip(trials, records, strict=True)}
 
     def _report(self, trial: optuna.Trial, numbers: Record, step: int) -> tuple[bool, str]:
-        """Tells the study of an evaluation; gives whether the trial goes on, and a note."""
+        """Reports an evaluation to the study; returns whether the trial goes on, and a note."""
         score = self._score(numbers, numbers.steps.index(step))
         if step == numbers.steps[0]:
-            return True, f"{score:.1f}"  # before learning: it says nothing of the settings
+            return True, f"{score:.1f}"  # before learning, which says nothing about the settings
         trial.report(score, step)
         if not math.isfinite(score):
             return False, "diverged"
@@ -299,15 +238,15 @@ class Searcher:
         return True, f"{score:.1f}"
 
     def _score(self, numbers: Record, at: int) -> float:
-        """The statistic at an evaluation; NaN where a seed has diverged, or did not get there."""
+        """Computes the score at an evaluation; NaN if a seed diverged, or has not reached it."""
         means = numbers.evaluation_return[:, at].mean(axis=1, dtype=np.float64)
         if numbers.diverged.any() or not np.isfinite(means).all():
             return math.nan
         return float(self._statistic(means))
 
-    def _settle(self) -> None:
-        """Tells the batch that is under way if all of it is kept; it is failed otherwise."""
-        numbers = self._proposals.under_way()
+    def _tell_batch(self) -> None:
+        """Tells the study of the batch under way, or fails it unless all of it is on the disk."""
+        numbers = self._proposals.read_running()
         records = {n: self._folder.load_finished(n, self._config) for n in numbers}
         kept = {n: one for n, one in records.items() if one is not None}
         if len(kept) < len(numbers):
@@ -321,7 +260,7 @@ class Searcher:
     # ----------------------------------------------------------------------------- put together
 
     def _dataset(self, status: str) -> xr.Dataset:
-        trials = self._proposals.done()
+        trials = self._proposals.read_done()
         configs = {trial.number: _replace(self._config, trial.params) for trial in trials}
         design = grid_design(lambda trial: configs[trial], self._seeds, {"trial": [*configs]})
         num_seeds = len(self._seeds)
@@ -331,7 +270,7 @@ class Searcher:
             for i, trial in enumerate(trials)
             if trial.number in self._records
         }
-        dataset = datasets.to_dataset(design, members, records)
+        dataset = to_dataset(design, members, records)
         steps = dataset.step.values.tolist()
         scores = [[t.intermediate_values.get(s, math.nan) for s in steps] for t in trials]
         settings = {
@@ -345,7 +284,9 @@ class Searcher:
                 score=(("trial", "step"), np.array(scores)),
             )
             .assign_coords(settings)
-            .assign_attrs(results.provenance(fixed, self._experiment), status=status, **self._facts)
+            .assign_attrs(
+                provenance.collect_provenance(fixed, self._experiment), status=status, **self._facts
+            )
         )
 
     def _state(self, trial: FrozenTrial) -> str:
@@ -357,20 +298,15 @@ class Searcher:
     def _best(self) -> Best | None:
         values = {
             trial.number: trial.value
-            for trial in self._proposals.done()
+            for trial in self._proposals.read_done()
             if trial.value is not None and study.is_complete(trial)
         }
         if not values:
             return None
         number = max(values, key=values.__getitem__)
-        settings = next(t.params for t in self._proposals.done() if t.number == number)
+        settings = next(t.params for t in self._proposals.read_done() if t.number == number)
         return Best(number, settings, values[number], _replace(self._config, settings))
 
 
 def _replace(config: RunConfig, settings: Mapping[str, Any]) -> RunConfig:
     return dataclasses.replace(config, **settings)
-
-
-def show(settings: Mapping[str, float]) -> str:
-    """Such as "learning_rate=0.000312, discount=0.98"."""
-    return ", ".join(f"{name}={value:.4g}" for name, value in settings.items())

@@ -1,0 +1,167 @@
+"""Puts components into an agent, or leaves them out of it, in every combination of an ablation."""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+import itertools
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from purejaxdqn.agents import registry
+from purejaxdqn.agents.dqn.settings import DQNConfig
+from purejaxdqn.training.declaration import settings_of
+from purejaxdqn.training.settings import RunConfig
+from purejaxdqn.training.settings_text import parse
+from purejaxdqn.types import ConfigError
+
+Component = Mapping[str, Any]  # the setting that it is known by, then what it needs with it
+Combination = tuple[bool, ...]  # of each component, whether it is in
+
+COMPONENTS: dict[str, Component] = {
+    "double": {"td_error": "double_q_learning"},
+    "dueling": {"dueling": True},
+    "n_step": {"n_step": 5},
+    "prioritised": {"prioritised": True},
+    "munchausen": {"munchausen": True},
+    "noisy": {"noisy": True},
+    "layer_norm": {"layer_norm": True},
+    "categorical": {"representation": "categorical", "adam_epsilon": 1e-5},
+    "quantile": {"representation": "quantile", "adam_epsilon": 1e-5},
+    "implicit_quantile": {
+        "representation": "implicit_quantile",
+        "num_quantiles": 8,
+        "adam_epsilon": 1e-5,
+    },
+    "proposed_quantile": {
+        "representation": "proposed_quantile",
+        "num_quantiles": 8,
+        "adam_epsilon": 1e-5,
+    },
+    "expected_sarsa": {"td_error": "expected_sarsa"},
+    "soft": {"td_error": "soft_q_learning"},
+    "persistent": {"td_error": "persistent_advantage_learning"},
+    "huber": {"penalty": "huber"},
+    "constant_learning_rate": {"learning_rate_end_fraction": 1.0},
+    "unclipped": {"max_grad_norm": float("inf")},
+}
+
+
+def find_components(names: Sequence[str], base: RunConfig) -> dict[str, Component]:
+    """Finds components by name, in the order of `COMPONENTS`; settings of one's own come last.
+
+    Args:
+      names: of `COMPONENTS`, or a setting of the base with its value, such as "discount=0.9".
+      base: the agent that has them or not.
+
+    Raises:
+      ConfigError: for names that are none, or components that cannot stand beside each other or in
+        the base.
+    """
+    if not names:
+        raise ConfigError(f"components is empty: name some of {', '.join(COMPONENTS)}")
+    if len(set(names)) < len(names):
+        raise ConfigError(f"components {list(names)} must differ from each other")
+    found = {name: COMPONENTS[name] for name in COMPONENTS if name in names}
+    found |= {name: _read_component(name, base) for name in names if name not in COMPONENTS}
+    for one, other in itertools.combinations(found, 2):
+        if (setting := _switch(found[one])) == _switch(found[other]):
+            raise ConfigError(f"{one} and {other} both set {setting}: leave one of them out")
+    plain = find_plain(base)
+    for name, component in found.items():
+        setting = _switch(component)
+        if not hasattr(base, setting):
+            raise ConfigError(
+                f"{name} cannot be put in: the settings of {base.agent or type(base).__name__} "
+                f"have no {setting}"
+            )
+        value, without = getattr(base, setting), getattr(plain, setting)
+        if isinstance(value, str) and value not in (without, component[setting]):
+            raise ConfigError(
+                f"{name} cannot be put in: the base has {setting} {value!r} already; leave the "
+                f"component out, or set --{setting.replace('_', '-')} {without}"
+            )
+    return found
+
+
+def find_plain(base: RunConfig) -> RunConfig:
+    """Gives the settings without any component: plain DQN's, or the defaults of another class."""
+    return registry.get("dqn").config if type(base) is DQNConfig else type(base)()
+
+
+def configure(
+    base: RunConfig, components: Mapping[str, Component], combination: Combination
+) -> RunConfig:
+    """Makes the base's settings with the components that are in, and without the others."""
+    plain = find_plain(base)
+    changes: dict[str, Any] = {}
+    for component, is_in in zip(components.values(), combination, strict=True):
+        switch = _switch(component)
+        in_base = getattr(base, switch) != getattr(plain, switch)
+        for setting, value in component.items():
+            without, own = getattr(plain, setting), getattr(base, setting)
+            if is_in and own == without:
+                changes[setting] = value
+            elif not is_in and in_base and (setting == switch or own == value):
+                changes[setting] = without
+    return dataclasses.replace(base, **changes)
+
+
+def configure_all(
+    base: RunConfig, components: Mapping[str, Component]
+) -> dict[Combination, RunConfig]:
+    """Makes the settings of all combinations.
+
+    Raises:
+      ConfigError: naming every combination that cannot be trained, and why.
+    """
+    base.validate()
+    configs, problems = {}, []
+    for combination in itertools.product((False, True), repeat=len(components)):
+        config = configure(base, components, combination)
+        chosen = [*itertools.compress(components, combination)]
+        reasons = _find_idle(config, {name: components[name] for name in chosen})
+        try:
+            config.validate()
+        except ConfigError as error:
+            reasons += str(error).splitlines()
+        problems += [f"{'+'.join(chosen) or 'none'}: {reason}" for reason in reasons]
+        configs[combination] = config
+    if problems:
+        raise ConfigError("combinations that cannot be trained: " + "; ".join(problems))
+    return configs
+
+
+def _switch(component: Component) -> str:
+    """Gives the setting that a component is known by."""
+    return next(iter(component))
+
+
+def _read_component(name: str, base: RunConfig) -> Component:
+    """Reads a component such as "discount=0.9"."""
+    setting, equals, text = name.partition("=")
+    declared = settings_of(type(base))
+    if not equals:
+        nearest = difflib.get_close_matches(name, COMPONENTS, n=3)
+        raise ConfigError(
+            f"component {name!r} must be one of {', '.join(nearest or COMPONENTS)}, or a setting "
+            "with its value, such as discount=0.9"
+        )
+    if setting not in declared:
+        nearest = difflib.get_close_matches(setting, declared, n=3)
+        raise ConfigError(
+            f"component {name!r} must name a setting of {type(base).__name__}, such as "
+            f"{', '.join(nearest or declared)}"
+        )
+    return {setting: parse(declared[setting], text)}
+
+
+def _find_idle(config: RunConfig, components: Mapping[str, Component]) -> list[str]:
+    """Lists the components that are in, but change nothing beside the other settings."""
+    declared = settings_of(type(config))
+    idle = []
+    for name, component in components.items():
+        one = declared[_switch(component)]
+        if not one.is_read(config):
+            idle.append(f"{name} changes nothing: {one} is read only where {one.read_only_where()}")
+    return idle

@@ -1,0 +1,1 @@
+"""The commands: a file each, with a function `run(argv) -> exit code`."""

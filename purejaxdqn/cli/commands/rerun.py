@@ -1,0 +1,99 @@
+"""Trains one run of a results file again, alone, and says whether every number is the same.
+
+    purejaxdqn rerun results/rates --learning-rate 1e-3 --seed 7
+    purejaxdqn rerun results/mine --seed 3 --import my_agent.py
+
+The flags are the labels of the runs: the swept settings and the seed. A label with only one value
+may be left out. Exit code 0: the same bits; 1: other numbers.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Sequence
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import xarray as xr
+
+from purejaxdqn.cli.exits import EXIT_FAILED
+from purejaxdqn.cli.flags import import_modules, read_command_line
+from purejaxdqn.report.training import find_env
+from purejaxdqn.runtime.console import make_console
+from purejaxdqn.runtime.devices import use_every_core
+from purejaxdqn.storage import results
+from purejaxdqn.sweep.rerun import rerun, select_run
+from purejaxdqn.training.declaration import Setting
+from purejaxdqn.types import ConfigError
+
+FILE = Setting("file", str, "", "a results file, or the folder that it is in")
+
+
+def run(argv: Sequence[str]) -> int:
+    """Runs the command."""
+    _, dataset, labels, _ = read_run(argv, "purejaxdqn rerun", __doc__ or "")
+    known = select_run(dataset, labels)
+    use_every_core()
+    again = rerun(dataset, **labels)
+    other = [str(n) for n in known.data_vars if n in again and not _same_bits(known[n], again[n])]
+    mean = float(again.final_return.mean("episode"))
+    console = make_console()
+    console.print(f"mean greedy return on {find_env(known)}: {mean:.1f}")
+    if other:
+        console.print(f"other numbers than in the file: {', '.join(other)}")
+        return EXIT_FAILED
+    console.print("the same numbers as in the file, to the bit")
+    return 0
+
+
+def read_run(
+    argv: Sequence[str], prog: str, description: str, own: Sequence[Setting] = ()
+) -> tuple[Path, xr.Dataset, dict[str, Any], SimpleNamespace]:
+    """Reads a results file and the labels of one of its runs.
+
+    Args:
+      argv: the words behind the command.
+      prog: how it is called.
+      description: what its help says.
+      own: its own flags.
+
+    Returns:
+      The file or folder, the dataset, the labels, and the command's own flags.
+
+    Raises:
+      ConfigError: without a file, or for a label that its runs do not have.
+      OSError: if the file cannot be read.
+    """
+    import_modules(argv)
+    place = argv[0] if argv and not argv[0].startswith("-") else None
+    if place is None:
+        read_command_line(argv, prog, description, own, positional=FILE)  # may ask for help
+        raise ConfigError(f"name a results file first: {prog} results/train --seed 0")
+    dataset = results.load(Path(place))
+    names = [str(n) for n in dataset.coords if n not in ("step", "episode", "gymnasium_episode")]
+    labels = [Setting(n, str, None, f"Which {n}.", "run") for n in names if dataset[n].size > 1]
+    flags = read_command_line(argv, prog, description, [*labels, *own], positional=FILE).flags
+    found = {
+        one.name: _read_label(one.name, getattr(flags, one.name), dataset[one.name].values)
+        for one in labels
+        if getattr(flags, one.name) is not None
+    }
+    return Path(place), dataset, found, flags
+
+
+def _read_label(name: str, text: str, values: np.ndarray) -> Any:
+    """Finds the value that a text means among those of a coordinate."""
+    for value in values.ravel().tolist():
+        if text == str(value):
+            return value
+        with contextlib.suppress(ValueError):
+            if float(text) == value:
+                return value
+    known = ", ".join(map(str, np.unique(values)[:20]))
+    raise ConfigError(f"no run has {name} {text!r}: there are {known}")
+
+
+def _same_bits(one: xr.DataArray, other: xr.DataArray) -> bool:
+    return one.values.tobytes() == other.values.tobytes()

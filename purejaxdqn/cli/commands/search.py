@@ -1,0 +1,84 @@
+"""Searches for good settings with Optuna, each tried with several seeds, and prints the best.
+
+    purejaxdqn search --learning-rate loguniform:1e-5:1e-2 --num-trials 32 --num-seeds 4
+    purejaxdqn search --agent rainbow --learning-rate 1e-4 1e-3 --discount uniform:0.9:1
+
+Any float is searched that has a distribution (uniform:LOW:HIGH, loguniform:LOW:HIGH) or several
+values; all other settings take one value. Between evaluations, what is below the median so far is
+pruned. The same command again goes on with a search that was killed, or with more trials. Writes
+results.nc, summary.json and study.db, which Optuna reads. Progress goes to standard error.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Sequence
+from types import SimpleNamespace
+
+from purejaxdqn import agents
+from purejaxdqn.cli.commands.sweep import is_drawn, read_swept_settings
+from purejaxdqn.cli.exits import saying_how_to_go_on
+from purejaxdqn.cli.sweeps import list_seeds, print_json, seed_flags
+from purejaxdqn.report.files import save_summary
+from purejaxdqn.runtime.console import make_console
+from purejaxdqn.runtime.devices import use_every_core
+from purejaxdqn.search.result import SearchInterrupted, SearchResult
+from purejaxdqn.search.search import search
+from purejaxdqn.sweep.options import SweepOptions
+from purejaxdqn.training.declaration import setting, settings_of
+
+
+@dataclasses.dataclass(frozen=True)
+class _SearchFlags:
+    num_trials: int = setting(
+        32,
+        "Settings to try in all, those included that were tried already; pruned ones count.",
+        group="sweep",
+    )
+    trials_per_batch: int | None = setting(
+        None,
+        "Settings that are proposed together; by default as many as train at the same time, but at "
+        "most a quarter of --num-trials.",
+        group="sweep",
+    )
+    sampler_seed: int = setting(0, "Seed of the proposals.", group="sweep", at_least=0)
+
+
+_OPTIONS = ("overwrite", "width", "memory_budget")
+
+
+def run(argv: Sequence[str]) -> int:
+    """Runs the command."""
+    own = [
+        *seed_flags("results/search", num_seeds=4),
+        *(settings_of(SweepOptions)[name] for name in _OPTIONS),
+        *settings_of(_SearchFlags).values(),
+    ]
+    flags, values = read_swept_settings(argv, "purejaxdqn search", __doc__ or "", own)
+    fixed = {n: v[0] for n, v in values.items() if len(v) == 1 and not is_drawn(v[0])}
+    space = {n: v[0] if len(v) == 1 else v for n, v in values.items() if n not in fixed}
+    config = agents.configure(**fixed)
+    without = " without --overwrite" if flags.overwrite else ""
+    with saying_how_to_go_on(f"the same command{without} goes on (in {flags.output})"):
+        use_every_core()
+        try:
+            result = search(
+                agents.train,
+                config,
+                space,
+                seeds=list_seeds(flags),
+                **{name: getattr(flags, name) for name in settings_of(_SearchFlags)},
+                **{name: getattr(flags, name) for name in ("output", *_OPTIONS)},
+            )
+        except SearchInterrupted as interrupt:
+            if interrupt.result is not None:
+                _report(interrupt.result, flags)
+            raise
+        _report(result, flags)
+    return 0
+
+
+def _report(result: SearchResult, flags: SimpleNamespace) -> None:
+    result.print(make_console())
+    save_summary(result.summary(), flags.output)
+    print_json(flags, result.summary())

@@ -1,0 +1,209 @@
+"""What the commands that train many runs share: their flags, and how they train a design."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import json
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import jax
+
+from purejaxdqn import tracking
+from purejaxdqn.agents.registry import Experiment
+from purejaxdqn.cli.exits import saying_how_to_go_on
+from purejaxdqn.runtime import processes
+from purejaxdqn.runtime.devices import use_every_core
+from purejaxdqn.storage import results
+from purejaxdqn.storage.provenance import to_jsonable
+from purejaxdqn.sweep.dataset import SweepResult
+from purejaxdqn.sweep.design import MOST_RUNS, Design
+from purejaxdqn.sweep.options import SweepOptions, parse_bytes
+from purejaxdqn.sweep.ray.cluster import run_on_cluster
+from purejaxdqn.sweep.run import run_design
+from purejaxdqn.tracking import Tracker
+from purejaxdqn.training.declaration import Setting, setting, settings_of
+from purejaxdqn.types import ConfigError
+
+READERS = {"memory_budget": parse_bytes}  # such as 4GB
+
+
+@dataclasses.dataclass(frozen=True)
+class _SeedFlags:
+    num_seeds: int = setting(10, "Seeds to train.", group="run", at_most=MOST_RUNS)
+    first_seed: int = setting(
+        0,
+        "The first of them; they are consecutive. The defaults were tuned on seeds 0 to 9.",
+        group="run",
+        at_least=0,
+        at_most=2**32 - 1,
+    )
+    json: bool = setting(
+        False,
+        "Print the summary as one JSON object on the last line of standard output.",
+        group="run",
+    )
+
+
+@dataclasses.dataclass(frozen=True)
+class _MachineFlags:
+    tracker: tuple[str, ...] = setting(
+        (),
+        f"Where curves are shown as they come: {', '.join(tracking.TRACKERS)}. Each is an extra of "
+        "the package.",
+        group="sweep",
+    )
+    num_devices: int | None = setting(
+        None,
+        "Devices to train on; by default one on each CPU core, or the accelerators there are. With "
+        "--cluster, the cores of each task.",
+        group="machines",
+        at_most=1024,
+        remedy="leave it out for all there are",
+    )
+    cluster: str | None = setting(
+        None,
+        "Train on the nodes of the Ray cluster at this address, such as 10.0.0.1:6379 (auto: the "
+        "one that this machine is part of). All of them see the output folder. Runs go on "
+        "elsewhere when their node dies.",
+        group="machines",
+    )
+    gpus_per_task: int = setting(
+        0, "GPUs of a node that each task trains on, with --cluster.", group="machines", at_least=0
+    )
+    coordinator: str | None = setting(
+        None,
+        "Share the sweep with other processes: where the first of them can be reached, such as "
+        "10.0.0.1:8476 (auto: as Slurm, Open MPI or a TPU has it). Each is started with the same "
+        "command but for --process-id.",
+        group="machines",
+    )
+    num_processes: int | None = setting(
+        None, "Processes that share the sweep, with --coordinator.", group="machines", at_least=0
+    )
+    process_id: int | None = setting(
+        None, "Number of this process, from 0, with --coordinator.", group="machines", at_least=0
+    )
+
+
+def seed_flags(output: str, num_seeds: int = 10) -> list[Setting]:
+    """Gives the flags of every command that trains over seeds, with their defaults."""
+    flags = {**settings_of(_SeedFlags), "output": settings_of(SweepOptions)["output"]}
+    flags["num_seeds"] = flags["num_seeds"]._replace(default=num_seeds)
+    flags["output"] = flags["output"]._replace(
+        default=Path(output), help="Folder for everything that is written."
+    )
+    return [*flags.values()]
+
+
+def sweep_flags(output: str, num_seeds: int = 10) -> list[Setting]:
+    """Gives the flags of every command that trains a sweep, with their defaults."""
+    options = [one for one in settings_of(SweepOptions).values() if one.name != "output"]
+    return [*seed_flags(output, num_seeds), *options, *settings_of(_MachineFlags).values()]
+
+
+def list_seeds(flags: SimpleNamespace) -> range:
+    """Lists the seeds that the flags ask for.
+
+    Raises:
+      ConfigError: if the last one lies above 2**32 - 1.
+    """
+    if flags.first_seed + flags.num_seeds > 2**32:
+        raise ConfigError(
+            f"first_seed ({flags.first_seed}) must be at least 0, and the last seed below {2**32}"
+        )
+    return range(flags.first_seed, flags.first_seed + flags.num_seeds)
+
+
+def make_options(flags: SimpleNamespace) -> SweepOptions:
+    """Makes the options that the flags ask for, and refuses flags that exclude each other.
+
+    Raises:
+      ConfigError: for values that cannot be kept.
+    """
+    for name in flags.tracker:
+        tracking.check_name(name)
+    if len({*flags.tracker}) < len(flags.tracker):
+        raise ConfigError(f"tracker {list(flags.tracker)} must differ from each other")
+    if flags.cluster is None and flags.gpus_per_task:
+        raise ConfigError(f"gpus_per_task ({flags.gpus_per_task}) needs --cluster")
+    if flags.cluster is not None and flags.coordinator is not None:
+        raise ConfigError(
+            f"cluster ({flags.cluster!r}) and coordinator ({flags.coordinator!r}) exclude each "
+            "other: leave one of them out"
+        )
+    names = settings_of(SweepOptions)
+    return SweepOptions(**{name: getattr(flags, name) for name in names})
+
+
+def choose_devices(flags: SimpleNamespace) -> list[jax.Device]:
+    """Starts JAX, and chooses what to train on."""
+    found = use_every_core(flags.num_devices)
+    return found if found[0].platform == "cpu" else found[: flags.num_devices]
+
+
+@contextlib.contextmanager
+def training(
+    experiment: Experiment, design: Design, flags: SimpleNamespace
+) -> Iterator[SweepResult]:
+    """Trains a design as the flags say, on this machine, a share of it, or a cluster.
+
+    Yields:
+      The result. A failed write or an interrupt, also within the block, says how to go on.
+
+    Raises:
+      ConfigError: for what cannot be kept.
+      SweepInterrupted: on Ctrl-C and SIGTERM, with everything that was finished.
+    """
+    options = make_options(flags)
+    instead = " in place of --overwrite" if flags.overwrite else ""
+    how = f"the same command with --resume{instead} goes on (in {flags.output})"
+    with saying_how_to_go_on(how):
+        processes.join_processes(flags.coordinator, flags.num_processes, flags.process_id)
+        if flags.cluster is None:  # Ray starts before JAX does
+            options = dataclasses.replace(options, devices=choose_devices(flags))
+        processes.run_on_first_process(
+            lambda: results.prepare_output(flags.output, flags.overwrite, flags.resume)
+        )
+        with _open_trackers(flags, design.shared) as tracker:
+            options = dataclasses.replace(options, on_evaluation=tracker)
+            if flags.cluster is None:
+                result = run_design(experiment, design, options=options)
+            else:
+                result = run_on_cluster(
+                    experiment,
+                    design,
+                    address=flags.cluster,
+                    num_cpus_per_task=flags.num_devices,
+                    num_gpus_per_task=flags.gpus_per_task,
+                    options=options,
+                )
+        yield result
+
+
+@contextlib.contextmanager
+def _open_trackers(flags: SimpleNamespace, settings: Mapping[str, Any]) -> Iterator[Tracker | None]:
+    """Opens all trackers that are asked for, as one; None without any."""
+    settings = to_jsonable(dict(settings))
+    if flags.overwrite:
+        tracking.forget(flags.output)
+    with contextlib.ExitStack() as stack:
+        trackers = [
+            stack.enter_context(tracking.open_tracker(name, flags.output, config=settings))
+            for name in flags.tracker
+        ]
+
+        def track(event: tracking.Evaluated) -> None:
+            for tracker in trackers:
+                tracker(event)
+
+        yield track if trackers else None
+
+
+def print_json(flags: SimpleNamespace, facts: Mapping[str, Any] | None) -> None:
+    """Prints the facts of a report as one JSON object, if the flags ask for it."""
+    if flags.json and facts is not None:
+        print(json.dumps(facts, allow_nan=False))

@@ -1,0 +1,195 @@
+"""Reports an ablation: how well each combination of components did, and what each one adds."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any, Literal, NamedTuple
+
+import numpy as np
+import xarray as xr
+from rich.table import Table
+
+from purejaxdqn.report import figures, files, pages
+from purejaxdqn.report.statistics import (
+    Interval,
+    bootstrap_interval,
+    interquartile_mean,
+    paired_effect,
+)
+from purejaxdqn.report.training import find_env
+from purejaxdqn.runtime.console import make_console
+
+Metric = Literal["iqm", "mean"]
+STATISTICS: dict[Metric, Callable[..., Any]] = {"iqm": interquartile_mean, "mean": np.mean}
+_WORDS: dict[Metric, str] = {"iqm": "interquartile mean", "mean": "mean"}
+_OUTCOMES = {
+    "final_return": "final greedy return",
+    "area": "greedy return over the whole run",  # the area under the learning curve, per step
+}
+
+
+class Row(NamedTuple):
+    """Holds one combination's scores over its seeds.
+
+    Attributes:
+      name: such as "double+n_step", or "none".
+      point: by component, whether it is in.
+      intervals: by outcome.
+    """
+
+    name: str
+    point: dict[str, bool]
+    intervals: dict[str, Interval]
+
+
+def report_ablation(
+    dataset: xr.Dataset, output: Path, components: Sequence[str], base: str, metric: Metric = "iqm"
+) -> dict[str, Any]:
+    """Prints the tables of an ablation, and writes its summary, figures and pages.
+
+    Args:
+      dataset: with a dimension for each component, of the coordinates False and True.
+      output: an existing folder.
+      components: by name, in the order of the tables.
+      base: the name of the agent that has them or not.
+      metric: how seeds are put together, the interquartile mean or the mean.
+
+    Returns:
+      `base`, `env`, `components`, `seeds`, `metric`, `interval_note`; `combinations`, the best
+      first, and `effects` by component, each with `estimate`, `low` and `high` of both outcomes.
+    """
+    statistic = STATISTICS[metric]
+    scores = score_runs(dataset)
+    rows = rank_combinations(components, scores, statistic)
+    effects = {
+        outcome: estimate_effects(components, score, statistic) for outcome, score in scores.items()
+    }
+    note = rows[0].intervals[_OUTCOMES["final_return"]].note
+    console = make_console()
+    words = f"{_WORDS[metric]} over {dataset.sizes['seed']} seeds (95 % interval)"
+    combined = {row.name: row.intervals for row in rows}
+    console.print(_make_table(f"All combinations, {words}", "components", combined))
+    of_each = {name: {key: row[name] for key, row in effects.items()} for name in components}
+    console.print(_make_table(f"Effect of each component, {words}", "component", of_each, "+"))
+    if note:
+        console.print(note)
+
+    env = find_env(dataset)
+    title = f"What each component adds to {base} on {env}"
+    files.save_figure(figures.plot_effects(effects, title), output / "effects")
+    files.save_page(pages.plot_interactive_effects(effects, title), output / "effects.html")
+    greedy = dataset.evaluation_return.mean("episode").rename("greedy return")
+    curves = {row.name: greedy.sel(row.point) for row in rows}
+    page = pages.plot_interactive_curves(curves, f"All combinations on {env}")
+    files.save_page(page, output / "learning_curves.html")
+    facts = {
+        "base": base,
+        "env": env,
+        "components": list(components),
+        "seeds": dataset.seed.values.tolist(),
+        "metric": metric,
+        "interval_note": note,
+        "combinations": [
+            {"name": row.name, "components": [name for name in components if row.point[name]]}
+            | _to_json(row.intervals)
+            for row in rows
+        ],
+        "effects": {name: _to_json(intervals) for name, intervals in of_each.items()},
+    }
+    files.save_summary(facts, output)
+    files.print_files(output, console)
+    return facts
+
+
+def score_runs(dataset: xr.Dataset) -> dict[str, xr.DataArray]:
+    """Returns one number per combination and seed, for each outcome."""
+    return {
+        _OUTCOMES["final_return"]: dataset.final_return.mean("episode").astype(float),
+        _OUTCOMES["area"]: measure_area(dataset),
+    }
+
+
+def measure_area(dataset: xr.Dataset) -> xr.DataArray:
+    """Returns the area under each seed's learning curve over its length, which is a mean return."""
+    curve = dataset.evaluation_return.mean("episode").astype(float)
+    span = float(dataset.step[-1] - dataset.step[0])
+    return curve.integrate("step") / span
+
+
+def rank_combinations(
+    components: Sequence[str], scores: Mapping[str, xr.DataArray], statistic: Callable[..., Any]
+) -> list[Row]:
+    """Returns a row for each combination, the best final return first.
+
+    Args:
+      components: by name, dimensions of the scores with the coordinates False and True.
+      scores: by outcome, `(*components, seed)`.
+      statistic: over the seeds, such as `np.mean`.
+    """
+    final = _OUTCOMES["final_return"]
+    named = [str(name) for name in scores[final].dims if name in components]
+    rows = []
+    for values in itertools.product((False, True), repeat=len(components)):
+        point = dict(zip(components, values, strict=True))
+        intervals = {
+            outcome: bootstrap_interval(
+                score.sel(point).values, np.random.default_rng(0), statistic
+            )
+            for outcome, score in scores.items()
+        }
+        name = "+".join(name for name in named if point[name]) or "none"
+        rows.append(Row(name, point, intervals))
+    return sorted(rows, key=lambda row: -row.intervals[final].estimate)
+
+
+def estimate_effects(
+    components: Sequence[str], score: xr.DataArray, statistic: Callable[..., Any]
+) -> dict[str, Interval]:
+    """Returns each component's effect: the mean difference over all pairs that differ in it alone.
+
+    Args:
+      components: by name, dimensions of `score` with the coordinates False and True.
+      score: `(*components, seed)`.
+      statistic: over the seeds, such as `np.mean`.
+    """
+
+    def select(name: str, is_in: bool) -> np.ndarray:
+        chosen = score.sel({name: is_in})
+        return chosen.transpose(..., "seed").values.reshape(-1, score.sizes["seed"])
+
+    return {
+        name: paired_effect(
+            select(name, True), select(name, False), np.random.default_rng(0), statistic
+        )
+        for name in components
+    }
+
+
+def _make_table(
+    title: str, column: str, rows: Mapping[str, Mapping[str, Interval]], sign: str = ""
+) -> Table:
+    """Makes a table of intervals by name and outcome, such as "+12.3 (-4.5 to 30.1)"."""
+    table = Table(title=title)
+    table.add_column(column, overflow="fold")
+    for outcome in _OUTCOMES.values():
+        table.add_column(outcome, justify="right")
+    for name, intervals in rows.items():
+        table.add_row(name, *(_format(interval, sign) for interval in intervals.values()))
+    return table
+
+
+def _format(interval: Interval, sign: str) -> str:
+    text = f"{interval.estimate:{sign}.1f}"
+    if interval.low is not None:
+        text += f" ({interval.low:{sign}.1f} to {interval.high:{sign}.1f})"
+    return text
+
+
+def _to_json(intervals: Mapping[str, Interval]) -> dict[str, dict[str, float | None]]:
+    """Returns the intervals by outcome as plain numbers."""
+    return {
+        short: {name: getattr(intervals[outcome], name) for name in ("estimate", "low", "high")}
+        for short, outcome in _OUTCOMES.items()
+    }

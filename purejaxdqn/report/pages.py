@@ -1,0 +1,109 @@
+"""Draws pages to look into with plotly: hovering shows numbers, a click hides a curve."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+import xarray as xr
+from plotly import colors, graph_objects
+
+from purejaxdqn.report.statistics import Interval, interquartile_mean
+
+_LAYOUT: dict[str, Any] = {
+    "template": "simple_white",
+    "legend_title_text": "click to hide",
+    "showlegend": True,
+}
+
+
+def plot_interactive_curves(
+    curves: Mapping[str, xr.DataArray], title: str, threshold: float | None = None
+) -> graph_objects.Figure:
+    """Draws a line per seed and, where no seed has gaps, the interquartile mean over the seeds.
+
+    Hovering names the seed, a click on the legend hides a setting.
+
+    Args:
+      curves: per setting, `(seed, x)` with coordinates, such as evaluation returns over steps;
+        NaN is not drawn. The array's name and that of its second dimension label the axes.
+      title: stands above the axes.
+      threshold: drawn as a dotted line.
+
+    Returns:
+      The figure; `save_page` writes it.
+    """
+    figure = graph_objects.Figure()
+    colours = itertools.cycle(colors.qualitative.D3)
+    for (name, curve), colour in zip(curves.items(), colours, strict=False):
+        x = curve.dims[1]
+        lines = [
+            (f"seed {seed}", row, 1)
+            for seed, row in zip(curve.seed.values, curve.values, strict=True)
+        ]
+        if not np.isnan(curve.values).any():
+            lines.append(("interquartile mean", interquartile_mean(curve.values, axis=0), 4))
+        for i, (label, values, width) in enumerate(lines):
+            figure.add_scatter(
+                x=curve[x].values,
+                y=values,
+                mode="lines",
+                line={"color": colour, "width": width},
+                opacity=0.7,
+                name=name,
+                legendgroup=name,
+                showlegend=i == len(lines) - 1,
+                hovertemplate=f"{label}<br>{x} %{{x:,}}<br>%{{y:.1f}}<extra>{name}</extra>",
+            )
+    if threshold is not None:
+        figure.add_hline(threshold, line_dash="dot", line_width=1)
+    first = next(iter(curves.values()))
+    return figure.update_layout(
+        title=title,
+        xaxis_title=str(first.dims[1]),
+        yaxis_title=str(first.name),
+        yaxis_rangemode="tozero",
+        hovermode="closest",
+        **_LAYOUT,
+    )
+
+
+def plot_interactive_effects(
+    intervals: Mapping[str, Mapping[str, Interval]], title: str
+) -> graph_objects.Figure:
+    """Draws what `plot_effects` draws; hovering shows the numbers, a click hides an outcome.
+
+    Args:
+      intervals: per outcome and change, the effect.
+      title: stands above the axes.
+
+    Returns:
+      The figure; `save_page` writes it.
+    """
+    figure = graph_objects.Figure()
+    for outcome, rows in intervals.items():
+        known = list(rows.values())
+        figure.add_scatter(
+            x=[interval.estimate for interval in known],
+            y=list(rows),
+            mode="markers",
+            orientation="h",
+            name=outcome,
+            marker_size=10,
+            error_x={
+                "array": [0 if i.high is None else max(0, i.high - i.estimate) for i in known],
+                "arrayminus": [0 if i.low is None else max(0, i.estimate - i.low) for i in known],
+            },
+            customdata=[str(interval) for interval in known],
+            hovertemplate="%{y}<br>%{customdata}<extra>" + outcome + "</extra>",
+        )
+    figure.add_vline(0, line_dash="dot", line_width=1)
+    return figure.update_layout(
+        title=title,
+        xaxis_title="effect",
+        yaxis_autorange="reversed",
+        scattermode="group",  # outcomes beside each other, not on top of each other
+        **_LAYOUT,
+    )

@@ -1,0 +1,106 @@
+"""Reports a sweep over settings: the table with the best ones first, and their learning curves."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import xarray as xr
+from rich.table import Table
+
+from purejaxdqn.report import files, pages
+from purejaxdqn.report.training import summarise_final_return
+from purejaxdqn.runtime.console import make_console
+
+_MOST_ROWS = 20
+_MOST_CURVES = 12
+
+
+def report_sweep(dataset: xr.Dataset, output: Path) -> dict[str, Any]:
+    """Prints the table of all settings, and writes the summary and the learning curves.
+
+    Args:
+      dataset: what `run_design` gives, finished or not.
+      output: an existing folder.
+
+    Returns:
+      `status`, `width`, and `settings`: per setting, the best first, its name as `setting`, what
+      `summarise_final_return` returns, and `num_diverged`, the seeds whose numbers became NaN.
+    """
+    rng = np.random.default_rng(0)
+    settings = group_by_setting(dataset)
+    rows: list[dict[str, Any]] = [
+        {
+            "setting": name,
+            **summarise_final_return(part, rng),
+            "num_diverged": int(part.diverged.sum()),
+        }
+        for name, part in settings.items()
+    ]
+    rows.sort(key=lambda row: -np.inf if row["iqm"] is None else row["iqm"], reverse=True)
+    console = make_console()
+    console.print(_make_table(rows[:_MOST_ROWS]))
+    facts = {"status": dataset.attrs["status"], "width": int(dataset.attrs["width"])}
+    facts |= {"settings": rows}
+    files.save_summary(facts, output)
+    best = [row["setting"] for row in rows[:_MOST_CURVES]]
+    greedy = {name: settings[name].evaluation_return.mean("episode") for name in best}
+    curves = {name: curve.rename("greedy return") for name, curve in greedy.items()}
+    page = pages.plot_interactive_curves(curves, "Greedy return by setting")
+    files.save_page(page, output / "learning_curves.html")
+    files.print_files(output, console)
+    return facts
+
+
+def _make_table(rows: list[dict[str, Any]]) -> Table:
+    """Makes the table; where it is too wide, only names of settings are broken into lines."""
+    table = Table()
+    table.add_column("setting", overflow="fold")
+    for column in ("interquartile\nmean", "95 % interval", "finished", "diverged"):
+        table.add_column(column, justify="right", no_wrap=True)
+    for row in rows:
+        low = row["iqm_low"]
+        table.add_row(
+            row["setting"],
+            "-" if row["iqm"] is None else f"{row['iqm']:.1f}",
+            "-" if low is None else f"{low:.1f} to {row['iqm_high']:.1f}",
+            f"{row['num_finished']} of {len(row['final_return'])}",
+            str(row["num_diverged"]),
+        )
+    return table
+
+
+def group_by_setting(dataset: xr.Dataset) -> dict[str, xr.Dataset]:
+    """Splits a sweep's results by setting: each part has the dimension `seed`, and a name."""
+    if "run" in dataset.dims:
+        names = [name for name in dataset.coords if dataset[name].dims == ("run",)]
+        names = [name for name in names if name not in ("run", "sample", "seed")]
+        parts = [part.swap_dims(run="seed") for _, part in dataset.groupby("sample")]
+        points = [{name: part[name].values[0] for name in names} for part in parts]
+        return dict(zip(_name_points(points), parts, strict=True))
+    axes = [dim for dim in dataset.final_return.dims if dim not in ("seed", "episode")]
+    if not axes:
+        return {"all": dataset}
+    stacked = dataset.stack(setting=axes)
+    points = [dict(zip(axes, point, strict=True)) for point in stacked.setting.values]
+    return dict(zip(_name_points(points), map(dataset.sel, points), strict=True))
+
+
+def _name_points(points: list[dict[Any, Any]]) -> list[str]:
+    """Names settings with as few digits as tell them apart, and numbers those that are equal."""
+    names: list[str] = []
+    for digits in (".3g", ".6g", ""):
+        names = [
+            ", ".join(
+                f"{name}={value:{digits}}" if isinstance(value, float) else f"{name}={value}"
+                for name, value in point.items()
+            )
+            for point in points
+        ]
+        if len({*names}) == len(names):
+            return names
+    return [
+        f"{name} ({names[:i].count(name) + 1})" if names.count(name) > 1 else name
+        for i, name in enumerate(names)
+    ]

@@ -1,0 +1,176 @@
+"""Reports one setting's results: a table of its seeds, a summary, and its learning curves."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import xarray as xr
+from rich.console import Console
+from rich.table import Table
+
+from purejaxdqn import environments
+from purejaxdqn.report import figures, files, pages
+from purejaxdqn.report.films import FILM_NAME
+from purejaxdqn.report.statistics import bootstrap_interval
+from purejaxdqn.runtime.console import make_console
+
+_TIMES = ("env_steps_per_second", "compile_seconds", "train_seconds", "evaluation_seconds")
+
+
+def report_training(dataset: xr.Dataset, output: Path) -> dict[str, Any] | None:
+    """Prints the table of one setting's seeds, and writes the summary and the learning curves.
+
+    Args:
+      dataset: what `run_sweep` gives for one setting, finished or not.
+      output: an existing folder.
+
+    Returns:
+      What `summarise` returns. None where nothing was evaluated: then nothing is written either.
+    """
+    if dataset.evaluation_return.isnull().all():
+        make_console(stderr=True).print("nothing was evaluated: nothing is written")
+        return None
+    if "gymnasium_return" not in dataset:
+        (output / FILM_NAME).unlink(missing_ok=True)  # an earlier run's
+    threshold = environments.make(find_env(dataset)).threshold
+    facts = summarise(dataset, threshold, np.random.default_rng(0))
+    console = make_console()
+    print_summary(facts, console)
+    files.save_summary(facts, output)
+    title = f"{facts['algorithm']} on {facts['env']}"
+    picture = figures.plot_learning_curve(dataset, title, threshold)
+    files.save_figure(picture, output / "learning_curve")
+    greedy = dataset.evaluation_return.mean("episode").rename("greedy return")
+    page = pages.plot_interactive_curves({title: greedy}, title, threshold)
+    files.save_page(page, output / "learning_curve.html")
+    files.print_files(output, console)
+    return facts
+
+
+def summarise(
+    dataset: xr.Dataset, threshold: float | None, rng: np.random.Generator
+) -> dict[str, Any]:
+    """Returns what the table and `summary.json` say, ready for JSON, with None for missing numbers.
+
+    Args:
+      dataset: what `run_sweep` gives for one setting; with
+        `gymnasium_return (seed, gymnasium_episode)` where policies were played in gymnasium.
+      threshold: the return at which the task counts as solved.
+      rng: of the bootstrap.
+
+    Returns:
+      `algorithm` and `env` by name, `status`, `seeds`, what `summarise_final_return` returns,
+      `gymnasium_return` per seed (means over episodes), `threshold`, `steps_to_threshold` per seed,
+      `num_solved` (seeds whose final mean reached the threshold), and the sweep's times.
+    """
+    finals = summarise_final_return(dataset, rng)
+    num_seeds = dataset.sizes["seed"]
+    played: list[float | None] = [None] * num_seeds
+    if "gymnasium_return" in dataset:
+        played = _to_json(dataset.gymnasium_return.mean("gymnasium_episode").values)
+    reached: list[int | None] = [None] * num_seeds
+    num_solved = None
+    if threshold is not None:
+        reached = steps_to_threshold(dataset, threshold)
+        known = [final for final in finals["final_return"] if final is not None]
+        num_solved = sum(final >= threshold for final in known)
+    return {
+        "algorithm": dataset.attrs["experiment"].rpartition(".")[2].upper(),
+        "env": find_env(dataset),
+        "status": dataset.attrs["status"],
+        "seeds": dataset.seed.values.tolist(),
+        **finals,
+        "gymnasium_return": played,
+        "threshold": threshold,
+        "steps_to_threshold": reached,
+        "num_solved": num_solved,
+        "width": int(dataset.attrs["width"]),
+        "num_devices": int(dataset.attrs["num_devices"]),
+        **{name: float(dataset.attrs[name]) for name in _TIMES},
+    }
+
+
+def summarise_final_return(dataset: xr.Dataset, rng: np.random.Generator) -> dict[str, Any]:
+    """Returns how well one setting's seeds did in the end, ready for JSON.
+
+    Args:
+      dataset: with `final_return (seed, episode)`, NaN for a seed that has not finished.
+      rng: of the bootstrap.
+
+    Returns:
+      `final_return` per seed (means over episodes), `num_finished`, `iqm` over the seeds' means
+      with its 95 % interval `iqm_low` and `iqm_high`, and `interval_note`.
+    """
+    finals = dataset.final_return.mean("episode").values.astype(float)
+    finished = finals[np.isfinite(finals)]
+    interval = bootstrap_interval(finished, rng) if len(finished) else None
+    return {
+        "final_return": _to_json(finals),
+        "num_finished": len(finished),
+        "iqm": interval and interval.estimate,
+        "iqm_low": interval and interval.low,
+        "iqm_high": interval and interval.high,
+        "interval_note": interval.note if interval else "no seed has finished",
+    }
+
+
+def steps_to_threshold(dataset: xr.Dataset, threshold: float) -> list[int | None]:
+    """Returns the first evaluated step at which each seed's mean greedy return reached a threshold.
+
+    Args:
+      dataset: with `evaluation_return (seed, step, episode)`.
+      threshold: a return.
+
+    Returns:
+      Environment steps per seed; None where the threshold was never reached.
+    """
+    means = dataset.evaluation_return.mean("episode").transpose("seed", "step").values
+    steps = dataset.step.values
+    return [int(steps[row >= threshold][0]) if (row >= threshold).any() else None for row in means]
+
+
+def find_env(dataset: xr.Dataset) -> str:
+    """Returns the environment's name, also of one setting out of a sweep over environments."""
+    shared = json.loads(dataset.attrs["config"])
+    return str(shared["env"] if "env" in shared else dataset["env"].item())
+
+
+def print_summary(summary: dict[str, Any], console: Console) -> None:
+    """Prints the table, a row per seed, and what all seeds have in common below it."""
+    table = Table(title=f"{summary['algorithm']} on {summary['env']}")
+    for column in ("seed", "greedy return", "in gymnasium", "steps to threshold"):
+        table.add_column(column, justify="right")
+    columns = ("seeds", "final_return", "gymnasium_return", "steps_to_threshold")
+    for seed, final, played, steps in zip(*(summary[name] for name in columns), strict=True):
+        table.add_row(
+            str(seed),
+            "not finished" if final is None else f"{final:.1f}",
+            "-" if played is None else f"{played:.1f}",
+            "-" if steps is None else f"{steps:,}",
+        )
+    console.print(table)
+    if summary["iqm"] is not None:
+        line = f"interquartile mean over seeds {summary['iqm']:.1f}"
+        if summary["iqm_low"] is not None:
+            line += f", 95 % interval {summary['iqm_low']:.1f} to {summary['iqm_high']:.1f}"
+        console.print(line)
+    if summary["interval_note"]:
+        console.print(summary["interval_note"])
+    if summary["threshold"] is not None:
+        console.print(
+            f"solved (at least {summary['threshold']:.0f}): {summary['num_solved']} of "
+            f"{len(summary['seeds'])} seeds"
+        )
+    console.print(
+        f"{summary['env_steps_per_second']:,.0f} environment steps per second over all seeds; "
+        f"compiled in {summary['compile_seconds']:.1f} s, trained in "
+        f"{summary['train_seconds']:.1f} s, evaluated in {summary['evaluation_seconds']:.1f} s"
+    )
+
+
+def _to_json(values: np.ndarray) -> list[float | None]:
+    """Returns numbers with None for NaN, which JSON does not have."""
+    return [float(value) if np.isfinite(value) else None for value in values]

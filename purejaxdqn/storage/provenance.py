@@ -1,0 +1,145 @@
+"""Records with what code, settings, versions and machine results were made, as JSON and text."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import datetime
+import functools
+import importlib.metadata
+import json
+import math
+import platform
+import re
+import shlex
+import subprocess
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+_PACKAGES = ("purejaxdqn", "jax", "jaxlib", "flax", "optax", "gymnasium", "numpy", "xarray")
+
+
+def collect_provenance(settings: Mapping[str, Any], experiment: Any) -> dict[str, Any]:
+    """Collects what a reader needs to run the same again, as attributes that netCDF can hold.
+
+    Args:
+      settings: by name, those that all runs have in common.
+      experiment: the function that was trained, or a `functools.partial` of it.
+
+    Returns:
+      `config` (JSON of the settings), `command`, `date`, `host`, `platform`, the entries of
+      `name_experiment`, and those of `collect_versions`, with `versions` as JSON.
+    """
+    versions = collect_versions()
+    return {
+        "config": json.dumps(to_jsonable(dict(settings)), allow_nan=False),
+        **name_experiment(experiment),
+        "command": shlex.join([Path(sys.executable).name, *sys.argv]),
+        "date": current_time(),
+        "host": platform.node(),
+        "platform": platform.platform(),
+        **versions,
+        "versions": json.dumps(versions["versions"]),
+    }
+
+
+def current_time() -> str:
+    """Returns the date and time in UTC, as attributes have it."""
+    return datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
+
+
+def name_experiment(experiment: Any) -> dict[str, str]:
+    """Names a function, and what a `functools.partial` passes to it before the config.
+
+    Returns:
+      `experiment`, its dotted name, and `experiment_arguments`, JSON of names by argument.
+    """
+    function, arguments = experiment, {}
+    if isinstance(experiment, functools.partial):
+        function = experiment.func
+        arguments = {f"argument {i}": _name(part) for i, part in enumerate(experiment.args)}
+        arguments |= {name: _name(part) for name, part in sorted(experiment.keywords.items())}
+    return {"experiment": _name(function), "experiment_arguments": json.dumps(arguments)}
+
+
+@functools.cache
+def _collect_versions() -> str:
+    """Collects `collect_versions` once, as JSON, which no caller can change for the others."""
+    versions = {}
+    for package in _PACKAGES:
+        with contextlib.suppress(importlib.metadata.PackageNotFoundError):
+            versions[package] = importlib.metadata.version(package)
+    return json.dumps(
+        {
+            "versions": versions,
+            "git_commit": _git_commit(),
+            "python": platform.python_version(),
+            "processor": _processor_name(),
+        }
+    )
+
+
+def collect_versions() -> dict[str, Any]:
+    """Collects what may change the bits of a result.
+
+    Returns:
+      `versions` (of packages, by name), `git_commit`, `python` and `processor`.
+    """
+    versions: dict[str, Any] = json.loads(_collect_versions())
+    return versions
+
+
+def to_jsonable(value: Any) -> Any:
+    """Replaces what JSON does not have.
+
+    Infinite and undefined numbers become strings that `float` reads back, NumPy's numbers Python's,
+    and dataclasses dictionaries.
+    """
+    if dataclasses.is_dataclass(value) and not isinstance(value, type):
+        value = dataclasses.asdict(value)
+    if isinstance(value, np.generic):
+        value = value.item()
+    if isinstance(value, dict):
+        return {name: to_jsonable(part) for name, part in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [to_jsonable(part) for part in value]
+    return str(value) if isinstance(value, float) and not math.isfinite(value) else value
+
+
+def _name(value: Any) -> str:
+    if isinstance(value, functools.partial):
+        parts = [_name(value.func), *map(_name, value.args)]
+        parts += [f"{name}={_name(part)}" for name, part in value.keywords.items()]
+        return f"partial({', '.join(parts)})"
+    if isinstance(value, tuple) and hasattr(value, "name"):  # an Environment
+        return str(value.name)
+    qualified = getattr(value, "__qualname__", None)
+    if qualified:
+        return f"{value.__module__}.{qualified}"
+    return re.sub(r" at 0x[0-9a-f]+", "", repr(value))  # the address differs in each process
+
+
+def _git_commit() -> str:
+    """Returns the commit of the code in use; "-dirty" if changed, "unknown" outside a checkout."""
+    git = ["git", "-C", str(Path(__file__).parent)]
+    # A virtual environment may lie in another project's checkout, whose commit says nothing.
+    is_tracked = [*git, "ls-files", "--error-unmatch", Path(__file__).name]
+    describe = [*git, "describe", "--always", "--dirty", "--abbrev=40", "--exclude=*"]
+    try:
+        for command in (is_tracked, describe):
+            answer = subprocess.run(command, capture_output=True, text=True, timeout=10, check=True)
+    except (OSError, subprocess.SubprocessError):
+        return "unknown"
+    return answer.stdout.strip()
+
+
+def _processor_name() -> str:
+    with contextlib.suppress(OSError):
+        for line in Path("/proc/cpuinfo").read_text().splitlines():
+            if line.startswith("model name"):
+                return line.partition(":")[2].strip()
+    return platform.processor() or platform.machine()

@@ -1,0 +1,404 @@
+"""Trains the batches of a planned sweep, writes their checkpoints, and collects their numbers."""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import math
+import uuid
+from collections.abc import Sequence
+from typing import Any
+
+import jax
+import numpy as np
+import xarray as xr
+from rich.filesize import decimal
+
+from purejaxdqn.engine.forecast import estimate_round_seconds
+from purejaxdqn.engine.memory import memory_bytes, peak_bytes
+from purejaxdqn.engine.programs import Programs, compile_programs
+from purejaxdqn.engine.record import Record
+from purejaxdqn.engine.rounds import Event, Kept, train_round
+from purejaxdqn.runtime.interrupts import EXIT_INTERRUPTED, StopRequest, catch_signals
+from purejaxdqn.runtime.processes import (
+    gather,
+    is_assigned_here,
+    is_first_process,
+    run_on_first_process,
+)
+from purejaxdqn.storage import provenance, results
+from purejaxdqn.storage.write_schedule import WriteSchedule
+from purejaxdqn.sweep.checkpoints import Paused, copy_from_devices, copy_to_devices
+from purejaxdqn.sweep.dataset import SweepInterrupted, SweepResult, stack_params, to_dataset
+from purejaxdqn.sweep.plan import Group, estimate_peak_memory
+from purejaxdqn.sweep.resume import OpenSweep
+from purejaxdqn.tracking import Evaluated
+from purejaxdqn.training.settings import RunConfig
+
+_SAVE_SECONDS = 5.0  # between two writes of results that are not finished, at least
+_CHECKPOINT_SECONDS = 10.0  # between two checkpoints, at least
+TIMES = ("compile_seconds", "train_seconds", "evaluation_seconds", "checkpoint_seconds")
+
+
+class BatchTrainer:
+    """Trains the batches of a sweep, keeps them on disk, and resumes those that were kept there.
+
+    Args:
+      sweep: the sweep, planned, with its folder.
+      devices: what to train on.
+    """
+
+    def __init__(self, sweep: OpenSweep, devices: Sequence[jax.Device]) -> None:
+        self._experiment, self._options, self._devices = sweep.experiment, sweep.options, devices
+        self._plan, self._folder, self._bar = sweep.plan, sweep.folder, sweep.bar
+        plan = sweep.plan
+        self._runs = plan.design.runs
+        self._all = range(len(plan.batches))
+        self._configs = {number: group.config for group in plan.groups for number in group.batches}
+        self._records: dict[int, Record] = {}
+        self._finished: set[int] = set()
+        self._compiled: dict[int, Programs] = {}  # by the first batch of each group
+        self._unsaved: set[int] = set()  # finished, but the disk could not take them
+        self._saving = WriteSchedule(_SAVE_SECONDS)
+        self._checkpointing = WriteSchedule(_CHECKPOINT_SECONDS, sweep.options.checkpoint_seconds)
+        self._trained_steps = 0
+        self._spent = dict.fromkeys((*TIMES, "trained_steps"), 0.0)  # by earlier processes
+        self._times_file: str | None = None  # where this process keeps its own times
+        self._facts: dict[str, Any] = {
+            "width": plan.width,
+            "device": devices[0].device_kind,
+            "num_devices": plan.groups[0].plan.num_devices * jax.process_count(),
+            "memory_budget": plan.budget,
+            "planned_peak_bytes": 0,
+            "peak_bytes": 0,
+            **dict.fromkeys(TIMES, 0.0),
+            "env_steps_per_second": 0.0,
+            **sweep.attrs,
+        }
+
+    def run(self) -> SweepResult:
+        """Trains every batch that is not finished; a sweep that is finished is only read.
+
+        Raises:
+          SweepInterrupted: on Ctrl-C and SIGTERM, with everything that was finished.
+        """
+        with catch_signals() as stop:
+            self._read_times()
+            known = self._read_result()
+            if known is not None:
+                return known
+            with self._bar:
+                return self._train_and_write(stop)
+
+    def _train_and_write(self, stop: StopRequest) -> SweepResult:
+        exit_code: int | None = None
+        try:
+            if self._options.progress:
+                self.announce()
+            self._train(self._all, stop)
+            self._gather()
+        except KeyboardInterrupt as error:
+            exit_code = getattr(error, "exit_code", EXIT_INTERRUPTED)
+        stop.is_deferred = True  # only the results are still to be written
+        if exit_code is not None:
+            self._read_finished(self._all)  # those of other processes
+        result = self._result("finished" if exit_code is None else "interrupted")
+        if self._folder is not None and is_first_process():
+            if any(record.has_begun for record in self._records.values()):
+                results.save_or_rescue(result.dataset, self._folder.output)
+            if exit_code is None and not self._unsaved:
+                self._folder.forget_running()
+        if exit_code is not None:
+            text = "the sweep was interrupted"
+            if self._folder is not None:
+                text += f"; resume=True goes on from what is kept in {self._folder.output}"
+            raise SweepInterrupted(text, result, exit_code)
+        return result
+
+    # -------------------------------------------------------------- the work of earlier processes
+
+    def _read_times(self) -> None:
+        """Adds what earlier processes have spent; from here on this one's times are kept."""
+        if self._folder is None:
+            return
+        process = f"{jax.process_index()}-"
+        for times in self._folder.read_times(process):
+            for name in self._spent:
+                self._spent[name] += times[name]
+        self._times_file = f"{process}{uuid.uuid4().hex[:8]}"
+        self._facts |= {name: self._spent[name] for name in TIMES}
+        if trained := self._spent["trained_steps"]:
+            self._trained_steps = int(trained)
+            self._facts["env_steps_per_second"] = trained / max(self._spent["train_seconds"], 1e-9)
+
+    def _read_result(self) -> SweepResult | None:
+        """Reads the finished batches; where all are finished, also the result as it was written."""
+        folder = self._folder
+        if folder is None:
+            return None
+        self._read_finished(self._all)
+        # The processes may see different files, but must all decide the same.
+        if not all(gather(len(self._finished) == len(self._plan.batches))):
+            return None
+
+        def load() -> xr.Dataset | None:
+            with contextlib.suppress(OSError):
+                return results.load(folder.output)
+            return None
+
+        dataset = run_on_first_process(load)
+        if dataset is None or dataset.attrs.get("status") != "finished":
+            return None
+        # It may be damaged, or of a sweep before this one that was to be overwritten.
+        known = self._result("finished")
+        added = [name for name in dataset.variables if name not in known.dataset.variables]
+        if not dataset.drop_vars(added).equals(known.dataset):  # a user may have added variables
+            self._bar.message(
+                f"{folder.output / results.FILE_NAME} is not what was trained: it is written again"
+            )
+            return None
+        self._bar.message(f"the sweep in {folder.output} is finished already")
+        return known._replace(dataset=dataset)
+
+    def _read_finished(self, numbers: Sequence[int]) -> None:
+        """Reads those batches that are finished on disk, and not known yet."""
+        if self._folder is None:
+            return
+        for number in numbers:
+            if number not in self._finished:
+                record = self._folder.load_finished(number, self._configs[number])
+                if record is not None:
+                    self._records[number] = record
+                    self._finished.add(number)
+
+    # ---------------------------------------------------------------------------------- the plan
+
+    def announce(self) -> None:
+        """Compiles all programs that are needed, runs each for a second, and shows the plan."""
+        self._bar.message(f"{self._plan.describe()}\ncompiling ...")
+        groups = [group for group in self._plan.groups if self._unfinished(group)]
+        programs = [self._compile(group) for group in groups]
+        now = memory_bytes()  # before the short runs below, which leave memory behind
+        seconds = sum(map(self._estimate_seconds, groups, programs))
+        self._plan_peak_memory(now, seconds)
+        compiled = self._facts["compile_seconds"] - self._spent["compile_seconds"]
+        peak = decimal(self._facts["planned_peak_bytes"])
+        self._bar.message(
+            f"compiled in {compiled:.1f} s; memory up to {peak}; expected to take "
+            f"{_format_duration(seconds)}"
+        )
+
+    def _estimate_seconds(self, group: Group, programs: Programs) -> float:
+        at_once, left = group.plan.num_devices, self._unfinished(group)
+        first = [self._runs[i] for number in left[:at_once] for i in self._plan.batches[number]]
+        seconds = estimate_round_seconds(programs, group.config, first)
+        return math.ceil(len(left) / at_once) * seconds
+
+    def _plan_peak_memory(self, now: int, seconds: float) -> None:
+        """Writes into the facts how much memory this process is going to have."""
+        compiled = {key: programs.round_bytes for key, programs in self._compiled.items()}
+        folder = self._folder
+        self._facts["planned_peak_bytes"] = estimate_peak_memory(
+            self._plan,
+            compiled,
+            now,
+            is_in_process=self._devices[0].platform == "cpu",
+            is_kept=folder is not None,
+            is_resumed=folder is not None and folder.has_running(),
+            is_checkpointed=self._checkpointing.comes_within(seconds),
+        )
+
+    def _unfinished(self, group: Group) -> list[int]:
+        """Lists the batches of a group that this process has still to train."""
+        return [n for n in group.batches if n not in self._finished and is_assigned_here(n)]
+
+    def _compile(self, group: Group) -> Programs:
+        """Compiles the programs of a group, once."""
+        key = group.batches[0]
+        if key not in self._compiled:
+            programs = compile_programs(
+                self._experiment, group.config, group.plan, self._devices, self._options.diagnostics
+            )
+            self._facts["compile_seconds"] += programs.compile_seconds
+            self._compiled[key] = programs
+        return self._compiled[key]
+
+    # ---------------------------------------------------------------------------------- training
+
+    def _train(self, numbers: Sequence[int], stop: StopRequest) -> None:
+        """Trains batches, those of this process that are not finished."""
+        for group in self._plan.groups:
+            wanted = [number for number in self._unfinished(group) if number in numbers]
+            if not wanted:
+                continue
+            programs = self._compile(group)
+            if not self._facts["planned_peak_bytes"]:
+                self._plan_peak_memory(memory_bytes(), math.inf)
+            self._saving.start()
+            self._checkpointing.start()
+            while wanted:
+                paused = self._load_paused(wanted, group.config, group.plan.num_devices)
+                taken = [*paused] or wanted[: group.plan.num_devices]
+                self._train_round(programs, group.config, taken, paused, stop)
+                wanted = [number for number in wanted if number not in taken]
+
+    def _load_paused(
+        self, wanted: Sequence[int], config: RunConfig, at_most: int
+    ) -> dict[int, Paused]:
+        """Reads the first wanted batch, if it is under way, and others at the same step."""
+        paused: dict[int, Paused] = {}
+        if self._folder is None:
+            return paused
+        for number in wanted:
+            one = self._folder.load_running(number, config)
+            if not paused and one is None:
+                break
+            if one is not None and len({one.step, *(p.step for p in paused.values())}) == 1:
+                paused[number] = one
+            if len(paused) == at_most:
+                break
+        return paused
+
+    def _train_round(
+        self,
+        programs: Programs,
+        config: RunConfig,
+        numbers: Sequence[int],
+        paused: dict[int, Paused],
+        stop: StopRequest,
+    ) -> None:
+        """Trains some batches side by side, from their start or their checkpoint to their end."""
+        batches = {number: self._plan.batches[number] for number in numbers}
+        members = np.array([run for batch in batches.values() for run in batch])
+        ends = np.cumsum([len(batch) for batch in batches.values()])
+        rows = {n: slice(e - len(batches[n]), e) for n, e in zip(numbers, ends, strict=True)}
+        for number, batch in batches.items():
+            fresh = number not in paused
+            self._records[number] = Record(config, len(batch)) if fresh else paused[number].record
+        kept = copy_to_devices(programs, [*paused.values()]) if paused else None
+        paused.clear()  # of large arrays, which are on the devices now
+        if kept is not None:
+            self._bar.message(
+                f"going on at step {kept.step:,} with {len(members)} run(s) that were under way"
+            )
+        steps_before = sum(map(self._steps_of, self._finished))
+        last_step = config.prefill_steps if kept is None else kept.step
+        stop.is_deferred = True
+        for event in train_round(programs, config, [self._runs[i] for i in members], kept=kept):
+            self._trained_steps += len(members) * (event.step - last_step)
+            last_step = event.step
+            env_steps = steps_before + len(members) * event.step
+            self._bar.add_event(event, self._facts, self._trained_steps, env_steps)
+            if event.kept is not None:
+                if stop.number is not None or self._checkpointing.is_due():
+                    self._write_checkpoint(programs, event.kept, rows)
+                stop.raise_if_requested()
+            else:
+                self._take_evaluation(event, rows, members)
+        self._finished |= {*numbers}
+        self._unsaved |= {*numbers}
+        self._save_finished()
+        self._write_times()
+        stop.raise_if_requested()
+        stop.is_deferred = False
+
+    def _steps_of(self, number: int) -> int:
+        """Returns the environment steps of a finished batch."""
+        return len(self._plan.batches[number]) * self._configs[number].total_steps
+
+    def _take_evaluation(self, event: Event, rows: dict[int, slice], members: np.ndarray) -> None:
+        """Records an evaluation, shows it, hands it to the tracker, and saves results if due."""
+        assert event.episode_return is not None
+        for number, at in rows.items():
+            diverged = self._records[number].add(event, at)
+            for row in np.flatnonzero(diverged):
+                labels = self._runs[self._plan.batches[number][row]].labels
+                shown = ", ".join(f"{name}={value}" for name, value in labels.items())
+                self._bar.message(
+                    f"the run with {shown} diverged by step {event.step:,}: it is marked, and "
+                    "the others go on"
+                )
+        self._bar.show_evaluation(event.step, event.episode_return)
+        if self._options.on_evaluation is not None:
+            self._options.on_evaluation(
+                Evaluated(
+                    event.step,
+                    members,
+                    [self._runs[run].labels for run in members],
+                    event.episode_return,
+                    event.training_return,
+                    event.metrics,
+                )
+            )
+        self._save_results()
+
+    # ---------------------------------------------------------------------------------- on disk
+
+    def _write_checkpoint(self, programs: Programs, kept: Kept, rows: dict[int, slice]) -> None:
+        folder = self._folder
+        if folder is None:
+            return
+        paused = copy_from_devices(programs, kept, rows, self._records)
+        with self._checkpointing.measure():
+            self._save_finished()
+            self._bar.attempt(lambda: folder.save_running(paused))
+        spent = self._spent["checkpoint_seconds"] + self._checkpointing.total
+        self._facts["checkpoint_seconds"] = spent
+        self._write_times()
+
+    def _write_times(self) -> None:
+        folder, file = self._folder, self._times_file
+        if folder is None or file is None:
+            return
+        now = {**self._facts, "trained_steps": self._trained_steps}
+        own = {name: now[name] - before for name, before in self._spent.items()}
+        self._bar.attempt(lambda: folder.write_times(file, own))
+
+    def _save_finished(self) -> None:
+        """Writes finished batches, also those that the disk had no room for before."""
+        folder = self._folder
+        if folder is None:
+            return
+
+        def save(number: int) -> None:
+            folder.save_finished(number, self._records[number])
+            self._unsaved.discard(number)
+
+        for number in sorted(self._unsaved):
+            self._bar.attempt(functools.partial(save, number))
+
+    def _save_results(self) -> None:
+        """Writes the results so far, if it is time, and this process writes them."""
+        folder = self._folder
+        if folder is None or not is_first_process() or not self._saving.is_due():
+            return
+        with self._saving.measure():
+            self._bar.attempt(lambda: results.save(self._result("running").dataset, folder.output))
+
+    # ------------------------------------------------------------------------------ the result
+
+    def _gather(self) -> None:
+        """Collects the numbers of all processes in each."""
+        own = {n: self._records[n] for n in self._finished if is_assigned_here(n)}
+        for records, unsaved in gather((own, self._unsaved)):
+            self._records |= records
+            self._unsaved |= unsaved
+
+    def _result(self, status: str) -> SweepResult:
+        self._facts["peak_bytes"] = max(self._facts["peak_bytes"], peak_bytes())
+        design, batches = self._plan.design, self._plan.batches
+        dataset = to_dataset(design, batches, self._records)
+        attrs = provenance.collect_provenance(design.shared, self._experiment)
+        dataset = dataset.assign_attrs(attrs, status=status, **self._facts)
+        params = None
+        if status != "running":
+            structure = jax.tree.structure(self._plan.groups[0].params)
+            params = stack_params(design, batches, self._records, structure)
+        return SweepResult(dataset, params)
+
+
+def _format_duration(seconds: float) -> str:
+    """Formats a time, such as "about 3 min"."""
+    if seconds < 90:
+        return f"about {max(seconds, 1):.0f} s"
+    return f"about {seconds / 60:.0f} min" if seconds < 5400 else f"about {seconds / 3600:.1f} h"

@@ -1,0 +1,218 @@
+"""Holds what every way to run a sweep can be asked for, beside its runs: `SweepOptions`."""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+import math
+import re
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, Literal
+
+import jax
+
+from purejaxdqn.tracking import Tracker
+from purejaxdqn.training.declaration import setting, settings_of
+from purejaxdqn.types import ConfigError
+
+SeedMode = Literal["vmap", "map"]
+
+
+_NO_SETTING: dict[str, Any] = {"is_no_setting": True}  # of no command line
+
+
+@dataclasses.dataclass(frozen=True)
+class SweepOptions:
+    """How runs are trained, shown and kept. Bad values are refused here, before anything compiles.
+
+    `run_sweep`, `run_design`, `print_plan`, `run_on_cluster` and `search` take each field as a
+    keyword, or several of them as one `options`; the command line has a flag for each.
+
+    Attributes:
+      devices: what to train on; by default every core, or the accelerators there are.
+      on_evaluation: called with each `Evaluated` as it comes; see `purejaxdqn.tracking`.
+      progress: whether to show progress on standard error.
+
+    Raises:
+      ConfigError: for a value that a field cannot have, and for fields that exclude each other.
+    """
+
+    output: Path | None = setting(
+        None,
+        "Folder for everything that is written: results.nc, kept up to date while the sweep runs, "
+        "and what is needed to resume it after a kill. Without one nothing is kept.",
+        group="run",
+    )
+    overwrite: bool = setting(
+        False, "Start again, and drop what the output folder holds.", group="run"
+    )
+    resume: bool = setting(
+        False,
+        "Go on with the sweep that was begun in the output folder; begin it where none was.",
+        group="sweep",
+    )
+    width: int | None = setting(
+        None,
+        "Runs per device program, on which a result's bits depend; by default chosen. The results "
+        "record it, and a resumed sweep keeps it.",
+        group="sweep",
+    )
+    seed_mode: SeedMode = setting(
+        "vmap",
+        '"vmap" trains the runs of a device side by side, "map" one by one, each bitwise as if '
+        "alone, which is a width of 1.",
+        group="sweep",
+    )
+    checkpoint_seconds: float | None = setting(
+        None,
+        "Seconds between two checkpoints; by default 20 times as long as the last one took, and at "
+        "least 10. 0 makes one after each chunk.",
+        group="sweep",
+        at_least=0,
+    )
+    memory_budget: float | None = setting(
+        None,
+        "Memory that runs may take on the devices at a time, in bytes, such as 4e9; by default "
+        "most of what is free.",
+        group="machines",
+        at_least=1,
+    )
+    diagnostics: bool = setting(
+        False,
+        "Also look inside the learner at each evaluation: value bias, dormant units, effective "
+        "rank, gradient norm, policy churn. No bit of a run changes.",
+        group="evaluation",
+    )
+    devices: Sequence[jax.Device] | None = dataclasses.field(default=None, metadata=_NO_SETTING)
+    on_evaluation: Tracker | None = dataclasses.field(default=None, metadata=_NO_SETTING)
+    progress: bool = dataclasses.field(default=True, metadata=_NO_SETTING)
+
+    def __post_init__(self) -> None:
+        """Refuses bad values, and makes a `Path` of an output folder that is text."""
+        declared = settings_of(type(self)).values()
+        if problems := [p for one in declared if (p := one.problem(getattr(self, one.name)))]:
+            raise ConfigError("\n".join(problems))
+        if not isinstance(self.progress, bool):
+            raise ConfigError(f"progress ({self.progress!r:.60}) must be True or False")
+        if self.output is not None:
+            object.__setattr__(self, "output", Path(self.output))
+        self._check_devices()
+        if self.on_evaluation is not None and not callable(self.on_evaluation):
+            raise ConfigError(
+                f"on_evaluation ({self.on_evaluation!r:.60}) must be a function of an Evaluated, "
+                "such as one that purejaxdqn.tracking.open_tracker gives"
+            )
+        if self.seed_mode == "map" and self.width not in (None, 1):
+            raise ConfigError(f"width ({self.width}) must be 1 with seed_mode 'map': leave it out")
+        if self.resume and self.overwrite:
+            raise ConfigError(
+                "resume (True) and overwrite (True) exclude each other: --resume goes on with what "
+                "is there, --overwrite starts again"
+            )
+        if (self.resume or self.overwrite) and self.output is None:
+            name = "resume" if self.resume else "overwrite"
+            raise ConfigError(f"{name} (True) needs an output folder: give output")
+
+    @property
+    def runs_per_batch(self) -> int | None:
+        """The width that is asked for; None leaves it to the plan."""
+        return 1 if self.seed_mode == "map" else self.width
+
+    def _check_devices(self) -> None:
+        devices = self.devices
+        if devices is None:
+            return
+        is_list = isinstance(devices, Sequence) and all(isinstance(d, jax.Device) for d in devices)
+        if not is_list or not devices or len(set(devices)) < len(devices):
+            raise ConfigError(
+                f"devices ({devices!r}) must be different devices of JAX, such as "
+                "jax.devices()[:2]; leave them out for all there are"
+            )
+
+
+_DEFAULTS = {field.name: field.default for field in dataclasses.fields(SweepOptions)}
+
+
+def split_keywords(
+    options: SweepOptions | None, names: Mapping[str, Any]
+) -> tuple[SweepOptions, dict[str, Any]]:
+    """Splits the keywords of a call into options and others.
+
+    Args:
+      options: the options that the call was given as a whole; None is the defaults.
+      names: the other keywords of the call.
+
+    Returns:
+      The options with those keywords that are fields of `SweepOptions`, and all other keywords.
+
+    Raises:
+      ConfigError: if `options` is of another type, if a keyword is set in `options` too, or for a
+        value that a field cannot have.
+    """
+    if not isinstance(options, SweepOptions | None):
+        raise ConfigError(f"options ({options!r:.60}) must be SweepOptions, such as SweepOptions()")
+    given = {name: value for name, value in names.items() if name in _DEFAULTS}
+    for name, value in given.items():
+        if options is not None and (there := getattr(options, name)) != _DEFAULTS[name]:
+            raise ConfigError(
+                f"{name} is given twice, in options ({there!r:.60}) and as a keyword "
+                f"({value!r:.60}): leave one of them out"
+            )
+    others = {name: value for name, value in names.items() if name not in _DEFAULTS}
+    return dataclasses.replace(options or SweepOptions(), **given), others
+
+
+def options_from(
+    options: SweepOptions | None,
+    names: Mapping[str, Any],
+    caller: str,
+    not_taken: Mapping[str, str] | None = None,
+) -> SweepOptions:
+    """Puts the keywords of a call, all of which must be options, into its options.
+
+    Args:
+      options: as in `split_keywords`.
+      names: as in `split_keywords`.
+      caller: the name of the called function, for messages.
+      not_taken: the fields that this function has no use for, each with what to do instead.
+
+    Returns:
+      The options.
+
+    Raises:
+      ConfigError: as `split_keywords` does; for a keyword that is no option; and for a field of
+        `not_taken` that is set.
+    """
+    taken, others = split_keywords(options, names)
+    for name in others:
+        nearest = difflib.get_close_matches(name, _DEFAULTS, n=3)
+        raise ConfigError(
+            f"{name!r} is no option of {caller}: "
+            f"{'did you mean ' if nearest else 'choose of '}{', '.join(nearest or _DEFAULTS)}"
+        )
+    for name, remedy in (not_taken or {}).items():
+        if (value := getattr(taken, name)) != _DEFAULTS[name]:
+            raise ConfigError(f"{name} ({value!r:.60}) is no option of {caller}: {remedy}")
+    return taken
+
+
+_UNITS = {"": 1, "k": 10**3, "m": 10**6, "g": 10**9, "t": 10**12}
+_UNITS |= {f"{unit}i": 2 ** (10 * power) for power, unit in enumerate("kmgt", 1)}
+
+
+def parse_bytes(text: str) -> int:
+    """Reads an amount of memory, such as "4GB", "500 MiB" or "1e9", as bytes.
+
+    Raises:
+      ConfigError: if it is no positive amount of memory.
+    """
+    match = re.fullmatch(
+        r"\s*(?P<amount>\d+\.?\d*(?:e\+?\d+)?|\.\d+)\s*(?P<unit>[kmgt]i?)?b?\s*", text.lower()
+    )
+    amount = float(match["amount"]) * _UNITS[match["unit"] or ""] if match else 0.0
+    if not 1 <= amount < math.inf:
+        raise ConfigError(
+            f"memory_budget ({text!r}) must be an amount of memory, such as 4GB or 500MiB"
+        )
+    return int(amount)

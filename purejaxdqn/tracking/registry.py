@@ -1,0 +1,150 @@
+"""Opens trackers by name, so that a sweep's curves go where the user looks and never stop it."""
+
+from __future__ import annotations
+
+import contextlib
+import difflib
+import sys
+import warnings
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from purejaxdqn.types import ConfigError
+
+PROJECT = "purejaxdqn"
+
+
+class Evaluated(NamedTuple):
+    """Holds one evaluation of the runs that are training.
+
+    Attributes:
+      step: environment steps of each run so far.
+      runs: `[n]` numbers of the runs, counted over the grid with the seeds running fastest.
+      labels: `[n]` each run's swept settings by name, and its "seed"; numbers, bools or strings.
+      episode_return: `[n, N]` greedy returns.
+      training_return: `[n]` mean return of the training episodes that ended since the last
+        evaluation; NaN if none ended.
+      metrics: `[n]` each, the learner's metrics by name; NaN where a run has none.
+    """
+
+    step: int
+    runs: np.ndarray
+    labels: list[dict[str, Any]]
+    episode_return: np.ndarray
+    training_return: np.ndarray
+    metrics: dict[str, np.ndarray]
+
+
+Tracker = Callable[[Evaluated], None]
+"""Receives one evaluation of the runs that are training."""
+
+Opener = Callable[[Path, str, Mapping[str, Any]], contextlib.AbstractContextManager[Tracker]]
+"""Opens a tracker for one sweep: `(folder, project, config) -> context manager`."""
+
+TRACKERS: dict[str, Opener] = {}
+"""All trackers by name; `register` adds one."""
+
+
+def register(name: str, opener: Opener) -> None:
+    """Adds a tracker to those that users can choose.
+
+    Args:
+      name: what users write, such as after `--tracker`.
+      opener: takes the arguments of `open_tracker` and imports its library only when it is called.
+
+    Raises:
+      ConfigError: if the name is taken.
+    """
+    if name in TRACKERS:
+        raise ConfigError(
+            f"tracker ({name!r}) must be a new name: it is registered already, choose another one"
+        )
+    TRACKERS[name] = opener
+
+
+def check_name(name: str) -> None:
+    """Refuses a name under which no tracker is registered.
+
+    Raises:
+      ConfigError: with the names that are nearest to it.
+    """
+    if name not in TRACKERS:
+        nearest = difflib.get_close_matches(name, TRACKERS, n=3)
+        raise ConfigError(f"tracker ({name!r}) must be one of {', '.join(nearest or TRACKERS)}")
+
+
+@contextlib.contextmanager
+def open_tracker(
+    name: str, folder: Path, *, project: str = PROJECT, config: Mapping[str, Any]
+) -> Iterator[Tracker]:
+    """Opens a tracker for one sweep.
+
+    The tracker never stops the sweep: its first error becomes a `RuntimeWarning` and turns it off.
+
+    Args:
+      name: one of `TRACKERS`.
+      folder: of the sweep's results. A tracker that is opened on the same folder again goes on
+        with the same curves, until `forget` is called on it.
+      project: under which Weights & Biases, Trackio and MLflow (as an experiment) list the sweep.
+      config: settings by name that all runs share, kept wherever the library has a place for them.
+
+    Yields:
+      The tracker.
+
+    Raises:
+      ConfigError: before anything is trained, if no such tracker is registered, its library is not
+        installed, or it cannot be opened.
+    """
+    check_name(name)
+    manager = TRACKERS[name](folder, project, config)
+    try:
+        tracker = manager.__enter__()
+    except ConfigError:
+        raise
+    except Exception as error:
+        raise ConfigError(
+            f"the tracker {name!r} cannot be opened ({join_lines(error)}): mend that, or do without"
+        ) from error
+    raised: tuple[Any, Any, Any] = (None, None, None)
+    try:
+        yield turn_off_after_error(tracker, name)
+    except BaseException:
+        raised = sys.exc_info()
+        raise
+    finally:
+        try:
+            manager.__exit__(*raised)
+        except Exception as error:
+            if error is not raised[1]:
+                text = f"the tracker {name!r} could not be closed ({join_lines(error)})"
+                warnings.warn(text, RuntimeWarning, stacklevel=2)
+
+
+def turn_off_after_error(tracker: Tracker, name: str) -> Tracker:
+    """Makes a tracker that turns itself off, with a `RuntimeWarning`, at its first error.
+
+    A server that does not answer would otherwise delay every later evaluation too.
+    """
+    is_on = True
+
+    def track(event: Evaluated) -> None:
+        nonlocal is_on
+        if not is_on:
+            return
+        try:
+            tracker(event)
+        except Exception as error:
+            is_on = False
+            what = f"failed at step {event.step} and is off from here on"
+            text = f"the tracker {name!r} {what} ({join_lines(error)})"
+            warnings.warn(text, RuntimeWarning, stacklevel=2)
+
+    return track
+
+
+def join_lines(error: Exception) -> str:
+    """Returns an error's message on one line, or the error's kind where it has no message."""
+    return " ".join((str(error) or type(error).__name__).split())

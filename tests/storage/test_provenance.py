@@ -1,0 +1,60 @@
+"""Provenance: names of what was trained that last, settings as strict JSON, the right commit."""
+
+import dataclasses
+import json
+import re
+import subprocess
+from functools import partial
+
+import pytest
+
+from purejaxdqn import environments
+from purejaxdqn.agents.dqn.dqn import DQNConfig, dqn
+from purejaxdqn.losses import bellman_loss
+from purejaxdqn.storage import provenance
+
+
+class Scaled:
+    def __call__(self, factor, config):
+        return dqn(config)
+
+
+def test_what_is_trained_has_the_same_name_in_every_process():
+    assert provenance.name_experiment(Scaled()) == provenance.name_experiment(Scaled())
+    assert "0x" not in provenance.name_experiment(Scaled())["experiment"]
+    names = provenance.name_experiment(partial(Scaled(), 3.0))
+    assert json.loads(names["experiment_arguments"]) == {"argument 0": "3.0"}
+
+
+def test_provenance_names_the_code_and_the_settings():
+    config = DQNConfig(max_grad_norm=float("inf"))
+    env = environments.make("CartPole-v0")
+    facts = provenance.collect_provenance(
+        dataclasses.asdict(config), partial(dqn, loss_fn=bellman_loss(), env=env)
+    )
+    assert facts["experiment"] == "purejaxdqn.agents.dqn.dqn.dqn"
+    assert json.loads(facts["experiment_arguments"]) == {
+        "env": "CartPole-v0",
+        "loss_fn": "purejaxdqn.losses.bellman.bellman_loss(q_learning, l2_loss)",
+    }
+    settings = json.loads(facts["config"], parse_constant=pytest.fail)  # strictly JSON
+    assert settings["learning_rate"] == config.learning_rate
+    assert float(settings["max_grad_norm"]) == config.max_grad_norm
+
+
+def test_the_commit_is_this_projects_own(tmp_path, monkeypatch):
+    def git(*command):
+        names = ("-c", "user.name=a", "-c", "user.email=b")
+        subprocess.run(["git", "-C", tmp_path, *names, *command], check=True, capture_output=True)
+
+    git("init")
+    (tmp_path / "provenance.py").write_text("")
+    monkeypatch.setattr(provenance, "__file__", str(tmp_path / "provenance.py"))
+    git("commit", "--allow-empty", "--message=another project's")
+    assert provenance._git_commit() == "unknown"
+    git("add", "provenance.py")
+    git("commit", "--message=its own")
+    git("tag", "--annotate", "v1", "--message=v1")
+    assert re.fullmatch("[0-9a-f]{40}", provenance._git_commit())
+    (tmp_path / "provenance.py").write_text("changed")
+    assert re.fullmatch("[0-9a-f]{40}-dirty", provenance._git_commit())
