@@ -159,8 +159,9 @@ def _check_starts(
     """Checks the first step of episodes side by side, and returns their first states."""
 
     def first_step(keys: Array, action: Array) -> Any:
-        state, obs = env.reset(keys[0])
-        return (state, obs), env.step(keys[1], state, action)
+        reset_key, step_key = keys
+        state, obs = env.reset(reset_key)
+        return (state, obs), env.step(step_key, state, action)
 
     def start(keys: Array, actions: Array) -> dict[str, Any]:
         alone = first_step(jax.random.clone(keys)[0], actions[0])

@@ -14,8 +14,8 @@ import numpy as np
 
 Bootstrap = Literal["target", "online", "both", "none"]
 Loss = TypeVar("Loss", bound=Callable[..., Any])
-_Numbers = np.ndarray
-_ValueOf = Callable[[_Numbers], _Numbers]  # action values [..., A] -> [...]
+Rows = np.ndarray  # `[..., A]`, or `[...]` without the actions
+_ValueOf = Callable[[Rows], Rows]  # `[..., A] -> [...]`
 
 
 class FixedPoint(NamedTuple):
@@ -30,26 +30,26 @@ class FixedPoint(NamedTuple):
     """
 
     name: str
-    target: Callable[..., np.ndarray]
+    target: Callable[..., Rows]
     near_misses: tuple[tuple[str, Any], ...] = ()
 
 
-def value_at(q_values: np.ndarray, action: np.ndarray) -> np.ndarray:
+def value_at(q_values: Rows, action: Rows) -> Rows:
     """Takes the values `[...]` of actions `[...]` out of action values `[..., A]`."""
     return np.take_along_axis(q_values, np.expand_dims(action, -1), -1)[..., 0]
 
 
-def _highest(q_values: _Numbers) -> _Numbers:
+def _highest(q_values: Rows) -> Rows:
     return q_values.max(-1)
 
 
-def _logsumexp(x: _Numbers) -> _Numbers:
+def _logsumexp(x: Rows) -> Rows:
     highest = x.max(-1)
     return highest + np.log(np.exp(x - np.expand_dims(highest, -1)).sum(-1))
 
 
 def _bellman(
-    name: str, value: _ValueOf, undiscounted: Callable[[_Numbers], Any] = lambda q_t: 0.0
+    name: str, value: _ValueOf, undiscounted: Callable[[Rows], Any] = lambda q_t: 0.0
 ) -> FixedPoint:
     return FixedPoint(
         name,
@@ -98,15 +98,15 @@ def soft(temperature: Any) -> FixedPoint:
       temperature: above 0, in the unit of the action values.
     """
 
-    def policy_mean(q_t: _Numbers) -> _Numbers:
+    def policy_mean(q_t: Rows) -> Rows:
         scaled = (q_t - q_t.max(-1, keepdims=True)) / temperature
         policy = np.exp(scaled - np.expand_dims(_logsumexp(scaled), -1))
         return (policy * q_t).sum(-1)
 
-    def entropy(q_t: _Numbers) -> _Numbers:
+    def entropy(q_t: Rows) -> Rows:
         return _logsumexp(q_t / temperature) - policy_mean(q_t) / temperature
 
-    def value_of_plain_softmax(q_t: _Numbers) -> _Numbers:
+    def value_of_plain_softmax(q_t: Rows) -> Rows:
         policy = np.exp(q_t - np.expand_dims(_logsumexp(q_t), -1))
         return (policy * q_t).sum(-1) * (1 - temperature) + temperature * _logsumexp(q_t)
 
@@ -151,32 +151,30 @@ def munchausen(
 ) -> FixedPoint:
     """Makes another fixed point with `purejaxdqn.losses.munchausen`'s bonus in its reward."""
 
-    def log_policy(q_values: _Numbers, a_tm1: _Numbers) -> _Numbers:
+    def log_policy(q_values: Rows, a_tm1: Rows) -> Rows:
         """Computes the temperature times the log-policy."""
         return value_at(q_values, a_tm1) - temperature * _logsumexp(q_values / temperature)
 
-    def clipped(log_policy: _Numbers) -> _Numbers:
+    def clipped(log_policy: Rows) -> Rows:
         return np.clip(log_policy, log_policy_min, 0.0)
 
-    def right(q_tm1: _Numbers, a_tm1: _Numbers, q_t: _Numbers) -> _Numbers:
+    def right(q_tm1: Rows, a_tm1: Rows, q_t: Rows) -> Rows:
         return clipped(log_policy(q_tm1, a_tm1))
 
     def make(
         inner: FixedPoint,
-        bonus: Callable[..., np.ndarray] = right,
+        bonus: Callable[..., Rows] = right,
         coefficient: Any = coefficient,
         is_discounted: bool = False,
     ) -> FixedPoint:
-        def target(
-            q_tm1: _Numbers, a_tm1: _Numbers, r_t: _Numbers, discount_t: _Numbers, q_t: _Numbers
-        ) -> _Numbers:
+        def target(q_tm1: Rows, a_tm1: Rows, r_t: Rows, discount_t: Rows, q_t: Rows) -> Rows:
             more = coefficient * bonus(q_tm1, a_tm1, q_t)
             r_t = r_t + (discount_t * more if is_discounted else more)
             return inner.target(q_tm1, a_tm1, r_t, discount_t, q_t)
 
         return FixedPoint(f"munchausen({inner.name}, {temperature}, {coefficient})", target)
 
-    mistakes: dict[str, Callable[..., np.ndarray]] = {
+    mistakes: dict[str, Callable[..., Rows]] = {
         "the Munchausen bonus has the wrong sign": lambda q_tm1, a, q_t: -right(q_tm1, a, q_t),
         "the bonus's log-policy is not clipped": lambda q_tm1, a, q_t: log_policy(q_tm1, a),
         "the bonus's log-policy is not multiplied by the temperature": (
@@ -216,14 +214,12 @@ def persistent(coefficient: Any) -> FixedPoint:
     """Makes the values of `purejaxdqn.losses.persistent_advantage_learning_loss`."""
 
     def make(
-        gap: Callable[[_Numbers, _Numbers], _Numbers] = np.minimum,
+        gap: Callable[[Rows, Rows], Rows] = np.minimum,
         factor: Any = coefficient,
         best: _ValueOf = _highest,
         is_discounted: bool = False,
     ) -> FixedPoint:
-        def target(
-            q_tm1: _Numbers, a_tm1: _Numbers, r_t: _Numbers, discount_t: _Numbers, q_t: _Numbers
-        ) -> _Numbers:
+        def target(q_tm1: Rows, a_tm1: Rows, r_t: Rows, discount_t: Rows, q_t: Rows) -> Rows:
             gap_tm1, gap_t = (best(q) - value_at(q, a_tm1) for q in (q_tm1, q_t))
             lost = factor * gap(gap_tm1, np.where(discount_t > 0, gap_t, 0.0))
             lost = discount_t * lost if is_discounted else lost

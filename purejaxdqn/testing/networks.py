@@ -59,8 +59,9 @@ def check_network(network: Network, key: Array, obs: Array, num_actions: int) ->
             "gradient": jax.grad(lambda params: values(params, batch[2]).sum())(params),
         }
 
-    keys = jax.random.split(key, 3)
-    found = on_host(Program("the network", _ONE_OBSERVATION, examine)(keys[:2], keys[2]))
+    *init_keys, noise_key = jax.random.split(key, 3)
+    program = Program("the network", _ONE_OBSERVATION, examine)
+    found = on_host(program(jnp.stack(init_keys), noise_key))
     require_finite(found["weights"], "the network's weights after network.init")
     require_finite(found["alone"], "action_values without a key")
     require_finite(found["noisy"], "action_values with a key")

@@ -17,7 +17,6 @@ import optax
 from purejaxdqn.agents.dqn.dqn import DQNConfig, Train, dqn
 from purejaxdqn.environments import Environment
 from purejaxdqn.networks import value_network
-from purejaxdqn.testing.probes import NUM_ACTIONS, NUM_OBS, probe_environment
 from purejaxdqn.testing.report import (
     Check,
     Report,
@@ -26,7 +25,8 @@ from purejaxdqn.testing.report import (
     print_and_raise,
     without_printing,
 )
-from purejaxdqn.testing.windows import probe_checks
+from purejaxdqn.testing.tabular.probe_environment import NUM_ACTIONS, NUM_OBS, probe_environment
+from purejaxdqn.testing.tabular.probe_values import check_probes
 from purejaxdqn.types import Array, TimeStep
 
 _DISCOUNT = 0.9
@@ -82,7 +82,7 @@ def check_training(
     checks += _check_streams(make)
     outputs = jax.vmap(network.apply, in_axes=(None, 0))(trained[0], jnp.eye(NUM_OBS))
     learned = np.asarray(jax.vmap(network.action_values)(outputs), np.float64)
-    return Report(name, (*checks, *probe_checks(learned, _DISCOUNT, config.n_step)))
+    return Report(name, (*checks, *check_probes(learned, _DISCOUNT, config.n_step)))
 
 
 training_report = without_printing(check_training)

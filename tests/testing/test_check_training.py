@@ -24,8 +24,13 @@ from purejaxdqn.testing import (
     training_report,
 )
 from purejaxdqn.testing.__main__ import Args, main
-from purejaxdqn.testing.probes import known_values, probe_environment
-from purejaxdqn.testing.windows import MISTAKES, learned_with, name_mistake, probe_checks
+from purejaxdqn.testing.tabular.probe_environment import known_values, probe_environment
+from purejaxdqn.testing.tabular.probe_values import (
+    MISTAKES,
+    check_probes,
+    find_values,
+    name_mistake,
+)
 
 
 def texts(report):
@@ -38,7 +43,7 @@ class TestProbes:
 
     @pytest.mark.parametrize("n_step", [1, 3])
     def test_right_transitions_give_the_known_values(self, n_step):
-        np.testing.assert_allclose(learned_with("", 0.9, n_step), known_values(0.9), rtol=1e-9)
+        np.testing.assert_allclose(find_values("", 0.9, n_step), known_values(0.9), rtol=1e-9)
 
     def test_the_known_values_obey_bellman(self):
         values = known_values(0.9)
@@ -48,9 +53,9 @@ class TestProbes:
 
     @pytest.mark.parametrize("mistake", MISTAKES)
     def test_each_mistake_has_a_name(self, mistake):
-        learned = learned_with(mistake, 0.9, 3)
+        learned = find_values(mistake, 0.9, 3)
         assert name_mistake(learned, 0.9, 3) == MISTAKES[mistake]
-        assert not all(check.passed for check in probe_checks(learned, 0.9, 3))
+        assert not all(check.passed for check in check_probes(learned, 0.9, 3))
 
 
 # ---------------------------------------------------------------------------------------- training
