@@ -14,7 +14,7 @@ import numpy as np
 from purejaxdqn.replay import n_step_transition
 from purejaxdqn.testing.compiled_functions import COMPILABLE, Program, on_host, output_types
 from purejaxdqn.testing.replay_draws import check_draws
-from purejaxdqn.testing.report import Check, Report, attempt, print_and_raise
+from purejaxdqn.testing.report import Check, Report, attempt, print_and_raise, without_printing
 from purejaxdqn.testing.requirements import require, require_same_types
 from purejaxdqn.testing.tabular.probe_environment import MAX_STEPS, NUM_OBS
 from purejaxdqn.testing.tabular.probe_values import check_probes, play_probes, solve_values
