@@ -22,7 +22,7 @@ from purejaxdqn import dqn, environments
 from purejaxdqn.cli.commands.train import read_training
 from purejaxdqn.cli.exits import exit_with
 from purejaxdqn.cli.sweeps import list_seeds, print_json, seed_flags
-from purejaxdqn.engine.programs import Experiment
+from purejaxdqn.engine.run import Experiment
 from purejaxdqn.losses import bellman_loss
 from purejaxdqn.report.statistics import bootstrap_interval
 from purejaxdqn.report.training import summarise

@@ -30,7 +30,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from purejaxdqn import DQNConfig, dqn, run_sweep
-from purejaxdqn.engine.programs import Experiment
+from purejaxdqn.engine.run import Experiment
 from purejaxdqn.losses import bellman_loss
 from purejaxdqn.report.figures import plot_comparison
 from purejaxdqn.report.files import save_figure

@@ -24,6 +24,17 @@ class ConfigError(ValueError):
     """A setting that cannot be kept; the message names the value, what is allowed, the remedy."""
 
 
+def is_same_definition(one: Callable[..., Any], other: Callable[..., Any]) -> bool:
+    """Tells whether two functions are one definition, run twice if a notebook's cell ran again.
+
+    Functions that `def` named are told by module and name, all others (`lambda`, `partial`) are the
+    same only if they are one object.
+    """
+    names = [getattr(function, "__qualname__", "<lambda>") for function in (one, other)]
+    is_named = names[0] == names[1] and not names[0].endswith("<lambda>")
+    return one is other or (is_named and one.__module__ == other.__module__)
+
+
 class TimeStep(NamedTuple):
     """What an environment answers to one action.
 

@@ -1,6 +1,5 @@
 """What the whole suite runs under: two CPU devices, and no silent broadcasting between ranks."""
 
-import importlib.util
 import os
 import subprocess
 import sys
@@ -10,6 +9,7 @@ import jax
 import pytest
 from hypothesis import HealthCheck, settings
 
+from purejaxdqn.cli.main import main
 from purejaxdqn.runtime.devices import use_every_core
 
 
@@ -56,19 +56,6 @@ def assert_same_bits():
 
 
 @pytest.fixture(scope="session")
-def sweep_script():
-    """`experiments/sweep.py`, imported."""
-    path = Path(__file__).parents[1] / "experiments" / "sweep.py"
-    spec = importlib.util.spec_from_file_location("experiments_sweep", path)
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[spec.name] = module  # where dataclasses look
-    spec.loader.exec_module(module)
-    return module
-
-
-@pytest.fixture(scope="session")
 def fresh_environment(request, tmp_path_factory):
     """For processes of their own: JAX as a user has it, with programs compiled as in the suite."""
     if request.config.pluginmanager.hasplugin("cacheprovider"):
@@ -99,3 +86,27 @@ def run_script():
         )
 
     return run
+
+
+@pytest.fixture(scope="session")
+def run_command():
+    """Runs `python -m purejaxdqn` as a user does, in a process of its own."""
+    environment = {k: v for k, v in os.environ.items() if not k.startswith(("JAX_", "XLA_"))}
+
+    def run(*words):
+        command = [sys.executable, "-m", "purejaxdqn", *map(str, words)]
+        return subprocess.run(command, capture_output=True, text=True, env=environment)
+
+    return run
+
+
+@pytest.fixture
+def call_command(capsys):
+    """Runs a command in this process; gives its exit code, and what it wrote to either stream."""
+
+    def call(*words):
+        with pytest.raises(SystemExit) as caught:
+            main([*map(str, words)])
+        return caught.value.code or 0, *capsys.readouterr()
+
+    return call

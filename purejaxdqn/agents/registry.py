@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 from purejaxdqn.training.declaration import settings_of
 from purejaxdqn.training.loop import Train
 from purejaxdqn.training.settings import RunConfig
-from purejaxdqn.types import ConfigError
+from purejaxdqn.types import ConfigError, is_same_definition
 
 Experiment = Callable[[Any], Train]  # of a `RunConfig`, or of one of its kinds
 
@@ -63,7 +63,7 @@ def register(name: str, config: RunConfig, experiment: Experiment, help: str = "
         )
     agent = Agent(dataclasses.replace(config, agent=name), experiment, help)
     agent.config.validate()
-    if name in _AGENTS and _place(_AGENTS[name].experiment) != _place(experiment):
+    if name in _AGENTS and not is_same_definition(_AGENTS[name].experiment, experiment):
         raise ConfigError(f"agent {name!r} is registered already: choose another name")
     _AGENTS[name] = agent
     return agent
@@ -129,11 +129,6 @@ def configure(**settings: Any) -> RunConfig:
             hint = f", did you mean {' or '.join(nearest)}?" if nearest else ""
             raise ConfigError(f"{setting!r} is no setting of agent {name!r}{hint}")
     return dataclasses.replace(config, **settings)
-
-
-def _place(experiment: Experiment) -> tuple[str | None, str]:
-    """Says where a function was defined: a notebook's cell that runs again defines it anew."""
-    return getattr(experiment, "__module__", None), getattr(experiment, "__qualname__", "")
 
 
 def _nearest(name: str, names: Iterable[str]) -> str:

@@ -62,6 +62,7 @@ def read_command_line(
     have_several_values: bool = False,
     positional: Setting | None = None,
     readers: Mapping[str, Callable[[str], Any]] = {},
+    strangers: Mapping[str, str] = {},
 ) -> CommandLine:
     """Reads a command line; for `--help` it prints the help and exits.
 
@@ -74,6 +75,7 @@ def read_command_line(
       have_several_values: whether a setting takes several values, or a distribution.
       positional: a value without a flag.
       readers: what reads the text of a flag in another way than its type says.
+      strangers: what to say of a flag that is known elsewhere, by its name.
 
     Raises:
       ConfigError: for a flag that there is not, that is given twice or without its value, or for a
@@ -86,7 +88,7 @@ def read_command_line(
     parsed, unknown = _parse(argv, prog, description, everything.values(), several, positional)
     words = [word.partition("=")[0] for word in argv if word.startswith("--") and word != "--"]
     counts = collections.Counter(word.replace("_", "-") for word in words)
-    _refuse_unknown(unknown, everything)
+    _refuse_unknown(unknown, everything, strangers)
     for word, count in counts.items():
         if count > 1:
             raise ConfigError(f"{word} is given twice: give it once, with all of its values")
@@ -95,7 +97,8 @@ def read_command_line(
         value = parsed[name]
         if name in several or one.type is not bool:
             if not value and f"--{_flag(name)}" in counts:
-                raise ConfigError(f"--{_flag(name)} needs at least one value")
+                few = "at least one" if name in several else "a"
+                raise ConfigError(f"--{_flag(name)} needs {few} value")
             value = _read(one, value, name in several, readers.get(name))
         elif not counts.keys() & {f"--{_flag(name)}", f"--no-{_flag(name)}"}:
             continue
@@ -215,23 +218,22 @@ def _read(
     if one.type == tuple[str, ...]:
         return tuple(texts)
     if is_several:
-        return [parse(one, text) for text in texts]
+        return [parse(one, text, may_be_drawn=True) for text in texts]
     if len(texts) > 1:
         raise ConfigError(f"{one} takes one value, and not {' '.join(texts)}")
-    value = parse(one, texts[0]) if reader is None else reader(texts[0])
-    if hasattr(value, "rvs"):
-        raise ConfigError(
-            f"{one} ({texts[0]!r}) must be a number: a sweep draws from distributions"
-        )
-    return value
+    return parse(one, texts[0]) if reader is None else reader(texts[0])
 
 
-def _refuse_unknown(unknown: Sequence[str], settings: Iterable[str]) -> None:
+def _refuse_unknown(
+    unknown: Sequence[str], settings: Iterable[str], strangers: Mapping[str, str]
+) -> None:
     if not unknown:
         return
-    known = [f"--{_flag(name)}" for name in settings]
     first = unknown[0].partition("=")[0].replace("_", "-")
-    nearest = difflib.get_close_matches(first, known, n=3)
+    name = first.removeprefix("--").removeprefix("no-").replace("-", "_")
+    if name in strangers:
+        raise ConfigError(strangers[name])
+    nearest = difflib.get_close_matches(first, [f"--{_flag(name)}" for name in settings], n=3)
     hint = f": did you mean {' or '.join(nearest)}?" if nearest else "; --help lists the flags"
     raise ConfigError(f"Unrecognized options: {', '.join(unknown)}{hint}")
 

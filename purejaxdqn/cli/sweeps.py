@@ -5,14 +5,14 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 import jax
 
-from purejaxdqn import tracking
+from purejaxdqn import agents, tracking
 from purejaxdqn.agents.registry import Experiment
 from purejaxdqn.cli.exits import saying_how_to_go_on
 from purejaxdqn.runtime import processes
@@ -103,6 +103,16 @@ def sweep_flags(output: str, num_seeds: int = 10) -> list[Setting]:
     """Gives the flags of every command that trains a sweep, with their defaults."""
     options = [one for one in settings_of(SweepOptions).values() if one.name != "output"]
     return [*seed_flags(output, num_seeds), *options, *settings_of(_MachineFlags).values()]
+
+
+def explain_strangers(names: Sequence[str]) -> dict[str, str]:
+    """Says of each setting of other agents that these agents do not have it."""
+    own = {name for agent in names for name in settings_of(type(agents.get(agent).config))}
+    every = {
+        name for agent in agents.names() for name in settings_of(type(agents.get(agent).config))
+    }
+    shown = " or ".join(map(repr, names))
+    return {name: f"{name!r} is no setting of agent {shown}" for name in every - own}
 
 
 def list_seeds(flags: SimpleNamespace) -> range:

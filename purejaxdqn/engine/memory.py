@@ -11,8 +11,8 @@ from typing import Any, NamedTuple
 import jax
 import psutil
 
-from purejaxdqn.engine.programs import COUNT, SEED, Experiment, one_run
 from purejaxdqn.engine.rounds import evaluation_steps
+from purejaxdqn.engine.run import COUNT, SEED, Experiment, one_run
 from purejaxdqn.engine.traced_memory import trace_memory
 from purejaxdqn.training.loop import ChunkOutputs
 from purejaxdqn.training.settings import RunConfig

@@ -1,8 +1,7 @@
-"""Experiments as compiled programs for a round of runs: vmapped on a device, sharded over all."""
+"""Compiles any experiment for a round of runs: vmapped on each device, sharded over all."""
 
 from __future__ import annotations
 
-import dataclasses
 import itertools
 import time
 from collections.abc import Callable, Sequence
@@ -13,33 +12,21 @@ import jax
 import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
+from purejaxdqn.engine.run import COUNT, SEED, Experiment, max_iterations_of, one_run
 from purejaxdqn.runtime.devices import Plan, compiler_options
-from purejaxdqn.training.declaration import settings_of
-from purejaxdqn.training.diagnostics import diagnose
-from purejaxdqn.training.evaluation import evaluate
-from purejaxdqn.training.loop import ChunkOutputs, Train
+from purejaxdqn.training.loop import ChunkOutputs
 from purejaxdqn.training.settings import RunConfig
-from purejaxdqn.types import Array, ArrayTree, ConfigError, Params, TrainState, run_axes
+from purejaxdqn.types import Array, ArrayTree, Params, TrainState, run_axes
 
-Experiment = Callable[[Any], Train]  # of a `RunConfig`, or of one of its kinds
 Axis = int | str | None  # 0: an entry per run; None: the same in all; or _PER_DEVICE
 
-SEED = jax.ShapeDtypeStruct((), np.uint32)
-COUNT = jax.ShapeDtypeStruct((), np.int32)  # of steps or iterations
-
-_CHUNK_STEPS = 20_000  # room for the outputs of a chunk, in environment steps of one run
 _SHARED = PartitionSpec()
 _PER_RUN = PartitionSpec("runs")
-_PER_DEVICE = "device"  # an axis that the devices share out, and the runs of a device do not
-
-
-def max_iterations_of(config: RunConfig) -> int:
-    """The most iterations that a chunk can run; its outputs have room for so many."""
-    return max(1, min(_CHUNK_STEPS // config.steps_per_update, config.num_iterations))
+_PER_DEVICE = "device"  # an axis with an entry for each device, which all of its runs share
 
 
 class Programs(NamedTuple):
-    """A training run over a round of slots, compiled.
+    """The compiled programs of a round of runs, one in each slot.
 
     Arrays have a leading axis of slots, sharded over the devices.
 
@@ -49,18 +36,18 @@ class Programs(NamedTuple):
         state is donated. A device without a run gets 0 iterations.
       evaluate: `(config, params, seeds [slots], step []) -> episode returns [slots, N]`.
       diagnose: `(config, TrainState, params before, seeds [slots], step []) -> diagnostics
-        [slots]` by name; None where nobody asked for it. The state is not donated.
+        [slots]` by name; None if it was not asked for. The state is not donated.
       place: puts a host array with one entry per slot onto the devices.
-      split: `TrainState or weights -> a list of host arrays for each device`, whatever their
-        structure. On a CPU they are the devices' own memory: to be read before it is donated.
-      join: what `split` gave, for as many devices or fewer, back onto the devices;
-        `(lists, weights_only=False)`. Empties the lists on the way, so that not all of it is in
+      split: `TrainState or weights -> a list of host arrays for each device`. On a CPU these share
+        the memory of the devices: read them before it is donated.
+      join: `(lists, weights_only=False) -> TrainState or weights`; puts the lists of `split` back,
+        for as many devices or fewer. It empties the lists as it goes, so that not all arrays are in
         memory twice.
       plan: how the runs are laid out.
-      max_iterations: the most iterations a chunk can run.
-      round_bytes: on the devices, while a round trains or is evaluated, as XLA has laid it out; 0
-        where it does not say.
-      compile_seconds: tracing, lowering and compiling.
+      max_iterations: the most iterations that a chunk can run.
+      round_bytes: bytes on all devices while a round trains or is evaluated, from XLA's own
+        analysis; 0 if it has none.
+      compile_seconds: seconds of tracing, lowering and compiling.
     """
 
     init: Callable[[RunConfig, Array], TrainState]
@@ -76,118 +63,6 @@ class Programs(NamedTuple):
     compile_seconds: float
 
 
-def run_keys(seed: Array) -> tuple[Array, Array, Array]:
-    """The PRNG keys of a run: for its training, for its evaluations, and for its diagnostics."""
-    key = jax.random.key(seed)
-    training_key, evaluation_key = jax.random.split(key)
-    # A split counts from 0: that number 2 would be the third of it keeps the streams apart.
-    return training_key, evaluation_key, jax.random.fold_in(key, 2)
-
-
-class OneRun(NamedTuple):
-    """The functions of one run, to be traced, and the shapes of what they take.
-
-    Attributes:
-      init: `(config, seed) -> TrainState`.
-      chunk: `(config, TrainState, num_iterations [1]) -> (TrainState, ChunkOutputs)`.
-      evaluate: `(config, params, seed, step) -> episode returns [N]`.
-      diagnose: `(config, TrainState, params before, seed, step) -> diagnostics` by name.
-      config: the settings, with a shape for each traced one.
-      state: what `init` gives, as shapes.
-    """
-
-    init: Callable[[RunConfig, Array], TrainState]
-    chunk: Callable[[RunConfig, TrainState, Array], tuple[TrainState, ChunkOutputs]]
-    evaluate: Callable[[RunConfig, Params, Array, Array], Array]
-    diagnose: Callable[..., dict[str, Array]]
-    config: RunConfig
-    state: TrainState
-
-
-def one_run(experiment: Experiment, config: RunConfig) -> OneRun:
-    """Gives the functions of a run whose traced settings are arguments.
-
-    As constants in the program, the same settings would give other bits.
-
-    Args:
-      experiment: `config -> Train`, called inside the traced functions.
-      config: the settings; the values of the traced ones do not matter here.
-
-    Returns:
-      The functions, whose `diagnose` raises `ConfigError` where the training run has no `probe`.
-
-    Raises:
-      ConfigError: if the experiment needs the value of a traced setting.
-    """
-    max_iterations = max_iterations_of(config)
-
-    def init(config: RunConfig, seed: Array) -> TrainState:
-        return experiment(config).init(run_keys(seed)[0])
-
-    def chunk(
-        config: RunConfig, state: TrainState, num_iterations: Array
-    ) -> tuple[TrainState, ChunkOutputs]:
-        return experiment(config).chunk(state, num_iterations[0], max_iterations)
-
-    def evaluate_run(config: RunConfig, params: Params, seed: Array, step: Array) -> Array:
-        train = experiment(config)
-        key = jax.random.fold_in(run_keys(seed)[1], step)
-        return evaluate(train.policy(params), train.env, key, config.eval_episodes).episode_return
-
-    def diagnose_run(
-        config: RunConfig, state: TrainState, params_before: Params, seed: Array, step: Array
-    ) -> dict[str, Array]:
-        train = experiment(config)
-        if train.probe is None:
-            raise ConfigError(
-                "diagnostics (True) need a training run with a probe: give its Train one, as "
-                "make_train of DQN does, or leave diagnostics False"
-            )
-        key = jax.random.fold_in(run_keys(seed)[2], step)
-        return diagnose(train.probe, train.env, state, params_before, key)
-
-    shapes = jax.tree.map(lambda _: jax.ShapeDtypeStruct((), np.float32), config)
-    try:
-        state = jax.eval_shape(init, shapes, SEED)
-        jax.eval_shape(chunk, shapes, state, jax.ShapeDtypeStruct((1,), COUNT.dtype))
-    except _NEEDS_A_VALUE as error:
-        raise _explained(error, experiment, config) from error
-    return OneRun(init, chunk, evaluate_run, diagnose_run, shapes, state)
-
-
-_NEEDS_A_VALUE = (  # what JAX raises where Python asks for the value of an argument
-    jax.errors.ConcretizationTypeError,
-    jax.errors.TracerArrayConversionError,
-    jax.errors.TracerIntegerConversionError,
-)
-
-
-def _explained(error: Exception, experiment: Experiment, config: RunConfig) -> Exception:
-    """Makes an error of JAX one that names the traced settings whose values are asked for."""
-
-    def asks_for(name: str) -> bool:
-        def start(value: Array, seed: Array) -> Any:
-            train = experiment(dataclasses.replace(config, **{name: value}))  # type: ignore[arg-type]
-            return train.chunk(train.init(run_keys(seed)[0]), jax.numpy.int32(1), 1)
-
-        try:
-            jax.eval_shape(start, jax.ShapeDtypeStruct((), np.float32), SEED)
-        except _NEEDS_A_VALUE:
-            return True
-        return False
-
-    traced = [one for one in settings_of(type(config)).values() if one.is_traced]
-    for setting in traced:
-        if asks_for(setting.name):
-            return ConfigError(
-                f"the experiment needs the value of {setting.name} while it is traced, but it is "
-                "an argument of the compiled program, which has no value yet: compute with it, as "
-                "with jnp.where, or declare it static, such as "
-                f"{setting.name}: float = setting({setting.default!r}, help, static=True)"
-            )
-    return error
-
-
 def compile_programs(
     experiment: Experiment,
     config: RunConfig,
@@ -197,82 +72,50 @@ def compile_programs(
 ) -> Programs:
     """Compiles initialisation, training and evaluation for one round of a plan, each on its own.
 
-    Diagnostics are one more program: those that train and evaluate are the same with and without.
+    Diagnostics are one more program, and leave the others as they are.
 
     Args:
-      experiment: `config -> Train`, called inside the traced functions.
-      config: the settings; the values of the traced ones do not matter here.
+      experiment: as in `one_run`.
+      config: as in `one_run`.
       plan: how the runs are laid out.
       devices: at least `plan.num_devices`.
-      diagnostics: whether to compile those too.
+      diagnostics: whether to compile them too.
 
     Returns:
       The `Programs`.
 
     Raises:
-      ConfigError: for diagnostics of a training run that has no `probe`.
+      ConfigError: as `one_run`, and for diagnostics of a training run that has no `probe`.
     """
     start = time.perf_counter()
-    mesh = Mesh(np.array(devices[: plan.num_devices]), ("runs",))
     run = one_run(experiment, config)
-
-    def abstract(axes: ArrayTree, tree: ArrayTree) -> ArrayTree:
-        """Shapes with their shardings."""
-        lengths = {None: (), 0: (plan.slots_per_round,), _PER_DEVICE: (plan.num_devices,)}
-
-        def leaf(axis: Axis, x: jax.ShapeDtypeStruct) -> jax.ShapeDtypeStruct:
-            shape = (*lengths[axis], *x.shape)
-            return jax.ShapeDtypeStruct(shape, x.dtype, sharding=NamedSharding(mesh, _spec(axis)))
-
-        return _map_axes(lambda axis, part: jax.tree.map(lambda x: leaf(axis, x), part), axes, tree)
-
-    def compile_later(
-        of_run: Callable[..., Any],
-        in_axes: tuple[Any, ...],
-        out_axes: Any,
-        *args: Any,
-        **options: Any,
-    ) -> Future[jax.stages.Compiled]:
-        """Traces now; XLA then compiles outside Python's lock, while the next one is traced."""
-        over_runs = jax.shard_map(
-            _on_device(of_run, plan.width, in_axes, out_axes),
-            mesh=mesh,
-            in_specs=_map_axes(_spec, in_axes),
-            out_specs=_map_axes(_spec, out_axes),
-            check_vma=False,
-        )
-        lowered = jax.jit(over_runs, **options).lower(*abstract(in_axes, args))
-        return pool.submit(lowered.compile, compiler_options=compiler_options())
-
-    config_shapes, state = run.config, run.state
-    axes, params = run_axes(state), state.learner.params
+    config_shapes, state, params = run.config, run.state, run.state.learner.params
+    axes = run_axes(state)
+    mesh = Mesh(np.array(devices[: plan.num_devices]), ("runs",))
     with ThreadPoolExecutor() as pool:
-        chunk_program = compile_later(
+        compiler = _Compiler(mesh, plan, pool)
+        chunk = compiler.start(
             run.chunk,
             (0, axes, _PER_DEVICE),
             (axes, 0),
-            config_shapes,
-            state,
-            COUNT,
+            (config_shapes, state, COUNT),
             donate_argnums=1,
         )
-        init_program = compile_later(run.init, (0, 0), axes, config_shapes, SEED)
-        evaluate_program = compile_later(
-            run.evaluate, (0, 0, 0, None), 0, config_shapes, params, SEED, COUNT
+        init = compiler.start(run.init, (0, 0), axes, (config_shapes, SEED))
+        evaluation = compiler.start(
+            run.evaluate, (0, 0, 0, None), 0, (config_shapes, params, SEED, COUNT)
         )
-        diagnose_program = None
+        beside = [evaluation]
         if diagnostics:
-            diagnose_program = compile_later(
-                run.diagnose, (0, axes, 0, 0, None), 0, config_shapes, state, params, SEED, COUNT
-            )
+            args = (config_shapes, state, params, SEED, COUNT)
+            beside.append(compiler.start(run.diagnose, (0, axes, 0, 0, None), 0, args))
+    device_bytes = _device_bytes(chunk.result(), [program.result() for program in beside])
     layout = _Layout(mesh, plan, state, axes)
-    beside = [later.result() for later in (evaluate_program, diagnose_program) if later is not None]
-    device_bytes = _device_bytes(chunk_program.result(), beside)
     return Programs(
-        init=init_program.result(),
-        chunk=chunk_program.result(),
-        evaluate=evaluate_program.result(),
-        diagnose=None if diagnose_program is None else diagnose_program.result(),
+        init=init.result(),
+        chunk=chunk.result(),
+        evaluate=evaluation.result(),
+        diagnose=beside[1].result() if diagnostics else None,
         place=lambda values: jax.device_put(values, NamedSharding(mesh, _PER_RUN)),
         split=layout.split,
         join=layout.join,
@@ -283,8 +126,64 @@ def compile_programs(
     )
 
 
+class _Compiler:
+    """Compiles functions of one run for all slots of a round, several at the same time."""
+
+    def __init__(self, mesh: Mesh, plan: Plan, pool: ThreadPoolExecutor) -> None:
+        self._mesh, self._plan, self._pool = mesh, plan, pool
+
+    def start(
+        self,
+        of_run: Callable[..., Any],
+        in_axes: tuple[Any, ...],
+        out_axes: Any,
+        args: tuple[Any, ...],
+        **options: Any,
+    ) -> Future[jax.stages.Compiled]:
+        """Traces a function now, and lets XLA compile it while the next one is traced.
+
+        Args:
+          of_run: the function of one run.
+          in_axes: a prefix of `args`, which axis each has over the runs.
+          out_axes: the same of the outputs.
+          args: their shapes in one run.
+          **options: for `jax.jit`.
+        """
+        over_runs = jax.shard_map(
+            _on_device(of_run, self._plan.width, in_axes, out_axes),
+            mesh=self._mesh,
+            in_specs=_map_axes(_spec, in_axes),
+            out_specs=_map_axes(_spec, out_axes),
+            check_vma=False,
+        )
+        lowered = jax.jit(over_runs, **options).lower(*self._add_axes(in_axes, args))
+        return self._pool.submit(lowered.compile, compiler_options=compiler_options())
+
+    def _add_axes(self, axes: ArrayTree, tree: ArrayTree) -> ArrayTree:
+        """Gives the shapes of one run those of a round, with their shardings."""
+        lengths = {
+            None: (),
+            0: (self._plan.slots_per_round,),
+            _PER_DEVICE: (self._plan.num_devices,),
+        }
+
+        def add(axis: Axis, part: ArrayTree) -> ArrayTree:
+            sharding = NamedSharding(self._mesh, _spec(axis))
+            return jax.tree.map(
+                lambda x: jax.ShapeDtypeStruct(
+                    (*lengths[axis], *x.shape), x.dtype, sharding=sharding
+                ),
+                part,
+            )
+
+        return _map_axes(add, axes, tree)
+
+
 def _device_bytes(chunk: jax.stages.Compiled, beside: Sequence[jax.stages.Compiled]) -> int:
-    """The most that a device holds, in a chunk or in what runs beside its state; 0 if unknown."""
+    """Computes the most bytes that a device holds, in a chunk or in a program beside its state.
+
+    Gives 0 if XLA has no analysis.
+    """
     sizes: list[Any] = [program.memory_analysis() for program in (chunk, *beside)]
     if None in sizes:
         return 0
@@ -296,7 +195,7 @@ def _device_bytes(chunk: jax.stages.Compiled, beside: Sequence[jax.stages.Compil
 
 
 class _Layout:
-    """Where the arrays of a round lie: between the devices' shards and lists of host arrays."""
+    """Moves the arrays of a round between the shards on the devices and lists on the host."""
 
     def __init__(self, mesh: Mesh, plan: Plan, state: ArrayTree, axes: ArrayTree) -> None:
         self._mesh, self._plan, self._state = mesh, plan, state
@@ -326,9 +225,9 @@ class _Layout:
         for leaf, spec in zip(jax.tree.leaves(structure), specs, strict=True):
             shards: list[Array] = []
             for device, host in itertools.zip_longest(self._mesh.devices, by_device):
-                if host is not None:  # else it stands still, on anything of the right shape
+                if host is not None:  # a device without a run takes any arrays of the right shape
                     part = host.pop(0)
-                # A copy: what NumPy shares would stay beside the one that is trained.
+                # Without the copy, NumPy's memory would stay beside the state that trains.
                 shards.append(jax.device_put(part, device, may_alias=False).block_until_ready())
             del part
             shape = shards[0].shape
@@ -348,7 +247,7 @@ def _is_key(leaf: Any) -> bool:
 def _on_device(
     run: Callable[..., Any], width: int, in_axes: tuple[Any, ...], out_axes: Any
 ) -> Callable[..., Any]:
-    """`run` over the `width` runs of one device; a single one is not batched at all."""
+    """Maps `run` over the `width` runs of one device; a single run is not batched at all."""
     if width > 1:
         batched = _map_axes(lambda axis: None if axis == _PER_DEVICE else axis, in_axes)
         return jax.vmap(run, in_axes=batched, out_axes=out_axes)
@@ -367,5 +266,5 @@ def _spec(axis: Axis) -> PartitionSpec:
 
 
 def _map_axes(function: Callable[..., Any], axes: ArrayTree, *trees: ArrayTree) -> ArrayTree:
-    """`jax.tree.map` over a prefix of axes, in which None is a value of its own."""
+    """Calls `jax.tree.map` over a prefix of axes, in which None is a value of its own."""
     return jax.tree.map(function, axes, *trees, is_leaf=lambda axis: axis is None)

@@ -1,8 +1,8 @@
-"""One round of runs on the devices: trained chunk by chunk, evaluated, kept and taken up again.
+"""Trains and evaluates one round of runs on the devices, chunk by chunk.
 
 A run is a function of its config, its seed and the width (runs per device program). Neither the
-runs beside it, nor its slot, nor the number of devices, nor the chunking changes a bit of it; nor
-does an interruption, when it goes on from what was kept.
+runs beside it, nor its slot, nor the number of devices, nor the chunking changes a bit of it. An
+interrupted run that goes on from what was kept has the same bits too.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from purejaxdqn.training.loop import ChunkOutputs
 from purejaxdqn.training.settings import RunConfig
 from purejaxdqn.types import ArrayTree, Params, TrainState
 
-_CHUNK_SECONDS = 0.5  # a signal is heard only between chunks
+_CHUNK_SECONDS = 0.5  # signals are handled between chunks
 
 
 class Games(NamedTuple):
@@ -39,13 +39,13 @@ class Games(NamedTuple):
 
 
 class Kept(NamedTuple):
-    """Everything that a round needs to go on, on the host; arrays have an entry per slot `[slots]`.
+    """Everything that a round needs to go on; arrays have an entry per slot `[slots]`.
 
     Attributes:
       step: environment steps of each run so far.
       state: `TrainState`.
-      params_before: the weights at the evaluation before, for diagnostics; None without.
-      window: the sums since then.
+      params_before: the weights at the last evaluation, for diagnostics; None without.
+      window: the sums since then, see `Window`.
     """
 
     step: int
@@ -55,21 +55,21 @@ class Kept(NamedTuple):
 
 
 class Event(NamedTuple):
-    """What `train_round` says after a chunk and at each evaluation; arrays have an entry per run.
+    """The numbers of a round after a chunk, or at an evaluation; arrays have an entry per run.
 
     Attributes:
       step: environment steps of each run so far.
       train_seconds: seconds of training since the event before.
       evaluation_seconds: seconds of evaluation since the event before.
-      training_return: `[n]` mean return of the training episodes that ended since the
-        evaluation before, NaN if none.
-      games: per run, the training episodes that ended since the event before; those of the
-        prefill are not among them.
-      episode_return: `[n, N]` greedy returns, or None where nothing was evaluated.
-      metrics: `[n]` the learner's metrics, means since the evaluation before; and the
-        diagnostics, if there are any.
-      params: the weights, where something was evaluated.
-      kept: after a chunk, what the round would go on from: to be read before the next event.
+      training_return: `[n]` mean return of the training episodes that ended since the last
+        evaluation, NaN if none.
+      games: per run, the training episodes that ended since the event before, without those of the
+        prefill.
+      episode_return: `[n, N]` greedy returns; None after a chunk.
+      metrics: `[n]` the learner's metrics, means since the last evaluation, and the diagnostics if
+        there are any; empty after a chunk.
+      params: the weights; None after a chunk.
+      kept: after a chunk, all that the round needs to go on. Read it before the next event.
     """
 
     step: int
@@ -84,7 +84,7 @@ class Event(NamedTuple):
 
 
 def evaluation_steps(config: RunConfig) -> list[int]:
-    """The steps at which a run is evaluated: before learning, at each interval, and at the end."""
+    """Lists the steps of a run's evaluations: before learning, at each interval, and at the end."""
     first = config.prefill_steps
     multiples = range(config.eval_interval, config.total_steps, config.eval_interval)
     return [first, *(step for step in multiples if step > first), config.total_steps]
@@ -98,7 +98,7 @@ def train_round(
     kept: Kept | None = None,
     wanted: Callable[[], np.ndarray] | None = None,
 ) -> Iterator[Event]:
-    """Trains one round of runs, at most as many as there are slots, an event at a time.
+    """Trains one round of runs, at most as many as there are slots, and yields its events.
 
     Args:
       programs: compiled for the config.
@@ -108,99 +108,133 @@ def train_round(
         Training ends at the last one. Beyond `config.total_steps` the schedules stay at their ends.
       kept: where to go on from; from the start by default.
       wanted: asked before each chunk which runs are still wanted, `[n]` bool; by default all are. A
-        device of whose runs none is stands still, and what events say of these is void from then
-        on; the round ends where none is wanted at all. No bit of the others changes.
+        device without a wanted run stands still, and events say nothing true of its runs from then
+        on. The round ends when no run is wanted. No bit of the others changes.
 
     Yields:
       An `Event` for each chunk and each evaluation.
     """
-    plan, num_runs = programs.plan, len(runs)
-    # Slots without a run of their own repeat the last one; devices without a run stand still.
-    slots = [*runs, *[runs[-1]] * (plan.slots_per_round - num_runs)]
-    configs = jax.tree.map(
-        lambda *values: programs.place(np.array(values, np.float32)), *[run.config for run in slots]
-    )
-    seeds = programs.place(np.array([run.seed for run in slots], np.uint32))
-
-    def to_host(tree: ArrayTree) -> ArrayTree:
-        return jax.tree.map(lambda x: np.array(x[:num_runs]), jax.device_get(tree))
-
-    def diagnose(params_before: Params) -> dict[str, np.ndarray]:
-        if programs.diagnose is None:
-            return {}
-        before = state.learner.params if params_before is None else params_before
-        values = to_host(programs.diagnose(configs, state, before, seeds, np.int32(step)))
-        # The threads of NumPy's BLAS wait for each other: for seconds, where the cores are busy.
-        with threadpool_limits(limits=1, user_api="blas"):
-            values["effective_rank"] = effective_rank(values.pop("features"))
-        if params_before is None:  # nothing has changed that could be counted
-            values["policy_churn"] = np.full(num_runs, np.nan, np.float32)
-        return values
-
-    def active() -> np.ndarray:
-        """Which devices have a run that is wanted, `[devices]`."""
-        by_slot = np.zeros(plan.slots_per_round, bool)
-        by_slot[:num_runs] = True if wanted is None else wanted()
-        return np.asarray(by_slot.reshape(plan.num_devices, plan.width).any(axis=1))
-
+    slots = _Slots(programs, runs)
     lap = _Lap()
     if kept is None:
-        state = jax.block_until_ready(programs.init(configs, seeds))
-        kept = Kept(config.prefill_steps, state, None, {})
+        kept = Kept(config.prefill_steps, slots.init(), None, {})
     step, state, params_before, sums = kept
     window = Window(sums)
-    iterations = 1  # the first chunk is short: nothing is known of the speed yet
-    # What is kept comes from between two evaluations, or from right before one.
+    iterations = 1  # the first chunk is short, because the speed is not known yet
+    # A round is kept between two evaluations, or right before one.
     for next_step in [at for at in steps or evaluation_steps(config) if at >= step]:
         while step < next_step:
-            running = active()
-            if not running.any():
+            active = slots.active_devices(wanted)
+            if not active.any():
                 return
             left = (next_step - step) // config.steps_per_update
             iterations = min(iterations, left, programs.max_iterations)
-            counts = programs.place(np.where(running, iterations, 0).astype(np.int32))
-            state, outputs = programs.chunk(configs, state, counts)
-            outputs = jax.tree.map(lambda x, n=iterations: x[:, :n], to_host(outputs))
+            state, outputs = slots.train(state, active, iterations)
             window.add(outputs)
-            games = _games(outputs.episode_return, step)
+            games = _games(np.asarray(outputs.episode_return), step)
             step += iterations * config.steps_per_update
             seconds = lap()
             yield Event(
-                step,
-                seconds,
-                0.0,
-                window.training_return(num_runs),
-                games,
-                None,
-                {},
-                None,
-                Kept(step, state, params_before, window.sums),
+                step=step,
+                train_seconds=seconds,
+                evaluation_seconds=0.0,
+                training_return=window.training_return(len(runs)),
+                games=games,
+                episode_return=None,
+                metrics={},
+                params=None,
+                kept=Kept(step, state, params_before, window.sums),
             )
             lap()
             # Double at most, so that one quick chunk does not make the next one long.
             iterations = max(1, min(2 * iterations, int(iterations * _CHUNK_SECONDS / seconds)))
-        params = state.learner.params
-        train_seconds = lap()
-        episode_return = to_host(programs.evaluate(configs, params, seeds, np.int32(step)))
-        diagnostics = diagnose(params_before)
+        train_seconds, params = lap(), state.learner.params
+        episode_return = slots.evaluate(params, step)
+        diagnostics = slots.diagnose(state, params_before, step)
         if programs.diagnose is not None:
             params_before = jax.tree.map(jnp.copy, params)  # a chunk donates its state
         yield Event(
-            step,
-            train_seconds,
-            lap(),
-            window.training_return(num_runs),
-            [],
-            episode_return,
-            window.metrics() | diagnostics,
-            to_host(params),
+            step=step,
+            train_seconds=train_seconds,
+            evaluation_seconds=lap(),
+            training_return=window.training_return(len(runs)),
+            games=[],
+            episode_return=episode_return,
+            metrics=window.metrics() | diagnostics,
+            params=slots.to_host(params),
         )
         window = Window({})
         lap()
 
 
+class _Slots:
+    """The slots of a round on the devices, and the programs that work on them.
+
+    Slots without a run of their own repeat the last run. Devices without a run stand still.
+
+    Args:
+      programs: compiled for the settings of the runs.
+      runs: at most as many as there are slots.
+    """
+
+    def __init__(self, programs: Programs, runs: Sequence[Run]) -> None:
+        self._programs, self._num_runs = programs, len(runs)
+        slots = [*runs, *[runs[-1]] * (programs.plan.slots_per_round - len(runs))]
+        self._configs = jax.tree.map(
+            lambda *values: programs.place(np.array(values, np.float32)),
+            *[run.config for run in slots],
+        )
+        self._seeds = programs.place(np.array([run.seed for run in slots], np.uint32))
+
+    def to_host(self, tree: ArrayTree) -> ArrayTree:
+        """Copies the rows of the runs `[n, ...]` to the host."""
+        return jax.tree.map(lambda x: np.array(x[: self._num_runs]), jax.device_get(tree))
+
+    def active_devices(self, wanted: Callable[[], np.ndarray] | None) -> np.ndarray:
+        """Tells which devices have a run that is wanted, `[devices]` bool."""
+        plan = self._programs.plan
+        by_slot = np.zeros(plan.slots_per_round, bool)
+        by_slot[: self._num_runs] = True if wanted is None else wanted()
+        return np.asarray(by_slot.reshape(plan.num_devices, plan.width).any(axis=1))
+
+    def init(self) -> TrainState:
+        """Makes the state of every slot."""
+        return jax.block_until_ready(self._programs.init(self._configs, self._seeds))
+
+    def train(
+        self, state: TrainState, active: np.ndarray, iterations: int
+    ) -> tuple[TrainState, ChunkOutputs]:
+        """Trains a chunk on the active devices; the outputs are `[n, iterations, ...]`."""
+        counts = self._programs.place(np.where(active, iterations, 0).astype(np.int32))
+        state, outputs = self._programs.chunk(self._configs, state, counts)
+        return state, jax.tree.map(lambda x: x[:, :iterations], self.to_host(outputs))
+
+    def evaluate(self, params: Params, step: int) -> np.ndarray:
+        """Evaluates the greedy policy of each run: returns `[n, N]`."""
+        returns = self._programs.evaluate(self._configs, params, self._seeds, np.int32(step))
+        return np.asarray(self.to_host(returns))
+
+    def diagnose(
+        self, state: TrainState, params_before: Params, step: int
+    ) -> dict[str, np.ndarray]:
+        """Measures the diagnostics `[n]` by name; none if they were not compiled."""
+        if self._programs.diagnose is None:
+            return {}
+        before = state.learner.params if params_before is None else params_before
+        measured = self._programs.diagnose(
+            self._configs, state, before, self._seeds, np.int32(step)
+        )
+        values: dict[str, np.ndarray] = self.to_host(measured)
+        # The threads of NumPy's BLAS wait for each other: for seconds, if the cores are busy.
+        with threadpool_limits(limits=1, user_api="blas"):
+            values["effective_rank"] = effective_rank(values.pop("features"))
+        if params_before is None:  # there are no two evaluations to compare yet
+            values["policy_churn"] = np.full(self._num_runs, np.nan, np.float32)
+        return values
+
+
 def _games(episode_return: np.ndarray, step: int) -> list[Games]:
-    """The episodes in a chunk's outputs `[n, iterations, k, E]` that began after `step` steps."""
+    """Finds the episodes in the outputs `[n, iterations, k, E]` of a chunk that began at `step`."""
     num_envs = episode_return.shape[-1]
     games = []
     for returns in episode_return.reshape(len(episode_return), -1):
@@ -210,7 +244,7 @@ def _games(episode_return: np.ndarray, step: int) -> list[Games]:
 
 
 class _Lap:
-    """A stopwatch: each call gives the seconds since the one before."""
+    """A stopwatch: each call returns the seconds since the call before."""
 
     def __init__(self) -> None:
         self._last = time.perf_counter()
@@ -224,12 +258,12 @@ _RETURN, _EPISODES, _ITERATIONS = "episode_return/sum", "episode_return/count", 
 
 
 class Window:
-    """Sums over what happened since the last evaluation.
+    """Sums of the training numbers since the last evaluation.
 
-    In float64 and in order, so that chunking changes no bit.
+    They are added in float64 and in order, so that chunking changes no bit.
 
     Args:
-      sums: `[n]` each, by name; those of an earlier window to go on from it.
+      sums: `[n]` each, by name, from which to go on.
     """
 
     def __init__(self, sums: Mapping[str, np.ndarray]) -> None:
@@ -237,11 +271,11 @@ class Window:
 
     @property
     def sums(self) -> dict[str, np.ndarray]:
-        """`[n]` float64 each, by name."""
+        """The sums by name, `[n]` float64 each."""
         return dict(self._sums)
 
     def add(self, outputs: ChunkOutputs) -> None:
-        """Takes the rows `[n, iterations, ...]` that were run."""
+        """Adds the outputs `[n, iterations, ...]` of a chunk."""
         num_runs, iterations = outputs.episode_return.shape[:2]
         returns = np.asarray(outputs.episode_return).reshape(num_runs, -1)
         ended = ~np.isnan(returns)
@@ -252,19 +286,19 @@ class Window:
             self._add(name, np.asarray(rows))
 
     def _add(self, name: str, rows: np.ndarray) -> None:
-        """Adds each column of `rows [n, M]` in turn; `sum` would pair them up."""
+        """Adds each column of `rows [n, M]` in turn; `sum` would add them in pairs."""
         total = self._sums.get(name, np.zeros(len(rows)))
         columns = np.column_stack([total, rows]).astype(np.float64)
         self._sums[name] = np.add.accumulate(columns, axis=1)[:, -1]
 
     def training_return(self, num_runs: int) -> np.ndarray:
-        """`[n]`, NaN where no episode has ended."""
+        """Computes the mean return `[n]` of the episodes that ended, NaN where none has."""
         count = self._sums.get(_EPISODES, np.zeros(num_runs))
         total = self._sums.get(_RETURN, np.zeros(num_runs))
         return np.where(count > 0, total / np.maximum(count, 1), np.nan)
 
     def metrics(self) -> dict[str, np.ndarray]:
-        """`[n]` each."""
+        """Computes the mean of each of the learner's metrics, `[n]` each."""
         own = (_RETURN, _EPISODES, _ITERATIONS)
         return {
             name: total / self._sums[_ITERATIONS]

@@ -1,4 +1,4 @@
-"""The environment contract: two pure functions of ONE environment, and what to know about them."""
+"""Says what an environment is: two pure functions of ONE environment, and facts about them."""
 
 from __future__ import annotations
 
@@ -18,13 +18,13 @@ class Environment(NamedTuple):
     """An environment as pure functions; `purejaxdqn.testing.check_environment` checks a new one.
 
     Attributes:
-      name: how `make` knows it.
+      name: the one that it is registered under.
       reset: `key -> (state, obs [*obs])`.
       step: `(key, state, action []) -> (state, TimeStep)`. It never resets by itself:
         `TimeStep.obs` is the observation that the action led to, also at the end of an episode.
       num_actions: number of discrete actions.
       observation_space: bounds, shape and dtype of an observation.
-      threshold: the mean return at which the task counts as solved; None where none is agreed on.
+      threshold: the mean return at which the task counts as solved; None if there is none.
       max_steps: the time limit in steps: `truncated` is True from the `max_steps`-th step of an
         episode on, and at no earlier one.
     """
@@ -39,24 +39,24 @@ class Environment(NamedTuple):
 
     @property
     def action_space(self) -> gymnasium.spaces.Discrete:
-        """The actions as gymnasium describes them."""
+        """Describes the actions as gymnasium does."""
         return gymnasium.spaces.Discrete(self.num_actions)
 
 
 def step_and_reset(
     env: Environment, key: Array, state: EnvState, action: Array
 ) -> tuple[EnvState, Array, TimeStep]:
-    """One step of one environment, and a new episode where that step ended one.
+    """Steps one environment, and begins a new episode if the step ended one.
 
     Args:
       env: the environment.
       key: `[]` PRNG key.
-      state: the environment's state.
+      state: the state of the environment.
       action: `[]` int.
 
     Returns:
-      `(state, obs_to_act_on [*obs], timestep)`: state and observation are those of the new episode
-      where one began, while `timestep.obs` is always the last observation of the old one.
+      `(state, obs_to_act_on [*obs], timestep)`. State and observation are those of the new episode
+      if one began; `timestep.obs` is the last observation of the old one then.
     """
     step_key, reset_key = jax.random.split(key)
     next_state, timestep = env.step(step_key, state, action)

@@ -1,4 +1,4 @@
-"""CartPole as pure functions, following gymnasium's "CartPole-v0" and "CartPole-v1".
+"""Plays CartPole as pure functions, like gymnasium's "CartPole-v0" and "CartPole-v1".
 
 The task is Barto, Sutton and Anderson, "Neuronlike adaptive elements that can solve difficult
 learning control problems" (1983); the equations of motion are Florian, "Correct equations for the
@@ -57,7 +57,7 @@ def _observe(state: CartPoleState) -> Array:
 
 
 def reset(key: Array) -> tuple[CartPoleState, Array]:
-    """A new episode: all four numbers uniform in [-0.05, 0.05).
+    """Begins an episode: draws all four numbers uniformly from [-0.05, 0.05).
 
     Args:
       key: `[]` PRNG key.
@@ -83,7 +83,7 @@ def step(
       max_steps: the time limit in steps.
 
     Returns:
-      `(state, TimeStep)` with a reward of 1 for every step, the last one included.
+      `(state, TimeStep)`, with a reward of 1 for every step, also the last one.
     """
     del key
     force = jnp.where(action == 1, FORCE, -FORCE).astype(state.x.dtype)
@@ -113,7 +113,7 @@ def step(
 
 
 def cartpole(name: str, max_steps: int, threshold: float | None) -> Environment:
-    """CartPole with a time limit of `max_steps` steps."""
+    """Makes CartPole with a time limit of `max_steps` steps."""
     bounds = np.array([2 * X_THRESHOLD, np.inf, 2 * THETA_THRESHOLD, np.inf], np.float32)
     return Environment(
         name=name,

@@ -1,8 +1,7 @@
-"""Value networks as flax.linen modules of ONE observation.
+"""Value networks as flax.linen modules of ONE observation; `value_network` makes them.
 
-A network is a torso (observation to features), outputs for each action (plain or dueling), and a
-head that says what the outputs are: values, logits of atoms, or quantiles. `value_network` puts
-them together, with one argument for each difference.
+A network has a torso (observation to features), outputs for each action (plain or dueling), and a
+head, which makes values, logits of atoms or quantiles of the outputs.
 """
 
 from purejaxdqn.networks.heads import (

@@ -1,4 +1,4 @@
-"""Heads: features to an output for each action, and an output to action values."""
+"""Turns features into an output for each action, and outputs into action values."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from purejaxdqn.types import Array, Categorical, ProposedQuantiles, Quantiles
 
 
 class ActionOutputs(nn.Module):
-    """Outputs for each action, linear in the features or in hidden layers of their own.
+    """Outputs for each action: a linear layer, behind hidden layers if there are any.
 
     Attributes:
       num_actions: `A`.
@@ -46,9 +46,9 @@ class Dueling(nn.Module):
     """Outputs for each action as the state's value plus the action's advantage.
 
     Wang et al., "Dueling network architectures for deep reinforcement learning" (2016), equation 9:
-    see `value_plus_advantages`. In the paper each stream has a hidden layer of 512 of its own, on
-    convolutions alone. For distributions the same holds atom by atom, or quantile by quantile:
-    Hessel et al., "Rainbow" (2018), "The integrated agent".
+    see `value_plus_advantages`. In the paper each stream has a hidden layer of 512 units, right
+    behind the convolutions. Distributions are added atom by atom, or quantile by quantile: Hessel
+    et al., "Rainbow" (2018), "The integrated agent".
 
     Attributes:
       value: `features [..., F] -> [..., 1, N]`, such as `ActionOutputs(1, N)`.
@@ -65,7 +65,9 @@ class Dueling(nn.Module):
 
 
 def value_plus_advantages(value: Array, advantages: Array) -> Array:
-    """A value plus advantages minus their mean over the actions (Wang et al. 2016, equation 9).
+    """Adds advantages to a value, minus their mean over the actions.
+
+    Wang et al. (2016), equation 9.
 
     Args:
       value: `[..., 1, N]`.
@@ -126,7 +128,7 @@ class QRDQN(nn.Module):
     """The return's quantiles at fixed fractions, for each action.
 
     Dabney et al., "Distributional reinforcement learning with quantile regression" (2018), lemma 2:
-    the midpoints of `N` equal parts; 200 of them in the paper.
+    the fractions are the midpoints of `N` equal parts; 200 of them in the paper.
 
     Attributes:
       torso: `obs [*obs] -> features [F]`.
@@ -147,9 +149,10 @@ class IQN(nn.Module):
     """The return's quantiles at fractions that are drawn, for each action.
 
     Dabney et al., "Implicit quantile networks for distributional reinforcement learning" (2018),
-    section 3.1: the features times an embedding of the fraction, unit by unit. Fractions are
-    drawn uniformly from the stream "noise"; without it they are the midpoints of equal parts. The
-    paper finds 8 fractions enough in the loss, and acts with 32; published code learns with 64.
+    section 3.1: the features are multiplied with an embedding of the fraction, unit by unit. The
+    fractions are drawn uniformly from the stream "noise"; without it they are the midpoints of
+    equal parts. The paper finds 8 fractions enough in the loss, and acts with 32; published code
+    learns with 64.
 
     Attributes:
       torso: `obs [*obs] -> features [F]`.
@@ -181,17 +184,17 @@ class FQF(nn.Module):
 
     Yang et al., "Fully parameterized quantile function for distributional reinforcement learning"
     (2019), sections 3.2 and 3.4: the softmax of a linear layer on the features cuts the interval
-    from 0 to 1 into `N` parts; the quantiles are those at the parts' midpoints, found as in `IQN`,
-    and each weighs as much as its part is long. The paper has 32.
+    from 0 to 1 into `N` parts. The quantiles are those at the midpoints of the parts, computed as
+    in `IQN`, and each weighs as much as its part is long. The paper has 32 parts.
 
     No gradient of the quantiles reaches the proposal (`fraction_proposal` among the parameters),
-    and none of the proposal reaches the features: the two learn apart, each from a loss of its own.
+    and no gradient of the proposal reaches the features: each has a loss of its own.
 
     Attributes:
       torso: `obs [*obs] -> features [F]`.
-      outputs: `features [..., F] -> [..., A, 1]`, the quantile; the paper has a hidden layer here.
+      outputs: as in `IQN`.
       num_quantiles: `N`, the number of fractions.
-      num_cosines: size of the embedding's basis.
+      num_cosines: as in `IQN`.
     """
 
     torso: nn.Module
@@ -203,7 +206,7 @@ class FQF(nn.Module):
     def __call__(self, obs: Array) -> ProposedQuantiles:
         """Maps one observation `[*obs]` to `ProposedQuantiles`."""
         features = _features(self, obs)
-        # Equal parts at first, as in QR-DQN.
+        # Zeros, so that the parts are equal at first, as in QR-DQN.
         proposal = nn.Dense(
             self.num_quantiles, kernel_init=nn.initializers.zeros, name="fraction_proposal"
         )
@@ -217,13 +220,13 @@ class FQF(nn.Module):
             embedded = embedding(jax.lax.stop_gradient(fractions))
             return self.outputs(features[None] * embedded)[..., 0].T
 
-        # Apart, so that what only learning needs is left out of acting and of the targets.
+        # In two calls, so that acting and targets, which need only the first, compute no more.
         values, boundary_values = quantiles_at(fractions), quantiles_at(boundaries)
         return ProposedQuantiles(values, fractions, weights, boundaries, boundary_values)
 
 
 class FractionEmbedding(nn.Module):
-    """Fractions as vectors: ReLU of a linear layer on cosines.
+    """Fractions as vectors: ReLU of a linear layer on their cosines.
 
     Dabney et al., "Implicit quantile networks for distributional reinforcement learning" (2018),
     equation 4.
@@ -245,10 +248,9 @@ class FractionEmbedding(nn.Module):
 
 
 def cosines(fractions: Array, num_cosines: int) -> Array:
-    """`cos(pi i tau)` for `i` from 0 to `n - 1`: fractions `[N]` to `[N, n]`, within 1e-5."""
+    """Maps fractions `[N]` to `[N, n]`: `cos(pi i tau)` for `i` from 0 to `n - 1`, within 1e-5."""
     half_turns = jnp.outer(fractions, jnp.arange(num_cosines))
-    # A polynomial between -1 and 1: on a CPU, XLA's cosine takes ten times as long, and half of all
-    # the time of IQN.
+    # A polynomial, because XLA's cosine takes ten times as long on a CPU: half of all IQN's time.
     square = jnp.square(half_turns - 2 * jnp.round(half_turns / 2))
     total = jnp.zeros_like(square)
     for coefficient in reversed(_COSINE):
@@ -256,7 +258,7 @@ def cosines(fractions: Array, num_cosines: int) -> Array:
     return total
 
 
-# Of cos(pi sqrt(x)) for x from 0 to 1, the lowest power first.
+# Coefficients of cos(pi sqrt(x)) for x from 0 to 1, the lowest power first.
 _COSINE: list[float] = (
     Chebyshev.interpolate(lambda x: np.cos(np.pi * np.sqrt(x)), 8, domain=[0, 1])
     .convert(kind=Polynomial, domain=[-1, 1], window=[-1, 1])
@@ -265,7 +267,7 @@ _COSINE: list[float] = (
 
 
 def midpoints(num: int) -> Array:
-    """`[num]` the midpoints of `num` equal parts of the interval from 0 to 1."""
+    """Computes the midpoints `[num]` of `num` equal parts of the interval from 0 to 1."""
     return (jnp.arange(num) + 0.5) / num
 
 
@@ -283,10 +285,10 @@ def _equal_quantiles(values: Array, fractions: Array) -> Quantiles:
 
 
 def expected_value(output: Categorical) -> Array:
-    """The mean of each action's distribution, `[A]`."""
+    """Computes the mean of each action's distribution, `[A]`."""
     return jax.nn.softmax(output.logits) @ output.support
 
 
 def mean_of_quantiles(output: Quantiles | ProposedQuantiles) -> Array:
-    """The mean of each action's quantiles by their weights, `[A]`."""
+    """Computes the weighted mean of each action's quantiles, `[A]`."""
     return output.values @ output.weights

@@ -1,4 +1,4 @@
-"""Layers that torsos and heads are made of."""
+"""Has the layers that torsos and heads are made of."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ def hidden_layers(
     layer_norm: bool = False,
     dense: DenseLayer = nn.Dense,
 ) -> Array:
-    """Layers with ReLU, as submodules of the module that calls this: `[..., F] -> [..., size]`."""
+    """Adds layers with ReLU to the module that calls this, and maps `[..., F]` to `[..., size]`."""
     for i, size in enumerate(sizes):
         x = dense(size)(x)
         if layer_norm:
@@ -32,10 +32,7 @@ def hidden_layers(
 
 
 def show(module: nn.Module, name: str, x: Array) -> None:
-    """Lets diagnostics see what a layer puts out: nothing is computed unless they ask.
-
-    See `make_network`. It is flax's `module.sow("intermediates", name, x)`.
-    """
+    """Shows diagnostics the output of a layer, under a name that `make_network` explains."""
     module.sow("intermediates", name, x)
 
 
@@ -47,8 +44,8 @@ class NoisyDense(nn.Module):
     `f(x) = sign(x) sqrt(|x|)` and `e` standard normal. Initialised as in section 3.2: means
     uniform within `1 / sqrt(inputs)`, scales `sigma / sqrt(inputs)`.
 
-    The noise is drawn from the stream "noise", anew in each call and once for all leading axes of
-    what the layer is given; without that stream the weights are their means.
+    Each call draws noise from the stream "noise", once for all leading axes of its input. Without
+    that stream the weights are their means.
 
     Attributes:
       features: number of outputs.
@@ -76,8 +73,8 @@ class NoisyDense(nn.Module):
             input_key, output_key = jax.random.split(self.make_rng("noise"))
             input_noise = _signed_root(jax.random.normal(input_key, (num_inputs,)))
             output_noise = _signed_root(jax.random.normal(output_key, (self.features,)))
-            # Noise on what goes in and out is noise on the weights: with a key for each transition
-            # of a batch, no matrix of weights is made for each.
+            # Noise on inputs and outputs is noise on the weights, without a matrix of weights for
+            # each transition of a batch.
             noise = _scaled(_scaled(x, input_noise) @ kernel_sigma, output_noise)
             return _shifted(x @ kernel + noise, bias + bias_sigma * output_noise)
         return _shifted(x @ kernel, bias)

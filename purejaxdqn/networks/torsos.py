@@ -1,4 +1,4 @@
-"""Torsos: ONE observation to features."""
+"""Turns ONE observation into features."""
 
 from __future__ import annotations
 
@@ -46,9 +46,9 @@ class CNNTorso(nn.Module):
       strides: of each convolution, in pixels.
       hidden_size: width of the fully connected layer; None leaves it out, for heads that have
         hidden layers of their own.
-      layer_norm: whether LayerNorm (Ba et al., 2016), over all units of a layer, comes before each
-        ReLU; a channel's gain and bias are the same at every position.
-      dense: `features -> layer`, such as `nn.Dense` or `NoisyDense`, for the fully connected one.
+      layer_norm: whether LayerNorm (Ba et al., 2016) over all units of a layer comes before each
+        ReLU; a channel has one gain and one bias for all positions.
+      dense: `features -> layer` for the fully connected one, such as `nn.Dense` or `NoisyDense`.
     """
 
     channels: Sequence[int] = (32, 64, 64)
@@ -62,10 +62,11 @@ class CNNTorso(nn.Module):
     def __call__(self, obs: Array) -> Array:
         """Maps one image `[height, width, channels]` to features `[F]`.
 
-        Integers are divided by 255; anything else is taken as it is.
+        Integers are divided by 255; floats are not.
 
         Raises:
-          ConfigError: if the convolutions' settings differ in number, or leave no image.
+          ConfigError: if the convolutions' settings differ in number, or a kernel is larger than
+            the image that reaches it.
         """
         chex.assert_rank(obs, 3)
         sizes = {len(self.channels), len(self.kernel_sizes), len(self.strides)}

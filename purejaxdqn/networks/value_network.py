@@ -1,4 +1,4 @@
-"""Value networks put together, with one argument for each difference."""
+"""Makes value networks of torsos, outputs and heads, with one argument for each difference."""
 
 from __future__ import annotations
 
@@ -57,10 +57,10 @@ def make_network(
     """Turns a linen module of one observation into the package's functions.
 
     Args:
-      module: maps one observation `[*obs]` to an output; noise, if it has any, is drawn from
-        the stream "noise". Diagnostics see of it what it shows, at any depth, with flax's
-        `self.sow("intermediates", name, x)`: under "features" the features, and under names that
-        begin with "hidden" the layers' units behind their nonlinearity.
+      module: maps one observation `[*obs]` to an output, and draws its noise from the stream
+        "noise". Diagnostics read what it or a submodule shows them with flax's
+        `self.sow("intermediates", name, x)`: the features under "features", and the layers' units
+        behind their nonlinearity under names that begin with "hidden".
       action_values: `output -> q [A]`; the output itself by default.
 
     Returns:
@@ -82,7 +82,7 @@ def make_network(
 
 
 def _activations(shown: Any) -> Activations:
-    """Sorts what a module has sown: under each name a tuple, an entry a call."""
+    """Sorts what a module has sown: a tuple under each name, with an entry for each call."""
     hidden, features = [], []
     calls = jax.tree_util.tree_leaves_with_path(shown, is_leaf=lambda x: isinstance(x, tuple))
     for path, outputs in calls:
@@ -92,7 +92,7 @@ def _activations(shown: Any) -> Activations:
         elif name.startswith("hidden"):
             rows = [x.reshape(-1, x.shape[-1]) for x in outputs]  # the same units, called again
             hidden.append(jnp.concatenate(rows))
-    # Of modules in modules, the outermost one knows what its features are.
+    # Where a module and its submodules show features, the outermost one counts.
     outermost = min(features, key=lambda depth_and_features: depth_and_features[0], default=None)
     return Activations(tuple(hidden), jnp.zeros(0) if outermost is None else outermost[1])
 
@@ -114,55 +114,50 @@ def value_network(
     num_quantiles: int = 32,
     num_cosines: int = 64,
 ) -> Network:
-    """Makes a network of a torso, outputs for each action, and a head; one argument a difference.
+    """Makes a network of a torso, outputs for each action, and a head.
+
+    It is longer than other functions because each difference between networks is an argument.
 
     Args:
       num_actions: `A`.
-      hidden_sizes: width of each layer of an `MLPTorso`; with a torso of one's own, ().
-      torso: `obs [*obs] -> features [F]` instead, such as `CNNTorso()`; its layers are its own
-        matter, whatever `noisy` and `layer_norm` say.
-      head_sizes: width of each hidden layer between features and outputs: one set in each stream
-        with `dueling`; behind the embedding of the fractions with "implicit_quantile" and
+      hidden_sizes: width of each layer of an `MLPTorso`; () with another torso.
+      torso: `obs [*obs] -> features [F]`, such as `CNNTorso()`, in place of the `MLPTorso`. Neither
+        `noisy` nor `layer_norm` changes its layers.
+      head_sizes: width of each hidden layer between features and outputs, in each stream with
+        `dueling`; behind the embedding of the fractions with "implicit_quantile" and
         "proposed_quantile".
       dueling: whether outputs are a value plus advantages: see `Dueling`.
-      noisy: whether the linear layers made here are `NoisyDense`; the embedding of
-        fractions and FQF's proposal of them are not.
+      noisy: whether the linear layers made here are `NoisyDense`, except the embedding of fractions
+        and FQF's proposal.
       noisy_sigma: scale of their noise at first.
       layer_norm: whether LayerNorm comes before the ReLU of the layers made here.
-      representation: what the network puts out: "values" `[A]`, "categorical" (C51), "quantile"
-        (QR-DQN), "implicit_quantile" (IQN) or "proposed_quantile" (FQF).
+      representation: the output: "values" `[A]`, "categorical" (C51), "quantile" (QR-DQN),
+        "implicit_quantile" (IQN) or "proposed_quantile" (FQF).
       num_atoms: of "categorical".
       v_min: first atom of "categorical", a discounted return.
       v_max: last atom of "categorical".
       num_quantiles: of the three representations by quantiles.
-      num_cosines: size of the basis in which "implicit_quantile" and "proposed_quantile" see a
-        fraction.
+      num_cosines: size of the basis of "implicit_quantile" and "proposed_quantile".
 
     Returns:
       The `Network`. By default it is that of `MLP(hidden_sizes, num_actions)`, to the bit.
 
     Raises:
-      ConfigError: if an argument cannot be kept; floats are looked at unless they are traced.
+      ConfigError: for an argument that is not allowed. Traced floats are not checked.
     """
     _check_counts(1, num_actions=num_actions, num_quantiles=num_quantiles, num_cosines=num_cosines)
     _check_counts(2, num_atoms=num_atoms)
     for name, sizes in (("hidden_sizes", hidden_sizes), ("head_sizes", head_sizes)):
         _check_counts(1, **{f"{name}[{i}]": size for i, size in enumerate(sizes)})
+    _check_limits(v_min, v_max, noisy_sigma)
     if torso is not None and hidden_sizes:
         raise ConfigError(
             f"hidden_sizes {tuple(hidden_sizes)} must be () beside a torso, which has its own: "
             "leave one of them out, or give the layers behind the torso as head_sizes"
         )
-    if _is_known(v_min, v_max) and not -math.inf < v_min < v_max < math.inf:
-        raise ConfigError(
-            f"v_min ({v_min}) must be below v_max ({v_max}), both finite: give the least and the "
-            "largest discounted return"
-        )
-    if _is_known(noisy_sigma) and not 0 <= noisy_sigma < math.inf:
-        raise ConfigError(f"noisy_sigma ({noisy_sigma}) must be at least 0 and finite, such as 0.5")
+    is_mlp = torso is None and not (dueling or noisy or layer_norm or head_sizes)
 
     dense: DenseLayer = functools.partial(NoisyDense, sigma=noisy_sigma) if noisy else nn.Dense
-    is_mlp = torso is None
     torso = MLPTorso(hidden_sizes, layer_norm, dense) if torso is None else torso
 
     def outputs(num_outputs: int) -> nn.Module:
@@ -173,10 +168,10 @@ def value_network(
 
     match representation:
         case "values":
-            if is_mlp and not (dueling or noisy or layer_norm or head_sizes):
-                # Initial weights depend on the layers' names: those of the MLP stay what they were.
-                return make_network(MLP(hidden_sizes, num_actions))
-            return make_network(Values(torso, outputs(1)))
+            # Initial weights depend on the layers' names: those of the MLP stay what they were.
+            return make_network(
+                MLP(hidden_sizes, num_actions) if is_mlp else Values(torso, outputs(1))
+            )
         case "categorical":
             module = C51(torso, outputs(num_atoms), v_min, v_max)
             return make_network(module, expected_value)
@@ -194,13 +189,13 @@ def value_network(
 
 
 def label_fraction_proposal(params: Params) -> Params:
-    """Says of each weight whether it proposes fractions: labels for `optax.multi_transform`.
+    """Labels the weights that propose fractions, and the others, for `optax.multi_transform`.
 
     Args:
       params: the weights of any network.
 
     Returns:
-      The same structure, of "fraction_proposal" for the weights of `FQF`'s proposal, and "value"
+      The same structure, with "fraction_proposal" for the weights of `FQF`'s proposal and "value"
       for all others.
     """
 
@@ -217,6 +212,16 @@ def _check_counts(least: int, **counts: int) -> None:
             raise ConfigError(f"{name} ({count}) must be at least {least}: give a larger one")
 
 
+def _check_limits(v_min: float, v_max: float, noisy_sigma: float) -> None:
+    if _is_known(v_min, v_max) and not -math.inf < v_min < v_max < math.inf:
+        raise ConfigError(
+            f"v_min ({v_min}) must be below v_max ({v_max}), both finite: give the least and the "
+            "largest discounted return"
+        )
+    if _is_known(noisy_sigma) and not 0 <= noisy_sigma < math.inf:
+        raise ConfigError(f"noisy_sigma ({noisy_sigma}) must be at least 0 and finite, such as 0.5")
+
+
 def _is_known(*numbers: Any) -> bool:
-    """Whether numbers can be looked at: in a sweep they are traced."""
+    """Tells whether numbers have values: in a sweep they are traced."""
     return not any(isinstance(number, jax.core.Tracer) for number in numbers)

@@ -37,8 +37,8 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import jax
 import numpy as np
 
-from purejaxdqn.engine.programs import Experiment
 from purejaxdqn.engine.progress import SweepProgress
+from purejaxdqn.engine.run import Experiment
 from purejaxdqn.report.statistics import interquartile_mean
 from purejaxdqn.runtime.devices import ensure_devices, max_width
 from purejaxdqn.runtime.interrupts import catch_signals

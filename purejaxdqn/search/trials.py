@@ -14,11 +14,11 @@ import numpy as np
 import xarray as xr
 
 from purejaxdqn.engine.memory import peak_bytes
-from purejaxdqn.engine.programs import Experiment, Programs, compile_programs
+from purejaxdqn.engine.programs import Programs, compile_programs
 from purejaxdqn.engine.progress import SweepProgress
 from purejaxdqn.engine.record import Record
 from purejaxdqn.engine.rounds import train_round
-from purejaxdqn.engine.run import Run
+from purejaxdqn.engine.run import Experiment, Run
 from purejaxdqn.runtime.interrupts import EXIT_INTERRUPTED, StopRequest
 from purejaxdqn.search import study
 from purejaxdqn.search.result import Best, SearchInterrupted, SearchResult, format_settings

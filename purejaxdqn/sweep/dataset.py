@@ -152,11 +152,11 @@ def _label_runs(design: Design) -> _Axes:
         dims: tuple[str, ...] = (*design.axes, "seed")
         lengths = (*map(len, design.axes.values()), len(design.seeds))
         coords: dict[str, Any] = {**design.axes, "seed": np.array(design.seeds, np.int64)}
-        settings = [config_to_json(setting.config) for setting in design.settings]
+        settings = [config_to_json(point.config) for point in design.points]
         return _Axes(dims, lengths, coords, (dims[:-1], np.array(settings).reshape(lengths[:-1])))
     runs = design.runs
     coords = {name: ("run", [run.labels[name] for run in runs]) for name in design.axes}
-    sample = np.repeat(np.arange(len(design.settings)), len(design.seeds))
+    sample = np.repeat(np.arange(len(design.points)), len(design.seeds))
     coords |= {"seed": ("run", np.array([run.seed for run in runs], np.int64))}
     coords |= {"run": np.arange(len(runs)), "sample": ("run", sample)}
     settings = [config_to_json(run.config) for run in runs]
@@ -185,7 +185,7 @@ def stack_params(
     if len(shapes) != 1:
         return None
     (leaves,) = shapes
-    num_runs = len(design.settings) * len(design.seeds)
+    num_runs = len(design.points) * len(design.seeds)
     stacked = [
         np.full((num_runs, *shape), np.nan if np.issubdtype(dtype, np.inexact) else 0, dtype)
         for shape, dtype in leaves

@@ -1,4 +1,4 @@
-"""Which runs a sweep trains: every seed at every setting, on a grid or drawn at random."""
+"""Says which runs a sweep trains: every seed at every point, on a grid or drawn at random."""
 
 from __future__ import annotations
 
@@ -15,20 +15,20 @@ import numpy as np
 
 from purejaxdqn.engine.run import Label, Run
 from purejaxdqn.training.settings import RunConfig
-from purejaxdqn.training.settings_text import by_name
+from purejaxdqn.training.settings_text import config_to_dict
 from purejaxdqn.types import ConfigError
 
-Configure = Callable[..., RunConfig]  # settings by name -> all settings
+Configure = Callable[..., RunConfig]  # swept settings by name -> all settings
 
-MOST_RUNS = 10**5  # of one sweep
+MOST_RUNS = 10**5  # in one sweep
 
 
-class Setting(NamedTuple):
-    """One point of a sweep.
+class Point(NamedTuple):
+    """The settings of the runs that differ in nothing but their seeds.
 
     Attributes:
       config: all settings.
-      labels: those that are swept, by name, as the results call their values.
+      labels: the swept settings by name, with values as the results show them.
     """
 
     config: RunConfig
@@ -39,62 +39,60 @@ class Design(NamedTuple):
     """All runs of a sweep.
 
     Attributes:
-      settings: the points; those of a grid in the order of `itertools.product`.
-      seeds: of each setting.
-      axes: the swept settings by name, with the labels along each; empty for one setting. Those
-        of a random search have a label for each sample.
-      is_grid: whether the settings are all combinations of the axes, or a sample each.
+      points: of a grid in the order of `itertools.product`.
+      seeds: the seeds at each point.
+      axes: the swept settings by name, with the labels along each; empty for one point. Those of a
+        random search have a label for each point.
+      is_grid: whether the points are all combinations of the axes, or drawn at random.
     """
 
-    settings: tuple[Setting, ...]
+    points: tuple[Point, ...]
     seeds: tuple[int, ...]
     axes: dict[str, list[Label]]
     is_grid: bool = True
 
     @property
     def shared(self) -> dict[str, Any]:
-        """The settings that all runs have in common, by name."""
-        return common([by_name(setting.config) for setting in self.settings])
+        """The settings that are the same in all runs, by name."""
+        return find_common([config_to_dict(point.config) for point in self.points])
 
     @property
     def runs(self) -> list[Run]:
-        """Every run, the seeds running fastest."""
+        """All runs, one point after another."""
         return [
-            Run(seed, setting.config, {**setting.labels, "seed": seed})
-            for setting in self.settings
+            Run(seed, point.config, {**point.labels, "seed": seed})
+            for point in self.points
             for seed in self.seeds
         ]
 
     def groups(self) -> list[list[int]]:
-        """Which runs share a compiled program: all that differ in floats and seeds alone."""
+        """Groups the numbers of the runs by the compiled program that they share.
+
+        Such runs have settings of one class, and the same values of those that are not traced.
+        """
         members: dict[Any, list[int]] = {}
         for index, run in enumerate(self.runs):
-            members.setdefault(structure(run.config), []).append(index)
+            members.setdefault(jax.tree.structure(run.config), []).append(index)
         return list(members.values())
 
 
-def common(points: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
-    """What is the same in all points, by name."""
+def find_common(settings: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    """Finds the settings that are in all of some mappings, with the same value."""
     return {
         name: value
-        for name, value in points[0].items()
-        if all(name in other and other[name] == value for other in points[1:])
+        for name, value in settings[0].items()
+        if all(name in other and other[name] == value for other in settings[1:])
     }
-
-
-def structure(config: RunConfig) -> Any:
-    """Gives what a compiled program depends on: the class of settings, and the static ones."""
-    return jax.tree.structure(config)
 
 
 def grid_design(
     config: RunConfig | Configure, seeds: Sequence[int], grid: Mapping[str, Sequence[Any]]
 ) -> Design:
-    """Every seed at every combination of the swept settings.
+    """Designs a sweep with every seed at every combination of values.
 
     Args:
-      config: the settings that all runs share; or a function that makes them of the swept ones by
-        name, such as `purejaxdqn.agents.presets.configure`.
+      config: the settings of all runs but the swept ones; or a function that makes all settings
+        from the swept ones by name, such as `purejaxdqn.agents.configure`.
       seeds: whole numbers from 0 to 2**32 - 1, no two the same.
       grid: values by the name of any setting.
 
@@ -102,7 +100,7 @@ def grid_design(
       The `Design`.
 
     Raises:
-      ConfigError: for what cannot be run.
+      ConfigError: if a seed, a name or a value is not allowed, or the runs are too many.
     """
     configure = _configure(config)
     _check_seeds(seeds)
@@ -110,9 +108,9 @@ def grid_design(
         _check_values(name, values, config)
     _check_number(math.prod(map(len, grid.values())) * len(seeds))
     grid = {name: [_plain(value) for value in values] for name, values in grid.items()}
-    points = [dict(zip(grid, values, strict=True)) for values in itertools.product(*grid.values())]
+    swept = [dict(zip(grid, values, strict=True)) for values in itertools.product(*grid.values())]
     axes = {name: [label(value) for value in values] for name, values in grid.items()}
-    return Design(_settings(configure, points), tuple(map(int, seeds)), axes)
+    return Design(_make_points(configure, swept), tuple(map(int, seeds)), axes)
 
 
 def random_design(
@@ -122,21 +120,21 @@ def random_design(
     num_samples: int,
     rng: np.random.Generator,
 ) -> Design:
-    """Every seed at settings that are drawn at random.
+    """Designs a sweep with every seed at points that are drawn at random.
 
     Args:
       config: as in `grid_design`.
       seeds: as in `grid_design`.
-      space: by the name of a setting, what it is drawn from: a frozen distribution of
-        `scipy.stats`, such as `loguniform(1e-5, 1e-2)`, or a list, each value as likely.
-      num_samples: settings to draw.
+      space: by the name of a setting, a frozen distribution of `scipy.stats`, such as
+        `loguniform(1e-5, 1e-2)`, or a list of values that are equally likely.
+      num_samples: the number of points.
       rng: draws them.
 
     Returns:
       The `Design`.
 
     Raises:
-      ConfigError: for what cannot be run.
+      ConfigError: as `grid_design`.
     """
     configure = _configure(config)
     _check_seeds(seeds)
@@ -151,9 +149,9 @@ def random_design(
         else:
             _check_values(name, source, config)
             draw[name] = functools.partial(_choose, source, rng)
-    points = [{name: one() for name, one in draw.items()} for _ in range(num_samples)]
-    axes = {name: [label(point[name]) for point in points] for name in space}
-    return Design(_settings(configure, points), tuple(map(int, seeds)), axes, is_grid=False)
+    swept = [{name: one() for name, one in draw.items()} for _ in range(num_samples)]
+    axes = {name: [label(drawn[name]) for drawn in swept] for name in space}
+    return Design(_make_points(configure, swept), tuple(map(int, seeds)), axes, is_grid=False)
 
 
 def _draw(name: str, distribution: Any, rng: np.random.Generator) -> Any:
@@ -171,7 +169,7 @@ def _choose(values: Sequence[Any], rng: np.random.Generator) -> Any:
 
 
 def _plain(value: Any) -> Any:
-    """A setting as Python has it; those of NumPy's arrays are numbers of its own."""
+    """Turns a number of NumPy's into one of Python's."""
     return value.item() if isinstance(value, np.generic) else value
 
 
@@ -187,18 +185,20 @@ def _configure(config: RunConfig | Configure) -> Configure:
     return lambda **swept: dataclasses.replace(config, **swept)
 
 
-def _settings(configure: Configure, points: Sequence[Mapping[str, Any]]) -> tuple[Setting, ...]:
-    settings = []
-    for point in points:
-        config = configure(**point)
+def _make_points(
+    configure: Configure, swept_settings: Sequence[Mapping[str, Any]]
+) -> tuple[Point, ...]:
+    points = []
+    for swept in swept_settings:
+        config = configure(**swept)
         if not isinstance(config, RunConfig):
             raise ConfigError(
                 f"config ({configure!r:.60}) must make settings, such as DQNConfig(), and made "
                 f"{config!r:.60}"
             )
         config.validate()
-        settings.append(Setting(config, {name: label(value) for name, value in point.items()}))
-    return tuple(settings)
+        points.append(Point(config, {name: label(value) for name, value in swept.items()}))
+    return tuple(points)
 
 
 def _check_seeds(seeds: Sequence[int]) -> None:
@@ -235,7 +235,7 @@ def _check_sequence(what: str, values: Any, example: str) -> None:
 
 def _check_name(name: str, config: RunConfig | Configure) -> None:
     if not isinstance(config, RunConfig):
-        return  # a function that makes settings knows its names
+        return  # the function that makes the settings refuses unknown names
     names = [field.name for field in dataclasses.fields(config)]
     if name not in names:
         nearest = difflib.get_close_matches(name, names, n=3)
@@ -262,7 +262,7 @@ def _check_values(name: str, values: Any, config: RunConfig | Configure) -> None
 
 
 def label(value: Any) -> Label:
-    """A setting's value as the results call it: sizes such as (64, 64) are "64x64"."""
-    if np.ndim(value) == 0 and hasattr(value, "item"):  # also a coordinate of the results
+    """Turns a setting's value into one that results can show: sizes (64, 64) into "64x64"."""
+    if np.ndim(value) == 0 and hasattr(value, "item"):  # such as a coordinate of the results
         return value.item()  # type: ignore[no-any-return]
     return "x".join(map(str, value)) if isinstance(value, (tuple, list, np.ndarray)) else value

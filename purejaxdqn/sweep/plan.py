@@ -12,8 +12,8 @@ import psutil
 from rich.filesize import decimal
 
 from purejaxdqn.engine.memory import RunBytes, abstract_run, free_bytes, peak_bytes, run_bytes
-from purejaxdqn.engine.programs import Experiment
 from purejaxdqn.engine.rounds import evaluation_steps
+from purejaxdqn.engine.run import Experiment
 from purejaxdqn.runtime.devices import Plan, max_width, min_devices
 from purejaxdqn.storage.checkpoint import estimate_write_memory
 from purejaxdqn.sweep.design import Design
@@ -78,7 +78,7 @@ class SweepPlan(NamedTuple):
         """Describes the plan in a few lines."""
         num_runs = len(self.design.runs)
         lines = [
-            f"{_count(num_runs, 'run')} ({_count(len(self.design.settings), 'setting')}, "
+            f"{_count(num_runs, 'run')} ({_count(len(self.design.points), 'setting')}, "
             f"{_count(len(self.design.seeds), 'seed')}) in {_count(len(self.groups), 'program')}, "
             f"{_count(len(self.batches), 'batch', 'batches')} of up to {self.width}"
         ]

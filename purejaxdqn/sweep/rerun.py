@@ -14,7 +14,7 @@ import numpy as np
 import xarray as xr
 
 from purejaxdqn import agents
-from purejaxdqn.engine.programs import Experiment
+from purejaxdqn.engine.run import Experiment
 from purejaxdqn.storage import provenance, results
 from purejaxdqn.sweep import design
 from purejaxdqn.sweep.checkpoints import SweepFolder

@@ -7,8 +7,8 @@ import json
 from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
 
-from purejaxdqn.engine.programs import Experiment
 from purejaxdqn.engine.progress import SweepProgress
+from purejaxdqn.engine.run import Experiment
 from purejaxdqn.runtime.processes import run_on_first_process
 from purejaxdqn.storage import provenance, results
 from purejaxdqn.sweep import design
@@ -90,10 +90,10 @@ def open_sweep(
 def _describe(experiment: Experiment, plan: SweepPlan, options: SweepOptions) -> dict[str, Any]:
     """Describes everything that the numbers of a sweep depend on, as JSON holds it."""
     settings = {
-        ", ".join(f"{name}={value}" for name, value in setting.labels.items()): json.loads(
-            config_to_json(setting.config)
+        ", ".join(f"{name}={value}" for name, value in point.labels.items()): json.loads(
+            config_to_json(point.config)
         )
-        for setting in plan.design.settings
+        for point in plan.design.points
     }
     if len(settings) == 1:
         (settings,) = settings.values()
@@ -174,7 +174,7 @@ def _compare(begun: dict[str, Any], asked: dict[str, Any]) -> list[str]:
 def _shared(settings: dict[str, Any]) -> dict[str, Any]:
     """Returns the settings that are the same in all points of a sweep; of one point, all."""
     points = [one for one in settings.values() if isinstance(one, dict)] or [settings]
-    return design.common(points)
+    return design.find_common(points)
 
 
 def note_changes(

@@ -14,8 +14,8 @@ from typing import Any
 
 import jax
 
-from purejaxdqn.engine.programs import Experiment
 from purejaxdqn.engine.progress import SweepProgress
+from purejaxdqn.engine.run import Experiment
 from purejaxdqn.runtime import processes
 from purejaxdqn.runtime.devices import ensure_devices
 from purejaxdqn.runtime.interrupts import catch_signals

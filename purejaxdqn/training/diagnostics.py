@@ -1,11 +1,12 @@
-"""What happens inside the learner: five numbers that a return does not show, as pure functions.
+"""Measures five things inside a learner that returns do not show, as pure functions.
 
-`diagnose` works all of them out for one run; `purejaxdqn.sweep.run` does so at each evaluation when
-asked. None of them is learned from, and their keys are their own.
+`diagnose` measures all of them in one run, and a sweep with `diagnostics=True` does so at each
+evaluation. They change nothing in the run, and draw from a key of their own.
 """
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -25,8 +26,8 @@ from purejaxdqn.types import (
     Transition,
 )
 
-NUM_STATES = 256  # that are looked at: no effective rank can be larger
-NUM_EPISODES = 10  # whose returns values are held against
+NUM_STATES = 256  # on which networks are measured; no effective rank can be larger
+NUM_EPISODES = 10  # with whose returns values are compared
 
 DIAGNOSTICS: dict[str, dict[str, str]] = {
     "value_bias": {
@@ -59,8 +60,8 @@ class Probe(NamedTuple):
     Attributes:
       network: the value network.
       discount: `[]` gamma, per step of one environment.
-      observe: `(TrainState, key) -> (obs [N, *obs], gradient_norm [])`: states as the next updates
-        may see them, at most `NUM_STATES` of them, and the mean norm of their batches' gradients.
+      observe: `(TrainState, key) -> (obs [N, *obs], gradient_norm [])`: states drawn as for
+        the next updates, `NUM_STATES` at most, and the mean norm of their batches' gradients.
     """
 
     network: Network
@@ -71,20 +72,20 @@ class Probe(NamedTuple):
 def diagnose(
     probe: Probe, env: Environment, state: TrainState, params_before: Params, key: Array
 ) -> dict[str, Array]:
-    """All diagnostics of one run, but for the rank.
+    """Measures all diagnostics of one run but the effective rank.
 
     Args:
-      probe: what the run shows.
+      probe: what the run shows of itself.
       env: the environment.
-      state: of the run; nothing in it is changed.
-      params_before: the weights that churn is counted from.
-      key: `[]` PRNG key of its own.
+      state: the state of the run.
+      params_before: the weights from which churn is counted.
+      key: `[]` PRNG key, used for nothing else.
 
     Returns:
-      `[]` float32 for each name in `DIAGNOSTICS`; in place of the effective rank `features [N, F]`,
-      from which `effective_rank` finds it on the host. Dormant units and the effective rank are NaN
-      for a network that shows no hidden units or features (see `make_network`), the gradient's norm
-      is for a learner without `gradient`; all of them are where weights have run away to NaN.
+      `[]` float32 for each name in `DIAGNOSTICS`, but `features [N, F]` in place of the effective
+      rank: `effective_rank` computes it on the host. Dormant units and the effective rank are NaN
+      for a network that shows no hidden units or features (see `make_network`), and so is the
+      gradient's norm for a learner without `gradient`. All are NaN where weights are NaN.
     """
     network, params = probe.network, state.learner.params
     observe_key, play_key = jax.random.split(key)
@@ -114,15 +115,15 @@ def value_bias(
     key: Array,
     num_episodes: int,
 ) -> Array:
-    """How much too high values are: the highest one minus the return that came, over all states.
+    """Measures how much too high values are: the highest one minus the return, over all states.
 
     As van Hasselt et al., "Deep reinforcement learning with double Q-learning" (2016), figure 3,
-    hold values against the discounted returns of the greedy policy.
+    compare values with the discounted returns of the greedy policy.
 
-    An episode that a time limit cut short says nothing of what would have come after. There the
-    return is bootstrapped with the network's own value, so that of m steps before the limit only
-    the share 1 - gamma^m is tested; a state counts as much as it is tested. A bias that is the
-    same everywhere is thus found exactly, with and without a time limit.
+    The return of an episode that a time limit cut short is bootstrapped with the network's own
+    value of the last state. Of a state m steps before the limit, that tests only the share
+    1 - gamma^m, and the state weighs as much. A bias that is the same in all states is thus
+    measured exactly, with and without a time limit.
 
     Args:
       network: the value network.
@@ -134,58 +135,61 @@ def value_bias(
 
     Returns:
       `[]` above 0 where values are too high. NaN if nothing was tested: no episode terminated, and
-      gamma is 1. Of losses whose values are no expected return (soft, Munchausen) it is the gap
+      gamma is 1. With losses whose values are no expected return (soft, Munchausen) it is the gap
       between the two.
     """
+    play = functools.partial(_play_greedily, network, params, env, discount)
+    excess, tested = jax.vmap(play)(jax.random.split(key, num_episodes))
+    tested = jnp.sum(tested)
+    return jnp.where(tested > 0, jnp.sum(excess) / tested, jnp.nan)
 
-    def best_value(obs: Array) -> Array:
-        return jnp.max(network.action_values(network.apply(params, obs)))
 
-    class Carry(NamedTuple):
-        num_steps: Array
-        env_state: Any
-        obs: Array
-        running: Array
-        terminated: Array
-        trace: Array  # what one more reward adds to the returns of all states so far
-        excess: Array  # values minus returns, summed over these states
+class _Episode(NamedTuple):
+    num_steps: Array
+    env_state: Any
+    obs: Array
+    running: Array
+    terminated: Array
+    trace: Array  # what one more reward adds to the returns of all states so far
+    excess: Array  # values minus returns, summed over these states
 
-    def body(carry: Carry, play_key: Array) -> Carry:
-        q_values = network.action_values(network.apply(params, carry.obs))
+
+def _play_greedily(
+    network: Network, params: Params, env: Environment, discount: Array | float, key: Array
+) -> tuple[Array, Array]:
+    """Plays one episode, and sums over its states: value minus return, and the share tested."""
+
+    def action_values(obs: Array) -> Array:
+        return network.action_values(network.apply(params, obs))
+
+    def step(episode: _Episode) -> _Episode:
+        q_values = action_values(episode.obs)
         action = jnp.argmax(q_values).astype(jnp.int32)
-        step_key = jax.random.fold_in(play_key, carry.num_steps)
-        env_state, timestep = env.step(step_key, carry.env_state, action)
-        trace = 1 + discount * carry.trace
-        return Carry(
-            carry.num_steps + 1,
+        step_key = jax.random.fold_in(play_key, episode.num_steps)
+        env_state, timestep = env.step(step_key, episode.env_state, action)
+        trace = 1 + discount * episode.trace
+        return _Episode(
+            episode.num_steps + 1,
             env_state,
             timestep.obs,
             ~(timestep.terminated | timestep.truncated),
             timestep.terminated,
             trace,
-            carry.excess + jnp.max(q_values) - trace * timestep.reward,
+            episode.excess + jnp.max(q_values) - trace * timestep.reward,
         )
 
-    def episode(key: Array) -> tuple[Array, Array]:
-        """Sums over the states of one episode: of value minus return, and of what is tested."""
-        reset_key, play_key = jax.random.split(key)
-        env_state, obs = env.reset(reset_key)
-        none, yes = jnp.zeros(()), jnp.ones((), bool)
-        start = Carry(jnp.zeros((), jnp.int32), env_state, obs, yes, ~yes, none, none)
-        end = jax.lax.while_loop(
-            lambda carry: carry.running, lambda carry: body(carry, play_key), start
-        )
-        # Summed over the states, gamma^m: what each return owes to the value of the last one.
-        untested = jnp.where(end.terminated, 0.0, discount * end.trace)
-        return end.excess - untested * best_value(end.obs), end.num_steps - untested
-
-    excess, tested = jax.vmap(episode)(jax.random.split(key, num_episodes))
-    tested = jnp.sum(tested)
-    return jnp.where(tested > 0, jnp.sum(excess) / tested, jnp.nan)
+    reset_key, play_key = jax.random.split(key)
+    env_state, obs = env.reset(reset_key)
+    zero, true = jnp.zeros(()), jnp.ones((), bool)
+    start = _Episode(jnp.zeros((), jnp.int32), env_state, obs, true, ~true, zero, zero)
+    end = jax.lax.while_loop(lambda episode: episode.running, step, start)
+    # The sum over the states of gamma^m, by which the last state's value enters each return.
+    untested = jnp.where(end.terminated, 0.0, discount * end.trace)
+    return end.excess - untested * jnp.max(action_values(end.obs)), end.num_steps - untested
 
 
 def dormant_units(hidden: tuple[Array, ...], threshold: float = 0.025) -> Array:
-    """The share of hidden units that are all but silent.
+    """Measures the share of hidden units that are all but silent.
 
     Sokar et al., "The dormant neuron phenomenon in deep reinforcement learning" (2023), definitions
     3.1 and 3.2: a unit's score is its mean absolute activation over that of its layer, and it is
@@ -211,9 +215,9 @@ def dormant_units(hidden: tuple[Array, ...], threshold: float = 0.025) -> Array:
 
 
 def effective_rank(features: np.ndarray | Array, delta: float = 0.01) -> np.ndarray:
-    """How many directions the features of many states span; in NumPy, on the host.
+    """Counts the directions that the features of many states span, in NumPy on the host.
 
-    There, because XLA's decomposition on the CPU stalled when several devices called it at once.
+    XLA's decomposition on the CPU stalled when several devices called it at once.
 
     Kumar et al., "Implicit under-parameterization inhibits data-efficient deep reinforcement
     learning" (2021), definition 1 (srank): the smallest k for which the k largest singular values
@@ -224,8 +228,8 @@ def effective_rank(features: np.ndarray | Array, delta: float = 0.01) -> np.ndar
       delta: between 0 and 1, 0.01 in the paper.
 
     Returns:
-      `[...]` float32, whole numbers from 0 (all features are 0) to the smaller of N and F; NaN if
-      there are no features, or if one is not finite.
+      `[...]` float32, whole numbers from 0 (all features are 0) to the smaller of N and F; NaN
+      without features, or if one is not finite.
     """
     features = np.asarray(features, np.float32)
     if not features.size:
@@ -233,7 +237,7 @@ def effective_rank(features: np.ndarray | Array, delta: float = 0.01) -> np.ndar
     finite = np.isfinite(features).all(axis=(-2, -1))
     values = np.linalg.svd(np.where(finite[..., None, None], features, 0), compute_uv=False)
     total = values.sum(axis=-1)
-    # Single precision: a share of exactly 1 - delta must not be missed by a rounding.
+    # A little less, because single precision may round a share of exactly 1 - delta down.
     enough = (1 - delta - 1e-6) * total
     rank = (values.cumsum(axis=-1) < enough[..., None]).sum(axis=-1) + (total > 0)
     return np.where(finite, rank, np.nan).astype(np.float32)
@@ -246,11 +250,11 @@ def gradient_norm(
     key: Array,
     weights: Array | None = None,
 ) -> Array:
-    """The global norm of one batch's gradient, as the optimiser is given it: before any clipping.
+    """Measures the global norm of one batch's gradient before any clipping.
 
     Args:
-      learner: whose `gradient` is asked.
-      state: its state.
+      learner: computes the gradient.
+      state: the learner's state.
       transition: `[B, ...]`.
       key: `[]` PRNG key of the loss.
       weights: `[B]` what each transition counts; 1 without.
@@ -264,14 +268,14 @@ def gradient_norm(
 
 
 def policy_churn(q_before: Array, q_after: Array) -> Array:
-    """The share of states whose greedy action is another one.
+    """Measures the share of states whose greedy action has changed.
 
     Schaul et al., "The phenomenon of policy churn" (2022), section 2. There it is counted from one
     gradient step to the next; a sweep counts it from one evaluation to the next.
 
     Args:
-      q_before: `[N, A]` action values of N states, with some weights.
-      q_after: `[N, A]` those with others.
+      q_before: `[N, A]` action values of N states with the earlier weights.
+      q_after: `[N, A]` those with the later ones.
 
     Returns:
       `[]` between 0 and 1; NaN if a value is not finite.

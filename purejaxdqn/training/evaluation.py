@@ -1,4 +1,4 @@
-"""Evaluation: whole episodes of a policy, on environments and keys of their own."""
+"""Evaluates a policy by whole episodes, on environments and keys of their own."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ class EpisodeStats(NamedTuple):
 
 
 def greedy_policy(network: Network, params: Params) -> Policy:
-    """The policy that takes the action of the highest value, without noise or exploration."""
+    """Makes the policy that takes the action of the highest value, without noise or exploration."""
 
     def policy(key: Array, obs: Array) -> Array:
         del key
@@ -38,9 +38,9 @@ def greedy_policy(network: Network, params: Params) -> Policy:
 
 
 def evaluate(policy: Policy, env: Environment, key: Array, num_episodes: int) -> EpisodeStats:
-    """Plays exactly one episode in each of `num_episodes` fresh environments, to its end.
+    """Plays one episode to its end in each of `num_episodes` new environments.
 
-    One episode an environment, so that short episodes are not favoured over long ones.
+    A second episode where the first was short would favour short episodes.
 
     Args:
       policy: `(key, obs [*obs]) -> action []`.

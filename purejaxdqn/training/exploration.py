@@ -1,4 +1,4 @@
-"""Exploration: epsilon-greedy actions, and schedules for epsilon."""
+"""Explores: epsilon-greedy actions, and schedules for epsilon."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ Schedule = Callable[[Array], Array]  # a count -> a value
 
 
 def epsilon_greedy(key: Array, q_values: Array, epsilon: Array | float) -> Array:
-    """The greedy action, or with probability `epsilon` one drawn uniformly from all actions.
+    """Takes the greedy action, or with probability `epsilon` one drawn uniformly from all.
 
     Sutton and Barto, "Reinforcement Learning: An Introduction" (2018), section 2.2.
 
@@ -26,18 +26,18 @@ def epsilon_greedy(key: Array, q_values: Array, epsilon: Array | float) -> Array
       `[]` int32 action. Ties go to the lowest action.
     """
     num_actions = q_values.shape[-1]
-    # Both numbers from one draw: a call of the generator costs more than a number in it.
+    # One draw of two numbers is cheaper than two draws.
     explore, choice = jax.random.uniform(key, (2,), jnp.float32)
     random_action = jnp.minimum(jnp.int32(choice * num_actions), num_actions - 1)
     return jnp.where(explore < epsilon, random_action, jnp.argmax(q_values).astype(jnp.int32))
 
 
 def linear_schedule(start: Array | float, end: Array | float, duration: Array | float) -> Schedule:
-    """From `start` to `end` over `duration` counts in a straight line, then constant.
+    """Goes from `start` to `end` in a straight line over `duration` counts, then stays.
 
     Args:
       start: the value at count 0.
-      end: the value from `duration` on; at a duration of 0 it holds from the start.
+      end: the value from `duration` on; with a duration of 0, from count 0 on.
       duration: in the unit of the count (environment steps or gradient steps).
 
     Returns:
@@ -54,7 +54,7 @@ def linear_schedule(start: Array | float, end: Array | float, duration: Array | 
 def multiplicative_schedule(
     start: Array | float, decay: Array | float, end: Array | float = 0.0
 ) -> Schedule:
-    """`start` multiplied by `decay` at every count, never below `end`.
+    """Multiplies `start` by `decay` at every count, down to `end`.
 
     Args:
       start: the value at count 0, and at counts below it.

@@ -1,4 +1,4 @@
-"""Settings as text: what a command line says of one, and all of them as JSON and back."""
+"""Reads settings from a command line, and writes them as JSON and back."""
 
 from __future__ import annotations
 
@@ -21,28 +21,31 @@ _DISTRIBUTIONS: dict[str, Callable[[float, float], Any]] = {
 }
 
 
-def parse(setting: Setting, text: str) -> Any:
+def parse(setting: Setting, text: str, may_be_drawn: bool = False) -> Any:
     """Reads a value of a setting, or a distribution over its values, as a command line has it.
 
     Args:
-      setting: what is declared of it.
+      setting: the declaration of the setting.
       text: such as "1e-3", "64x64", "true", or "loguniform:1e-5:1e-2".
+      may_be_drawn: whether a float may be a distribution.
 
     Returns:
       The value, or a frozen distribution of `scipy.stats`.
 
     Raises:
-      ConfigError: if it is neither.
+      ConfigError: if the text is neither.
     """
     name, annotation = setting.name, setting.type
     word, *limits = text.split(":")
-    if annotation is float and limits:
+    if annotation is float and limits and may_be_drawn:
         return _distribution(name, text, word, limits)
     if get_origin(annotation) is Literal:
         if text not in get_args(annotation):
             raise ConfigError(f"{name} ({text!r}) must be one of {', '.join(get_args(annotation))}")
         return text
     read, wanted = _READERS[annotation]
+    if annotation is float and may_be_drawn:
+        wanted += ", or a distribution such as loguniform:1e-5:1e-2"
     try:
         return read(text)
     except (ValueError, KeyError):
@@ -52,7 +55,7 @@ def parse(setting: Setting, text: str) -> Any:
 _READERS: dict[Any, tuple[Callable[[str], Any], str]] = {
     bool: (lambda text: {"true": True, "false": False}[text.lower()], "true or false"),
     int: (lambda text: int(text.replace("_", "")), "a whole number"),
-    float: (float, "a number, or a distribution such as loguniform:1e-5:1e-2"),
+    float: (float, "a number"),
     str: (str, "a name"),
     Path: (Path, "a path"),
     tuple[int, ...]: (
@@ -81,14 +84,14 @@ def _distribution(name: str, text: str, word: str, limits: Sequence[str]) -> Any
     return _DISTRIBUTIONS[word](low, high)
 
 
-def by_name(config: RunConfig) -> dict[str, Any]:
-    """Gives all settings by name, as they are."""
+def config_to_dict(config: RunConfig) -> dict[str, Any]:
+    """Lists all settings by name."""
     return {name: getattr(config, name) for name in settings_of(type(config))}
 
 
 def config_to_json(config: RunConfig) -> str:
     """Writes all settings as JSON, for `config_from_json`."""
-    facts = {**by_name(config), "kind": name_of_kind(type(config))}
+    facts = {**config_to_dict(config), "kind": name_of_kind(type(config))}
     return json.dumps(to_jsonable(facts), allow_nan=False)
 
 
@@ -98,10 +101,10 @@ def config_from_json(text: str, kind: type[RunConfig] | None = None) -> RunConfi
     Args:
       text: JSON.
       kind: the class of the settings; by default the one that the text names, which this process
-        must have used: nothing is imported because a file names it.
+        must have used: a file that names a class causes no import.
 
     Raises:
-      ConfigError: for settings of a class that is not known here, or that does not have these.
+      ConfigError: for a class that this process has not used, or a setting that the class lacks.
     """
     facts = json.loads(text)
     name = facts.pop("kind")

@@ -1,9 +1,6 @@
 """The family by name: each member trains, and is what its name says."""
 
 import dataclasses
-import importlib.util
-import sys
-from pathlib import Path
 from typing import Any
 
 import jax
@@ -16,17 +13,10 @@ from purejaxdqn.agents.dqn.dqn import dqn
 from purejaxdqn.agents.dqn.settings import DQNConfig
 from purejaxdqn.agents.pqn.pqn import pqn
 from purejaxdqn.agents.pqn.settings import PQNConfig
-from purejaxdqn.cli import flags as cli
+from purejaxdqn.cli.commands.train import read_training
+from purejaxdqn.cli.sweeps import sweep_flags
 from purejaxdqn.networks import label_fraction_proposal
 from purejaxdqn.types import ConfigError
-
-PATH = Path(__file__).parents[2] / "experiments" / "cartpole.py"
-spec = importlib.util.spec_from_file_location("cartpole_script", PATH)
-assert spec is not None
-assert spec.loader is not None
-script = importlib.util.module_from_spec(spec)
-sys.modules[spec.name] = script  # its dataclasses look themselves up there
-spec.loader.exec_module(script)
 
 FAMILY = [name for name in agents.names() if name not in ("pqn", "tutorial")]
 RAINBOW = agents.get("rainbow").config
@@ -79,12 +69,8 @@ def test_settings_know_their_experiment():
 
 
 def parsed(*flags):
-    """What `experiments/cartpole.py` makes of a command line, whatever it would then do."""
-    seen: list[Any] = []
-    with pytest.raises(SystemExit) as stop:
-        cli.run(seen.append, script.Args, flags, script.defaults)
-    assert stop.value.code == 0
-    return seen[0].config
+    """Gives the settings that `purejaxdqn train` makes of a command line."""
+    return read_training(flags, "purejaxdqn train", "", sweep_flags("out"))[0]
 
 
 @pytest.mark.parametrize("name", FAMILY)

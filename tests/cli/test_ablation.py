@@ -1,32 +1,29 @@
 """Tests the ablation: the settings of its combinations, its files, resuming and errors."""
 
 import dataclasses
-import importlib.util
 import itertools
 import json
-import re
-import sys
-from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 
 import purejaxdqn
 from purejaxdqn import agents
+from purejaxdqn.agents.components import (
+    COMPONENTS,
+    configure,
+    configure_all,
+    find_components,
+)
 from purejaxdqn.agents.dqn.settings import DQNConfig
+from purejaxdqn.cli.commands.ablate import run
+from purejaxdqn.cli.flags import format_value
 from purejaxdqn.storage import results
 from purejaxdqn.sweep import batches
 from purejaxdqn.types import ConfigError
 
-PATH = Path(__file__).parents[2] / "experiments" / "ablation.py"
-spec = importlib.util.spec_from_file_location("ablation", PATH)
-assert spec is not None
-assert spec.loader is not None
-ablation = importlib.util.module_from_spec(spec)
-sys.modules[spec.name] = ablation  # where dataclasses look
-spec.loader.exec_module(ablation)
-COMPONENTS, PLAIN, configure = ablation.COMPONENTS, ablation.PLAIN, ablation.configure
-
+PLAIN = agents.get("dqn").config
 SHORT = dataclasses.replace(
     agents.get("dqn").config,
     total_steps=600,
@@ -40,36 +37,33 @@ SHORT = dataclasses.replace(
 )
 
 
-def args(output, components=("double", "constant_learning_rate"), **changes):
-    changes = {"num_seeds": 3, "config": SHORT, "width": 3, **changes}
-    return ablation.Args(components=components, output=output, **changes)
+def combine(base, names, combination):
+    return configure(base, {name: COMPONENTS[name] for name in names}, combination)
 
 
 # ----------------------------------------------------------------------------------------- settings
 
 
 @pytest.mark.parametrize("name", COMPONENTS)
-def test_each_component_alone_is_plain_dqn_with_its_own_settings(name, tmp_path):
-    with_it = configure(PLAIN, [name], (True,))
-    assert configure(PLAIN, [name], (False,)) == PLAIN
+def test_each_component_alone_is_plain_dqn_with_its_own_settings(name):
+    with_it = combine(PLAIN, [name], (True,))
+    assert combine(PLAIN, [name], (False,)) == PLAIN
     assert with_it != PLAIN
     changed = {k: v for k, v in vars(with_it).items() if v != getattr(PLAIN, k)}
     assert changed == COMPONENTS[name]
-    assert len(ablation.plan(args(tmp_path, (name,)))) == 2  # allowed
-    listed = PATH.read_text().split("What is put in and left out, of: ")[1].split(".")[0]
-    assert name in re.split(r",\s+", listed)
+    assert len(configure_all(SHORT, find_components([name], SHORT))) == 2  # allowed
 
 
 def test_what_the_base_has_already_is_taken_out_of_it():
     rainbow = agents.get("rainbow").config
     names = ["noisy", "categorical", "n_step", "layer_norm"]
-    nothing = configure(rainbow, names, (False,) * 4)
+    nothing = combine(rainbow, names, (False,) * 4)
     assert not nothing.noisy
     assert nothing.representation == "values"
     assert nothing.adam_epsilon == PLAIN.adam_epsilon
     assert nothing.n_step == 1
     assert nothing.prioritised  # is no component here
-    everything = configure(rainbow, names, (True,) * 4)
+    everything = combine(rainbow, names, (True,) * 4)
     assert everything.n_step == 3  # Rainbow's own
     assert everything.layer_norm
     assert vars(everything) == vars(rainbow) | {"layer_norm": True}
@@ -78,9 +72,20 @@ def test_what_the_base_has_already_is_taken_out_of_it():
 def test_a_setting_given_by_hand_goes_before_a_components_own():
     by_hand = DQNConfig(**(vars(PLAIN) | {"n_step": 3, "adam_epsilon": 1e-4}))
     names = ["n_step", "categorical"]
-    found = {c: configure(by_hand, names, c) for c in itertools.product((False, True), repeat=2)}
+    found: dict[Any, Any] = {
+        c: combine(by_hand, names, c) for c in itertools.product((False, True), repeat=2)
+    }
     assert {c: config.n_step for c, config in found.items()} == {c: 3 if c[0] else 1 for c in found}
     assert {config.adam_epsilon for config in found.values()} == {1e-4}
+
+
+def test_a_setting_with_its_value_is_a_component_of_any_agent():
+    pqn = agents.get("pqn").config
+    components = find_components(["q_lambda=0.5", "layer_norm"], pqn)
+    assert components == {"layer_norm": {"layer_norm": True}, "q_lambda=0.5": {"q_lambda": 0.5}}
+    found: dict[Any, Any] = configure_all(pqn, components)
+    assert found[False, True].q_lambda == found[True, True].q_lambda == 0.5
+    assert found[True, False].q_lambda == 0.9
 
 
 @pytest.mark.parametrize(
@@ -90,30 +95,54 @@ def test_a_setting_given_by_hand_goes_before_a_components_own():
         (("duelling",), ["'duelling'", "dueling"]),
         (("double", "double"), ["differ"]),
         (("double", "soft"), ["double and soft both set td_error"]),
+        (("discunt=0.9",), ["must name a setting of DQNConfig", "discount"]),
+        (("discount=high",), ["discount ('high') must be a number"]),
         (
             ("munchausen", "categorical", "double"),
-            ["munchausen+categorical: munchausen needs", "double+munchausen: munchausen's soft"],
+            [
+                "munchausen+categorical: munchausen needs",
+                "double+munchausen: double changes nothing: td_error is read only where munchausen",
+            ],
         ),
-        (("huber", "quantile"), ["quantile+huber: huber is of values"]),
+        (
+            ("huber", "quantile"),
+            ["quantile+huber: huber changes nothing: penalty is read only where representation"],
+        ),
         (("soft", "quantile"), ["quantile+soft: td_error ('soft_q_learning') must be one of"]),
     ],
 )
-def test_what_cannot_be_trained_is_named_in_one_error(components, words, tmp_path):
+def test_what_cannot_be_trained_is_named_in_one_error(components, words):
     with pytest.raises(ConfigError) as error:
-        ablation.plan(args(tmp_path, components))
+        configure_all(SHORT, find_components(components, SHORT))
     assert all(word in str(error.value) for word in words)
     assert "\n" not in str(error.value)
-    assert not list(tmp_path.iterdir())
 
 
-def test_a_component_beside_a_base_that_has_something_else_in_its_place(tmp_path):
+def test_a_component_beside_a_base_that_has_something_else_in_its_place():
     with pytest.raises(ConfigError, match="representation 'categorical' already"):
-        ablation.plan(args(tmp_path, ("quantile",), config=agents.get("c51").config))
-    with pytest.raises(ConfigError, match="pqn"):
-        ablation.base_config("pqn")
+        find_components(["quantile"], agents.get("c51").config)
+    with pytest.raises(ConfigError, match="the settings of pqn have no dueling"):
+        find_components(["dueling"], agents.get("pqn").config)
 
 
 # ------------------------------------------------------------------------------ a run, and going on
+
+
+COMPONENTS_OF_A_RUN = ("double", "constant_learning_rate")
+
+
+def flags(output, components=COMPONENTS_OF_A_RUN, *more):
+    """Gives the words of a short ablation; of a flag that stands among `more`, those count."""
+    short = {"num_seeds": 3, "width": 3} | {
+        name: value for name, value in vars(SHORT).items() if value != getattr(PLAIN, name)
+    }
+    given = {word.partition("=")[0] for word in more}
+    words = [
+        f"--{name.replace('_', '-')}={format_value(value)}"
+        for name, value in short.items()
+        if f"--{name.replace('_', '-')}" not in given
+    ]
+    return ["--components", *components, "--output", str(output), *words, *more]
 
 
 @pytest.fixture(scope="module")
@@ -127,7 +156,7 @@ def trained(tmp_path_factory, module_patch):
         return compile_programs(experiment, config, *rest, **options)
 
     module_patch.setattr(batches, "compile_programs", counted)
-    ablation.main(args(output))
+    run(flags(output))
     return output, compiled
 
 
@@ -174,7 +203,7 @@ def test_what_is_finished_is_not_trained_again(trained, capsys):
     output, compiled = trained
     before = len(compiled)
     numbers = results.load(output)
-    ablation.main(args(output, ("constant_learning_rate", "double"), resume=True))  # in any order
+    run(flags(output, ("constant_learning_rate", "double"), "--resume"))  # in any order
     assert len(compiled) == before
     assert results.load(output).identical(numbers)
     assert "Effect of each component" in capsys.readouterr().out
@@ -184,30 +213,10 @@ def test_other_components_or_seeds_are_not_mixed_in(trained):
     output, compiled = trained
     before = len(compiled)
     with pytest.raises(ConfigError, match="--resume"):
-        ablation.main(args(output))
-    for changes in (
-        {"num_seeds": 2},
-        {"first_seed": 1},
-        {"width": 2},
-        {"components": ("constant_learning_rate", "dueling")},
-    ):
-        with pytest.raises(ConfigError, match=r"seeds: |width: |axes\.double: \[.*\] there"):
-            ablation.main(args(output, resume=True, **changes))
+        run(flags(output))
+    for changes in (["--num-seeds=2"], ["--first-seed=1"], ["--width=2"]):
+        with pytest.raises(ConfigError, match=r"seeds: |width: "):
+            run(flags(output, COMPONENTS_OF_A_RUN, "--resume", *changes))
+    with pytest.raises(ConfigError, match=r"axes\.double: \[.*\] there"):
+        run(flags(output, ("constant_learning_rate", "dueling"), "--resume"))
     assert len(compiled) == before
-
-
-@pytest.mark.parametrize(
-    ("flags", "words"),
-    [
-        (["--components", "munchausen", "double"], "double+munchausen"),
-        (["--base=pqn"], "base ('pqn')"),
-        (["--num-seeds=0"], "num_seeds (0)"),
-    ],
-)
-def test_errors_are_one_line_and_exit_code_2(flags, words, run_script, tmp_path):
-    answer = run_script("ablation.py", *flags, "--output", tmp_path / "out")
-    assert answer.returncode == 2
-    assert words in answer.stderr
-    assert answer.stderr.count("\n") == 1
-    assert answer.stdout == ""
-    assert not (tmp_path / "out").exists()

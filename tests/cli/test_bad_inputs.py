@@ -7,9 +7,10 @@ import pytest
 
 from purejaxdqn.agents.dqn.settings import DQNConfig
 from purejaxdqn.agents.pqn.settings import PQNConfig
-from purejaxdqn.cli import flags as cli
+from purejaxdqn.cli.exits import exit_with, saying_how_to_go_on
+from purejaxdqn.cli.main import COMMANDS
 from purejaxdqn.engine import programs
-from purejaxdqn.runtime import devices
+from purejaxdqn.runtime.devices import ensure_devices
 from purejaxdqn.runtime.interrupts import Stopped, StopRequest, catch_signals
 from purejaxdqn.storage.files import replace_file
 from purejaxdqn.sweep import batches
@@ -73,7 +74,7 @@ CASES: list[tuple[str, str]] = [
     ("--prioritised true --sample-with-replacement false", "sample_with_replacement"),
     ("--agent pqn --num-minibatches 7", "num_minibatches (7)"),
     ("--agent pqn --batch-size 32", "'batch_size' is no setting of agent 'pqn'"),
-    ("--q-lambda 0.5", "'q_lambda' is no setting of agent 'dqn'"),
+    ("--q-lambda 0.5", "'q_lambda' is no setting of agent 'double_n_step'"),
     ("--agent dqm", "agent ('dqm') must be one of dqn"),
     ("--agent dqn dqn", "must differ"),
     ("--agent dqn pqn --batch-size 32", "'batch_size' is no setting of agent 'pqn'"),
@@ -119,12 +120,11 @@ CASES: list[tuple[str, str]] = [
     ("--memory-budget 3MB --hidden-sizes 2000x2000", "hidden_sizes ((2000, 2000)) makes up"),
     ("--memory-budget 3MB --eval-episodes 1000000", "eval_episodes (1000000) makes up"),
     ("--eval-episodes 99999999", "Lower eval_episodes"),
-    ("--plan --resume --overwrite", "exclude each other"),
+    ("--resume --overwrite", "exclude each other"),
     # Several machines.
     ("--cluster 127.0.0.1:1", "no Ray cluster can be reached at 127.0.0.1:1"),
     ("--cluster nowhere", "a host and a port"),
-    ("--cluster auto --gpus-per-task -1", "num_gpus_per_task (-1)"),
-    ("--cluster auto --plan", "plan (True) exclude each other"),
+    ("--cluster auto --gpus-per-task -1", "gpus_per_task (-1)"),
     ("--cluster auto --coordinator auto", "coordinator ('auto') exclude each other"),
     ("--gpus-per-task 1", "gpus_per_task (1) needs --cluster"),
     ("--coordinator nowhere", "coordinator ('nowhere') must be a host and a port"),
@@ -151,22 +151,28 @@ CASES: list[tuple[str, str]] = [
     # What is no command line at all.
     ("--learning-rte 1e-3", "Unrecognized options: --learning-rte, 1e-3"),
     ("stray", "Unrecognized options: stray"),
-    ("--num-seeds 1.5", "--num-seeds: invalid literal"),
-    ("--num-devices 1.5", "--num-devices"),
-    ("--checkpoint-seconds never", "--checkpoint-seconds"),
-    ("--seed-mode MAP", "invalid choice 'MAP' for argument '--seed-mode'"),
-    ("--memory-budget", "Missing value for argument '--memory-budget'"),
+    ("--num-seeds 1.5", "num_seeds ('1.5') must be a whole number"),
+    ("--num-devices 1.5", "num_devices ('1.5') must be a whole number"),
+    ("--checkpoint-seconds never", "checkpoint_seconds ('never') must be a number"),
+    ("--seed-mode MAP", "seed_mode ('MAP') must be one of vmap, map"),
+    ("--memory-budget", "--memory-budget needs a value"),
     ("--env", "--env needs at least one value"),
     ("--agent --num-seeds 2", "--agent needs at least one value"),
     ("--learning-rate", "--learning-rate needs at least one value"),
-    ("--learning-rate uniform:1e-4:1e-3 --num-samples 100000000000000000000", "runs are too many"),
+    (
+        "--learning-rate uniform:1e-4:1e-3 --num-samples 100000000000000000000",
+        "must be at most 100000",
+    ),
     ("--num-seeds 20000000", "num_seeds (20000000)"),
     ("--num-seeds 50000 --learning-rate 1e-4 2e-4 3e-4", "150,000 runs are too many"),
     ("--hidden-sizes 9223372036854775808", "hidden_sizes ((9223372036854775808,)) must be at most"),
     ("--hidden-sizes 99999999999x99999999999", "must be at most 1,000,000 each"),
     ("--hidden-sizes 1000000x1000000", "hidden_sizes ((1000000, 1000000)) makes up"),
     ("--total-steps 2000000000 --eval-interval 4", "eval_interval (4) makes more than 100,000"),
-    ("--agent c51 --value-max 1e300", "below value_max (1e+300), also in single precision"),
+    (
+        "--agent c51 --value-max 1e300",
+        "value_max (1e+300) must be finite, also in single precision",
+    ),
     ("--value-min 1 --value-max 1.000000001", "value_min (1.0)"),
     ("--max-grad-norm 1e-60", "max_grad_norm (1e-60)"),
     ("--target-step-size 1e-60", "target_step_size (1e-60)"),
@@ -200,21 +206,19 @@ def folders(tmp_path):
 
 @pytest.mark.parametrize(("flags", "words"), CASES, ids=[flags for flags, _ in CASES])
 def test_a_bad_input_is_one_line_and_exit_code_2(
-    flags, words, sweep_script, folders, tmp_path, monkeypatch, capsys
+    flags, words, call_command, folders, tmp_path, monkeypatch
 ):
     def compiled(*_, **__):
         raise AssertionError("something was compiled")
 
     monkeypatch.setattr(programs, "compile_programs", compiled)
     monkeypatch.setattr(batches, "compile_programs", compiled)
-    monkeypatch.setattr("purejaxdqn.cli.flags.use_every_core", lambda *_: devices.ensure_devices())
+    monkeypatch.setattr("purejaxdqn.cli.sweeps.use_every_core", lambda *_: ensure_devices())
     argv = [folders.get(word, word) for word in flags.split(" ")]
     if "--output" not in argv:
         argv += ["--output", str(tmp_path / "output")]
-    with pytest.raises(SystemExit) as caught:
-        cli.run(sweep_script.main, sweep_script.Args, argv)
-    out, err = capsys.readouterr()
-    assert caught.value.code == 2, err
+    code, out, err = call_command("sweep", *argv)
+    assert code == 2, err
     assert words in " ".join(err.split()), err
     lines = [line for line in err.splitlines() if line]
     assert len(lines) == 1, err
@@ -222,13 +226,35 @@ def test_a_bad_input_is_one_line_and_exit_code_2(
     assert "Traceback" not in out + err
 
 
-def test_what_is_not_written_with_its_dashes_is_refused_too(sweep_script, capsys):
-    """tyro's own answers: in a box, with what was probably meant."""
-    for argv in (["--lerning-rate", "1"], ["stray"], ["--num-seeds", "x"], ["--seed-mode", "no"]):
-        with pytest.raises(SystemExit) as caught:
-            cli.run(sweep_script.main, sweep_script.Args, argv)
-        assert caught.value.code == 2
-        assert "Traceback" not in capsys.readouterr().err
+@pytest.mark.parametrize(
+    ("words", "expected"),
+    [
+        (["swep"], "command ('swep') must be one of sweep"),
+        (["train", "stray"], "Unrecognized options: stray"),
+        (["train", "--lerning-rate", "1"], "did you mean --learning-rate"),
+        (["train", "--num-seeds", "2", "3"], "num_seeds takes one value, and not 2 3"),
+        (
+            ["train", "--learning-rate", "uniform:0:1"],
+            "learning_rate ('uniform:0:1') must be a num",
+        ),
+        (["train", "--agent", "pqn", "--no-prioritised"], "'prioritised' is no setting of agent"),
+        (["train", "--import", "no_such_module"], "there is no module 'no_such_module'"),
+        (["train", "--import", "no/such/file.py"], "there is no file no/such/file.py"),
+        (["plan", "--cluster", "auto"], "cluster ('auto') excludes a plan"),
+        (["ablate", "--components", "duelling"], "component 'duelling' must be one of dueling"),
+        (["ablate", "--agent", "pqn"], "double cannot be put in: the settings of pqn have no td"),
+        (["ablate", "--num-seeds=0"], "num_seeds (0)"),
+        (["rerun"], "name a results file first: purejaxdqn rerun results/train --seed 0"),
+        (["play"], "name a results file first: purejaxdqn play"),
+        (["agents", "ranbow"], "agent ('ranbow') must be one of rainbow"),
+        (["environments", "stray"], "Unrecognized options: stray"),
+    ],
+)
+def test_each_command_refuses_in_one_line(words, expected, call_command):
+    code, out, err = call_command(*words)
+    assert (code, out) == (2, "")
+    assert expected in err
+    assert len(err.splitlines()) == 1
 
 
 @pytest.mark.parametrize(
@@ -248,18 +274,17 @@ def test_no_amounts_of_memory(text):
 @pytest.mark.parametrize(
     ("happens", "exit_code"), [(OSError("the disk is full"), 1), (Stopped(signal.SIGTERM), 75)]
 )
-def test_an_end_before_its_time_says_how_to_go_on(
-    happens, exit_code, sweep_script, tmp_path, capsys
-):
-    def main(_):
-        raise happens
+def test_an_end_before_its_time_says_how_to_go_on(happens, exit_code, capsys):
+    def fail():
+        with saying_how_to_go_on("the same command with --resume goes on"):
+            raise happens
 
     with pytest.raises(SystemExit) as caught:
-        cli.run(main, sweep_script.Args, ["--overwrite", "--output", str(tmp_path)])
+        exit_with(fail)
     assert caught.value.code == exit_code
     (line,) = capsys.readouterr().err.splitlines()
     assert str(happens) in line
-    assert f"with --resume in place of --overwrite goes on (in {tmp_path})" in line
+    assert line.endswith("the same command with --resume goes on")
 
 
 def test_the_first_of_two_signals_says_how_the_process_ends():
@@ -295,12 +320,24 @@ def test_signals_while_a_file_is_written_are_heard_after_it(fails, tmp_path):
     assert [*tmp_path.iterdir()] == ([] if fails else [path])
 
 
-def test_the_help_is_as_wide_as_the_terminal(sweep_script, monkeypatch, capsys):
+@pytest.mark.parametrize("command", COMMANDS)
+def test_the_help_is_as_wide_as_the_terminal(command, monkeypatch, call_command):
     monkeypatch.setenv("COLUMNS", "80")
-    with pytest.raises(SystemExit) as caught:
-        cli.run(sweep_script.main, sweep_script.Args, ["--help"])
-    assert not caught.value.code
-    lines = capsys.readouterr().out.splitlines()
-    commands = [line for line in lines if line.strip().startswith("python experiments")]
-    assert len(commands) == 5
-    assert [line for line in lines[1:] if len(line) > 80 and line not in commands] == []
+    code, out, _ = call_command(command, "--help")
+    assert code == 0
+    lines = out.splitlines()
+    examples = [line for line in lines if line.strip().startswith("purejaxdqn ")]
+    assert examples
+    assert [line for line in lines if len(line) > 80 and line not in examples] == []
+    assert "(default: )" not in out
+
+
+def test_the_help_of_an_agent_has_its_settings_alone_and_its_defaults(call_command):
+    _, out, _ = call_command("train", "--agent", "pqn", "--help")
+    assert "--q-lambda" in out
+    assert "--batch-size" not in out
+    _, out, _ = call_command("train", "--agent", "rainbow", "--help")
+    assert "--q-lambda" not in out
+    assert "--prioritised, --no-prioritised" in out
+    for heading in ("run", "agent", "exploration", "replay", "network", "evaluation", "sweep"):
+        assert f"─ {heading} options ─" in out

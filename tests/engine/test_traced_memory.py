@@ -10,7 +10,7 @@ import pytest
 from purejaxdqn import agents
 from purejaxdqn.agents.pqn.settings import PQNConfig
 from purejaxdqn.engine.memory import abstract_run
-from purejaxdqn.engine.programs import max_iterations_of
+from purejaxdqn.engine.run import max_iterations_of
 from purejaxdqn.engine.traced_memory import trace_memory
 from purejaxdqn.training.evaluation import evaluate
 

@@ -1,5 +1,6 @@
 """Environments, CartPole above all, against `gymnasium.make`."""
 
+import dataclasses
 import functools
 import warnings
 from typing import Any, NamedTuple
@@ -12,12 +13,14 @@ import pytest
 from scipy import stats
 
 from purejaxdqn import environments
-from purejaxdqn.environments import CartPoleState, step_and_reset
-from purejaxdqn.environments.cartpole import THETA_THRESHOLD, X_THRESHOLD
+from purejaxdqn.agents.dqn.settings import DQNConfig
+from purejaxdqn.environments import CartPoleState, registry, step_and_reset
+from purejaxdqn.environments.cartpole import THETA_THRESHOLD, X_THRESHOLD, cartpole
 from purejaxdqn.types import ConfigError
 
 NAMES = ("CartPole-v0", "CartPole-v1")
 NUM_EPISODES = 1_000
+CARTPOLE = environments.make("CartPole-v1")
 
 
 def gymnasium_make(name: str) -> gymnasium.Env:
@@ -251,9 +254,28 @@ class TestStepAndReset:
         assert len(np.unique(obs[ended], axis=0)) == ended.sum()
 
 
-class TestMake:
-    def test_registered(self):
-        assert environments.registered() == NAMES
+@pytest.fixture
+def empty_registry(monkeypatch):
+    monkeypatch.setattr(registry, "_ENVIRONMENTS", {})
+
+
+def make_mine():
+    return environments.Environment(**{**CARTPOLE._asdict(), "name": "Mine-v0"})
+
+
+def define_again(result=None):
+    """A function as `make_mine`, by module and name, as a notebook's cell defines it anew."""
+
+    def make():
+        return result
+
+    make.__module__, make.__qualname__ = make_mine.__module__, make_mine.__qualname__
+    return make
+
+
+class TestRegistry:
+    def test_cartpole_is_registered_with_both_time_limits(self):
+        assert environments.names() == NAMES
         assert [environments.make(name).name for name in NAMES] == list(NAMES)
 
     def test_unknown_names_are_refused_with_the_nearest(self):
@@ -262,3 +284,59 @@ class TestMake:
         assert "The environments are CartPole-v0, CartPole-v1" in str(error.value)
         with pytest.raises(ConfigError, match=r"unknown environment 'Pong': The environments are"):
             environments.make("Pong")
+
+    def test_an_environment_of_ones_own_is_made_by_its_name(self, empty_registry):
+        environments.register("Mine-v0", make_mine)
+        assert environments.names() == ("Mine-v0",)
+        assert environments.make("Mine-v0").name == "Mine-v0"
+        assert environments.make("Mine-v0").max_steps == CARTPOLE.max_steps
+        dataclasses.replace(DQNConfig(), env="Mine-v0").validate()
+
+    @pytest.mark.parametrize("name", [None, 3, "", ("Mine-v0",)])
+    def test_what_is_no_name_is_refused(self, name, empty_registry):
+        with pytest.raises(ConfigError, match="must be a name, such as 'My-v0'"):
+            environments.register(name, make_mine)
+        assert environments.names() == ()
+
+    def test_what_is_no_function_is_refused(self, empty_registry):
+        with pytest.raises(ConfigError, match="must be a function without arguments"):
+            environments.register("Mine-v0", make_mine())
+        assert environments.names() == ()
+
+    def test_a_function_that_is_defined_again_takes_the_place_of_the_first(self, empty_registry):
+        environments.register("Mine-v0", make_mine)
+        environments.register("Mine-v0", make_mine)
+        other = make_mine()._replace(max_steps=7)
+        environments.register("Mine-v0", define_again(other))
+        assert environments.make("Mine-v0") is other
+
+    @pytest.mark.parametrize(
+        "other",
+        [
+            record,
+            lambda: make_mine(),
+            functools.partial(make_mine),
+            functools.partial(define_again, make_mine()),
+        ],
+    )
+    @pytest.mark.parametrize("first", [make_mine, lambda: None, functools.partial(define_again)])
+    def test_a_name_that_another_function_has_is_refused(self, first, other, empty_registry):
+        environments.register("Mine-v0", first)
+        with pytest.raises(ConfigError, match="'Mine-v0' is registered already: choose another"):
+            environments.register("Mine-v0", other)
+        environments.register("Mine-v0", first)
+
+    def test_a_name_of_the_package_stays_what_it_is(self):
+        with pytest.raises(ConfigError, match="'CartPole-v1' is registered already"):
+            environments.register("CartPole-v1", functools.partial(cartpole, "CartPole-v1", 9, 1.0))
+        assert environments.make("CartPole-v1").max_steps == 500
+
+    def test_a_function_that_makes_something_else_is_refused(self, empty_registry):
+        environments.register("Mine-v0", lambda: tuple(make_mine()))  # type: ignore[arg-type,return-value]
+        with pytest.raises(ConfigError, match=r"'Mine-v0' must make an Environment, and made \("):
+            environments.make("Mine-v0")
+
+    def test_an_environment_of_another_name_is_refused(self, empty_registry):
+        environments.register("Yours-v0", make_mine)
+        with pytest.raises(ConfigError, match="as 'Yours-v0' is named 'Mine-v0': both must be"):
+            environments.make("Yours-v0")

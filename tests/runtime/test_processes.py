@@ -8,7 +8,6 @@ import socket
 import subprocess
 import sys
 import time
-from pathlib import Path
 from typing import Any
 
 import jax
@@ -188,10 +187,9 @@ def test_two_commands_share_a_sweep(tmp_path, fresh_environment, assert_same_bit
         flags += [f"--{name.replace('_', '-')}", "8" if name == "hidden_sizes" else str(value)]
     flags += ["--output", str(output), "--num-devices", "2"]
     flags += ["--coordinator", f"localhost:{port}", "--num-processes", "2"]
-    script = Path(__file__).parents[2] / "experiments" / "sweep.py"
     processes = [
         subprocess.Popen(
-            [sys.executable, str(script), *flags, "--process-id", str(process)],
+            [sys.executable, "-m", "purejaxdqn", "sweep", *flags, "--process-id", str(process)],
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
             env=fresh_environment,

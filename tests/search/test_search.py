@@ -30,7 +30,6 @@ from purejaxdqn.storage import results
 from purejaxdqn.sweep import batches
 from purejaxdqn.sweep import plan as planning
 from purejaxdqn.sweep.checkpoints import SweepFolder
-from purejaxdqn.sweep.design import structure
 from purejaxdqn.types import ConfigError
 
 CONFIG = DQNConfig(
@@ -76,13 +75,13 @@ def compiled():
 
     def compile_once(experiment, config, plan, devices, diagnostics=False):
         asked.append(plan)
-        key = (experiment, structure(config), plan.width, plan.num_devices)
+        key = (experiment, jax.tree.structure(config), plan.width, plan.num_devices)
         if key not in known:
             known[key] = programs.compile_programs(experiment, config, plan, devices, diagnostics)
         return known[key]
 
     def trace_once(experiment, config):
-        key = (experiment, structure(config))
+        key = (experiment, jax.tree.structure(config))
         if key not in known:
             known[key] = abstract_run(experiment, config)
         return known[key]
@@ -547,12 +546,12 @@ def test_without_optuna_the_remedy_is_said(tmp_path, monkeypatch):
 # ------------------------------------------------------------------------------------ the script
 
 
-def test_the_script_prints_the_best_setting_and_writes_everything(run_script, tmp_path):
+def test_the_command_prints_the_best_setting_and_writes_everything(run_command, tmp_path):
     flags = "--total-steps 480 --prefill-steps 80 --replay-capacity 120 --batch-size 16"
     flags += " --hidden-sizes 8 --target-period 5 --eval-interval 160 --eval-episodes 3"
     flags += " --learning-rate loguniform:1e-4:1e-2 --discount 0.9 0.99 --num-trials 3"
-    answer = run_script(
-        "search.py", *flags.split(), "--num-seeds=2", "--json", "--output", tmp_path / "out"
+    answer = run_command(
+        "search", *flags.split(), "--num-seeds=2", "--json", "--output", tmp_path / "out"
     )
     assert answer.returncode == 0, answer.stderr
     facts = json.loads(answer.stdout.splitlines()[-1])
@@ -565,8 +564,9 @@ def test_the_script_prints_the_best_setting_and_writes_everything(run_script, tm
     assert results.load(tmp_path / "out").sizes["trial"] == 3
 
 
-def test_the_script_refuses_what_cannot_be_searched(run_script, tmp_path):
-    answer = run_script("search.py", "--hidden-sizes", "8", "16", "--output", tmp_path / "out")
-    assert answer.returncode == 2
-    assert answer.stderr.startswith("error: hidden_sizes cannot be searched")
-    assert len(answer.stderr.splitlines()) == 1
+def test_the_command_refuses_what_cannot_be_searched(call_command, tmp_path):
+    flags = ("--hidden-sizes", "8", "16", "--output", tmp_path / "out")
+    code, _, err = call_command("search", *flags)
+    assert code == 2
+    assert err.startswith("error: hidden_sizes cannot be searched")
+    assert len(err.splitlines()) == 1

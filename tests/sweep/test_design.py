@@ -43,8 +43,8 @@ def test_values_may_be_numpys_own():
     seeds: Any = np.arange(2)
     design = grid_design(CONFIG, seeds, grid)
     assert design.axes["batch_size"] == [16, 32, 48]
-    for setting in design.settings:
-        assert config_from_json(config_to_json(setting.config)) == setting.config
+    for point in design.points:
+        assert config_from_json(config_to_json(point.config)) == point.config
     drawn = {"batch_size": stats.randint(16, 64), "n_step": np.arange(1, 4)}
     sizes = random_design(CONFIG, [0], drawn, 9, np.random.default_rng(0)).axes["batch_size"]
     assert all(type(size) is int for size in sizes)
@@ -81,7 +81,7 @@ def test_agents_can_be_swept_and_bring_their_own_settings():
     design = grid_design(
         agents.configure, [0], {"agent": ["dqn", "rainbow", "pqn"], "discount": [0.9]}
     )
-    configs = [setting.config for setting in design.settings]
+    configs = [point.config for point in design.points]
     assert configs[1] == dataclasses.replace(agents.get("rainbow").config, discount=0.9)
     assert configs[2] == PQNConfig(discount=0.9)
     assert len(design.groups()) == 3

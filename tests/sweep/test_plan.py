@@ -159,10 +159,10 @@ def test_a_plan_says_what_it_is():
     assert np.all(["program 1" in text, "program 2" in text])
 
 
-def test_a_sweep_ten_times_larger_than_its_budget_has_the_planned_peak(run_script, tmp_path):
+def test_a_sweep_ten_times_larger_than_its_budget_has_the_planned_peak(run_command, tmp_path):
     flags = "--replay-capacity 2000000 --num-seeds 44 --memory-budget 220MB --total-steps 1200"
     flags += " --prefill-steps 1000 --eval-interval 200 --target-period 10 --eval-episodes 2"
-    answer = run_script("sweep.py", *flags.split(), "--output", tmp_path / "out")
+    answer = run_command("sweep", *flags.split(), "--output", tmp_path / "out")
     assert answer.returncode == 0, answer.stderr
     dataset = results.load(tmp_path / "out")
     planned = int(dataset.attrs["planned_peak_bytes"])

@@ -404,20 +404,19 @@ import json, signal, sys
 # What runs in the background of a shell inherits that SIGINT is ignored.
 signal.signal(signal.SIGINT, signal.default_int_handler)
 from pathlib import Path
-from purejaxdqn.cli import flags as cli
+from purejaxdqn.cli.exits import exit_with
 from purejaxdqn.storage import results
 from purejaxdqn.agents.dqn.dqn import DQNConfig, dqn
 from purejaxdqn.sweep.run import run_sweep
 
-def main(_):
+def main():
     output, options = Path(sys.argv[1]), json.loads(sys.argv[2])
     results.prepare_output(output, resume=True)
     config = DQNConfig(**{**json.loads(sys.argv[3]), "hidden_sizes": (8,), "head_sizes": ()})
     run_sweep(dqn, config, range(2), learning_rate=[1e-3, 3e-3], width=2, output=output,
               resume=True, **options)
 
-import dataclasses
-cli.run(main, dataclasses.make_dataclass("Args", []), argv=[])
+exit_with(main)
 """
 LONG = dataclasses.replace(CONFIG, total_steps=200_000, eval_interval=20_000)
 

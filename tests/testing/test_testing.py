@@ -153,7 +153,7 @@ def frozen(key, old_state, state, timestep):
 
 
 GOOD_ENVIRONMENTS = {
-    **{name: environments.make(name) for name in environments.registered()},
+    **{name: environments.make(name) for name in environments.names()},
     "walker": WALKER,
     "noisy walker": walker(step=functools.partial(step, noise=0.1)),
     "packed": packed(),

@@ -41,7 +41,7 @@ def run_environments(argv: Sequence[str]) -> int:
     table = Table(
         "environment", "actions", "observation", "steps", "solved at", box=box.SIMPLE_HEAD
     )
-    for name in environments.registered():
+    for name in environments.names():
         env = environments.make(name)
         space = env.observation_space
         solved = "" if env.threshold is None else f"{env.threshold:g}"

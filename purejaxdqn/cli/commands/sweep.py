@@ -29,6 +29,7 @@ from purejaxdqn.cli.flags import CommandLine, find_values, import_modules, read_
 from purejaxdqn.cli.sweeps import (
     READERS,
     choose_devices,
+    explain_strangers,
     list_seeds,
     make_options,
     print_json,
@@ -38,7 +39,7 @@ from purejaxdqn.cli.sweeps import (
 from purejaxdqn.report.sweep import report_sweep
 from purejaxdqn.runtime import processes
 from purejaxdqn.sweep.dataset import SweepInterrupted
-from purejaxdqn.sweep.design import Design, grid_design, random_design
+from purejaxdqn.sweep.design import MOST_RUNS, Design, grid_design, random_design
 from purejaxdqn.sweep.run import print_plan
 from purejaxdqn.training.declaration import Setting, setting, settings_of
 from purejaxdqn.training.settings import RunConfig
@@ -48,7 +49,10 @@ from purejaxdqn.types import ConfigError
 @dataclasses.dataclass(frozen=True)
 class _SampleFlags:
     num_samples: int | None = setting(
-        None, "Settings to draw, where some are drawn from distributions.", group="sweep"
+        None,
+        "Settings to draw, where some are drawn from distributions.",
+        group="sweep",
+        at_most=MOST_RUNS,
     )
     sample_seed: int = setting(0, "Seed of that draw.", group="sweep", at_least=0)
 
@@ -134,7 +138,8 @@ def read_swept_settings(
     """
     import_modules(argv)
     settings: dict[str, Setting] = {}
-    for name in find_values(argv, "agent") or [agents.DEFAULT]:
+    names = find_values(argv, "agent") or [agents.DEFAULT]
+    for name in names:
         base = agents.get(name).config
         for one in settings_of(type(base)).values():
             settings.setdefault(one.name, one._replace(default=getattr(base, one.name)))
@@ -142,7 +147,14 @@ def read_swept_settings(
         help=f"Agents, whose settings are the defaults here: {', '.join(agents.names())}."
     )
     return read_command_line(
-        argv, prog, description, own, settings, have_several_values=True, readers=READERS
+        argv,
+        prog,
+        description,
+        own,
+        settings,
+        have_several_values=True,
+        readers=READERS,
+        strangers=explain_strangers(names),
     )
 
 

@@ -19,7 +19,14 @@ from typing import Any
 
 from purejaxdqn import agents
 from purejaxdqn.cli.flags import find_values, import_modules, read_command_line
-from purejaxdqn.cli.sweeps import READERS, list_seeds, print_json, sweep_flags, training
+from purejaxdqn.cli.sweeps import (
+    READERS,
+    explain_strangers,
+    list_seeds,
+    print_json,
+    sweep_flags,
+    training,
+)
 from purejaxdqn.report.films import play_and_film
 from purejaxdqn.report.training import report_training
 from purejaxdqn.runtime import processes
@@ -60,8 +67,8 @@ def read_training(
       ConfigError: for an agent, a setting or a flag that cannot be.
     """
     import_modules(argv)
-    names = find_values(argv, "agent")
-    base = agents.get(names[0] if names else default_agent).config
+    name = (find_values(argv, "agent") or [default_agent])[0]
+    base = agents.get(name).config
     base = dataclasses.replace(base, **defaults)
     settings = {
         name: one._replace(default=getattr(base, name))
@@ -70,7 +77,15 @@ def read_training(
     settings["agent"] = settings["agent"]._replace(
         help=f"The agent, whose settings are the defaults here: {', '.join(agents.names())}."
     )
-    line = read_command_line(argv, prog, description, own, settings, readers=READERS)
+    line = read_command_line(
+        argv,
+        prog,
+        description,
+        own,
+        settings,
+        readers=READERS,
+        strangers=explain_strangers([name]),
+    )
     config = dataclasses.replace(base, **line.given)
     config.validate()
     return config, line.flags

@@ -20,7 +20,7 @@ import warnings
 from collections.abc import Iterator
 from typing import Any
 
-from purejaxdqn.engine.programs import Experiment
+from purejaxdqn.engine.run import Experiment
 from purejaxdqn.runtime.devices import ensure_devices
 from purejaxdqn.sweep.dataset import SweepResult
 from purejaxdqn.sweep.design import Design

@@ -13,9 +13,9 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from purejaxdqn.engine.memory import peak_bytes
-from purejaxdqn.engine.programs import Experiment
 from purejaxdqn.engine.progress import SweepProgress
 from purejaxdqn.engine.record import Record
+from purejaxdqn.engine.run import Experiment
 from purejaxdqn.runtime.devices import use_every_core
 from purejaxdqn.runtime.interrupts import EXIT_TERMINATED, Stopped, StopRequest, catch_signals
 from purejaxdqn.storage import provenance
