@@ -169,9 +169,8 @@ def _compare_values(
     if worst < tolerance:
         return Check(title, True, f"{worst:.1e}")
     message = (
-        f"the value of action {action} in state {state} converges to "
-        f"{found[state, action]:.4g}, and that of the declared fixed point "
-        f"({name}) is {expected[state, action]:.4g}: {hint}"
+        f"the value of action {action} in state {state} converges to {found[state, action]:.4g}, "
+        f"and that of the declared fixed point ({name}) is {expected[state, action]:.4g}: {hint}"
     )
     return Check(title, False, f"{worst:.3g}", message)
 

@@ -120,9 +120,8 @@ def _check_all_pairs(subject: Subject, cases: Cases, tables: np.ndarray, best: n
     expect(
         error < 1e-2,
         f"{error:.1e}",
-        f"where half of the target's quantiles are above the "
-        f"predicted ones and half below, their gradients are off by a share of {error:.2g}: "
-        f"{_ONE_ALONE}",
+        "where half of the target's quantiles are above the predicted ones and half below, their "
+        f"gradients are off by a share of {error:.2g}: {_ONE_ALONE}",
     )
 
 

@@ -170,8 +170,7 @@ def _check_slopes(subject: Subject) -> str:
         f"{error:.1e}",
         f"the gradient is {grad[i]:.6g} along a direction in which the loss changes by "
         f"{difference[i]:.6g}: part of the prediction is behind a stop_gradient (such as in a "
-        "weight of the error's own size), is rounded, or has a derivative of its own that is "
-        "wrong",
+        "weight of the error's own size), is rounded, or has a derivative of its own that is wrong",
     )
 
 
