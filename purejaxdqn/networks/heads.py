@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any, cast
+from typing import Any
 
 import flax.linen as nn
 import jax
@@ -272,7 +272,7 @@ def midpoints(num: int) -> Array:
 
 
 def _features(head: Any, obs: Array) -> Array:
-    features = cast(Array, head.torso(obs))
+    features: Array = head.torso(obs)
     show(head, "features", features)
     return features
 

@@ -31,13 +31,7 @@ _OUTCOMES = {
 
 
 class Row(NamedTuple):
-    """Holds one combination's scores over its seeds.
-
-    Attributes:
-      name: such as "double+n_step", or "none".
-      point: by component, whether it is in.
-      intervals: by outcome.
-    """
+    """Holds one combination: its name, which components are in, and an interval per outcome."""
 
     name: str
     point: dict[str, bool]

@@ -26,7 +26,7 @@ class Declared(NamedTuple):
 
 
 def _munchausen(
-    loss_fn: LossFn, temperature: Any, coefficient: Any, log_policy_min: Any
+    loss_fn: LossFn[Any], temperature: Any, coefficient: Any, log_policy_min: Any
 ) -> Declared:
     inner = find_declared(loss_fn)
     if inner.fixed_point is None:

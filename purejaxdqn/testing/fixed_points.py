@@ -1,8 +1,8 @@
 """What a loss can converge to: the known fixed points that `check_loss` judges by.
 
-A `FixedPoint` is the target of a transition where the online and the target network agree, in plain
-NumPy and apart from the losses' own code. The loss converges to the table of action values that
-equals its own expected targets. All functions work on any leading axes: `q_t [..., A]`.
+A `FixedPoint` is the target of a transition where the online and the target network agree. It is
+written in plain NumPy, apart from the losses' own code. The loss converges to the table of action
+values that equals its expected targets. All functions work on any leading axes: `q_t [..., A]`.
 """
 
 from __future__ import annotations
@@ -25,8 +25,8 @@ class FixedPoint(NamedTuple):
       name: for messages.
       target: `(q_tm1 [..., A], a_tm1 [...], r_t [...], discount_t [...], q_t [..., A]) -> [...]`,
         NumPy in and out: where both networks agree, what the value of `a_tm1` is pulled to.
-      near_misses: `(what is wrong, FixedPoint)` of mistakes that are easily made. A loss that
-        follows one of them is told what is wrong with it.
+      near_misses: `(what is wrong, FixedPoint)` of common mistakes. `check_loss` uses them to say
+        what is wrong with a loss that makes one.
     """
 
     name: str
@@ -68,7 +68,7 @@ RETURN = _bellman("return", lambda q_t: 0 * q_t.max(-1))
 
 
 def epsilon_greedy(epsilon: Any) -> FixedPoint:
-    """Makes the values of acting greedily but for a share `epsilon` of uniformly random actions."""
+    """Makes the values of a policy that is greedy but for a share `epsilon` of random actions."""
     name = f"epsilon_greedy({epsilon})"
     others: _ValueOf = lambda q_t: q_t.sum(-1) - q_t.max(-1)  # noqa: E731
     mistakes: dict[str, _ValueOf] = {
@@ -149,7 +149,10 @@ def soft(temperature: Any) -> FixedPoint:
 def munchausen(
     fixed_point: FixedPoint, temperature: Any, coefficient: Any, log_policy_min: Any
 ) -> FixedPoint:
-    """Makes another fixed point with `purejaxdqn.losses.munchausen`'s bonus in its reward."""
+    """Makes another fixed point, with the bonus of `purejaxdqn.losses.munchausen` in its reward.
+
+    The function is long because it lists every near miss.
+    """
 
     def log_policy(q_values: Rows, a_tm1: Rows) -> Rows:
         """Computes the temperature times the log-policy."""
@@ -249,12 +252,12 @@ def converges_to(
     """Declares, as a decorator, what a loss or a TD error converges to.
 
     Args:
-      fixed_point: such as `OPTIMAL` or `soft(0.1)`; or a function that makes one of the loss's own
-        settings, such as `soft` for a TD error with an argument `temperature` that has a default.
+      fixed_point: such as `OPTIMAL` or `soft(0.1)`; or a function that makes one, such as `soft`
+        for a TD error whose argument `temperature` has a default.
       bootstrap: the network whose values at time t the loss bootstraps from.
 
     Returns:
-      The decorator; it returns the loss itself.
+      The decorator, which returns the loss itself.
     """
 
     def declare(loss: Loss) -> Loss:

@@ -24,7 +24,7 @@ _ONE_OBSERVATION = (
 )
 
 
-def check_network(network: Network, key: Array, obs: Array, num_actions: int) -> None:
+def check_network(network: Network[Any], key: Array, obs: Array, num_actions: int) -> None:
     """Checks a value network of ONE observation: see `Network`.
 
     - It works under `jit`, `vmap` (over observations and over weights) and `grad`.
@@ -83,11 +83,11 @@ def check_network(network: Network, key: Array, obs: Array, num_actions: int) ->
     )
 
 
-def _values(network: Network, params: Params, obs: Array, key: Array | None = None) -> Array:
+def _values(network: Network[Any], params: Params, obs: Array, key: Array | None = None) -> Array:
     return network.action_values(network.apply(params, obs, key))
 
 
-def _check_types(network: Network, key: Array, obs: Array, num_actions: int) -> None:
+def _check_types(network: Network[Any], key: Array, obs: Array, num_actions: int) -> None:
     values = functools.partial(_values, network)
     params = output_types("network.init", _ONE_OBSERVATION, network.init, key, obs)
     for name, noise in (("without a key", None), ("with a key", key)):

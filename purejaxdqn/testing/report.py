@@ -7,9 +7,10 @@ import inspect
 from collections.abc import Callable
 from typing import NamedTuple, ParamSpec
 
-from rich.console import Console
 from rich.table import Table
 from rich.text import Text
+
+from purejaxdqn.runtime.console import make_console
 
 P = ParamSpec("P")
 
@@ -62,7 +63,7 @@ class Report(NamedTuple):
         for check in self.checks:
             word, style = verdict[check.passed]
             table.add_row(Text(check.name), Text(word, style), Text(check.figure))
-        console = Console()
+        console = make_console()
         console.print(table)
         for check in self.checks:
             if check.message:

@@ -64,7 +64,7 @@ class Probe(NamedTuple):
         the next updates, `NUM_STATES` at most, and the mean norm of their batches' gradients.
     """
 
-    network: Network
+    network: Network[Any]
     discount: Array | float
     observe: Callable[[TrainState, Array], tuple[Array, Array]]
 
@@ -108,7 +108,7 @@ def diagnose(
 
 
 def value_bias(
-    network: Network,
+    network: Network[Any],
     params: Params,
     env: Environment,
     discount: Array | float,
@@ -155,7 +155,7 @@ class _Episode(NamedTuple):
 
 
 def _play_greedily(
-    network: Network, params: Params, env: Environment, discount: Array | float, key: Array
+    network: Network[Any], params: Params, env: Environment, discount: Array | float, key: Array
 ) -> tuple[Array, Array]:
     """Plays one episode, and sums over its states: value minus return, and the share tested."""
 

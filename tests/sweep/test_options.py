@@ -11,7 +11,7 @@ import pytest
 from purejaxdqn.agents.dqn.dqn import DQNConfig, dqn
 from purejaxdqn.search.search import search
 from purejaxdqn.sweep.design import grid_design
-from purejaxdqn.sweep.options import SweepOptions, options_from, split_keywords
+from purejaxdqn.sweep.options import SweepOptions, split_keywords, take_options
 from purejaxdqn.sweep.ray.cluster import run_on_cluster
 from purejaxdqn.sweep.run import print_plan, run_design, run_sweep
 from purejaxdqn.types import ConfigError
@@ -114,7 +114,7 @@ def test_a_misspelt_option_is_named_with_what_was_meant(call):
     with pytest.raises(ConfigError, match=rf"'outptu' is no option of {call.__name__}: .*output"):
         call(dqn, DESIGN, outptu="x")
     with pytest.raises(ConfigError, match=r"'xyz' is no option of f: choose of width, seed_mode"):
-        options_from(None, {"xyz": 1}, "f")
+        take_options(None, {"xyz": 1}, "f")
 
 
 def test_a_cluster_takes_no_devices_and_needs_a_folder():

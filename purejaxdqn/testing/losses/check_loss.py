@@ -26,12 +26,12 @@ _DECLARED: Any = object()
 
 @print_and_raise
 def check_loss(
-    loss: LossFn | TDError,
+    loss: LossFn[Any] | TDError,
     *,
     fixed_point: FixedPoint | Callable[..., Any] | None = _DECLARED,
     bootstrap: Bootstrap | None = None,
     discount: float = 0.99,
-    network: Network | None = None,
+    network: Network[Any] | None = None,
     transitions: Transition | None = None,
     learns_other_actions: bool = False,
     learns_next_obs: bool = False,

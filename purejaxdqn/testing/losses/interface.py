@@ -41,7 +41,7 @@ _REMEDY = (
 _NUM_ACTIONS = 3
 
 
-def choose_table(loss_fn: LossFn, network: Network | None) -> Table | None:
+def choose_table(loss_fn: LossFn[Any], network: Network[Any] | None) -> Table | None:
     """Chooses the kind of table that a loss works with; None for another representation."""
     if network is not None:
         obs = jnp.zeros(4)  # only the type of the output counts
@@ -57,7 +57,7 @@ def choose_table(loss_fn: LossFn, network: Network | None) -> Table | None:
     return next((t for t in TABLES.values() if _find_error(loss_fn, t) is None), None)
 
 
-def _find_error(loss_fn: LossFn, table: Table) -> Exception | None:
+def _find_error(loss_fn: LossFn[Any], table: Table) -> Exception | None:
     """Returns what a loss raises with a kind of table."""
     obs, key = jnp.eye(2), jax.random.key(0)
     transition = Transition(obs[0], jnp.int32(0), jnp.float32(0), jnp.float32(0.9), obs[1])
@@ -69,7 +69,7 @@ def _find_error(loss_fn: LossFn, table: Table) -> Exception | None:
     return None
 
 
-def _make_network(loss_fn: LossFn) -> Network:
+def _make_network(loss_fn: LossFn[Any]) -> Network[Any]:
     """Makes a small network of the representation that a loss works with."""
     table = choose_table(loss_fn, None)
     representation = table.representation if table else "values"
@@ -120,8 +120,8 @@ class _Problem(NamedTuple):
 
 
 def check_interface(
-    loss_fn: LossFn,
-    network: Network | None,
+    loss_fn: LossFn[Any],
+    network: Network[Any] | None,
     transitions: Transition | None,
     learns_next_obs: bool,
 ) -> list[Check]:

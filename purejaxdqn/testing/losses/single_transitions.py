@@ -114,7 +114,7 @@ class Subject(NamedTuple):
       settled: `[N]` the targets of these cases.
     """
 
-    loss_fn: LossFn
+    loss_fn: LossFn[Any]
     table: Table
     fixed_point: FixedPoint | None
     bootstrap: Bootstrap
@@ -129,7 +129,7 @@ class Subject(NamedTuple):
 
 
 def make_subject(
-    loss_fn: LossFn,
+    loss_fn: LossFn[Any],
     table: Table,
     fixed_point: FixedPoint | None,
     bootstrap: Bootstrap,

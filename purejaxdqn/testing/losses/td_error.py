@@ -31,7 +31,7 @@ def is_td_error(loss: Any) -> bool:
     return not {*TD_ERROR_ARGUMENTS, *ALIASES}.isdisjoint(inspect.signature(loss).parameters)
 
 
-def make_loss(loss: Any) -> LossFn:
+def make_loss(loss: Any) -> LossFn[Any]:
     """Makes a loss out of what may be a TD error.
 
     Raises:

@@ -33,7 +33,7 @@ class Table(NamedTuple):
     """
 
     representation: str
-    network: Network
+    network: Network[Any]
     from_values: Callable[[np.ndarray], np.ndarray]
     pull: np.ndarray
     init: Callable[[Array, Array], Any]
@@ -92,7 +92,9 @@ def _bell_logits(q_values: np.ndarray) -> np.ndarray:
     return np.maximum(-(distance**2) / 2, -40.0)
 
 
-def _make_network(head: Callable[[Array], Any], action_values: Callable[[Any], Array]) -> Network:
+def _make_network(
+    head: Callable[[Array], Any], action_values: Callable[[Any], Array]
+) -> Network[Any]:
     def no_init(key: Array, obs: Array) -> Array:
         raise NotImplementedError("a table is made of values, not initialised")
 
