@@ -1,4 +1,4 @@
-"""Runs functions of a component that is checked: compiled, and seen to be pure."""
+"""Compiles and runs the functions of a component, and checks that they are pure."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from purejaxdqn.testing.requirements import is_key, pairs, require, some
+from purejaxdqn.testing.requirements import is_key, pair_leaves, require, write_some
 from purejaxdqn.types import Array, ArrayTree
 
 COMPILABLE = (
@@ -19,7 +19,7 @@ COMPILABLE = (
 _OWN_KEY = "draw every random number with jax.random from the key: none from numpy, none counted"
 
 
-def output_types(name: str, remedy: str, function: Callable[..., Any], *args: Any) -> Any:
+def find_types(name: str, remedy: str, function: Callable[..., Any], *args: Any) -> Any:
     """Finds shapes and dtypes of a function's output; fails with the remedy if it raises."""
     try:
         with jax.numpy_rank_promotion("raise"):
@@ -42,7 +42,7 @@ class Program:
         self._compiled: Any = None
 
     def _trace(self) -> Any:
-        # A function of its own each time, so that it is traced anew; compiled soon, not fast.
+        # A new function each time, so that it is traced again; compiled soon, not to run fast.
         return jax.jit(
             lambda *args: self._function(*clone_keys(args)),
             compiler_options={"xla_backend_optimization_level": 0},
@@ -72,16 +72,16 @@ class Program:
                 f"{self._name} raises {type(error).__name__}: {error}\n{self._remedy}."
             ) from error
         for other in answers[1:]:
-            for path, x, y in pairs(on_host(answers[0]), on_host(other)):
+            for path, x, y in pair_leaves(to_numpy(answers[0]), to_numpy(other)):
                 require(
                     x.tobytes() == y.tobytes(),
                     f"{self._name} gives different answers to the same arguments: {path} is "
-                    f"{some(x)} and then {some(y)}; {_OWN_KEY}",
+                    f"{write_some(x)} and then {write_some(y)}; {_OWN_KEY}",
                 )
         return answers[0]
 
 
-def on_host(tree: ArrayTree) -> Any:
+def to_numpy(tree: ArrayTree) -> Any:
     """Copies a tree into NumPy arrays, keys as their data."""
     return jax.tree.map(lambda x: np.asarray(jax.random.key_data(x) if is_key(x) else x), tree)
 
@@ -91,6 +91,6 @@ def clone_keys(tree: ArrayTree) -> ArrayTree:
     return jax.tree.map(lambda x: jax.random.clone(x) if is_key(x) else x, tree)
 
 
-def host_rng(key: Array) -> np.random.Generator:
+def make_rng(key: Array) -> np.random.Generator:
     """Makes a NumPy generator that depends on a key."""
     return np.random.default_rng(np.asarray(jax.random.key_data(key)).ravel())

@@ -1,4 +1,4 @@
-"""Checks an environment."""
+"""Checks that an environment keeps its contract."""
 
 from __future__ import annotations
 
@@ -15,19 +15,19 @@ from purejaxdqn.testing.compiled_functions import (
     COMPILABLE,
     Program,
     clone_keys,
-    host_rng,
-    on_host,
-    output_types,
+    find_types,
+    make_rng,
+    to_numpy,
 )
 from purejaxdqn.testing.requirements import (
     NUM_LANES,
-    describe,
+    describe_type,
+    drop_keys,
     is_key,
     require,
     require_close,
     require_float_scalar,
     require_same_types,
-    without_keys,
 )
 from purejaxdqn.types import Array, ArrayTree, TimeStep
 
@@ -59,7 +59,7 @@ def check_environment(env: Environment, key: Array, *, random_reset: bool = True
             _check_types(env, key, "in 64-bit mode" if x64 else "in 32-bit mode")
     start_key, play_key = jax.random.split(key)
     # Two steps longer than an episode.
-    actions = host_rng(key).integers(0, env.num_actions, (env.max_steps + 2, NUM_LANES), np.int32)
+    actions = make_rng(key).integers(0, env.num_actions, (env.max_steps + 2, NUM_LANES), np.int32)
     lies_in_space = _make_space_test(env.observation_space)
     fresh = _check_starts(env, start_key, actions[0], lies_in_space, random_reset)
     play = _make_player(env, play_key, actions, lies_in_space)
@@ -92,13 +92,13 @@ def _check_description(env: Environment) -> None:
 
 def _check_types(env: Environment, key: Array, mode: str) -> None:
     action = jax.ShapeDtypeStruct((), jnp.int32)
-    answer = output_types(f"env.reset {mode}", _ONE_ENVIRONMENT, env.reset, key)
+    answer = find_types(f"env.reset {mode}", _ONE_ENVIRONMENT, env.reset, key)
     require(
         isinstance(answer, tuple) and len(answer) == 2,
         f"env.reset answers with {answer!r}: it must return (state, obs)",
     )
     state, obs = answer
-    answer = output_types(f"env.step {mode}", _ONE_ENVIRONMENT, env.step, key, state, action)
+    answer = find_types(f"env.step {mode}", _ONE_ENVIRONMENT, env.step, key, state, action)
     require(
         isinstance(answer, tuple) and len(answer) == 2 and isinstance(answer[1], TimeStep),
         f"env.step answers with {answer!r}: it must return (state, TimeStep)",
@@ -118,8 +118,8 @@ def _check_types(env: Environment, key: Array, mode: str) -> None:
     for name, found in (("env.reset", obs), ("env.step", timestep.obs)):
         require(
             found.shape == space.shape and found.dtype in dtypes,
-            f"the observation of {name} is {describe(found)} {mode}, but observation_space says "
-            f"{np.dtype(space.dtype).name}{list(space.shape)}: correct the one or the other",
+            f"the observation of {name} is {describe_type(found)} {mode}, but observation_space "
+            f"says {np.dtype(space.dtype).name}{list(space.shape)}: correct the one or the other",
         )
     require_same_types(
         obs,
@@ -132,7 +132,7 @@ def _check_types(env: Environment, key: Array, mode: str) -> None:
         flag = getattr(timestep, name)
         require(
             getattr(flag, "shape", None) == () and flag.dtype == bool,
-            f"{name} is {describe(flag)} {mode}: it must be a bool scalar",
+            f"{name} is {describe_type(flag)} {mode}: it must be a bool scalar",
         )
 
 
@@ -168,16 +168,16 @@ def _check_starts(
         resets, firsts = jax.vmap(first_step)(keys, actions)
         return {
             "states": resets[0],
-            "resets": without_keys(resets),
+            "resets": drop_keys(resets),
             "in_space": jax.vmap(lies_in_space)(resets[1]),
-            "alone": without_keys(alone),
-            "together": without_keys((resets, firsts)),
+            "alone": drop_keys(alone),
+            "together": drop_keys((resets, firsts)),
         }
 
     program = Program("env.reset and the first env.step", _ONE_ENVIRONMENT, start)
     started = program(jax.random.split(key, (NUM_LANES, 2)), action)
     fresh = started["states"]
-    started = on_host(started)
+    started = to_numpy(started)
     require_close(
         started["alone"],
         jax.tree.map(lambda x: x[0], started["together"]),
@@ -199,7 +199,7 @@ def _check_starts(
 
 
 class _Played(NamedTuple):
-    """What is kept of one step; with a leading axis of lanes, or of time and lanes."""
+    """The record of one step; with a leading axis of lanes, or of time and lanes."""
 
     terminated: Array
     truncated: Array
@@ -234,7 +234,7 @@ def _make_player(
             timestep.truncated,
             lies_in_space(timestep.obs),
             jnp.isfinite(timestep.reward),
-            _differ((next_state, timestep.obs), (other_state, other.obs)),
+            _tell_apart((next_state, timestep.obs), (other_state, other.obs)),
         )
 
     def play_lanes(
@@ -252,7 +252,7 @@ def _make_player(
 
     def play(states: ArrayTree, first: int, num: int) -> tuple[ArrayTree, _Played]:
         states, played = program(states, play_keys, actions, first, num)
-        return states, jax.tree.map(lambda rows: rows[:num], on_host(played))
+        return states, jax.tree.map(lambda rows: rows[:num], to_numpy(played))
 
     return play
 
@@ -267,7 +267,7 @@ def _check_episodes(env: Environment, fresh: ArrayTree, play: _Player) -> None:
         return  # no step comes before the last one, to compare it with
     # Fresh episodes whose clocks, and nothing else, say that the time is almost up.
     before, after = (
-        play(_with_clock(fresh, clock, [states, next_states]), 0, 1)[1].terminated[0]
+        play(_set_clock(fresh, clock, [states, next_states]), 0, 1)[1].terminated[0]
         for clock in (states, next_states)
     )
     require(
@@ -334,7 +334,7 @@ def _check_played(env: Environment, played: _Played) -> None:
     )
 
 
-def _with_clock(fresh: ArrayTree, clock: ArrayTree, two_times: list[ArrayTree]) -> ArrayTree:
+def _set_clock(fresh: ArrayTree, clock: ArrayTree, two_times: list[ArrayTree]) -> ArrayTree:
     """Puts the clocks of other states into fresh states `[lanes, ...]`.
 
     A clock is a number that is the same in all lanes, whatever their keys and actions, and differs
@@ -350,10 +350,10 @@ def _with_clock(fresh: ArrayTree, clock: ArrayTree, two_times: list[ArrayTree]) 
     return jax.tree.map(leaf, fresh, clock, *two_times)
 
 
-def _differ(a: ArrayTree, b: ArrayTree) -> Array:
+def _tell_apart(a: ArrayTree, b: ArrayTree) -> Array:
     """Tells `[]` whether two trees differ anywhere but in their PRNG keys."""
     differ = jnp.zeros((), bool)
-    for x, y in zip(without_keys(a), without_keys(b), strict=True):
+    for x, y in zip(drop_keys(a), drop_keys(b), strict=True):
         both_nan = (x != x) & (y != y)
         differ |= ((x != y) & ~both_nan).any()
     return differ

@@ -34,12 +34,12 @@ class FixedPoint(NamedTuple):
     near_misses: tuple[tuple[str, Any], ...] = ()
 
 
-def value_at(q_values: Rows, action: Rows) -> Rows:
+def take_value(q_values: Rows, action: Rows) -> Rows:
     """Takes the values `[...]` of actions `[...]` out of action values `[..., A]`."""
     return np.take_along_axis(q_values, np.expand_dims(action, -1), -1)[..., 0]
 
 
-def _highest(q_values: Rows) -> Rows:
+def _find_highest(q_values: Rows) -> Rows:
     return q_values.max(-1)
 
 
@@ -48,7 +48,7 @@ def _logsumexp(x: Rows) -> Rows:
     return highest + np.log(np.exp(x - np.expand_dims(highest, -1)).sum(-1))
 
 
-def _bellman(
+def _make_bellman(
     name: str, value: _ValueOf, undiscounted: Callable[[Rows], Any] = lambda q_t: 0.0
 ) -> FixedPoint:
     return FixedPoint(
@@ -59,11 +59,11 @@ def _bellman(
     )
 
 
-OPTIMAL = _bellman("optimal", _highest)
+OPTIMAL = _make_bellman("optimal", _find_highest)
 """The optimal values: Bellman's optimality equation."""
 
 
-RETURN = _bellman("return", lambda q_t: 0 * q_t.max(-1))
+RETURN = _make_bellman("return", lambda q_t: 0 * q_t.max(-1))
 """The mean of `r_t`, for losses whose `r_t` is a whole return: they do not bootstrap."""
 
 
@@ -86,8 +86,8 @@ def epsilon_greedy(epsilon: Any) -> FixedPoint:
             lambda q_t: q_t.max(-1) + epsilon * q_t.mean(-1)
         ),
     }
-    right = _bellman(name, lambda q_t: (1 - epsilon) * q_t.max(-1) + epsilon * q_t.mean(-1))
-    near_misses = ((wrong, _bellman(name, value)) for wrong, value in mistakes.items())
+    right = _make_bellman(name, lambda q_t: (1 - epsilon) * q_t.max(-1) + epsilon * q_t.mean(-1))
+    near_misses = ((wrong, _make_bellman(name, value)) for wrong, value in mistakes.items())
     return right._replace(near_misses=tuple(near_misses))
 
 
@@ -135,12 +135,12 @@ def soft(temperature: Any) -> FixedPoint:
         ),
     }
     off = f"soft({temperature}), off"
-    undiscounted = _bellman(off, policy_mean, lambda q_t: temperature * entropy(q_t))
-    return _bellman(
+    undiscounted = _make_bellman(off, policy_mean, lambda q_t: temperature * entropy(q_t))
+    return _make_bellman(
         f"soft({temperature})", lambda q_t: temperature * _logsumexp(q_t / temperature)
     )._replace(
         near_misses=(
-            *((wrong, _bellman(off, value)) for wrong, value in mistakes.items()),
+            *((wrong, _make_bellman(off, value)) for wrong, value in mistakes.items()),
             ("the policy's entropy is not multiplied by discount_t", undiscounted),
         )
     )
@@ -156,7 +156,7 @@ def munchausen(
 
     def log_policy(q_values: Rows, a_tm1: Rows) -> Rows:
         """Computes the temperature times the log-policy."""
-        return value_at(q_values, a_tm1) - temperature * _logsumexp(q_values / temperature)
+        return take_value(q_values, a_tm1) - temperature * _logsumexp(q_values / temperature)
 
     def clipped(log_policy: Rows) -> Rows:
         return np.clip(log_policy, log_policy_min, 0.0)
@@ -187,7 +187,7 @@ def munchausen(
             lambda q_tm1, a, q_t: temperature * clipped(log_policy(q_tm1, a) / temperature)
         ),
         "the bonus's log-policy is that of action values without a temperature": (
-            lambda q_tm1, a, q_t: clipped(temperature * (value_at(q_tm1, a) - _logsumexp(q_tm1)))
+            lambda q_tm1, a, q_t: clipped(temperature * (take_value(q_tm1, a) - _logsumexp(q_tm1)))
         ),
         "the bonus's log-policy is averaged over the actions: it is that of a_tm1": (
             lambda q_tm1, a, q_t: clipped(
@@ -219,11 +219,11 @@ def persistent(coefficient: Any) -> FixedPoint:
     def make(
         gap: Callable[[Rows, Rows], Rows] = np.minimum,
         factor: Any = coefficient,
-        best: _ValueOf = _highest,
+        best: _ValueOf = _find_highest,
         is_discounted: bool = False,
     ) -> FixedPoint:
         def target(q_tm1: Rows, a_tm1: Rows, r_t: Rows, discount_t: Rows, q_t: Rows) -> Rows:
-            gap_tm1, gap_t = (best(q) - value_at(q, a_tm1) for q in (q_tm1, q_t))
+            gap_tm1, gap_t = (best(q) - take_value(q, a_tm1) for q in (q_tm1, q_t))
             lost = factor * gap(gap_tm1, np.where(discount_t > 0, gap_t, 0.0))
             lost = discount_t * lost if is_discounted else lost
             return r_t + discount_t * q_t.max(-1) - lost

@@ -1,4 +1,4 @@
-"""Checks a network."""
+"""Checks that a network keeps its contract."""
 
 from __future__ import annotations
 
@@ -8,10 +8,10 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from purejaxdqn.testing.compiled_functions import COMPILABLE, Program, on_host, output_types
+from purejaxdqn.testing.compiled_functions import COMPILABLE, Program, find_types, to_numpy
 from purejaxdqn.testing.requirements import (
-    describe,
-    largest,
+    describe_type,
+    find_largest,
     require,
     require_close,
     require_finite,
@@ -61,7 +61,7 @@ def check_network(network: Network[Any], key: Array, obs: Array, num_actions: in
 
     *init_keys, noise_key = jax.random.split(key, 3)
     program = Program("the network", _ONE_OBSERVATION, examine)
-    found = on_host(program(jnp.stack(init_keys), noise_key))
+    found = to_numpy(program(jnp.stack(init_keys), noise_key))
     require_finite(found["weights"], "the network's weights after network.init")
     require_finite(found["alone"], "action_values without a key")
     require_finite(found["noisy"], "action_values with a key")
@@ -78,7 +78,7 @@ def check_network(network: Network[Any], key: Array, obs: Array, num_actions: in
         )
     require_finite(found["gradient"], "the gradient of the action values")
     require(
-        largest(found["gradient"]) > 0,
+        find_largest(found["gradient"]) > 0,
         "no gradient reaches the weights, so that nothing would be learned",
     )
 
@@ -89,12 +89,12 @@ def _values(network: Network[Any], params: Params, obs: Array, key: Array | None
 
 def _check_types(network: Network[Any], key: Array, obs: Array, num_actions: int) -> None:
     values = functools.partial(_values, network)
-    params = output_types("network.init", _ONE_OBSERVATION, network.init, key, obs)
+    params = find_types("network.init", _ONE_OBSERVATION, network.init, key, obs)
     for name, noise in (("without a key", None), ("with a key", key)):
-        found = output_types(f"network.apply {name}", _ONE_OBSERVATION, values, params, obs, noise)
+        found = find_types(f"network.apply {name}", _ONE_OBSERVATION, values, params, obs, noise)
         require(
             getattr(found, "shape", None) == (num_actions,)
             and jnp.issubdtype(found.dtype, jnp.floating),
-            f"action_values gives {describe(found)} for one observation {name}: it must give "
+            f"action_values gives {describe_type(found)} for one observation {name}: it must give "
             f"float32[{num_actions}], one number for each action",
         )

@@ -1,4 +1,4 @@
-"""Checks a replay."""
+"""Checks that a replay keeps its contract."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from purejaxdqn.replay import n_step_transition
-from purejaxdqn.testing.compiled_functions import COMPILABLE, Program, on_host, output_types
+from purejaxdqn.testing.compiled_functions import COMPILABLE, Program, find_types, to_numpy
 from purejaxdqn.testing.replay_draws import check_draws
 from purejaxdqn.testing.report import Check, Report, attempt, print_and_raise, without_printing
 from purejaxdqn.testing.requirements import require, require_same_types
@@ -22,7 +22,7 @@ from purejaxdqn.types import Array, ArrayTree, Replay, Sample, Step, Transition,
 
 MakeReplay = Callable[[int, int, int], Replay]  # capacity, batch_size, time_limit
 
-_OBS_SHAPE = (2, 3, 5)  # so peculiar that what ends in it holds observations
+_OBS_SHAPE = (2, 3, 5)  # unusual, so that arrays of observations are recognised by it
 _BATCH_SIZE = 16
 _DISCOUNT = 0.9  # of the values that are learned
 _NUM_STEPS = 3  # for which window_at is asked
@@ -74,7 +74,7 @@ def check_replay(
         return _check_types(replay, num_envs, key, n_step)
 
     def check_content(max_rows: int, time_limit: int) -> str:
-        # Batches that the replay holds when it is emptiest, for those without replacement.
+        # A replay without replacement holds at least one such batch when it is first sampled.
         replay = make_replay(max_rows * num_envs, 2 * num_envs, time_limit)
         steps = _draw_steps(29, num_envs, time_limit)
         return _check_content(replay, steps, jax.random.split(key, 64), max_rows, n_step)
@@ -131,7 +131,7 @@ def _check_probes(make_replay: MakeReplay, key: Array, num_envs: int, n_step: in
         to_transition = functools.partial(n_step_transition, discount=_DISCOUNT)
         return jax.vmap(jax.vmap(to_transition))(windows)
 
-    batches = on_host(jax.jit(sampled)(jax.random.split(key, 4)))
+    batches = to_numpy(jax.jit(sampled)(jax.random.split(key, 4)))
     flat = jax.tree.map(lambda x: x.reshape(-1, *x.shape[2:]), batches)
     numbers = (flat.obs_tm1.argmax(1), flat.a_tm1, flat.r_t, flat.discount_t, flat.obs_t.argmax(1))
     return check_probes(solve_values(*numbers), _DISCOUNT, n_step)
@@ -163,7 +163,7 @@ def _draw_steps(num_steps: int, num_envs: int, time_limit: int) -> Step:
     return Step._make(fields)
 
 
-def _window_types(n_step: int, *batch: int) -> Window:
+def _list_window_types(n_step: int, *batch: int) -> Window:
     """Lists the shapes and dtypes of a window of steps with uint8 observations."""
 
     def array(dtype: Any, *shape: int) -> Any:
@@ -181,16 +181,16 @@ def _check_types(replay: Replay, num_envs: int, key: Array, n_step: int) -> str:
     obs, flag = array(num_envs, *_OBS_SHAPE, dtype=jnp.uint8), array(num_envs, dtype=bool)
     action = array(num_envs, dtype=jnp.int32)
     step = Step(obs, action, array(num_envs, dtype=jnp.float32), flag, flag, obs)
-    state = output_types("Replay.init", COMPILABLE, replay.init, step)
-    added = output_types("Replay.add", COMPILABLE, replay.add, state, step)
-    sample = output_types("Replay.sample", COMPILABLE, replay.sample, added, key)
+    state = find_types("Replay.init", COMPILABLE, replay.init, step)
+    added = find_types("Replay.add", COMPILABLE, replay.add, state, step)
+    sample = find_types("Replay.sample", COMPILABLE, replay.sample, added, key)
     require(
         isinstance(sample, Sample) and isinstance(sample.window, Window),
         f"Replay.sample gives {sample!r}: it must give a Sample of a Window",
     )
     action, number = (array(_BATCH_SIZE, dtype=dtype) for dtype in (jnp.int32, jnp.float32))
     require_same_types(
-        Sample(_window_types(n_step, _BATCH_SIZE), action, number),
+        Sample(_list_window_types(n_step, _BATCH_SIZE), action, number),
         sample,
         f"a batch of {_BATCH_SIZE} windows of {n_step} steps (n_step) with uint8 observations has "
         "the wrong types",
@@ -198,8 +198,8 @@ def _check_types(replay: Replay, num_envs: int, key: Array, n_step: int) -> str:
     )
     if window_at := replay.window_at:
         require_same_types(
-            _window_types(_NUM_STEPS),
-            output_types(
+            _list_window_types(_NUM_STEPS),
+            find_types(
                 "Replay.window_at",
                 COMPILABLE,
                 lambda state, index: window_at(state, index, _NUM_STEPS),
@@ -208,7 +208,7 @@ def _check_types(replay: Replay, num_envs: int, key: Array, n_step: int) -> str:
             f"Replay.window_at of {_NUM_STEPS} steps gives the wrong types",
             "give ONE window of so many steps, in the dtypes in which they were added",
         )
-    updated = output_types("Replay.update", COMPILABLE, replay.update, added, action, number)
+    updated = find_types("Replay.update", COMPILABLE, replay.update, added, action, number)
     for name, new in (("add", added), ("update", updated)):
         require_same_types(
             state,
@@ -239,7 +239,7 @@ def _check_content(replay: Replay, steps: Step, keys: Array, max_rows: int, n_st
     program = Program("init, add and sample of a replay", COMPILABLE, examine)
     for num_steps in (max_rows - 2, len(steps.action)):
         added = Step._make(x[:num_steps] for x in steps)
-        samples, longer = on_host(program(keys, steps, num_steps))
+        samples, longer = to_numpy(program(keys, steps, num_steps))
         _check_samples(samples, added, max_rows, n_step)
         if longer is not None:
             asked = f"that window_at gave for {_NUM_STEPS} steps, "

@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from purejaxdqn.testing.compiled_functions import on_host
+from purejaxdqn.testing.compiled_functions import to_numpy
 from purejaxdqn.testing.requirements import require
 from purejaxdqn.types import Array, Replay, Sample, Step
 
@@ -34,16 +34,16 @@ def check_draws(replay: Replay, steps: Step, key: Array, num_held: int) -> str:
     sample = jax.jit(jax.vmap(replay.sample, in_axes=(None, 0)))
     update = jax.jit(replay.update)
     state = fill(jax.tree.map(jnp.asarray, steps))
-    drawn: Sample = on_host(sample(state, keys_before))
+    drawn: Sample = to_numpy(sample(state, keys_before))
     _compare_counts(drawn, num_held, "")
-    # Each entry its own priority, whatever the order of the indices; a batch at a time.
+    # Gives each entry a priority of its own, unrelated to its index; a batch at a time.
     entries = np.unique(drawn.indices)
     priorities = 1.0 + np.random.default_rng(9).permutation(len(entries)).astype(np.float32)
     size = drawn.indices.shape[1]
     for start in range(0, len(entries), size):
         places = np.arange(start, start + size) % len(entries)
         state = update(state, jnp.asarray(entries[places]), jnp.asarray(priorities[places]))
-    drawn = on_host(sample(state, keys_after))
+    drawn = to_numpy(sample(state, keys_after))
     _compare_counts(drawn, num_held, "after Replay.update, ")
     after = dict(zip(drawn.indices.ravel().tolist(), drawn.probabilities.ravel(), strict=True))
     both = [i for i, entry in enumerate(entries) if entry in after]

@@ -1,4 +1,4 @@
-"""The report of a check: a table with a row a check, its figure, and what is wrong."""
+"""Reports of checks: a table with a row a check, its figure, and what is wrong."""
 
 from __future__ import annotations
 

@@ -25,7 +25,11 @@ from purejaxdqn.testing.report import (
     print_and_raise,
     without_printing,
 )
-from purejaxdqn.testing.tabular.probe_environment import NUM_ACTIONS, NUM_OBS, probe_environment
+from purejaxdqn.testing.tabular.probe_environment import (
+    NUM_ACTIONS,
+    NUM_OBS,
+    make_probe_environment,
+)
 from purejaxdqn.testing.tabular.probe_values import check_probes
 from purejaxdqn.types import Array, TimeStep
 
@@ -69,7 +73,7 @@ def check_training(
         return experiment(config, env=env, network=network, optimizer=optax.sgd)
 
     def learn() -> str:
-        train = make(probe_environment())
+        train = make(make_probe_environment())
         state = jax.jit(train.init)(jax.random.key(0))
         chunk = jax.jit(train.chunk, static_argnums=2)
         state, _ = chunk(state, jnp.int32(config.num_iterations), config.num_iterations)
@@ -133,7 +137,7 @@ class WatchedState:
     num_steps: Array
 
 
-def _watched_environment() -> Environment:
+def _make_watched_environment() -> Environment:
     """Makes an endless episode that records every action, and a draw from every key."""
 
     def reset(key: Array) -> tuple[WatchedState, Array]:
@@ -152,12 +156,12 @@ def _watched_environment() -> Environment:
         never = jnp.zeros((), bool)
         return state, TimeStep(jnp.ones(NUM_OBS), jnp.ones(()), never, never)
 
-    return probe_environment()._replace(reset=reset, step=step, max_steps=1_000_000)
+    return make_probe_environment()._replace(reset=reset, step=step, max_steps=1_000_000)
 
 
 def _check_streams(make: Callable[[Environment], Train]) -> list[Check]:
     """Checks that seeds, and the environments of a seed, have streams of their own."""
-    init = jax.jit(make(_watched_environment()).init)
+    init = jax.jit(make(_make_watched_environment()).init)
     states = [init(jax.random.key(seed)) for seed in range(_NUM_SEEDS)]
     watched = jax.tree.map(lambda *x: np.stack(x), *(state.env_state for state in states))
     num_envs = watched.start.shape[1]

@@ -1,1 +1,1 @@
-"""Is a loss sound? `check_loss` and its parts: interface, gradients, target, penalty, values."""
+"""Checks a loss: its interface, gradients, target, penalty and the values that it learns."""

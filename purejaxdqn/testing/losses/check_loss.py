@@ -1,4 +1,4 @@
-"""Is a loss sound? `check_loss` runs all the checks of this folder on one loss."""
+"""Runs all the checks of this folder on one loss: `check_loss`."""
 
 from __future__ import annotations
 

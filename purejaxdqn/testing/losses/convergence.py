@@ -14,8 +14,8 @@ from purejaxdqn.testing.report import Check
 from purejaxdqn.testing.tabular.decision_processes import (
     BANDIT_REWARDS,
     MDP,
+    draw_start_values,
     make_mdps,
-    start_values,
     value_iteration,
 )
 from purejaxdqn.testing.tabular.table_networks import FRACTIONS, Table
@@ -41,7 +41,7 @@ def check_fixed_point(
       ConfigError: if what is declared has no values.
     """
     mdp = make_mdps(discount)
-    expected = value_iteration(mdp, fixed_point, start_values(mdp))
+    expected = value_iteration(mdp, fixed_point, draw_start_values(mdp))
     learned = _iterate(subject, mdp, _draw_near(mdp, expected))
     found = _read_action_values(subject.table, learned)
     is_mean, is_quantile = _find_minimiser(subject)
@@ -68,10 +68,10 @@ def check_fixed_point(
 
 
 def _draw_near(mdp: MDP, expected: np.ndarray) -> np.ndarray:
-    """Draws values to start from: near ones, as a loss that settles slowly takes long with 0.99."""
+    """Draws values near the expected ones to start from, as some losses settle slowly."""
     noise = np.random.default_rng(5).normal(size=expected.shape) * 0.3
     start = np.where(mdp.is_final[:, np.newaxis], expected, expected + noise)
-    start[mdp.states_of("bandit")] = start_values(mdp)[mdp.states_of("bandit")]
+    start[mdp.states_of("bandit")] = draw_start_values(mdp)[mdp.states_of("bandit")]
     return start
 
 
@@ -150,7 +150,7 @@ def _find_minimiser(subject: Subject) -> tuple[bool, bool]:
     far apart where the gradient of large errors stays the same.
     """
     if subject.table.representation == "categorical":
-        return True, False  # the mixture of the targets, and its mean is theirs
+        return True, False  # the minimiser is the targets' mixture, which has their mean
     base, near, far, farther, farthest = (
         subject.evaluate(subject.cases.shift(q_tm1=-by)).pull for by in (0.0, 1.0, 1e3, 1e5, 1e7)
     )

@@ -11,12 +11,12 @@ import jax.numpy as jnp
 import numpy as np
 
 from purejaxdqn.networks import value_network
-from purejaxdqn.testing.compiled_functions import COMPILABLE, Program, on_host, output_types
+from purejaxdqn.testing.compiled_functions import COMPILABLE, Program, find_types, to_numpy
 from purejaxdqn.testing.report import Check, attempt, expect
 from purejaxdqn.testing.requirements import (
     NUM_LANES,
-    largest,
-    pairs,
+    find_largest,
+    pair_leaves,
     require,
     require_finite,
     require_float_scalar,
@@ -168,7 +168,7 @@ def _check_types(problem: _Problem, num_actions: int) -> str:
         f"a_tm1 reaches {highest}, but the network has {num_actions} actions: pass the network and "
         "the transitions that belong together",
     )
-    output = output_types("the loss of one transition", _REMEDY, problem.loss, *problem.arguments())
+    output = find_types("the loss of one transition", _REMEDY, problem.loss, *problem.arguments())
     require(
         isinstance(output, LossOutput),
         f"the loss returns {output!r}: it must return a LossOutput(loss, priority, metrics)",
@@ -229,20 +229,20 @@ def _check_purity(problem: _Problem, found: dict[str, Any]) -> str:
         return _examine(problem, params, target_params, keys)
 
     program = Program("the loss", _REMEDY, examine)
-    answers = on_host(program(problem.params, problem.target_params, problem.keys))
+    answers = to_numpy(program(problem.params, problem.target_params, problem.keys))
     output, grad = answers["batch"]
     require_finite(output, "LossOutput")
     require_finite(grad, "the gradient of the loss")
     found.update(answers)
     lowest = output.priority.min()
     require(lowest >= 0, f"a priority is {lowest:.3g}: it must not be negative; take jnp.abs of it")
-    require(largest(grad) > 0, "no gradient reaches the online network's weights (params)")
+    require(find_largest(grad) > 0, "no gradient reaches the online network's weights (params)")
     return "same bits"
 
 
 def _check_eager(problem: _Problem, found: dict[str, Any]) -> str:
     _compare(
-        on_host(problem.loss(*problem.arguments())),
+        to_numpy(problem.loss(*problem.arguments())),
         found["alone"],
         "eager and compiled give different losses",
         "what Python decides is decided once, when it is compiled: jnp.where in its place",
@@ -279,7 +279,7 @@ def _check_terminal(found: dict[str, Any]) -> str:
 def _compare(one: Any, other: Any, message: str, remedy: str) -> str:
     """Returns the largest relative difference of two trees; fails beyond what rounding leaves."""
     largest_difference = 0.0
-    for path, x, y in pairs(one, other):
+    for path, x, y in pair_leaves(one, other):
         scale = 1e-2 + np.abs(x).max(initial=0)
         difference = float(np.abs(np.float64(x) - y).max(initial=0) / scale)
         largest_difference = max(largest_difference, difference)

@@ -17,9 +17,9 @@ _PRIORITY = "a priority is the size of the error, such as jnp.abs(target - predi
 
 
 def _set_error(cases: Cases, settled: np.ndarray, error: np.ndarray | float) -> Cases:
-    """Moves the predictions to that much above their targets."""
+    """Moves each prediction to `error` above its target."""
     moved = np.zeros(cases.online[:, 0].shape)
-    moved[np.arange(len(settled)), cases.a_tm1] = settled + error - cases.predictions()
+    moved[np.arange(len(settled)), cases.a_tm1] = settled + error - cases.read_predictions()
     return cases.shift(q_tm1=moved)
 
 
@@ -27,7 +27,7 @@ def _set_error(cases: Cases, settled: np.ndarray, error: np.ndarray | float) -> 
 
 
 def check_asymmetry(subject: Subject) -> str:
-    """Checks which quantile is learned: how much errors above the prediction pull, and below.
+    """Checks which quantile is learned, by how much errors of either sign pull at the prediction.
 
     A penalty that is the same on both sides has a share of one half. Returns the figure of the row.
     """
@@ -85,10 +85,10 @@ def _describe_fractions(share: np.ndarray) -> str:
         "(i + 1) / (N + 1)": (i + 1) / (num + 1),
     }
     learned, right = (", ".join(f"{x:.3g}" for x in xs) for xs in (share, FRACTIONS))
-    formula = next((text for text, xs in known.items() if _are(share, xs)), None)
+    formula = next((text for text, xs in known.items() if _are_close(share, xs)), None)
     why = (
         "that of 1 - fraction: the sign of the error, or the asymmetry, is the wrong way round"
-        if _are(share, FRACTIONS[::-1])
+        if _are_close(share, FRACTIONS[::-1])
         else f"those are {formula}, and the midpoints belong, (i + 0.5) / N: take the fractions "
         "that the network gives"
         if formula
@@ -100,7 +100,7 @@ def _describe_fractions(share: np.ndarray) -> str:
     return f"the fractions are {right}, and those learned are {learned}: {why}"
 
 
-def _are(share: np.ndarray, fractions: np.ndarray) -> bool:
+def _are_close(share: np.ndarray, fractions: np.ndarray) -> bool:
     return bool(np.abs(share - fractions).max() < _SHARE)
 
 
@@ -126,7 +126,7 @@ def check_penalty(subject: Subject) -> str:
         loss = np.concatenate([np.asarray(part.loss, np.float64) for part in parts])
         grad = np.concatenate([np.asarray(part.grad, np.float64) for part in parts])
         slope = sign * grad[:, 0, one.a_tm1[0]].reshape(len(sizes), -1).sum(1)  # by the size
-        if parts[0].loss.dtype == np.float64:  # else the digits do not tell
+        if parts[0].loss.dtype == np.float64:  # else rounding looks like jumps
             _check_jumps(sizes, loss, slope)
         drop = 1 - np.abs(slope[1:]) / np.maximum(np.abs(slope[:-1]), 1e-12)
         largest = max(largest, float(drop.max()))

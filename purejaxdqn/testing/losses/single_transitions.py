@@ -61,12 +61,12 @@ class Cases(NamedTuple):
         """Gives the online network the target network's values."""
         return self._replace(online=self.target)
 
-    def predictions(self) -> np.ndarray:
+    def read_predictions(self) -> np.ndarray:
         """Returns `[N]` the online network's values of the actions taken."""
         return self.online[np.arange(len(self.r_t)), 0, self.a_tm1]
 
 
-def random_cases(num: int, num_actions: int) -> Cases:
+def draw_cases(num: int, num_actions: int) -> Cases:
     """Draws cases in which all values differ, and so do the greedy actions: the same each time."""
     rng = np.random.default_rng(2)
     online, target = rng.uniform(-2, 2, (2, num, 2, num_actions))
@@ -167,7 +167,7 @@ def make_subject(
         return values[scalars[0]], online[0, scalars[0]]
 
     evaluate, settle_both = (_map_over_cases(f, table) for f in (answer, settle))
-    cases = random_cases(NUM_CASES, NUM_ACTIONS)
+    cases = draw_cases(NUM_CASES, NUM_ACTIONS)
     return Subject(
         loss_fn,
         table,

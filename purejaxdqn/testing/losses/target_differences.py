@@ -67,7 +67,7 @@ def find_difference(subject: Subject, fixed_point: FixedPoint) -> tuple[float, s
 def _describe_end(subject: Subject, ended: Cases, difference: np.ndarray) -> str:
     """Describes what is wrong with the targets of terminal transitions alone."""
     end = "where the episode terminated (discount_t = 0)"
-    if np.abs(subject.settle(ended) - ended.predictions()).max() < TOLERANCE:
+    if np.abs(subject.settle(ended) - ended.read_predictions()).max() < TOLERANCE:
         return f"{end} nothing is learned, although such a transition counts like any other"
     features = np.stack([ended.r_t, np.ones_like(ended.r_t)], 1)
     factors = np.linalg.lstsq(features, difference, rcond=None)[0]
@@ -119,7 +119,7 @@ def _describe_dependence(
 
 
 def _describe_constant(subject: Subject, differences: _Differences) -> str:
-    """Says whether the target is not 0 where reward and values are."""
+    """Says whether something is added to the target, which must be 0 where all else is."""
     cases = subject.cases
     nothing = cases._replace(online=0 * cases.online, target=0 * cases.target, r_t=0 * cases.r_t)
     difference = differences(nothing)
@@ -134,7 +134,7 @@ def _describe_constant(subject: Subject, differences: _Differences) -> str:
 
 
 def _describe_factors(what: str, given: list[float], found: list[np.ndarray], wrong: str) -> str:
-    """Says as what `given` counts, from `found` `[N]` each; nothing if that is right or varies."""
+    """Describes how sizes `given` count, from `found` `[N]` of each; "" if as themselves."""
     if any(np.ptp(x) > TOLERANCE for x in found):
         return ""
     counted = [float(x.mean()) for x in found]
@@ -148,7 +148,7 @@ def _describe_factors(what: str, given: list[float], found: list[np.ndarray], wr
 
 
 def describe_rounding(subject: Subject) -> str:
-    """Says whether a little more of the reward does not move the target, where more of it does."""
+    """Says whether the reward is rounded: a little more of it does not move the target."""
     cases = subject.cases.equate_networks()
     still, a_little, more = (
         subject.settle(cases._replace(r_t=cases.r_t + by)) for by in (0.0, 1e-4, 1.0)
@@ -164,7 +164,7 @@ def describe_rounding(subject: Subject) -> str:
 
 
 def describe_reward(subject: Subject) -> str:
-    """Says as what rewards of several sizes count in the target, where it is not as themselves."""
+    """Describes how rewards of several sizes count in the target; "" if as themselves."""
     cases = subject.cases.equate_networks()
     sizes = [-3.0, -0.5, 0.5, 3.0]
     zero = subject.settle(cases._replace(r_t=0 * cases.r_t))
@@ -173,7 +173,7 @@ def describe_reward(subject: Subject) -> str:
 
 
 def describe_discount(subject: Subject) -> str:
-    """Says as what discounts count in the target, where it is not as themselves."""
+    """Describes how discounts count in the target; "" if as themselves."""
     if subject.bootstrap == "none":
         return ""
     cases = subject.cases.equate_networks()

@@ -8,7 +8,7 @@ from typing import NamedTuple
 import numpy as np
 from scipy.special import logsumexp, softmax
 
-from purejaxdqn.testing.fixed_points import Bootstrap, FixedPoint, value_at
+from purejaxdqn.testing.fixed_points import Bootstrap, FixedPoint, take_value
 from purejaxdqn.testing.losses.single_transitions import Cases
 
 TOLERANCE = 1e-4
@@ -89,7 +89,7 @@ def _list_values(cases: Cases, sources: list[Part], is_optimal: bool) -> Iterato
             yield Part(f"{word}({name})", value, _join(wrong, mistake))
         for action, which in ((cases.a_tm1, "a_tm1"), (0 * cases.a_tm1, "0"), (-1, "-1")):
             wrong = f"it takes {name}[{which}] {not_highest}: the value of another action"
-            chosen = value_at(q, np.broadcast_to(action, cases.a_tm1.shape) % q.shape[1])
+            chosen = take_value(q, np.broadcast_to(action, cases.a_tm1.shape) % q.shape[1])
             yield Part(f"{name}[{which}]", chosen, _join(wrong, mistake))
         index = f"it takes the number of the best action, argmax({name}), for its value"
         yield Part(f"argmax({name})", 1.0 * q.argmax(1), _join(index, mistake))
@@ -107,9 +107,9 @@ def _list_values(cases: Cases, sources: list[Part], is_optimal: bool) -> Iterato
                 else ""
             )
             wrong = _join(mistake + roles, wrong)
-            yield Part(f"{name}[argmax {picker}]", value_at(q, q_pick.argmax(1)), wrong)
+            yield Part(f"{name}[argmax {picker}]", take_value(q, q_pick.argmax(1)), wrong)
             lowest = f"the action of the lowest {picker} is taken for the best"
-            yield Part(f"{name}[argmin {picker}]", value_at(q, q_pick.argmin(1)), lowest)
+            yield Part(f"{name}[argmin {picker}]", take_value(q, q_pick.argmin(1)), lowest)
 
 
 def _list_rewards(cases: Cases) -> list[Part]:
@@ -238,12 +238,18 @@ def _fit(
             yield _write_formula(factors[i], reward, discount, value)
 
 
-def _is(x: float, y: float) -> bool:
+def _is_close(x: float, y: float) -> bool:
     return abs(x - y) < 1e-3
 
 
-def _scale(factor: float, part: str) -> str:
-    return part if _is(factor, 1) else f"-{part}" if _is(factor, -1) else f"{factor:.3g} * {part}"
+def _write_term(factor: float, part: str) -> str:
+    return (
+        part
+        if _is_close(factor, 1)
+        else f"-{part}"
+        if _is_close(factor, -1)
+        else f"{factor:.3g} * {part}"
+    )
 
 
 def _write_formula(factors: np.ndarray, reward: Part, discount: Part, value: Part) -> Formula:
@@ -253,44 +259,44 @@ def _write_formula(factors: np.ndarray, reward: Part, discount: Part, value: Par
         d = 1.0  # any factor fits, as nothing of time t is declared to count
     mistakes = []
     text = "{}"
-    if _is(a, d) and not _is(a, 1) and not _is(a, 0):
-        text = "-({})" if _is(a, -1) else f"{a:.3g} * ({{}})"
-        wrong = "has the wrong sign" if _is(a, -1) else f"is scaled by {1 / a:.4g}"
+    if _is_close(a, d) and not _is_close(a, 1) and not _is_close(a, 0):
+        text = "-({})" if _is_close(a, -1) else f"{a:.3g} * ({{}})"
+        wrong = "has the wrong sign" if _is_close(a, -1) else f"is scaled by {1 / a:.4g}"
         mistakes.append(f"the prediction q_tm1[a_tm1] {wrong}")
         a, b, c, d = 1.0, b / a, c / a, 1.0
     parts = []
-    swapped = _is(a, 0) and _is(b, 1)
+    swapped = _is_close(a, 0) and _is_close(b, 1)
     if swapped:
         parts.append("discount_t")
         mistakes.append("r_t and discount_t are swapped")
-    elif _is(a, 0):
+    elif _is_close(a, 0):
         mistakes.append("the reward r_t is lost")
     else:
-        parts.append(_scale(a, reward.text))
+        parts.append(_write_term(a, reward.text))
         mistakes.append(reward.mistake)
-        if _is(a, -1):
+        if _is_close(a, -1):
             mistakes.append("the reward has the wrong sign")
-        elif not _is(a, 1):
+        elif not _is_close(a, 1):
             mistakes.append(f"the reward is scaled by {a:.3g}")
-    if not _is(b, 0) and not swapped:
-        parts.append(_scale(b, "discount_t"))
+    if not _is_close(b, 0) and not swapped:
+        parts.append(_write_term(b, "discount_t"))
         mistakes.append(f"{b:.3g} * discount_t is added: the value at time t is off by {b:.3g}")
-    if not _is(c, 0):
+    if not _is_close(c, 0):
         parts.append(f"{c:.3g}")
         mistakes.append(f"a constant of {c:.3g} is added to the target")
-    if _is(d, 0):
+    if _is_close(d, 0):
         mistakes.append("nothing of time t counts: there is no bootstrap")
     else:
         product = value.text if discount.text == "1" else f"{discount.text} * {value.text}"
-        parts.append(_scale(d, product))
+        parts.append(_write_term(d, product))
         mistakes += _name_bootstrap_mistakes(d, discount, value)
     whole = " + ".join(parts).replace("+ -", "- ") or "0"
     return Formula(text.format(whole), tuple(dict.fromkeys(filter(None, mistakes))))
 
 
 def _name_bootstrap_mistakes(factor: float, discount: Part, value: Part) -> list[str]:
-    written = discount.text == "1" and not _is(factor, 1)
-    twice = discount.text == "discount_t" and 0 < factor < 1 and not _is(factor, 1)
+    written = discount.text == "1" and not _is_close(factor, 1)
+    twice = discount.text == "discount_t" and 0 < factor < 1 and not _is_close(factor, 1)
     mistakes = [
         f"a discount of {factor:.3g} is written into it: discount_t is lost"
         if written
@@ -300,9 +306,9 @@ def _name_bootstrap_mistakes(factor: float, discount: Part, value: Part) -> list
         else discount.mistake,
         value.mistake,
     ]
-    if _is(factor, -1):
+    if _is_close(factor, -1):
         mistakes.append("what comes from time t has the wrong sign")
-    elif not (_is(factor, 1) or written or twice):
+    elif not (_is_close(factor, 1) or written or twice):
         mistakes.append(f"what comes from time t counts {factor:.3g} times")
     return mistakes
 
@@ -319,20 +325,20 @@ def _fit_mixture(
         places = ("highest", "second", *(f"{i + 1}th" for i in range(2, q.shape[1] - 1)), "lowest")
         ranked += [(f"({place} {name})", mistake) for place in places]
         if name != "q_tm1":
-            columns.append(cases.discount_t * value_at(q, cases.a_tm1))
+            columns.append(cases.discount_t * take_value(q, cases.a_tm1))
             ranked.append((f"{name}[a_tm1]", mistake))
     features = np.array(columns).T
     factors = np.linalg.lstsq(features, settled, rcond=None)[0]
     if np.abs(features @ factors - settled).max() > TOLERANCE:
         return None
-    used = [i for i in range(3, len(factors)) if not _is(factors[i], 0)]
+    used = [i for i in range(3, len(factors)) if not _is_close(factors[i], 0)]
     values = " + ".join(f"{factors[i]:.3g} * {ranked[i][0]}" for i in used).replace("+ -", "- ")
     belongs = "the maximum" if is_optimal else "the declared value"
     mistakes = [f"it takes {values} where {belongs} belongs{_describe_epsilon(factors, used)}"]
     mistakes += [ranked[i][1] for i in used]
-    if not _is(factors[0], 1):
+    if not _is_close(factors[0], 1):
         mistakes.append(f"the reward is scaled by {factors[0]:.3g}")
-    if not (_is(factors[1], 0) and _is(factors[2], 0)):
+    if not (_is_close(factors[1], 0) and _is_close(factors[2], 0)):
         mistakes.append("a constant is added to the target")
     return Formula(f"r_t + discount_t * ({values})", tuple(dict.fromkeys(filter(None, mistakes))))
 
@@ -341,6 +347,11 @@ def _describe_epsilon(factors: np.ndarray, used: list[int]) -> str:
     """Says which epsilon gives such factors, if an epsilon-greedy policy does."""
     shares = factors[used]
     one_source = len(used) > 1 and used == [*range(used[0], used[0] + len(used))]
-    if one_source and _is(shares.sum(), 1) and np.ptp(shares[1:]) < 1e-3 and 0 < shares[1] < 1:
+    if (
+        one_source
+        and _is_close(shares.sum(), 1)
+        and np.ptp(shares[1:]) < 1e-3
+        and 0 < shares[1] < 1
+    ):
         return f": that of an epsilon of {len(shares) * shares[1]:.3g}"
     return ""

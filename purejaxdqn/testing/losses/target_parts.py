@@ -81,7 +81,7 @@ def _find_targets_by_reward(subject: Subject) -> np.ndarray:
         middle = (low + high) / 2
         rises = subject.evaluate(cases.shift(r_t=middle)).pull > 0
         low, high = np.where(rises, low, middle), np.where(rises, middle, high)
-    return cases.predictions() - middle
+    return cases.read_predictions() - middle
 
 
 def _describe_weights(subject: Subject, expected: np.ndarray | float, *others: Cases) -> str:

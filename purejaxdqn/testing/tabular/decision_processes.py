@@ -57,7 +57,7 @@ class MDP(NamedTuple):
 Row = tuple[Any, ...]  # the fields of MDP up to probability, in their order
 
 
-def _deterministic(rng: np.random.Generator, discount: float) -> list[Row]:
+def _list_deterministic(rng: np.random.Generator, discount: float) -> list[Row]:
     rewards = rng.uniform(-1, 1, (4, NUM_ACTIONS))
     following = rng.permuted(np.tile(np.arange(4), (NUM_ACTIONS, 1)), axis=1).T
     return [
@@ -66,7 +66,7 @@ def _deterministic(rng: np.random.Generator, discount: float) -> list[Row]:
     ]
 
 
-def _stochastic(rng: np.random.Generator, discount: float) -> list[Row]:
+def _list_stochastic(rng: np.random.Generator, discount: float) -> list[Row]:
     rows: list[Row] = []
     for s, a in np.ndindex(4, NUM_ACTIONS):
         share = rng.uniform(0.2, 0.8)
@@ -77,7 +77,7 @@ def _stochastic(rng: np.random.Generator, discount: float) -> list[Row]:
     return rows
 
 
-def _terminal(rng: np.random.Generator, discount: float) -> list[Row]:
+def _list_terminal(rng: np.random.Generator, discount: float) -> list[Row]:
     """Action 0 ends the episode, 1 goes on, 2 goes back; the last state ends with every action."""
     rows: list[Row] = []
     for s in range(4):
@@ -89,13 +89,13 @@ def _terminal(rng: np.random.Generator, discount: float) -> list[Row]:
     return rows
 
 
-def _time_limit(discount: float) -> list[Row]:
+def _list_time_limit(discount: float) -> list[Row]:
     """A loop of 3 states; where the limit cuts an episode off, the discount stays gamma."""
     reward = (0.1, 0.05, 0.0)
     return [(s, a, reward[a], discount, (s + 1) % 3, 1.0) for s, a in np.ndindex(3, NUM_ACTIONS)]
 
 
-def _bandit() -> list[Row]:
+def _list_bandit() -> list[Row]:
     """One step whose rewards lie far apart, for losses whose minimiser is a quantile."""
     share = 1 / len(BANDIT_REWARDS)
     return [(0, a, r, 0.0, 1, share) for a in range(NUM_ACTIONS) for r in BANDIT_REWARDS]
@@ -112,11 +112,11 @@ def make_mdps(discount: float) -> MDP:
     lower = max(discount - 0.09, 0.0)
     # The number of states of each, the one after an end included.
     processes = {
-        "deterministic": (4, _deterministic(rng, lower)),
-        "stochastic": (4, _stochastic(rng, lower)),
-        "terminal": (5, _terminal(rng, lower)),
-        "time limit": (3, _time_limit(discount)),
-        "bandit": (2, _bandit()),
+        "deterministic": (4, _list_deterministic(rng, lower)),
+        "stochastic": (4, _list_stochastic(rng, lower)),
+        "terminal": (5, _list_terminal(rng, lower)),
+        "time limit": (3, _list_time_limit(discount)),
+        "bandit": (2, _list_bandit()),
     }
     starts, rows = [0], []
     for size, process in processes.values():
@@ -129,7 +129,7 @@ def make_mdps(discount: float) -> MDP:
     return MDP(*transitions, tuple(processes), tuple(starts))
 
 
-def start_values(mdp: MDP) -> np.ndarray:
+def draw_start_values(mdp: MDP) -> np.ndarray:
     """Draws small values `[S, A]` to start from; those after an end are large."""
     q_values = np.random.default_rng(1).normal(size=(mdp.num_states, NUM_ACTIONS)) * 0.3
     return np.where(mdp.is_final[:, np.newaxis], _TERMINAL_VALUE, q_values)

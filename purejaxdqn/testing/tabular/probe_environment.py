@@ -38,7 +38,7 @@ FOLLOWING = np.array([0, 1, 2, 4, 3, 5, 6, 7], np.int32)
 IS_END = np.array([1, 1, 1, 0, 0, 0, 1, 1], bool)
 
 
-def known_values(discount: float) -> np.ndarray:
+def compute_known_values(discount: float) -> np.ndarray:
     """Computes the optimal values `[observations, A]`, in closed form."""
     values = REWARD.astype(np.float64)
     loop = 1 / (1 - discount**2)
@@ -54,7 +54,7 @@ class ProbeState:
     num_steps: Array
 
 
-def probe_environment(names: Sequence[str] = tuple(PROBES)) -> Environment:
+def make_probe_environment(names: Sequence[str] = tuple(PROBES)) -> Environment:
     """Makes one environment of some `PROBES`: each episode plays one of them, drawn at random.
 
     Its observations are one-hot `[8]`; it has two actions.

@@ -1,4 +1,4 @@
-"""Which values the probes have where transitions are made wrongly, by brute force in NumPy."""
+"""Finds the values that the probes have where transitions are made wrongly, in plain NumPy."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from purejaxdqn.testing.tabular.probe_environment import (
     PROBES,
     REWARD,
     STARTS,
-    known_values,
+    compute_known_values,
 )
 from purejaxdqn.types import Step
 
@@ -82,7 +82,7 @@ def solve_values(
 
 @functools.cache
 def find_values(mistake: str, discount: float, n_step: int) -> np.ndarray:
-    """Finds the values `[observations, A]` with one of `MISTAKES`, or with none ("")."""
+    """Finds the values `[observations, A]` that one of `MISTAKES` leads to; "" stands for none."""
     stream = play_probes(3000, 1)
     rows = []
     for t in range(len(stream.obs) - n_step):
@@ -122,7 +122,7 @@ def name_mistake(learned: np.ndarray, discount: float, n_step: int) -> str:
 
 def check_probes(learned: np.ndarray, discount: float, n_step: int) -> list[Check]:
     """Makes a row for each probe from the values `[observations, A]` that were learned."""
-    known = known_values(discount)
+    known = compute_known_values(discount)
     checks = []
     for name, numbers in PROBES.items():
         rows = list(numbers)

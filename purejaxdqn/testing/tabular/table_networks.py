@@ -85,7 +85,7 @@ def _descend_probabilities(
     return state, jnp.log(moved / moved.sum(-1, keepdims=True))
 
 
-def _bell_logits(q_values: np.ndarray) -> np.ndarray:
+def _make_bell_logits(q_values: np.ndarray) -> np.ndarray:
     """Makes logits on SUPPORT with given means, almost without mass at the support's ends."""
     width = SUPPORT[1] - SUPPORT[0]
     distance = (SUPPORT - q_values[..., np.newaxis]) / width
@@ -129,7 +129,7 @@ TABLES = {
     "categorical": Table(
         "categorical",
         _make_network(_categorical, expected_value),
-        _bell_logits,
+        _make_bell_logits,
         SUPPORT,
         lambda table, step: (),
         _descend_probabilities,

@@ -26,7 +26,7 @@ from purejaxdqn.testing import CheckError, check_loss, converges_to, fixed_point
 from purejaxdqn.testing.declared_fixed_points import find_declared
 from purejaxdqn.testing.fixed_points import OPTIMAL, soft
 from purejaxdqn.testing.losses.interface import check_interface
-from purejaxdqn.testing.losses.single_transitions import random_cases
+from purejaxdqn.testing.losses.single_transitions import draw_cases
 from purejaxdqn.testing.losses.target_formulas import name_target
 from purejaxdqn.types import Transition
 
@@ -66,7 +66,7 @@ def test_every_loss_of_the_package_passes(name):
     [soft(0.1), fixed_points.munchausen(soft(0.1), 0.1, 0.9, -1.0), fixed_points.persistent(0.9)],
 )
 def test_each_near_miss_of_a_fixed_point_has_its_name(fixed_point):
-    cases = random_cases(48, 3)
+    cases = draw_cases(48, 3)
     lanes = np.arange(48)
     for wrong, off in fixed_point.near_misses:
         arguments = (cases.a_tm1, cases.r_t, cases.discount_t, cases.target[:, 1])
