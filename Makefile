@@ -46,7 +46,7 @@ demo: $(RUN)
 
 test: $(TEST)
 	@echo 'Running the tests in two processes.'
-	@$(VENV)/bin/python -m pytest --numprocesses 2 --dist loadfile
+	@$(VENV)/bin/python -m pytest --numprocesses 2 --dist loadfile --no-loadscope-reorder
 
 lint: $(DEV)
 	@echo 'Checking style (ruff) and types (mypy).'

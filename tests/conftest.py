@@ -12,6 +12,8 @@ from hypothesis import HealthCheck, settings
 from purejaxdqn.cli.main import main
 from purejaxdqn.runtime.devices import use_every_core
 
+EXPERIMENTS = Path(__file__).parents[1] / "experiments"
+
 
 def compiled_programs(config: pytest.Config) -> Path:
     """The folder of compiled programs, of its own for each process that runs tests."""
@@ -23,9 +25,12 @@ def pytest_configure(config: pytest.Config) -> None:
     flags = os.environ.get("XLA_FLAGS", "")
     if "xla_backend_optimization_level" not in flags:
         # Compiling takes most of the time. What is to hold for programs as users have them is
-        # tested in processes without this flag; all is with
+        # tested in processes without these flags; all is with
         # XLA_FLAGS=--xla_backend_optimization_level=3 pytest
-        os.environ["XLA_FLAGS"] = f"{flags} --xla_backend_optimization_level=0".strip()
+        flags += " --xla_backend_optimization_level=0"
+        if jax.__version_info__ < (0, 11):  # Unknown flags end the process; 0.12 knows it no more.
+            flags += " --xla_cpu_use_fusion_emitters=false"  # half of the time that is left
+        os.environ["XLA_FLAGS"] = flags.strip()
     if config.pluginmanager.hasplugin("cacheprovider"):
         # A second run of the suite compiles nothing; `make clean` removes it.
         jax.config.update("jax_compilation_cache_dir", str(compiled_programs(config)))
@@ -37,6 +42,34 @@ def pytest_configure(config: pytest.Config) -> None:
     settings.load_profile("suite")
     # (B, 1) - (B,) would be (B, B) without a word.
     jax.config.update("jax_numpy_rank_promotion", "raise")
+
+
+# Which take longest, in this order: begun first, so that no process waits long for the other at the
+# end. The files of a folder that is not here come last.
+SLOW_FILES = (
+    "sweep/test_resume.py",
+    "testing/test_check_loss.py",
+    "runtime/test_processes.py",
+    "testing/test_testing.py",
+    "replay/test_n_step.py",
+    "experiments/",
+    "agents/",
+    "sweep/",
+    "testing/",
+    "replay/",
+    "training/",
+    "environments/",
+)
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Begins with the slowest files, which share one process each (`--dist loadfile`)."""
+
+    def place(item: pytest.Item) -> int:
+        path = item.path.relative_to(Path(__file__).parent).as_posix()
+        return next((i for i, x in enumerate(SLOW_FILES) if path.startswith(x)), len(SLOW_FILES))
+
+    items.sort(key=place)
 
 
 @pytest.fixture(scope="session")
@@ -72,32 +105,32 @@ def fresh_environment(request, tmp_path_factory):
 
 
 @pytest.fixture(scope="session")
-def run_script():
-    """Runs a script of `experiments` as a user does: the tests' own JAX settings stay out of it."""
-    experiments = Path(__file__).parents[1] / "experiments"
-    environment = {k: v for k, v in os.environ.items() if not k.startswith(("JAX_", "XLA_"))}
+def run_python(fresh_environment):
+    """Runs `python` with some words in a process of its own.
 
-    def run(script, *flags, **variables):
-        return subprocess.run(
-            [sys.executable, experiments / script, *map(str, flags)],
-            capture_output=True,
-            text=True,
-            env=environment | variables,
-        )
+    Its programs are compiled as in the suite, or with `as_user` as a user has them: then the
+    suite's XLA flags do not reach it.
+    """
+    users = {k: v for k, v in fresh_environment.items() if not k.startswith("XLA_")}
+
+    def run(*words, as_user=False, **variables):
+        environment = (users if as_user else fresh_environment) | variables
+        command = [sys.executable, *map(str, words)]
+        return subprocess.run(command, capture_output=True, text=True, env=environment)
 
     return run
 
 
 @pytest.fixture(scope="session")
-def run_command():
-    """Runs `python -m purejaxdqn` as a user does, in a process of its own."""
-    environment = {k: v for k, v in os.environ.items() if not k.startswith(("JAX_", "XLA_"))}
+def run_script(run_python):
+    """Runs a script of `experiments` as `run_python` does."""
+    return lambda script, *flags, **options: run_python(EXPERIMENTS / script, *flags, **options)
 
-    def run(*words):
-        command = [sys.executable, "-m", "purejaxdqn", *map(str, words)]
-        return subprocess.run(command, capture_output=True, text=True, env=environment)
 
-    return run
+@pytest.fixture(scope="session")
+def run_command(run_python):
+    """Runs `python -m purejaxdqn` as `run_python` does."""
+    return lambda *words, **options: run_python("-m", "purejaxdqn", *words, **options)
 
 
 @pytest.fixture

@@ -68,6 +68,7 @@ class SweepOptions:
         "least 10. 0 makes one after each chunk.",
         group="sweep",
         at_least=0,
+        remedy="give seconds, such as 60",
     )
     memory_budget: float | None = setting(
         None,
@@ -75,6 +76,7 @@ class SweepOptions:
         "most of what is free.",
         group="machines",
         at_least=1,
+        remedy="give bytes, such as 4e9",
     )
     diagnostics: bool = setting(
         False,

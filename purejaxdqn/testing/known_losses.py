@@ -28,7 +28,7 @@ class Declared(NamedTuple):
 def _munchausen(
     loss_fn: LossFn[Any], temperature: Any, coefficient: Any, log_policy_min: Any
 ) -> Declared:
-    inner = declared(loss_fn)
+    inner = find_declared(loss_fn)
     if inner.fixed_point is None:
         return inner
     raised = fixed_points.munchausen(inner.fixed_point, temperature, coefficient, log_policy_min)
@@ -46,7 +46,7 @@ KNOWN_LOSSES: dict[Callable[..., Any], Callable[..., Declared]] = {
     losses.expected_sarsa: lambda epsilon: Declared(fixed_points.epsilon_greedy(epsilon)),
     losses.soft_q_learning: lambda temperature: Declared(fixed_points.soft(temperature)),
     losses.return_error: lambda: Declared(RETURN, "none"),
-    losses.bellman_loss: lambda td_error: declared(td_error),
+    losses.bellman_loss: lambda td_error: find_declared(td_error),
     losses.categorical_loss: lambda: Declared(OPTIMAL),
     losses.quantile_loss: _quantile,
     losses.munchausen: _munchausen,
@@ -56,7 +56,7 @@ KNOWN_LOSSES: dict[Callable[..., Any], Callable[..., Declared]] = {
 }
 
 
-def declared(loss: Callable[..., Any]) -> Declared:
+def find_declared(loss: Callable[..., Any]) -> Declared:
     """Finds what a loss or a TD error converges to.
 
     Looks at what `converges_to` wrote on it, else in `KNOWN_LOSSES`, also behind a

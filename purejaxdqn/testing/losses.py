@@ -23,7 +23,7 @@ from purejaxdqn.testing.contract import (
 )
 from purejaxdqn.testing.convergence import check_fixed_point
 from purejaxdqn.testing.fixed_points import OPTIMAL, Bootstrap, FixedPoint
-from purejaxdqn.testing.known_losses import declared
+from purejaxdqn.testing.known_losses import find_declared
 from purejaxdqn.testing.report import Check, Report, attempt
 from purejaxdqn.testing.targets import check_target
 from purejaxdqn.types import ConfigError, LossFn, Network, Transition
@@ -189,7 +189,7 @@ def _recognise(name: str, loss: Any, fixed_point: Any, bootstrap: Bootstrap | No
     else:
         _check_loss_arguments(parameters.values())
         function = loss
-    own, own_bootstrap = declared(loss)
+    own, own_bootstrap = find_declared(loss)
     if fixed_point is _DECLARED:
         fixed_point = own or OPTIMAL
     elif fixed_point is not None and not isinstance(fixed_point, FixedPoint):

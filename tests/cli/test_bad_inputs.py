@@ -240,7 +240,7 @@ def test_a_bad_input_is_one_line_and_exit_code_2(
         (["train", "--agent", "pqn", "--no-prioritised"], "'prioritised' is no setting of agent"),
         (["train", "--import", "no_such_module"], "there is no module 'no_such_module'"),
         (["train", "--import", "no/such/file.py"], "there is no file no/such/file.py"),
-        (["plan", "--cluster", "auto"], "cluster ('auto') excludes a plan"),
+        (["plan", "--cluster", "auto"], "cluster ('auto') has no plan before"),
         (["ablate", "--components", "duelling"], "component 'duelling' must be one of dueling"),
         (["ablate", "--agent", "pqn"], "double cannot be put in: the settings of pqn have no td"),
         (["ablate", "--num-seeds=0"], "num_seeds (0)"),

@@ -1,12 +1,14 @@
 """Sweeps on a Ray cluster: the numbers of one machine, whichever node dies."""
 
 import concurrent.futures
+import contextlib
 import gc
 import json
 import os
 import shutil
 import sys
 import threading
+import time
 import warnings
 from typing import Any
 
@@ -62,6 +64,7 @@ def ray_cluster(fresh_environment, alone):
     ray = pytest.importorskip(
         "ray", reason='Ray is not installed: pip install "purejaxdqn[cluster]"'
     )
+    from ray._private import services
     from ray.cluster_utils import Cluster
 
     if sys.platform != "linux":
@@ -73,10 +76,20 @@ def ray_cluster(fresh_environment, alone):
             del os.environ[name]
     os.environ |= fresh_environment | {"RAY_USAGE_STATS_ENABLED": "0"}
     nodes = Cluster()
+    get_node = services.get_node
+
+    def wait_for_node(address, node):  # Ray gives a node half a minute to start
+        while True:
+            with contextlib.suppress(RuntimeError):
+                return get_node(address, node)
+            time.sleep(0.1)
+
+    services.get_node = wait_for_node
     try:
         session = add_node(nodes, "127.0.0.2", include_dashboard=False).get_session_dir_path()
         yield nodes
     finally:
+        services.get_node = get_node
         ray.shutdown()
         nodes.shutdown()
         with warnings.catch_warnings(action="ignore"):

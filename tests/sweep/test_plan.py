@@ -124,7 +124,7 @@ def test_what_is_computed_on_the_way_is_planned_for(config, field):
 
 @pytest.mark.parametrize("budget", [0, 0.5, True, "4GB", float("nan"), float("inf")])
 def test_a_budget_that_is_no_amount_of_memory_is_refused(budget):
-    with pytest.raises(ConfigError, match=r"memory_budget .* must be at least 1 byte"):
+    with pytest.raises(ConfigError, match=r"memory_budget .* must be (at least 1, .*4e9|a number)"):
         SweepOptions(memory_budget=budget)
 
 
@@ -163,7 +163,7 @@ def test_a_plan_says_what_it_is():
 def test_a_sweep_ten_times_larger_than_its_budget_has_the_planned_peak(run_command, tmp_path):
     flags = "--replay-capacity 2000000 --num-seeds 44 --memory-budget 220MB --total-steps 1200"
     flags += " --prefill-steps 1000 --eval-interval 200 --target-period 10 --eval-episodes 2"
-    answer = run_command("sweep", *flags.split(), "--output", tmp_path / "out")
+    answer = run_command("sweep", *flags.split(), "--output", tmp_path / "out", as_user=True)
     assert answer.returncode == 0, answer.stderr
     dataset = results.load(tmp_path / "out")
     planned = int(dataset.attrs["planned_peak_bytes"])

@@ -30,7 +30,7 @@ from purejaxdqn.testing import CheckError, check_loss, converges_to, fixed_point
 from purejaxdqn.testing.cases import random_cases
 from purejaxdqn.testing.contract import check_contract
 from purejaxdqn.testing.fixed_points import OPTIMAL, soft
-from purejaxdqn.testing.known_losses import declared
+from purejaxdqn.testing.known_losses import find_declared
 from purejaxdqn.testing.naming import name_target
 from purejaxdqn.types import LossOutput, Transition
 
@@ -622,17 +622,17 @@ def test_a_network_and_transitions_of_ones_own():
 
 
 def name_of(loss):
-    fixed_point, _ = declared(loss)
+    fixed_point, _ = find_declared(loss)
     assert fixed_point is not None
     return fixed_point.name
 
 
 def test_what_a_loss_declares():
-    assert declared(q_learning) == (OPTIMAL, "target")
+    assert find_declared(q_learning) == (OPTIMAL, "target")
     assert name_of(functools.partial(soft_q_learning, temperature=2.0)) == "soft(2.0)"
     assert name_of(bellman_loss(expected_sarsa)) == "epsilon_greedy(0.05)"
     assert name_of(munchausen(bellman_loss(soft_q_learning))).startswith("munchausen(soft")
-    assert declared(lambda: None) == (None, "target")
+    assert find_declared(lambda: None) == (None, "target")
     mine = converges_to(soft(0.5))(functools.partial(undeclared_soft).func)
     try:
         assert loss_report(mine).failures == ()
@@ -644,8 +644,8 @@ def test_what_a_loss_declares_is_found_behind_what_wraps_it():
     wrapped = functools.wraps(soft_q_learning)(lambda *arguments: soft_q_learning(*arguments))
     assert name_of(bellman_loss(wrapped)) == "soft(0.03)"
     assert name_of(functools.partial(bellman_loss(q_learning))) == "optimal"
-    assert declared(bellman_loss(return_error)).bootstrap == "none"
-    assert declared(munchausen(bellman_loss(undeclared_soft))) == (None, "target")
+    assert find_declared(bellman_loss(return_error)).bootstrap == "none"
+    assert find_declared(munchausen(bellman_loss(undeclared_soft))) == (None, "target")
     doubled = quantile_loss(temperature=0.5)
     assert name_of(munchausen(doubled, 0.5)) == "munchausen(soft(0.5), 0.5, 0.9)"
     assert name_of(persistent_advantage_learning_loss(0.3)) == "persistent(0.3)"
