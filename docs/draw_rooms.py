@@ -59,9 +59,10 @@ def read_rooms() -> Rooms:
     return Rooms(imports, floors, lines)
 
 
-def as_facts(rooms: Rooms) -> dict[str, Any]:
-    """Gives what the picture keeps in its description, for the test that it is up to date."""
-    return rooms._asdict()
+def reached_from(rooms: Rooms, room: str) -> set[str]:
+    """Collects the rooms that a room imports, and those that these import, down to the ground."""
+    below = set(rooms.imports[room])
+    return below.union(*(reached_from(rooms, name) for name in below))
 
 
 def place_rooms(rooms: Rooms) -> dict[str, tuple[float, float]]:
@@ -74,14 +75,18 @@ def place_rooms(rooms: Rooms) -> dict[str, tuple[float, float]]:
             wanted.append((sum(below) / len(below) if below else 0.0, room))
         wanted.sort()
         for i, (x, room) in enumerate(wanted):
-            # Alone on its floor, a room steps aside, so that arrows from above pass it.
-            offset = (i - (len(wanted) - 1) / 2) * 1.9 if len(wanted) > 1 else 0.0
-            places[room] = (offset if len(wanted) > 1 else x, 1.35 * level)
+            places[room] = (
+                (i - (len(wanted) - 1) / 2) * 1.9 if len(wanted) > 1 else x,
+                1.35 * level,
+            )
     return places
 
 
 def draw(rooms: Rooms) -> Figure:
-    """Draws the rooms as boxes, floor above floor, and an arrow for each import."""
+    """Draws the rooms as boxes, floor above floor, and an arrow for each import.
+
+    An arrow is dotted where others lead to the same room on a longer way.
+    """
     places = place_rooms(rooms)
     top = max(y for _, y in places.values()) + 1.0
     figure = Figure(figsize=(10, 8.6))
@@ -94,22 +99,12 @@ def draw(rooms: Rooms) -> Figure:
         colour = colours[2 * i % 20 + (2 * i // 20) % 2]
         axes.add_patch(_box(x - WIDTH / 2, y, WIDTH, HEIGHT, colour))
         _name(axes, x, y, room, rooms.lines[room])
+        further = set().union(*(reached_from(rooms, name) for name in rooms.imports[room]))
         for below in rooms.imports[room]:
             if below != GROUND:
-                to_x, to_y = places[below]
-                axes.add_patch(
-                    FancyArrowPatch(
-                        (x + 0.35 * max(-1.0, min(1.0, (to_x - x) / 3)), y),
-                        (to_x + 0.35 * max(-1.0, min(1.0, (x - to_x) / 3)), to_y + HEIGHT),
-                        arrowstyle="-|>",
-                        mutation_scale=10,
-                        color=colour,
-                        connectionstyle="arc3,rad=0.08",
-                        zorder=1,
-                    )
-                )
+                _arrow(axes, (x, y), places[below], colour, is_dotted=below in further)
     axes.add_patch(_box(-5.6, 0.0, 11.2, HEIGHT, "0.4"))
-    _name(axes, 0, 0, GROUND, rooms.lines[GROUND], "; every room imports it")
+    _name(axes, 0, 0, GROUND, rooms.lines[GROUND], "; every other room imports it")
     return figure
 
 
@@ -118,6 +113,24 @@ def _box(x: float, y: float, width: float, height: float, colour: Any) -> FancyB
     return FancyBboxPatch(
         (x, y), width, height, boxstyle=style, facecolor="white", edgecolor=colour, lw=2, zorder=2
     )
+
+
+def _arrow(
+    axes: Any, start: tuple[float, float], end: tuple[float, float], colour: Any, is_dotted: bool
+) -> None:
+    aside = 0.5 * max(-1.0, min(1.0, (end[0] - start[0]) / 3))
+    arrow = FancyArrowPatch(
+        (start[0] + aside, start[1]),
+        (end[0] - aside, end[1] + HEIGHT),
+        arrowstyle="-|>",
+        mutation_scale=9 if is_dotted else 14,
+        color=colour,
+        lw=0.8 if is_dotted else 1.8,
+        linestyle=":" if is_dotted else "-",
+        connectionstyle="arc3,rad=0.08" if is_dotted else "arc3",
+        zorder=1,
+    )
+    axes.add_patch(arrow)
 
 
 def _name(axes: Any, x: float, y: float, room: str, lines: int, more: str = "") -> None:
@@ -129,7 +142,7 @@ def _name(axes: Any, x: float, y: float, room: str, lines: int, more: str = "") 
 def main() -> None:
     rooms = read_rooms()
     mpl.rcParams |= {"svg.fonttype": "none", "svg.hashsalt": "rooms", "font.family": "sans-serif"}
-    description = json.dumps(as_facts(rooms), sort_keys=True)
+    description = json.dumps(rooms._asdict(), sort_keys=True)
     draw(rooms).savefig(PICTURE, metadata={"Date": None, "Description": description})
     print(f"written: {PICTURE.relative_to(ROOT)}")
 
