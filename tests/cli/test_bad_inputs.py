@@ -238,6 +238,10 @@ def test_a_bad_input_is_one_line_and_exit_code_2(
             "learning_rate ('uniform:0:1') must be a num",
         ),
         (["train", "--agent", "pqn", "--no-prioritised"], "'prioritised' is no setting of agent"),
+        (
+            ["train", "--temperature", "0.1"],
+            "temperature (0.1) changes nothing: it is read only wh",
+        ),
         (["train", "--import", "no_such_module"], "there is no module 'no_such_module'"),
         (["train", "--import", "no/such/file.py"], "there is no file no/such/file.py"),
         (["plan", "--cluster", "auto"], "cluster ('auto') has no plan before"),
