@@ -140,6 +140,7 @@ def _name(axes: Any, x: float, y: float, room: str, lines: int, more: str = "") 
 
 
 def main() -> None:
+    """Draws the picture."""
     rooms = read_rooms()
     mpl.rcParams |= {"svg.fonttype": "none", "svg.hashsalt": "rooms", "font.family": "sans-serif"}
     description = json.dumps(rooms._asdict(), sort_keys=True)
