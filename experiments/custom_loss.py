@@ -11,11 +11,11 @@ from __future__ import annotations
 
 import functools
 import sys
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from rich.console import Console
 from rich.table import Table
 
 from purejaxdqn import dqn, environments
@@ -26,6 +26,7 @@ from purejaxdqn.engine.run import Experiment
 from purejaxdqn.losses import bellman_loss
 from purejaxdqn.report.statistics import bootstrap_interval
 from purejaxdqn.report.training import summarise
+from purejaxdqn.runtime.console import make_console
 from purejaxdqn.runtime.devices import use_every_core
 from purejaxdqn.storage import results
 from purejaxdqn.sweep.options import SweepOptions
@@ -48,7 +49,7 @@ def persistent_target(q_tm1, a_tm1, r_t, discount_t, q_t, scale=0.1):  # type: i
 
 
 def conservative(
-    network: Network, params: Params, target_params: Params, transition: Transition, key: Array
+    network: Network[Any], params: Params, target_params: Params, transition: Transition, key: Array
 ) -> LossOutput:
     """Q-learning with CQL's regulariser: Kumar et al. (2020), equation 4, alpha = 0.1."""
     del key  # draws nothing
@@ -103,7 +104,7 @@ def main() -> None:
         means = result.dataset.final_return.mean("episode").values
         table.add_row(name, str(bootstrap_interval(means, np.random.default_rng(0))))
         facts[name] = summarise(result.dataset, threshold, np.random.default_rng(0))
-    Console().print(table)
+    make_console().print(table)
     print_json(flags, facts)
 
 

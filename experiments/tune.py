@@ -14,12 +14,12 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from rich.console import Console
 from rich.table import Table
 
 from purejaxdqn.agents.dqn.dqn import DQNConfig, dqn
 from purejaxdqn.cli.exits import run_script
 from purejaxdqn.report.statistics import interquartile_mean
+from purejaxdqn.runtime.console import make_console
 from purejaxdqn.storage.provenance import to_jsonable
 from purejaxdqn.sweep.run import run_sweep
 from purejaxdqn.types import ConfigError
@@ -118,7 +118,7 @@ def main(args: Args) -> None:
     known = [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
     space = SPACE | json.loads(args.overrides)
     rng = np.random.default_rng(args.search_seed)
-    console = Console(stderr=True)
+    console = make_console(stderr=True)
     if args.settings is None:
         choices = [draw(rng, space) for _ in range(args.num_settings)]
     else:
@@ -150,7 +150,7 @@ def main(args: Args) -> None:
             f"{row['seconds']:.0f}",
             str(row["setting"]),
         )
-    Console().print(table)
+    make_console().print(table)
 
 
 if __name__ == "__main__":

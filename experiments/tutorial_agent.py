@@ -20,16 +20,15 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 import xarray as xr
-from rich.console import Console
 from rich.progress import Progress
 from rich.table import Table
 
-from purejaxdqn import agents, environments
-from purejaxdqn.agents.dqn.dqn import DQNConfig, dqn
+from purejaxdqn import DQNConfig, agents, dqn, environments
 from purejaxdqn.cli.exits import EXIT_FAILED, run_script
 from purejaxdqn.engine.programs import compile_programs
 from purejaxdqn.engine.rounds import Games, train_round
 from purejaxdqn.report import figures, files, pages
+from purejaxdqn.runtime.console import make_console
 from purejaxdqn.runtime.devices import make_plan, max_width, use_every_core
 from purejaxdqn.storage import provenance, results
 from purejaxdqn.sweep.design import grid_design
@@ -71,6 +70,7 @@ class Args:
 
     @property
     def seeds(self) -> range:
+        """Lists the seeds, which are consecutive."""
         return range(self.first_seed, self.first_seed + self.num_seeds)
 
 
@@ -126,7 +126,7 @@ def play(name: str, args: Args) -> Played:
     plan = make_plan(len(runs), len(devices), width, max_width())
     programs = compile_programs(dqn, config, plan, devices)
     played: list[Games] = []
-    with Progress(console=Console(stderr=True)) as progress:
+    with Progress(console=make_console(stderr=True)) as progress:
         bar = progress.add_task(name, total=len(runs) * args.max_games)
         for members in plan.rounds(len(runs)):
             games = [Games(np.array([], int), np.array([]))] * len(members)
@@ -222,7 +222,7 @@ def print_table(facts: dict[str, Any], max_games: int) -> None:
     num_seeds = len(facts["seeds"])
     won = [f"{row['num_won']} of {num_seeds}" for row in facts["settings"].values()]
     table.add_row("won", *won)
-    Console().print(table)
+    make_console().print(table)
 
 
 def check(args: Args) -> None:
@@ -231,6 +231,8 @@ def check(args: Args) -> None:
     Raises:
       ConfigError: for a flag whose value cannot be used.
     """
+    if args.num_seeds < 1:
+        raise ConfigError(f"num_seeds ({args.num_seeds}) must be at least 1")
     if args.max_games < GAMES_TO_WIN:
         raise ConfigError(
             f"max_games ({args.max_games}) must be at least {GAMES_TO_WIN}: the average is taken "
@@ -257,7 +259,7 @@ def main(args: Args) -> int:
         save(played, args, output)
     facts = summarise(played, args.seeds)
     print_table(facts, args.max_games)
-    Console().print(f"written to {output}")
+    make_console().print(f"written to {output}")
     if args.json:
         print(json.dumps(facts))
     won = facts["settings"][DEFAULTS]["num_won"] >= 0.9 * len(args.seeds)

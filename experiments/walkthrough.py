@@ -39,13 +39,13 @@ import numpy as np
 import optax
 
 from purejaxdqn import DQNConfig, agents, environments
-from purejaxdqn.agents.dqn.dqn import make_learner, periodic_target_update
 from purejaxdqn.environments import step_and_reset
 from purejaxdqn.losses import bellman_loss, masked_squared_error, q_learning
 from purejaxdqn.networks import MLP, make_network
 from purejaxdqn.replay import n_step_transition, uniform_replay
 from purejaxdqn.training.evaluation import evaluate, greedy_policy
 from purejaxdqn.training.exploration import epsilon_greedy, multiplicative_schedule
+from purejaxdqn.training.learner import make_learner, periodic_target_update
 from purejaxdqn.types import Array, LearnerState, Step
 
 np.set_printoptions(precision=3, suppress=True)
@@ -171,7 +171,7 @@ game = play(alternate, next(keys))
 
 # %%
 MEMORY_SIZE, BATCH_SIZE = 20, 4
-TUTORIAL = agents.get("tutorial").config
+TUTORIAL = agents.get("tutorial").config  # how such tutorials set everything
 GAMMA = TUTORIAL.discount
 
 
@@ -381,9 +381,7 @@ for i in range(BATCH_SIZE):
     reward, best = float(batch.r_t[i]), float(q_t[i].max())
     lost = float(batch.discount_t[i]) == 0
     by_hand = reward if lost else reward + GAMMA * best
-    # One network picks the next action and judges it, so its values stand there twice.
-    what_happened = (batch.a_tm1[i], batch.r_t[i], batch.discount_t[i])
-    td_error = q_learning(q_tm1[i], *what_happened, q_t[i], q_t[i])
+    td_error = q_learning(q_tm1[i], batch.a_tm1[i], batch.r_t[i], batch.discount_t[i], q_t[i])
     package = td_error + q_tm1[i, batch.a_tm1[i]]
     print(f"Target by hand {by_hand:.6f}, the package's {package:.6f}{' (lost)' if lost else ''}")
     assert np.isclose(by_hand, package, rtol=1e-5)
@@ -479,7 +477,7 @@ print(f"The limit learned as a death: {as_death:.1f}")
 # All parts are there, and a loop puts them together: act, take a step, remember it, learn from a
 # batch. `jax.lax.scan` is that loop as one compiled program. Its state is a record that each step
 # takes and returns, and each step has a key of its own. Network, memory, and learning rate now have
-# the size that the package's agent `tutorial` give them.
+# the size that the settings of the agent named `tutorial` give them.
 
 # %%
 # 1,600 steps hold at least the 8 games that are shown below, as a game has at most 200.

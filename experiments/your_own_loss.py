@@ -51,11 +51,11 @@ CONFIG = DQNConfig(total_steps=40_000, n_step=1, hidden_sizes=(64, 64), batch_si
 # lets one network pick the action and another one judge it. Here is a more cautious one yet: the
 # online network picks, *both* networks judge, and the lower judgement counts.
 #
-# A TD error is a function of ONE transition, and the package maps it over the batch. It gets five
-# things. `q_tm1` are the online network's values of the observation before the action, `a_tm1` is
-# the action, and `r_t` is the reward. `discount_t` is 0 only where the episode terminated. The
-# values of the observation after the action come from both networks: `q_t` from the target network,
-# and `q_t_selector` from the online network.
+# A TD error is a function of ONE transition, and the package maps it over the batch. Its arguments
+# are told apart by their names. `q_tm1` are the online network's values of the observation before
+# the action, `a_tm1` is the action, and `r_t` is the reward. `discount_t` is 0 only where the
+# episode terminated. The values of the observation after the action come from both networks: `q_t`
+# from the target network, and `q_t_selector` from the online network, which selects the action.
 
 
 # %%

@@ -1,4 +1,4 @@
-"""The records and contracts that every other module speaks.
+"""The records and contracts that all rooms of the package share.
 
 Notation in the docstrings: ``E`` environments, ``B`` transitions in a batch, ``A`` actions,
 ``*obs`` the shape of one observation, ``[]`` a scalar. Time steps follow the usual ``tm1`` (t - 1)
@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable
-from typing import Any, NamedTuple, Protocol
+from typing import Any, Generic, NamedTuple, Protocol, TypeVar
 
 import flax.struct
 import jax
@@ -18,10 +18,11 @@ import jax
 Array = jax.Array
 Params = Any  # a pytree of arrays
 ArrayTree = Any
+Output = TypeVar("Output")  # of a network
 
 
 class ConfigError(ValueError):
-    """A setting that cannot be kept; the message names the value, what is allowed, the remedy."""
+    """A setting is refused; the message names the value, what is allowed, and the remedy."""
 
 
 def is_same_definition(one: Callable[..., Any], other: Callable[..., Any]) -> bool:
@@ -41,10 +42,9 @@ class TimeStep(NamedTuple):
     Attributes:
       obs: `[*obs]` the observation that the action led to, always the one *before* any reset.
       reward: `[]` float.
-      terminated: `[]` bool, the episode ended by the task's own rules: nothing follows, the
-        value is zero.
-      truncated: `[]` bool, the time limit was reached: the value of `obs` is
-        still to be bootstrapped.
+      terminated: `[]` bool, the episode ended by the task's own rules: nothing follows, and the
+        value of `obs` is zero.
+      truncated: `[]` bool, the time limit was reached: the value of `obs` is still bootstrapped.
     """
 
     obs: Array
@@ -54,7 +54,7 @@ class TimeStep(NamedTuple):
 
 
 class Step(NamedTuple):
-    """What a replay is given: one time step of every environment.
+    """One time step of every environment, as a replay is given it.
 
     Attributes:
       obs: `[E, *obs]` the observation acted on.
@@ -204,44 +204,47 @@ class Activations(NamedTuple):
     features: Array
 
 
-class Network(NamedTuple):
+class Network(NamedTuple, Generic[Output]):
     """A value network as pure functions of ONE observation.
 
-    Only diagnostics ask for the fourth one; all else does without.
+    `Output` is the type of what the network puts out: an `Array` of action values, `Categorical`,
+    or quantiles. `Network[Any]` is one of any kind. Diagnostics alone ask for the fourth function.
 
     Attributes:
       init: `(key, obs) -> params`.
-      apply: `(params, obs, key=None) -> output`, whatever the head represents; noise comes from
-        `key`, none without it.
-      action_values: `output -> q [A]`, one number per action; all that acting and evaluation
-        ever see.
+      apply: `(params, obs, key=None) -> output`; noise comes from `key`, none without it.
+      action_values: `output -> q [A]`, one number per action. Acting and evaluation see no more.
       activations: `(params, obs) -> Activations`, without noise; None where a network does not say.
     """
 
     init: Callable[[Array, Array], Params]
-    apply: Callable[..., Array]
-    action_values: Callable[[Array], Array]
+    apply: Callable[..., Output]
+    action_values: Callable[[Output], Array]
     activations: Callable[[Params, Array], Activations] | None = None
 
 
-class LossFn(Protocol):
-    """A loss of ONE transition; the learner maps it over the batch and takes the weighted mean."""
+class LossFn(Protocol[Output]):
+    """A loss of ONE transition, for networks with such an `Output`.
+
+    The learner maps it over the batch and takes the weighted mean.
+    """
 
     def __call__(
         self,
-        network: Network,
+        network: Network[Output],
         params: Params,
         target_params: Params,
         transition: Transition,
         key: Array,
+        /,
     ) -> LossOutput:
-        """The loss, the priority and the metrics of one transition."""
+        """Computes the loss, the priority and the metrics of one transition."""
 
 
 class Learner(NamedTuple):
-    """What turns batches into better weights, as pure functions.
+    """Makes better weights of batches, as pure functions.
 
-    Only diagnostics ask for the third one; all else does without.
+    Diagnostics alone ask for the third function.
 
     Attributes:
       init: `(key, obs [*obs]) -> LearnerState`.
@@ -287,7 +290,7 @@ def shared_counter() -> Any:
 
 
 def run_axes(state: ArrayTree) -> ArrayTree:
-    """The `in_axes`/`out_axes` of a state for `vmap` over runs: None for shared counters, else 0.
+    """Makes the `in_axes` of a state for `vmap` over runs: None for shared counters, else 0.
 
     Args:
       state: a (possibly abstract) state whose counters are declared with `shared_counter`.
@@ -306,7 +309,7 @@ def run_axes(state: ArrayTree) -> ArrayTree:
 
 @flax.struct.dataclass
 class LearnerState:
-    """Everything that gradient steps change.
+    """All that gradient steps change.
 
     Attributes:
       params: the online network's weights.
@@ -323,7 +326,7 @@ class LearnerState:
 
 @flax.struct.dataclass
 class TrainState:
-    """One run, whole: the carry of the training loop and the content of a checkpoint.
+    """The state of one run: the carry of the training loop and the content of a checkpoint.
 
     Attributes:
       learner: `LearnerState`.
@@ -331,9 +334,9 @@ class TrainState:
       env_state: `[E, ...]` the environments' states.
       obs: `[E, *obs]` the observations to act on next.
       episode_return: `[E]` float32, the undiscounted return of the episodes under way.
-      key: `[]` the typed PRNG key of everything that is still to come.
-      num_steps: `[]` int32, environment steps taken so far, over all environments, the
-        prefill included.
+      key: `[]` the typed PRNG key from which all later keys are split.
+      num_steps: `[]` int32, environment steps taken so far, over all environments and with the
+        prefill.
     """
 
     learner: LearnerState

@@ -14,11 +14,11 @@ import json
 import statistics
 
 from rich import box
-from rich.console import Console
 from rich.table import Table
 
 from purejaxdqn import agents
 from purejaxdqn.cli.exits import run_script
+from purejaxdqn.runtime.console import make_console
 from purejaxdqn.runtime.devices import use_every_core
 from purejaxdqn.sweep.run import run_sweep
 from purejaxdqn.types import ConfigError
@@ -47,7 +47,7 @@ def main(args: Args) -> None:
     config = dataclasses.replace(config, total_steps=total_steps)
     config.validate()
     use_every_core()
-    console = Console(stderr=True)
+    console = make_console(stderr=True)
     seconds: dict[bool, list[float]] = {False: [], True: []}
     for turn in range(args.rounds):
         for diagnostics in seconds:
@@ -71,7 +71,7 @@ def main(args: Args) -> None:
         box=box.SIMPLE_HEAD,
     )
     table.add_row(f"{without:.2f}", f"{with_:.2f}", f"{with_ / without:.3f}")
-    Console().print(table)
+    make_console().print(table)
     if args.json:
         measured = {"without": without, "with": with_, "ratio": with_ / without}
         print(json.dumps({"num_seeds": args.num_seeds, "total_steps": total_steps, **measured}))

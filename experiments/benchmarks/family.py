@@ -20,7 +20,6 @@ from typing import Any
 import jax
 import numpy as np
 from rich import box
-from rich.console import Console
 from rich.progress import track
 from rich.table import Table
 from throughput import Args as ThroughputArgs
@@ -29,6 +28,7 @@ from throughput import make_config
 from purejaxdqn.agents.dqn.dqn import DQNConfig, dqn
 from purejaxdqn.cli.exits import run_script
 from purejaxdqn.engine.programs import compile_programs
+from purejaxdqn.runtime.console import make_console
 from purejaxdqn.runtime.devices import make_plan, max_width, use_every_core
 from purejaxdqn.types import ConfigError
 
@@ -88,7 +88,7 @@ def compare(capacity: int, names: tuple[str, ...], args: Args) -> list[dict[str,
     plain = dataclasses.replace(make_config(ThroughputArgs()), replay_capacity=capacity)
     configs = {"dqn": plain}
     configs |= {name: dataclasses.replace(plain, **COMPONENTS[name]) for name in names}
-    console = Console(stderr=True)
+    console = make_console(stderr=True)
     runners = {
         name: make_runner(config, args)
         for name, config in track(configs.items(), f"compiling ({capacity:,})", console=console)
@@ -132,7 +132,7 @@ def main(args: Args) -> None:
             f"{row['microseconds']:.0f}",
             f"{row['compile_seconds']:.1f}",
         )
-    Console().print(table)
+    make_console().print(table)
     if args.json:
         print(json.dumps({"num_seeds": args.num_seeds, "results": rows}))
 

@@ -32,8 +32,9 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import tyro
-from rich.console import Console
 from rich.table import Table
+
+from purejaxdqn.runtime.console import make_console
 
 FOLDER = Path(__file__).resolve().parent
 REQUIREMENTS = ("rejax", "gymnax", "jax", "stable-baselines3", "torch")
@@ -360,7 +361,7 @@ def main() -> None:
         raise SystemExit(1) from None
     except KeyboardInterrupt:
         raise SystemExit(130) from None
-    console = Console()
+    console = make_console()
     console.print(make_table(rows, settings))
     for row in rows:
         for deviation in row["deviations"]:

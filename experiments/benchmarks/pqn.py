@@ -23,6 +23,7 @@ from throughput import Args as ThroughputArgs
 from throughput import make_config, make_pqn_config, measure
 
 from purejaxdqn.cli.exits import run_script
+from purejaxdqn.runtime.console import make_console
 from purejaxdqn.types import ConfigError
 
 WORKERS = {"DQN": "package", "PQN": "pqn"}
@@ -71,7 +72,7 @@ def main(args: Args) -> None:
         raise ConfigError("num_seeds and rounds must be at least 1")
     for make in (make_config, make_pqn_config):
         make(ThroughputArgs(total_steps=args.total_steps)).validate()
-    rows = compare(args, Console(stderr=True))
+    rows = compare(args, make_console(stderr=True))
     columns = ("algorithm", "steps per second", "ratio", "compile s")
     table = Table(*columns, title=f"{args.num_seeds} seeds together", box=box.SIMPLE_HEAD)
     for row in rows:
@@ -81,7 +82,7 @@ def main(args: Args) -> None:
             f"{row['ratio']:.2f}",
             f"{row['compile_seconds']:.1f}",
         )
-    Console().print(table)
+    make_console().print(table)
     if args.json:
         print(json.dumps({"num_seeds": args.num_seeds, "results": rows}))
 

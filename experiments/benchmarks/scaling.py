@@ -31,6 +31,7 @@ from throughput import make_config
 
 from purejaxdqn.cli.exits import run_script
 from purejaxdqn.report.files import save_figure
+from purejaxdqn.runtime.console import make_console
 from purejaxdqn.runtime.devices import available_cores, use_every_core
 from purejaxdqn.types import ConfigError
 
@@ -165,7 +166,7 @@ def main(args: Args) -> None:
             ThroughputArgs(total_steps=args.total_steps, replay_capacity=capacity)
         ).validate()
     args.output.mkdir(parents=True, exist_ok=True)
-    rows = measure_all(args, Console(stderr=True))
+    rows = measure_all(args, make_console(stderr=True))
     columns = (
         "runs",
         "cores",
@@ -190,7 +191,7 @@ def main(args: Args) -> None:
             f"{row['peak_bytes'] / 1e6:,.0f} MB",
             f"{row['planned_peak_bytes'] / 1e6:,.0f} MB",
         )
-    Console().print(table)
+    make_console().print(table)
     files = save_figure(draw(rows), args.output / "scaling")
     print("written:", ", ".join(map(str, files)))
     if args.json:

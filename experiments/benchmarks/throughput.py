@@ -30,6 +30,7 @@ from rich.console import Console
 from rich.table import Table
 
 from purejaxdqn.cli.exits import run_script
+from purejaxdqn.runtime.console import make_console
 from purejaxdqn.types import ConfigError
 
 Worker = Literal["plain", "package", "bound", "pqn"]
@@ -331,7 +332,7 @@ def print_table(rows: list[dict[str, Any]]) -> None:
     )
     for row in rows:
         table.add_row(*(column(row) for column in columns.values()))
-    Console().print(table)
+    make_console().print(table)
 
 
 def main(args: Args) -> None:
@@ -348,7 +349,7 @@ def main(args: Args) -> None:
         if not values or min(values) < 1:
             raise ConfigError(f"{name} {values} must be at least 1")
     make_config(args).validate()
-    console = Console(stderr=True)
+    console = make_console(stderr=True)
     rows = [compare(num_seeds, args, console) for num_seeds in args.num_seeds]
     print_table(rows)
     if args.json:

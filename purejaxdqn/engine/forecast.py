@@ -16,14 +16,6 @@ def estimate_round_seconds(programs: Programs, config: RunConfig, runs: Sequence
     """Estimates how many seconds one round of runs takes, by training it for a second.
 
     All evaluations are taken to be as long as the first one.
-
-    Args:
-      programs: compiled.
-      config: the settings of the runs.
-      runs: the runs of the round.
-
-    Returns:
-      Seconds.
     """
     evaluation_seconds, train_seconds, per_step = 0.0, 0.0, 0.0
     step = config.prefill_steps
@@ -40,3 +32,10 @@ def estimate_round_seconds(programs: Programs, config: RunConfig, runs: Sequence
             break
     seconds = per_step * (config.total_steps - config.prefill_steps)
     return seconds + len(evaluation_steps(config)) * evaluation_seconds
+
+
+def format_duration(seconds: float) -> str:
+    """Formats a time, such as "about 3 min"."""
+    if seconds < 90:
+        return f"about {max(seconds, 1):.0f} s"
+    return f"about {seconds / 60:.0f} min" if seconds < 5400 else f"about {seconds / 3600:.1f} h"

@@ -24,7 +24,7 @@ class RunBytes(NamedTuple):
 
     Attributes:
       parts: on the device while the run trains, by the setting that makes each part big.
-      state: the bytes of these that stay between two chunks.
+      state: the part of these that stays between two chunks.
       result: on the host until the end, the numbers and the last weights.
     """
 
@@ -38,7 +38,7 @@ class RunBytes(NamedTuple):
         return sum(self.parts.values())
 
 
-class AbstractRun(NamedTuple):
+class TracedRun(NamedTuple):
     """The shapes of a run, and the memory of its intermediate results.
 
     Attributes:
@@ -54,7 +54,7 @@ class AbstractRun(NamedTuple):
     evaluation_bytes: int
 
 
-def abstract_run(experiment: Experiment, config: RunConfig) -> AbstractRun:
+def trace_run(experiment: Experiment, config: RunConfig) -> TracedRun:
     """Traces a run of these settings; computes nothing."""
     run = one_run(experiment, config)
     counts = jax.ShapeDtypeStruct((1,), COUNT.dtype)
@@ -63,10 +63,10 @@ def abstract_run(experiment: Experiment, config: RunConfig) -> AbstractRun:
     )
     params = run.state.learner.params
     evaluation_bytes, _ = trace_memory(run.evaluate, run.config, params, SEED, COUNT)
-    return AbstractRun(run.state, outputs, chunk_bytes, evaluation_bytes)
+    return TracedRun(run.state, outputs, chunk_bytes, evaluation_bytes)
 
 
-def run_bytes(config: RunConfig, run: AbstractRun) -> RunBytes:
+def run_bytes(config: RunConfig, run: TracedRun) -> RunBytes:
     """Computes the memory that a run takes from its shapes."""
     state, outputs, working = run.state, run.outputs, run.chunk_bytes
     learner = tree_bytes(state.learner)

@@ -94,13 +94,8 @@ def compile_programs(
     mesh = Mesh(np.array(devices[: plan.num_devices]), ("runs",))
     with ThreadPoolExecutor() as pool:
         compiler = _Compiler(mesh, plan, pool)
-        chunk = compiler.start(
-            run.chunk,
-            (0, axes, _PER_DEVICE),
-            (axes, 0),
-            (config_shapes, state, COUNT),
-            donate_argnums=1,
-        )
+        args: tuple[ArrayTree, ...] = (config_shapes, state, COUNT)
+        chunk = compiler.start(run.chunk, (0, axes, _PER_DEVICE), (axes, 0), args, donate_argnums=1)
         init = compiler.start(run.init, (0, 0), axes, (config_shapes, SEED))
         evaluation = compiler.start(
             run.evaluate, (0, 0, 0, None), 0, (config_shapes, params, SEED, COUNT)
@@ -161,22 +156,14 @@ class _Compiler:
 
     def _add_axes(self, axes: ArrayTree, tree: ArrayTree) -> ArrayTree:
         """Gives the shapes of one run those of a round, with their shardings."""
-        lengths = {
-            None: (),
-            0: (self._plan.slots_per_round,),
-            _PER_DEVICE: (self._plan.num_devices,),
-        }
+        plan = self._plan
+        lengths = {None: (), 0: (plan.slots_per_round,), _PER_DEVICE: (plan.num_devices,)}
 
-        def add(axis: Axis, part: ArrayTree) -> ArrayTree:
-            sharding = NamedSharding(self._mesh, _spec(axis))
-            return jax.tree.map(
-                lambda x: jax.ShapeDtypeStruct(
-                    (*lengths[axis], *x.shape), x.dtype, sharding=sharding
-                ),
-                part,
-            )
+        def add(axis: Axis, x: jax.ShapeDtypeStruct) -> jax.ShapeDtypeStruct:
+            shape, sharding = (*lengths[axis], *x.shape), NamedSharding(self._mesh, _spec(axis))
+            return jax.ShapeDtypeStruct(shape, x.dtype, sharding=sharding)
 
-        return _map_axes(add, axes, tree)
+        return _map_axes(lambda axis, part: jax.tree.map(lambda x: add(axis, x), part), axes, tree)
 
 
 def _device_bytes(chunk: jax.stages.Compiled, beside: Sequence[jax.stages.Compiled]) -> int:

@@ -8,10 +8,10 @@ from collections.abc import Callable
 from typing import Any
 
 import numpy as np
-from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 
 from purejaxdqn.engine.rounds import Event
+from purejaxdqn.runtime.console import make_console
 
 _MOST_SEEDS_SHOWN = 16
 _COMPLAINT_SECONDS = 60.0  # between two lines about a disk that cannot be written
@@ -28,7 +28,7 @@ class SweepProgress:
     def __init__(self, total_steps: int, enabled: bool = True) -> None:
         self._enabled = enabled
         self._last_complaint = -math.inf
-        self._console = Console(stderr=True, quiet=not enabled, highlight=False)
+        self._console = make_console(stderr=True, quiet=not enabled, highlight=False)
         # Together below 80 columns: the rest of a longer line would be cut off.
         self._bar = Progress(
             BarColumn(bar_width=8),

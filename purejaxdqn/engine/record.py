@@ -33,7 +33,7 @@ class Record:
 
     @property
     def has_begun(self) -> bool:
-        """Whether there is any evaluation."""
+        """Says whether there is any evaluation."""
         return not np.isnan(self.evaluation_return).all()
 
     def add(self, event: Event, rows: slice) -> np.ndarray:

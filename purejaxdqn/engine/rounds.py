@@ -114,81 +114,61 @@ def train_round(
     Yields:
       An `Event` for each chunk and each evaluation.
     """
-    slots = _Slots(programs, runs)
     lap = _Lap()
-    if kept is None:
-        kept = Kept(config.prefill_steps, slots.init(), None, {})
-    step, state, params_before, sums = kept
-    window = Window(sums)
+    trained = _Round(programs, config, runs, kept, lap)
     iterations = 1  # the first chunk is short, because the speed is not known yet
     # A round is kept between two evaluations, or right before one.
-    for next_step in [at for at in steps or evaluation_steps(config) if at >= step]:
-        while step < next_step:
-            active = slots.active_devices(wanted)
+    for next_step in [at for at in steps or evaluation_steps(config) if at >= trained.step]:
+        while trained.step < next_step:
+            active = trained.active_devices(wanted)
             if not active.any():
                 return
-            left = (next_step - step) // config.steps_per_update
+            left = (next_step - trained.step) // config.steps_per_update
             iterations = min(iterations, left, programs.max_iterations)
-            state, outputs = slots.train(state, active, iterations)
-            window.add(outputs)
-            games = _games(np.asarray(outputs.episode_return), step)
-            step += iterations * config.steps_per_update
-            seconds = lap()
-            yield Event(
-                step=step,
-                train_seconds=seconds,
-                evaluation_seconds=0.0,
-                training_return=window.training_return(len(runs)),
-                games=games,
-                episode_return=None,
-                metrics={},
-                params=None,
-                kept=Kept(step, state, params_before, window.sums),
-            )
+            event = trained.train_chunk(active, iterations)
+            yield event
             lap()
             # Double at most, so that one quick chunk does not make the next one long.
-            iterations = max(1, min(2 * iterations, int(iterations * _CHUNK_SECONDS / seconds)))
-        train_seconds, params = lap(), state.learner.params
-        episode_return = slots.evaluate(params, step)
-        diagnostics = slots.diagnose(state, params_before, step)
-        if programs.diagnose is not None:
-            params_before = jax.tree.map(jnp.copy, params)  # a chunk donates its state
-        yield Event(
-            step=step,
-            train_seconds=train_seconds,
-            evaluation_seconds=lap(),
-            training_return=window.training_return(len(runs)),
-            games=[],
-            episode_return=episode_return,
-            metrics=window.metrics() | diagnostics,
-            params=slots.to_host(params),
-        )
-        window = Window({})
+            wished = int(iterations * _CHUNK_SECONDS / event.train_seconds)
+            iterations = max(1, min(2 * iterations, wished))
+        yield trained.evaluate()
         lap()
 
 
-class _Slots:
-    """The slots of a round on the devices, and the programs that work on them.
+class _Round:
+    """The state of a round on the devices, and the programs that change it.
 
-    Slots without a run of their own repeat the last run. Devices without a run stand still.
+    Slots without a run of their own repeat the last run.
 
     Args:
       programs: compiled for the settings of the runs.
+      config: the settings that all runs share.
       runs: at most as many as there are slots.
+      kept: where to go on from; from the start if None.
+      lap: measures the seconds of the events.
     """
 
-    def __init__(self, programs: Programs, runs: Sequence[Run]) -> None:
-        self._programs, self._num_runs = programs, len(runs)
+    def __init__(
+        self,
+        programs: Programs,
+        config: RunConfig,
+        runs: Sequence[Run],
+        kept: Kept | None,
+        lap: _Lap,
+    ) -> None:
+        self._programs, self._num_runs, self._lap = programs, len(runs), lap
+        self._steps_per_update = config.steps_per_update
         slots = [*runs, *[runs[-1]] * (programs.plan.slots_per_round - len(runs))]
         self._configs = jax.tree.map(
             lambda *values: programs.place(np.array(values, np.float32)),
             *[run.config for run in slots],
         )
         self._seeds = programs.place(np.array([run.seed for run in slots], np.uint32))
-
-    def to_host(self, tree: ArrayTree) -> ArrayTree:
-        """Copies the rows of the runs `[n, ...]` to the host."""
-        return jax.tree.map(lambda x: np.array(x[: self._num_runs]), jax.device_get(tree))
+        if kept is None:
+            state = jax.block_until_ready(programs.init(self._configs, self._seeds))
+            kept = Kept(config.prefill_steps, state, None, {})
+        self.step, self._state, self._params_before, sums = kept
+        self._window = Window(sums)
 
     def active_devices(self, wanted: Callable[[], np.ndarray] | None) -> np.ndarray:
         """Tells which devices have a run that is wanted, `[devices]` bool."""
@@ -197,40 +177,66 @@ class _Slots:
         by_slot[: self._num_runs] = True if wanted is None else wanted()
         return np.asarray(by_slot.reshape(plan.num_devices, plan.width).any(axis=1))
 
-    def init(self) -> TrainState:
-        """Makes the state of every slot."""
-        return jax.block_until_ready(self._programs.init(self._configs, self._seeds))
-
-    def train(
-        self, state: TrainState, active: np.ndarray, iterations: int
-    ) -> tuple[TrainState, ChunkOutputs]:
-        """Trains a chunk on the active devices; the outputs are `[n, iterations, ...]`."""
+    def train_chunk(self, active: np.ndarray, iterations: int) -> Event:
+        """Trains the active devices for some iterations; the others stand still."""
         counts = self._programs.place(np.where(active, iterations, 0).astype(np.int32))
-        state, outputs = self._programs.chunk(self._configs, state, counts)
-        return state, jax.tree.map(lambda x: x[:, :iterations], self.to_host(outputs))
+        self._state, outputs = self._programs.chunk(self._configs, self._state, counts)
+        outputs = jax.tree.map(lambda x: x[:, :iterations], self._to_host(outputs))
+        self._window.add(outputs)
+        games = _games(np.asarray(outputs.episode_return), self.step)
+        self.step += iterations * self._steps_per_update
+        return Event(
+            step=self.step,
+            train_seconds=self._lap(),
+            evaluation_seconds=0.0,
+            training_return=self._window.training_return(self._num_runs),
+            games=games,
+            episode_return=None,
+            metrics={},
+            params=None,
+            kept=Kept(self.step, self._state, self._params_before, self._window.sums),
+        )
 
-    def evaluate(self, params: Params, step: int) -> np.ndarray:
-        """Evaluates the greedy policy of each run: returns `[n, N]`."""
-        returns = self._programs.evaluate(self._configs, params, self._seeds, np.int32(step))
-        return np.asarray(self.to_host(returns))
+    def evaluate(self) -> Event:
+        """Evaluates the greedy policies, measures the diagnostics, and begins a new window."""
+        train_seconds, params = self._lap(), self._state.learner.params
+        step = np.int32(self.step)
+        returns = self._to_host(self._programs.evaluate(self._configs, params, self._seeds, step))
+        metrics = self._window.metrics() | self._diagnose(step)
+        if self._programs.diagnose is not None:
+            self._params_before = jax.tree.map(jnp.copy, params)  # a chunk donates its state
+        event = Event(
+            step=self.step,
+            train_seconds=train_seconds,
+            evaluation_seconds=self._lap(),
+            training_return=self._window.training_return(self._num_runs),
+            games=[],
+            episode_return=returns,
+            metrics=metrics,
+            params=self._to_host(params),
+        )
+        self._window = Window({})
+        return event
 
-    def diagnose(
-        self, state: TrainState, params_before: Params, step: int
-    ) -> dict[str, np.ndarray]:
+    def _diagnose(self, step: np.int32) -> dict[str, np.ndarray]:
         """Measures the diagnostics `[n]` by name; none if they were not compiled."""
         if self._programs.diagnose is None:
             return {}
-        before = state.learner.params if params_before is None else params_before
-        measured = self._programs.diagnose(
-            self._configs, state, before, self._seeds, np.int32(step)
+        is_first = self._params_before is None
+        before = self._state.learner.params if is_first else self._params_before
+        values: dict[str, np.ndarray] = self._to_host(
+            self._programs.diagnose(self._configs, self._state, before, self._seeds, step)
         )
-        values: dict[str, np.ndarray] = self.to_host(measured)
         # The threads of NumPy's BLAS wait for each other: for seconds, if the cores are busy.
         with threadpool_limits(limits=1, user_api="blas"):
             values["effective_rank"] = effective_rank(values.pop("features"))
-        if params_before is None:  # there are no two evaluations to compare yet
+        if is_first:  # there are no two evaluations to compare yet
             values["policy_churn"] = np.full(self._num_runs, np.nan, np.float32)
         return values
+
+    def _to_host(self, tree: ArrayTree) -> ArrayTree:
+        """Copies the rows of the runs `[n, ...]` to the host."""
+        return jax.tree.map(lambda x: np.array(x[: self._num_runs]), jax.device_get(tree))
 
 
 def _games(episode_return: np.ndarray, step: int) -> list[Games]:

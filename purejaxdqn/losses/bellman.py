@@ -5,6 +5,7 @@ from __future__ import annotations
 import collections
 import inspect
 from collections.abc import Callable
+from typing import Any
 
 import chex
 import jax
@@ -112,7 +113,7 @@ def call_by_name(td_error: TDError, arguments: dict[str, Array]) -> Array:
     return td_error(*bound.args, **bound.kwargs)
 
 
-def bellman_loss(td_error: TDError = q_learning, penalty: Penalty = optax.l2_loss) -> LossFn:
+def bellman_loss(td_error: TDError = q_learning, penalty: Penalty = optax.l2_loss) -> LossFn[Any]:
     """Makes a loss from a TD error and a penalty.
 
     It stops no gradient. The TD error knows what its target is, and stops the gradient there.
@@ -135,7 +136,11 @@ def bellman_loss(td_error: TDError = q_learning, penalty: Penalty = optax.l2_los
     check_arguments(td_error)
 
     def loss_fn(
-        network: Network, params: Params, target_params: Params, transition: Transition, key: Array
+        network: Network[Any],
+        params: Params,
+        target_params: Params,
+        transition: Transition,
+        key: Array,
     ) -> LossOutput:
         key_tm1, key_t, selector_key = jax.random.split(key, 3)
 

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import chex
 import jax
 import jax.numpy as jnp
@@ -12,37 +10,47 @@ from purejaxdqn.losses.q_learning import softmax_log_policy
 from purejaxdqn.losses.recipe import write_recipe
 from purejaxdqn.types import (
     Array,
+    Categorical,
     LossFn,
     LossOutput,
     Network,
+    Output,
     Params,
     ProposedQuantiles,
+    Quantiles,
     Transition,
 )
 
+AnyQuantiles = Quantiles | ProposedQuantiles
 
-def _outputs(
-    network: Network,
+
+def _apply_networks(
+    network: Network[Output],
     params: Params,
     target_params: Params,
     transition: Transition,
     key: Array,
     double: bool,
-) -> tuple[Any, Any, Array]:
-    """Online output at t - 1, target output at t, and the values `[A]` that choose at time t."""
-    key_tm1, key_t, key_online = jax.random.split(key, 3)
+) -> tuple[Output, Output, Array]:
+    """Applies the networks.
+
+    Returns:
+      `(online output at t - 1, target output at t, action values [A] that choose at time t)`.
+    """
+    key_tm1, key_t, selector_key = jax.random.split(key, 3)
     online_tm1 = network.apply(params, transition.obs_tm1, key_tm1)
     target_t = network.apply(target_params, transition.obs_t, key_t)
-    judge = network.apply(params, transition.obs_t, key_online) if double else target_t
-    return online_tm1, target_t, network.action_values(judge)
+    selector = network.apply(params, transition.obs_t, selector_key) if double else target_t
+    return online_tm1, target_t, network.action_values(selector)
 
 
 def project(probabilities: Array, atoms: Array, support: Array) -> Array:
     """Moves a categorical distribution onto a fixed support: each atom's mass to its neighbours.
 
     Bellemare, Dabney and Munos, "A distributional perspective on reinforcement learning" (2017),
-    equation 7: an atom between two of the support gives to each in proportion to how near it is,
-    one outside gives all to the end, one that falls on an atom of the support all to that.
+    equation 7. An atom between two of the support gives mass to each in proportion to how near it
+    is. An atom outside gives all its mass to the end, and one that falls on an atom of the support
+    gives all its mass to that.
 
     Args:
       probabilities: `[N]` the mass of each atom.
@@ -63,26 +71,29 @@ def project(probabilities: Array, atoms: Array, support: Array) -> Array:
     return jnp.sum(jnp.maximum(1 - distance, 0) * probabilities[jnp.newaxis, :], axis=1)
 
 
-def categorical_loss(double: bool = True) -> LossFn:
-    """The loss of C51: cross-entropy between a projected target and the prediction.
+def categorical_loss(double: bool = True) -> LossFn[Categorical]:
+    """Makes the loss of C51: cross-entropy between a projected target and the prediction.
 
     Bellemare, Dabney and Munos, "A distributional perspective on reinforcement learning" (2017),
-    algorithm 1. The paper chooses the next action by the target network's means; by those of the
-    online network it is the double Q-learning of Rainbow (Hessel et al. 2018).
+    algorithm 1. The paper chooses the next action by the target network's means. To choose it by
+    those of the online network is the double Q-learning of Rainbow (Hessel et al. 2018).
 
     Args:
       double: whether the online network chooses the next action, or the target network.
 
     Returns:
-      A `LossFn` for a network whose output is `Categorical`. Its priority is the Kullback-Leibler
-      divergence of the prediction from the target, as in Rainbow: the loss less the target's
-      entropy, which no learning removes.
+      A `LossFn` whose priority is the Kullback-Leibler divergence of the prediction from the
+      target, as in Rainbow: the loss less the target's entropy, which no learning removes.
     """
 
     def loss_fn(
-        network: Network, params: Params, target_params: Params, transition: Transition, key: Array
+        network: Network[Categorical],
+        params: Params,
+        target_params: Params,
+        transition: Transition,
+        key: Array,
     ) -> LossOutput:
-        online_tm1, target_t, q_t = _outputs(
+        online_tm1, target_t, q_t = _apply_networks(
             network, params, target_params, transition, key, double
         )
         chex.assert_rank([online_tm1.logits, target_t.logits], 2)
@@ -105,7 +116,7 @@ def categorical_loss(double: bool = True) -> LossFn:
 
 
 def quantile_huber(error: Array, fraction: Array, threshold: Array | float = 1.0) -> Array:
-    """The quantile Huber loss: asymmetric, so that its minimum is at a quantile.
+    """Computes the quantile Huber loss: asymmetric, so that its minimum is at a quantile.
 
     Dabney, Rowland, Bellemare and Munos, "Distributional reinforcement learning with quantile
     regression" (2018), equations 9 and 10: `|fraction - (error < 0)| * huber(error)`, where the
@@ -129,12 +140,13 @@ def quantile_huber(error: Array, fraction: Array, threshold: Array | float = 1.0
 
 
 def fraction_loss(boundaries: Array, boundary_values: Array, values: Array) -> Array:
-    """What FQF's proposal of fractions minimises: how far its quantiles are from the distribution.
+    """Computes the loss of FQF's proposal of fractions.
 
     Yang et al., "Fully parameterized quantile function for distributional reinforcement learning"
-    (2019), proposition 1: the 1-Wasserstein error of `N` quantiles, each at the midpoint of a part,
-    changes with the boundary `tau_i` between two parts by `2 F(tau_i) - F(midpoint before) -
-    F(midpoint after)`, with the quantile function `F` held fixed.
+    (2019), proposition 1: `N` quantiles, each at the midpoint of a part, differ from the
+    distribution by a 1-Wasserstein error. It changes with the boundary `tau_i` between two parts
+    by `2 F(tau_i) - F(midpoint before) - F(midpoint after)`, with the quantile function `F` held
+    fixed.
 
     Args:
       boundaries: `[N - 1]` between the parts; the gradient goes through them alone, and is that of
@@ -150,25 +162,48 @@ def fraction_loss(boundaries: Array, boundary_values: Array, values: Array) -> A
     return jnp.sum(jax.lax.stop_gradient(slope) * boundaries)
 
 
+def _choose_quantiles(values: Array, q_t: Array, temperature: Array | float | None) -> Array:
+    """Chooses the next action's quantiles `[N]` of all `[A, N]`; see `quantile_loss`."""
+    if temperature is None:
+        return values[jnp.argmax(q_t)]
+    log_policy = softmax_log_policy(q_t, temperature)
+    policy = jnp.exp(log_policy)
+    soft_values = values - temperature * log_policy[:, jnp.newaxis]
+    return jnp.sum(policy[:, jnp.newaxis] * soft_values, axis=0)
+
+
+def _regress(
+    output: AnyQuantiles, action: Array, target: Array, weights: Array, threshold: Array | float
+) -> Array:
+    """Computes the loss of an action's quantiles towards those of the target `[N]`."""
+    fractions = jax.lax.stop_gradient(output.fractions)
+    values = output.values[action]
+    errors = target[jnp.newaxis, :] - values[:, jnp.newaxis]
+    penalties = quantile_huber(errors, fractions[:, jnp.newaxis], threshold)
+    loss = jnp.sum(penalties * weights[jnp.newaxis, :])
+    if isinstance(output, ProposedQuantiles):
+        loss += fraction_loss(output.boundaries, output.boundary_values[action], values)
+    return loss
+
+
 def quantile_loss(
     double: bool = True,
     threshold: Array | float = 1.0,
     temperature: Array | float | None = None,
-) -> LossFn:
-    """The loss of QR-DQN, of IQN and of FQF: quantile regression of the target.
+) -> LossFn[AnyQuantiles]:
+    """Makes the loss of QR-DQN, of IQN and of FQF: quantile regression of the target.
 
     Dabney, Rowland, Bellemare and Munos, "Distributional reinforcement learning with quantile
     regression" (2018), equation 10 and algorithm 1: over all pairs of a predicted quantile `i`
     and one `j` of the target, `sum_i mean_j quantile_huber(r_t + discount_t * z_t[j] -
-    z_tm1[i], fraction[i])`, where quantile `j` counts in the mean what the network says it
-    weighs. Equation 3 of IQN (Dabney et al. 2018) is the same over a constant, see
-    `quantile_huber`. Its gradient does not reach the fractions: where the network proposes them
-    (FQF), their own `fraction_loss` is added, whose gradient reaches nothing else.
+    z_tm1[i], fraction[i])`, where the network says how much quantile `j` weighs in the mean.
+    Equation 3 of IQN (Dabney et al. 2018) is the same over a constant, see `quantile_huber`. The
+    gradient does not reach the fractions. Where the network proposes them (FQF), their own
+    `fraction_loss` is added, whose gradient reaches nothing else.
 
-    With a temperature the next action is not the greedy one but drawn from the softmax policy
-    `pi`, whose entropy is part of the target: `z_t[j] = sum_a pi(a) (z_t[a, j] - temperature *
-    log pi(a))`, as in M-IQN (Vieillard, Pietquin and Geist 2020, appendix), which also takes
-    `double=False` and adds `munchausen`.
+    With a temperature the next action is drawn from the softmax policy `pi`, whose entropy is part
+    of the target: `z_t[j] = sum_a pi(a) (z_t[a, j] - temperature * log pi(a))`, as in M-IQN
+    (Vieillard, Pietquin and Geist 2020, appendix), which is `double=False` with `munchausen`.
 
     Args:
       double: whether the policy at time t is that of the online network's action values, or of
@@ -178,49 +213,31 @@ def quantile_loss(
         greedy policy.
 
     Returns:
-      A `LossFn` for a network whose output is `Quantiles` or `ProposedQuantiles`. Its priority is
-      the absolute difference between the means of target and prediction.
+      A `LossFn` whose priority is the absolute difference between the means of target and
+      prediction.
     """
 
     def loss_fn(
-        network: Network, params: Params, target_params: Params, transition: Transition, key: Array
+        network: Network[AnyQuantiles],
+        params: Params,
+        target_params: Params,
+        transition: Transition,
+        key: Array,
     ) -> LossOutput:
-        online_tm1, target_t, q_t = _outputs(
+        online_tm1, target_t, q_t = _apply_networks(
             network, params, target_params, transition, key, double
         )
         chex.assert_rank([online_tm1.values, target_t.values], 2)
-        if temperature is None:
-            values_t = target_t.values[jnp.argmax(q_t)]
-        else:
-            log_policy = softmax_log_policy(q_t, temperature)
-            policy = jnp.exp(log_policy)
-            soft_t = target_t.values - temperature * log_policy[:, jnp.newaxis]
-            values_t = jnp.sum(policy[:, jnp.newaxis] * soft_t, axis=0)
+        values_t = _choose_quantiles(target_t.values, q_t, temperature)
         target_tm1 = jax.lax.stop_gradient(transition.r_t + transition.discount_t * values_t)
         weights = jax.lax.stop_gradient(target_t.weights)
-        fractions = jax.lax.stop_gradient(online_tm1.fractions)
-
-        values_tm1 = online_tm1.values[transition.a_tm1]
-        errors = target_tm1[jnp.newaxis, :] - values_tm1[:, jnp.newaxis]
-        penalties = quantile_huber(errors, fractions[:, jnp.newaxis], threshold)
-        loss = jnp.sum(penalties * weights[jnp.newaxis, :])
-        if isinstance(online_tm1, ProposedQuantiles):
-            loss += fraction_loss(
-                online_tm1.boundaries, online_tm1.boundary_values[transition.a_tm1], values_tm1
-            )
         q_value = network.action_values(online_tm1)[transition.a_tm1]
         return LossOutput(
-            loss=loss,
+            loss=_regress(online_tm1, transition.a_tm1, target_tm1, weights, threshold),
             priority=jnp.abs(jnp.sum(weights * target_tm1) - q_value),
             metrics={"q_value": q_value},
         )
 
-    policy_name = "greedy" if temperature is None else "softmax"
-    return write_recipe(
-        loss_fn,
-        f"quantile_loss(double={double}, {policy_name})",
-        quantile_loss,
-        double=double,
-        threshold=threshold,
-        temperature=temperature,
-    )
+    name = f"quantile_loss(double={double}, {'greedy' if temperature is None else 'softmax'})"
+    arguments = {"double": double, "threshold": threshold, "temperature": temperature}
+    return write_recipe(loss_fn, name, quantile_loss, **arguments)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import jax
 import jax.numpy as jnp
 import optax
@@ -9,16 +11,16 @@ import optax
 from purejaxdqn.losses.bellman import Penalty
 from purejaxdqn.losses.q_learning import q_learning, softmax_log_policy
 from purejaxdqn.losses.recipe import name_part, write_recipe
-from purejaxdqn.types import Array, LossFn, LossOutput, Network, Params, Transition
+from purejaxdqn.types import Array, LossFn, LossOutput, Network, Output, Params, Transition
 
 
 def munchausen(
-    loss_fn: LossFn,
+    loss_fn: LossFn[Output],
     temperature: Array | float = 0.03,
     coefficient: Array | float = 0.9,
     log_policy_min: Array | float = -1.0,
-) -> LossFn:
-    """Adds the policy's own opinion of the action taken to the reward of a loss.
+) -> LossFn[Output]:
+    """Makes a loss that adds the policy's log-probability of the action taken to the reward.
 
     Vieillard, Pietquin and Geist, "Munchausen reinforcement learning" (2020), equation 2: `r_t`
     becomes `r_t + coefficient * clip(temperature * log pi(a_tm1 | obs_tm1), log_policy_min, 0)`,
@@ -29,18 +31,22 @@ def munchausen(
     returns, the bonus is that of the first of the n actions.
 
     Args:
-      loss_fn: the loss that sees the new reward; its priority and metrics are given back.
+      loss_fn: the loss that sees the new reward; its priority and metrics are kept.
       temperature: `[]` above 0, in the unit of the reward.
       coefficient: `[]` how much of the bonus counts; 0 leaves the loss as it is.
       log_policy_min: `[]` at most 0, the least that `temperature * log pi` can be, in the unit of
         the reward.
 
     Returns:
-      A `LossFn`, for whatever network `loss_fn` is for.
+      A `LossFn` for the same networks as `loss_fn`.
     """
 
     def munchausen_loss(
-        network: Network, params: Params, target_params: Params, transition: Transition, key: Array
+        network: Network[Output],
+        params: Params,
+        target_params: Params,
+        transition: Transition,
+        key: Array,
     ) -> LossOutput:
         bonus_key, loss_key = jax.random.split(key)
         output = network.apply(target_params, transition.obs_tm1, bonus_key)
@@ -63,8 +69,8 @@ def munchausen(
 
 def persistent_advantage_learning_loss(
     coefficient: Array | float = 0.9, penalty: Penalty = optax.l2_loss
-) -> LossFn:
-    """A Bellman loss that widens the gap between the best action and the others.
+) -> LossFn[Any]:
+    """Makes a Bellman loss that widens the gap between the best action and the others.
 
     Bellemare, Ostrovski, Guez, Thomas and Munos, "Increasing the action gap: new operators for
     reinforcement learning" (2016). With `V(x) = max_b Q(x, b)` and the Bellman operator
@@ -76,9 +82,9 @@ def persistent_advantage_learning_loss(
 
     as in the updates of the paper's Atari experiments. (Its section on operators has
     `r + gamma Q(x', a)`, that is gamma in the place of the coefficient, as the second term.)
-    The target is then `T Q(x, a)` less `coefficient` times the smaller of the two gaps. All of it
+    The target is then `T Q(x, a)` less `coefficient` times the smaller of the two gaps. All these
     are values of the target network. Where the episode terminated, no action at `x'` is better
-    than another, so that the second gap is 0 and the target is the reward.
+    than another: the second gap is 0, and the target is the reward.
 
     Args:
       coefficient: `[]` the paper's alpha, from 0 (Q-learning) to below 1.
@@ -89,7 +95,11 @@ def persistent_advantage_learning_loss(
     """
 
     def loss_fn(
-        network: Network, params: Params, target_params: Params, transition: Transition, key: Array
+        network: Network[Any],
+        params: Params,
+        target_params: Params,
+        transition: Transition,
+        key: Array,
     ) -> LossOutput:
         key_tm1, target_key_tm1, key_t = jax.random.split(key, 3)
         _, a_tm1, r_t, discount_t, _ = transition

@@ -12,23 +12,23 @@ from purejaxdqn.types import Array
 def q_lambda_returns(
     r_t: Array, discount_t: Array, truncated_t: Array, v_t: Array, lambda_: Array | float
 ) -> Array:
-    """The Q(lambda) return of every step of ONE trajectory, which may hold several episodes.
+    """Computes the Q(lambda) return of every step of ONE trajectory of one or more episodes.
 
-    Peng and Williams, "Incremental multi-step Q-learning" (1996): returns of all lengths are
-    averaged with weights that fall by lambda, as Sutton and Barto (2018), equations 12.2 and 12.3,
-    define it, each bootstrapping from the highest action value; exploratory actions do not cut
-    them. Worked out backwards, as Gallici et al., "Simplifying deep temporal difference learning"
-    (2025) do: `G_{t-1} = r_t + discount_t * ((1 - lambda) v_t + lambda G_t)`.
+    Peng and Williams, "Incremental multi-step Q-learning" (1996). Returns of all lengths are
+    averaged with weights that fall by lambda (Sutton and Barto 2018, equations 12.2 and 12.3). Each
+    bootstraps from the highest action value, and exploratory actions do not cut them. They are
+    worked out backwards, as Gallici et al., "Simplifying deep temporal difference learning" (2025)
+    do: `G_{t-1} = r_t + discount_t * ((1 - lambda) v_t + lambda G_t)`.
 
-    No return looks beyond its episode: at a termination `discount_t` is 0, at a truncation, and
+    No return looks beyond its episode. At a termination `discount_t` is 0. At a truncation, and
     where the trajectory ends, `G_{t-1} = r_t + discount_t * v_t`, whatever lambda is.
 
     Args:
       r_t: `[T]` rewards.
       discount_t: `[T]` gamma, or 0 where the episode terminated.
       truncated_t: `[T]` bool, whether the time limit ended the episode here.
-      v_t: `[T]` the highest action value of the observation that each step led to, at the end of an
-        episode that of its last observation, and not of the next episode's first one.
+      v_t: `[T]` the highest action value of the observation that each step led to. At the end of an
+        episode this is its last observation, and not the first one of the next episode.
       lambda_: `[]` between 0 and 1. At 0 the returns are the targets of one-step Q-learning, at 1
         the sums of all discounted rewards up to the episode's or trajectory's end.
 
@@ -63,16 +63,8 @@ def return_error(
 ) -> Array:
     """Computes the TD error towards a whole return: `r_t - q_tm1[a_tm1]`, without a bootstrap.
 
-    Args:
-      q_tm1: `[A]` online action values at time t - 1.
-      a_tm1: `[]` int, the action taken at time t - 1.
-      r_t: `[]` a return, such as one of `q_lambda_returns`.
-      discount_t: `[]` unused.
-      q_t: `[A]` unused.
-      q_t_selector: `[A]` unused.
-
-    Returns:
-      `[]` the TD error; no gradient flows through the return.
+    The arguments are those of `q_learning`. `r_t` `[]` is a return, such as one of
+    `q_lambda_returns`, and no gradient flows through it. The last three are unused.
     """
     del discount_t, q_t, q_t_selector
     chex.assert_rank([q_tm1, a_tm1, r_t], [1, 0, 0])

@@ -46,7 +46,8 @@ def q_learning(
       r_t: `[]` reward.
       discount_t: `[]` gamma, or 0 where the episode terminated.
       q_t: `[A]` the target network's action values at time t.
-      q_t_selector: `[A]` unused, so that all TD errors can be called alike.
+      q_t_selector: `[A]` the online network's action values at time t, for TD errors that choose
+        an action by them; unused here.
 
     Returns:
       `[]` the TD error; no gradient flows through the target.
@@ -65,16 +66,7 @@ def double_q_learning(
     Hasselt, Guez and Silver, "Deep reinforcement learning with double Q-learning" (2016),
     equation 4: `r_t + discount_t * q_t[argmax_a q_t_selector[a]] - q_tm1[a_tm1]`.
 
-    Args:
-      q_tm1: `[A]` online action values at time t - 1.
-      a_tm1: `[]` int, the action taken at time t - 1.
-      r_t: `[]` reward.
-      discount_t: `[]` gamma, or 0 where the episode terminated.
-      q_t: `[A]` the target network's action values at time t.
-      q_t_selector: `[A]` the online network's action values at time t.
-
-    Returns:
-      `[]` the TD error; no gradient flows through the target.
+    The arguments are those of `q_learning`, and here `q_t_selector` is needed.
     """
     check_shapes(q_tm1, a_tm1, [r_t, discount_t], q_t, q_t_selector)
     target_tm1 = r_t + discount_t * q_t[jnp.argmax(q_t_selector)]
@@ -98,18 +90,9 @@ def expected_sarsa(
     `pi(a) = epsilon / A`, and `1 - epsilon` more for the greedy action of the online network. At
     an `epsilon` of 0 this is `double_q_learning`.
 
-    Args:
-      q_tm1: `[A]` online action values at time t - 1.
-      a_tm1: `[]` int, the action taken at time t - 1.
-      r_t: `[]` reward.
-      discount_t: `[]` gamma, or 0 where the episode terminated.
-      q_t: `[A]` the target network's action values at time t.
-      q_t_selector: `[A]` the online network's action values at time t, which say what is greedy;
-        ties go to the lowest action.
-      epsilon: `[]` between 0 and 1, the probability of an action drawn uniformly from all.
-
-    Returns:
-      `[]` the TD error; no gradient flows through the target.
+    The arguments are those of `q_learning`, and here `q_t_selector` is needed; its ties go to the
+    lowest action. `epsilon` `[]`, between 0 and 1, is the probability of an action drawn uniformly
+    from all.
     """
     check_shapes(q_tm1, a_tm1, [r_t, discount_t], q_t, q_t_selector)
     value_t = (1 - epsilon) * q_t[jnp.argmax(q_t_selector)] + epsilon * jnp.mean(q_t)
@@ -149,17 +132,8 @@ def soft_q_learning(
     q_tm1[a_tm1]`. The soft value is also what the softmax policy is worth together with its
     entropy, `sum_a pi(a) (q_t[a] - temperature * log pi(a))`.
 
-    Args:
-      q_tm1: `[A]` online action values at time t - 1.
-      a_tm1: `[]` int, the action taken at time t - 1.
-      r_t: `[]` reward.
-      discount_t: `[]` gamma, or 0 where the episode terminated.
-      q_t: `[A]` the target network's action values at time t.
-      q_t_selector: `[A]` unused, so that all TD errors can be called alike.
-      temperature: `[]` above 0, what a nat of entropy is worth, in the unit of the reward.
-
-    Returns:
-      `[]` the TD error; no gradient flows through the target.
+    The arguments are those of `q_learning`. `temperature` `[]`, above 0, is what a nat of entropy
+    is worth, in the unit of the reward.
     """
     check_shapes(q_tm1, a_tm1, [r_t, discount_t], q_t, q_t_selector)
     highest = jnp.max(q_t)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
-from purejaxdqn.types import LossFn
+from purejaxdqn.types import LossFn, Output
 
 
 class Recipe(NamedTuple):
@@ -16,13 +16,13 @@ class Recipe(NamedTuple):
       arguments: the maker's arguments by name; numbers may be tracers.
     """
 
-    maker: Callable[..., LossFn]
+    maker: Callable[..., LossFn[Any]]
     arguments: dict[str, Any]
 
 
 def write_recipe(
-    loss_fn: LossFn, name: str, maker: Callable[..., LossFn], /, **arguments: Any
-) -> LossFn:
+    loss_fn: LossFn[Output], name: str, maker: Callable[..., LossFn[Any]], /, **arguments: Any
+) -> LossFn[Output]:
     """Writes on a loss how it was made.
 
     Args:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any, cast
+from typing import Any
 
 import flax.linen as nn
 import jax
@@ -82,16 +82,20 @@ def value_plus_advantages(value: Array, advantages: Array) -> Array:
 # -------------------------------------------------------------------------------------- heads
 
 
-class Values(nn.Module):
-    """Action values as they are.
+class Head(nn.Module):
+    """Has what all heads have: a torso, and outputs for each action.
 
     Attributes:
       torso: `obs [*obs] -> features [F]`.
-      outputs: `features [F] -> [A, 1]`.
+      outputs: `features [..., F] -> [..., A, N]`, such as `ActionOutputs(A, N)`.
     """
 
     torso: nn.Module
     outputs: nn.Module
+
+
+class Values(Head):
+    """Action values as they are, with `N = 1`."""
 
     @nn.compact
     def __call__(self, obs: Array) -> Array:
@@ -99,21 +103,17 @@ class Values(nn.Module):
         return self.outputs(_features(self, obs))[:, 0]
 
 
-class C51(nn.Module):
+class C51(Head):
     """A categorical distribution of returns on evenly spaced atoms, for each action.
 
     Bellemare et al., "A distributional perspective on reinforcement learning" (2017), section 4,
-    with 51 atoms.
+    with 51 atoms. The outputs are the logits of `N` atoms.
 
     Attributes:
-      torso: `obs [*obs] -> features [F]`.
-      outputs: `features [F] -> [A, N]`, the logits of `N` atoms.
       v_min: the first atom, a return.
       v_max: the last atom.
     """
 
-    torso: nn.Module
-    outputs: nn.Module
     v_min: float
     v_max: float
 
@@ -124,19 +124,13 @@ class C51(nn.Module):
         return Categorical(logits, jnp.linspace(self.v_min, self.v_max, logits.shape[-1]))
 
 
-class QRDQN(nn.Module):
+class QRDQN(Head):
     """The return's quantiles at fixed fractions, for each action.
 
     Dabney et al., "Distributional reinforcement learning with quantile regression" (2018), lemma 2:
-    the fractions are the midpoints of `N` equal parts; 200 of them in the paper.
-
-    Attributes:
-      torso: `obs [*obs] -> features [F]`.
-      outputs: `features [F] -> [A, N]`, the quantiles.
+    the fractions are the midpoints of `N` equal parts; 200 of them in the paper. The outputs are
+    the quantiles.
     """
-
-    torso: nn.Module
-    outputs: nn.Module
 
     @nn.compact
     def __call__(self, obs: Array) -> Quantiles:
@@ -145,24 +139,20 @@ class QRDQN(nn.Module):
         return _equal_quantiles(values, midpoints(values.shape[-1]))
 
 
-class IQN(nn.Module):
+class IQN(Head):
     """The return's quantiles at fractions that are drawn, for each action.
 
     Dabney et al., "Implicit quantile networks for distributional reinforcement learning" (2018),
     section 3.1: the features are multiplied with an embedding of the fraction, unit by unit. The
     fractions are drawn uniformly from the stream "noise"; without it they are the midpoints of
     equal parts. The paper finds 8 fractions enough in the loss, and acts with 32; published code
-    learns with 64.
+    learns with 64. The output is one quantile, behind a hidden layer in the paper.
 
     Attributes:
-      torso: `obs [*obs] -> features [F]`.
-      outputs: `features [..., F] -> [..., A, 1]`, the quantile; the paper has a hidden layer here.
       num_quantiles: `N`, the number of fractions.
       num_cosines: size of the embedding's basis.
     """
 
-    torso: nn.Module
-    outputs: nn.Module
     num_quantiles: int
     num_cosines: int = 64
 
@@ -179,7 +169,7 @@ class IQN(nn.Module):
         return _equal_quantiles(values[..., 0].T, fractions)
 
 
-class FQF(nn.Module):
+class FQF(Head):
     """The return's quantiles at fractions that the network proposes, for each action.
 
     Yang et al., "Fully parameterized quantile function for distributional reinforcement learning"
@@ -191,14 +181,10 @@ class FQF(nn.Module):
     and no gradient of the proposal reaches the features: each has a loss of its own.
 
     Attributes:
-      torso: `obs [*obs] -> features [F]`.
-      outputs: as in `IQN`.
       num_quantiles: `N`, the number of fractions.
       num_cosines: as in `IQN`.
     """
 
-    torso: nn.Module
-    outputs: nn.Module
     num_quantiles: int
     num_cosines: int = 64
 
@@ -272,7 +258,7 @@ def midpoints(num: int) -> Array:
 
 
 def _features(head: Any, obs: Array) -> Array:
-    features = cast(Array, head.torso(obs))
+    features: Array = head.torso(obs)
     show(head, "features", features)
     return features
 

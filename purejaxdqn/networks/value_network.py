@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 import math
 from collections.abc import Callable, Sequence
-from typing import Any, Literal, cast, get_args
+from typing import Any, Literal, get_args, overload
 
 import flax.linen as nn
 import jax
@@ -24,7 +24,7 @@ from purejaxdqn.networks.heads import (
 )
 from purejaxdqn.networks.layers import DenseLayer, NoisyDense, hidden_layers, show
 from purejaxdqn.networks.torsos import MLPTorso
-from purejaxdqn.types import Activations, Array, ConfigError, Network, Params
+from purejaxdqn.types import Activations, Array, ConfigError, Network, Output, Params
 
 Representation = Literal[
     "values", "categorical", "quantile", "implicit_quantile", "proposed_quantile"
@@ -51,9 +51,15 @@ class MLP(nn.Module):
         return nn.Dense(self.num_outputs)(x)
 
 
+@overload
+def make_network(module: nn.Module) -> Network[Array]: ...
+@overload
+def make_network(
+    module: nn.Module, action_values: Callable[[Output], Array]
+) -> Network[Output]: ...
 def make_network(
     module: nn.Module, action_values: Callable[[Any], Array] = lambda output: output
-) -> Network:
+) -> Network[Any]:
     """Turns a linen module of one observation into the package's functions.
 
     Args:
@@ -61,7 +67,8 @@ def make_network(
         "noise". Diagnostics read what it or a submodule shows them with flax's
         `self.sow("intermediates", name, x)`: the features under "features", and the layers' units
         behind their nonlinearity under names that begin with "hidden".
-      action_values: `output -> q [A]`; the output itself by default.
+      action_values: `output -> q [A]`, whose argument says what the module puts out; by default
+        it puts out action values.
 
     Returns:
       The `Network`.
@@ -70,9 +77,8 @@ def make_network(
     def init(key: Array, obs: Array) -> Params:
         return module.init(key, obs)
 
-    def apply(params: Params, obs: Array, key: Array | None = None) -> Array:
-        rngs = None if key is None else {"noise": key}
-        return cast(Array, module.apply(params, obs, rngs=rngs))
+    def apply(params: Params, obs: Array, key: Array | None = None) -> Any:
+        return module.apply(params, obs, rngs=None if key is None else {"noise": key})
 
     def activations(params: Params, obs: Array) -> Activations:
         _, shown = module.apply(params, obs, mutable=["intermediates"])
@@ -113,7 +119,7 @@ def value_network(
     v_max: float = 100.0,
     num_quantiles: int = 32,
     num_cosines: int = 64,
-) -> Network:
+) -> Network[Any]:
     """Makes a network of a torso, outputs for each action, and a head.
 
     It is longer than other functions because each difference between networks is an argument.

@@ -18,7 +18,7 @@ from purejaxdqn.report.statistics import (
     interquartile_mean,
     paired_effect,
 )
-from purejaxdqn.report.training import find_env
+from purejaxdqn.report.training import find_name
 from purejaxdqn.runtime.console import make_console
 
 Metric = Literal["iqm", "mean"]
@@ -31,13 +31,7 @@ _OUTCOMES = {
 
 
 class Row(NamedTuple):
-    """Holds one combination's scores over its seeds.
-
-    Attributes:
-      name: such as "double+n_step", or "none".
-      point: by component, whether it is in.
-      intervals: by outcome.
-    """
+    """Holds one combination: its name, which components are in, and an interval per outcome."""
 
     name: str
     point: dict[str, bool]
@@ -76,7 +70,7 @@ def report_ablation(
     if note:
         console.print(note)
 
-    env = find_env(dataset)
+    env = find_name(dataset, "env")
     title = f"What each component adds to {base} on {env}"
     files.save_figure(figures.plot_effects(effects, title), output / "effects")
     files.save_page(pages.plot_interactive_effects(effects, title), output / "effects.html")

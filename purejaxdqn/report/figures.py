@@ -1,4 +1,8 @@
-"""Draws pictures with matplotlib, each from results alone, so that it can be drawn again."""
+"""Draws pictures with matplotlib, each from results alone, so that it can be drawn again.
+
+Curves are arrays `(seed, x)` with coordinates, by the name of their setting; NaN is not drawn. A
+threshold is a dotted line. `files.save_figure` writes a figure.
+"""
 
 from __future__ import annotations
 
@@ -26,11 +30,8 @@ def plot_learning_curve(
     Args:
       dataset: one setting's results, with `evaluation_return (seed, step, episode)`.
       title: stands above the axes.
-      threshold: the return at which the task counts as solved, drawn as a dotted line.
+      threshold: the return at which the task counts as solved.
       random_seed: of the bootstrap.
-
-    Returns:
-      The figure; `save_figure` writes it.
     """
     curves = dataset.evaluation_return.mean("episode").transpose("seed", "step").values
     steps = dataset.step.values
@@ -58,16 +59,7 @@ def plot_learning_curve(
 def plot_games(
     curves: Mapping[str, xr.DataArray], title: str, threshold: float | None = None
 ) -> Figure:
-    """Draws a panel per setting with a line per seed, all panels on the same scale.
-
-    Args:
-      curves: per setting, `(seed, x)` with coordinates; NaN is not drawn.
-      title: stands above the panels.
-      threshold: drawn as a dotted line.
-
-    Returns:
-      The figure; `save_figure` writes it.
-    """
+    """Draws a panel per setting with a line per seed, all panels on the same scale."""
     figure = Figure(figsize=(3.2 * len(curves), 3.6), layout="constrained")
     panels = figure.subplots(1, len(curves), sharex=True, sharey=True, squeeze=False)[0]
     for axes, (name, curve) in zip(panels, curves.items(), strict=True):
@@ -89,13 +81,9 @@ def plot_comparison(
     """Draws a panel per quantity; in it, each setting's interquartile mean and its interval.
 
     Args:
-      panels: per quantity and setting, `(seed, x)` with coordinates; numbers that are not finite
-        are not drawn.
+      panels: curves by quantity.
       title: stands above the panels.
       random_seed: of the bootstrap.
-
-    Returns:
-      The figure; `save_figure` writes it.
     """
     columns = min(len(panels), 3)
     rows = -(-len(panels) // columns)
@@ -126,9 +114,6 @@ def plot_effects(intervals: Mapping[str, Mapping[str, Interval]], title: str) ->
       intervals: per outcome and change, the effect; one without an interval is a dot alone. Every
         outcome has the same changes in the same order.
       title: stands above the panels.
-
-    Returns:
-      The figure; `save_figure` writes it.
     """
     names = list(next(iter(intervals.values())))
     size = (4.2 * len(intervals) + 1, 0.45 * len(names) + 1.6)

@@ -1,4 +1,7 @@
-"""Draws pages to look into with plotly: hovering shows numbers, a click hides a curve."""
+"""Draws pages to look into with plotly: hovering shows numbers, a click hides a curve.
+
+`files.save_page` writes a page.
+"""
 
 from __future__ import annotations
 
@@ -24,16 +27,11 @@ def plot_interactive_curves(
 ) -> graph_objects.Figure:
     """Draws a line per seed and, where no seed has gaps, the interquartile mean over the seeds.
 
-    Hovering names the seed, a click on the legend hides a setting.
-
     Args:
       curves: per setting, `(seed, x)` with coordinates, such as evaluation returns over steps;
         NaN is not drawn. The array's name and that of its second dimension label the axes.
       title: stands above the axes.
       threshold: drawn as a dotted line.
-
-    Returns:
-      The figure; `save_page` writes it.
     """
     figure = graph_objects.Figure()
     colours = itertools.cycle(colors.qualitative.D3)
@@ -73,15 +71,7 @@ def plot_interactive_curves(
 def plot_interactive_effects(
     intervals: Mapping[str, Mapping[str, Interval]], title: str
 ) -> graph_objects.Figure:
-    """Draws what `plot_effects` draws; hovering shows the numbers, a click hides an outcome.
-
-    Args:
-      intervals: per outcome and change, the effect.
-      title: stands above the axes.
-
-    Returns:
-      The figure; `save_page` writes it.
-    """
+    """Draws what `figures.plot_effects` draws, all outcomes on the same axes."""
     figure = graph_objects.Figure()
     for outcome, rows in intervals.items():
         known = list(rows.values())

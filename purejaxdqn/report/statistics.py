@@ -31,7 +31,7 @@ class Interval(NamedTuple):
     Attributes:
         estimate: the statistic of the scores as they are.
         low: lower end, or None where there are too few seeds for an interval.
-        high: upper end, or None where there are too few seeds for an interval.
+        high: upper end, or None likewise.
         confidence: nominal coverage, between 0 and 1, such as 0.95.
         note: a sentence to print beside the numbers where seeds are few; empty otherwise.
     """
@@ -56,7 +56,7 @@ class Curve(NamedTuple):
     Attributes:
         estimate: interquartile mean at each point, `[num_points]`.
         low: lower ends of the pointwise intervals, `[num_points]`.
-        high: upper ends of the pointwise intervals, `[num_points]`.
+        high: upper ends, likewise.
     """
 
     estimate: FloatArray
@@ -115,8 +115,7 @@ def bootstrap_interval(
             infinite, or the statistic yields NaN or a wrong shape.
     """
     values = _check_scores("scores", scores, ndim=1)
-    confidence, num_resamples = _validate(rng, confidence, num_resamples)
-    return _interval((values,), rng, statistic, confidence, num_resamples)
+    return _resample((values,), rng, statistic, confidence, num_resamples)
 
 
 def bootstrap_curve(
@@ -127,17 +126,15 @@ def bootstrap_curve(
 ) -> Curve:
     """Returns the interquartile mean over seeds at each point of a curve, with its interval.
 
-    A resample is a set of whole learning curves, because a seed is one run. So neighbouring points
-    stay dependent, and the shading does not flicker. Each interval holds for its own point (see
-    `bootstrap_interval`), not for all points at once.
-
-    NaN means missing, such as a training return before the first finished episode. A point uses
-    the seeds present there, and leaves out a resample in which none of them was drawn.
+    A resample is a set of whole learning curves, because a seed is one run, and so the shading does
+    not flicker. Each interval holds for its own point, not for all points at once. NaN means
+    missing, such as a training return before the first finished episode. A point uses the seeds
+    present there, and leaves out a resample in which none of them was drawn.
 
     Args:
         scores: `[num_seeds, num_points]`, finite or NaN.
         rng: see `bootstrap_interval`.
-        confidence: see `bootstrap_interval`; at each point.
+        confidence: see `bootstrap_interval`.
         num_resamples: see `bootstrap_interval`.
 
     Returns:
@@ -146,8 +143,7 @@ def bootstrap_curve(
 
     Raises:
         TypeError: see `bootstrap_interval`.
-        ValueError: an argument is out of its range, or scores are not two-dimensional, empty or
-            infinite.
+        ValueError: see `bootstrap_interval`; scores must be two-dimensional and may be NaN.
     """
     values = _check_scores("scores", scores, ndim=2, missing_allowed=True)
     confidence, num_resamples = _validate(rng, confidence, num_resamples)
@@ -176,9 +172,9 @@ def probability_of_improvement(
 
     The estimate is P(X > Y) + P(X = Y) / 2 over all pairs, the Mann-Whitney statistic U divided by
     `n * m`: Agarwal et al. (2021), Section 4.3, for a single task. One half means no difference,
-    and swapping x and y gives one minus the estimate. The interval is a percentile bootstrap
-    stratified by algorithm: the seeds of x and of y are resampled independently. Where every seed
-    of one beats every seed of the other, the interval has no width, which is not certainty.
+    and swapping x and y gives one minus the estimate. The seeds of x and of y are resampled
+    independently. Where every seed of one beats every seed of the other, the interval has no width,
+    which is not certainty.
 
     Args:
         x: `[n]`, finite, one independent number a seed; higher is better.
@@ -187,17 +183,17 @@ def probability_of_improvement(
         confidence: see `bootstrap_interval`.
         num_resamples: see `bootstrap_interval`.
 
-    Returns:
-        The interval; `low` and `high` are None where either side has one or two seeds.
-
     Raises:
         TypeError: see `bootstrap_interval`.
-        ValueError: an argument is out of its range, or x or y is not one-dimensional, empty, NaN or
-            infinite.
+        ValueError: see `bootstrap_interval`, for x and y.
     """
+
+    def compare(x: FloatArray, y: FloatArray, axis: int) -> FloatArray:
+        u = stats.mannwhitneyu(x, y, axis=axis, method="asymptotic").statistic
+        return u / (x.shape[axis] * y.shape[axis])
+
     samples = _check_scores("x", x, ndim=1), _check_scores("y", y, ndim=1)
-    confidence, num_resamples = _validate(rng, confidence, num_resamples)
-    return _interval(samples, rng, _mann_whitney_fraction, confidence, num_resamples)
+    return _resample(samples, rng, compare, confidence, num_resamples)
 
 
 def paired_effect(
@@ -211,9 +207,8 @@ def paired_effect(
     """Returns what one change does to the scores, over pairs of settings that differ in it alone.
 
     The estimate is the mean over the pairs of `statistic(treated) - statistic(control)`, each over
-    the seeds. With `np.mean` it is the main effect of a factorial experiment. The interval is a
-    percentile bootstrap stratified by pair: each pair draws its own seeds with replacement, and the
-    same ones on both sides, because a seed is one start that both sides had.
+    the seeds. With `np.mean` it is the main effect of a factorial experiment. Each pair draws its
+    own seeds, and the same ones on both sides, because a seed is one start that both sides had.
 
     Args:
         treated: `[num_pairs, num_seeds]`, finite, with the change.
@@ -223,13 +218,9 @@ def paired_effect(
         confidence: see `bootstrap_interval`.
         num_resamples: see `bootstrap_interval`.
 
-    Returns:
-        The interval; `low` and `high` are None for one or two seeds.
-
     Raises:
         TypeError: see `bootstrap_interval`.
-        ValueError: an argument is out of its range, scores are not two-dimensional, empty, NaN or
-            infinite, or the two shapes differ.
+        ValueError: see `bootstrap_interval`; scores must be two-dimensional, of one shape.
     """
     with_it = _check_scores("treated", treated, ndim=2)
     without = _check_scores("control", control, ndim=2)
@@ -241,24 +232,17 @@ def paired_effect(
     confidence, num_resamples = _validate(rng, confidence, num_resamples)
     num_pairs, num_seeds = with_it.shape
 
-    def effect(seeds: NDArray[np.int64]) -> FloatArray:
+    def estimate(seeds: NDArray[np.int64]) -> FloatArray:
         """Returns the effect `[...]` for indices of seeds `[..., num_pairs, num_seeds]`."""
         pairs = np.arange(num_pairs)[:, np.newaxis]
         difference = statistic(with_it[pairs, seeds], axis=-1)
         return (difference - statistic(without[pairs, seeds], axis=-1)).mean(axis=-1)
 
-    estimate = float(effect(np.broadcast_to(np.arange(num_seeds), with_it.shape)))
-    note = _note_few_seeds(num_seeds)
-    if num_seeds < _MIN_SEEDS:
-        return Interval(estimate, None, None, confidence, note)
-    drawn = rng.integers(num_seeds, size=(num_resamples, num_pairs, num_seeds))
-    return Interval(estimate, *_percentiles(effect(drawn), confidence), confidence, note)
+    def resample() -> FloatArray:
+        return estimate(rng.integers(num_seeds, size=(num_resamples, num_pairs, num_seeds)))
 
-
-def _mann_whitney_fraction(x: FloatArray, y: FloatArray, axis: int = -1) -> Any:
-    """Returns U / (n m), for x `[..., n]` and y `[..., m]`; ties count one half."""
-    u = stats.mannwhitneyu(x, y, axis=axis, method="asymptotic").statistic
-    return u / (x.shape[axis] * y.shape[axis])
+    effect = estimate(np.broadcast_to(np.arange(num_seeds), with_it.shape))
+    return _make_interval(effect, [num_seeds], confidence, resample)
 
 
 def _interquartile_mean_of_present(values: FloatArray) -> FloatArray:
@@ -272,7 +256,7 @@ def _interquartile_mean_of_present(values: FloatArray) -> FloatArray:
     return np.divide(total, num_kept, out=np.full(total.shape, np.nan), where=num_kept > 0)
 
 
-def _interval(
+def _resample(
     samples: tuple[FloatArray, ...],
     rng: np.random.Generator,
     statistic: Callable[..., Any],
@@ -280,6 +264,7 @@ def _interval(
     num_resamples: int,
 ) -> Interval:
     """Returns the statistic of the samples `[n], [m], ...`, each resampled on its own."""
+    confidence, num_resamples = _validate(rng, confidence, num_resamples)
 
     def checked_statistic(*resampled: FloatArray, axis: int) -> FloatArray:
         values = np.asarray(statistic(*resampled, axis=axis), dtype=np.float64)
@@ -297,27 +282,25 @@ def _interval(
             )
         return values
 
+    def resample() -> FloatArray:
+        drawn = [x[rng.integers(x.size, size=(num_resamples, x.size))] for x in samples]
+        return checked_statistic(*drawn, axis=-1)
+
     estimate = checked_statistic(*samples, axis=-1)
-    sizes = [sample.size for sample in samples]
-    note = _note_few_seeds(*sizes)
+    return _make_interval(estimate, [x.size for x in samples], confidence, resample)
+
+
+def _make_interval(
+    estimate: FloatArray, sizes: list[int], confidence: float, resample: Callable[[], FloatArray]
+) -> Interval:
+    """Makes an interval from the values that `resample` returns, if there are enough seeds."""
+    note = _note_few_seeds(sizes)
     if min(sizes) < _MIN_SEEDS:
         return Interval(float(estimate), None, None, confidence, note)
-
-    resampled = stats.bootstrap(
-        samples,
-        checked_statistic,
-        n_resamples=num_resamples,
-        vectorized=True,
-        axis=-1,
-        method="percentile",
-        rng=rng,
-    ).bootstrap_distribution
-    # SciPy's own limits can have low above high when all scores are equal, by rounding.
-    low, high = _percentiles(resampled, confidence)
-    return Interval(float(estimate), low, high, confidence, note)
+    return Interval(float(estimate), *_percentiles(resample(), confidence), confidence, note)
 
 
-def _note_few_seeds(*sizes: int) -> str:
+def _note_few_seeds(sizes: list[int]) -> str:
     """Returns what to print beside an interval from samples of so many seeds, or nothing."""
     counted = " and ".join(map(str, sizes)) + (" seed" if sizes[-1] == 1 else " seeds")
     if min(sizes) < _MIN_SEEDS:

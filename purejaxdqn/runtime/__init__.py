@@ -1,1 +1,1 @@
-"""The machine: devices, processes, interrupts."""
+"""Deals with the machine: its devices, other processes, and signals such as SIGTERM."""

@@ -1,22 +1,23 @@
 """Makes the consoles that all commands print to, so that piped tables are never cut."""
 
 import os
+from typing import Any
 
 from rich.console import Console
 
 _WIDE = 10_000  # columns: no line is broken
 
 
-def make_console(*, stderr: bool = False) -> Console:
+def make_console(**options: Any) -> Console:
     """Makes a console that breaks lines for a terminal alone.
 
     rich takes a pipe or a file for a terminal of 80 columns. Here tables are then as wide as they
     need to be, unless the environment variable `COLUMNS` says how wide.
 
     Args:
-      stderr: whether to print to standard error in place of standard output.
+      **options: of rich's `Console`, such as `stderr=True`.
     """
-    console = Console(stderr=stderr)
+    console = Console(**options)
     if not (console.file.isatty() or console.is_jupyter or os.environ.get("COLUMNS")):
         console.width = _WIDE
     return console

@@ -1,1 +1,1 @@
-"""Search for good settings with Optuna."""
+"""Searches for good settings with Optuna."""

@@ -2,27 +2,26 @@
 
 All batches use the same compiled program: the searched settings are floats, which enter it as
 arguments. A trial is one proposal, trained with all seeds. Its score at an evaluation is a
-statistic, over seeds, of each seed's mean greedy return. Scores are reported to the study at each
-evaluation but the one before learning, and where the pruner says so the trial ends there. A device
-all of whose trials have ended stands still, which changes no bit of the other runs.
+statistic, over seeds, of each seed's mean greedy return. The study receives the score of each
+evaluation but the one before learning; where the pruner says so, the trial ends there. A device all
+of whose trials have ended stands still, which changes no bit of the other runs.
 
 A trial of which any seed diverges (weights or returns that are no finite numbers) ends at the next
-evaluation, and the study has it as pruned with a last report of NaN. So the sampler learns to stay
-away from there, which it does not from trials that failed.
+evaluation. The study has it as pruned, with a last report of NaN: from failed trials the sampler
+would not learn to stay away.
 
 The folder of a search holds, beside what `purejaxdqn.sweep.checkpoints` keeps there,
 
     study.db     Optuna's own SQLite storage, for its dashboard and its plots
     results.nc   every number of every trial, written after each batch
 
-The study learns of a whole batch at a time, once its numbers are on the disk. After a kill, the
-search goes on with the batch that was under way, from its start: its trials are failed in the
-study, and proposed again. The sampler is seeded anew for each batch, from `sampler_seed` and the
-number of trials that were done before it. So the same arguments give the same proposals and
-results, bit for bit, killed and resumed or not, on the same kind of processor and with the same
-versions; but failed trials keep their numbers in the study, and later trials count on from there.
-Samplers that remember more than the finished trials (such as `QMCSampler`) keep that promise only
-without a kill.
+The study learns of a batch as a whole, once its numbers are on the disk. After a kill the trials
+that were under way are failed in the study, and proposed again. The sampler is seeded anew for each
+batch, from `sampler_seed` and the number of trials that were done before it. So the same arguments
+give the same proposals and results, bit for bit, killed and resumed or not, on the same kind of
+processor and with the same versions; only failed trials keep their numbers, and later trials count
+on from there. Samplers that remember more than the finished trials (such as `QMCSampler`) keep that
+promise only without a kill.
 """
 
 from __future__ import annotations
@@ -32,7 +31,7 @@ import itertools
 import json
 import math
 from collections.abc import Callable, Mapping, Sequence
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any
 
 import jax
 import numpy as np
@@ -45,12 +44,12 @@ from purejaxdqn.runtime.interrupts import catch_signals
 from purejaxdqn.search import study
 from purejaxdqn.search.result import Best, SearchInterrupted, SearchResult, format_settings
 from purejaxdqn.search.study import STUDY_FILE, Proposals
-from purejaxdqn.search.trials import Statistic, TrialTrainer
+from purejaxdqn.search.trials import Asked, Statistic, TrialTrainer
 from purejaxdqn.storage import results
 from purejaxdqn.storage.provenance import name_experiment, to_jsonable
 from purejaxdqn.sweep.checkpoints import SweepFolder
 from purejaxdqn.sweep.design import MOST_RUNS, grid_design, random_design
-from purejaxdqn.sweep.options import SweepOptions, options_from
+from purejaxdqn.sweep.options import SweepOptions, check_whole, take_options
 from purejaxdqn.sweep.plan import SweepPlan, plan_sweep
 from purejaxdqn.sweep.resume import begin_or_resume
 from purejaxdqn.training.declaration import settings_of
@@ -67,24 +66,10 @@ _MIN_BATCHES = 4  # by default: proposals of one batch cannot learn from each ot
 _NOT_TAKEN = {
     "seed_mode": "it trains the seeds of a trial side by side",
     "resume": "a search that was begun in the output folder always goes on",
-    "checkpoint_seconds": "it writes what is finished after each batch of trials",
+    "checkpoint_seconds": "it writes finished trials after each batch",
     "on_evaluation": "its study shows the trials",
     "diagnostics": "train the best settings with run_sweep to see them",
 }
-
-
-class _Asked(NamedTuple):
-    """The arguments of a search that its numbers depend on; see `search`."""
-
-    experiment: Experiment
-    config: RunConfig
-    space: Mapping[str, Any]
-    distributions: Mapping[str, study.Distribution]
-    seeds: Sequence[int]
-    statistic: Statistic
-    sampler_seed: int
-    sampler: Callable[[int], optuna.samplers.BaseSampler]
-    pruner: optuna.pruners.BasePruner
 
 
 def search(
@@ -102,9 +87,7 @@ def search(
     options: SweepOptions | None = None,
     **names: Any,
 ) -> SearchResult:
-    """Searches for the settings with the highest greedy return; the module says how.
-
-    It is longer than other functions because every argument is explained here.
+    """Searches for the settings with the highest greedy return, as the module describes.
 
     Args:
       experiment: `config -> Train`, such as `purejaxdqn.agents.dqn.dqn.dqn`.
@@ -133,27 +116,21 @@ def search(
       ConfigError: for what cannot be searched, before anything is compiled.
       SearchInterrupted: on Ctrl-C and SIGTERM, with everything that was finished.
     """
-    options = options_from(options, names, "search", _NOT_TAKEN)
+    options = take_options(options, names, "search", _NOT_TAKEN)
     study.require_optuna()
     distributions = _make_distributions(config, space)
-    _check_whole("num_trials", num_trials, 1)
-    _check_whole("trials_per_batch", 1 if trials_per_batch is None else trials_per_batch, 1)
-    _check_whole("sampler_seed", sampler_seed, 0)
+    check_whole("num_trials", num_trials, 1)
+    check_whole("sampler_seed", sampler_seed, 0)
     _check_space(config, distributions, seeds)
-    if trials_per_batch is not None and trials_per_batch * len(seeds) > MOST_RUNS:
-        raise ConfigError(
-            f"trials_per_batch ({trials_per_batch}) of {len(seeds)} seeds are too many runs: at "
-            f"most {MOST_RUNS:,}"
-        )
-    pruner = pruner or study.default_pruner(config.total_steps)
+    _check_batch(trials_per_batch, len(seeds))
     seeds = [int(seed) for seed in seeds]
-    sampling = (sampler_seed, sampler, pruner)
-    asked = _Asked(experiment, config, space, distributions, seeds, statistic, *sampling)
+    sampling = (sampler_seed, sampler, pruner or study.default_pruner(config.total_steps))
+    asked = Asked(experiment, config, space, distributions, seeds, statistic, *sampling)
     return _search(asked, num_trials, trials_per_batch, options)
 
 
 def _search(
-    asked: _Asked, num_trials: int, trials_per_batch: int | None, options: SweepOptions
+    asked: Asked, num_trials: int, trials_per_batch: int | None, options: SweepOptions
 ) -> SearchResult:
     """Opens the folder and the study, and searches."""
     output, overwrite = options.output, options.overwrite
@@ -174,7 +151,7 @@ def _search(
         stack.callback(folder.unlock)
         width = options.width
         if folder.is_begun() and not overwrite:
-            begun = folder.begun()["asked"]
+            begun = folder.read_begun()["asked"]
             trials_per_batch = trials_per_batch or begun.get("trials_per_batch")
             width = width or begun["width"]
         at_once = len(devices) * max(1, max_width() // len(asked.seeds))
@@ -190,17 +167,7 @@ def _search(
             opened.set_user_attr(name, value)
         proposals = Proposals(opened, asked.distributions, asked.sampler, asked.sampler_seed)
         attrs = {"num_trials": num_trials, "trials_per_batch": trials_per_batch, **history}
-        trainer = TrialTrainer(
-            asked.experiment,
-            asked.config,
-            proposals,
-            plan,
-            devices,
-            folder,
-            asked.statistic,
-            bar,
-            attrs,
-        )
+        trainer = TrialTrainer(asked, proposals, plan, devices, folder, bar, attrs)
         stop = stack.enter_context(catch_signals())
         if (known := trainer.read_earlier(num_trials)) is not None:
             return known
@@ -209,7 +176,7 @@ def _search(
 
 
 def _plan_batch(
-    asked: _Asked,
+    asked: Asked,
     trials_per_batch: int,
     width: int,
     devices: Sequence[jax.Device],
@@ -229,7 +196,7 @@ def _plan_batch(
     return plan
 
 
-def _describe(asked: _Asked, trials_per_batch: int, width: int) -> dict[str, Any]:
+def _describe(asked: Asked, trials_per_batch: int, width: int) -> dict[str, Any]:
     """Describes everything that the numbers of a search depend on, as JSON holds it."""
     facts: dict[str, Any] = to_jsonable(
         {
@@ -251,15 +218,7 @@ def _describe(asked: _Asked, trials_per_batch: int, width: int) -> dict[str, Any
 def _begin(
     folder: SweepFolder, facts: dict[str, Any], overwrite: bool, say: Callable[[str], None]
 ) -> dict[str, Any]:
-    """Begins a search in a folder, or makes sure that the one begun there is the same.
-
-    Returns:
-      Attributes that say what happened before.
-
-    Raises:
-      ConfigError: if another one was begun there, or the folder and the study do not belong
-        together.
-    """
+    """Does `begin_or_resume`, and refuses a folder and a study that do not belong together."""
     path = folder.output / STUDY_FILE
     if overwrite:
         path.unlink(missing_ok=True)
@@ -278,12 +237,7 @@ def _begin(
     return history
 
 
-# --------------------------------------------------------------------------------- what is searched
-
-
-def _check_whole(name: str, value: Any, at_least: int) -> None:
-    if isinstance(value, bool) or not isinstance(value, int) or value < at_least:
-        raise ConfigError(f"{name} ({value!r}) must be a whole number of at least {at_least}")
+# -------------------------------------------------------------------------------------- the space
 
 
 def _make_distributions(
@@ -314,7 +268,19 @@ def _check_space(
 ) -> None:
     """Refuses unknown names, bad seeds, and values that are wrong alone or two together."""
     for names in itertools.combinations(distributions, min(2, len(distributions))):
-        grid_design(config, seeds, {name: study.extremes(distributions[name]) for name in names})
+        values = {name: study.list_extremes(distributions[name]) for name in names}
+        grid_design(config, seeds, values)
+
+
+def _check_batch(trials_per_batch: int | None, num_seeds: int) -> None:
+    if trials_per_batch is None:
+        return
+    check_whole("trials_per_batch", trials_per_batch, 1)
+    if trials_per_batch * num_seeds > MOST_RUNS:
+        raise ConfigError(
+            f"trials_per_batch ({trials_per_batch}) of {num_seeds} seeds are too many runs: at "
+            f"most {MOST_RUNS:,}"
+        )
 
 
 def _choose_width(num_trials: int, num_seeds: int, num_devices: int) -> int:

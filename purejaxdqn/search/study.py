@@ -47,12 +47,9 @@ def require_optuna() -> None:
 def make_distribution(name: str, source: Any) -> Distribution:
     """Makes Optuna's distribution of a setting.
 
-    Args:
-      name: the setting.
-      source: a frozen uniform or loguniform distribution of `scipy.stats`, or a list of numbers.
-
     Raises:
-      ConfigError: if it is neither.
+      ConfigError: unless `source` is a frozen uniform or loguniform distribution of `scipy.stats`,
+        or a list of numbers.
     """
     kind = getattr(getattr(source, "dist", None), "name", None)
     if kind in ("uniform", "loguniform", "reciprocal"):
@@ -73,7 +70,7 @@ def make_distribution(name: str, source: Any) -> Distribution:
     )
 
 
-def extremes(one: Distribution) -> Sequence[Any]:
+def list_extremes(one: Distribution) -> Sequence[Any]:
     """Returns the ends of a distribution, or all values of a list: if these are valid, all are."""
     if isinstance(one, optuna.distributions.CategoricalDistribution):
         return one.choices
@@ -101,14 +98,7 @@ def default_sampler(seed: int) -> BaseSampler:
 
 @contextlib.contextmanager
 def open_study(path: Path, pruner: BasePruner) -> Iterator[optuna.Study]:
-    """Opens the study in a file within the block, or makes it.
-
-    Args:
-      path: the SQLite file.
-      pruner: the study's pruner.
-
-    Yields:
-      The study.
+    """Opens the study in an SQLite file within the block, or makes it.
 
     Raises:
       ConfigError: if the file cannot be read as one.
@@ -153,11 +143,7 @@ def open_study(path: Path, pruner: BasePruner) -> Iterator[optuna.Study]:
 class Proposals:
     """Asks a study for batches of trials, and tells it how they ended.
 
-    Args:
-      study: Optuna's study.
-      distributions: those of the searched settings, by name.
-      make_sampler: makes a sampler from a seed.
-      seed: the seed of all proposals.
+    `make_sampler` makes a sampler from a seed, anew for each batch; `seed` is that of all batches.
     """
 
     def __init__(

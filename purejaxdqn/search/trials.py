@@ -7,7 +7,7 @@ import dataclasses
 import math
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import jax
 import numpy as np
@@ -34,39 +34,48 @@ if TYPE_CHECKING:
     import optuna
     from optuna.trial import FrozenTrial
 
+    from purejaxdqn.search.study import Distribution
+
 Statistic = Callable[[np.ndarray], float]  # scores [num_seeds] -> score
 
 
-class TrialTrainer:
-    """Trains proposed trials, batch by batch.
+class Asked(NamedTuple):
+    """The arguments of a search that its numbers depend on; see `purejaxdqn.search.search.search`.
 
-    Args:
-      experiment: `config -> Train`.
-      config: all settings, before the searched ones are replaced.
-      proposals: the study.
-      plan: the plan of a batch.
-      devices: what to train on.
-      folder: keeps the records of finished trials, by the study's numbers.
-      statistic: makes a trial's score of one score a seed.
-      bar: shows progress.
-      attrs: attributes of the dataset, beside those that are worked out here.
+    `distributions` is the `space` as Optuna has it.
+    """
+
+    experiment: Experiment
+    config: RunConfig
+    space: Mapping[str, Any]
+    distributions: Mapping[str, Distribution]
+    seeds: Sequence[int]
+    statistic: Statistic
+    sampler_seed: int
+    sampler: Callable[[int], optuna.samplers.BaseSampler]
+    pruner: optuna.pruners.BasePruner
+
+
+class TrialTrainer:
+    """Trains proposed trials, batch by batch, and keeps their records by the study's numbers.
+
+    Each batch is laid out as in `plan`. `attrs` are added to the attributes of the dataset.
     """
 
     def __init__(
         self,
-        experiment: Experiment,
-        config: RunConfig,
+        asked: Asked,
         proposals: Proposals,
         plan: SweepPlan,
         devices: Sequence[jax.Device],
         folder: SweepFolder,
-        statistic: Statistic,
         bar: SweepProgress,
         attrs: dict[str, Any],
     ) -> None:
-        self._experiment, self._config, self._proposals = experiment, config, proposals
-        self._plan, self._devices, self._folder = plan, devices, folder
-        self._statistic, self._bar = statistic, bar
+        self._experiment, self._config = asked.experiment, asked.config
+        self._statistic = asked.statistic
+        self._proposals, self._plan, self._devices = proposals, plan, devices
+        self._folder, self._bar = folder, bar
         self._seeds = plan.design.seeds
         self._layout = plan.groups[0].plan
         self._at_once = self._layout.slots_per_round // len(self._seeds)  # trials of a round
@@ -101,7 +110,7 @@ class TrialTrainer:
         done = self._proposals.read_done()
         if len(done) >= num_trials and (dataset := self._load_results()) is not None:
             self._bar.message(f"the search in {self._output} is finished already")
-            return SearchResult(dataset, self._best())
+            return SearchResult(dataset, self._find_best())
         if known or under_way:
             text = f"going on after {len(done)} trial(s)"
             if again := len(known) + len(under_way) - len(done):
@@ -132,7 +141,7 @@ class TrialTrainer:
                 programs = programs or self._compile()
                 stop.is_deferred = True
                 self._train_batch(programs, self._proposals.ask(min(trials_per_batch, left)), stop)
-                self._bar.attempt(lambda: results.save(self._dataset("running"), self._output))
+                self._bar.attempt(lambda: results.save(self._make_dataset("running"), self._output))
                 stop.raise_if_requested()
                 stop.is_deferred = False
         except KeyboardInterrupt as error:
@@ -142,9 +151,9 @@ class TrialTrainer:
             self._tell_batch()
         result = None
         if self._proposals.read_done():
-            dataset = self._dataset("finished" if exit_code is None else "interrupted")
+            dataset = self._make_dataset("finished" if exit_code is None else "interrupted")
             results.save_or_rescue(dataset, self._output)
-            result = SearchResult(dataset, self._best())
+            result = SearchResult(dataset, self._find_best())
         if exit_code is not None:
             text = f"the search was interrupted; the same call goes on (in {self._output})"
             raise SearchInterrupted(text, result, exit_code)
@@ -172,13 +181,12 @@ class TrialTrainer:
     ) -> None:
         """Trains a batch of trials, as many side by side as there is room for."""
         records: dict[int, Record] = {}
-        steps_before = (
-            len(self._proposals.read_done()) * len(self._seeds) * self._config.total_steps
-        )
+        steps_each = len(self._seeds) * self._config.total_steps
+        steps_before = len(self._proposals.read_done()) * steps_each
         for begin in range(0, len(trials), self._at_once):
             side_by_side = trials[begin : begin + self._at_once]
             records |= self._train_round(programs, side_by_side, steps_before, stop)
-            steps_before += len(side_by_side) * len(self._seeds) * self._config.total_steps
+            steps_before += len(side_by_side) * steps_each
         # All are saved before the study learns of any: a kill in between leaves nothing half done.
         for number, numbers in records.items():
             self._folder.save_finished(number, numbers)
@@ -194,7 +202,7 @@ class TrialTrainer:
         """Trains some trials side by side, and returns their records by number."""
         num_seeds = len(self._seeds)
         runs = [
-            Run(seed, _replace(self._config, trial.params), trial.params)
+            Run(seed, dataclasses.replace(self._config, **trial.params), trial.params)
             for trial in trials
             for seed in self._seeds
         ]
@@ -227,7 +235,7 @@ class TrialTrainer:
 
     def _report(self, trial: optuna.Trial, numbers: Record, step: int) -> tuple[bool, str]:
         """Reports an evaluation to the study; returns whether the trial goes on, and a note."""
-        score = self._score(numbers, numbers.steps.index(step))
+        score = self._compute_score(numbers, numbers.steps.index(step))
         if step == numbers.steps[0]:
             return True, f"{score:.1f}"  # before learning, which says nothing about the settings
         trial.report(score, step)
@@ -237,7 +245,7 @@ class TrialTrainer:
             return False, f"{score:.1f} (pruned)"
         return True, f"{score:.1f}"
 
-    def _score(self, numbers: Record, at: int) -> float:
+    def _compute_score(self, numbers: Record, at: int) -> float:
         """Computes the score at an evaluation; NaN if a seed diverged, or has not reached it."""
         means = numbers.evaluation_return[:, at].mean(axis=1, dtype=np.float64)
         if numbers.diverged.any() or not np.isfinite(means).all():
@@ -254,14 +262,14 @@ class TrialTrainer:
                 self._proposals.fail(number)
             return
         for number, one in kept.items():
-            self._proposals.tell(number, self._score(one, -1))
+            self._proposals.tell(number, self._compute_score(one, -1))
         self._records |= kept
 
     # ----------------------------------------------------------------------------- put together
 
-    def _dataset(self, status: str) -> xr.Dataset:
+    def _make_dataset(self, status: str) -> xr.Dataset:
         trials = self._proposals.read_done()
-        configs = {trial.number: _replace(self._config, trial.params) for trial in trials}
+        configs = {t.number: dataclasses.replace(self._config, **t.params) for t in trials}
         design = grid_design(lambda trial: configs[trial], self._seeds, {"trial": [*configs]})
         num_seeds = len(self._seeds)
         members = [range(i * num_seeds, (i + 1) * num_seeds) for i in range(len(trials))]
@@ -280,7 +288,7 @@ class TrialTrainer:
         self._facts["peak_bytes"] = peak_bytes()
         return (
             dataset.assign(
-                state=("trial", [self._state(trial) for trial in trials]),
+                state=("trial", [self._name_state(trial) for trial in trials]),
                 score=(("trial", "step"), np.array(scores)),
             )
             .assign_coords(settings)
@@ -289,24 +297,20 @@ class TrialTrainer:
             )
         )
 
-    def _state(self, trial: FrozenTrial) -> str:
+    def _name_state(self, trial: FrozenTrial) -> str:
         if study.is_complete(trial):
             return "complete"
         numbers = self._records.get(trial.number)
         return "diverged" if numbers is not None and numbers.diverged.any() else "pruned"
 
-    def _best(self) -> Best | None:
-        values = {
-            trial.number: trial.value
+    def _find_best(self) -> Best | None:
+        complete = [
+            (trial.value, trial)
             for trial in self._proposals.read_done()
             if trial.value is not None and study.is_complete(trial)
-        }
-        if not values:
+        ]
+        if not complete:
             return None
-        number = max(values, key=values.__getitem__)
-        settings = next(t.params for t in self._proposals.read_done() if t.number == number)
-        return Best(number, settings, values[number], _replace(self._config, settings))
-
-
-def _replace(config: RunConfig, settings: Mapping[str, Any]) -> RunConfig:
-    return dataclasses.replace(config, **settings)
+        score, trial = max(complete, key=lambda pair: pair[0])
+        config = dataclasses.replace(self._config, **trial.params)
+        return Best(trial.number, trial.params, score, config)

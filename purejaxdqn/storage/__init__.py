@@ -1,1 +1,1 @@
-"""Everything on disk: arrays with checksums, the dataset file, where results come from."""
+"""Writes and reads files: checkpoints with checksums, results, and how results were made."""

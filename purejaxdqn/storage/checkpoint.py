@@ -134,7 +134,9 @@ def read(
     chosen = range(len(arrays)) if wanted is None else wanted(content["facts"])
     # The same cuts as when it was written, now of arrays to be filled.
     for number, part in enumerate(_cut_into_parts(arrays)):
-        part = {name: piece for name, piece in part.items() if _array_number(name) in chosen}
+        part = {
+            name: piece for name, piece in part.items() if int(name.partition("-")[0]) in chosen
+        }
         stored = _load_arrays(folder / _ARRAYS / str(number)) if part else {}
         for name, piece in part.items():
             if stored[name].dtype != piece.dtype:
@@ -143,11 +145,6 @@ def read(
                 )
             piece[...] = stored[name]
     return [arrays[i] for i in chosen], content["facts"]
-
-
-def _array_number(name: str) -> int:
-    """Returns the number of the array that a piece belongs to."""
-    return int(name.partition("-")[0])
 
 
 def _cut_into_parts(arrays: Sequence[np.ndarray]) -> Iterator[dict[str, np.ndarray]]:

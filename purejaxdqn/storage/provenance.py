@@ -67,30 +67,22 @@ def name_experiment(experiment: Any) -> dict[str, str]:
 
 
 @functools.cache
-def _collect_versions() -> str:
-    """Collects `collect_versions` once, as JSON, which no caller can change for the others."""
-    versions = {}
-    for package in _PACKAGES:
-        with contextlib.suppress(importlib.metadata.PackageNotFoundError):
-            versions[package] = importlib.metadata.version(package)
-    return json.dumps(
-        {
-            "versions": versions,
-            "git_commit": _git_commit(),
-            "python": platform.python_version(),
-            "processor": _processor_name(),
-        }
-    )
-
-
 def collect_versions() -> dict[str, Any]:
-    """Collects what may change the bits of a result.
+    """Collects what may change the bits of a result, once; the answer must not be changed.
 
     Returns:
       `versions` (of packages, by name), `git_commit`, `python` and `processor`.
     """
-    versions: dict[str, Any] = json.loads(_collect_versions())
-    return versions
+    versions = {}
+    for package in _PACKAGES:
+        with contextlib.suppress(importlib.metadata.PackageNotFoundError):
+            versions[package] = importlib.metadata.version(package)
+    return {
+        "versions": versions,
+        "git_commit": _git_commit(),
+        "python": platform.python_version(),
+        "processor": _processor_name(),
+    }
 
 
 def to_jsonable(value: Any) -> Any:

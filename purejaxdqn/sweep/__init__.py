@@ -1,1 +1,1 @@
-"""Many runs: which there are, how they are laid out, kept on disk, and put together."""
+"""Runs many seeds at many settings: plans, trains, checkpoints, resumes and collects them."""

@@ -14,18 +14,13 @@ import numpy as np
 import xarray as xr
 from rich.filesize import decimal
 
-from purejaxdqn.engine.forecast import estimate_round_seconds
+from purejaxdqn.engine.forecast import estimate_round_seconds, format_duration
 from purejaxdqn.engine.memory import memory_bytes, peak_bytes
 from purejaxdqn.engine.programs import Programs, compile_programs
 from purejaxdqn.engine.record import Record
 from purejaxdqn.engine.rounds import Event, Kept, train_round
+from purejaxdqn.runtime import processes
 from purejaxdqn.runtime.interrupts import EXIT_INTERRUPTED, StopRequest, catch_signals
-from purejaxdqn.runtime.processes import (
-    gather,
-    is_assigned_here,
-    is_first_process,
-    run_on_first_process,
-)
 from purejaxdqn.storage import provenance, results
 from purejaxdqn.storage.write_schedule import WriteSchedule
 from purejaxdqn.sweep.checkpoints import Paused, copy_from_devices, copy_to_devices
@@ -41,12 +36,7 @@ TIMES = ("compile_seconds", "train_seconds", "evaluation_seconds", "checkpoint_s
 
 
 class BatchTrainer:
-    """Trains the batches of a sweep, keeps them on disk, and resumes those that were kept there.
-
-    Args:
-      sweep: the sweep, planned, with its folder.
-      devices: what to train on.
-    """
+    """Trains the batches of a sweep, keeps them on disk, and resumes those that were kept there."""
 
     def __init__(self, sweep: OpenSweep, devices: Sequence[jax.Device]) -> None:
         self._experiment, self._options, self._devices = sweep.experiment, sweep.options, devices
@@ -102,8 +92,8 @@ class BatchTrainer:
         stop.is_deferred = True  # only the results are still to be written
         if exit_code is not None:
             self._read_finished(self._all)  # those of other processes
-        result = self._result("finished" if exit_code is None else "interrupted")
-        if self._folder is not None and is_first_process():
+        result = self._make_result("finished" if exit_code is None else "interrupted")
+        if self._folder is not None and processes.is_first_process():
             if any(record.has_begun for record in self._records.values()):
                 results.save_or_rescue(result.dataset, self._folder.output)
             if exit_code is None and not self._unsaved:
@@ -138,7 +128,7 @@ class BatchTrainer:
             return None
         self._read_finished(self._all)
         # The processes may see different files, but must all decide the same.
-        if not all(gather(len(self._finished) == len(self._plan.batches))):
+        if not all(processes.gather(len(self._finished) == len(self._plan.batches))):
             return None
 
         def load() -> xr.Dataset | None:
@@ -146,11 +136,11 @@ class BatchTrainer:
                 return results.load(folder.output)
             return None
 
-        dataset = run_on_first_process(load)
+        dataset = processes.run_on_first_process(load)
         if dataset is None or dataset.attrs.get("status") != "finished":
             return None
         # It may be damaged, or of a sweep before this one that was to be overwritten.
-        known = self._result("finished")
+        known = self._make_result("finished")
         added = [name for name in dataset.variables if name not in known.dataset.variables]
         if not dataset.drop_vars(added).equals(known.dataset):  # a user may have added variables
             self._bar.message(
@@ -185,7 +175,7 @@ class BatchTrainer:
         peak = decimal(self._facts["planned_peak_bytes"])
         self._bar.message(
             f"compiled in {compiled:.1f} s; memory up to {peak}; expected to take "
-            f"{_format_duration(seconds)}"
+            f"{format_duration(seconds)}"
         )
 
     def _estimate_seconds(self, group: Group, programs: Programs) -> float:
@@ -210,7 +200,8 @@ class BatchTrainer:
 
     def _unfinished(self, group: Group) -> list[int]:
         """Lists the batches of a group that this process has still to train."""
-        return [n for n in group.batches if n not in self._finished and is_assigned_here(n)]
+        assigned = filter(processes.is_assigned_here, group.batches)
+        return [number for number in assigned if number not in self._finished]
 
     def _compile(self, group: Group) -> Programs:
         """Compiles the programs of a group, once."""
@@ -281,7 +272,7 @@ class BatchTrainer:
             self._bar.message(
                 f"going on at step {kept.step:,} with {len(members)} run(s) that were under way"
             )
-        steps_before = sum(map(self._steps_of, self._finished))
+        steps_before = sum(map(self._count_steps, self._finished))
         last_step = config.prefill_steps if kept is None else kept.step
         stop.is_deferred = True
         for event in train_round(programs, config, [self._runs[i] for i in members], kept=kept):
@@ -302,7 +293,7 @@ class BatchTrainer:
         stop.raise_if_requested()
         stop.is_deferred = False
 
-    def _steps_of(self, number: int) -> int:
+    def _count_steps(self, number: int) -> int:
         """Returns the environment steps of a finished batch."""
         return len(self._plan.batches[number]) * self._configs[number].total_steps
 
@@ -370,21 +361,23 @@ class BatchTrainer:
     def _save_results(self) -> None:
         """Writes the results so far, if it is time, and this process writes them."""
         folder = self._folder
-        if folder is None or not is_first_process() or not self._saving.is_due():
+        if folder is None or not processes.is_first_process() or not self._saving.is_due():
             return
         with self._saving.measure():
-            self._bar.attempt(lambda: results.save(self._result("running").dataset, folder.output))
+            self._bar.attempt(
+                lambda: results.save(self._make_result("running").dataset, folder.output)
+            )
 
     # ------------------------------------------------------------------------------ the result
 
     def _gather(self) -> None:
         """Collects the numbers of all processes in each."""
-        own = {n: self._records[n] for n in self._finished if is_assigned_here(n)}
-        for records, unsaved in gather((own, self._unsaved)):
+        own = {n: self._records[n] for n in self._finished if processes.is_assigned_here(n)}
+        for records, unsaved in processes.gather((own, self._unsaved)):
             self._records |= records
             self._unsaved |= unsaved
 
-    def _result(self, status: str) -> SweepResult:
+    def _make_result(self, status: str) -> SweepResult:
         self._facts["peak_bytes"] = max(self._facts["peak_bytes"], peak_bytes())
         design, batches = self._plan.design, self._plan.batches
         dataset = to_dataset(design, batches, self._records)
@@ -395,10 +388,3 @@ class BatchTrainer:
             structure = jax.tree.structure(self._plan.groups[0].params)
             params = stack_params(design, batches, self._records, structure)
         return SweepResult(dataset, params)
-
-
-def _format_duration(seconds: float) -> str:
-    """Formats a time, such as "about 3 min"."""
-    if seconds < 90:
-        return f"about {max(seconds, 1):.0f} s"
-    return f"about {seconds / 60:.0f} min" if seconds < 5400 else f"about {seconds / 3600:.1f} h"

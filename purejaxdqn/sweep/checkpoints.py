@@ -1,8 +1,8 @@
 """Keeps a sweep on disk: nothing finished is lost, and the sweep can be resumed after a kill.
 
     results.nc              the numbers so far, written every few seconds
-    checkpoint/sweep        what is being trained, and with what versions; written once
-    checkpoint/changes/*    with what other versions it was resumed, which may give other bits
+    checkpoint/sweep        the runs that are trained, and the versions; written once
+    checkpoint/changes/*    other versions that it was resumed with, which may give other bits
     checkpoint/times/*      how long each process has worked on it
     checkpoint/finished/3   the numbers and the last weights of batch 3
     checkpoint/running/*    everything that batches under way need to be resumed
@@ -63,15 +63,8 @@ def copy_from_devices(
 ) -> dict[int, Paused]:
     """Copies the batches of a round from the devices, by number.
 
-    Args:
-      programs: of the round.
-      kept: what the round has on the devices.
-      rows: which rows of the round each batch has, in the order of the devices.
-      records: the numbers of each batch so far.
-
-    Returns:
-      The batches. On a CPU their arrays are the devices' own memory, to be read before it is
-      donated.
+    `rows` are the rows of the round that each batch has, in the order of the devices. On a CPU the
+    arrays are the devices' own memory, to be read before the next chunk.
     """
     states = programs.split(kept.state)
     before = None if kept.params_before is None else programs.split(kept.params_before)
@@ -98,7 +91,7 @@ def copy_to_devices(programs: Programs, paused: Sequence[Paused]) -> Kept:
 
 
 class SweepFolder:
-    """Reads and writes the folder of one sweep.
+    """Reads and writes the folder of one sweep. Writing raises `OSError` where the disk is full.
 
     Args:
       output: an existing folder.
@@ -119,7 +112,6 @@ class SweepFolder:
 
         Raises:
           ConfigError: if another process has it.
-          OSError: if it cannot be written.
         """
         self._root.mkdir(parents=True, exist_ok=True)
         results.acquire_lock(self._lock, self.output)
@@ -137,14 +129,14 @@ class SweepFolder:
         return (self._root / "sweep").exists()
 
     def begin(self, facts: Mapping[str, Any]) -> None:
-        """Drops everything that was kept here, results too, and writes what is to be trained."""
+        """Drops everything that was kept here, results too, and writes a sweep's description."""
         (self.output / results.FILE_NAME).unlink(missing_ok=True)
         for name in ("sweep", "changes", "times", "finished", "running"):
             shutil.rmtree(self._root / name, ignore_errors=True)
         checkpoint.write(self._root / "sweep", [], {**facts, "format": FORMAT})
 
-    def begun(self) -> dict[str, Any]:
-        """Reads what is being trained here.
+    def read_begun(self) -> dict[str, Any]:
+        """Reads the description of the sweep that was begun here.
 
         Raises:
           ConfigError: if it cannot be read, or another version of the package wrote the folder.
@@ -167,12 +159,12 @@ class SweepFolder:
         return facts
 
     def note_change(self, line: str) -> None:
-        """Writes that what is trained from here on may have other bits, and why."""
+        """Writes why runs from here on may have other bits than those before."""
         name = f"{len(self._change_folders())}-{uuid.uuid4().hex[:8]}"
         checkpoint.write(self._root / "changes" / name, [], {"line": line})
 
-    def changes(self) -> list[str]:
-        """Reads why what was trained later may have other bits than what was trained first."""
+    def read_changes(self) -> list[str]:
+        """Reads why later runs may have other bits than earlier ones."""
         lines = []
         for folder in self._change_folders():
             try:
@@ -184,11 +176,7 @@ class SweepFolder:
         return lines
 
     def write_times(self, name: str, times: Mapping[str, float]) -> None:
-        """Writes what a process has spent so far, under a name of its own.
-
-        Raises:
-          OSError: if it cannot be written.
-        """
+        """Writes what a process has spent so far, under a name of its own."""
         checkpoint.write(self._root / "times" / name, [], times)
 
     def read_times(self, prefix: str) -> Iterator[dict[str, float]]:
@@ -206,11 +194,7 @@ class SweepFolder:
     # ----------------------------------------------------------------------------- finished batches
 
     def save_finished(self, batch: int, record: Record) -> None:
-        """Writes a finished batch's numbers and weights.
-
-        Raises:
-          OSError: if they cannot be written.
-        """
+        """Writes a finished batch's numbers and weights."""
         arrays, facts = record.to_arrays()
         checkpoint.write(self._root / "finished" / str(batch), arrays, facts)
 
@@ -232,11 +216,7 @@ class SweepFolder:
     # ---------------------------------------------------------------------------- batches under way
 
     def save_running(self, paused: Mapping[int, Paused]) -> None:
-        """Writes one checkpoint of the batches under way in a round, by number.
-
-        Raises:
-          OSError: if it cannot be written.
-        """
+        """Writes one checkpoint of the batches under way in a round, by number."""
         arrays: list[np.ndarray] = []
         facts = []
         for number, batch in paused.items():
@@ -259,7 +239,7 @@ class SweepFolder:
 
     def load_running(self, batch: int, config: RunConfig) -> Paused | None:
         """Reads a batch's last checkpoint; where it is damaged, the one before."""
-        for folder in self._running():
+        for folder in self._list_running():
             if folder.name in self._damaged:
                 continue
             try:
@@ -276,13 +256,13 @@ class SweepFolder:
 
     def has_running(self) -> bool:
         """Says whether there is a checkpoint of a batch under way."""
-        return bool(self._running())
+        return bool(self._list_running())
 
     def forget_running(self) -> None:
         """Drops the checkpoints of batches under way, once all batches are finished."""
         shutil.rmtree(self._root / "running", ignore_errors=True)
 
-    def _running(self) -> list[Path]:
+    def _list_running(self) -> list[Path]:
         """Lists the checkpoints of batches under way, those of the latest step first."""
         folder = self._root / "running"
         paths = [*folder.iterdir()] if folder.exists() else []
@@ -291,7 +271,7 @@ class SweepFolder:
     def _drop_old_checkpoints(self) -> None:
         """Drops checkpoints all of whose batches are finished, or have enough newer ones."""
         newer: dict[int, int] = {}
-        for folder in self._running():
+        for folder in self._list_running():
             try:
                 batches = _batches(checkpoint.read_manifest(folder)["facts"])
             except CheckpointDamaged:

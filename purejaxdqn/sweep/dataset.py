@@ -60,9 +60,6 @@ def to_dataset(
       design: the runs.
       batches: which runs each batch has.
       records: by number, the numbers of those batches that have begun.
-
-    Returns:
-      The dataset.
     """
     configs = [run.config for run in design.runs]
     steps_of = [evaluation_steps(config) for config in configs]
@@ -72,9 +69,9 @@ def to_dataset(
         iterations = (np.array(own) - config.prefill_steps) // config.steps_per_update
         num_updates[run, np.searchsorted(steps, own)] = iterations * config.updates_per_iteration
     num_episodes = max(config.eval_episodes for config in configs)
-    numbers = _fill_in(len(configs), steps, num_episodes, batches, records)
-    axes = _label_runs(design)
-    dims, lengths = axes.dims, axes.lengths
+    shape = (len(configs), len(steps), num_episodes)
+    evaluation, final, diverged, curves = _fill_in(shape, steps, batches, records)
+    dims, lengths, coords, settings = _label_runs(design)
 
     def over_runs(values: np.ndarray) -> np.ndarray:
         return values.reshape(*lengths, *values.shape[1:])
@@ -85,46 +82,40 @@ def to_dataset(
         updates = ((*dims, "step"), over_runs(num_updates))
     return xr.Dataset(
         {
-            "evaluation_return": ((*dims, "step", "episode"), over_runs(numbers.evaluation)),
-            "final_return": ((*dims, "episode"), over_runs(numbers.final)),
+            "evaluation_return": ((*dims, "step", "episode"), over_runs(evaluation)),
+            "final_return": ((*dims, "episode"), over_runs(final)),
             "num_updates": updates,
-            "diverged": (dims, over_runs(numbers.diverged)),
-            "settings": axes.settings,
+            "diverged": (dims, over_runs(diverged)),
+            "settings": settings,
             **{
                 name: ((*dims, "step"), over_runs(curve), DIAGNOSTICS.get(name, {}))
-                for name, curve in numbers.curves.items()
+                for name, curve in curves.items()
             },
         },
         coords={
-            **axes.coords,
+            **coords,
             "step": ("step", np.array(steps), {"units": "environment steps"}),
             "episode": np.arange(num_episodes),
         },
     )
 
 
-class _Numbers(NamedTuple):
-    """The numbers of all runs, one after another; NaN where a run was not trained to that step."""
-
-    evaluation: np.ndarray
-    final: np.ndarray
-    diverged: np.ndarray
-    curves: dict[str, np.ndarray]
-
-
 def _fill_in(
-    num_runs: int,
+    shape: tuple[int, int, int],
     steps: Sequence[int],
-    num_episodes: int,
     batches: Sequence[Sequence[int]],
     records: Mapping[int, Record],
-) -> _Numbers:
-    """Copies the numbers of all batches to the places of their runs and steps."""
-    shape = (num_runs, len(steps))
-    evaluation = np.full((*shape, num_episodes), np.nan, np.float32)
-    final = np.full((num_runs, num_episodes), np.nan, np.float32)
-    diverged = np.zeros(num_runs, bool)
-    curves: dict[str, np.ndarray] = {"training_return": np.full(shape, np.nan)}
+) -> tuple[np.ndarray, np.ndarray, np.ndarray, dict[str, np.ndarray]]:
+    """Copies the numbers of all batches to the places of their runs, steps and episodes.
+
+    Returns:
+      The evaluations, the final returns, which runs diverged, and the curves by name; NaN where a
+      run was not trained to that step.
+    """
+    evaluation = np.full(shape, np.nan, np.float32)
+    final = np.full((shape[0], shape[2]), np.nan, np.float32)
+    diverged = np.zeros(shape[0], bool)
+    curves: dict[str, np.ndarray] = {"training_return": np.full(shape[:2], np.nan)}
     for number, record in records.items():
         runs = np.array(batches[number])
         at = np.searchsorted(steps, record.steps)
@@ -133,34 +124,28 @@ def _fill_in(
         final[runs, :episodes] = record.evaluation_return[:, -1]
         diverged[runs] = record.diverged
         for name, curve in record.curves.items():
-            whole = curves.setdefault(name, np.full(shape, np.nan))
+            whole = curves.setdefault(name, np.full(shape[:2], np.nan))
             whole[runs[:, None], at] = curve
-    return _Numbers(evaluation, final, diverged, curves)
+    return evaluation, final, diverged, curves
 
 
-class _Axes(NamedTuple):
-    """The dimensions of the runs, their coordinates, and the variable of their settings."""
-
-    dims: tuple[str, ...]
-    lengths: tuple[int, ...]
-    coords: dict[str, Any]
-    settings: tuple[tuple[str, ...], np.ndarray]
-
-
-def _label_runs(design: Design) -> _Axes:
+def _label_runs(
+    design: Design,
+) -> tuple[tuple[str, ...], tuple[int, ...], dict[str, Any], tuple[tuple[str, ...], np.ndarray]]:
+    """Returns the dimensions of the runs, their lengths and coordinates, and all settings."""
     if design.is_grid:
         dims: tuple[str, ...] = (*design.axes, "seed")
         lengths = (*map(len, design.axes.values()), len(design.seeds))
         coords: dict[str, Any] = {**design.axes, "seed": np.array(design.seeds, np.int64)}
         settings = [config_to_json(point.config) for point in design.points]
-        return _Axes(dims, lengths, coords, (dims[:-1], np.array(settings).reshape(lengths[:-1])))
+        return dims, lengths, coords, (dims[:-1], np.array(settings).reshape(lengths[:-1]))
     runs = design.runs
     coords = {name: ("run", [run.labels[name] for run in runs]) for name in design.axes}
     sample = np.repeat(np.arange(len(design.points)), len(design.seeds))
     coords |= {"seed": ("run", np.array([run.seed for run in runs], np.int64))}
     coords |= {"run": np.arange(len(runs)), "sample": ("run", sample)}
     settings = [config_to_json(run.config) for run in runs]
-    return _Axes(("run",), (len(runs),), coords, (("run",), np.array(settings)))
+    return ("run",), (len(runs),), coords, (("run",), np.array(settings))
 
 
 def stack_params(
@@ -171,14 +156,7 @@ def stack_params(
 ) -> Params:
     """Stacks the last weights of all runs, as `SweepResult.params` describes.
 
-    Args:
-      design: the runs.
-      batches: which runs each batch has.
-      records: by number, the numbers of those batches that have begun.
-      structure: of the weights of one run.
-
-    Returns:
-      The weights; None where no run has finished, or where the runs' weights differ in shape.
+    It takes the arguments of `to_dataset`, and the `structure` of one run's weights.
     """
     finished = {number: record.params for number, record in records.items() if record.params}
     shapes = {tuple((x.shape[1:], x.dtype) for x in params) for params in finished.values()}
@@ -193,5 +171,5 @@ def stack_params(
     for number, params in finished.items():
         for kept, new in zip(stacked, params, strict=True):
             kept[list(batches[number])] = new
-    lengths = _label_runs(design).lengths
+    lengths = _label_runs(design)[1]
     return jax.tree.unflatten(structure, [x.reshape(*lengths, *x.shape[1:]) for x in stacked])

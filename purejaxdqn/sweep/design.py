@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import difflib
-import functools
 import itertools
 import math
 from collections.abc import Callable, Mapping, Sequence
@@ -107,7 +106,7 @@ def grid_design(
     for name, values in grid.items():
         _check_values(name, values, config)
     _check_number(math.prod(map(len, grid.values())) * len(seeds))
-    grid = {name: [_plain(value) for value in values] for name, values in grid.items()}
+    grid = {name: [_to_python(value) for value in values] for name, values in grid.items()}
     swept = [dict(zip(grid, values, strict=True)) for values in itertools.product(*grid.values())]
     axes = {name: [label(value) for value in values] for name, values in grid.items()}
     return Design(_make_points(configure, swept), tuple(map(int, seeds)), axes)
@@ -141,21 +140,23 @@ def random_design(
     if isinstance(num_samples, bool) or not isinstance(num_samples, int) or num_samples < 1:
         raise ConfigError(f"num_samples ({num_samples!r}) must be a whole number of at least 1")
     _check_number(num_samples * len(seeds))
-    draw: dict[str, Callable[[], Any]] = {}
     for name, source in space.items():
         if hasattr(source, "rvs"):
             _check_name(name, config)
-            draw[name] = functools.partial(_draw, name, source, rng)
         else:
             _check_values(name, source, config)
-            draw[name] = functools.partial(_choose, source, rng)
-    swept = [{name: one() for name, one in draw.items()} for _ in range(num_samples)]
+    swept = [
+        {name: _draw(name, source, rng) for name, source in space.items()}
+        for _ in range(num_samples)
+    ]
     axes = {name: [label(drawn[name]) for drawn in swept] for name in space}
     return Design(_make_points(configure, swept), tuple(map(int, seeds)), axes, is_grid=False)
 
 
-def _draw(name: str, distribution: Any, rng: np.random.Generator) -> Any:
-    value = np.asarray(distribution.rvs(random_state=rng))
+def _draw(name: str, source: Any, rng: np.random.Generator) -> Any:
+    if not hasattr(source, "rvs"):
+        return _to_python(source[int(rng.integers(len(source)))])
+    value = np.asarray(source.rvs(random_state=rng))
     if value.size != 1:
         raise ConfigError(
             f"the distribution of {name} gives {value.size} numbers at a time: give one of a "
@@ -164,11 +165,7 @@ def _draw(name: str, distribution: Any, rng: np.random.Generator) -> Any:
     return value.item()  # whole numbers stay whole
 
 
-def _choose(values: Sequence[Any], rng: np.random.Generator) -> Any:
-    return _plain(values[int(rng.integers(len(values)))])
-
-
-def _plain(value: Any) -> Any:
+def _to_python(value: Any) -> Any:
     """Turns a number of NumPy's into one of Python's."""
     return value.item() if isinstance(value, np.generic) else value
 

@@ -17,9 +17,7 @@ from purejaxdqn.training.declaration import setting, settings_of
 from purejaxdqn.types import ConfigError
 
 SeedMode = Literal["vmap", "map"]
-
-
-_NO_SETTING: dict[str, Any] = {"is_no_setting": True}  # of no command line
+_NO_SETTING: dict[str, Any] = {"is_no_setting": True}  # and so no flag
 
 
 @dataclasses.dataclass(frozen=True)
@@ -70,6 +68,7 @@ class SweepOptions:
         "least 10. 0 makes one after each chunk.",
         group="sweep",
         at_least=0,
+        remedy="give seconds, such as 60",
     )
     memory_budget: float | None = setting(
         None,
@@ -77,6 +76,7 @@ class SweepOptions:
         "most of what is free.",
         group="machines",
         at_least=1,
+        remedy="give bytes, such as 4e9",
     )
     diagnostics: bool = setting(
         False,
@@ -97,7 +97,13 @@ class SweepOptions:
             raise ConfigError(f"progress ({self.progress!r:.60}) must be True or False")
         if self.output is not None:
             object.__setattr__(self, "output", Path(self.output))
-        self._check_devices()
+        devices = self.devices
+        is_list = isinstance(devices, Sequence) and all(isinstance(d, jax.Device) for d in devices)
+        if devices is not None and not (is_list and 0 < len(set(devices)) == len(devices)):
+            raise ConfigError(
+                f"devices ({devices!r}) must be different devices of JAX, such as "
+                "jax.devices()[:2]; leave them out for all there are"
+            )
         if self.on_evaluation is not None and not callable(self.on_evaluation):
             raise ConfigError(
                 f"on_evaluation ({self.on_evaluation!r:.60}) must be a function of an Evaluated, "
@@ -119,16 +125,15 @@ class SweepOptions:
         """The width that is asked for; None leaves it to the plan."""
         return 1 if self.seed_mode == "map" else self.width
 
-    def _check_devices(self) -> None:
-        devices = self.devices
-        if devices is None:
-            return
-        is_list = isinstance(devices, Sequence) and all(isinstance(d, jax.Device) for d in devices)
-        if not is_list or not devices or len(set(devices)) < len(devices):
-            raise ConfigError(
-                f"devices ({devices!r}) must be different devices of JAX, such as "
-                "jax.devices()[:2]; leave them out for all there are"
-            )
+
+def check_whole(name: str, value: Any, at_least: int) -> None:
+    """Refuses a value that is no whole number of at least `at_least`.
+
+    Raises:
+      ConfigError: naming the value and the limit.
+    """
+    if isinstance(value, bool) or not isinstance(value, int) or value < at_least:
+        raise ConfigError(f"{name} ({value!r}) must be a whole number of at least {at_least}")
 
 
 _DEFAULTS = {field.name: field.default for field in dataclasses.fields(SweepOptions)}
@@ -137,18 +142,13 @@ _DEFAULTS = {field.name: field.default for field in dataclasses.fields(SweepOpti
 def split_keywords(
     options: SweepOptions | None, names: Mapping[str, Any]
 ) -> tuple[SweepOptions, dict[str, Any]]:
-    """Splits the keywords of a call into options and others.
-
-    Args:
-      options: the options that the call was given as a whole; None is the defaults.
-      names: the other keywords of the call.
+    """Puts those keywords of a call that are fields of `SweepOptions` into its options.
 
     Returns:
-      The options with those keywords that are fields of `SweepOptions`, and all other keywords.
+      The options, and all other keywords.
 
     Raises:
-      ConfigError: if `options` is of another type, if a keyword is set in `options` too, or for a
-        value that a field cannot have.
+      ConfigError: if `options` is of another type, sets the same field, or has a bad value.
     """
     if not isinstance(options, SweepOptions | None):
         raise ConfigError(f"options ({options!r:.60}) must be SweepOptions, such as SweepOptions()")
@@ -163,7 +163,7 @@ def split_keywords(
     return dataclasses.replace(options or SweepOptions(), **given), others
 
 
-def options_from(
+def take_options(
     options: SweepOptions | None,
     names: Mapping[str, Any],
     caller: str,
@@ -172,17 +172,13 @@ def options_from(
     """Puts the keywords of a call, all of which must be options, into its options.
 
     Args:
-      options: as in `split_keywords`.
-      names: as in `split_keywords`.
+      options: the options that the call was given as a whole.
+      names: the keywords of the call.
       caller: the name of the called function, for messages.
-      not_taken: the fields that this function has no use for, each with what to do instead.
-
-    Returns:
-      The options.
+      not_taken: fields that this function has no use for, each with what to do instead.
 
     Raises:
-      ConfigError: as `split_keywords` does; for a keyword that is no option; and for a field of
-        `not_taken` that is set.
+      ConfigError: as `split_keywords` does; for other keywords; for fields that are not taken.
     """
     taken, others = split_keywords(options, names)
     for name in others:

@@ -11,13 +11,12 @@ import numpy as np
 import psutil
 from rich.filesize import decimal
 
-from purejaxdqn.engine.memory import RunBytes, abstract_run, free_bytes, peak_bytes, run_bytes
+from purejaxdqn.engine.memory import RunBytes, free_bytes, peak_bytes, run_bytes, trace_run
 from purejaxdqn.engine.rounds import evaluation_steps
 from purejaxdqn.engine.run import Experiment
 from purejaxdqn.runtime.devices import Plan, max_width, min_devices
 from purejaxdqn.storage.checkpoint import estimate_write_memory
 from purejaxdqn.sweep.design import Design
-from purejaxdqn.sweep.options import SweepOptions
 from purejaxdqn.training.diagnostics import DIAGNOSTICS
 from purejaxdqn.training.settings import RunConfig
 from purejaxdqn.types import ConfigError, Params
@@ -123,22 +122,17 @@ def plan_sweep(
         that fit.
       memory_budget: bytes that runs may take on the devices at a time; by default most of what
         is free.
-      num_devices: the number of devices that the width is chosen for, with those of other processes
-        or machines; by default these alone.
-
-    Returns:
-      The `SweepPlan`.
+      num_devices: the devices to choose the width for, if others than these share the sweep.
 
     Raises:
       ConfigError: if not even the smallest round fits, or the results do not, with the size and
         what makes it big.
     """
-    SweepOptions(memory_budget=memory_budget)  # refuses what is no amount
     budget = int(memory_budget or _PLANNED_SHARE * free_bytes(devices))
     members = design.groups()
     runs = design.runs
     configs = [runs[group[0]].config for group in members]
-    traced = [abstract_run(experiment, config) for config in configs]
+    traced = [trace_run(experiment, config) for config in configs]
     _check_names(design, [name for run in traced for name in run.outputs.metrics])
     sizes = [run_bytes(config, run) for config, run in zip(configs, traced, strict=True)]
     least = min(min_devices(), max(len(devices), 1))

@@ -111,7 +111,7 @@ def _describe(experiment: Experiment, plan: SweepPlan, options: SweepOptions) ->
 
 def _read_width(folder: SweepFolder, resume: bool) -> int | None:
     """Reads the width of the sweep that is to be resumed in a folder; None without one."""
-    return folder.begun()["asked"]["width"] if resume and folder.is_begun() else None
+    return folder.read_begun()["asked"]["width"] if resume and folder.is_begun() else None
 
 
 def begin_or_resume(
@@ -128,7 +128,7 @@ def begin_or_resume(
       asked: everything that its numbers depend on, as JSON holds it.
       resume: whether to resume what was begun there.
       say: takes warnings.
-      what: what messages call it.
+      what: its name in messages.
 
     Returns:
       Attributes that say what happened before.
@@ -146,7 +146,7 @@ def begin_or_resume(
         now = provenance.current_time()
         folder.begin({"asked": asked, "made_with": versions, "begun": now})
         return {"begun": now}
-    begun = folder.begun()
+    begun = folder.read_begun()
     if lines := _compare(begun["asked"], asked):
         shown = "; ".join(lines[:8]) + (f"; and {len(lines) - 8} more" if len(lines) > 8 else "")
         raise ConfigError(
@@ -157,10 +157,10 @@ def begin_or_resume(
 
 
 def _compare(begun: dict[str, Any], asked: dict[str, Any]) -> list[str]:
-    """Says in few lines where what was begun differs from what is asked for now."""
+    """Lists where the sweep that was begun differs from the one asked for now, in few lines."""
     axes, now = begun.get("axes", {}), asked.get("axes", {})
     # Each point of a sweep has its own settings: those that all points share are compared once.
-    shared, shared_now = _shared(begun.get("settings", {})), _shared(asked["settings"])
+    shared, shared_now = _find_shared(begun.get("settings", {})), _find_shared(asked["settings"])
     both = [name for name in shared if name in shared_now and name not in {**axes, **now}]
     lines = find_differences(
         {**begun, "settings": {name: shared[name] for name in both}},
@@ -171,7 +171,7 @@ def _compare(begun: dict[str, Any], asked: dict[str, Any]) -> list[str]:
     return lines or find_differences(begun.get("settings"), asked["settings"], "settings")
 
 
-def _shared(settings: dict[str, Any]) -> dict[str, Any]:
+def _find_shared(settings: dict[str, Any]) -> dict[str, Any]:
     """Returns the settings that are the same in all points of a sweep; of one point, all."""
     points = [one for one in settings.values() if isinstance(one, dict)] or [settings]
     return design.find_common(points)
@@ -180,22 +180,22 @@ def _shared(settings: dict[str, Any]) -> dict[str, Any]:
 def note_changes(
     folder: SweepFolder, versions: dict[str, Any], say: Callable[[str], None]
 ) -> dict[str, Any]:
-    """Warns where a part of a sweep is trained with other versions, and keeps that in the folder.
+    """Warns if a part of a sweep is trained with other versions, and notes that in its folder.
 
     Args:
       folder: of the sweep.
-      versions: the answer of `provenance.collect_versions` where that part is trained.
+      versions: `provenance.collect_versions()` where that part is trained.
       say: takes warnings.
 
     Returns:
-      The attribute `not_bitwise`, which says what was different so far; nothing without any.
+      The attribute `not_bitwise`, with all changes so far; no attribute without any.
     """
-    known = folder.changes()
-    for line in find_differences(folder.begun()["made_with"], versions):
+    known = folder.read_changes()
+    for line in find_differences(folder.read_begun()["made_with"], versions):
         say(f"warning: what is trained from here on may have other bits: {line}")
         if line not in known:
             folder.note_change(line)
-    changed = folder.changes()
+    changed = folder.read_changes()
     return {"not_bitwise": json.dumps(changed)} if changed else {}
 
 

@@ -7,6 +7,7 @@ changes a bit of it.
 
 from __future__ import annotations
 
+import functools
 import tempfile
 from collections.abc import Sequence
 from pathlib import Path
@@ -24,21 +25,13 @@ from purejaxdqn.sweep.batches import BatchTrainer
 from purejaxdqn.sweep.checkpoints import SweepFolder
 from purejaxdqn.sweep.dataset import SweepInterrupted, SweepResult
 from purejaxdqn.sweep.design import Design, grid_design
-from purejaxdqn.sweep.options import SeedMode, SweepOptions, options_from, split_keywords
+from purejaxdqn.sweep.options import SweepOptions, split_keywords, take_options
 from purejaxdqn.sweep.plan import SweepPlan, plan_sweep
 from purejaxdqn.sweep.resume import OpenSweep, open_sweep
 from purejaxdqn.training.settings import RunConfig
 from purejaxdqn.types import ConfigError
 
-__all__ = [
-    "SeedMode",
-    "SweepInterrupted",
-    "SweepOptions",
-    "SweepResult",
-    "print_plan",
-    "run_design",
-    "run_sweep",
-]
+__all__ = ["SweepInterrupted", "SweepResult", "print_plan", "run_design", "run_sweep"]
 
 
 def run_sweep(
@@ -92,12 +85,11 @@ def run_design(
       ConfigError: for options that cannot be, before anything is compiled.
       SweepInterrupted: on Ctrl-C and SIGTERM, with everything that was finished.
     """
-    options = options_from(options, names, "run_design")
+    options = take_options(options, names, "run_design")
     devices = options.devices or ensure_devices()
-
-    def plan(width: int | None) -> SweepPlan:
-        return _plan_for_all_processes(experiment, design, devices, width, options.memory_budget)
-
+    plan = functools.partial(
+        _plan_for_all_processes, experiment, design, devices, options.memory_budget
+    )
     with open_sweep(experiment, design, plan, options) as sweep:
         return BatchTrainer(sweep, devices).run()
 
@@ -107,22 +99,13 @@ def print_plan(
 ) -> SweepPlan:
     """Says on standard error how `run_design` would train a design, and how long it would take.
 
-    It compiles the programs and runs each for a second. It plans for an output folder, but writes
-    nothing there.
-
-    Args:
-      experiment: as for `run_design`.
-      design: as for `run_design`.
-      options: as for `run_design`.
-      **names: as for `run_design`.
-
-    Returns:
-      The plan.
+    It takes the arguments of `run_design`, compiles the programs, and runs each for a second. It
+    plans for an output folder, but writes nothing there.
 
     Raises:
       ConfigError: for options that cannot be, before anything is compiled.
     """
-    options = options_from(options, names, "print_plan")
+    options = take_options(options, names, "print_plan")
     devices = options.devices or ensure_devices()
     plan = plan_sweep(
         experiment,
@@ -141,23 +124,21 @@ def _plan_for_all_processes(
     experiment: Experiment,
     design: Design,
     devices: Sequence[jax.Device],
-    width: int | None,
     memory_budget: float | None,
+    width: int | None,
 ) -> SweepPlan:
     """Plans the same batches in each process, of a width that all processes have room for."""
-
-    def plan(width: int | None) -> SweepPlan:
-        return plan_sweep(
-            experiment,
-            design,
-            devices,
-            width=width,
-            memory_budget=memory_budget,
-            num_devices=len(devices) * jax.process_count(),
-        )
-
+    num_devices = len(devices) * jax.process_count()
+    plan = functools.partial(
+        plan_sweep,
+        experiment,
+        design,
+        devices,
+        memory_budget=memory_budget,
+        num_devices=num_devices,
+    )
     if jax.process_count() > 1:
-        plans = processes.run_on_every_process(lambda: (design, plan(width).width))
+        plans = processes.run_on_every_process(lambda: (design, plan(width=width).width))
         for process, (other, _) in enumerate(plans):
             if other != plans[0][0]:
                 raise ConfigError(
@@ -165,4 +146,4 @@ def _plan_for_all_processes(
                     "processes the same settings and seeds"
                 )
         width = min(width for _, width in plans)
-    return plan(width)
+    return plan(width=width)

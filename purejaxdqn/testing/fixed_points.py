@@ -1,8 +1,8 @@
 """What a loss can converge to: the known fixed points that `check_loss` judges by.
 
-A `FixedPoint` is the target of a transition where the online and the target network agree, in plain
-NumPy and apart from the losses' own code; the table of action values that equals its expected
-targets is what the loss converges to. Its functions work on any leading axes: `q_t [..., A]`.
+A `FixedPoint` is the target of a transition where the online and the target network agree. It is
+written in plain NumPy, apart from the losses' own code. The loss converges to the table of action
+values that equals its expected targets. All functions work on any leading axes: `q_t [..., A]`.
 """
 
 from __future__ import annotations
@@ -14,6 +14,8 @@ import numpy as np
 
 Bootstrap = Literal["target", "online", "both", "none"]
 Loss = TypeVar("Loss", bound=Callable[..., Any])
+Rows = np.ndarray  # `[..., A]`, or `[...]` without the actions
+_ValueOf = Callable[[Rows], Rows]  # `[..., A] -> [...]`
 
 
 class FixedPoint(NamedTuple):
@@ -23,145 +25,123 @@ class FixedPoint(NamedTuple):
       name: for messages.
       target: `(q_tm1 [..., A], a_tm1 [...], r_t [...], discount_t [...], q_t [..., A]) -> [...]`,
         NumPy in and out: where both networks agree, what the value of `a_tm1` is pulled to.
-      near_misses: `(what is wrong, FixedPoint)` of mistakes that are easily made, by which a loss
-        that follows one of them is told what is wrong with it.
+      near_misses: `(what is wrong, FixedPoint)` of common mistakes. `check_loss` uses them to say
+        what is wrong with a loss that makes one.
     """
 
     name: str
-    target: Callable[..., np.ndarray]
+    target: Callable[..., Rows]
     near_misses: tuple[tuple[str, Any], ...] = ()
 
 
-def _at(q_values: np.ndarray, action: np.ndarray) -> np.ndarray:
+def take_value(q_values: Rows, action: Rows) -> Rows:
+    """Takes the values `[...]` of actions `[...]` out of action values `[..., A]`."""
     return np.take_along_axis(q_values, np.expand_dims(action, -1), -1)[..., 0]
 
 
-def _logsumexp(x: np.ndarray) -> np.ndarray:
+def _find_highest(q_values: Rows) -> Rows:
+    return q_values.max(-1)
+
+
+def _logsumexp(x: Rows) -> Rows:
     highest = x.max(-1)
     return highest + np.log(np.exp(x - np.expand_dims(highest, -1)).sum(-1))
 
 
-def _bellman(
-    name: str,
-    value: Callable[[np.ndarray], np.ndarray],
-    undiscounted: Callable[[np.ndarray], Any] = lambda q_t: 0.0,
+def _make_bellman(
+    name: str, value: _ValueOf, undiscounted: Callable[[Rows], Any] = lambda q_t: 0.0
 ) -> FixedPoint:
-    def target(
-        q_tm1: np.ndarray,
-        a_tm1: np.ndarray,
-        r_t: np.ndarray,
-        discount_t: np.ndarray,
-        q_t: np.ndarray,
-    ) -> np.ndarray:
-        return r_t + discount_t * value(q_t) + undiscounted(q_t)
-
-    return FixedPoint(name, target)
-
-
-OPTIMAL = _bellman("optimal", lambda q_t: q_t.max(-1))
-"""The optimal values: Bellman's optimality equation."""
-
-
-RETURN = _bellman("return", lambda q_t: 0 * q_t.max(-1))
-"""The mean of `r_t`, for losses whose `r_t` is a whole return: nothing of time t is left."""
-
-
-def epsilon_greedy(epsilon: Any) -> FixedPoint:
-    """The values of acting greedily but for a share `epsilon` of uniformly random actions."""
-    name = f"epsilon_greedy({epsilon})"
-
-    made = _bellman(name, lambda q_t: (1 - epsilon) * q_t.max(-1) + epsilon * q_t.mean(-1))
-    return made._replace(
-        near_misses=(
-            (
-                "epsilon is shared by the other actions alone, epsilon / (A - 1) each: a random "
-                "action is drawn from all, epsilon / A each",
-                _bellman(
-                    name,
-                    lambda q_t: (
-                        (1 - epsilon) * q_t.max(-1)
-                        + epsilon * (q_t.sum(-1) - q_t.max(-1)) / (q_t.shape[-1] - 1)
-                    ),
-                ),
-            ),
-            (
-                "epsilon and 1 - epsilon are swapped",
-                _bellman(name, lambda q_t: epsilon * q_t.max(-1) + (1 - epsilon) * q_t.mean(-1)),
-            ),
-            (
-                "the random actions' values are summed: their mean belongs",
-                _bellman(name, lambda q_t: q_t.max(-1) + epsilon * (q_t.sum(-1) - q_t.max(-1))),
-            ),
-            (
-                "the highest value counts in full, and not 1 - epsilon times",
-                _bellman(name, lambda q_t: q_t.max(-1) + epsilon * q_t.mean(-1)),
-            ),
-        )
+    return FixedPoint(
+        name,
+        lambda q_tm1, a_tm1, r_t, discount_t, q_t: (
+            r_t + discount_t * value(q_t) + undiscounted(q_t)
+        ),
     )
 
 
-def soft(temperature: Any) -> FixedPoint:
-    """The soft values: `temperature * log sum_a exp(q_t[a] / temperature)` for the maximum."""
+OPTIMAL = _make_bellman("optimal", _find_highest)
+"""The optimal values: Bellman's optimality equation."""
 
-    def policy_mean(q_t: np.ndarray) -> np.ndarray:
+
+RETURN = _make_bellman("return", lambda q_t: 0 * q_t.max(-1))
+"""The mean of `r_t`, for losses whose `r_t` is a whole return: they do not bootstrap."""
+
+
+def epsilon_greedy(epsilon: Any) -> FixedPoint:
+    """Makes the values of a policy that is greedy but for a share `epsilon` of random actions."""
+    name = f"epsilon_greedy({epsilon})"
+    others: _ValueOf = lambda q_t: q_t.sum(-1) - q_t.max(-1)  # noqa: E731
+    mistakes: dict[str, _ValueOf] = {
+        "epsilon is shared by the other actions alone, epsilon / (A - 1) each: a random action is "
+        "drawn from all, epsilon / A each": (
+            lambda q_t: (1 - epsilon) * q_t.max(-1) + epsilon * others(q_t) / (q_t.shape[-1] - 1)
+        ),
+        "epsilon and 1 - epsilon are swapped": (
+            lambda q_t: epsilon * q_t.max(-1) + (1 - epsilon) * q_t.mean(-1)
+        ),
+        "the random actions' values are summed: their mean belongs": (
+            lambda q_t: q_t.max(-1) + epsilon * others(q_t)
+        ),
+        "the highest value counts in full, and not 1 - epsilon times": (
+            lambda q_t: q_t.max(-1) + epsilon * q_t.mean(-1)
+        ),
+    }
+    right = _make_bellman(name, lambda q_t: (1 - epsilon) * q_t.max(-1) + epsilon * q_t.mean(-1))
+    near_misses = ((wrong, _make_bellman(name, value)) for wrong, value in mistakes.items())
+    return right._replace(near_misses=tuple(near_misses))
+
+
+def soft(temperature: Any) -> FixedPoint:
+    """Makes the soft values: `temperature * log sum_a exp(q_t[a] / temperature)`, not the maximum.
+
+    Args:
+      temperature: above 0, in the unit of the action values.
+    """
+
+    def policy_mean(q_t: Rows) -> Rows:
         scaled = (q_t - q_t.max(-1, keepdims=True)) / temperature
         policy = np.exp(scaled - np.expand_dims(_logsumexp(scaled), -1))
         return (policy * q_t).sum(-1)
 
-    def entropy(q_t: np.ndarray) -> np.ndarray:
+    def entropy(q_t: Rows) -> Rows:
         return _logsumexp(q_t / temperature) - policy_mean(q_t) / temperature
 
-    def off(wrong: str, value: Callable[[np.ndarray], np.ndarray]) -> tuple[str, FixedPoint]:
-        return wrong, _bellman(f"soft({temperature}), off", value)
+    def value_of_plain_softmax(q_t: Rows) -> Rows:
+        policy = np.exp(q_t - np.expand_dims(_logsumexp(q_t), -1))
+        return (policy * q_t).sum(-1) * (1 - temperature) + temperature * _logsumexp(q_t)
 
-    made = _bellman(f"soft({temperature})", lambda q_t: temperature * _logsumexp(q_t / temperature))
-    return made._replace(
+    mistakes: dict[str, _ValueOf] = {
+        "the policy's entropy is missing (- temperature * log policy at obs_t)": policy_mean,
+        "the temperature is missing: it is 1": _logsumexp,
+        "q_t is not divided by the temperature": lambda q_t: temperature * _logsumexp(q_t),
+        "q_t is multiplied by the temperature where it is to be divided by it": (
+            lambda q_t: temperature * _logsumexp(q_t * temperature)
+        ),
+        "q_t is divided by the temperature, and its log-sum-exp is not multiplied by it": (
+            lambda q_t: _logsumexp(q_t / temperature)
+        ),
+        "the policy's entropy has the wrong sign": (
+            lambda q_t: policy_mean(q_t) - temperature * entropy(q_t)
+        ),
+        "the policy's entropy is not multiplied by the temperature": (
+            lambda q_t: policy_mean(q_t) + entropy(q_t)
+        ),
+        "the policy is the softmax of q_t without the temperature": value_of_plain_softmax,
+        "log A is taken off: it is the mean of the exponentials, and not their sum": (
+            lambda q_t: temperature * (_logsumexp(q_t / temperature) - np.log(q_t.shape[-1]))
+        ),
+        "it is a soft minimum: the sign of the temperature is wrong": (
+            lambda q_t: -temperature * _logsumexp(-q_t / temperature)
+        ),
+    }
+    off = f"soft({temperature}), off"
+    undiscounted = _make_bellman(off, policy_mean, lambda q_t: temperature * entropy(q_t))
+    return _make_bellman(
+        f"soft({temperature})", lambda q_t: temperature * _logsumexp(q_t / temperature)
+    )._replace(
         near_misses=(
-            off(
-                "the policy's entropy is missing (- temperature * log policy at obs_t)", policy_mean
-            ),
-            off("the temperature is missing: it is 1", _logsumexp),
-            off("q_t is not divided by the temperature", lambda q_t: temperature * _logsumexp(q_t)),
-            off(
-                "q_t is multiplied by the temperature where it is to be divided by it",
-                lambda q_t: temperature * _logsumexp(q_t * temperature),
-            ),
-            off(
-                "q_t is divided by the temperature, and its log-sum-exp is not multiplied by it",
-                lambda q_t: _logsumexp(q_t / temperature),
-            ),
-            off(
-                "the policy's entropy has the wrong sign",
-                lambda q_t: policy_mean(q_t) - temperature * entropy(q_t),
-            ),
-            off(
-                "the policy's entropy is not multiplied by the temperature",
-                lambda q_t: policy_mean(q_t) + entropy(q_t),
-            ),
-            off(
-                "the policy is the softmax of q_t without the temperature",
-                lambda q_t: (
-                    (np.exp(q_t - np.expand_dims(_logsumexp(q_t), -1)) * q_t).sum(-1)
-                    * (1 - temperature)
-                    + temperature * _logsumexp(q_t)
-                ),
-            ),
-            off(
-                "log A is taken off: it is the mean of the exponentials, and not their sum",
-                lambda q_t: temperature * (_logsumexp(q_t / temperature) - np.log(q_t.shape[-1])),
-            ),
-            off(
-                "it is a soft minimum: the sign of the temperature is wrong",
-                lambda q_t: -temperature * _logsumexp(-q_t / temperature),
-            ),
-            (
-                "the policy's entropy is not multiplied by discount_t",
-                _bellman(
-                    f"soft({temperature}), off",
-                    policy_mean,
-                    undiscounted=lambda q_t: temperature * entropy(q_t),
-                ),
-            ),
+            *((wrong, _make_bellman(off, value)) for wrong, value in mistakes.items()),
+            ("the policy's entropy is not multiplied by discount_t", undiscounted),
         )
     )
 
@@ -169,38 +149,35 @@ def soft(temperature: Any) -> FixedPoint:
 def munchausen(
     fixed_point: FixedPoint, temperature: Any, coefficient: Any, log_policy_min: Any
 ) -> FixedPoint:
-    """Another fixed point with `purejaxdqn.losses.munchausen`'s bonus in its reward."""
+    """Makes another fixed point, with the bonus of `purejaxdqn.losses.munchausen` in its reward.
 
-    def log_policy(q_values: np.ndarray, a_tm1: np.ndarray) -> np.ndarray:
-        """Times the temperature."""
-        return _at(q_values, a_tm1) - temperature * _logsumexp(q_values / temperature)
+    The function is long because it lists every near miss.
+    """
 
-    def clipped(log_policy: np.ndarray) -> np.ndarray:
+    def log_policy(q_values: Rows, a_tm1: Rows) -> Rows:
+        """Computes the temperature times the log-policy."""
+        return take_value(q_values, a_tm1) - temperature * _logsumexp(q_values / temperature)
+
+    def clipped(log_policy: Rows) -> Rows:
         return np.clip(log_policy, log_policy_min, 0.0)
+
+    def right(q_tm1: Rows, a_tm1: Rows, q_t: Rows) -> Rows:
+        return clipped(log_policy(q_tm1, a_tm1))
 
     def make(
         inner: FixedPoint,
-        bonus: Callable[..., np.ndarray],
+        bonus: Callable[..., Rows] = right,
         coefficient: Any = coefficient,
         is_discounted: bool = False,
     ) -> FixedPoint:
-        def target(
-            q_tm1: np.ndarray,
-            a_tm1: np.ndarray,
-            r_t: np.ndarray,
-            discount_t: np.ndarray,
-            q_t: np.ndarray,
-        ) -> np.ndarray:
+        def target(q_tm1: Rows, a_tm1: Rows, r_t: Rows, discount_t: Rows, q_t: Rows) -> Rows:
             more = coefficient * bonus(q_tm1, a_tm1, q_t)
             r_t = r_t + (discount_t * more if is_discounted else more)
             return inner.target(q_tm1, a_tm1, r_t, discount_t, q_t)
 
         return FixedPoint(f"munchausen({inner.name}, {temperature}, {coefficient})", target)
 
-    def right(q_tm1: np.ndarray, a_tm1: np.ndarray, q_t: np.ndarray) -> np.ndarray:
-        return clipped(log_policy(q_tm1, a_tm1))
-
-    mistakes = {
+    mistakes: dict[str, Callable[..., Rows]] = {
         "the Munchausen bonus has the wrong sign": lambda q_tm1, a, q_t: -right(q_tm1, a, q_t),
         "the bonus's log-policy is not clipped": lambda q_tm1, a, q_t: log_policy(q_tm1, a),
         "the bonus's log-policy is not multiplied by the temperature": (
@@ -210,7 +187,7 @@ def munchausen(
             lambda q_tm1, a, q_t: temperature * clipped(log_policy(q_tm1, a) / temperature)
         ),
         "the bonus's log-policy is that of action values without a temperature": (
-            lambda q_tm1, a, q_t: clipped(temperature * (_at(q_tm1, a) - _logsumexp(q_tm1)))
+            lambda q_tm1, a, q_t: clipped(temperature * (take_value(q_tm1, a) - _logsumexp(q_tm1)))
         ),
         "the bonus's log-policy is averaged over the actions: it is that of a_tm1": (
             lambda q_tm1, a, q_t: clipped(
@@ -224,49 +201,43 @@ def munchausen(
             lambda q_tm1, a, q_t: clipped(log_policy(q_t, a))
         ),
     }
-    return make(fixed_point, right)._replace(
+    return make(fixed_point)._replace(
         near_misses=(
             ("the Munchausen bonus is missing", fixed_point),
-            ("the bonus is not multiplied by the coefficient", make(fixed_point, right, 1.0)),
-            ("the bonus is discounted", make(fixed_point, right, is_discounted=True)),
+            ("the bonus is not multiplied by the coefficient", make(fixed_point, coefficient=1.0)),
+            ("the bonus is discounted", make(fixed_point, is_discounted=True)),
             *((wrong, make(fixed_point, bonus)) for wrong, bonus in mistakes.items()),
-            *((wrong, make(inner, right)) for wrong, inner in fixed_point.near_misses),
-            (f"the maximum stands in the place of {fixed_point.name}", make(OPTIMAL, right)),
+            *((wrong, make(inner)) for wrong, inner in fixed_point.near_misses),
+            (f"the maximum stands in the place of {fixed_point.name}", make(OPTIMAL)),
         )
     )
 
 
 def persistent(coefficient: Any) -> FixedPoint:
-    """The values of `purejaxdqn.losses.persistent_advantage_learning_loss`."""
+    """Makes the values of `purejaxdqn.losses.persistent_advantage_learning_loss`."""
 
     def make(
-        gap: Callable[[np.ndarray, np.ndarray], np.ndarray],
+        gap: Callable[[Rows, Rows], Rows] = np.minimum,
         factor: Any = coefficient,
-        best: Callable[[np.ndarray], np.ndarray] = lambda q_values: q_values.max(-1),
+        best: _ValueOf = _find_highest,
         is_discounted: bool = False,
     ) -> FixedPoint:
-        def target(
-            q_tm1: np.ndarray,
-            a_tm1: np.ndarray,
-            r_t: np.ndarray,
-            discount_t: np.ndarray,
-            q_t: np.ndarray,
-        ) -> np.ndarray:
-            gap_tm1, gap_t = (best(q) - _at(q, a_tm1) for q in (q_tm1, q_t))
+        def target(q_tm1: Rows, a_tm1: Rows, r_t: Rows, discount_t: Rows, q_t: Rows) -> Rows:
+            gap_tm1, gap_t = (best(q) - take_value(q, a_tm1) for q in (q_tm1, q_t))
             lost = factor * gap(gap_tm1, np.where(discount_t > 0, gap_t, 0.0))
             lost = discount_t * lost if is_discounted else lost
             return r_t + discount_t * q_t.max(-1) - lost
 
         return FixedPoint(f"persistent({coefficient})", target)
 
-    return make(np.minimum)._replace(
+    return make()._replace(
         near_misses=(
-            ("the gaps have the wrong sign", make(np.minimum, -coefficient)),
-            ("the gap is not multiplied by the coefficient", make(np.minimum, 1.0)),
-            ("the gap is discounted", make(np.minimum, is_discounted=True)),
+            ("the gaps have the wrong sign", make(factor=-coefficient)),
+            ("the gap is not multiplied by the coefficient", make(factor=1.0)),
+            ("the gap is discounted", make(is_discounted=True)),
             (
                 "the gaps are those to the mean action value and not to the highest",
-                make(np.minimum, best=lambda q_values: q_values.mean(-1)),
+                make(best=lambda q_values: q_values.mean(-1)),
             ),
             ("the larger gap counts and not the smaller", make(np.maximum)),
             ("the gap at obs_tm1 alone counts (advantage learning)", make(lambda now, _: now)),
@@ -281,12 +252,12 @@ def converges_to(
     """Declares, as a decorator, what a loss or a TD error converges to.
 
     Args:
-      fixed_point: such as `OPTIMAL` or `soft(0.1)`; or what makes one of the loss's own settings,
-        such as `soft` for a TD error with an argument `temperature` that has a default.
+      fixed_point: such as `OPTIMAL` or `soft(0.1)`; or a function that makes one, such as `soft`
+        for a TD error whose argument `temperature` has a default.
       bootstrap: the network whose values at time t the loss bootstraps from.
 
     Returns:
-      The decorator; it gives back the loss itself.
+      The decorator, which returns the loss itself.
     """
 
     def declare(loss: Loss) -> Loss:

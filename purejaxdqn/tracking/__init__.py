@@ -10,33 +10,28 @@ share. Users register their own in the same way, from outside the package.
 
 import functools
 
-from purejaxdqn.tracking.curves import ID_FILE, forget
+from purejaxdqn.tracking.curves import forget
 from purejaxdqn.tracking.mlflow import open_mlflow
 from purejaxdqn.tracking.registry import (
     TRACKERS,
     Evaluated,
-    Opener,
     Tracker,
     check_name,
     open_tracker,
     register,
-    turn_off_after_error,
 )
 from purejaxdqn.tracking.tensorboard import open_tensorboard
 from purejaxdqn.tracking.trackio import open_trackio
 from purejaxdqn.tracking.wandb import open_wandb
 
 __all__ = [
-    "ID_FILE",
     "TRACKERS",
     "Evaluated",
-    "Opener",
     "Tracker",
     "check_name",
     "forget",
     "open_tracker",
     "register",
-    "turn_off_after_error",
 ]
 
 register("tensorboard", open_tensorboard)

@@ -9,7 +9,7 @@ import math
 import shutil
 import urllib.parse
 import uuid
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from types import ModuleType
 from typing import Any, NamedTuple
@@ -26,56 +26,47 @@ class Run(NamedTuple):
     """Names one run, so that a library tells it from other runs and finds it again.
 
     Attributes:
-      sweep_id: random text that is kept in the sweep's folder: it stays the same when the folder
-        moves, and changes when the folder's content is deleted.
-      sweep: the folder's name and the id.
       swept: the settings that the sweep varies, with this run's values.
       seed: the run's seed.
+      label: both of them by name.
+      setting: text such as "learning_rate=0.001,discount=0.9", which can name a file; empty where
+        the sweep varies no setting.
+      group: the name of all seeds of the run's setting together.
+      name: the name under which a library lists the run.
+      group_key: identifies the group, in characters that every library accepts.
+      key: identifies the run, likewise.
     """
 
-    sweep_id: str
-    sweep: str
     swept: dict[str, Any]
     seed: int
+    label: dict[str, Any]
+    setting: str
+    group: str
+    name: str
+    group_key: str
+    key: str
 
-    @property
-    def label(self) -> dict[str, Any]:
-        """Returns the swept settings and the seed by name."""
-        return {**self.swept, "seed": self.seed}
 
-    @property
-    def setting(self) -> str:
-        """Returns text such as "learning_rate=0.001,discount=0.9", which can name a file.
+def _name_run(folder: Path, sweep_id: str, label: Mapping[str, Any]) -> Run:
+    """Names a run by its label: its swept settings and its "seed"."""
+    swept = {name: _to_python(value) for name, value in label.items() if name != "seed"}
+    seed = int(label["seed"])
+    quoted = {name: urllib.parse.quote(str(value), safe="") for name, value in swept.items()}
+    setting = ",".join(f"{name}={value}" for name, value in quoted.items())
+    path = f"{setting}/seed_{seed}" if swept else f"seed_{seed}"
+    sweep = f"{folder.resolve().name}-{sweep_id}"
+    group = f"{sweep}/{setting}" if swept else sweep
+    keys = [f"{sweep_id}-{_hash(text)}" for text in (group, path)]
+    return Run(swept, seed, {**swept, "seed": seed}, setting, group, f"{sweep}/{path}", *keys)
 
-        It is empty where the sweep varies no setting.
-        """
-        values = {name: urllib.parse.quote(str(x), safe="") for name, x in self.swept.items()}
-        return ",".join(f"{name}={value}" for name, value in values.items())
 
-    @property
-    def path(self) -> str:
-        """Returns text such as "learning_rate=0.001/seed_3"."""
-        return f"{self.setting}/seed_{self.seed}" if self.swept else f"seed_{self.seed}"
-
-    @property
-    def group(self) -> str:
-        """Returns the name of the group that holds all seeds of the run's setting."""
-        return f"{self.sweep}/{self.setting}" if self.swept else self.sweep
-
-    @property
-    def name(self) -> str:
-        """Returns the name under which a library lists the run."""
-        return f"{self.sweep}/{self.path}"
-
-    @property
-    def key(self) -> str:
-        """Returns an identifier of only those characters that every library accepts."""
-        return f"{self.sweep_id}-{_hash(self.path)}"
-
-    @property
-    def group_key(self) -> str:
-        """Returns the same for the run's group."""
-        return f"{self.sweep_id}-{_hash(self.group)}"
+def _read_id(folder: Path) -> str:
+    """Reads the sweep's id from its folder, so that it moves with it; writes one if it has none."""
+    path = folder / ID_FILE
+    if not path.exists():
+        folder.mkdir(parents=True, exist_ok=True)
+        path.write_text(uuid.uuid4().hex[:8] + "\n")
+    return path.read_text().strip()
 
 
 def forget(folder: Path) -> None:
@@ -106,42 +97,29 @@ def track_runs(folder: Path, open_run: Callable[[Run], Curves]) -> Iterator[Trac
     A run is closed at the first evaluation without it, or at the end.
     """
     sweep_id = _read_id(folder)
-    sweep = f"{folder.resolve().name}-{sweep_id}"
-    runs: dict[str, Curves] = {}
+    open_runs: dict[str, Curves] = {}
 
-    def close(paths: list[str], failed: bool) -> None:
+    def close(keys: list[str], failed: bool) -> None:
         with contextlib.ExitStack() as stack:  # closes all of them, also when one fails
-            for path in paths:
-                stack.callback(runs.pop(path).close, failed)
+            for key in keys:
+                stack.callback(open_runs.pop(key).close, failed)
 
     def track(event: Evaluated) -> None:
-        current = {}
-        for at, label in enumerate(event.labels):
-            swept = {name: _to_python(value) for name, value in label.items() if name != "seed"}
-            run = Run(sweep_id, sweep, swept, int(label["seed"]))
-            current[run.path] = run, _known_values(event, at)
-        close([path for path in runs if path not in current], failed=False)
-        for path, (run, values) in current.items():
-            if path not in runs:
-                runs[path] = open_run(run)
-            if event.step > runs[path].last_step:
-                runs[path].write(event.step, values)
+        named = [_name_run(folder, sweep_id, label) for label in event.labels]
+        runs = {run.key: (run, at) for at, run in enumerate(named)}
+        close([key for key in open_runs if key not in runs], failed=False)
+        for key, (run, at) in runs.items():
+            if key not in open_runs:
+                open_runs[key] = open_run(run)
+            if event.step > open_runs[key].last_step:
+                open_runs[key].write(event.step, _known_values(event, at))
 
     failed = True
     try:
         yield track
         failed = False
     finally:
-        close(list(runs), failed)
-
-
-def _read_id(folder: Path) -> str:
-    """Reads the sweep's id from its folder; writes a new one where there is none."""
-    path = folder / ID_FILE
-    if not path.exists():
-        folder.mkdir(parents=True, exist_ok=True)
-        path.write_text(uuid.uuid4().hex[:8] + "\n")
-    return path.read_text().strip()
+        close(list(open_runs), failed)
 
 
 def _known_values(event: Evaluated, at: int) -> dict[str, float]:

@@ -56,13 +56,16 @@ def register(name: str, opener: Opener) -> None:
       opener: takes the arguments of `open_tracker` and imports its library only when it is called.
 
     Raises:
-      ConfigError: if the name is taken.
+      ConfigError: if the name is taken by another opener. A notebook's cell may run again.
     """
-    if name in TRACKERS:
-        raise ConfigError(
-            f"tracker ({name!r}) must be a new name: it is registered already, choose another one"
-        )
+    if name in TRACKERS and _find_place(TRACKERS[name]) != _find_place(opener):
+        raise ConfigError(f"tracker {name!r} is registered already: choose another name")
     TRACKERS[name] = opener
+
+
+def _find_place(opener: Opener) -> tuple[str | None, str]:
+    """Returns the module and the name of a function, which stay when a cell defines it anew."""
+    return getattr(opener, "__module__", None), getattr(opener, "__qualname__", repr(opener))
 
 
 def check_name(name: str) -> None:

@@ -16,40 +16,21 @@ import numpy as np
 import optax
 
 from purejaxdqn.environments import Environment
-from purejaxdqn.types import (
-    Array,
-    Learner,
-    LearnerState,
-    Network,
-    Params,
-    TrainState,
-    Transition,
-)
+from purejaxdqn.types import Array, Learner, LearnerState, Network, Params, TrainState, Transition
 
 NUM_STATES = 256  # on which networks are measured; no effective rank can be larger
 NUM_EPISODES = 10  # with whose returns values are compared
 
+_LONG_NAMES = {
+    "value_bias": "value minus discounted Monte-Carlo return, over greedy episodes",
+    "dormant_units": "share of hidden units at most 0.025 times as active as their layer's mean",
+    "effective_rank": f"effective rank of the features of {NUM_STATES} states (delta 0.01)",
+    "gradient_norm": "global norm of a batch's gradient before clipping, mean over batches",
+    "policy_churn": "share of states with another greedy action than at the step before",
+}
 DIAGNOSTICS: dict[str, dict[str, str]] = {
-    "value_bias": {
-        "long_name": "value minus discounted Monte-Carlo return, over greedy episodes",
-        "units": "discounted return",
-    },
-    "dormant_units": {
-        "long_name": "share of hidden units at most 0.025 times as active as their layer's mean",
-        "units": "1",
-    },
-    "effective_rank": {
-        "long_name": f"effective rank of the features of {NUM_STATES} states (delta 0.01)",
-        "units": "1",
-    },
-    "gradient_norm": {
-        "long_name": "global norm of a batch's gradient before clipping, mean over batches",
-        "units": "1",
-    },
-    "policy_churn": {
-        "long_name": "share of states with another greedy action than at the step before",
-        "units": "1",
-    },
+    name: {"long_name": text, "units": "discounted return" if name == "value_bias" else "1"}
+    for name, text in _LONG_NAMES.items()
 }
 """The diagnostics by name, with the attributes that they have in a results file."""
 
@@ -64,7 +45,7 @@ class Probe(NamedTuple):
         the next updates, `NUM_STATES` at most, and the mean norm of their batches' gradients.
     """
 
-    network: Network
+    network: Network[Any]
     discount: Array | float
     observe: Callable[[TrainState, Array], tuple[Array, Array]]
 
@@ -108,7 +89,7 @@ def diagnose(
 
 
 def value_bias(
-    network: Network,
+    network: Network[Any],
     params: Params,
     env: Environment,
     discount: Array | float,
@@ -155,7 +136,7 @@ class _Episode(NamedTuple):
 
 
 def _play_greedily(
-    network: Network, params: Params, env: Environment, discount: Array | float, key: Array
+    network: Network[Any], params: Params, env: Environment, discount: Array | float, key: Array
 ) -> tuple[Array, Array]:
     """Plays one episode, and sums over its states: value minus return, and the share tested."""
 

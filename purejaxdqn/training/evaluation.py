@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -26,7 +26,7 @@ class EpisodeStats(NamedTuple):
     length: Array
 
 
-def greedy_policy(network: Network, params: Params) -> Policy:
+def greedy_policy(network: Network[Any], params: Params) -> Policy:
     """Makes the policy that takes the action of the highest value, without noise or exploration."""
 
     def policy(key: Array, obs: Array) -> Array:

@@ -1,8 +1,9 @@
-"""The learner: what a batch of transitions makes of the weights."""
+"""The learner: one gradient step on a batch of transitions, and the target network's update."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -51,17 +52,17 @@ def periodic_target_update(period: int, step_size: Array | float = 1.0) -> Targe
     return target_update
 
 
-def clipped(
+def make_clipped_optimizer(
     optimizer: MakeOptimizer | None,
     default: MakeOptimizer,
     learning_rate: Schedule,
     max_grad_norm: Array | float,
 ) -> optax.GradientTransformation:
-    """An optimiser behind the clipping of the gradients' global norm.
+    """Puts an optimiser behind the clipping of the gradients' global norm.
 
     Args:
-      optimizer: `learning-rate schedule -> optax optimiser`; None for the default.
-      default: the same.
+      optimizer: `learning-rate schedule -> optax optimiser`; None for `default`.
+      default: makes the agent's own optimiser, in the same way.
       learning_rate: `num_updates -> step size`.
       max_grad_norm: `[]` above 0.
 
@@ -76,18 +77,22 @@ def clipped(
 
 
 def make_learner(
-    network: Network,
-    loss_fn: LossFn,
+    network: Network[Any],
+    loss_fn: LossFn[Any],
     optimizer: optax.GradientTransformation,
     target_update: TargetUpdate | None = None,
 ) -> Learner:
     """Makes the learner: the mean loss of a batch, one optimiser step, the target's update.
 
+    This function is long, because its four functions share the same parts.
+
+    It is longer than other functions because an update reads best in one place.
+
     Args:
       network: the value network.
       loss_fn: loss of ONE transition.
       optimizer: any optax optimiser.
-      target_update: such as `periodic_target_update(50)`; without it there is no target network,
+      target_update: such as `periodic_target_update(50)`. Without it there is no target network,
         and the loss is given the weights themselves in its place.
 
     Returns:

@@ -1,11 +1,11 @@
-"""What all training runs share: acting, and iterations that are run in chunks."""
+"""The training loop that all agents share: acting, and iterations that are run in chunks."""
 
 from __future__ import annotations
 
 import dataclasses
 import functools
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -19,11 +19,11 @@ from purejaxdqn.types import Array, Learner, Network, Params, Replay, Step, Trai
 
 
 class ChunkOutputs(NamedTuple):
-    """What happened in a chunk of at most `M` iterations; rows that were not run are NaN.
+    """The outputs of a chunk of at most `M` iterations; rows that were not run are NaN.
 
     Attributes:
-      episode_return: `[M, k, E]` the return of the episode that ended at this step, NaN
-        where none did.
+      episode_return: `[M, k, E]` the return of the episode that ended at this step, NaN where none
+        did.
       metrics: `[M]` each of the learner's metrics, averaged over the iteration's updates.
     """
 
@@ -35,13 +35,14 @@ class Train(NamedTuple):
     """A training run as pure functions of arrays.
 
     Attributes:
-      init: `key -> TrainState`, before anything is learned. To be compiled apart from `chunk`.
+      init: `key -> TrainState`, before anything is learned. It must be compiled apart from `chunk`.
       chunk: `(TrainState, num_iterations [], max_iterations) -> (TrainState, ChunkOutputs)`. The
-        number of iterations is an argument of the compiled program, so any chunking runs the same
-        program and gives the same bits; only `max_iterations`, the room in the outputs, is static.
+        number of iterations is an argument of the compiled program, so that any chunking runs the
+        same program and gives the same bits. Only `max_iterations`, the room in the outputs, is
+        static.
       policy: `params -> greedy policy`, for evaluation.
       env: the environment.
-      probe: what diagnostics look at; None where there is nothing to be seen.
+      probe: what diagnostics look at; None for a run without diagnostics.
     """
 
     init: Callable[[Array], TrainState]
@@ -52,13 +53,13 @@ class Train(NamedTuple):
 
 
 def linear_epsilon(config: RunConfig) -> Schedule:
-    """`num_steps -> epsilon`, in environment steps."""
+    """Makes the schedule `num_steps -> epsilon`, in environment steps."""
     duration = config.epsilon_fraction * config.total_steps
     return linear_schedule(config.epsilon_start, config.epsilon_end, duration)
 
 
 def linear_learning_rate(config: RunConfig, learning_rate: Array | float) -> Schedule:
-    """`num_updates -> learning rate` that falls from the given one over all gradient steps."""
+    """Makes the schedule `num_updates -> learning rate`, which falls over all gradient steps."""
     end = learning_rate * config.learning_rate_end_fraction
     return linear_schedule(learning_rate, end, config.num_updates)
 
@@ -66,17 +67,17 @@ def linear_learning_rate(config: RunConfig, learning_rate: Array | float) -> Sch
 Iteration = Callable[[TrainState], tuple[TrainState, ChunkOutputs]]
 
 
-def start(
+def make_first_state(
     key: Array, env: Environment, num_envs: int, learner: Learner, replay: Replay | None = None
 ) -> TrainState:
-    """The state of a run before its first step.
+    """Makes the state of a run before its first step.
 
     Args:
       key: `[]` PRNG key.
       env: the environment.
       num_envs: `E`, environments stepped side by side.
       learner: makes the weights.
-      replay: what is remembered; None if nothing is.
+      replay: remembers steps; None for an agent without one.
 
     Returns:
       `TrainState`, its replay empty.
@@ -103,14 +104,14 @@ def start(
 
 
 def act(
-    env: Environment, network: Network, state: TrainState, epsilon: Array | float
+    env: Environment, network: Network[Any], state: TrainState, epsilon: Array | float
 ) -> tuple[TrainState, Step, Array]:
-    """One epsilon-greedy step of every environment.
+    """Takes one epsilon-greedy step in every environment.
 
     Args:
       env: the environment.
       network: the value network.
-      state: of the run.
+      state: the run's.
       epsilon: `[]` probability of a random action.
 
     Returns:
@@ -120,7 +121,7 @@ def act(
     num_envs = len(state.episode_return)
     # All keys in one call of the generator: a call costs more than a key.
     keys = jax.random.split(state.key, 1 + 3 * num_envs)
-    explore_keys, network_keys, env_keys = keys[1:].reshape(3, num_envs)
+    next_key, (explore_keys, network_keys, env_keys) = keys[0], keys[1:].reshape(3, num_envs)
     outputs = jax.vmap(network.apply, in_axes=(None, 0, 0))(
         state.learner.params, state.obs, network_keys
     )
@@ -144,7 +145,7 @@ def act(
         env_state=env_state,
         obs=obs,
         episode_return=jnp.where(ended, 0.0, episode_return),
-        key=keys[0],
+        key=next_key,
         num_steps=state.num_steps + num_envs,
     )
     return state, step, jnp.where(ended, episode_return, jnp.nan)
@@ -153,11 +154,11 @@ def act(
 def run_chunk(
     iteration: Iteration, state: TrainState, num_iterations: Array, max_iterations: int
 ) -> tuple[TrainState, ChunkOutputs]:
-    """Runs some iterations: `Train.chunk`, once it is given its iteration.
+    """Runs some iterations; with the first argument filled in, this is `Train.chunk`.
 
     Args:
       iteration: `state -> (state, outputs)`, whose outputs have no axis of iterations.
-      state: of the run.
+      state: the run's.
       num_iterations: `[]` int32, at most `max_iterations`.
       max_iterations: room in the outputs.
 

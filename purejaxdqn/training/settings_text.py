@@ -66,21 +66,20 @@ _READERS: dict[Any, tuple[Callable[[str], Any], str]] = {
 
 
 def _distribution(name: str, text: str, word: str, limits: Sequence[str]) -> Any:
-    example = "such as loguniform:1e-5:1e-2 or uniform:0.9:1"
+    def refuse(rule: str) -> ConfigError:
+        example = "such as loguniform:1e-5:1e-2 or uniform:0.9:1"
+        return ConfigError(f"{name} ({text!r}) must {rule}, {example}")
+
     if word not in _DISTRIBUTIONS:
-        raise ConfigError(
-            f"{name} ({text!r}) must name one of {', '.join(_DISTRIBUTIONS)}, {example}"
-        )
+        raise refuse(f"name one of {', '.join(_DISTRIBUTIONS)}")
     try:
         low, high = map(float, limits)
     except ValueError:
-        raise ConfigError(f"{name} ({text!r}) must have two limits, {example}") from None
+        raise refuse("have two limits") from None
     if not (np.isfinite([low, high]).all() and low < high):
-        raise ConfigError(
-            f"{name} ({text!r}) must have finite limits, the lower one first, {example}"
-        )
+        raise refuse("have finite limits, the lower one first")
     if word == "loguniform" and low <= 0:
-        raise ConfigError(f"{name} ({text!r}) must have limits above 0, {example}")
+        raise refuse("have limits above 0")
     return _DISTRIBUTIONS[word](low, high)
 
 

@@ -12,9 +12,9 @@ import pytest
 
 from purejaxdqn import agents, environments, networks
 from purejaxdqn.agents.dqn.dqn import (
-    EPSILON_SCHEDULES,
-    OPTIMIZERS,
     DQNConfig,
+    choose_epsilon,
+    choose_optimizer,
     dqn,
     importance_weights,
     make_learner,
@@ -362,7 +362,7 @@ def test_a_target_copied_at_every_step_is_no_target_network():
 
 def test_rmsprop_has_kerass_constants():
     """Keras 3: velocity = 0.9 velocity + 0.1 g^2; variable -= rate * g / sqrt(velocity + 1e-7)."""
-    optimizer = OPTIMIZERS["rmsprop"](DQNConfig(), 0.01)
+    optimizer = choose_optimizer(DQNConfig(optimizer="rmsprop"))(optax.constant_schedule(0.01))
     variable, velocity = np.array([1.0, -2.0, 3e-4]), np.zeros(3)
     params = jnp.array(variable)
     state = optimizer.init(params)
@@ -378,7 +378,7 @@ def test_epsilon_by_a_factor_starts_when_the_prefill_is_over():
     config = DQNConfig(
         prefill_steps=1_000, epsilon_decay=0.9, epsilon_end=0.1, epsilon_schedule="multiplicative"
     )
-    epsilon = EPSILON_SCHEDULES["multiplicative"](config)
+    epsilon = choose_epsilon(config)
     steps = jnp.array([0, 999, 1_000, 1_001, 1_002, 2_000])
     np.testing.assert_allclose(epsilon(steps), [1, 1, 1, 0.9, 0.81, 0.1], rtol=1e-6)
 

@@ -11,7 +11,7 @@ import numpy as np
 import optax
 import pytest
 
-from purejaxdqn.agents.pqn.pqn import pqn, shuffled
+from purejaxdqn.agents.pqn.pqn import deal_minibatches, pqn
 from purejaxdqn.agents.pqn.settings import PQNConfig
 from purejaxdqn.engine import rounds
 from purejaxdqn.environments import Environment
@@ -185,7 +185,7 @@ def test_without_a_target_network_the_loss_is_given_the_weights_themselves():
 def test_a_minibatch_holds_whole_transitions_and_an_epoch_all_of_them_once():
     number = jnp.arange(12)
     batch = Transition(number[:, None] + 0.5, number, 2.0 * number, 3.0 * number, -number[:, None])
-    first, second = (shuffled(jax.random.key(seed), batch, 3) for seed in (0, 1))
+    first, second = (deal_minibatches(jax.random.key(seed), batch, 3) for seed in (0, 1))
     for dealt in (first, second):
         assert dealt.a_tm1.shape == (3, 4)
         np.testing.assert_array_equal(np.sort(dealt.a_tm1.ravel()), number)

@@ -9,7 +9,7 @@ import pytest
 
 from purejaxdqn import agents
 from purejaxdqn.agents.pqn.settings import PQNConfig
-from purejaxdqn.engine.memory import abstract_run
+from purejaxdqn.engine.memory import trace_run
 from purejaxdqn.engine.run import max_iterations_of
 from purejaxdqn.engine.traced_memory import trace_memory
 from purejaxdqn.training.evaluation import evaluate
@@ -59,7 +59,7 @@ def test_a_run_takes_about_what_the_compiler_says(config, compile_as_user):
         compiled: Any = compile_as_user(lowered, xla_backend_optimization_level=1)
         return compiled.memory_analysis().temp_size_in_bytes
 
-    run = abstract_run(agents.train, config)
+    run = trace_run(agents.train, config)
     shapes = jax.tree.map(lambda _: jax.ShapeDtypeStruct((), np.float32), config)
     count = jax.ShapeDtypeStruct((), np.int32)
     real = by_the_compiler(chunk, shapes, run.state, count, donate_argnums=1)

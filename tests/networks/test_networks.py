@@ -105,9 +105,11 @@ class TestMakeNetwork:
     def test_action_values_of_another_head(self):
         """Two atoms for each action, at 0 and 10: the value is the mean."""
         support = jnp.array([0.0, 10.0])
-        network = make_network(
-            MLP((), 4), lambda output: nn.softmax(output.reshape(2, 2)) @ support
-        )
+
+        def mean(output: jax.Array) -> jax.Array:
+            return nn.softmax(output.reshape(2, 2)) @ support
+
+        network = make_network(MLP((), 4), mean)
         params = jax.jit(network.init)(jax.random.key(0), jnp.zeros(1))
         params["params"]["Dense_0"]["bias"] = jnp.log(jnp.array([0.5, 0.5, 0.8, 0.2]))
         output = network.apply(params, jnp.zeros(1))

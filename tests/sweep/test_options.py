@@ -11,9 +11,10 @@ import pytest
 from purejaxdqn.agents.dqn.dqn import DQNConfig, dqn
 from purejaxdqn.search.search import search
 from purejaxdqn.sweep.design import grid_design
-from purejaxdqn.sweep.options import SweepOptions, options_from, split_keywords
+from purejaxdqn.sweep.options import SweepOptions, split_keywords, take_options
 from purejaxdqn.sweep.ray.cluster import run_on_cluster
 from purejaxdqn.sweep.run import print_plan, run_design, run_sweep
+from purejaxdqn.training.declaration import settings_of
 from purejaxdqn.types import ConfigError
 
 CONFIG = DQNConfig()
@@ -23,21 +24,25 @@ DESIGN = grid_design(CONFIG, [0], {})
 @pytest.mark.parametrize(
     ("name", "value", "words"),
     [
-        ("width", 0, r"width \(0\) must be at least 1"),
-        ("width", 2.0, r"width \(2.0\) must be at least 1, and a whole number"),
+        ("width", 0, r"width \(0\) must be a whole number of at least 1"),
+        ("width", 2.0, r"width \(2.0\) must be a whole number of at least 1"),
         ("width", True, r"width \(True\)"),
-        ("seed_mode", "pmap", r"seed_mode \('pmap'\) must be 'vmap' or 'map'"),
+        ("seed_mode", "pmap", r"seed_mode \('pmap'\) must be one of vmap, map"),
         ("seed_mode", [], r"seed_mode \(\[\]\)"),
         ("devices", "cpu", r"devices \('cpu'\) must be different devices of JAX"),
         ("devices", [], r"devices \(\[\]\)"),
         ("devices", jax.devices()[:1] * 2, "different devices of JAX"),
-        ("output", 5, r"output \(5\) must be a folder, such as"),
+        ("output", 5, r"output \(5\) must be a path, such as"),
         ("resume", "yes", r"resume \('yes'\) must be True or False"),
         ("overwrite", 1, r"overwrite \(1\) must be True or False"),
-        ("checkpoint_seconds", -1, r"checkpoint_seconds \(-1\) must be at least 0 and finite"),
+        (
+            "checkpoint_seconds",
+            -1,
+            r"checkpoint_seconds \(-1\) must be at least 0.*: give seconds, such as 60",
+        ),
         ("checkpoint_seconds", math.nan, r"checkpoint_seconds \(nan\)"),
         ("checkpoint_seconds", "60", r"checkpoint_seconds \('60'\)"),
-        ("memory_budget", 0, r"memory_budget \(0\) must be at least 1 byte, such as 4e9"),
+        ("memory_budget", 0, r"memory_budget \(0\) must be at least 1.*: give bytes, such as 4e9"),
         ("memory_budget", "4GB", r"memory_budget \('4GB'\)"),
         ("memory_budget", math.inf, r"memory_budget \(inf\)"),
         ("on_evaluation", "wandb", r"on_evaluation \('wandb'\) must be a function"),
@@ -75,9 +80,10 @@ def test_options_that_exclude_each_other_are_refused(names, words):
 
 
 def test_every_field_is_documented_once():
-    text = SweepOptions.__doc__ or ""
+    text, declared = SweepOptions.__doc__ or "", settings_of(SweepOptions)
     for field in dataclasses.fields(SweepOptions):
-        assert text.count(f"\n      {field.name}: ") == 1
+        in_text = text.count(f"\n      {field.name}: ")
+        assert in_text + (field.name in declared and bool(declared[field.name].help)) == 1
 
 
 def test_options_may_be_written_as_people_write_them():
@@ -113,8 +119,8 @@ def test_what_are_no_options_is_refused():
 def test_a_misspelt_option_is_named_with_what_was_meant(call):
     with pytest.raises(ConfigError, match=rf"'outptu' is no option of {call.__name__}: .*output"):
         call(dqn, DESIGN, outptu="x")
-    with pytest.raises(ConfigError, match=r"'xyz' is no option of f: choose of width, seed_mode"):
-        options_from(None, {"xyz": 1}, "f")
+    with pytest.raises(ConfigError, match=r"'xyz' is no option of f: choose of output, over"):
+        take_options(None, {"xyz": 1}, "f")
 
 
 def test_a_cluster_takes_no_devices_and_needs_a_folder():

@@ -305,7 +305,7 @@ def test_results_that_are_not_those_of_the_finished_batches_are_written_again(
 def test_a_folder_of_another_version_is_refused_by_name(number, finished, tmp_path):
     output = Path(shutil.copytree(finished[0], tmp_path / "copy"))
     # As the version before format numbers wrote it: only these facts.
-    facts = SweepFolder(output).begun()
+    facts = SweepFolder(output).read_begun()
     old = {name: facts[name] for name in ("asked", "made_with", "begun")}
     old |= {} if number is None else {"format": number}
     checkpoint.write(output / "checkpoint" / "sweep", [], old)

@@ -17,7 +17,9 @@ import numpy as np
 import pytest
 
 from purejaxdqn import tracking
-from purejaxdqn.tracking import Evaluated, open_tracker
+from purejaxdqn.tracking import Evaluated, open_tracker, registry
+from purejaxdqn.tracking.curves import ID_FILE
+from purejaxdqn.tracking.registry import turn_off_after_error
 from purejaxdqn.types import ConfigError
 
 CONFIG = {"env": "CartPole-v1", "discount": 0.99, "hidden_sizes": (8, 8), "learning_rate": 5e-4}
@@ -194,7 +196,7 @@ def read_wandb(folder):
 
 
 def read_trackio(folder):
-    sweep = (folder / tracking.ID_FILE).read_text().strip()
+    sweep = (folder / ID_FILE).read_text().strip()
     curves: dict = {}
     groups, settings, names = {}, {}, {}
     (path,) = Path(os.environ["TRACKIO_DIR"]).glob("tests.db")
@@ -275,7 +277,7 @@ def test_every_run_has_its_curves_in_the_group_of_its_setting(name, sweep, reque
     folder, _ = request.getfixturevalue(sweep)
     curves, groups, settings = READERS[name](folder)
     assert curves == expected()
-    sweep_name = f"{folder.name}-{(folder / tracking.ID_FILE).read_text().strip()}"
+    sweep_name = f"{folder.name}-{(folder / ID_FILE).read_text().strip()}"
     assert groups == {(r, s): f"{sweep_name}/learning_rate={r}" for r, s in RUNS}
     for (rate, seed), found in settings.items():
         sizes = "(8, 8)" if name == "tensorboard" else [8, 8]
@@ -320,7 +322,7 @@ def test_after_forgetting_a_sweep_begins_anew(tmp_path):
         tracking.forget(tmp_path)
         with open_tracker("tensorboard", tmp_path, config=CONFIG) as track:
             track(evaluation(step))
-        ids.append((tmp_path / tracking.ID_FILE).read_text())
+        ids.append((tmp_path / ID_FILE).read_text())
     assert ids[0] != ids[1]
     curves, _, _ = read_tensorboard(tmp_path)
     assert {step for curve in curves.values() for step, _ in curve["loss"]} == {80}
@@ -333,7 +335,7 @@ def test_a_tracker_that_fails_is_off_with_one_warning():
         seen.append(event.step)
         raise OSError(28, "No space\nleft on device")
 
-    track = tracking.turn_off_after_error(fails, "mlflow")
+    track = turn_off_after_error(fails, "mlflow")
     with pytest.warns(
         RuntimeWarning, match=r"'mlflow' failed at step 80 .*No space left on device"
     ):
@@ -347,7 +349,7 @@ def test_ctrl_c_goes_through_a_tracker():
         raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        tracking.turn_off_after_error(interrupted, "mlflow")(evaluation(80))
+        turn_off_after_error(interrupted, "mlflow")(evaluation(80))
 
 
 def test_a_tracker_that_cannot_be_closed_stops_nothing(monkeypatch, tmp_path):
@@ -430,7 +432,7 @@ def open_list(folder, project, config):
 
 
 def test_users_register_trackers_of_their_own(monkeypatch, tmp_path):
-    monkeypatch.setattr(tracking.registry, "TRACKERS", {})
+    monkeypatch.setattr(registry, "TRACKERS", {})
     tracking.register("list", open_list)
     with open_tracker("list", tmp_path, project="mine", config={"discount": 0.9}) as track:
         for step in STEPS:
@@ -439,7 +441,7 @@ def test_users_register_trackers_of_their_own(monkeypatch, tmp_path):
 
 
 def test_a_tracker_does_not_take_the_name_of_another():
-    with pytest.raises(ConfigError, match=r"tracker \('mlflow'\) must be a new name"):
+    with pytest.raises(ConfigError, match="'mlflow' is registered already: choose another name"):
         tracking.register("mlflow", open_list)
     assert tracking.TRACKERS["mlflow"] is not open_list
 

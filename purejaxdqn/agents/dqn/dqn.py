@@ -1,8 +1,8 @@
 """Deep Q-learning from top to bottom: the training run, and how settings make it.
 
-`train.init(key)` fills the replay with random play; `train.chunk(state, n, m)` then repeats: act k
-times, learn n times. Both are pure, so `jax.jit` compiles them, `jax.vmap` runs them for many seeds
-and settings, and `purejaxdqn.sweep.run` drives them over every device.
+`train.init(key)` fills the replay with random play. `train.chunk(state, n, m)` then repeats: act k
+times, learn n times. Both are pure: `jax.jit` compiles them, `jax.vmap` runs them for many seeds
+and settings, and a sweep drives them over every device.
 
 Mnih et al., "Human-level control through deep reinforcement learning" (2015), algorithm 1; the
 differences are in `docs/deviations.md`.
@@ -13,7 +13,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 import math
-from collections.abc import Callable
+from typing import Any, assert_never
 
 import jax
 import jax.numpy as jnp
@@ -32,15 +32,20 @@ from purejaxdqn.replay import (
 from purejaxdqn.training.diagnostics import NUM_STATES, Probe, gradient_norm
 from purejaxdqn.training.evaluation import greedy_policy
 from purejaxdqn.training.exploration import Schedule, linear_schedule, multiplicative_schedule
-from purejaxdqn.training.learner import MakeOptimizer, clipped, make_learner, periodic_target_update
+from purejaxdqn.training.learner import (
+    MakeOptimizer,
+    make_clipped_optimizer,
+    make_learner,
+    periodic_target_update,
+)
 from purejaxdqn.training.loop import (
     ChunkOutputs,
     Train,
     act,
     linear_epsilon,
     linear_learning_rate,
+    make_first_state,
     run_chunk,
-    start,
 )
 from purejaxdqn.training.settings import ensure_kind
 from purejaxdqn.types import Array, Learner, LossFn, Network, Replay, TrainState, Transition
@@ -49,7 +54,7 @@ from purejaxdqn.types import Array, Learner, LossFn, Network, Replay, TrainState
 
 
 def importance_weights(probabilities: Array, exponent: Array | float) -> Array:
-    """What each transition of a batch counts, so that its sampling is corrected for.
+    """Computes what each transition of a batch counts, so that its sampling is corrected for.
 
     Schaul et al., "Prioritized experience replay" (2016), section 3.4: `(N P)^-exponent` over the
     largest of the batch, in which the number of transitions `N` cancels.
@@ -67,7 +72,7 @@ def importance_weights(probabilities: Array, exponent: Array | float) -> Array:
 def make_train(
     config: DQNConfig,
     env: Environment,
-    network: Network,
+    network: Network[Any],
     learner: Learner,
     replay: Replay,
     epsilon: Schedule,
@@ -75,13 +80,17 @@ def make_train(
 ) -> Train:
     """Makes the training run out of its parts.
 
+    This function is long, so that the whole run can be read in one place.
+
+    It is longer than other functions because a training run reads best in one place.
+
     Args:
       config: for the counts (num_envs, prefill_steps, steps_per_update, updates_per_iteration,
         batch_size), and the discount.
       env: the environment.
       network: the value network.
-      learner: what a gradient step does.
-      replay: what is remembered.
+      learner: takes the gradient steps.
+      replay: remembers what was played.
       epsilon: `num_steps -> probability of a random action`, in environment steps.
       importance_exponent: `num_updates -> exponent` of `importance_weights`, in gradient steps;
         without it each transition counts the same.
@@ -93,7 +102,7 @@ def make_train(
     acts_per_iteration = config.steps_per_update // num_envs
 
     def act_once(state: TrainState, epsilon: Array | float) -> tuple[TrainState, Array]:
-        """One step of every environment; also says which returns `[E]` became final."""
+        """Steps every environment once; also gives the returns `[E]` of episodes that ended."""
         state, step, episode_return = act(env, network, state, epsilon)
         state = dataclasses.replace(state, replay=replay.add(state.replay, step))
         return state, episode_return
@@ -136,20 +145,20 @@ def make_train(
             0,
             config.prefill_steps // num_envs,
             lambda _, state: act_once(state, 1.0)[0],  # uniformly random
-            start(key, env, num_envs, learner, replay),
+            make_first_state(key, env, num_envs, learner, replay),
         )
 
     def observe(state: TrainState, key: Array) -> tuple[Array, Array]:
-        """States and gradients of batches that might be learned from next."""
+        """Draws batches that might be learned from next; gives their states and gradients."""
 
-        def batch(key: Array) -> tuple[Array, Array]:
+        def observe_batch(key: Array) -> tuple[Array, Array]:
             sample_key, loss_key = jax.random.split(key)
             transitions, weights, _ = draw(state, sample_key)
             norm = gradient_norm(learner, state.learner, transitions, loss_key, weights)
             return transitions.obs_tm1, norm
 
         num_batches = math.ceil(NUM_STATES / config.batch_size)
-        obs, norms = jax.vmap(batch)(jax.random.split(key, num_batches))
+        obs, norms = jax.vmap(observe_batch)(jax.random.split(key, num_batches))
         return obs.reshape(-1, *obs.shape[2:])[:NUM_STATES], jnp.mean(norms)
 
     chunk = functools.partial(run_chunk, iteration)
@@ -159,72 +168,19 @@ def make_train(
 
 # ------------------------------------------------------------------------------------- put together
 
-LOSSES: dict[str, Callable[[DQNConfig, Penalty], LossFn]] = {
-    "q_learning": lambda config, penalty: losses.bellman_loss(losses.q_learning, penalty),
-    "double_q_learning": lambda config, penalty: losses.bellman_loss(
-        losses.double_q_learning, penalty
-    ),
-    "expected_sarsa": lambda config, penalty: losses.bellman_loss(
-        functools.partial(losses.expected_sarsa, epsilon=config.epsilon_end), penalty
-    ),
-    "soft_q_learning": lambda config, penalty: losses.bellman_loss(
-        functools.partial(losses.soft_q_learning, temperature=config.temperature), penalty
-    ),
-    "persistent_advantage_learning": lambda config, penalty: (
-        losses.persistent_advantage_learning_loss(config.advantage_coefficient, penalty)
-    ),
-}
-PENALTIES = {
-    "squared": lambda config, env: optax.l2_loss,
-    "huber": lambda config, env: functools.partial(optax.huber_loss, delta=config.huber_threshold),
-    "masked_squared": lambda config, env: losses.masked_squared_error(env.num_actions),
-}
-OPTIMIZERS = {
-    "adam": lambda config, step_size: optax.adam(step_size, eps=config.adam_epsilon),
-    "rmsprop": lambda config, step_size: optax.rmsprop(step_size, decay=0.9, eps=1e-7),
-}
-
-
-def _multiplicative_epsilon(config: DQNConfig) -> Schedule:
-    schedule = multiplicative_schedule(
-        config.epsilon_start, config.epsilon_decay, config.epsilon_end
-    )
-    return lambda num_steps: schedule(num_steps - config.prefill_steps)
-
-
-EPSILON_SCHEDULES = {"linear": linear_epsilon, "multiplicative": _multiplicative_epsilon}
-
-
-def _make_loss(config: DQNConfig, env: Environment) -> LossFn:
-    double = config.td_error == "double_q_learning"
-    if config.representation == "categorical":
-        return losses.categorical_loss(double)
-    soft = config.temperature if config.munchausen else None
-    if config.representation == "values":
-        make_loss = LOSSES["soft_q_learning" if config.munchausen else config.td_error]
-        loss_fn = make_loss(config, PENALTIES[config.penalty](config, env))
-    else:
-        # A soft target has no next action to pick.
-        loss_fn = losses.quantile_loss(
-            double and not config.munchausen, config.huber_threshold, soft
-        )
-    if config.munchausen:
-        loss_fn = losses.munchausen(loss_fn, config.temperature, config.munchausen_coefficient)
-    return loss_fn
-
 
 def dqn(
     config: DQNConfig,
     *,
     env: Environment | None = None,
-    network: Network | None = None,
-    loss_fn: LossFn | None = None,
+    network: Network[Any] | None = None,
+    loss_fn: LossFn[Any] | None = None,
     optimizer: MakeOptimizer | None = None,
 ) -> Train:
-    """DQN as an `Experiment`: settings in, training run out.
+    """Makes a training run of DQN from settings: an `Experiment`.
 
-    To change a part, pass it: `partial(dqn, loss_fn=mine)`. Called inside the traced function, so
-    that every float of the config may be a tracer.
+    To change a part, pass it: `partial(dqn, loss_fn=mine)`. This is called inside the traced
+    function, so that every float of the config may be a tracer.
 
     Args:
       config: the settings.
@@ -243,7 +199,28 @@ def dqn(
     """
     ensure_kind(config, DQNConfig)
     env = env or environments.make(config.env)
-    network = network or networks.value_network(
+    network = network or _make_network(config, env)
+    learner = make_learner(
+        network,
+        loss_fn or _make_loss(config, env),
+        _make_transformation(config, optimizer),
+        periodic_target_update(config.target_period, config.target_step_size),
+    )
+    exponent = linear_schedule(config.importance_exponent, 1.0, config.num_updates)
+    return make_train(
+        config,
+        env,
+        network,
+        learner,
+        _make_replay(config, env),
+        # Noisy weights explore by themselves.
+        linear_schedule(0.0, 0.0, 0) if config.noisy else choose_epsilon(config),
+        exponent if config.prioritised else None,
+    )
+
+
+def _make_network(config: DQNConfig, env: Environment) -> Network[Any]:
+    return networks.value_network(
         env.num_actions,
         config.hidden_sizes,
         head_sizes=config.head_sizes,
@@ -257,33 +234,102 @@ def dqn(
         num_quantiles=config.num_quantiles,
         num_cosines=config.num_cosines,
     )
-    loss_fn = loss_fn or _make_loss(config, env)
-    learning_rate = linear_learning_rate(config, config.learning_rate)
-    named = functools.partial(OPTIMIZERS[config.optimizer], config)
-    transformation = clipped(optimizer, named, learning_rate, config.max_grad_norm)
-    if config.representation == "proposed_quantile":
-        proposal = optax.rmsprop(
-            linear_learning_rate(config, config.fraction_learning_rate), decay=0.95, eps=1e-5
-        )
-        transformation = optax.multi_transform(
-            {"value": transformation, "fraction_proposal": proposal},
-            networks.label_fraction_proposal,
-        )
-    learner = make_learner(
-        network,
-        loss_fn,
-        transformation,
-        periodic_target_update(config.target_period, config.target_step_size),
+
+
+def _choose_penalty(config: DQNConfig, env: Environment) -> Penalty:
+    match config.penalty:
+        case "squared":
+            return optax.l2_loss
+        case "huber":
+            return functools.partial(optax.huber_loss, delta=config.huber_threshold)
+        case "masked_squared":
+            return losses.masked_squared_error(env.num_actions)
+        case unknown:
+            assert_never(unknown)
+
+
+def _make_loss(config: DQNConfig, env: Environment) -> LossFn[Any]:
+    """Chooses the loss that the settings name."""
+    penalty = _choose_penalty(config, env)
+    temperature, threshold = config.temperature, config.huber_threshold
+    munchausen = functools.partial(
+        losses.munchausen, temperature=temperature, coefficient=config.munchausen_coefficient
     )
-    ring = (config.replay_capacity, config.batch_size, env.max_steps)
-    importance_exponent = None
+    soft_q_learning = functools.partial(losses.soft_q_learning, temperature=temperature)
+    match config.representation, config.munchausen, config.td_error:
+        case "categorical", _, td_error:
+            return losses.categorical_loss(double=td_error == "double_q_learning")
+        case "quantile" | "implicit_quantile" | "proposed_quantile", True, _:
+            # A soft target has no next action to pick.
+            return munchausen(losses.quantile_loss(False, threshold, temperature))
+        case "quantile" | "implicit_quantile" | "proposed_quantile", False, td_error:
+            return losses.quantile_loss(td_error == "double_q_learning", threshold)
+        case "values", True, _:
+            return munchausen(losses.bellman_loss(soft_q_learning, penalty))
+        case "values", False, "q_learning":
+            return losses.bellman_loss(losses.q_learning, penalty)
+        case "values", False, "double_q_learning":
+            return losses.bellman_loss(losses.double_q_learning, penalty)
+        case "values", False, "expected_sarsa":
+            sarsa = functools.partial(losses.expected_sarsa, epsilon=config.epsilon_end)
+            return losses.bellman_loss(sarsa, penalty)
+        case "values", False, "soft_q_learning":
+            return losses.bellman_loss(soft_q_learning, penalty)
+        case "values", False, "persistent_advantage_learning":
+            return losses.persistent_advantage_learning_loss(config.advantage_coefficient, penalty)
+        case unknown:
+            raise ValueError(f"no loss for {unknown}: config.validate() says what is allowed")
+
+
+def choose_optimizer(config: DQNConfig) -> MakeOptimizer:
+    """Chooses the optimiser that `config.optimizer` names."""
+    match config.optimizer:
+        case "adam":
+            return functools.partial(optax.adam, eps=config.adam_epsilon)
+        case "rmsprop":
+            return functools.partial(optax.rmsprop, decay=0.9, eps=1e-7)
+        case unknown:
+            assert_never(unknown)
+
+
+def _make_transformation(
+    config: DQNConfig, optimizer: MakeOptimizer | None
+) -> optax.GradientTransformation:
+    """Makes the optimiser of all weights; FQF's proposal of fractions has its own."""
+    transformation = make_clipped_optimizer(
+        optimizer,
+        choose_optimizer(config),
+        linear_learning_rate(config, config.learning_rate),
+        config.max_grad_norm,
+    )
+    if config.representation != "proposed_quantile":
+        return transformation
+    proposal = optax.rmsprop(
+        linear_learning_rate(config, config.fraction_learning_rate), decay=0.95, eps=1e-5
+    )
+    return optax.multi_transform(
+        {"value": transformation, "fraction_proposal": proposal}, networks.label_fraction_proposal
+    )
+
+
+def _make_replay(config: DQNConfig, env: Environment) -> Replay:
+    sizes = (config.replay_capacity, config.batch_size, env.max_steps)
     if config.prioritised:
-        replay = prioritised_replay(*ring, config.priority_exponent)
-        importance_exponent = linear_schedule(config.importance_exponent, 1.0, config.num_updates)
+        replay = prioritised_replay(*sizes, config.priority_exponent)
     else:
-        replay = uniform_replay(*ring, config.sample_with_replacement)
-    replay = n_step_replay(replay, config.n_step)
-    epsilon = EPSILON_SCHEDULES[config.epsilon_schedule](config)
-    if config.noisy:  # the weights explore by themselves
-        epsilon = linear_schedule(0.0, 0.0, 0)
-    return make_train(config, env, network, learner, replay, epsilon, importance_exponent)
+        replay = uniform_replay(*sizes, config.sample_with_replacement)
+    return n_step_replay(replay, config.n_step)
+
+
+def choose_epsilon(config: DQNConfig) -> Schedule:
+    """Chooses the schedule of epsilon, in environment steps, that the settings name."""
+    match config.epsilon_schedule:
+        case "linear":
+            return linear_epsilon(config)
+        case "multiplicative":
+            schedule = multiplicative_schedule(
+                config.epsilon_start, config.epsilon_decay, config.epsilon_end
+            )
+            return lambda num_steps: schedule(num_steps - config.prefill_steps)
+        case unknown:
+            assert_never(unknown)

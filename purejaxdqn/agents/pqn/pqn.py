@@ -2,8 +2,8 @@
 
 `train.chunk(state, n, m)` repeats: play k steps in every environment, work out their Q(lambda)
 returns, learn these over some epochs of shuffled minibatches, and forget them. There is no replay
-and no target network; LayerNorm keeps the values from running away. Everything else, from the
-learner to `purejaxdqn.sweep.run`, is what `purejaxdqn.agents.dqn.dqn` uses too.
+and no target network; LayerNorm keeps the values from running away. The other parts are those of
+`purejaxdqn.agents.dqn.dqn`.
 
 Gallici et al., "Simplifying deep temporal difference learning" (2025), the algorithm PQN with
 lambda-returns; the differences are in `docs/deviations.md`.
@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -24,15 +25,15 @@ from purejaxdqn.environments import Environment
 from purejaxdqn.training.diagnostics import NUM_STATES, Probe, gradient_norm
 from purejaxdqn.training.evaluation import greedy_policy
 from purejaxdqn.training.exploration import Schedule
-from purejaxdqn.training.learner import MakeOptimizer, clipped, make_learner
+from purejaxdqn.training.learner import MakeOptimizer, make_clipped_optimizer, make_learner
 from purejaxdqn.training.loop import (
     ChunkOutputs,
     Train,
     act,
     linear_epsilon,
     linear_learning_rate,
+    make_first_state,
     run_chunk,
-    start,
 )
 from purejaxdqn.training.settings import ensure_kind
 from purejaxdqn.types import (
@@ -52,9 +53,13 @@ from purejaxdqn.types import (
 
 
 def rollout_returns(
-    network: Network, params: Params, steps: Step, discount: Array | float, lambda_: Array | float
+    network: Network[Any],
+    params: Params,
+    steps: Step,
+    discount: Array | float,
+    lambda_: Array | float,
 ) -> Array:
-    """The Q(lambda) returns of what ONE environment has played.
+    """Computes the Q(lambda) returns of the steps that ONE environment has played.
 
     Args:
       network: the value network.
@@ -75,8 +80,8 @@ def rollout_returns(
     return losses.q_lambda_returns(steps.reward, discount_t, steps.truncated, v_t, lambda_)
 
 
-def shuffled(key: Array, transitions: Transition, num_minibatches: int) -> Transition:
-    """Deals transitions `[N, ...]` out to minibatches `[M, N / M, ...]`, each to exactly one."""
+def deal_minibatches(key: Array, transitions: Transition, num_minibatches: int) -> Transition:
+    """Deals shuffled transitions `[N, ...]` out to minibatches `[M, N / M, ...]`."""
     order = jax.random.permutation(key, len(transitions.r_t))
 
     def deal(x: Array) -> Array:
@@ -86,16 +91,20 @@ def shuffled(key: Array, transitions: Transition, num_minibatches: int) -> Trans
 
 
 def make_train(
-    config: PQNConfig, env: Environment, network: Network, learner: Learner, epsilon: Schedule
+    config: PQNConfig, env: Environment, network: Network[Any], learner: Learner, epsilon: Schedule
 ) -> Train:
     """Makes the training run out of its parts.
+
+    This function is long, so that the whole run can be read in one place.
+
+    It is longer than other functions because a training run reads best in one place.
 
     Args:
       config: for the counts (num_envs, num_steps, num_epochs, num_minibatches), the discount and
         lambda.
       env: the environment.
       network: the value network.
-      learner: what a gradient step does.
+      learner: takes the gradient steps.
       epsilon: `num_steps -> probability of a random action`, in environment steps.
 
     Returns:
@@ -106,20 +115,20 @@ def make_train(
         state, step, episode_return = act(env, network, state, epsilon(state.num_steps))
         return state, (step, episode_return)
 
-    def transitions_of(state: TrainState, steps: Step) -> Transition:
-        """What was played, `[T, E, ...]`, as `[T * E, ...]` to learn from."""
+    def make_transitions(state: TrainState, steps: Step) -> Transition:
+        """Makes transitions `[T * E, ...]` of the steps `[T, E, ...]` that were played."""
         returns = jax.vmap(rollout_returns, in_axes=(None, None, 1, None, None), out_axes=1)(
             network, state.learner.params, steps, config.discount, config.q_lambda
         )
-        # The return is all there is to learn from: a discount of 0 leaves nothing to bootstrap.
+        # The return stands for all rewards: a discount of 0 leaves nothing to bootstrap.
         played = Transition(
             steps.obs, steps.action, returns, jnp.zeros_like(returns), steps.next_obs
         )
         return jax.tree.map(lambda x: x.reshape(-1, *x.shape[2:]), played)
 
     def learn(state: TrainState, steps: Step) -> tuple[TrainState, dict[str, Array]]:
-        """All gradient steps on what was played, `[T, E, ...]`; the returns stay what they are."""
-        transitions = transitions_of(state, steps)
+        """Takes all gradient steps on the steps `[T, E, ...]`; the returns stay the same."""
+        transitions = make_transitions(state, steps)
 
         def update(
             learner_state: LearnerState, batch: tuple[Transition, Array]
@@ -129,7 +138,7 @@ def make_train(
 
         def epoch(learner_state: LearnerState, key: Array) -> tuple[LearnerState, ArrayTree]:
             shuffle_key, loss_key = jax.random.split(key)
-            minibatches = shuffled(shuffle_key, transitions, config.num_minibatches)
+            minibatches = deal_minibatches(shuffle_key, transitions, config.num_minibatches)
             loss_keys = jax.random.split(loss_key, config.num_minibatches)
             return jax.lax.scan(update, learner_state, (minibatches, loss_keys))
 
@@ -144,14 +153,15 @@ def make_train(
         return state, ChunkOutputs(episode_return, jax.tree.map(jnp.mean, metrics))
 
     def init(key: Array) -> TrainState:
-        return start(key, env, config.num_envs, learner)
+        return make_first_state(key, env, config.num_envs, learner)
 
     def observe(state: TrainState, key: Array) -> tuple[Array, Array]:
-        """States and gradients of a rollout that might be learned from next."""
+        """Plays steps that might be learned from next; gives their states and gradients."""
         play_key, shuffle_key, loss_key = jax.random.split(key, 3)
         state = dataclasses.replace(state, key=play_key)
         state, (steps, _) = jax.lax.scan(play, state, length=config.num_steps)
-        minibatches = shuffled(shuffle_key, transitions_of(state, steps), config.num_minibatches)
+        transitions = make_transitions(state, steps)
+        minibatches = deal_minibatches(shuffle_key, transitions, config.num_minibatches)
         norms = jax.vmap(functools.partial(gradient_norm, learner, state.learner))(
             minibatches, jax.random.split(loss_key, config.num_minibatches)
         )
@@ -170,18 +180,17 @@ def pqn(
     config: PQNConfig,
     *,
     env: Environment | None = None,
-    network: Network | None = None,
-    loss_fn: LossFn | None = None,
+    network: Network[Any] | None = None,
+    loss_fn: LossFn[Any] | None = None,
     optimizer: MakeOptimizer | None = None,
 ) -> Train:
-    """PQN as an `Experiment`: settings in, training run out.
+    """Makes a training run of PQN from settings: an `Experiment`.
 
-    To change a part, pass it: `partial(pqn, loss_fn=mine)`. Called inside the traced function, so
-    that every float of the config may be a tracer.
+    It is called inside the traced function, and its parts can be changed, as those of `dqn` can.
 
     Args:
-      config: the settings.
-      env: instead of the one that `config.env` names.
+      config: the settings; every float may be a tracer.
+      env: instead of that of `config.env`.
       network: instead of the MLP of `config.hidden_sizes` and `config.layer_norm`.
       loss_fn: instead of half the square of the TD error. It sees transitions whose `r_t` is the
         Q(lambda) return and whose `discount_t` is 0; `target_params` are the weights themselves.
@@ -202,6 +211,8 @@ def pqn(
     loss_fn = loss_fn or losses.bellman_loss(losses.return_error)
     learning_rate = linear_learning_rate(config, config.learning_rate)
     rectified = functools.partial(optax.radam, eps=config.adam_epsilon)
-    transformation = clipped(optimizer, rectified, learning_rate, config.max_grad_norm)
+    transformation = make_clipped_optimizer(
+        optimizer, rectified, learning_rate, config.max_grad_norm
+    )
     learner = make_learner(network, loss_fn, transformation)
     return make_train(config, env, network, learner, linear_epsilon(config))

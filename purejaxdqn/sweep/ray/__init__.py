@@ -1,1 +1,1 @@
-"""A sweep on the nodes of a Ray cluster."""
+"""Runs a sweep on the nodes of a Ray cluster."""

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import functools
 import logging
 import os
 import signal
@@ -20,14 +21,16 @@ import warnings
 from collections.abc import Iterator
 from typing import Any
 
+import jax
+
 from purejaxdqn.engine.run import Experiment
 from purejaxdqn.runtime.devices import ensure_devices
 from purejaxdqn.sweep.dataset import SweepResult
 from purejaxdqn.sweep.design import Design
-from purejaxdqn.sweep.options import SweepOptions, options_from
+from purejaxdqn.sweep.options import SweepOptions, check_whole, take_options
 from purejaxdqn.sweep.plan import SweepPlan, plan_sweep
 from purejaxdqn.sweep.ray.driver import Driver
-from purejaxdqn.sweep.ray.task import ANSWER_SECONDS, Layout, Order, import_ray
+from purejaxdqn.sweep.ray.task import ANSWER_SECONDS, Layout, import_ray
 from purejaxdqn.sweep.resume import open_sweep
 from purejaxdqn.types import ConfigError
 
@@ -48,10 +51,9 @@ def run_on_cluster(
 ) -> SweepResult:
     """Trains every run of a design on the nodes of a Ray cluster.
 
-    At the same width every run has the bits that it has with `run_design`, whichever node trains it
-    and however often it is started again, if all nodes have the same kind of processor and the same
-    versions. Where they have not, a warning and the attribute `not_bitwise` say so. The experiment
-    must be importable on the nodes, or defined in the script that is run.
+    At the same width every run has the bits that it has with `run_design`, if all nodes have the
+    same kind of processor and the same versions; otherwise a warning and the attribute
+    `not_bitwise` say so. The experiment must be importable on the nodes, or defined in the script.
 
     Args:
       experiment: `config -> Train`.
@@ -80,10 +82,10 @@ def run_on_cluster(
       SweepInterrupted: on Ctrl-C and SIGTERM, with everything that was finished; batches under way
         have a checkpoint to `resume` from.
     """
-    _check_whole("batches_per_task", batches_per_task, 1)
-    _check_whole("num_cpus_per_task", num_cpus_per_task, 1)
-    _check_whole("num_gpus_per_task", num_gpus_per_task, 0)
-    options = options_from(options, names, "run_on_cluster", _NOT_TAKEN)
+    check_whole("batches_per_task", 1 if batches_per_task is None else batches_per_task, 1)
+    check_whole("num_cpus_per_task", 1 if num_cpus_per_task is None else num_cpus_per_task, 1)
+    check_whole("num_gpus_per_task", num_gpus_per_task, 0)
+    options = take_options(options, names, "run_on_cluster", _NOT_TAKEN)
     if options.output is None:
         raise ConfigError("output (None) must be a folder that all nodes of the cluster see")
     options = dataclasses.replace(options, output=options.output.resolve())
@@ -91,31 +93,24 @@ def run_on_cluster(
     with _connect(ray, address):
         devices = ensure_devices()  # not before: Ray may start processes, and JAX has threads then
         layout = _lay_out(ray, num_cpus_per_task, num_gpus_per_task, options.memory_budget)
-
-        def plan(width: int | None) -> SweepPlan:
-            return plan_sweep(
-                experiment,
-                design,
-                [devices[0]] * layout.devices_per_task,
-                width=width,
-                memory_budget=_UNKNOWN if layout.memory_budget is None else layout.memory_budget,
-                num_devices=layout.num_devices,
-            )
-
+        plan = functools.partial(_plan, experiment, design, devices[0], layout)
         with open_sweep(experiment, design, plan, options) as sweep:
-            for_tasks = dataclasses.replace(
-                options, width=sweep.plan.width, on_evaluation=None, progress=False
-            )
-            order = Order(experiment, design, for_tasks, sweep.asked, layout)
             size = batches_per_task or layout.cores_per_task
-            return Driver(ray, order, sweep, devices, size).run()
+            return Driver(ray, layout, sweep, devices, size).run()
 
 
-def _check_whole(name: str, value: int | None, least: int) -> None:
-    if value is not None and (
-        isinstance(value, bool) or not isinstance(value, int) or value < least
-    ):
-        raise ConfigError(f"{name} ({value!r}) must be a whole number of at least {least}")
+def _plan(
+    experiment: Experiment, design: Design, device: jax.Device, layout: Layout, width: int | None
+) -> SweepPlan:
+    """Plans for the devices of one task, at a width for those of the whole cluster."""
+    return plan_sweep(
+        experiment,
+        design,
+        [device] * layout.devices_per_task,
+        width=width,
+        memory_budget=_UNKNOWN if layout.memory_budget is None else layout.memory_budget,
+        num_devices=layout.num_devices,
+    )
 
 
 @contextlib.contextmanager

@@ -5,6 +5,7 @@ from __future__ import annotations
 import collections
 import contextlib
 import copy
+import dataclasses
 import json
 import time
 from collections.abc import Sequence
@@ -20,6 +21,7 @@ from purejaxdqn.sweep.batches import TIMES, BatchTrainer
 from purejaxdqn.sweep.ray.task import (
     ANSWER_SECONDS,
     Board,
+    Layout,
     Order,
     Progressed,
     Resumed,
@@ -41,13 +43,17 @@ class Driver(BatchTrainer):
     def __init__(
         self,
         ray: Any,
-        order: Order,
+        layout: Layout,
         sweep: OpenSweep,
         devices: Sequence[Any],
         batches_per_task: int,
     ) -> None:
         super().__init__(sweep, devices)
-        self._ray, self._order = ray, order
+        options = dataclasses.replace(
+            sweep.options, width=sweep.plan.width, on_evaluation=None, progress=False
+        )
+        self._order = Order(sweep.experiment, sweep.plan.design, options, sweep.asked, layout)
+        self._ray, self._layout = ray, layout
         self._batches_per_task = batches_per_task
         self._steps_before = 0  # environment steps that were not taken by these tasks
         self._parts: list[list[int]] = []  # the batches of each task
@@ -58,12 +64,12 @@ class Driver(BatchTrainer):
         self._reports: collections.deque[tuple[int, Any]] = collections.deque()
         self._versions = [provenance.collect_versions()]  # the kinds that are known
         self._retried_from: list[int] = []
-        self._facts |= {"device": "", "num_devices": order.layout.num_devices, "retries": 0}
+        self._facts |= {"device": "", "num_devices": layout.num_devices, "retries": 0}
         self._facts |= {"retried_from": "[]"}
 
     def announce(self) -> None:
         """Says how many tasks there are, and what each has of its node."""
-        layout, plan = self._order.layout, self._plan
+        layout, plan = self._layout, self._plan
         tasks = len(self._divide())
         what = "GPU" if layout.num_gpus else "CPU"
         self._bar.message(
@@ -112,7 +118,7 @@ class Driver(BatchTrainer):
         Returns:
           The board that tasks report to, and the number of each task by its reference.
         """
-        ray, layout = self._ray, self._order.layout
+        ray, layout = self._ray, self._layout
         from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
         # On this node, so that it dies with no other one: if `soft`, Ray may place it elsewhere.
@@ -259,7 +265,7 @@ class Driver(BatchTrainer):
 
     def _count_env_steps(self) -> int:
         under_way = sum(progress.env_steps for progress in self._progress.values())
-        return sum(map(self._steps_of, self._finished)) + under_way
+        return sum(map(self._count_steps, self._finished)) + under_way
 
 
 def _name_batches(numbers: Sequence[int]) -> str:

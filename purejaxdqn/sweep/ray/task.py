@@ -48,7 +48,7 @@ def import_ray() -> Any:
 
 
 class Layout(NamedTuple):
-    """The part of a node that each task has, and how many tasks run at a time.
+    """The part of a node that each task has, and what the cluster has of it.
 
     Attributes:
       cores_per_task: CPU cores or GPUs, whichever a task trains on.
@@ -73,7 +73,7 @@ class Order(NamedTuple):
     """The description of the sweep that every task receives.
 
     Attributes:
-      experiment: what is trained.
+      experiment: `config -> Train`.
       design: the runs.
       options: how to train and keep them; the width is set, and the output is an absolute path.
       asked: everything that the numbers depend on, as the folder has it.
@@ -167,7 +167,7 @@ class _TaskTrainer(BatchTrainer):
             memory_budget=layout.memory_budget,
         )
         folder = SweepFolder(output, bar.message)
-        if not folder.is_begun() or folder.begun()["asked"] != order.asked:
+        if not folder.is_begun() or folder.read_begun()["asked"] != order.asked:
             raise ConfigError(
                 f"node {platform.node()} does not see the sweep in {output}: output must be "
                 "a folder that all nodes share under the same path, such as one on NFS"

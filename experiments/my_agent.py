@@ -1,0 +1,61 @@
+"""An agent of one's own, with two settings of its own, that every command knows.
+
+    cd experiments
+    purejaxdqn train --import my_agent --agent cautious --num-seeds 10
+    purejaxdqn sweep --import my_agent --agent cautious --caution 0 0.05 0.1
+    purejaxdqn ablate --import my_agent --agent cautious --components caution=0 n_step
+
+It is DQN whose target counts the worst action a little, as if the best one were missed sometimes,
+and with weight decay. Is the loss sound?
+`purejaxdqn check my_agent:cautious_error --fixed-point none` tells.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from purejaxdqn import DQNConfig, agents, dqn, losses, setting
+from purejaxdqn.training.loop import Train
+from purejaxdqn.types import Array
+
+
+@dataclasses.dataclass(frozen=True)
+class CautiousConfig(DQNConfig):
+    """DQN's settings, and two more."""
+
+    caution: float = setting(
+        0.05, "How much the worst action counts in the target.", at_least=0, at_most=1
+    )
+    weight_decay: float = setting(
+        1e-4, "Share of the weights that an update takes off, times the step size.", at_least=0
+    )
+
+
+def cautious_error(
+    q_tm1: Array,
+    a_tm1: Array,
+    r_t: Array,
+    discount_t: Array,
+    q_t: Array,
+    q_t_selector: Array,
+    caution: Array | float = 0.05,
+) -> Array:
+    """Gives the TD error of one transition."""
+    best = jnp.argmax(q_t_selector)
+    target_tm1 = r_t + discount_t * ((1 - caution) * q_t[best] + caution * jnp.min(q_t))
+    return jax.lax.stop_gradient(target_tm1) - q_tm1[a_tm1]
+
+
+def cautious(config: CautiousConfig) -> Train:
+    """Makes the training run of the settings."""
+    td_error = functools.partial(cautious_error, caution=config.caution)
+    optimizer = functools.partial(optax.adamw, weight_decay=config.weight_decay)
+    return dqn(config, loss_fn=losses.bellman_loss(td_error), optimizer=optimizer)
+
+
+agents.register("cautious", CautiousConfig(), cautious, "the worst action counts in the target")
