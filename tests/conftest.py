@@ -53,10 +53,10 @@ SLOW_FILES = (
     "runtime/test_processes.py",
     "testing/test_environments.py",
     "replay/test_n_step.py",
-    "experiments/",
-    "agents/",
-    "sweep/",
     "testing/",
+    "experiments/",
+    "sweep/",
+    "agents/",
     "replay/",
     "training/",
     "environments/",
@@ -73,11 +73,13 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     items.sort(key=place)
 
 
-def pytest_terminal_summary(terminalreporter, config: pytest.Config) -> None:
+def pytest_terminal_summary(
+    terminalreporter: pytest.TerminalReporter, config: pytest.Config
+) -> None:
     """With `--durations`, says how long each folder took, summed over the processes."""
     if config.getoption("durations") is None:
         return
-    seconds: collections.Counter[str] = collections.Counter()
+    seconds: collections.defaultdict[str, float] = collections.defaultdict(float)
     for reports in terminalreporter.stats.values():
         for report in reports:
             if isinstance(report, pytest.TestReport):
