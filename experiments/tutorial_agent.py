@@ -70,6 +70,7 @@ class Args:
 
     @property
     def seeds(self) -> range:
+        """Lists the seeds, which are consecutive."""
         return range(self.first_seed, self.first_seed + self.num_seeds)
 
 
@@ -230,6 +231,8 @@ def check(args: Args) -> None:
     Raises:
       ConfigError: for a flag whose value cannot be used.
     """
+    if args.num_seeds < 1:
+        raise ConfigError(f"num_seeds ({args.num_seeds}) must be at least 1")
     if args.max_games < GAMES_TO_WIN:
         raise ConfigError(
             f"max_games ({args.max_games}) must be at least {GAMES_TO_WIN}: the average is taken "

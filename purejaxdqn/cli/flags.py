@@ -86,29 +86,17 @@ def read_command_line(
     several |= set(settings) if have_several_values else set()
     everything = {**settings, **own}
     parsed, unknown = _parse(argv, prog, description, everything.values(), several, positional)
-    words = [word.partition("=")[0] for word in argv if word.startswith("--") and word != "--"]
-    counts = collections.Counter(word.replace("_", "-") for word in words)
+    counts = _count_flags(argv)
     _refuse_unknown(unknown, everything, strangers)
-    for word, count in counts.items():
-        if count > 1:
-            raise ConfigError(f"{word} is given twice: give it once, with all of its values")
-    given: dict[str, Any] = {}
-    for name, one in everything.items():
-        value = parsed[name]
-        if name in several or one.type is not bool:
-            if not value and f"--{_flag(name)}" in counts:
-                few = "at least one" if name in several else "a"
-                raise ConfigError(f"--{_flag(name)} needs {few} value")
-            value = _read(one, value, name in several, readers.get(name))
-        elif not counts.keys() & {f"--{_flag(name)}", f"--no-{_flag(name)}"}:
-            continue
-        if value is not None:
-            given[name] = value
-    if positional is not None:
-        given[positional.name] = parsed[positional.name] or positional.default
+    given = {
+        name: value
+        for name, one in everything.items()
+        if (value := _read(one, parsed[name], name in several, readers.get(name), counts))
+        is not None
+    }
     values = {name: given.pop(name, one.default) for name, one in own.items()}
     if positional is not None:
-        values[positional.name] = given.pop(positional.name)
+        values[positional.name] = parsed[positional.name] or positional.default
     problems = [p for name, one in own.items() if (p := one.problem(values[name]))]
     if problems:
         raise ConfigError("\n".join(problems))
@@ -156,7 +144,9 @@ def _parse(
         (group, kind, dataclasses.field(default_factory=kind)) for group, kind in groups.items()
     ]
     if positional is not None:
-        text = tyro.conf.arg(metavar=positional.name.upper(), help=positional.help)
+        text = tyro.conf.arg(
+            metavar=positional.name.upper(), help=positional.help, help_behavior_hint=""
+        )
         word = Annotated[str, tyro.conf.Positional, text]
         fields.insert(0, (positional.name, word, dataclasses.field(default="")))
     parsed: Any = tyro.cli(
@@ -209,19 +199,38 @@ def _metavar(one: Setting) -> str:
     return {**words, Path: "PATH", tuple[str, ...]: "NAME"}.get(one.type, "INTxINT")
 
 
+def _count_flags(argv: Sequence[str]) -> Mapping[str, int]:
+    """Counts each flag, and refuses one that is given twice."""
+    words = [word.partition("=")[0] for word in argv if word.startswith("--") and word != "--"]
+    counts = collections.Counter(word.replace("_", "-") for word in words)
+    for word, count in counts.items():
+        if count > 1:
+            raise ConfigError(f"{word} is given twice: give it once, with all of its values")
+    return counts
+
+
 def _read(
-    one: Setting, texts: Sequence[str], is_several: bool, reader: Callable[[str], Any] | None
+    one: Setting,
+    parsed: Any,
+    is_several: bool,
+    reader: Callable[[str], Any] | None,
+    counts: Mapping[str, int],
 ) -> Any:
-    """Reads the texts of a flag; None where there are none."""
-    if not texts:
+    """Reads what tyro found for a flag: a bool, or texts; None where the flag is not given."""
+    flag = f"--{_flag(one.name)}"
+    if isinstance(parsed, bool):
+        return parsed if flag in counts or f"--no-{_flag(one.name)}" in counts else None
+    if not parsed:
+        if flag in counts:
+            raise ConfigError(f"{flag} needs {'at least one' if is_several else 'a'} value")
         return None
     if one.type == tuple[str, ...]:
-        return tuple(texts)
+        return tuple(parsed)
     if is_several:
-        return [parse(one, text, may_be_drawn=True) for text in texts]
-    if len(texts) > 1:
-        raise ConfigError(f"{one} takes one value, and not {' '.join(texts)}")
-    return parse(one, texts[0]) if reader is None else reader(texts[0])
+        return [parse(one, text, may_be_drawn=True) for text in parsed]
+    if len(parsed) > 1:
+        raise ConfigError(f"{one} takes one value, and not {' '.join(parsed)}")
+    return parse(one, parsed[0]) if reader is None else reader(parsed[0])
 
 
 def _refuse_unknown(

@@ -18,7 +18,7 @@ from purejaxdqn.report.statistics import (
     interquartile_mean,
     paired_effect,
 )
-from purejaxdqn.report.training import find_env
+from purejaxdqn.report.training import find_name
 from purejaxdqn.runtime.console import make_console
 
 Metric = Literal["iqm", "mean"]
@@ -70,7 +70,7 @@ def report_ablation(
     if note:
         console.print(note)
 
-    env = find_env(dataset)
+    env = find_name(dataset, "env")
     title = f"What each component adds to {base} on {env}"
     files.save_figure(figures.plot_effects(effects, title), output / "effects")
     files.save_page(pages.plot_interactive_effects(effects, title), output / "effects.html")

@@ -35,12 +35,12 @@ def report_training(dataset: xr.Dataset, output: Path) -> dict[str, Any] | None:
         return None
     if "gymnasium_return" not in dataset:
         (output / FILM_NAME).unlink(missing_ok=True)  # an earlier run's
-    threshold = environments.make(find_env(dataset)).threshold
+    threshold = environments.make(find_name(dataset, "env")).threshold
     facts = summarise(dataset, threshold, np.random.default_rng(0))
     console = make_console()
     print_summary(facts, console)
     files.save_summary(facts, output)
-    title = f"{facts['algorithm']} on {facts['env']}"
+    title = f"{facts['agent'] or facts['algorithm']} on {facts['env']}"
     picture = figures.plot_learning_curve(dataset, title, threshold)
     files.save_figure(picture, output / "learning_curve")
     greedy = dataset.evaluation_return.mean("episode").rename("greedy return")
@@ -62,9 +62,10 @@ def summarise(
       rng: of the bootstrap.
 
     Returns:
-      `algorithm` and `env` by name, `status`, `seeds`, what `summarise_final_return` returns,
-      `gymnasium_return` per seed (means over episodes), `threshold`, `steps_to_threshold` per seed,
-      `num_solved` (seeds whose final mean reached the threshold), and the sweep's times.
+      `algorithm`, `agent` ("" for settings of none) and `env` by name, `status`, `seeds`, what
+      `summarise_final_return` returns, `gymnasium_return` per seed (means over episodes),
+      `threshold`, `steps_to_threshold` per seed, `num_solved` (seeds whose final mean reached the
+      threshold), and the sweep's times.
     """
     finals = summarise_final_return(dataset, rng)
     num_seeds = dataset.sizes["seed"]
@@ -79,7 +80,8 @@ def summarise(
         num_solved = sum(final >= threshold for final in known)
     return {
         "algorithm": dataset.attrs["experiment"].rpartition(".")[2].upper(),
-        "env": find_env(dataset),
+        "agent": find_name(dataset, "agent"),
+        "env": find_name(dataset, "env"),
         "status": dataset.attrs["status"],
         "seeds": dataset.seed.values.tolist(),
         **finals,
@@ -132,15 +134,17 @@ def steps_to_threshold(dataset: xr.Dataset, threshold: float) -> list[int | None
     return [int(steps[row >= threshold][0]) if (row >= threshold).any() else None for row in means]
 
 
-def find_env(dataset: xr.Dataset) -> str:
-    """Returns the environment's name, also of one setting out of a sweep over environments."""
+def find_name(dataset: xr.Dataset, setting: str) -> str:
+    """Returns a setting that is a name, such as "env", also of one point out of a sweep over it."""
     shared = json.loads(dataset.attrs["config"])
-    return str(shared["env"] if "env" in shared else dataset["env"].item())
+    if setting in shared:
+        return str(shared[setting])
+    return str(dataset[setting].item()) if setting in dataset else ""
 
 
 def print_summary(summary: dict[str, Any], console: Console) -> None:
     """Prints the table, a row per seed, and what all seeds have in common below it."""
-    table = Table(title=f"{summary['algorithm']} on {summary['env']}")
+    table = Table(title=f"{summary['agent'] or summary['algorithm']} on {summary['env']}")
     for column in ("seed", "greedy return", "in gymnasium", "steps to threshold"):
         table.add_column(column, justify="right")
     columns = ("seeds", "final_return", "gymnasium_return", "steps_to_threshold")

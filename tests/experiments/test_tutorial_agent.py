@@ -145,9 +145,9 @@ def test_games_do_not_depend_on_how_many_are_allowed():
     [
         ({"max_games": 99}, r"max_games \(99\) must be at least 100"),
         ({"max_games": 2**31}, "must be at most"),
-        ({"num_seeds": 0}, r"num_seeds \(0\)"),
+        ({"num_seeds": 0}, r"num_seeds \(0\) must be at least 1"),
         ({"seed_mode": "map", "width": 5}, r"width \(5\) must be 1"),
-        ({"width": 0}, r"width \(0\) must be at least 1"),
+        ({"width": 0}, r"width \(0\) must be a whole number of at least 1"),
     ],
 )
 def test_bad_flags_are_refused_before_anything_is_written(changes, words, tmp_path):

@@ -20,7 +20,7 @@ import xarray as xr
 
 from purejaxdqn.cli.exits import EXIT_FAILED
 from purejaxdqn.cli.flags import import_modules, read_command_line
-from purejaxdqn.report.training import find_env
+from purejaxdqn.report.training import find_name
 from purejaxdqn.runtime.console import make_console
 from purejaxdqn.runtime.devices import use_every_core
 from purejaxdqn.storage import results
@@ -40,7 +40,7 @@ def run(argv: Sequence[str]) -> int:
     other = [str(n) for n in known.data_vars if n in again and not _same_bits(known[n], again[n])]
     mean = float(again.final_return.mean("episode"))
     console = make_console()
-    console.print(f"mean greedy return on {find_env(known)}: {mean:.1f}")
+    console.print(f"mean greedy return on {find_name(known, 'env')}: {mean:.1f}")
     if other:
         console.print(f"other numbers than in the file: {', '.join(other)}")
         return EXIT_FAILED

@@ -34,6 +34,7 @@ from purejaxdqn.sweep.dataset import SweepInterrupted
 from purejaxdqn.sweep.design import grid_design
 from purejaxdqn.training.declaration import Setting, settings_of
 from purejaxdqn.training.settings import RunConfig
+from purejaxdqn.types import ConfigError
 
 
 def run(argv: Sequence[str]) -> int:
@@ -88,6 +89,12 @@ def read_training(
     )
     config = dataclasses.replace(base, **line.given)
     config.validate()
+    for one in (settings[name] for name in line.given):
+        if not one.is_read(config):
+            raise ConfigError(
+                f"{one} ({line.given[one.name]!r}) changes nothing: it is read only where "
+                f"{one.read_only_where()}; leave it out, or set that too"
+            )
     return config, line.flags
 
 
