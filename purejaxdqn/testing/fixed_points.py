@@ -151,7 +151,7 @@ def munchausen(
 ) -> FixedPoint:
     """Makes another fixed point, with the bonus of `purejaxdqn.losses.munchausen` in its reward.
 
-    The function is long because it lists every near miss.
+    It is longer than other functions because it lists every near miss.
     """
 
     def log_policy(q_values: Rows, a_tm1: Rows) -> Rows:

@@ -68,7 +68,13 @@ def check_replay(
     """
     key = jax.random.key(0) if key is None else key
     name = getattr(make_replay, "__qualname__", None) or repr(make_replay)
+    return Report(name, tuple(_check_all(make_replay, key, num_envs, n_step)))
 
+
+replay_report = without_printing(check_replay)
+
+
+def _check_all(make_replay: MakeReplay, key: Array, num_envs: int, n_step: int) -> list[Check]:
     def check_types() -> str:
         replay = make_replay(_BATCH_SIZE * num_envs, _BATCH_SIZE, 5)
         return _check_types(replay, num_envs, key, n_step)
@@ -90,7 +96,7 @@ def check_replay(
 
     checks = [attempt("shapes and dtypes", check_types)]
     if not checks[0].passed:
-        return Report(name, tuple(checks))
+        return checks
     values: list[Check] = []
 
     def check_values() -> str:
@@ -104,10 +110,7 @@ def check_replay(
         attempt("written in place", lambda: _check_in_place(make_replay, num_envs)),
         attempt("the probes are sampled", check_values),
     ]
-    return Report(name, (*checks, *values))
-
-
-replay_report = without_printing(check_replay)
+    return [*checks, *values]
 
 
 def _check_probes(make_replay: MakeReplay, key: Array, num_envs: int, n_step: int) -> list[Check]:

@@ -57,7 +57,8 @@ def check_loss(
     - Iterated on small decision processes it converges to the declared values. One whose minimiser
       is not the mean (Huber, quantiles) is judged on deterministic ones and by known quantiles.
 
-    `loss_report` has the same arguments, and neither prints nor raises.
+    `loss_report` has the same arguments, and neither prints nor raises. This one is
+    longer than other functions because it describes every row.
 
     Args:
       loss: a whole `LossFn`; or a TD error, judged in `bellman_loss`.
