@@ -48,9 +48,9 @@ def pytest_configure(config: pytest.Config) -> None:
 # end. The files of a folder that is not here come last.
 SLOW_FILES = (
     "sweep/test_resume.py",
-    "testing/test_check_loss.py",
+    "testing/losses/",
     "runtime/test_processes.py",
-    "testing/test_testing.py",
+    "testing/test_environments.py",
     "replay/test_n_step.py",
     "experiments/",
     "agents/",

@@ -144,7 +144,9 @@ def _parse(
         (group, kind, dataclasses.field(default_factory=kind)) for group, kind in groups.items()
     ]
     if positional is not None:
-        text = tyro.conf.arg(metavar=positional.name.upper(), help=positional.help)
+        text = tyro.conf.arg(
+            metavar=positional.name.upper(), help=positional.help, help_behavior_hint=""
+        )
         word = Annotated[str, tyro.conf.Positional, text]
         fields.insert(0, (positional.name, word, dataclasses.field(default="")))
     parsed: Any = tyro.cli(

@@ -62,9 +62,10 @@ def summarise(
       rng: of the bootstrap.
 
     Returns:
-      `algorithm`, `agent` ("" for settings of none) and `env` by name, `status`, `seeds`, what `summarise_final_return` returns,
-      `gymnasium_return` per seed (means over episodes), `threshold`, `steps_to_threshold` per seed,
-      `num_solved` (seeds whose final mean reached the threshold), and the sweep's times.
+      `algorithm`, `agent` ("" for settings of none) and `env` by name, `status`, `seeds`, what
+      `summarise_final_return` returns, `gymnasium_return` per seed (means over episodes),
+      `threshold`, `steps_to_threshold` per seed, `num_solved` (seeds whose final mean reached the
+      threshold), and the sweep's times.
     """
     finals = summarise_final_return(dataset, rng)
     num_seeds = dataset.sizes["seed"]

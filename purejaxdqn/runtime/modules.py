@@ -1,4 +1,4 @@
-"""Importing what a user names on the command line: a module, or a file."""
+"""Imports modules and files that a user names on the command line."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from purejaxdqn.types import ConfigError
 
 
 def import_module_or_file(place: str) -> ModuleType:
-    """Imports a module by its name, or a file by its path; one that is imported stays as it is.
+    """Imports a module by its name, or a file by its path; a second call imports nothing.
 
     The module is looked for in the current folder first. A file also finds what lies beside it.
 

@@ -1,4 +1,4 @@
-"""The contracts as checks that a researcher can run on a component of their own.
+"""Checks that a researcher can run on a loss, a network or another component of their own.
 
     from purejaxdqn import testing
 
@@ -8,16 +8,17 @@
     testing.check_network(my_network, jax.random.key(0), obs=jnp.zeros(4), num_actions=2)
     testing.check_replay(my_make_replay)
 
-A check that finds something raises an AssertionError that says what is wrong, the value that was
-found, and the remedy. Those of a loss, a replay and a training run print a table with a row a
-check; a loss can be checked from the command line too:
+A check that fails raises an AssertionError that says what is wrong, the value that was found, and
+the remedy. The checks of a loss, a replay and a training run print a table with a row a check.
+`losses` holds the parts of `check_loss`, `tabular` the problems whose values are known. A loss can
+be checked from the command line too:
 
     python -m purejaxdqn.testing my_module:my_loss
 """
 
 from purejaxdqn.testing.environments import check_environment
 from purejaxdqn.testing.fixed_points import OPTIMAL, FixedPoint, converges_to
-from purejaxdqn.testing.losses import check_loss, loss_report
+from purejaxdqn.testing.losses.check_loss import check_loss, loss_report
 from purejaxdqn.testing.networks import check_network
 from purejaxdqn.testing.replay import check_replay, replay_report
 from purejaxdqn.testing.report import Check, CheckError, Report

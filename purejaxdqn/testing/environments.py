@@ -1,7 +1,8 @@
-"""Checks of an environment."""
+"""Checks that an environment keeps its contract."""
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import gymnasium
@@ -10,21 +11,23 @@ import jax.numpy as jnp
 import numpy as np
 
 from purejaxdqn.environments import Environment
-from purejaxdqn.testing.common import (
+from purejaxdqn.testing.compiled_functions import (
     COMPILABLE,
-    NUM_LANES,
     Program,
     clone_keys,
-    describe,
-    host_rng,
+    find_types,
+    make_rng,
+    to_numpy,
+)
+from purejaxdqn.testing.requirements import (
+    NUM_LANES,
+    describe_type,
+    drop_keys,
     is_key,
-    on_host,
-    output_types,
     require,
     require_close,
     require_float_scalar,
     require_same_types,
-    without_keys,
 )
 from purejaxdqn.types import Array, ArrayTree, TimeStep
 
@@ -53,8 +56,14 @@ def check_environment(env: Environment, key: Array, *, random_reset: bool = True
     _check_description(env)
     for x64 in (False, True):
         with jax.enable_x64(x64):
-            _check_environment_types(env, key, "in 64-bit mode" if x64 else "in 32-bit mode")
-    _check_episodes(env, key, random_reset)
+            _check_types(env, key, "in 64-bit mode" if x64 else "in 32-bit mode")
+    start_key, play_key = jax.random.split(key)
+    # Two steps longer than an episode.
+    actions = make_rng(key).integers(0, env.num_actions, (env.max_steps + 2, NUM_LANES), np.int32)
+    lies_in_space = _make_space_test(env.observation_space)
+    fresh = _check_starts(env, start_key, actions[0], lies_in_space, random_reset)
+    play = _make_player(env, play_key, actions, lies_in_space)
+    _check_episodes(env, fresh, play)
 
 
 def _check_description(env: Environment) -> None:
@@ -81,15 +90,15 @@ def _check_description(env: Environment) -> None:
     )
 
 
-def _check_environment_types(env: Environment, key: Array, mode: str) -> None:
+def _check_types(env: Environment, key: Array, mode: str) -> None:
     action = jax.ShapeDtypeStruct((), jnp.int32)
-    answer = output_types(f"env.reset {mode}", _ONE_ENVIRONMENT, env.reset, key)
+    answer = find_types(f"env.reset {mode}", _ONE_ENVIRONMENT, env.reset, key)
     require(
         isinstance(answer, tuple) and len(answer) == 2,
         f"env.reset answers with {answer!r}: it must return (state, obs)",
     )
     state, obs = answer
-    answer = output_types(f"env.step {mode}", _ONE_ENVIRONMENT, env.step, key, state, action)
+    answer = find_types(f"env.step {mode}", _ONE_ENVIRONMENT, env.step, key, state, action)
     require(
         isinstance(answer, tuple) and len(answer) == 2 and isinstance(answer[1], TimeStep),
         f"env.step answers with {answer!r}: it must return (state, TimeStep)",
@@ -109,8 +118,8 @@ def _check_environment_types(env: Environment, key: Array, mode: str) -> None:
     for name, found in (("env.reset", obs), ("env.step", timestep.obs)):
         require(
             found.shape == space.shape and found.dtype in dtypes,
-            f"the observation of {name} is {describe(found)} {mode}, but observation_space says "
-            f"{np.dtype(space.dtype).name}{list(space.shape)}: correct the one or the other",
+            f"the observation of {name} is {describe_type(found)} {mode}, but observation_space "
+            f"says {np.dtype(space.dtype).name}{list(space.shape)}: correct the one or the other",
         )
     require_same_types(
         obs,
@@ -123,35 +132,31 @@ def _check_environment_types(env: Environment, key: Array, mode: str) -> None:
         flag = getattr(timestep, name)
         require(
             getattr(flag, "shape", None) == () and flag.dtype == bool,
-            f"{name} is {describe(flag)} {mode}: it must be a bool scalar",
+            f"{name} is {describe_type(flag)} {mode}: it must be a bool scalar",
         )
 
 
-class _Played(NamedTuple):
-    """What is kept of one step; with a leading axis of lanes, or of time and lanes."""
-
-    terminated: Array
-    truncated: Array
-    in_space: Array
-    finite_reward: Array
-    needs_key: Array  # the answer depends on the step's key
-
-
-def _check_episodes(env: Environment, key: Array, random_reset: bool) -> None:
-    space = env.observation_space
+def _make_space_test(space: gymnasium.spaces.Box) -> Callable[[Array], Array]:
+    """Makes the test whether an observation lies in a space."""
     # Rounding may carry an observation that sits on a bound beyond it.
     slack = 1e-5 if np.issubdtype(space.dtype, np.floating) else 0
     low = space.low - slack * np.maximum(1, np.abs(space.low))
     high = space.high + slack * np.maximum(1, np.abs(space.high))
-    num_steps = env.max_steps + 2
-    start_key, play_key = jax.random.split(key)
-    start_keys = jax.random.split(start_key, (NUM_LANES, 2))
-    # As numbers, so that a loop may take them out one by one.
-    play_keys = jax.random.key_data(jax.random.split(play_key, (num_steps, NUM_LANES, 2)))
-    actions = host_rng(key).integers(0, env.num_actions, (num_steps, NUM_LANES), np.int32)
 
     def lies_in_space(obs: Array) -> Array:
         return ((obs >= low.astype(obs.dtype)) & (obs <= high.astype(obs.dtype))).all()
+
+    return lies_in_space
+
+
+def _check_starts(
+    env: Environment,
+    key: Array,
+    action: np.ndarray,
+    lies_in_space: Callable[[Array], Array],
+    random_reset: bool,
+) -> ArrayTree:
+    """Checks the first step of episodes side by side, and returns their first states."""
 
     def first_step(keys: Array, action: Array) -> Any:
         reset_key, step_key = keys
@@ -163,16 +168,16 @@ def _check_episodes(env: Environment, key: Array, random_reset: bool) -> None:
         resets, firsts = jax.vmap(first_step)(keys, actions)
         return {
             "states": resets[0],
-            "resets": without_keys(resets),
+            "resets": drop_keys(resets),
             "in_space": jax.vmap(lies_in_space)(resets[1]),
-            "alone": without_keys(alone),
-            "together": without_keys((resets, firsts)),
+            "alone": drop_keys(alone),
+            "together": drop_keys((resets, firsts)),
         }
 
     program = Program("env.reset and the first env.step", _ONE_ENVIRONMENT, start)
-    started = program(start_keys, actions[0])
+    started = program(jax.random.split(key, (NUM_LANES, 2)), action)
     fresh = started["states"]
-    started = on_host(started)
+    started = to_numpy(started)
     require_close(
         started["alone"],
         jax.tree.map(lambda x: x[0], started["together"]),
@@ -187,9 +192,38 @@ def _check_episodes(env: Environment, key: Array, random_reset: bool) -> None:
         )
     require(
         started["in_space"].all(),
-        f"an observation of env.reset lies outside of observation_space ({space}): correct the one "
-        "or the other",
+        f"an observation of env.reset lies outside of observation_space ({env.observation_space}): "
+        "correct the one or the other",
     )
+    return fresh
+
+
+class _Played(NamedTuple):
+    """The record of one step; with a leading axis of lanes, or of time and lanes."""
+
+    terminated: Array
+    truncated: Array
+    in_space: Array
+    finite_reward: Array
+    needs_key: Array  # the answer depends on the step's key
+
+
+_Player = Callable[[ArrayTree, int, int], tuple[ArrayTree, _Played]]
+
+
+def _make_player(
+    env: Environment,
+    key: Array,
+    actions: np.ndarray,
+    lies_in_space: Callable[[Array], Array],
+) -> _Player:
+    """Makes `(states, first, num) -> (states, _Played)`: plays `num` steps from step `first` on.
+
+    It goes on after the end of an episode.
+    """
+    num_steps = len(actions)
+    # As numbers, so that a loop may take them out one by one.
+    play_keys = jax.random.key_data(jax.random.split(key, (num_steps, NUM_LANES, 2)))
 
     def play_one(keys: Array, action: Array, state: ArrayTree) -> tuple[ArrayTree, _Played]:
         step_key, other_key = jax.random.wrap_key_data(keys, impl=jax.random.key_impl(key))
@@ -200,14 +234,12 @@ def _check_episodes(env: Environment, key: Array, random_reset: bool) -> None:
             timestep.truncated,
             lies_in_space(timestep.obs),
             jnp.isfinite(timestep.reward),
-            _differ((next_state, timestep.obs), (other_state, other.obs)),
+            _tell_apart((next_state, timestep.obs), (other_state, other.obs)),
         )
 
     def play_lanes(
         states: ArrayTree, keys: Array, actions: Array, first: Array, num: Array
     ) -> tuple[ArrayTree, _Played]:
-        """Steps `first` to `first + num` of all lanes, also after the end of an episode."""
-
         def body(t: Array, carry: tuple[ArrayTree, _Played]) -> tuple[ArrayTree, _Played]:
             states, played = carry
             states, row = jax.vmap(play_one)(keys[first + t], actions[first + t], states)
@@ -220,18 +252,22 @@ def _check_episodes(env: Environment, key: Array, random_reset: bool) -> None:
 
     def play(states: ArrayTree, first: int, num: int) -> tuple[ArrayTree, _Played]:
         states, played = program(states, play_keys, actions, first, num)
-        return states, jax.tree.map(lambda rows: rows[:num], on_host(played))
+        return states, jax.tree.map(lambda rows: rows[:num], to_numpy(played))
 
+    return play
+
+
+def _check_episodes(env: Environment, fresh: ArrayTree, play: _Player) -> None:
     first = max(env.max_steps - 2, 0)
     states, early = play(fresh, 0, first)
     next_states, middle = play(states, first, 1)
-    _, late = play(next_states, first + 1, num_steps - first - 1)
+    _, late = play(next_states, first + 1, env.max_steps + 1 - first)
     _check_played(env, jax.tree.map(lambda *x: np.concatenate(x), early, middle, late))
     if env.max_steps == 1:
         return  # no step comes before the last one, to compare it with
     # Fresh episodes whose clocks, and nothing else, say that the time is almost up.
     before, after = (
-        play(_with_clock(fresh, clock, [states, next_states]), 0, 1)[1].terminated[0]
+        play(_set_clock(fresh, clock, [states, next_states]), 0, 1)[1].terminated[0]
         for clock in (states, next_states)
     )
     require(
@@ -250,7 +286,7 @@ def _check_played(env: Environment, played: _Played) -> None:
     is_before = num_over == 0
 
     def find(wrong: Any) -> int:
-        """The first step, counted from 1, at which something is wrong; 0 if it nowhere is."""
+        """Finds the first step, counted from 1, at which something is wrong; 0 if none is."""
         return int(np.argmax(wrong.any(axis=1))) + 1 if wrong.any() else 0
 
     wrong = (is_before | is_last) & ~played.in_space
@@ -281,28 +317,28 @@ def _check_played(env: Environment, played: _Played) -> None:
         "means the time limit and nothing else; return truncated=num_steps >= max_steps",
     )
     wrong = ~played.truncated & (steps >= env.max_steps)
-    late = find(wrong)
-    if not late:
+    if not wrong.any():
         return
+    late = find(wrong)
     lane = int(np.argmax(wrong[late - 1]))
     ended = find(over[: late - 1, lane : lane + 1])
+    too_late = f"truncated is False at step {late} of an episode, but max_steps is {env.max_steps}"
     require(
         ended == 0,
-        f"truncated is False at step {late} of an episode, but max_steps is {env.max_steps}. As "
-        f"the episode was over at step {ended}, env.step seems to start a new one by itself. "
-        f"{hint}, and truncated stays True from max_steps on",
+        f"{too_late}. As the episode was over at step {ended}, env.step seems to start a new one "
+        f"by itself. {hint}, and truncated stays True from max_steps on",
     )
     raise AssertionError(
-        f"truncated is False at step {late} of an episode, but max_steps is {env.max_steps}: count "
-        "the steps in the state and return truncated=num_steps >= max_steps, apart from terminated"
+        f"{too_late}: count the steps in the state and return truncated=num_steps >= max_steps, "
+        "apart from terminated"
     )
 
 
-def _with_clock(fresh: ArrayTree, clock: ArrayTree, two_times: list[ArrayTree]) -> ArrayTree:
-    """States `[lanes, ...]` with the clocks of other states, told by states of two times.
+def _set_clock(fresh: ArrayTree, clock: ArrayTree, two_times: list[ArrayTree]) -> ArrayTree:
+    """Puts the clocks of other states into fresh states `[lanes, ...]`.
 
-    A clock is a number that is the same in all lanes, whatever their keys and actions, and another
-    at another time.
+    A clock is a number that is the same in all lanes, whatever their keys and actions, and differs
+    between the states of two times.
     """
 
     def leaf(fresh: Array, clock: Array, one: Array, two: Array) -> Array:
@@ -314,10 +350,10 @@ def _with_clock(fresh: ArrayTree, clock: ArrayTree, two_times: list[ArrayTree]) 
     return jax.tree.map(leaf, fresh, clock, *two_times)
 
 
-def _differ(a: ArrayTree, b: ArrayTree) -> Array:
-    """`[]` whether two trees differ anywhere but in their PRNG keys."""
+def _tell_apart(a: ArrayTree, b: ArrayTree) -> Array:
+    """Tells `[]` whether two trees differ anywhere but in their PRNG keys."""
     differ = jnp.zeros((), bool)
-    for x, y in zip(without_keys(a), without_keys(b), strict=True):
+    for x, y in zip(drop_keys(a), drop_keys(b), strict=True):
         both_nan = (x != x) & (y != y)
         differ |= ((x != y) & ~both_nan).any()
     return differ

@@ -13,8 +13,9 @@ from typing import Any, Literal, NamedTuple, TypeVar
 import numpy as np
 
 Bootstrap = Literal["target", "online", "both", "none"]
-Rows = np.ndarray  # `[..., A]`, or `[...]` without the actions
 Loss = TypeVar("Loss", bound=Callable[..., Any])
+Rows = np.ndarray  # `[..., A]`, or `[...]` without the actions
+_ValueOf = Callable[[Rows], Rows]  # `[..., A] -> [...]`
 
 
 class FixedPoint(NamedTuple):
@@ -33,8 +34,13 @@ class FixedPoint(NamedTuple):
     near_misses: tuple[tuple[str, Any], ...] = ()
 
 
-def _at(q_values: Rows, action: Rows) -> Rows:
+def take_value(q_values: Rows, action: Rows) -> Rows:
+    """Takes the values `[...]` of actions `[...]` out of action values `[..., A]`."""
     return np.take_along_axis(q_values, np.expand_dims(action, -1), -1)[..., 0]
+
+
+def _find_highest(q_values: Rows) -> Rows:
+    return q_values.max(-1)
 
 
 def _logsumexp(x: Rows) -> Rows:
@@ -42,63 +48,54 @@ def _logsumexp(x: Rows) -> Rows:
     return highest + np.log(np.exp(x - np.expand_dims(highest, -1)).sum(-1))
 
 
-def _bellman(
-    name: str,
-    value: Callable[[Rows], Rows],
-    undiscounted: Callable[[Rows], Any] = lambda q_t: 0.0,
+def _make_bellman(
+    name: str, value: _ValueOf, undiscounted: Callable[[Rows], Any] = lambda q_t: 0.0
 ) -> FixedPoint:
-    def target(q_tm1: Rows, a_tm1: Rows, r_t: Rows, discount_t: Rows, q_t: Rows) -> Rows:
-        return r_t + discount_t * value(q_t) + undiscounted(q_t)
+    return FixedPoint(
+        name,
+        lambda q_tm1, a_tm1, r_t, discount_t, q_t: (
+            r_t + discount_t * value(q_t) + undiscounted(q_t)
+        ),
+    )
 
-    return FixedPoint(name, target)
 
-
-OPTIMAL = _bellman("optimal", lambda q_t: q_t.max(-1))
+OPTIMAL = _make_bellman("optimal", _find_highest)
 """The optimal values: Bellman's optimality equation."""
 
 
-RETURN = _bellman("return", lambda q_t: 0 * q_t.max(-1))
-"""The mean of `r_t`, for losses whose `r_t` is a whole return: nothing of time t is left."""
+RETURN = _make_bellman("return", lambda q_t: 0 * q_t.max(-1))
+"""The mean of `r_t`, for losses whose `r_t` is a whole return: they do not bootstrap."""
 
 
 def epsilon_greedy(epsilon: Any) -> FixedPoint:
     """Makes the values of a policy that is greedy but for a share `epsilon` of random actions."""
     name = f"epsilon_greedy({epsilon})"
-
-    made = _bellman(name, lambda q_t: (1 - epsilon) * q_t.max(-1) + epsilon * q_t.mean(-1))
-    return made._replace(
-        near_misses=(
-            (
-                "epsilon is shared by the other actions alone, epsilon / (A - 1) each: a random "
-                "action is drawn from all, epsilon / A each",
-                _bellman(
-                    name,
-                    lambda q_t: (
-                        (1 - epsilon) * q_t.max(-1)
-                        + epsilon * (q_t.sum(-1) - q_t.max(-1)) / (q_t.shape[-1] - 1)
-                    ),
-                ),
-            ),
-            (
-                "epsilon and 1 - epsilon are swapped",
-                _bellman(name, lambda q_t: epsilon * q_t.max(-1) + (1 - epsilon) * q_t.mean(-1)),
-            ),
-            (
-                "the random actions' values are summed: their mean belongs",
-                _bellman(name, lambda q_t: q_t.max(-1) + epsilon * (q_t.sum(-1) - q_t.max(-1))),
-            ),
-            (
-                "the highest value counts in full, and not 1 - epsilon times",
-                _bellman(name, lambda q_t: q_t.max(-1) + epsilon * q_t.mean(-1)),
-            ),
-        )
-    )
+    others: _ValueOf = lambda q_t: q_t.sum(-1) - q_t.max(-1)  # noqa: E731
+    mistakes: dict[str, _ValueOf] = {
+        "epsilon is shared by the other actions alone, epsilon / (A - 1) each: a random action is "
+        "drawn from all, epsilon / A each": (
+            lambda q_t: (1 - epsilon) * q_t.max(-1) + epsilon * others(q_t) / (q_t.shape[-1] - 1)
+        ),
+        "epsilon and 1 - epsilon are swapped": (
+            lambda q_t: epsilon * q_t.max(-1) + (1 - epsilon) * q_t.mean(-1)
+        ),
+        "the random actions' values are summed: their mean belongs": (
+            lambda q_t: q_t.max(-1) + epsilon * others(q_t)
+        ),
+        "the highest value counts in full, and not 1 - epsilon times": (
+            lambda q_t: q_t.max(-1) + epsilon * q_t.mean(-1)
+        ),
+    }
+    right = _make_bellman(name, lambda q_t: (1 - epsilon) * q_t.max(-1) + epsilon * q_t.mean(-1))
+    near_misses = ((wrong, _make_bellman(name, value)) for wrong, value in mistakes.items())
+    return right._replace(near_misses=tuple(near_misses))
 
 
 def soft(temperature: Any) -> FixedPoint:
-    """Makes the soft values: `temperature * log sum_a exp(q_t[a] / temperature)` for the maximum.
+    """Makes the soft values: `temperature * log sum_a exp(q_t[a] / temperature)`, not the maximum.
 
-    The function is long because it lists every near miss.
+    Args:
+      temperature: above 0, in the unit of the action values.
     """
 
     def policy_mean(q_t: Rows) -> Rows:
@@ -109,57 +106,42 @@ def soft(temperature: Any) -> FixedPoint:
     def entropy(q_t: Rows) -> Rows:
         return _logsumexp(q_t / temperature) - policy_mean(q_t) / temperature
 
-    def off(wrong: str, value: Callable[[Rows], Rows]) -> tuple[str, FixedPoint]:
-        return wrong, _bellman(f"soft({temperature}), off", value)
+    def value_of_plain_softmax(q_t: Rows) -> Rows:
+        policy = np.exp(q_t - np.expand_dims(_logsumexp(q_t), -1))
+        return (policy * q_t).sum(-1) * (1 - temperature) + temperature * _logsumexp(q_t)
 
-    made = _bellman(f"soft({temperature})", lambda q_t: temperature * _logsumexp(q_t / temperature))
-    return made._replace(
+    mistakes: dict[str, _ValueOf] = {
+        "the policy's entropy is missing (- temperature * log policy at obs_t)": policy_mean,
+        "the temperature is missing: it is 1": _logsumexp,
+        "q_t is not divided by the temperature": lambda q_t: temperature * _logsumexp(q_t),
+        "q_t is multiplied by the temperature where it is to be divided by it": (
+            lambda q_t: temperature * _logsumexp(q_t * temperature)
+        ),
+        "q_t is divided by the temperature, and its log-sum-exp is not multiplied by it": (
+            lambda q_t: _logsumexp(q_t / temperature)
+        ),
+        "the policy's entropy has the wrong sign": (
+            lambda q_t: policy_mean(q_t) - temperature * entropy(q_t)
+        ),
+        "the policy's entropy is not multiplied by the temperature": (
+            lambda q_t: policy_mean(q_t) + entropy(q_t)
+        ),
+        "the policy is the softmax of q_t without the temperature": value_of_plain_softmax,
+        "log A is taken off: it is the mean of the exponentials, and not their sum": (
+            lambda q_t: temperature * (_logsumexp(q_t / temperature) - np.log(q_t.shape[-1]))
+        ),
+        "it is a soft minimum: the sign of the temperature is wrong": (
+            lambda q_t: -temperature * _logsumexp(-q_t / temperature)
+        ),
+    }
+    off = f"soft({temperature}), off"
+    undiscounted = _make_bellman(off, policy_mean, lambda q_t: temperature * entropy(q_t))
+    return _make_bellman(
+        f"soft({temperature})", lambda q_t: temperature * _logsumexp(q_t / temperature)
+    )._replace(
         near_misses=(
-            off(
-                "the policy's entropy is missing (- temperature * log policy at obs_t)", policy_mean
-            ),
-            off("the temperature is missing: it is 1", _logsumexp),
-            off("q_t is not divided by the temperature", lambda q_t: temperature * _logsumexp(q_t)),
-            off(
-                "q_t is multiplied by the temperature where it is to be divided by it",
-                lambda q_t: temperature * _logsumexp(q_t * temperature),
-            ),
-            off(
-                "q_t is divided by the temperature, and its log-sum-exp is not multiplied by it",
-                lambda q_t: _logsumexp(q_t / temperature),
-            ),
-            off(
-                "the policy's entropy has the wrong sign",
-                lambda q_t: policy_mean(q_t) - temperature * entropy(q_t),
-            ),
-            off(
-                "the policy's entropy is not multiplied by the temperature",
-                lambda q_t: policy_mean(q_t) + entropy(q_t),
-            ),
-            off(
-                "the policy is the softmax of q_t without the temperature",
-                lambda q_t: (
-                    (np.exp(q_t - np.expand_dims(_logsumexp(q_t), -1)) * q_t).sum(-1)
-                    * (1 - temperature)
-                    + temperature * _logsumexp(q_t)
-                ),
-            ),
-            off(
-                "log A is taken off: it is the mean of the exponentials, and not their sum",
-                lambda q_t: temperature * (_logsumexp(q_t / temperature) - np.log(q_t.shape[-1])),
-            ),
-            off(
-                "it is a soft minimum: the sign of the temperature is wrong",
-                lambda q_t: -temperature * _logsumexp(-q_t / temperature),
-            ),
-            (
-                "the policy's entropy is not multiplied by discount_t",
-                _bellman(
-                    f"soft({temperature}), off",
-                    policy_mean,
-                    undiscounted=lambda q_t: temperature * entropy(q_t),
-                ),
-            ),
+            *((wrong, _make_bellman(off, value)) for wrong, value in mistakes.items()),
+            ("the policy's entropy is not multiplied by discount_t", undiscounted),
         )
     )
 
@@ -173,15 +155,18 @@ def munchausen(
     """
 
     def log_policy(q_values: Rows, a_tm1: Rows) -> Rows:
-        """Computes the log-policy times the temperature."""
-        return _at(q_values, a_tm1) - temperature * _logsumexp(q_values / temperature)
+        """Computes the temperature times the log-policy."""
+        return take_value(q_values, a_tm1) - temperature * _logsumexp(q_values / temperature)
 
     def clipped(log_policy: Rows) -> Rows:
         return np.clip(log_policy, log_policy_min, 0.0)
 
+    def right(q_tm1: Rows, a_tm1: Rows, q_t: Rows) -> Rows:
+        return clipped(log_policy(q_tm1, a_tm1))
+
     def make(
         inner: FixedPoint,
-        bonus: Callable[..., Rows],
+        bonus: Callable[..., Rows] = right,
         coefficient: Any = coefficient,
         is_discounted: bool = False,
     ) -> FixedPoint:
@@ -192,10 +177,7 @@ def munchausen(
 
         return FixedPoint(f"munchausen({inner.name}, {temperature}, {coefficient})", target)
 
-    def right(q_tm1: Rows, a_tm1: Rows, q_t: Rows) -> Rows:
-        return clipped(log_policy(q_tm1, a_tm1))
-
-    mistakes = {
+    mistakes: dict[str, Callable[..., Rows]] = {
         "the Munchausen bonus has the wrong sign": lambda q_tm1, a, q_t: -right(q_tm1, a, q_t),
         "the bonus's log-policy is not clipped": lambda q_tm1, a, q_t: log_policy(q_tm1, a),
         "the bonus's log-policy is not multiplied by the temperature": (
@@ -205,7 +187,7 @@ def munchausen(
             lambda q_tm1, a, q_t: temperature * clipped(log_policy(q_tm1, a) / temperature)
         ),
         "the bonus's log-policy is that of action values without a temperature": (
-            lambda q_tm1, a, q_t: clipped(temperature * (_at(q_tm1, a) - _logsumexp(q_tm1)))
+            lambda q_tm1, a, q_t: clipped(temperature * (take_value(q_tm1, a) - _logsumexp(q_tm1)))
         ),
         "the bonus's log-policy is averaged over the actions: it is that of a_tm1": (
             lambda q_tm1, a, q_t: clipped(
@@ -219,14 +201,14 @@ def munchausen(
             lambda q_tm1, a, q_t: clipped(log_policy(q_t, a))
         ),
     }
-    return make(fixed_point, right)._replace(
+    return make(fixed_point)._replace(
         near_misses=(
             ("the Munchausen bonus is missing", fixed_point),
-            ("the bonus is not multiplied by the coefficient", make(fixed_point, right, 1.0)),
-            ("the bonus is discounted", make(fixed_point, right, is_discounted=True)),
+            ("the bonus is not multiplied by the coefficient", make(fixed_point, coefficient=1.0)),
+            ("the bonus is discounted", make(fixed_point, is_discounted=True)),
             *((wrong, make(fixed_point, bonus)) for wrong, bonus in mistakes.items()),
-            *((wrong, make(inner, right)) for wrong, inner in fixed_point.near_misses),
-            (f"the maximum stands in the place of {fixed_point.name}", make(OPTIMAL, right)),
+            *((wrong, make(inner)) for wrong, inner in fixed_point.near_misses),
+            (f"the maximum stands in the place of {fixed_point.name}", make(OPTIMAL)),
         )
     )
 
@@ -235,27 +217,27 @@ def persistent(coefficient: Any) -> FixedPoint:
     """Makes the values of `purejaxdqn.losses.persistent_advantage_learning_loss`."""
 
     def make(
-        gap: Callable[[Rows, Rows], Rows],
+        gap: Callable[[Rows, Rows], Rows] = np.minimum,
         factor: Any = coefficient,
-        best: Callable[[Rows], Rows] = lambda q_values: q_values.max(-1),
+        best: _ValueOf = _find_highest,
         is_discounted: bool = False,
     ) -> FixedPoint:
         def target(q_tm1: Rows, a_tm1: Rows, r_t: Rows, discount_t: Rows, q_t: Rows) -> Rows:
-            gap_tm1, gap_t = (best(q) - _at(q, a_tm1) for q in (q_tm1, q_t))
+            gap_tm1, gap_t = (best(q) - take_value(q, a_tm1) for q in (q_tm1, q_t))
             lost = factor * gap(gap_tm1, np.where(discount_t > 0, gap_t, 0.0))
             lost = discount_t * lost if is_discounted else lost
             return r_t + discount_t * q_t.max(-1) - lost
 
         return FixedPoint(f"persistent({coefficient})", target)
 
-    return make(np.minimum)._replace(
+    return make()._replace(
         near_misses=(
-            ("the gaps have the wrong sign", make(np.minimum, -coefficient)),
-            ("the gap is not multiplied by the coefficient", make(np.minimum, 1.0)),
-            ("the gap is discounted", make(np.minimum, is_discounted=True)),
+            ("the gaps have the wrong sign", make(factor=-coefficient)),
+            ("the gap is not multiplied by the coefficient", make(factor=1.0)),
+            ("the gap is discounted", make(is_discounted=True)),
             (
                 "the gaps are those to the mean action value and not to the highest",
-                make(np.minimum, best=lambda q_values: q_values.mean(-1)),
+                make(best=lambda q_values: q_values.mean(-1)),
             ),
             ("the larger gap counts and not the smaller", make(np.maximum)),
             ("the gap at obs_tm1 alone counts (advantage learning)", make(lambda now, _: now)),

@@ -1,21 +1,20 @@
-"""Checks of a network."""
+"""Checks that a network keeps its contract."""
 
 from __future__ import annotations
 
+import functools
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 
-from purejaxdqn.testing.common import (
-    COMPILABLE,
-    describe,
-    largest,
-    output_types,
+from purejaxdqn.testing.compiled_functions import COMPILABLE, Program, find_types, to_numpy
+from purejaxdqn.testing.requirements import (
+    describe_type,
+    find_largest,
     require,
     require_close,
     require_finite,
-    run,
 )
 from purejaxdqn.types import Array, Network, Params
 
@@ -31,7 +30,7 @@ def check_network(network: Network[Any], key: Array, obs: Array, num_actions: in
     - It works under `jit`, `vmap` (over observations and over weights) and `grad`.
     - `action_values` gives one finite float for each action.
     - Its noise is the key's; without a key there is none.
-    - What it makes of an observation does not depend on the others in a batch.
+    - The values of an observation do not depend on the others in a batch.
     - Different keys give different weights.
 
     Args:
@@ -44,19 +43,8 @@ def check_network(network: Network[Any], key: Array, obs: Array, num_actions: in
       AssertionError: if something is wrong.
     """
     obs = jnp.asarray(obs)
-
-    def values(params: Params, obs: Array, key: Array | None = None) -> Array:
-        return network.action_values(network.apply(params, obs, key))
-
-    params = output_types("network.init", _ONE_OBSERVATION, network.init, key, obs)
-    for name, noise in (("without a key", None), ("with a key", key)):
-        found = output_types(f"network.apply {name}", _ONE_OBSERVATION, values, params, obs, noise)
-        require(
-            getattr(found, "shape", None) == (num_actions,)
-            and jnp.issubdtype(found.dtype, jnp.floating),
-            f"action_values gives {describe(found)} for one observation {name}: it must give "
-            f"float32[{num_actions}], one number for each action",
-        )
+    values = functools.partial(_values, network)
+    _check_types(network, key, obs, num_actions)
 
     def examine(init_keys: Array, noise_key: Array) -> Any:
         weights = jax.vmap(network.init, in_axes=(0, None))(init_keys, obs)
@@ -72,7 +60,8 @@ def check_network(network: Network[Any], key: Array, obs: Array, num_actions: in
         }
 
     *init_keys, noise_key = jax.random.split(key, 3)
-    found = run("the network", _ONE_OBSERVATION, examine, jnp.stack(init_keys), noise_key)
+    program = Program("the network", _ONE_OBSERVATION, examine)
+    found = to_numpy(program(jnp.stack(init_keys), noise_key))
     require_finite(found["weights"], "the network's weights after network.init")
     require_finite(found["alone"], "action_values without a key")
     require_finite(found["noisy"], "action_values with a key")
@@ -89,6 +78,23 @@ def check_network(network: Network[Any], key: Array, obs: Array, num_actions: in
         )
     require_finite(found["gradient"], "the gradient of the action values")
     require(
-        largest(found["gradient"]) > 0,
+        find_largest(found["gradient"]) > 0,
         "no gradient reaches the weights, so that nothing would be learned",
     )
+
+
+def _values(network: Network[Any], params: Params, obs: Array, key: Array | None = None) -> Array:
+    return network.action_values(network.apply(params, obs, key))
+
+
+def _check_types(network: Network[Any], key: Array, obs: Array, num_actions: int) -> None:
+    values = functools.partial(_values, network)
+    params = find_types("network.init", _ONE_OBSERVATION, network.init, key, obs)
+    for name, noise in (("without a key", None), ("with a key", key)):
+        found = find_types(f"network.apply {name}", _ONE_OBSERVATION, values, params, obs, noise)
+        require(
+            getattr(found, "shape", None) == (num_actions,)
+            and jnp.issubdtype(found.dtype, jnp.floating),
+            f"action_values gives {describe_type(found)} for one observation {name}: it must give "
+            f"float32[{num_actions}], one number for each action",
+        )

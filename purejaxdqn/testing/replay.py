@@ -1,4 +1,4 @@
-"""Checks of a replay."""
+"""Checks that a replay keeps its contract."""
 
 from __future__ import annotations
 
@@ -12,28 +12,24 @@ import jax.numpy as jnp
 import numpy as np
 
 from purejaxdqn.replay import n_step_transition
-from purejaxdqn.testing.common import (
-    COMPILABLE,
-    Program,
-    on_host,
-    output_types,
-    require,
-    require_same_types,
-)
-from purejaxdqn.testing.draws import check_draws
-from purejaxdqn.testing.probes import MAX_STEPS, NUM_OBS
-from purejaxdqn.testing.report import Check, Report, attempt
-from purejaxdqn.testing.windows import probe_checks, random_stream, solve
+from purejaxdqn.testing.compiled_functions import COMPILABLE, Program, find_types, to_numpy
+from purejaxdqn.testing.replay_draws import check_draws
+from purejaxdqn.testing.report import Check, Report, attempt, print_and_raise, without_printing
+from purejaxdqn.testing.requirements import require, require_same_types
+from purejaxdqn.testing.tabular.probe_environment import MAX_STEPS, NUM_OBS
+from purejaxdqn.testing.tabular.probe_values import check_probes, play_probes, solve_values
 from purejaxdqn.types import Array, ArrayTree, Replay, Sample, Step, Transition, Window, run_axes
 
 MakeReplay = Callable[[int, int, int], Replay]  # capacity, batch_size, time_limit
 
-_OBS_SHAPE = (2, 3, 5)  # so peculiar that what ends in it holds observations
+_OBS_SHAPE = (2, 3, 5)  # unusual, so that arrays of observations are recognised by it
 _BATCH_SIZE = 16
 _DISCOUNT = 0.9  # of the values that are learned
 _NUM_STEPS = 3  # for which window_at is asked
+_PROBE_ROWS = 400
 
 
+@print_and_raise
 def check_replay(
     make_replay: MakeReplay, key: Array | None = None, *, num_envs: int = 3, n_step: int = 1
 ) -> Report:
@@ -55,6 +51,8 @@ def check_replay(
     - From its samples, with `n_step_transition`, the values of five probe environments come out as
       they are known: no time limit is learned as a death, no window reaches across episodes.
 
+    `replay_report` has the same arguments, and neither prints nor raises.
+
     Args:
       make_replay: `(capacity, batch_size, time_limit) -> Replay`, such as `uniform_replay`, or
         `lambda *sizes: n_step_replay(uniform_replay(*sizes), 3)`.
@@ -68,76 +66,61 @@ def check_replay(
     Raises:
       CheckError: an AssertionError with the message of every failure; its `report` has the rows.
     """
-    report = replay_report(make_replay, key, num_envs=num_envs, n_step=n_step)
-    report.print()
-    return report.raise_if_failed()
-
-
-def replay_report(
-    make_replay: MakeReplay, key: Array | None = None, *, num_envs: int = 3, n_step: int = 1
-) -> Report:
-    """Makes the report of `check_replay`, without printing or raising; same arguments."""
     key = jax.random.key(0) if key is None else key
     name = getattr(make_replay, "__qualname__", None) or repr(make_replay)
 
-    def types() -> str:
+    def check_types() -> str:
         replay = make_replay(_BATCH_SIZE * num_envs, _BATCH_SIZE, 5)
-        _check_replay_types(replay, num_envs, key, n_step)
-        return ""
+        return _check_types(replay, num_envs, key, n_step)
 
-    def contents(max_rows: int, time_limit: int) -> str:
-        # Batches that the replay holds when it is emptiest, for those without replacement.
+    def check_content(max_rows: int, time_limit: int) -> str:
+        # A replay without replacement holds at least one such batch when it is first sampled.
         replay = make_replay(max_rows * num_envs, 2 * num_envs, time_limit)
-        steps = _stream(29, num_envs, time_limit)
-        _check_replay_content(replay, steps, jax.random.split(key, 64), max_rows, n_step)
-        return f"{max_rows} rows"
+        steps = _draw_steps(29, num_envs, time_limit)
+        return _check_content(replay, steps, jax.random.split(key, 64), max_rows, n_step)
 
-    def draws() -> str:
+    def check_frequencies() -> str:
         figures = []
         for max_rows, num_steps in ((16, 10), (8, 21)):  # not yet full, and wrapped around
             replay = make_replay(max_rows * num_envs, 2 * num_envs, 3)
-            steps = _stream(num_steps, num_envs, 3)
+            steps = _draw_steps(num_steps, num_envs, 3)
             num_held = min(max_rows, num_steps) * num_envs
             figures.append(check_draws(replay, steps, key, num_held))
         return figures[-1]
 
-    def in_place() -> str:
-        _check_in_place(make_replay, num_envs)
-        return ""
-
-    checks = [attempt("shapes and dtypes", types)]
+    checks = [attempt("shapes and dtypes", check_types)]
     if not checks[0].passed:
         return Report(name, tuple(checks))
-    checks.append(attempt("what was added is sampled", lambda: contents(8, 3)))
-    checks.append(attempt("with a time limit of one step", lambda: contents(4, 1)))
-    checks.append(attempt("probabilities and priorities", draws))
-    checks.append(attempt("written in place", in_place))
     values: list[Check] = []
 
-    def play() -> str:
-        values.extend(_probe_checks(make_replay, key, num_envs, n_step))
+    def check_values() -> str:
+        values.extend(_check_probes(make_replay, key, num_envs, n_step))
         return ""
 
-    checks.append(attempt("the probes are sampled", play))
+    checks += [
+        attempt("what was added is sampled", lambda: check_content(8, 3)),
+        attempt("with a time limit of one step", lambda: check_content(4, 1)),
+        attempt("probabilities and priorities", check_frequencies),
+        attempt("written in place", lambda: _check_in_place(make_replay, num_envs)),
+        attempt("the probes are sampled", check_values),
+    ]
     return Report(name, (*checks, *values))
 
 
-_PROBE_ROWS = 400
+replay_report = without_printing(check_replay)
 
 
-def _probe_checks(make_replay: MakeReplay, key: Array, num_envs: int, n_step: int) -> list[Check]:
+def _check_probes(make_replay: MakeReplay, key: Array, num_envs: int, n_step: int) -> list[Check]:
     """Learns the values of the probes from samples, and compares them with the known ones."""
-    stream = random_stream(_PROBE_ROWS, num_envs)
+    stream = play_probes(_PROBE_ROWS, num_envs)
     capacity = _PROBE_ROWS * num_envs
     replay = make_replay(capacity, capacity, MAX_STEPS)
     one_hot = np.eye(NUM_OBS, dtype=np.float32)
-    fields: Any = (
-        one_hot[stream.obs],
-        stream.action.astype(np.int32),
-        *(stream.reward, stream.terminated, stream.truncated),
-        one_hot[stream.next_obs],
+    steps: Any = stream._replace(
+        obs=one_hot[stream.obs],
+        action=stream.action.astype(np.int32),
+        next_obs=one_hot[stream.next_obs],
     )
-    steps = Step._make(fields)
 
     def sampled(keys: Array) -> Transition:
         first = jax.tree.map(lambda x: jnp.asarray(x[0]), steps)
@@ -148,13 +131,13 @@ def _probe_checks(make_replay: MakeReplay, key: Array, num_envs: int, n_step: in
         to_transition = functools.partial(n_step_transition, discount=_DISCOUNT)
         return jax.vmap(jax.vmap(to_transition))(windows)
 
-    batches = on_host(jax.jit(sampled)(jax.random.split(key, 4)))
+    batches = to_numpy(jax.jit(sampled)(jax.random.split(key, 4)))
     flat = jax.tree.map(lambda x: x.reshape(-1, *x.shape[2:]), batches)
     numbers = (flat.obs_tm1.argmax(1), flat.a_tm1, flat.r_t, flat.discount_t, flat.obs_t.argmax(1))
-    return probe_checks(solve(*numbers), _DISCOUNT, n_step)
+    return check_probes(solve_values(*numbers), _DISCOUNT, n_step)
 
 
-def _stream(num_steps: int, num_envs: int, time_limit: int) -> Step:
+def _draw_steps(num_steps: int, num_envs: int, time_limit: int) -> Step:
     """Makes random steps `[T, E, ...]`; each observation holds a number that no other one does.
 
     Episodes follow each other; both flags also come together; each environment is truncated at
@@ -180,7 +163,7 @@ def _stream(num_steps: int, num_envs: int, time_limit: int) -> Step:
     return Step._make(fields)
 
 
-def _window_types(n_step: int, *batch: int) -> Window:
+def _list_window_types(n_step: int, *batch: int) -> Window:
     """Lists the shapes and dtypes of a window of steps with uint8 observations."""
 
     def array(dtype: Any, *shape: int) -> Any:
@@ -191,23 +174,23 @@ def _window_types(n_step: int, *batch: int) -> Window:
     return Window(obs, action, reward, flags, flags, flags, obs)
 
 
-def _check_replay_types(replay: Replay, num_envs: int, key: Array, n_step: int) -> None:
+def _check_types(replay: Replay, num_envs: int, key: Array, n_step: int) -> str:
     def array(*shape: int, dtype: Any) -> Any:
         return jax.ShapeDtypeStruct(shape, dtype)
 
     obs, flag = array(num_envs, *_OBS_SHAPE, dtype=jnp.uint8), array(num_envs, dtype=bool)
     action = array(num_envs, dtype=jnp.int32)
     step = Step(obs, action, array(num_envs, dtype=jnp.float32), flag, flag, obs)
-    state = output_types("Replay.init", COMPILABLE, replay.init, step)
-    added = output_types("Replay.add", COMPILABLE, replay.add, state, step)
-    sample = output_types("Replay.sample", COMPILABLE, replay.sample, added, key)
+    state = find_types("Replay.init", COMPILABLE, replay.init, step)
+    added = find_types("Replay.add", COMPILABLE, replay.add, state, step)
+    sample = find_types("Replay.sample", COMPILABLE, replay.sample, added, key)
     require(
         isinstance(sample, Sample) and isinstance(sample.window, Window),
         f"Replay.sample gives {sample!r}: it must give a Sample of a Window",
     )
     action, number = (array(_BATCH_SIZE, dtype=dtype) for dtype in (jnp.int32, jnp.float32))
     require_same_types(
-        Sample(_window_types(n_step, _BATCH_SIZE), action, number),
+        Sample(_list_window_types(n_step, _BATCH_SIZE), action, number),
         sample,
         f"a batch of {_BATCH_SIZE} windows of {n_step} steps (n_step) with uint8 observations has "
         "the wrong types",
@@ -215,8 +198,8 @@ def _check_replay_types(replay: Replay, num_envs: int, key: Array, n_step: int) 
     )
     if window_at := replay.window_at:
         require_same_types(
-            _window_types(_NUM_STEPS),
-            output_types(
+            _list_window_types(_NUM_STEPS),
+            find_types(
                 "Replay.window_at",
                 COMPILABLE,
                 lambda state, index: window_at(state, index, _NUM_STEPS),
@@ -225,7 +208,7 @@ def _check_replay_types(replay: Replay, num_envs: int, key: Array, n_step: int) 
             f"Replay.window_at of {_NUM_STEPS} steps gives the wrong types",
             "give ONE window of so many steps, in the dtypes in which they were added",
         )
-    updated = output_types("Replay.update", COMPILABLE, replay.update, added, action, number)
+    updated = find_types("Replay.update", COMPILABLE, replay.update, added, action, number)
     for name, new in (("add", added), ("update", updated)):
         require_same_types(
             state,
@@ -233,11 +216,10 @@ def _check_replay_types(replay: Replay, num_envs: int, key: Array, n_step: int) 
             f"Replay.{name} changes the types of the state, so that scan cannot carry it",
             "keep every shape and dtype",
         )
+    return ""
 
 
-def _check_replay_content(
-    replay: Replay, steps: Step, keys: Array, max_rows: int, n_step: int
-) -> None:
+def _check_content(replay: Replay, steps: Step, keys: Array, max_rows: int, n_step: int) -> str:
     def examine(keys: Array, steps: Step, num_steps: Array) -> tuple[Sample, Window | None]:
         def unwritten(x: Array) -> Array:
             holds_obs = x.shape[-len(_OBS_SHAPE) :] == _OBS_SHAPE
@@ -257,7 +239,7 @@ def _check_replay_content(
     program = Program("init, add and sample of a replay", COMPILABLE, examine)
     for num_steps in (max_rows - 2, len(steps.action)):
         added = Step._make(x[:num_steps] for x in steps)
-        samples, longer = on_host(program(keys, steps, num_steps))
+        samples, longer = to_numpy(program(keys, steps, num_steps))
         _check_samples(samples, added, max_rows, n_step)
         if longer is not None:
             asked = f"that window_at gave for {_NUM_STEPS} steps, "
@@ -267,6 +249,7 @@ def _check_replay_content(
                 "start at the entry that Sample.indices names",
             )
             _check_samples(samples._replace(window=longer), added, max_rows, _NUM_STEPS, asked)
+    return f"{max_rows} rows"
 
 
 def _count_steps(steps: Step, start: tuple[int, int], n_step: int) -> int:
@@ -349,11 +332,11 @@ def _check_window(
     )
 
 
-def _check_in_place(make_replay: MakeReplay, num_envs: int) -> None:
+def _check_in_place(make_replay: MakeReplay, num_envs: int) -> str:
     """Compiles, but does not run, `add` for several runs at once, as a sweep trains them."""
     num_runs, max_rows = 2, 4096
     replay = make_replay(max_rows * num_envs, _BATCH_SIZE, 5)
-    steps = _stream(6, num_envs, 5)
+    steps = _draw_steps(6, num_envs, 5)
     state = jax.eval_shape(replay.init, jax.tree.map(lambda x: jnp.asarray(x[0]), steps))
     axes = run_axes(state)
 
@@ -390,3 +373,4 @@ def _check_in_place(make_replay: MakeReplay, num_envs: int) -> None:
         f"ring of {ring}. Write with jax.lax.dynamic_update_slice, and read what the write "
         "replaces before it, not after",
     )
+    return ""

@@ -1,21 +1,25 @@
-"""What a check says: a table with a row a check, its figure, and what is wrong."""
+"""Reports of checks: a table with a row a check, its figure, and what is wrong."""
 
 from __future__ import annotations
 
+import functools
+import inspect
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import NamedTuple, ParamSpec
 
 from rich.table import Table
 from rich.text import Text
 
 from purejaxdqn.runtime.console import make_console
 
+P = ParamSpec("P")
+
 
 class Check(NamedTuple):
-    """One row.
+    """One row of a report.
 
     Attributes:
-      name: what was looked at.
+      name: what was checked.
       passed: whether it holds; None where it was not judged.
       figure: what was measured.
       message: what is wrong and the remedy, or why it was not judged; empty where it holds.
@@ -28,7 +32,7 @@ class Check(NamedTuple):
 
 
 class CheckError(AssertionError):
-    """What was checked is not sound; `report` says why."""
+    """Says what is wrong with a component; `report` has all rows."""
 
     def __init__(self, report: Report) -> None:
         self.report = report
@@ -37,28 +41,23 @@ class CheckError(AssertionError):
 
 
 class Report(NamedTuple):
-    """All rows of one component.
-
-    Attributes:
-      subject: what was checked.
-      checks: the rows.
-    """
+    """All rows of one component, which `subject` names."""
 
     subject: str
     checks: tuple[Check, ...]
 
     @property
     def passed(self) -> bool:
-        """Whether nothing was found."""
+        """Whether no row failed."""
         return not self.failures
 
     @property
     def failures(self) -> tuple[Check, ...]:
-        """The rows that found something."""
+        """The rows that failed."""
         return tuple(check for check in self.checks if check.passed is False)
 
     def print(self) -> None:
-        """Prints the table, then what each failure says."""
+        """Prints the table, then the message of each row that has one."""
         verdict = {True: ("pass", "green"), False: ("FAIL", "bold red"), None: ("-", "dim")}
         table = Table("check", "", "figure", title=Text(self.subject), title_justify="left")
         for check in self.checks:
@@ -71,20 +70,40 @@ class Report(NamedTuple):
                 console.print(Text(f"{check.name}: ", verdict[check.passed][1]) + check.message)
 
     def raise_if_failed(self) -> Report:
-        """Gives itself back where nothing was found.
-
-        Raises:
-          CheckError: an AssertionError with the message of every failure.
-        """
+        """Returns itself, or raises a `CheckError` if a row failed."""
         if not self.passed:
             raise CheckError(self)
         return self
 
 
-def attempt(name: str, look: Callable[[], str]) -> Check:
-    """A row: `look` gives the figure, and raises where something is wrong."""
+def print_and_raise(make_report: Callable[P, Report]) -> Callable[P, Report]:
+    """Decorates a function that returns a report: it also prints it, and raises if a row failed."""
+
+    @functools.wraps(make_report)
+    def check(*args: P.args, **kwargs: P.kwargs) -> Report:
+        report = make_report(*args, **kwargs)
+        report.print()
+        return report.raise_if_failed()
+
+    return check
+
+
+def without_printing(check: Callable[P, Report]) -> Callable[P, Report]:
+    """Returns the function that `print_and_raise` decorated."""
+    return inspect.unwrap(check)
+
+
+def attempt(name: str, look: Callable[[], str | None], why_not: str = "") -> Check:
+    """Makes a row.
+
+    Args:
+      name: what is checked.
+      look: returns the figure, or None where the row cannot be judged; raises what is wrong.
+      why_not: the message where it is not judged.
+    """
     try:
-        return Check(name, True, look())
+        figure = look()
+        return Check(name, None, "", why_not) if figure is None else Check(name, True, figure)
     except AssertionError as error:
         figure, message = error.args if len(error.args) == 2 else ("", str(error))
     except Exception as error:
@@ -93,7 +112,7 @@ def attempt(name: str, look: Callable[[], str]) -> Check:
 
 
 def expect(condition: object, figure: str, message: str) -> str:
-    """The figure of a row, or its failure with figure and message."""
+    """Returns the figure of a row, or fails with figure and message unless a condition holds."""
     if not condition:
         raise AssertionError(figure, message)
     return figure

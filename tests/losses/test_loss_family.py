@@ -27,7 +27,7 @@ from purejaxdqn.losses import (
     soft_q_learning,
 )
 from purejaxdqn.losses.q_learning import softmax_log_policy
-from purejaxdqn.testing.contract import check_contract
+from purejaxdqn.testing.losses.interface import check_interface
 from purejaxdqn.types import (
     Categorical,
     LossOutput,
@@ -254,7 +254,7 @@ class TestEveryLoss:
     def test_contract(self, name):
         """Compiled, keys used once, no gradient to the target, nothing after a termination."""
         loss_fn, network = ALL_LOSSES[name]
-        checks = check_contract(loss_fn, network, None, learns_next_obs=False)
+        checks = check_interface(loss_fn, network, None, learns_next_obs=False)
         assert [check for check in checks if check.passed is not True] == []
 
     @pytest.mark.parametrize("name", ["C51", "QR", "IQN", "M-DQN", "M-IQN", "PAL"])

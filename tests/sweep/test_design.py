@@ -127,11 +127,11 @@ def test_values_as_text(name, text, value):
 
 
 def test_distributions_as_text():
-    assert parse(settings_of(DQNConfig)["discount"], "uniform:0.9:1").support() == (0.9, 1.0)
-    assert parse(settings_of(DQNConfig)["learning_rate"], "loguniform:1e-5:1e-2").support() == (
-        1e-5,
-        1e-2,
-    )
+    discount, rate = (settings_of(DQNConfig)[name] for name in ("discount", "learning_rate"))
+    assert parse(discount, "uniform:0.9:1", may_be_drawn=True).support() == (0.9, 1.0)
+    assert parse(rate, "loguniform:1e-5:1e-2", may_be_drawn=True).support() == (1e-5, 1e-2)
+    with pytest.raises(ConfigError, match=r"discount \('uniform:0.9:1'\) must be a number$"):
+        parse(discount, "uniform:0.9:1")
 
 
 @given(
@@ -175,9 +175,11 @@ def test_settings_of_a_class_of_ones_own_are_found_by_its_name_or_have_to_be_giv
         pass
 
     text = config_to_json(Hidden())
-    with pytest.raises(ConfigError, match=r"Hidden cannot be imported: give it"):
-        config_from_json(text)
-    assert config_from_json(text, Hidden) == Hidden()
+    assert config_from_json(text) == config_from_json(text, Hidden) == Hidden()
+    unused = text.replace("Hidden", "Unused")
+    with pytest.raises(ConfigError, match=r"Unused is not known here: import the module"):
+        config_from_json(unused)
+    assert config_from_json(unused, Hidden) == Hidden()
     with pytest.raises(ConfigError, match="DQNConfig has no bonus"):
         config_from_json(text, DQNConfig)
 

@@ -1,13 +1,14 @@
-"""What is learned of the probes where transitions are made wrongly, by brute force in NumPy."""
+"""Finds the values that the probes have where transitions are made wrongly, in plain NumPy."""
 
 from __future__ import annotations
 
 import functools
-from typing import NamedTuple
+from typing import Any
 
 import numpy as np
 
-from purejaxdqn.testing.probes import (
+from purejaxdqn.testing.report import Check
+from purejaxdqn.testing.tabular.probe_environment import (
     FOLLOWING,
     IS_END,
     MAX_STEPS,
@@ -16,9 +17,9 @@ from purejaxdqn.testing.probes import (
     PROBES,
     REWARD,
     STARTS,
-    known_values,
+    compute_known_values,
 )
-from purejaxdqn.testing.report import Check
+from purejaxdqn.types import Step
 
 _NO_END = "a terminal transition bootstraps: discount_t must be 0 where the episode terminated"
 MISTAKES = {
@@ -34,19 +35,12 @@ MISTAKES = {
 }
 
 
-class Stream(NamedTuple):
-    """Steps `[T, E]` of the probes under random actions; observations by their numbers."""
+def play_probes(num_steps: int, num_envs: int) -> Step:
+    """Plays episodes of all probes one after another, the same each time.
 
-    obs: np.ndarray
-    action: np.ndarray
-    reward: np.ndarray
-    terminated: np.ndarray
-    truncated: np.ndarray
-    next_obs: np.ndarray
-
-
-def random_stream(num_steps: int, num_envs: int) -> Stream:
-    """Episodes one after another, the same each time."""
+    Returns:
+      A `Step` of NumPy arrays `[T, E]`, with numbers for observations.
+    """
     rng = np.random.default_rng(0)
     starts = np.concatenate([STARTS[name] for name in PROBES])
     rows = []
@@ -59,19 +53,21 @@ def random_stream(num_steps: int, num_envs: int) -> Stream:
         ended = row[3] | row[4]
         number = np.where(ended, rng.choice(starts, num_envs), FOLLOWING[number])
         since = np.where(ended, 0, since)
-    return Stream(*(np.array(x) for x in zip(*rows, strict=True)))
+    fields: Any = (np.array(x) for x in zip(*rows, strict=True))
+    return Step._make(fields)
 
 
-def solve(
+def solve_values(
     obs_tm1: np.ndarray,
     a_tm1: np.ndarray,
     r_t: np.ndarray,
     discount_t: np.ndarray,
     obs_t: np.ndarray,
 ) -> np.ndarray:
-    """`[observations, A]` the values that equal their own mean targets over transitions `[N]`.
+    """Finds the values `[observations, A]` that equal their own mean targets.
 
-    NaN for what was never done; values that do not settle grow large.
+    The transitions are `[N]`. Actions that were never taken have NaN; values that do not settle
+    grow large.
     """
     shape = (NUM_OBS, NUM_ACTIONS)
     count = np.zeros(shape)
@@ -85,9 +81,9 @@ def solve(
 
 
 @functools.cache
-def learned_with(mistake: str, discount: float, n_step: int) -> np.ndarray:
-    """`[observations, A]` what is learned with one of `MISTAKES`, or "" with none."""
-    stream = random_stream(3000, 1)
+def find_values(mistake: str, discount: float, n_step: int) -> np.ndarray:
+    """Finds the values `[observations, A]` that one of `MISTAKES` leads to; "" stands for none."""
+    stream = play_probes(3000, 1)
     rows = []
     for t in range(len(stream.obs) - n_step):
         m, end = n_step, t + n_step - 1
@@ -107,14 +103,14 @@ def learned_with(mistake: str, discount: float, n_step: int) -> np.ndarray:
         if mistake in follows and follows[mistake][end, 0]:
             obs_t = stream.obs[end + 1, 0]
         rows.append((stream.obs[t, 0], stream.action[t, 0], r_t, discount_t, obs_t))
-    return solve(*(np.array(x) for x in zip(*rows, strict=True)))
+    return solve_values(*(np.array(x) for x in zip(*rows, strict=True)))
 
 
 def name_mistake(learned: np.ndarray, discount: float, n_step: int) -> str:
-    """The mistake whose values are nearest to those `[observations, A]` that were learned."""
+    """Names the mistake whose values are nearest to those `[observations, A]` that were learned."""
 
     def distance(mistake: str) -> float:
-        expected = learned_with(mistake, discount, n_step)
+        expected = find_values(mistake, discount, n_step)
         difference = np.abs(np.clip(learned, -100, 100) - np.clip(expected, -100, 100))
         return float(np.nanmean(np.where(np.isfinite(learned), difference, 100)))
 
@@ -124,9 +120,9 @@ def name_mistake(learned: np.ndarray, discount: float, n_step: int) -> str:
     )
 
 
-def probe_checks(learned: np.ndarray, discount: float, n_step: int) -> list[Check]:
-    """A row for each probe, by the values `[observations, A]` that were learned."""
-    known = known_values(discount)
+def check_probes(learned: np.ndarray, discount: float, n_step: int) -> list[Check]:
+    """Makes a row for each probe from the values `[observations, A]` that were learned."""
+    known = compute_known_values(discount)
     checks = []
     for name, numbers in PROBES.items():
         rows = list(numbers)

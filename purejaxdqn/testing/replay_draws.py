@@ -1,4 +1,4 @@
-"""Whether a replay draws as often as it says, and by the priorities that it was given."""
+"""Checks that a replay draws as often as it says, and by the priorities that it was given."""
 
 from __future__ import annotations
 
@@ -8,7 +8,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from purejaxdqn.testing.common import on_host, require
+from purejaxdqn.testing.compiled_functions import to_numpy
+from purejaxdqn.testing.requirements import require
 from purejaxdqn.types import Array, Replay, Sample, Step
 
 _NUM_BATCHES = 512
@@ -18,17 +19,8 @@ _SIGMAS = 6.0
 def check_draws(replay: Replay, steps: Step, key: Array, num_held: int) -> str:
     """Compares how often entries are drawn with `Sample.probabilities`, before and after updates.
 
-    Args:
-      replay: what is checked; it holds `num_held` entries once all steps were added.
-      steps: `[T, E, ...]` to add.
-      key: `[]` PRNG key.
-      num_held: as it says.
-
-    Returns:
-      The figure of the row.
-
-    Raises:
-      AssertionError: if something is found.
+    The replay holds `num_held` entries once all steps `[T, E, ...]` were added. Returns the figure
+    of the row.
     """
     keys_before, keys_after = jax.random.split(key, 2 * _NUM_BATCHES).reshape(2, _NUM_BATCHES)
 
@@ -42,19 +34,18 @@ def check_draws(replay: Replay, steps: Step, key: Array, num_held: int) -> str:
     sample = jax.jit(jax.vmap(replay.sample, in_axes=(None, 0)))
     update = jax.jit(replay.update)
     state = fill(jax.tree.map(jnp.asarray, steps))
-    drawn: Sample = on_host(sample(state, keys_before))
-    _compare(drawn, num_held, "")
-    before = _by_index(drawn)
-    # Each entry its own priority, whatever the order of the indices; a batch at a time.
-    entries = np.array(sorted(before))
+    drawn: Sample = to_numpy(sample(state, keys_before))
+    _compare_counts(drawn, num_held, "")
+    # Gives each entry a priority of its own, unrelated to its index; a batch at a time.
+    entries = np.unique(drawn.indices)
     priorities = 1.0 + np.random.default_rng(9).permutation(len(entries)).astype(np.float32)
     size = drawn.indices.shape[1]
     for start in range(0, len(entries), size):
         places = np.arange(start, start + size) % len(entries)
         state = update(state, jnp.asarray(entries[places]), jnp.asarray(priorities[places]))
-    drawn = on_host(sample(state, keys_after))
-    _compare(drawn, num_held, "after Replay.update, ")
-    after = _by_index(drawn)
+    drawn = to_numpy(sample(state, keys_after))
+    _compare_counts(drawn, num_held, "after Replay.update, ")
+    after = dict(zip(drawn.indices.ravel().tolist(), drawn.probabilities.ravel(), strict=True))
     both = [i for i, entry in enumerate(entries) if entry in after]
     found = np.array([after[entries[i]] for i in both])
     if np.ptp(found) < 1e-3 * found.max():
@@ -76,12 +67,8 @@ def check_draws(replay: Replay, steps: Step, key: Array, num_held: int) -> str:
     return "by priority"
 
 
-def _by_index(drawn: Sample) -> dict[int, float]:
-    return dict(zip(drawn.indices.ravel().tolist(), drawn.probabilities.ravel(), strict=True))
-
-
-def _compare(drawn: Sample, num_held: int, when: str) -> None:
-    """How often each entry was drawn against its probability."""
+def _compare_counts(drawn: Sample, num_held: int, when: str) -> None:
+    """Compares how often each entry was drawn with its probability."""
     indices, given = drawn.indices.ravel(), drawn.probabilities.ravel().astype(np.float64)
     entries, first, inverse, counts = np.unique(
         indices, return_index=True, return_inverse=True, return_counts=True

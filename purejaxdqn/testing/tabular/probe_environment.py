@@ -1,7 +1,7 @@
-"""Five probe environments whose values are known, side by side: an episode is in one of them.
+"""Five probe environments whose values are known, as one: each episode plays one of them.
 
-What a loss cannot see shows in their values: a time limit that is learned as a death, gamma where
-gamma to the n belongs, rewards of another episode.
+Their values show mistakes that a loss cannot see: a time limit that is learned as a death, gamma
+where gamma to the n belongs, rewards of another episode.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ MAX_STEPS = 5  # odd, so that the delayed reward is cut off between its two obse
 NUM_ACTIONS = 2
 NUM_OBS = 8
 
-# Each: its observations, of which the last ones listed are where an episode may start.
+# The observations of each probe.
 PROBES: dict[str, tuple[int, ...]] = {
     "constant reward": (0,),
     "value by observation": (1, 2),
@@ -29,16 +29,17 @@ PROBES: dict[str, tuple[int, ...]] = {
     "time limit": (5,),
     "choice": (6, 7),
 }
+# Where its episodes may start.
 STARTS = {name: obs[:1] if name == "delayed reward" else obs for name, obs in PROBES.items()}
-# By observation and action. The delayed reward goes to and fro, the time limit stays for ever; the
-# others end after one step.
+# By observation and action. The delayed reward moves between two observations, the time limit stays
+# where it is; the others end after one step.
 REWARD = np.array([[1, 1], [-1, -1], [2, 2], [0, 0], [1, 1], [1, 1], [1, 0], [0, 1]], np.float32)
 FOLLOWING = np.array([0, 1, 2, 4, 3, 5, 6, 7], np.int32)
 IS_END = np.array([1, 1, 1, 0, 0, 0, 1, 1], bool)
 
 
-def known_values(discount: float) -> np.ndarray:
-    """`[observations, A]` the optimal values, in closed form."""
+def compute_known_values(discount: float) -> np.ndarray:
+    """Computes the optimal values `[observations, A]`, in closed form."""
     values = REWARD.astype(np.float64)
     loop = 1 / (1 - discount**2)
     values[3], values[4], values[5] = discount * loop, loop, 1 / (1 - discount)
@@ -47,25 +48,16 @@ def known_values(discount: float) -> np.ndarray:
 
 @flax.struct.dataclass
 class ProbeState:
-    """Where an episode is.
-
-    Attributes:
-      number: `[]` int32, of the observation.
-      num_steps: `[]` int32, of the episode.
-    """
+    """The number `[]` int32 of the observation, and the steps `[]` int32 of the episode."""
 
     number: Array
     num_steps: Array
 
 
-def probe_environment(names: Sequence[str] = tuple(PROBES)) -> Environment:
-    """Probes as one environment: each episode starts in one of them, drawn at random.
+def make_probe_environment(names: Sequence[str] = tuple(PROBES)) -> Environment:
+    """Makes one environment of some `PROBES`: each episode plays one of them, drawn at random.
 
-    Args:
-      names: of `PROBES`.
-
-    Returns:
-      An `Environment` with one-hot observations `[8]` and two actions.
+    Its observations are one-hot `[8]`; it has two actions.
     """
     starts = np.concatenate([STARTS[name] for name in names]).astype(np.int32)
 

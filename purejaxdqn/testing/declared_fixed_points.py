@@ -1,4 +1,4 @@
-"""What each loss converges to: a table of the package's losses, and what a user's loss declares."""
+"""Finds what a loss converges to: from a table of the package's losses, or from its decorator."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ class Declared(NamedTuple):
     """What a loss is judged by.
 
     Attributes:
-      fixed_point: what it converges to; None where nobody said.
+      fixed_point: what it converges to; None where nothing is declared.
       bootstrap: the network whose values at time t are in its target.
     """
 
@@ -60,21 +60,16 @@ def find_declared(loss: Callable[..., Any]) -> Declared:
     """Finds what a loss or a TD error converges to.
 
     Looks at what `converges_to` wrote on it, else in `KNOWN_LOSSES`, also behind a
-    `functools.partial` and behind a wrapper that names what it wraps.
-
-    Args:
-      loss: a loss or a TD error.
-
-    Returns:
-      `Declared`, without a fixed point where neither says anything.
+    `functools.partial` and behind a wrapper that names what it wraps. Without either there is no
+    fixed point.
     """
     function: Any = loss
     while function is not None:
         if hasattr(function, "fixed_point"):
             said = function.fixed_point
-            if isinstance(said, FixedPoint):
-                return Declared(said, function.bootstrap)
-            return Declared(_call_with_settings(said, _defaults(loss)), function.bootstrap)
+            if not isinstance(said, FixedPoint):
+                said = _call_with_settings(said, _defaults(loss))
+            return Declared(said, function.bootstrap)
         if recipe := read_recipe(function):
             return _call_with_settings(KNOWN_LOSSES[recipe.maker], recipe.arguments)
         for known, make in KNOWN_LOSSES.items():

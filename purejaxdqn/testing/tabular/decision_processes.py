@@ -10,8 +10,9 @@ from purejaxdqn.testing.fixed_points import FixedPoint
 from purejaxdqn.types import ConfigError
 
 NUM_ACTIONS = 3
+BANDIT_REWARDS = 1e4 * np.array([-4.0, -2.5, -2.0, -0.5, 0.25, 1.0, 1.75, 3.0, 5.0])
 _MAX_SWEEPS = 20_000
-_TERMINAL_VALUE = 7.0  # what follows a terminal transition has a value, and must not count
+_TERMINAL_VALUE = 7.0  # of the state after a terminal transition; it must not count
 
 
 class MDP(NamedTuple):
@@ -24,9 +25,8 @@ class MDP(NamedTuple):
       discount: `[N]` gamma, and 0 only where the process terminates.
       next_state: `[N]` int32.
       probability: `[N]` of the transition, given state and action.
-      names: the processes' names by their states: `names[i]` holds states `starts[i]` on.
-      starts: the first state of each process; what follows is the next one's.
-      num_states: `S`.
+      names: the processes; `names[i]` has the states from `starts[i]` to `starts[i + 1]`.
+      starts: the first state of each process, and at the end the number of states.
     """
 
     state: np.ndarray
@@ -37,18 +37,27 @@ class MDP(NamedTuple):
     probability: np.ndarray
     names: tuple[str, ...]
     starts: tuple[int, ...]
-    num_states: int
+
+    @property
+    def num_states(self) -> int:
+        """The number of states of all processes."""
+        return self.starts[-1]
+
+    @property
+    def is_final(self) -> np.ndarray:
+        """`[S]` which states follow an end, so that no action is ever taken in them."""
+        return ~np.isin(np.arange(self.num_states), self.state)
 
     def states_of(self, name: str) -> slice:
-        """Which rows of a table belong to a process."""
+        """Returns the rows of a table that belong to a process."""
         i = self.names.index(name)
-        return slice((*self.starts, self.num_states)[i], (*self.starts, self.num_states)[i + 1])
+        return slice(self.starts[i], self.starts[i + 1])
 
 
-Row = tuple[Any, ...]  # the fields of MDP, in their order
+Row = tuple[Any, ...]  # the fields of MDP up to probability, in their order
 
 
-def _deterministic(rng: np.random.Generator, discount: float) -> list[Row]:
+def _list_deterministic(rng: np.random.Generator, discount: float) -> list[Row]:
     rewards = rng.uniform(-1, 1, (4, NUM_ACTIONS))
     following = rng.permuted(np.tile(np.arange(4), (NUM_ACTIONS, 1)), axis=1).T
     return [
@@ -57,19 +66,19 @@ def _deterministic(rng: np.random.Generator, discount: float) -> list[Row]:
     ]
 
 
-def _stochastic(rng: np.random.Generator, discount: float) -> list[Row]:
+def _list_stochastic(rng: np.random.Generator, discount: float) -> list[Row]:
     rows: list[Row] = []
     for s, a in np.ndindex(4, NUM_ACTIONS):
         share = rng.uniform(0.2, 0.8)
         first, second = rng.choice(4, 2, replace=False)
-        # The reward goes with where it leads to.
+        # The reward depends on the next state.
         rows.append((s, a, rng.uniform(-1, 1), discount, int(first), share))
         rows.append((s, a, rng.uniform(-1, 1), discount, int(second), 1 - share))
     return rows
 
 
-def _terminal(rng: np.random.Generator, discount: float) -> list[Row]:
-    """Action 0 ends it at once, 1 goes on, 2 goes back; the last state ends with every action."""
+def _list_terminal(rng: np.random.Generator, discount: float) -> list[Row]:
+    """Action 0 ends the episode, 1 goes on, 2 goes back; the last state ends with every action."""
     rows: list[Row] = []
     for s in range(4):
         rewards = rng.uniform(-0.5, 1, NUM_ACTIONS)
@@ -80,23 +89,20 @@ def _terminal(rng: np.random.Generator, discount: float) -> list[Row]:
     return rows
 
 
-def _time_limit(discount: float) -> list[Row]:
+def _list_time_limit(discount: float) -> list[Row]:
     """A loop of 3 states; where the limit cuts an episode off, the discount stays gamma."""
     reward = (0.1, 0.05, 0.0)
     return [(s, a, reward[a], discount, (s + 1) % 3, 1.0) for s, a in np.ndindex(3, NUM_ACTIONS)]
 
 
-BANDIT_REWARDS = 1e4 * np.array([-4.0, -2.5, -2.0, -0.5, 0.25, 1.0, 1.75, 3.0, 5.0])
-
-
-def _bandit() -> list[Row]:
+def _list_bandit() -> list[Row]:
     """One step whose rewards lie far apart, for losses whose minimiser is a quantile."""
     share = 1 / len(BANDIT_REWARDS)
     return [(0, a, r, 0.0, 1, share) for a in range(NUM_ACTIONS) for r in BANDIT_REWARDS]
 
 
 def make_mdps(discount: float) -> MDP:
-    """All of them side by side in one table.
+    """Makes all processes, side by side in one table.
 
     Args:
       discount: gamma of the time limit; the others have `discount - 0.09`, so that they are told
@@ -104,60 +110,48 @@ def make_mdps(discount: float) -> MDP:
     """
     rng = np.random.default_rng(0)
     lower = max(discount - 0.09, 0.0)
-    # How many states each has, the one that follows its end included.
+    # The number of states of each, the one after an end included.
     processes = {
-        "deterministic": (4, _deterministic(rng, lower)),
-        "stochastic": (4, _stochastic(rng, lower)),
-        "terminal": (5, _terminal(rng, lower)),
-        "time limit": (3, _time_limit(discount)),
-        "bandit": (2, _bandit()),
+        "deterministic": (4, _list_deterministic(rng, lower)),
+        "stochastic": (4, _list_stochastic(rng, lower)),
+        "terminal": (5, _list_terminal(rng, lower)),
+        "time limit": (3, _list_time_limit(discount)),
+        "bandit": (2, _list_bandit()),
     }
-    starts, rows, num_states = [], [], 0
+    starts, rows = [0], []
     for size, process in processes.values():
-        starts.append(num_states)
-        rows += [(s + num_states, a, r, d, t + num_states, p) for s, a, r, d, t, p in process]
-        num_states += size
+        first = starts[-1]
+        rows += [(s + first, a, r, d, t + first, p) for s, a, r, d, t, p in process]
+        starts.append(first + size)
     state, action, reward, gamma, following, probability = map(np.array, zip(*rows, strict=True))
-    return MDP(
-        state.astype(np.int32),
-        action.astype(np.int32),
-        reward,
-        gamma,
-        following.astype(np.int32),
-        probability,
-        tuple(processes),
-        tuple(starts),
-        num_states,
-    )
+    state, action, following = (x.astype(np.int32) for x in (state, action, following))
+    transitions = (state, action, reward, gamma, following, probability)
+    return MDP(*transitions, tuple(processes), tuple(starts))
 
 
-def is_final(mdp: MDP) -> np.ndarray:
-    """`[S]` which states follow an end, so that nothing is ever done in them."""
-    return ~np.isin(np.arange(mdp.num_states), mdp.state)
-
-
-def start_values(mdp: MDP) -> np.ndarray:
-    """`[S, A]` small random values to start from, large ones after an end."""
+def draw_start_values(mdp: MDP) -> np.ndarray:
+    """Draws small values `[S, A]` to start from; those after an end are large."""
     q_values = np.random.default_rng(1).normal(size=(mdp.num_states, NUM_ACTIONS)) * 0.3
-    return np.where(is_final(mdp)[:, np.newaxis], _TERMINAL_VALUE, q_values)
+    return np.where(mdp.is_final[:, np.newaxis], _TERMINAL_VALUE, q_values)
 
 
 def value_iteration(mdp: MDP, fixed_point: FixedPoint, q_values: np.ndarray) -> np.ndarray:
-    """The table `[S, A]` that equals its own expected targets.
+    """Finds the table `[S, A]` that equals its own expected targets.
 
     Args:
       mdp: the transitions.
       fixed_point: the target of one of them.
-      q_values: `[S, A]` to start from; what follows an end stays.
+      q_values: `[S, A]` to start from; values after an end stay.
 
     Raises:
       ConfigError: if there is none.
     """
+    is_final = mdp.is_final[:, np.newaxis]
     for _ in range(_MAX_SWEEPS):
         target = fixed_point.target(
             q_values[mdp.state], mdp.action, mdp.reward, mdp.discount, q_values[mdp.next_state]
         )
-        new = np.where(is_final(mdp)[:, np.newaxis], q_values, 0.0)
+        new = np.where(is_final, q_values, 0.0)
         np.add.at(new, (mdp.state, mdp.action), mdp.probability * target)
         change = np.abs(new - q_values).max()
         q_values = new

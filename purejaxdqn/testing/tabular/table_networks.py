@@ -1,4 +1,4 @@
-"""Networks that are tables: every value is a number of its own, and what a loss does is exact."""
+"""Networks that are tables: every value is a number of its own, so that learning is exact."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from purejaxdqn.types import Array, Categorical, Network, Quantiles
 
 NUM_QUANTILES = 8
 FRACTIONS = (np.arange(NUM_QUANTILES) + 0.5) / NUM_QUANTILES
-SUPPORT = np.linspace(-20.0, 20.0, 81)  # wide: what falls outside would have another mean
+SUPPORT = np.linspace(-20.0, 20.0, 81)  # wide: targets outside of it would change the mean
 _LEAST_STEP, _MOST_STEP = 1e-10, 1e4
 
 
@@ -25,7 +25,7 @@ class Table(NamedTuple):
       representation: as `purejaxdqn.networks.value_network` has it.
       network: the `Network`; its params are the table.
       from_values: `q [..., A] -> table [..., A, *]` with these action values.
-      pull: `[]` or `[*]` what more of each output is worth, to the first order.
+      pull: `[]` or `[*]` how much an action's value grows with each of its outputs.
       init: `(table, steps) -> state` of `descend`, with steps `[]` or `[S]` for a start.
       steps_per_copy: steps of `descend` that come near enough to a target that stays.
       descend: `(state, table, gradient) -> (state, table)`, one step of a descent that needs no
@@ -42,7 +42,7 @@ class Table(NamedTuple):
 
 
 class SignState(NamedTuple):
-    """Of `_descend_by_sign`, each shaped as the table.
+    """The state of `_descend_by_sign`; each field is shaped as the table.
 
     Attributes:
       sign: of the last gradient.
@@ -62,7 +62,7 @@ def _start_by_sign(table: Array, step: Array) -> SignState:
 
 
 def _descend_by_sign(state: SignState, table: Array, gradient: Array) -> tuple[SignState, Array]:
-    """Each entry by a step of its own, whatever the penalty's scale and shape.
+    """Moves each entry by a step of its own, whatever the penalty's scale and shape.
 
     Where the sign of the gradient changes the step is halved, so that an entry that lies within a
     step of its minimum stays within one; where it does not change for long, the step is doubled
@@ -85,8 +85,8 @@ def _descend_probabilities(
     return state, jnp.log(moved / moved.sum(-1, keepdims=True))
 
 
-def _bell_logits(q_values: np.ndarray) -> np.ndarray:
-    """Logits on SUPPORT with given means, of which the ends of the support hold nothing."""
+def _make_bell_logits(q_values: np.ndarray) -> np.ndarray:
+    """Makes logits on SUPPORT with given means, almost without mass at the support's ends."""
     width = SUPPORT[1] - SUPPORT[0]
     distance = (SUPPORT - q_values[..., np.newaxis]) / width
     return np.maximum(-(distance**2) / 2, -40.0)
@@ -110,37 +110,29 @@ def _quantiles(values: Array) -> Quantiles:
     return Quantiles(values, jnp.asarray(FRACTIONS, values.dtype), weights)
 
 
+def _categorical(logits: Array) -> Categorical:
+    return Categorical(logits, jnp.asarray(SUPPORT, logits.dtype))
+
+
+_BY_SIGN: Any = (_start_by_sign, _descend_by_sign, 16)
 TABLES = {
-    table.representation: table
-    for table in (
-        Table(
-            "values",
-            _make_network(lambda row: row, lambda q: q),
-            lambda q: q,
-            np.ones(()),
-            _start_by_sign,
-            _descend_by_sign,
-            16,
-        ),
-        Table(
-            "quantile",
-            _make_network(_quantiles, mean_of_quantiles),
-            lambda q: np.repeat(q[..., np.newaxis], NUM_QUANTILES, -1),
-            np.full(NUM_QUANTILES, 1 / NUM_QUANTILES),
-            _start_by_sign,
-            _descend_by_sign,
-            16,
-        ),
-        Table(
-            "categorical",
-            _make_network(
-                lambda row: Categorical(row, jnp.asarray(SUPPORT, row.dtype)), expected_value
-            ),
-            _bell_logits,
-            SUPPORT,
-            lambda table, step: (),
-            _descend_probabilities,
-            5,
-        ),
-    )
+    "values": Table(
+        "values", _make_network(lambda row: row, lambda q: q), lambda q: q, np.ones(()), *_BY_SIGN
+    ),
+    "quantile": Table(
+        "quantile",
+        _make_network(_quantiles, mean_of_quantiles),
+        lambda q: np.repeat(q[..., np.newaxis], NUM_QUANTILES, -1),
+        np.full(NUM_QUANTILES, 1 / NUM_QUANTILES),
+        *_BY_SIGN,
+    ),
+    "categorical": Table(
+        "categorical",
+        _make_network(_categorical, expected_value),
+        _make_bell_logits,
+        SUPPORT,
+        lambda table, step: (),
+        _descend_probabilities,
+        5,
+    ),
 }

@@ -1,0 +1,96 @@
+"""Compiles and runs the functions of a component, and checks that they are pure."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from purejaxdqn.testing.requirements import is_key, pair_leaves, require, write_some
+from purejaxdqn.types import Array, ArrayTree
+
+COMPILABLE = (
+    "It must compile: jnp in the place of numpy, jnp.where or jax.lax.cond in the place of `if`, "
+    "fixed shapes, no broadcasting of arrays of different rank"
+)
+_OWN_KEY = "draw every random number with jax.random from the key: none from numpy, none counted"
+
+
+def find_types(name: str, remedy: str, function: Callable[..., Any], *args: Any) -> Any:
+    """Finds shapes and dtypes of a function's output; fails with the remedy if it raises."""
+    try:
+        with jax.numpy_rank_promotion("raise"):
+            return jax.eval_shape(lambda *args: function(*args), *args)
+    except Exception as error:
+        raise AssertionError(f"{name} raises {type(error).__name__}: {error}\n{remedy}.") from error
+
+
+class Program:
+    """A function of a component, compiled; its first call checks that it is pure.
+
+    Args:
+      name: names the function in messages.
+      remedy: what to do where it raises.
+      function: of arrays.
+    """
+
+    def __init__(self, name: str, remedy: str, function: Callable[..., Any]) -> None:
+        self._name, self._remedy, self._function = name, remedy, function
+        self._compiled: Any = None
+
+    def _trace(self) -> Any:
+        # A new function each time, so that it is traced again; compiled soon, not to run fast.
+        return jax.jit(
+            lambda *args: self._function(*clone_keys(args)),
+            compiler_options={"xla_backend_optimization_level": 0},
+        )
+
+    def __call__(self, *args: Any) -> Any:
+        """Returns the output; fails where a second call, or a second trace, gives another."""
+        args = jax.tree.map(jnp.asarray, args)
+        answers = []
+        try:
+            with jax.numpy_rank_promotion("raise"), jax.debug_key_reuse(True):
+                if self._compiled is None:
+                    self._compiled, again = self._trace(), self._trace()
+                    answers.append(self._compiled(*args))
+                    # Another program from a second trace reads something besides its arguments.
+                    if again.lower(*args).as_text() != self._compiled.lower(*args).as_text():
+                        answers.append(again(*args))
+                answers.append(self._compiled(*args))
+                jax.block_until_ready(answers)
+        except jax.errors.KeyReuseError as error:
+            raise AssertionError(
+                f"{self._name} uses a PRNG key twice, so that draws are not independent: {error}\n"
+                "Give each use its own: key, use_key = jax.random.split(key)."
+            ) from error
+        except Exception as error:
+            raise AssertionError(
+                f"{self._name} raises {type(error).__name__}: {error}\n{self._remedy}."
+            ) from error
+        for other in answers[1:]:
+            for path, x, y in pair_leaves(to_numpy(answers[0]), to_numpy(other)):
+                require(
+                    x.tobytes() == y.tobytes(),
+                    f"{self._name} gives different answers to the same arguments: {path} is "
+                    f"{write_some(x)} and then {write_some(y)}; {_OWN_KEY}",
+                )
+        return answers[0]
+
+
+def to_numpy(tree: ArrayTree) -> Any:
+    """Copies a tree into NumPy arrays, keys as their data."""
+    return jax.tree.map(lambda x: np.asarray(jax.random.key_data(x) if is_key(x) else x), tree)
+
+
+def clone_keys(tree: ArrayTree) -> ArrayTree:
+    """Copies a tree so that its keys may be used again, on purpose."""
+    return jax.tree.map(lambda x: jax.random.clone(x) if is_key(x) else x, tree)
+
+
+def make_rng(key: Array) -> np.random.Generator:
+    """Makes a NumPy generator that depends on a key."""
+    return np.random.default_rng(np.asarray(jax.random.key_data(key)).ravel())

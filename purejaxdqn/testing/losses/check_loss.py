@@ -1,0 +1,153 @@
+"""Runs all the checks of this folder on one loss: `check_loss`."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, cast
+
+import numpy as np
+
+from purejaxdqn.losses.bellman import TDError
+from purejaxdqn.testing.declared_fixed_points import find_declared
+from purejaxdqn.testing.fixed_points import OPTIMAL, Bootstrap, FixedPoint
+from purejaxdqn.testing.losses.convergence import check_fixed_point
+from purejaxdqn.testing.losses.distributions import check_distribution
+from purejaxdqn.testing.losses.gradients import check_finite, check_gradients
+from purejaxdqn.testing.losses.interface import check_interface, choose_table
+from purejaxdqn.testing.losses.penalties import check_asymmetry, check_penalty, check_priority
+from purejaxdqn.testing.losses.single_transitions import Subject, make_subject
+from purejaxdqn.testing.losses.target_parts import check_declared_target, check_target_parts
+from purejaxdqn.testing.losses.td_error import check_error_sign, is_td_error, make_loss
+from purejaxdqn.testing.report import Check, Report, attempt, print_and_raise, without_printing
+from purejaxdqn.types import LossFn, Network, Transition
+
+_DECLARED: Any = object()
+
+
+@print_and_raise
+def check_loss(
+    loss: LossFn[Any] | TDError,
+    *,
+    fixed_point: FixedPoint | Callable[..., Any] | None = _DECLARED,
+    bootstrap: Bootstrap | None = None,
+    discount: float = 0.99,
+    network: Network[Any] | None = None,
+    transitions: Transition | None = None,
+    learns_other_actions: bool = False,
+    learns_next_obs: bool = False,
+) -> Report:
+    """Checks a loss, prints a table with a row a check, and raises if one failed.
+
+    One line in a test: `check_loss(my_loss)`. The rows:
+
+    - It takes ONE transition, and gives a float, a priority of at least 0 and scalar metrics; the
+      same arguments give the same bits, and no PRNG key is used twice.
+    - Eager, compiled and mapped over a batch it gives the same, whatever the batch's order.
+    - The gradient agrees with finite differences in float64; all is finite at values of a million,
+      and where prediction and target agree.
+    - A TD error is target less prediction, and no penalty is in it yet.
+    - It is a semi-gradient: it reaches `q_tm1[a_tm1]`, no other action, nothing at time t, and not
+      the target network; and it leads to the target.
+    - Observations after a terminal transition do not count.
+    - Reward, discount and bootstrap enter the target as in a Bellman equation, and the values come
+      from the network that is declared. Where the target is not the declared one, the mistake is
+      named if it is known; else the message says what the difference depends on.
+    - Errors of both signs count alike, or as a quantile's fraction says; and a network of whole
+      distributions is taught the whole distribution.
+    - Iterated on small decision processes it converges to the declared values. One whose minimiser
+      is not the mean (Huber, quantiles) is judged on deterministic ones and by known quantiles.
+
+    `loss_report` has the same arguments, and neither prints nor raises.
+
+    Args:
+      loss: a whole `LossFn`; or a TD error, judged in `bellman_loss`.
+      fixed_point: what it converges to, such as `purejaxdqn.testing.fixed_points.soft(0.1)`, or
+        the function of a `FixedPoint`; None for a loss with none of its own, such as one with a
+        regulariser. By default what the loss declares (`converges_to`), else the optimal values.
+      bootstrap: the network whose values at time t are in the target: "target"; "online", for a
+        loss without a target network; "both"; or "none", where `r_t` is a whole return. By default
+        what the loss declares.
+      discount: the largest gamma of the decision processes.
+      network: the one that the loss is meant for, where it is none of `value_network`'s.
+      transitions: `[B, ...]` that go with `network`; random ones with 4 numbers in an
+        observation by default.
+      learns_other_actions: True for a loss that is meant to move other actions than the one taken.
+      learns_next_obs: True for a loss that is meant to learn from `obs_t` whatever the discount.
+
+    Returns:
+      The `Report`, all of whose rows passed.
+
+    Raises:
+      CheckError: an AssertionError with the message of every failure; its `report` has the rows.
+    """
+    name = getattr(loss, "__qualname__", None) or repr(loss)
+    found: list[Any] = []
+
+    def recognise() -> str:
+        found.extend([make_loss(loss), find_declared(loss)])
+        return "a TD error" if is_td_error(loss) else "a loss"
+
+    checks = [attempt("is a TD error or a loss", recognise)]
+    if not found:
+        return Report(name, tuple(checks))
+    loss_fn, declared = found
+    checks += check_interface(loss_fn, network, transitions, learns_next_obs)
+    table = choose_table(loss_fn, network)
+    if table is None or not checks[1].passed:
+        return Report(name, tuple(checks))
+    if is_td_error(loss):
+        title = "the TD error is target less prediction"
+        checks.append(attempt(title, lambda: check_error_sign(cast(TDError, loss))))
+    if fixed_point is _DECLARED:
+        fixed_point = declared.fixed_point or OPTIMAL
+    elif fixed_point is not None and not isinstance(fixed_point, FixedPoint):
+        fixed_point = FixedPoint(getattr(fixed_point, "__name__", "declared"), fixed_point)
+    bootstrap = bootstrap or declared.bootstrap
+    try:
+        subject = make_subject(
+            loss_fn, table, fixed_point, bootstrap, learns_other_actions, learns_next_obs
+        )
+    except Exception as error:
+        message = f"raises {type(error).__name__} with float64 values: {error}"
+        checks.append(Check("runs in float64", False, type(error).__name__, message))
+        return Report(name, tuple(checks))
+    return Report(name, (*checks, *_check_subject(subject, discount, checks)))
+
+
+loss_report = without_printing(check_loss)
+
+
+def _check_subject(subject: Subject, discount: float, before: list[Check]) -> list[Check]:
+    """Makes the rows on gradient, target, penalty and fixed point."""
+    fixed_point, representation = subject.fixed_point, subject.table.representation
+    rows = [attempt("finite at a million, and at zero", lambda: check_finite(subject))]
+    wrong = ""
+    if all(np.isfinite(x).all() for x in subject.answers):  # else nothing can be told
+        rows = [*check_gradients(subject), *rows, *check_target_parts(subject)]
+        if fixed_point is not None:
+            declared, wrong = check_declared_target(subject, fixed_point)
+            rows.append(declared)
+            if representation != "categorical":
+                title = "errors of both signs" if representation == "values" else "the fractions"
+                rows.append(attempt(title, lambda: check_asymmetry(subject)))
+            if all(check.passed is not False for check in rows):  # else the errors are not known
+                rows += _check_errors(subject)
+            if fixed_point.name == "optimal" and representation != "values":
+                why_not = "it learns a mean alone, as a distribution"
+                rows.append(
+                    attempt("the whole distribution", lambda: check_distribution(subject), why_not)
+                )
+    if fixed_point is None:
+        return [*rows, Check("fixed point", None, "", "none is declared: it is not judged")]
+    failed = next((check.name for check in (*before, *rows) if check.passed is False), None)
+    if failed and not wrong:
+        wrong = f"see what is said of: {failed}"
+    return rows + check_fixed_point(subject, fixed_point, discount, wrong)
+
+
+def _check_errors(subject: Subject) -> list[Check]:
+    rows = []
+    if subject.table.representation != "categorical":
+        rows.append(attempt("the penalty", lambda: check_penalty(subject)))
+    why_not = "it is the same whatever the error is"
+    return [*rows, attempt("the priority", lambda: check_priority(subject), why_not)]

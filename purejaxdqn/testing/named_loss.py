@@ -1,0 +1,119 @@
+"""Checks a loss that the command line names, by options that the command line can give."""
+
+from __future__ import annotations
+
+import dataclasses
+import inspect
+from typing import Any, Literal
+
+from purejaxdqn.losses.bellman import TD_ERROR_ARGUMENTS
+from purejaxdqn.runtime.modules import describe_error, import_module_or_file
+from purejaxdqn.testing import fixed_points
+from purejaxdqn.testing.losses.check_loss import loss_report
+from purejaxdqn.testing.losses.td_error import LOSS_ARGUMENTS
+from purejaxdqn.testing.report import Report
+from purejaxdqn.types import ConfigError
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class LossOptions:
+    """The arguments of `check_loss` that are numbers and words."""
+
+    fixed_point: Literal[
+        "declared",
+        "optimal",
+        "epsilon_greedy",
+        "soft",
+        "munchausen",
+        "persistent",
+        "return",
+        "none",
+    ] = "declared"
+    """The values that it converges to: "declared" takes those that the loss declares (else the
+    optimal ones), "none" judges none."""
+    bootstrap: Literal["declared", "target", "online", "both", "none"] = "declared"
+    """The network whose values at time t are in the target; "online" without a target network,
+    "none" where the reward is a whole return."""
+    discount: float = 0.99
+    """The largest gamma of the decision processes."""
+    temperature: float = 0.03
+    """Of the fixed points soft and munchausen."""
+    epsilon: float = 0.05
+    """Of the fixed point epsilon_greedy."""
+    coefficient: float = 0.9
+    """Of the fixed points munchausen and persistent."""
+    learns_other_actions: bool = False
+    """The loss is meant to move other actions than the one that was taken."""
+    learns_next_obs: bool = False
+    """The loss is meant to learn from obs_t whatever the discount."""
+
+
+def load_loss(name: str) -> Any:
+    """Loads the loss that `module:name` or `file.py:name` names; calls what makes one.
+
+    Raises:
+      ConfigError: if there is none.
+    """
+    place, colon, attribute = name.rpartition(":")
+    if not colon or not place or not attribute:
+        raise ConfigError(f"loss ({name!r}) must be module:name or path/to/file.py:name")
+    loss: Any = import_module_or_file(place)
+    for part in attribute.split("."):
+        if not hasattr(loss, part):
+            raise ConfigError(f"{place} has no {attribute!r}: name a function in it")
+        loss = getattr(loss, part)
+    if not callable(loss):
+        raise ConfigError(
+            f"{name} is a {type(loss).__name__} and not a function: a TD error takes "
+            f"({', '.join(TD_ERROR_ARGUMENTS)}), a loss ({', '.join(LOSS_ARGUMENTS)})"
+        )
+    try:
+        parameters = inspect.signature(loss).parameters.values()
+    except (TypeError, ValueError):
+        raise ConfigError(
+            f"{name} does not say what arguments it takes: wrap it in a function"
+        ) from None
+    if any(p.kind is p.VAR_POSITIONAL or p.default is p.empty for p in parameters):
+        return loss
+    try:
+        made = loss()
+    except Exception as error:
+        raise ConfigError(f"{name}() raises {describe_error(error)}") from error
+    if not callable(made):
+        raise ConfigError(f"{name}() gives {type(made).__name__} and not a loss")
+    return made
+
+
+def report_on_named_loss(name: str, options: LossOptions) -> Report:
+    """Checks the loss that `module:name` or `file.py:name` names.
+
+    Raises:
+      ConfigError: if there is no such loss, or an option is out of range.
+    """
+    loss = load_loss(name)
+    discount, temperature, coefficient = options.discount, options.temperature, options.coefficient
+    if not 0 <= discount < 1:
+        raise ConfigError(f"discount ({discount}) must be at least 0 and below 1")
+    if not temperature > 0:
+        raise ConfigError(f"temperature ({temperature}) must be above 0")
+    soft = fixed_points.soft(temperature)
+    known = {
+        "optimal": fixed_points.OPTIMAL,
+        "epsilon_greedy": fixed_points.epsilon_greedy(options.epsilon),
+        "soft": soft,
+        "munchausen": fixed_points.munchausen(soft, temperature, coefficient, -1.0),
+        "persistent": fixed_points.persistent(coefficient),
+        "return": fixed_points.RETURN,
+        "none": None,
+    }
+    chosen: dict[str, Any] = {}
+    if options.fixed_point != "declared":
+        chosen["fixed_point"] = known[options.fixed_point]
+    return loss_report(
+        loss,
+        bootstrap=None if options.bootstrap == "declared" else options.bootstrap,
+        discount=discount,
+        learns_other_actions=options.learns_other_actions,
+        learns_next_obs=options.learns_next_obs,
+        **chosen,
+    )
