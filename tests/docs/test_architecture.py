@@ -84,10 +84,11 @@ def test_the_table_of_rooms_is_the_list_of_imports(rooms):
     assert all("types" in rooms.imports[room] for room in others), "the header says so"
 
 
-def test_every_station_of_the_walk_is_in_the_code():
-    stations = rows(ARCHITECTURE, "station")
-    assert len(stations) > 10
-    for _, path, name in stations:
+@pytest.mark.parametrize("table", ["what happens", "station"])
+def test_every_place_on_the_page_is_in_the_code(table):
+    places = rows(ARCHITECTURE, table)
+    assert len(places) > 10
+    for _, path, name in places:
         assert name.strip("`") in defined_in(path.strip("`")), (path, name)
 
 
