@@ -68,26 +68,20 @@ def check_environment(env: Environment, key: Array, *, random_reset: bool = True
 
 def _check_description(env: Environment) -> None:
     require(isinstance(env, Environment), f"{env!r} is not an Environment: build one")
-    require(
-        isinstance(env.name, str) and bool(env.name),
-        f"Environment.name is {env.name!r}: it must be a string that is not empty",
-    )
-    for name in ("num_actions", "max_steps"):
-        value = getattr(env, name)
-        require(
-            isinstance(value, int) and not isinstance(value, bool) and value >= 1,
-            f"Environment.{name} is {value!r}: it must be a whole number of at least 1",
-        )
-    require(
-        isinstance(env.observation_space, gymnasium.spaces.Box),
-        f"Environment.observation_space is {env.observation_space!r}: it must be a "
-        "gymnasium.spaces.Box",
-    )
-    require(
-        env.threshold is None or isinstance(env.threshold, (int, float)),
-        f"Environment.threshold is {env.threshold!r}: it must be a number, or None where none is "
-        "agreed on",
-    )
+
+    def is_count(value: Any) -> bool:
+        return isinstance(value, int) and not isinstance(value, bool) and value >= 1
+
+    is_box = isinstance(env.observation_space, gymnasium.spaces.Box)
+    is_number = env.threshold is None or isinstance(env.threshold, (int, float))
+    for name, is_right, rule in (
+        ("name", isinstance(env.name, str) and bool(env.name), "a string that is not empty"),
+        ("num_actions", is_count(env.num_actions), "a whole number of at least 1"),
+        ("max_steps", is_count(env.max_steps), "a whole number of at least 1"),
+        ("observation_space", is_box, "a gymnasium.spaces.Box"),
+        ("threshold", is_number, "a number, or None where none is agreed on"),
+    ):
+        require(is_right, f"Environment.{name} is {getattr(env, name)!r}: it must be {rule}")
 
 
 def _check_types(env: Environment, key: Array, mode: str) -> None:

@@ -151,13 +151,14 @@ def check_interface(
     checks.append(attempt("same arguments, same answer", lambda: _check_purity(problem, found)))
     if not found:
         return checks
-    checks.append(attempt("eager, jitted and vmapped agree", lambda: _check_eager(problem, found)))
-    checks.append(attempt("the order of the batch", lambda: _check_order(problem, found)))
-    if not learns_next_obs:
-        checks.append(
-            attempt("a terminal transition ignores obs_t", lambda: _check_terminal(found))
-        )
-    return checks
+    rows = {
+        "eager, jitted and vmapped agree": lambda: _check_eager(problem, found),
+        "the order of the batch": lambda: _check_order(problem, found),
+        "a terminal transition ignores obs_t": lambda: _check_terminal(found),
+    }
+    if learns_next_obs:
+        del rows["a terminal transition ignores obs_t"]
+    return [*checks, *(attempt(name, look) for name, look in rows.items())]
 
 
 def _check_types(problem: _Problem, num_actions: int) -> str:
