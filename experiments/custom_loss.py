@@ -22,7 +22,6 @@ from purejaxdqn import dqn, environments
 from purejaxdqn.cli.commands.train import read_training
 from purejaxdqn.cli.exits import exit_with
 from purejaxdqn.cli.sweeps import list_seeds, print_json, seed_flags
-from purejaxdqn.engine.run import Experiment
 from purejaxdqn.losses import bellman_loss
 from purejaxdqn.report.statistics import bootstrap_interval
 from purejaxdqn.report.training import summarise
@@ -33,6 +32,7 @@ from purejaxdqn.sweep.options import SweepOptions
 from purejaxdqn.sweep.run import run_sweep
 from purejaxdqn.testing import check_loss
 from purejaxdqn.training.declaration import settings_of
+from purejaxdqn.training.loop import Experiment
 from purejaxdqn.types import Array, LossOutput, Network, Params, Transition
 
 

@@ -45,7 +45,8 @@ from purejaxdqn.networks import MLP, make_network
 from purejaxdqn.replay import n_step_transition, uniform_replay
 from purejaxdqn.training.evaluation import evaluate, greedy_policy
 from purejaxdqn.training.exploration import epsilon_greedy, multiplicative_schedule
-from purejaxdqn.training.learner import make_learner, periodic_target_update
+from purejaxdqn.training.learner import make_learner
+from purejaxdqn.training.target_network import periodic_target_update
 from purejaxdqn.types import Array, LearnerState, Step
 
 np.set_printoptions(precision=3, suppress=True)

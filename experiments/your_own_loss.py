@@ -30,13 +30,13 @@ import jax.numpy as jnp
 import numpy as np
 
 from purejaxdqn import DQNConfig, dqn, run_sweep
-from purejaxdqn.engine.run import Experiment
 from purejaxdqn.losses import bellman_loss
 from purejaxdqn.report.figures import plot_comparison
 from purejaxdqn.report.files import save_figure
 from purejaxdqn.report.statistics import bootstrap_interval, probability_of_improvement
 from purejaxdqn.runtime.devices import use_every_core
 from purejaxdqn.testing import CheckError, check_loss
+from purejaxdqn.training.loop import Experiment
 
 use_every_core()  # before JAX computes anything
 OUTPUT = Path("results/your_own_loss")

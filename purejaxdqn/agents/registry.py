@@ -4,15 +4,13 @@ from __future__ import annotations
 
 import dataclasses
 import difflib
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from typing import Any, NamedTuple
 
 from purejaxdqn.training.declaration import settings_of
-from purejaxdqn.training.loop import Train
+from purejaxdqn.training.loop import Experiment, Train
 from purejaxdqn.training.settings import RunConfig
 from purejaxdqn.types import ConfigError, is_same_definition
-
-Experiment = Callable[[Any], Train]  # of a `RunConfig`, or of one of its kinds
 
 
 class Agent(NamedTuple):

@@ -13,7 +13,6 @@ from typing import Any
 import jax
 
 from purejaxdqn import agents, tracking
-from purejaxdqn.agents.registry import Experiment
 from purejaxdqn.cli.exits import saying_how_to_go_on
 from purejaxdqn.runtime import processes
 from purejaxdqn.runtime.devices import use_every_core
@@ -26,6 +25,7 @@ from purejaxdqn.sweep.ray.cluster import run_on_cluster
 from purejaxdqn.sweep.run import run_design
 from purejaxdqn.tracking import Tracker
 from purejaxdqn.training.declaration import Setting, setting, settings_of
+from purejaxdqn.training.loop import Experiment
 from purejaxdqn.types import ConfigError
 
 READERS = {"memory_budget": parse_bytes}  # such as 4GB

@@ -12,9 +12,9 @@ import jax
 import psutil
 
 from purejaxdqn.engine.rounds import evaluation_steps
-from purejaxdqn.engine.run import COUNT, SEED, Experiment, one_run
+from purejaxdqn.engine.run import COUNT, SEED, one_run
 from purejaxdqn.engine.traced_memory import trace_memory
-from purejaxdqn.training.loop import ChunkOutputs
+from purejaxdqn.training.loop import ChunkOutputs, Experiment
 from purejaxdqn.training.settings import RunConfig
 from purejaxdqn.types import ArrayTree, TrainState
 
@@ -82,14 +82,16 @@ def run_bytes(config: RunConfig, run: TracedRun) -> RunBytes:
     }
     if state.replay is not None:
         parts["replay_capacity"] = tree_bytes(state.replay)
-        width = sum(config.hidden_sizes) + sum(config.head_sizes)  # type: ignore[attr-defined]
-        # Each layer's values and gradients at the least.
-        layers = 4 * 4 * width * config.batch_size  # type: ignore[attr-defined]
+        # Each layer's values and gradients at the least, where the settings say how many there are.
+        width = sum(config.hidden_sizes) + sum(getattr(config, "head_sizes", ()))
+        layers = 4 * 4 * width * getattr(config, "batch_size", 0)
         parts["batch_size"] = max(layers, working - 2 * params)
     else:
         parts["num_envs"] += max(0, working - 2 * params)  # all steps are learned from at once
     numbers = 4 * num_evaluations * config.eval_episodes + 8 * num_evaluations * num_curves
-    return RunBytes(parts, tree_bytes(state), 2 * numbers + 2 * params)
+    own = {name: size for name, size in parts.items() if hasattr(config, name)}
+    own["num_envs"] += sum(parts.values()) - sum(own.values())  # of settings under other names
+    return RunBytes(own, tree_bytes(state), 2 * numbers + 2 * params)
 
 
 def tree_bytes(tree: ArrayTree) -> int:

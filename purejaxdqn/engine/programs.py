@@ -12,9 +12,9 @@ import jax
 import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
-from purejaxdqn.engine.run import COUNT, SEED, Experiment, max_iterations_of, one_run
+from purejaxdqn.engine.run import COUNT, SEED, max_iterations_of, one_run
 from purejaxdqn.runtime.devices import Plan, compiler_options
-from purejaxdqn.training.loop import ChunkOutputs
+from purejaxdqn.training.loop import ChunkOutputs, Experiment
 from purejaxdqn.training.settings import RunConfig
 from purejaxdqn.types import Array, ArrayTree, Params, TrainState, run_axes
 

@@ -12,11 +12,10 @@ import numpy as np
 from purejaxdqn.training.declaration import settings_of
 from purejaxdqn.training.diagnostics import diagnose
 from purejaxdqn.training.evaluation import evaluate
-from purejaxdqn.training.loop import ChunkOutputs, Train
+from purejaxdqn.training.loop import ChunkOutputs, Experiment
 from purejaxdqn.training.settings import RunConfig
 from purejaxdqn.types import Array, ConfigError, Params, TrainState
 
-Experiment = Callable[[Any], Train]  # of a `RunConfig`, or of one of its kinds
 Label = float | int | bool | str  # a coordinate of the results
 
 SEED = jax.ShapeDtypeStruct((), np.uint32)

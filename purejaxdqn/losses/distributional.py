@@ -6,7 +6,7 @@ import chex
 import jax
 import jax.numpy as jnp
 
-from purejaxdqn.losses.q_learning import softmax_log_policy
+from purejaxdqn.losses.bellman_targets import softmax_log_policy
 from purejaxdqn.losses.recipe import write_recipe
 from purejaxdqn.types import (
     Array,

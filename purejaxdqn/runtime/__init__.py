@@ -1,1 +1,4 @@
-"""Deals with the machine: its devices, other processes, and signals such as SIGTERM."""
+"""Deals with the machine: its devices, other processes, and signals such as SIGTERM.
+
+Nothing here may know what is trained.
+"""

@@ -10,7 +10,7 @@ A trial of which any seed diverges (weights or returns that are no finite number
 evaluation. The study has it as pruned, with a last report of NaN: from failed trials the sampler
 would not learn to stay away.
 
-The folder of a search holds, beside what `purejaxdqn.sweep.checkpoints` keeps there,
+The folder of a search holds, beside what `purejaxdqn.sweep.folder` keeps there,
 
     study.db     Optuna's own SQLite storage, for its dashboard and its plots
     results.nc   every number of every trial, written after each batch
@@ -37,7 +37,6 @@ import jax
 import numpy as np
 
 from purejaxdqn.engine.progress import SweepProgress
-from purejaxdqn.engine.run import Experiment
 from purejaxdqn.report.statistics import interquartile_mean
 from purejaxdqn.runtime.devices import ensure_devices, max_width
 from purejaxdqn.runtime.interrupts import catch_signals
@@ -47,12 +46,13 @@ from purejaxdqn.search.study import STUDY_FILE, Proposals
 from purejaxdqn.search.trials import Asked, Statistic, TrialTrainer
 from purejaxdqn.storage import results
 from purejaxdqn.storage.provenance import name_experiment, to_jsonable
-from purejaxdqn.sweep.checkpoints import SweepFolder
 from purejaxdqn.sweep.design import MOST_RUNS, grid_design, random_design
+from purejaxdqn.sweep.folder import SweepFolder
 from purejaxdqn.sweep.options import SweepOptions, check_whole, take_options
 from purejaxdqn.sweep.plan import SweepPlan, plan_sweep
 from purejaxdqn.sweep.resume import begin_or_resume
 from purejaxdqn.training.declaration import settings_of
+from purejaxdqn.training.loop import Experiment
 from purejaxdqn.training.settings import RunConfig
 from purejaxdqn.training.settings_text import config_to_json
 from purejaxdqn.types import ConfigError

@@ -18,16 +18,17 @@ from purejaxdqn.engine.programs import Programs, compile_programs
 from purejaxdqn.engine.progress import SweepProgress
 from purejaxdqn.engine.record import Record
 from purejaxdqn.engine.rounds import train_round
-from purejaxdqn.engine.run import Experiment, Run
+from purejaxdqn.engine.run import Run
 from purejaxdqn.runtime.interrupts import EXIT_INTERRUPTED, StopRequest
 from purejaxdqn.search import study
 from purejaxdqn.search.result import Best, SearchInterrupted, SearchResult, format_settings
 from purejaxdqn.search.study import Proposals
 from purejaxdqn.storage import provenance, results
-from purejaxdqn.sweep.checkpoints import SweepFolder
 from purejaxdqn.sweep.dataset import to_dataset
 from purejaxdqn.sweep.design import grid_design
+from purejaxdqn.sweep.folder import SweepFolder
 from purejaxdqn.sweep.plan import SweepPlan
+from purejaxdqn.training.loop import Experiment
 from purejaxdqn.training.settings import RunConfig
 
 if TYPE_CHECKING:

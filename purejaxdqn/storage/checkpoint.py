@@ -7,7 +7,7 @@ A checkpoint is a folder with two things in it:
                             each array, the SHA-256 of each file, and the caller's `facts`
 
 Orbax does not notice a flipped bit, and casts a wrong type without a word; the manifest catches
-both. `purejaxdqn.sweep.checkpoints` says which checkpoints a sweep writes.
+both. `purejaxdqn.sweep.folder` says which checkpoints a sweep writes.
 """
 
 from __future__ import annotations

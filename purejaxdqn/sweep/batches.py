@@ -23,8 +23,8 @@ from purejaxdqn.runtime import processes
 from purejaxdqn.runtime.interrupts import EXIT_INTERRUPTED, StopRequest, catch_signals
 from purejaxdqn.storage import provenance, results
 from purejaxdqn.storage.write_schedule import WriteSchedule
-from purejaxdqn.sweep.checkpoints import Paused, copy_from_devices, copy_to_devices
 from purejaxdqn.sweep.dataset import SweepInterrupted, SweepResult, stack_params, to_dataset
+from purejaxdqn.sweep.folder import Paused, copy_from_devices, copy_to_devices
 from purejaxdqn.sweep.plan import Group, estimate_peak_memory
 from purejaxdqn.sweep.resume import OpenSweep
 from purejaxdqn.tracking import Evaluated

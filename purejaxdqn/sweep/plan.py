@@ -13,12 +13,11 @@ from rich.filesize import decimal
 
 from purejaxdqn.engine.memory import RunBytes, free_bytes, peak_bytes, run_bytes, trace_run
 from purejaxdqn.engine.rounds import evaluation_steps
-from purejaxdqn.engine.run import Experiment
 from purejaxdqn.runtime.devices import Plan, max_width, min_devices
 from purejaxdqn.storage.checkpoint import estimate_write_memory
 from purejaxdqn.sweep.design import Design
-from purejaxdqn.training.diagnostics import DIAGNOSTICS
-from purejaxdqn.training.settings import RunConfig
+from purejaxdqn.training.loop import Experiment
+from purejaxdqn.training.settings import NAMES_OF_RESULTS, RunConfig
 from purejaxdqn.types import ConfigError, Params
 
 _PLANNED_SHARE = 0.8  # of the memory that is free
@@ -163,10 +162,8 @@ def plan_sweep(
 
 def _check_names(design: Design, metrics: Sequence[str]) -> None:
     """Refuses swept names that the results have for something else."""
-    taken = {"run", "sample", "seed", "step", "episode", "settings", "diverged", "num_updates"}
-    taken |= {"evaluation_return", "training_return", "final_return", *metrics, *DIAGNOSTICS}
     for name in design.axes:
-        if name in taken:
+        if name in NAMES_OF_RESULTS or name in metrics:
             raise ConfigError(
                 f"{name!r} cannot be swept: something else has that name in the results, choose "
                 "another"

@@ -14,14 +14,13 @@ import numpy as np
 import xarray as xr
 
 from purejaxdqn import agents
-from purejaxdqn.engine.run import Experiment
 from purejaxdqn.storage import provenance, results
 from purejaxdqn.sweep import design
-from purejaxdqn.sweep.checkpoints import SweepFolder
+from purejaxdqn.sweep.folder import SweepFolder
 from purejaxdqn.sweep.resume import find_differences
 from purejaxdqn.sweep.run import run_sweep
 from purejaxdqn.training.diagnostics import DIAGNOSTICS
-from purejaxdqn.training.loop import Train
+from purejaxdqn.training.loop import Experiment, Train
 from purejaxdqn.training.settings import RunConfig
 from purejaxdqn.training.settings_text import config_from_json
 from purejaxdqn.types import ConfigError, Params

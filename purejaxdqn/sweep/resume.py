@@ -8,14 +8,14 @@ from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
 
 from purejaxdqn.engine.progress import SweepProgress
-from purejaxdqn.engine.run import Experiment
 from purejaxdqn.runtime.processes import run_on_first_process
 from purejaxdqn.storage import provenance, results
 from purejaxdqn.sweep import design
-from purejaxdqn.sweep.checkpoints import SweepFolder
 from purejaxdqn.sweep.design import Design
+from purejaxdqn.sweep.folder import SweepFolder
 from purejaxdqn.sweep.options import SweepOptions
 from purejaxdqn.sweep.plan import SweepPlan
+from purejaxdqn.training.loop import Experiment
 from purejaxdqn.training.settings_text import config_to_json
 from purejaxdqn.types import ConfigError
 

@@ -16,18 +16,18 @@ from typing import Any
 import jax
 
 from purejaxdqn.engine.progress import SweepProgress
-from purejaxdqn.engine.run import Experiment
 from purejaxdqn.runtime import processes
 from purejaxdqn.runtime.devices import ensure_devices
 from purejaxdqn.runtime.interrupts import catch_signals
 from purejaxdqn.sweep import design
 from purejaxdqn.sweep.batches import BatchTrainer
-from purejaxdqn.sweep.checkpoints import SweepFolder
 from purejaxdqn.sweep.dataset import SweepInterrupted, SweepResult
 from purejaxdqn.sweep.design import Design, grid_design
+from purejaxdqn.sweep.folder import SweepFolder
 from purejaxdqn.sweep.options import SweepOptions, split_keywords, take_options
 from purejaxdqn.sweep.plan import SweepPlan, plan_sweep
 from purejaxdqn.sweep.resume import OpenSweep, open_sweep
+from purejaxdqn.training.loop import Experiment
 from purejaxdqn.training.settings import RunConfig
 from purejaxdqn.types import ConfigError
 

@@ -6,7 +6,7 @@ import dataclasses
 import inspect
 from typing import Any, Literal
 
-from purejaxdqn.losses.bellman import TD_ERROR_ARGUMENTS
+from purejaxdqn.losses.bellman_loss import TD_ERROR_ARGUMENTS
 from purejaxdqn.runtime.modules import describe_error, import_module_or_file
 from purejaxdqn.testing import fixed_points
 from purejaxdqn.testing.losses.check_loss import loss_report

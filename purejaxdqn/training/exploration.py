@@ -7,6 +7,7 @@ from collections.abc import Callable
 import jax
 import jax.numpy as jnp
 
+from purejaxdqn.training.settings import RunConfig
 from purejaxdqn.types import Array
 
 Schedule = Callable[[Array], Array]  # a count -> a value
@@ -70,3 +71,9 @@ def multiplicative_schedule(
         return jnp.maximum(start * jnp.power(decay, power), end)
 
     return schedule
+
+
+def linear_epsilon(config: RunConfig) -> Schedule:
+    """Makes the schedule `num_steps -> epsilon`, in environment steps."""
+    duration = config.epsilon_fraction * config.total_steps
+    return linear_schedule(config.epsilon_start, config.epsilon_end, duration)

@@ -9,8 +9,9 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from purejaxdqn.training.exploration import Schedule
-from purejaxdqn.training.settings import reserved_names
+from purejaxdqn.training.exploration import Schedule, linear_schedule
+from purejaxdqn.training.settings import RunConfig, reserved_names
+from purejaxdqn.training.target_network import TargetUpdate
 from purejaxdqn.types import (
     Array,
     ConfigError,
@@ -24,32 +25,12 @@ from purejaxdqn.types import (
 )
 
 MakeOptimizer = Callable[[Schedule], optax.GradientTransformation]
-TargetUpdate = Callable[[Params, Params, Array], Params]  # (params, target_params, num_updates)
 
 
-def periodic_target_update(period: int, step_size: Array | float = 1.0) -> TargetUpdate:
-    """Every `period` gradient steps, moves the target network towards the online one.
-
-    A step size of 1 is the hard copy of Mnih et al. (2015); a period of 1 with a small step size is
-    Polyak averaging, Lillicrap et al., "Continuous control with deep reinforcement learning"
-    (2016), algorithm 1.
-
-    Args:
-      period: gradient steps between two moves.
-      step_size: `[]` above 0, at most 1.
-
-    Returns:
-      `(params, target_params, num_updates []) -> target_params`, with `num_updates` counting the
-      step just taken.
-    """
-
-    def target_update(params: Params, target_params: Params, num_updates: Array) -> Params:
-        # A select and no branch: a branch on a batched predicate would run both sides anyway.
-        rate = jnp.where(num_updates % period == 0, step_size, 0.0)
-        moved = optax.incremental_update(params, target_params, step_size)
-        return jax.tree.map(lambda new, old: jnp.where(rate > 0, new, old), moved, target_params)
-
-    return target_update
+def linear_learning_rate(config: RunConfig, learning_rate: Array | float) -> Schedule:
+    """Makes the schedule `num_updates -> learning rate`, which falls over all gradient steps."""
+    end = learning_rate * config.learning_rate_end_fraction
+    return linear_schedule(learning_rate, end, config.num_updates)
 
 
 def make_clipped_optimizer(

@@ -13,8 +13,7 @@ import jax.numpy as jnp
 from purejaxdqn.environments import Environment, step_and_reset
 from purejaxdqn.training.diagnostics import Probe
 from purejaxdqn.training.evaluation import Policy
-from purejaxdqn.training.exploration import Schedule, epsilon_greedy, linear_schedule
-from purejaxdqn.training.settings import RunConfig
+from purejaxdqn.training.exploration import epsilon_greedy
 from purejaxdqn.types import Array, Learner, Network, Params, Replay, Step, TrainState
 
 
@@ -52,18 +51,7 @@ class Train(NamedTuple):
     probe: Probe | None = None
 
 
-def linear_epsilon(config: RunConfig) -> Schedule:
-    """Makes the schedule `num_steps -> epsilon`, in environment steps."""
-    duration = config.epsilon_fraction * config.total_steps
-    return linear_schedule(config.epsilon_start, config.epsilon_end, duration)
-
-
-def linear_learning_rate(config: RunConfig, learning_rate: Array | float) -> Schedule:
-    """Makes the schedule `num_updates -> learning rate`, which falls over all gradient steps."""
-    end = learning_rate * config.learning_rate_end_fraction
-    return linear_schedule(learning_rate, end, config.num_updates)
-
-
+Experiment = Callable[[Any], Train]  # of a `RunConfig`, or of one of its kinds
 Iteration = Callable[[TrainState], tuple[TrainState, ChunkOutputs]]
 
 

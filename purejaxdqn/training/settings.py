@@ -223,13 +223,13 @@ def ensure_kind(config: Any, kind: type[RunConfig]) -> None:
 
 
 # Names that results have for something else.
-_NAMES_OF_RESULTS = frozenset(
+NAMES_OF_RESULTS = frozenset(
     {"loss", "evaluation_return", "final_return", "training_return", "num_updates"}
-    | {"gymnasium_return", "step", "seed", "episode"}
+    | {"gymnasium_return", "step", "seed", "episode", "run", "sample", "settings", "diverged"}
     | set(DIAGNOSTICS)
 )
 
 
 def reserved_names() -> frozenset[str]:
     """Gives the names that no metric of a loss may have: those of results, and of every setting."""
-    return _NAMES_OF_RESULTS.union(*map(settings_of, _KINDS.values()))
+    return NAMES_OF_RESULTS.union(*map(settings_of, _KINDS.values()))

@@ -26,7 +26,7 @@ from purejaxdqn.losses import (
     quantile_loss,
     soft_q_learning,
 )
-from purejaxdqn.losses.q_learning import softmax_log_policy
+from purejaxdqn.losses.bellman_targets import softmax_log_policy
 from purejaxdqn.testing.losses.interface import check_interface
 from purejaxdqn.types import (
     Categorical,

@@ -29,7 +29,7 @@ from purejaxdqn.search import search, study, trials
 from purejaxdqn.storage import results
 from purejaxdqn.sweep import batches
 from purejaxdqn.sweep import plan as planning
-from purejaxdqn.sweep.checkpoints import SweepFolder
+from purejaxdqn.sweep.folder import SweepFolder
 from purejaxdqn.types import ConfigError
 
 CONFIG = DQNConfig(

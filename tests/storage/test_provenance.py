@@ -35,7 +35,7 @@ def test_provenance_names_the_code_and_the_settings():
     assert facts["experiment"] == "purejaxdqn.agents.dqn.dqn.dqn"
     assert json.loads(facts["experiment_arguments"]) == {
         "env": "CartPole-v0",
-        "loss_fn": "purejaxdqn.losses.bellman.bellman_loss(q_learning, l2_loss)",
+        "loss_fn": "purejaxdqn.losses.bellman_loss.bellman_loss(q_learning, l2_loss)",
     }
     settings = json.loads(facts["config"], parse_constant=pytest.fail)  # strictly JSON
     assert settings["learning_rate"] == config.learning_rate

@@ -98,7 +98,7 @@ def mine(config):
 def test_settings_of_a_class_of_ones_own_are_run_again():
     config = Mine(**vars(CONFIG))
     dataset = run_sweep(mine, config, [3, 7], width=2, bonus=[0.5, 1.0], progress=False).dataset
-    with pytest.raises(ConfigError, match="settings of Mine .* belong to no registered agent"):
+    with pytest.raises(ConfigError, match=r"settings of Mine .* belong to no registered agent"):
         again(dataset, bonus=1.0, seed=7)  # nothing is imported because a file names it
     one = again(dataset, experiment=mine, bonus=1.0, seed=7)
     assert_same_curves(one, dataset.sel(bonus=1.0, seed=7))

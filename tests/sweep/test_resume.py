@@ -26,7 +26,7 @@ from purejaxdqn.agents.dqn.dqn import DQNConfig, dqn
 from purejaxdqn.agents.pqn.pqn import PQNConfig, pqn
 from purejaxdqn.runtime.interrupts import Stopped, catch_signals
 from purejaxdqn.storage import checkpoint, provenance, results
-from purejaxdqn.sweep.checkpoints import FORMAT, Paused, Record, SweepFolder
+from purejaxdqn.sweep.folder import FORMAT, Paused, Record, SweepFolder
 from purejaxdqn.sweep.run import SweepInterrupted, run_sweep
 from purejaxdqn.types import ConfigError
 

@@ -186,7 +186,7 @@ def test_a_loss_of_ones_own_is_what_is_trained(seven):
     assert same.dataset.attrs["experiment"] == "purejaxdqn.agents.dqn.dqn.dqn"
     arguments = json.loads(same.dataset.attrs["experiment_arguments"])
     assert arguments == {
-        "loss_fn": "purejaxdqn.losses.bellman.bellman_loss(double_q_learning, l2_loss)"
+        "loss_fn": "purejaxdqn.losses.bellman_loss.bellman_loss(double_q_learning, l2_loss)"
     }
 
 

@@ -22,7 +22,7 @@ import optax
 from purejaxdqn import environments, losses, networks
 from purejaxdqn.agents.dqn.settings import DQNConfig
 from purejaxdqn.environments import Environment
-from purejaxdqn.losses.bellman import Penalty
+from purejaxdqn.losses.bellman_loss import Penalty
 from purejaxdqn.replay import (
     n_step_replay,
     n_step_transition,
@@ -31,23 +31,27 @@ from purejaxdqn.replay import (
 )
 from purejaxdqn.training.diagnostics import NUM_STATES, Probe, gradient_norm
 from purejaxdqn.training.evaluation import greedy_policy
-from purejaxdqn.training.exploration import Schedule, linear_schedule, multiplicative_schedule
+from purejaxdqn.training.exploration import (
+    Schedule,
+    linear_epsilon,
+    linear_schedule,
+    multiplicative_schedule,
+)
 from purejaxdqn.training.learner import (
     MakeOptimizer,
+    linear_learning_rate,
     make_clipped_optimizer,
     make_learner,
-    periodic_target_update,
 )
 from purejaxdqn.training.loop import (
     ChunkOutputs,
     Train,
     act,
-    linear_epsilon,
-    linear_learning_rate,
     make_first_state,
     run_chunk,
 )
 from purejaxdqn.training.settings import ensure_kind
+from purejaxdqn.training.target_network import periodic_target_update
 from purejaxdqn.types import Array, Learner, LossFn, Network, Replay, TrainState, Transition
 
 # ------------------------------------------------------------------------------------- training run

@@ -24,14 +24,17 @@ from purejaxdqn.agents.pqn.settings import PQNConfig
 from purejaxdqn.environments import Environment
 from purejaxdqn.training.diagnostics import NUM_STATES, Probe, gradient_norm
 from purejaxdqn.training.evaluation import greedy_policy
-from purejaxdqn.training.exploration import Schedule
-from purejaxdqn.training.learner import MakeOptimizer, make_clipped_optimizer, make_learner
+from purejaxdqn.training.exploration import Schedule, linear_epsilon
+from purejaxdqn.training.learner import (
+    MakeOptimizer,
+    linear_learning_rate,
+    make_clipped_optimizer,
+    make_learner,
+)
 from purejaxdqn.training.loop import (
     ChunkOutputs,
     Train,
     act,
-    linear_epsilon,
-    linear_learning_rate,
     make_first_state,
     run_chunk,
 )

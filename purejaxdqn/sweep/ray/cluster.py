@@ -23,7 +23,6 @@ from typing import Any
 
 import jax
 
-from purejaxdqn.engine.run import Experiment
 from purejaxdqn.runtime.devices import ensure_devices
 from purejaxdqn.sweep.dataset import SweepResult
 from purejaxdqn.sweep.design import Design
@@ -32,6 +31,7 @@ from purejaxdqn.sweep.plan import SweepPlan, plan_sweep
 from purejaxdqn.sweep.ray.driver import Driver
 from purejaxdqn.sweep.ray.task import ANSWER_SECONDS, Layout, import_ray
 from purejaxdqn.sweep.resume import open_sweep
+from purejaxdqn.training.loop import Experiment
 from purejaxdqn.types import ConfigError
 
 _UNKNOWN = 2**62  # bytes: only the node itself knows the memory of its GPUs

@@ -15,16 +15,16 @@ import numpy as np
 from purejaxdqn.engine.memory import peak_bytes
 from purejaxdqn.engine.progress import SweepProgress
 from purejaxdqn.engine.record import Record
-from purejaxdqn.engine.run import Experiment
 from purejaxdqn.runtime.devices import use_every_core
 from purejaxdqn.runtime.interrupts import EXIT_TERMINATED, Stopped, StopRequest, catch_signals
 from purejaxdqn.storage import provenance
 from purejaxdqn.sweep.batches import BatchTrainer
-from purejaxdqn.sweep.checkpoints import Paused, SweepFolder
 from purejaxdqn.sweep.design import Design
+from purejaxdqn.sweep.folder import Paused, SweepFolder
 from purejaxdqn.sweep.options import SweepOptions
 from purejaxdqn.sweep.plan import plan_sweep
 from purejaxdqn.sweep.resume import OpenSweep
+from purejaxdqn.training.loop import Experiment
 from purejaxdqn.types import ConfigError
 
 ANSWER_SECONDS = 10.0  # to wait for an answer

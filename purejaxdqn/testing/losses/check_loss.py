@@ -7,7 +7,7 @@ from typing import Any, cast
 
 import numpy as np
 
-from purejaxdqn.losses.bellman import TDError
+from purejaxdqn.losses.bellman_loss import TDError
 from purejaxdqn.testing.declared_fixed_points import find_declared
 from purejaxdqn.testing.fixed_points import OPTIMAL, Bootstrap, FixedPoint
 from purejaxdqn.testing.losses.convergence import check_fixed_point

@@ -10,7 +10,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from purejaxdqn.losses.bellman import (
+from purejaxdqn.losses.bellman_loss import (
     ALIASES,
     SELECTOR,
     TD_ERROR_ARGUMENTS,

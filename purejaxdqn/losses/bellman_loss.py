@@ -12,7 +12,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from purejaxdqn.losses.q_learning import q_learning
+from purejaxdqn.losses.bellman_targets import q_learning
 from purejaxdqn.losses.recipe import name_part, write_recipe
 from purejaxdqn.types import (
     Array,
