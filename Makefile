@@ -46,7 +46,7 @@ demo: $(RUN)
 
 test: $(TEST)
 	@echo 'Running the tests in two processes.'
-	@$(VENV)/bin/python -m pytest --numprocesses 2 --dist loadfile --no-loadscope-reorder
+	@$(VENV)/bin/python -m pytest --numprocesses 2 --dist loadfile --no-loadscope-reorder --durations 20
 
 lint: $(DEV)
 	@echo 'Checking style (ruff) and types (mypy).'

@@ -17,7 +17,7 @@ from matplotlib.patches import FancyArrowPatch, FancyBboxPatch
 ROOT = Path(__file__).resolve().parents[1]
 PICTURE = ROOT / "docs" / "rooms.svg"
 GROUND = "types"  # every other room imports it: it is drawn without arrows
-WIDTH, HEIGHT = 1.5, 0.62  # of a box
+WIDTH, HEIGHT = 1.6, 0.62  # of a box
 
 
 class Rooms(NamedTuple):
@@ -75,10 +75,8 @@ def place_rooms(rooms: Rooms) -> dict[str, tuple[float, float]]:
             wanted.append((sum(below) / len(below) if below else 0.0, room))
         wanted.sort()
         for i, (x, room) in enumerate(wanted):
-            places[room] = (
-                (i - (len(wanted) - 1) / 2) * 1.9 if len(wanted) > 1 else x,
-                1.35 * level,
-            )
+            beside = (i - (len(wanted) - 1) / 2) * 1.9
+            places[room] = (beside if len(wanted) > 1 else x, 1.35 * level)
     return places
 
 
@@ -140,6 +138,7 @@ def _name(axes: Any, x: float, y: float, room: str, lines: int, more: str = "") 
 
 
 def main() -> None:
+    """Draws the picture, and keeps in its description what it shows."""
     rooms = read_rooms()
     mpl.rcParams |= {"svg.fonttype": "none", "svg.hashsalt": "rooms", "font.family": "sans-serif"}
     description = json.dumps(rooms._asdict(), sort_keys=True)

@@ -1,5 +1,6 @@
 """What the whole suite runs under: two CPU devices, and no silent broadcasting between ranks."""
 
+import collections
 import os
 import subprocess
 import sys
@@ -52,10 +53,10 @@ SLOW_FILES = (
     "runtime/test_processes.py",
     "testing/test_environments.py",
     "replay/test_n_step.py",
-    "experiments/",
-    "agents/",
-    "sweep/",
     "testing/",
+    "experiments/",
+    "sweep/",
+    "agents/",
     "replay/",
     "training/",
     "environments/",
@@ -72,6 +73,22 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     items.sort(key=place)
 
 
+def pytest_terminal_summary(
+    terminalreporter: pytest.TerminalReporter, config: pytest.Config
+) -> None:
+    """With `--durations`, says how long each folder took, summed over the processes."""
+    if config.getoption("durations") is None:
+        return
+    seconds: collections.defaultdict[str, float] = collections.defaultdict(float)
+    for reports in terminalreporter.stats.values():
+        for report in reports:
+            if isinstance(report, pytest.TestReport):
+                seconds[report.nodeid.rpartition("/")[0]] += report.duration
+    terminalreporter.section("seconds by folder")
+    for folder, total in sorted(seconds.items()):
+        terminalreporter.write_line(f"{total:8.0f} {folder}")
+
+
 @pytest.fixture(scope="session")
 def assert_same_bits():
     """Compares two `SweepResult`s: every variable and all weights, to the bit."""
@@ -86,6 +103,17 @@ def assert_same_bits():
             assert a.tobytes() == b.tobytes(), "weights"
 
     return compare
+
+
+@pytest.fixture(scope="session")
+def compile_as_user():
+    """Compiles what was lowered with a user's emitters; those of the suite make loops of scatters.
+
+    Gives a function of what was lowered, and of further options of the compiler.
+    """
+    older = "xla_cpu_use_fusion_emitters=false" in os.environ["XLA_FLAGS"]
+    options = {"xla_cpu_use_fusion_emitters": True} if older else {}
+    return lambda lowered, **more: lowered.compile(options | more)
 
 
 @pytest.fixture(scope="session")

@@ -156,11 +156,14 @@ def read_window(state: UniformReplayState, index: Array, num_steps: int, time_li
     block = (state.block + (state.row_in_block - last_age) // time_limit) % state.max_blocks
     next_row = jnp.where(last_age == 0, state.max_rows, (row + num_inside) % state.max_rows)
     next_row = jnp.where(truncated[last], state.max_rows + 1 + block, next_row)
+    # Apart from the first action, so that a transition, which has no other, reads no other.
+    actions = _flatten_rows(state.action)
+    later_actions = actions[entries[1:]]
     # One gather, and of whole observations: where they lie is cheaper to choose than they are.
     obs = _flatten_rows(state.obs)
     return Window(
         obs=obs[index],
-        action=_flatten_rows(state.action)[entries],
+        action=jnp.concatenate([actions[index][jnp.newaxis], later_actions]),
         reward=_flatten_rows(state.reward)[entries],
         terminated=terminated,
         truncated=truncated,

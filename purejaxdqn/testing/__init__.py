@@ -13,7 +13,7 @@ the remedy. The checks of a loss, a replay and a training run print a table with
 `losses` holds the parts of `check_loss`, `tabular` the problems whose values are known. A loss can
 be checked from the command line too:
 
-    python -m purejaxdqn.testing my_module:my_loss
+    purejaxdqn check my_module:my_loss
 """
 
 from purejaxdqn.testing.environments import check_environment

@@ -12,12 +12,13 @@ from purejaxdqn.testing import fixed_points
 from purejaxdqn.testing.losses.check_loss import loss_report
 from purejaxdqn.testing.losses.td_error import LOSS_ARGUMENTS
 from purejaxdqn.testing.report import Report
+from purejaxdqn.training.declaration import setting, settings_of
 from purejaxdqn.types import ConfigError
 
 
-@dataclasses.dataclass(frozen=True, kw_only=True)
+@dataclasses.dataclass(frozen=True)
 class LossOptions:
-    """The arguments of `check_loss` that are numbers and words."""
+    """The arguments of `check_loss` that a command line can give."""
 
     fixed_point: Literal[
         "declared",
@@ -28,24 +29,41 @@ class LossOptions:
         "persistent",
         "return",
         "none",
-    ] = "declared"
-    """The values that it converges to: "declared" takes those that the loss declares (else the
-    optimal ones), "none" judges none."""
-    bootstrap: Literal["declared", "target", "online", "both", "none"] = "declared"
-    """The network whose values at time t are in the target; "online" without a target network,
-    "none" where the reward is a whole return."""
-    discount: float = 0.99
-    """The largest gamma of the decision processes."""
-    temperature: float = 0.03
-    """Of the fixed points soft and munchausen."""
-    epsilon: float = 0.05
-    """Of the fixed point epsilon_greedy."""
-    coefficient: float = 0.9
-    """Of the fixed points munchausen and persistent."""
-    learns_other_actions: bool = False
-    """The loss is meant to move other actions than the one that was taken."""
-    learns_next_obs: bool = False
-    """The loss is meant to learn from obs_t whatever the discount."""
+    ] = setting(
+        "declared",
+        "The values that the loss converges to: those that it declares (else the optimal ones), "
+        "other known ones, or none that are judged.",
+    )
+    bootstrap: Literal["declared", "target", "online", "both", "none"] = setting(
+        "declared",
+        'The network whose values at time t are in the target; "online" without a target network, '
+        '"none" where the reward is a whole return.',
+    )
+    discount: float = setting(0.99, "The largest gamma of the decision processes.", at_least=0)
+    temperature: float = setting(
+        0.03,
+        "What a nat of entropy is worth.",
+        above=0,
+        read_if={"fixed_point": ("soft", "munchausen")},
+    )
+    epsilon: float = setting(
+        0.05,
+        "The share of random actions.",
+        at_least=0,
+        at_most=1,
+        read_if={"fixed_point": "epsilon_greedy"},
+    )
+    coefficient: float = setting(
+        0.9,
+        "How much the bonus or the gap counts.",
+        read_if={"fixed_point": ("munchausen", "persistent")},
+    )
+    learns_other_actions: bool = setting(
+        False, "The loss is meant to move other actions than the one that was taken."
+    )
+    learns_next_obs: bool = setting(
+        False, "The loss is meant to learn from obs_t whatever the discount."
+    )
 
 
 def load_loss(name: str) -> Any:
@@ -92,10 +110,11 @@ def report_on_named_loss(name: str, options: LossOptions) -> Report:
     """
     loss = load_loss(name)
     discount, temperature, coefficient = options.discount, options.temperature, options.coefficient
-    if not 0 <= discount < 1:
+    declared = settings_of(LossOptions).values()
+    if problems := [p for one in declared if (p := one.problem(getattr(options, one.name)))]:
+        raise ConfigError("\n".join(problems))
+    if not discount < 1:
         raise ConfigError(f"discount ({discount}) must be at least 0 and below 1")
-    if not temperature > 0:
-        raise ConfigError(f"temperature ({temperature}) must be above 0")
     soft = fixed_points.soft(temperature)
     known = {
         "optimal": fixed_points.OPTIMAL,

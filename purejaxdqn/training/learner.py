@@ -86,8 +86,6 @@ def make_learner(
 
     This function is long, because its four functions share the same parts.
 
-    It is longer than other functions because an update reads best in one place.
-
     Args:
       network: the value network.
       loss_fn: loss of ONE transition.

@@ -26,22 +26,8 @@ ROOMS: dict[str, set[str]] = {
     "report": {"environments", "runtime", "storage", "training", "types"},
     "sweep": {"agents", "engine", "runtime", "storage", "tracking", "training", "types"},
     "search": {"engine", "report", "runtime", "storage", "sweep", "training", "types"},
-    "cli": {
-        "agents",
-        "environments",
-        "report",
-        "runtime",
-        "search",
-        "storage",
-        "sweep",
-        "tracking",
-        "training",
-        "types",
-    },
-    "__main__": {"cli"},
     "testing": {
         "agents",
-        "cli",
         "environments",
         "losses",
         "networks",
@@ -50,6 +36,20 @@ ROOMS: dict[str, set[str]] = {
         "training",
         "types",
     },
+    "cli": {
+        "agents",
+        "environments",
+        "report",
+        "runtime",
+        "search",
+        "storage",
+        "sweep",
+        "testing",
+        "tracking",
+        "training",
+        "types",
+    },
+    "__main__": {"cli"},
 }
 
 

@@ -45,7 +45,7 @@ def test_what_takes_the_place_of_an_argument_does_not_count():
         ),
     ],
 )
-def test_a_run_takes_about_what_the_compiler_says(config):
+def test_a_run_takes_about_what_the_compiler_says(config, compile_as_user):
     def chunk(config, state, count):
         return agents.train(config).chunk(state, count, max_iterations_of(config))
 
@@ -56,8 +56,7 @@ def test_a_run_takes_about_what_the_compiler_says(config):
     def by_the_compiler(function, *args, **options):
         lowered = jax.jit(function, **options).lower(*args)
         # Fused, as a user's programs are.
-        fused: Any = {"xla_backend_optimization_level": 1}
-        compiled: Any = lowered.compile(fused)
+        compiled: Any = compile_as_user(lowered, xla_backend_optimization_level=1)
         return compiled.memory_analysis().temp_size_in_bytes
 
     run = trace_run(agents.train, config)

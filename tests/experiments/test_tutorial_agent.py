@@ -94,11 +94,10 @@ def test_seeds_train_until_they_win_and_the_rest_is_cut(monkeypatch):
 
 
 @pytest.fixture(scope="module")
-def played(tmp_path_factory, run_script, fresh_environment):
+def played(tmp_path_factory, run_script):
     output = tmp_path_factory.mktemp("tutorial") / "run"
     flags = ("--num-seeds=2", "--first-seed=3", "--max-games=100", "--json")
-    cache = {name: value for name, value in fresh_environment.items() if name.startswith("JAX_")}
-    return output, run_script("tutorial_agent.py", *flags, "--output", output, **cache)
+    return output, run_script("tutorial_agent.py", *flags, "--output", output)
 
 
 def test_it_prints_what_each_seed_did_and_fails_if_the_defaults_do(played):

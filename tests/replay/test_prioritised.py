@@ -391,7 +391,7 @@ class TestContract:
 NUM_RUNS, CAPACITY = 3, 1_000_000
 
 
-def compiled_loop(learns: bool, n_step: int) -> Any:
+def lower_loop(learns: bool, n_step: int) -> Any:
     """Adds, and samples and updates between them, for several runs at once, state donated."""
     replay = prioritised_replay(CAPACITY, 128, time_limit=500)
     replay = n_step_replay(replay, n_step)
@@ -424,13 +424,13 @@ def compiled_loop(learns: bool, n_step: int) -> Any:
     metrics = jax.ShapeDtypeStruct((NUM_RUNS,), jnp.float32)
     keys = jax.eval_shape(lambda: jax.random.split(jax.random.key(0), NUM_RUNS))
     over_runs = jax.vmap(run, in_axes=(axes, 0, 0), out_axes=(axes, 0, 0))
-    return jax.jit(over_runs, donate_argnums=0).lower(states, metrics, keys).compile()
+    return jax.jit(over_runs, donate_argnums=0).lower(states, metrics, keys)
 
 
 class TestCost:
     @pytest.mark.parametrize(("learns", "n_step"), [(False, 1), (True, 1), (True, 3)])
-    def test_everything_is_written_in_place(self, learns, n_step):
-        program = compiled_loop(learns, n_step)
+    def test_everything_is_written_in_place(self, learns, n_step, compile_as_user):
+        program = compile_as_user(lower_loop(learns, n_step))
         text = program.as_text()
         if not learns:
             assert not re.search(r"\bscatter\(", text)
@@ -439,7 +439,7 @@ class TestCost:
         # Room for a few batches of blocks, but not for the leaves of one run.
         assert program.memory_analysis().temp_size_in_bytes < 4 * CAPACITY
 
-    def test_an_update_costs_the_batch_and_not_its_square(self):
+    def test_an_update_costs_the_batch_and_not_its_square(self, compile_as_user):
         """No instruction makes an array that grows faster than the batch's blocks of leaves."""
         batch_size = 1_024
         replay = prioritised_replay(100_000, batch_size, 500)
@@ -447,16 +447,16 @@ class TestCost:
         indices = jax.ShapeDtypeStruct((batch_size,), jnp.int32)
         priorities = jax.ShapeDtypeStruct((batch_size,), jnp.float32)
         update = jax.jit(replay.update, donate_argnums=0)
-        memory = update.lower(state, indices, priorities).compile().memory_analysis()
+        memory = compile_as_user(update.lower(state, indices, priorities)).memory_analysis()
         assert memory is not None
         assert memory.temp_size_in_bytes < 4 * batch_size * (state.tree.block_size + 50)
 
-    def test_a_sample_looks_at_few_leaves(self):
+    def test_a_sample_looks_at_few_leaves(self, compile_as_user):
         """No instruction makes an array as large as the tree."""
         replay = prioritised_replay(CAPACITY, 32, 500)
         state = jax.eval_shape(replay.init, step_of(10))
         key = jax.eval_shape(lambda: jax.random.key(0))
-        text = jax.jit(replay.sample).lower(state, key).compile().as_text() or ""
+        text = compile_as_user(jax.jit(replay.sample).lower(state, key)).as_text() or ""
         for dims, opcode in re.findall(r"= \w+\[([\d,]+)\]\S* ([\w-]+)\(", text):
             size = np.prod([int(dim) for dim in dims.split(",")])
             assert size <= 10_000 or opcode in ("parameter", "bitcast"), (dims, opcode)

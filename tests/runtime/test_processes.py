@@ -176,7 +176,7 @@ def test_two_processes_that_were_killed_go_on(tmp_path, fresh_environment, asser
 
 
 def test_two_commands_share_a_sweep(tmp_path, fresh_environment, assert_same_bits):
-    """`experiments/sweep.py --coordinator`: the second process only trains."""
+    """`purejaxdqn sweep --coordinator`: the second process only trains."""
     output = tmp_path / "sweep"
     with socket.socket() as probe:
         probe.bind(("localhost", 0))

@@ -98,15 +98,17 @@ def mine(config):
 def test_settings_of_a_class_of_ones_own_are_run_again():
     config = Mine(**vars(CONFIG))
     dataset = run_sweep(mine, config, [3, 7], width=2, bonus=[0.5, 1.0], progress=False).dataset
-    one = again(dataset, bonus=1.0, seed=7)
+    with pytest.raises(ConfigError, match="settings of Mine .* belong to no registered agent"):
+        again(dataset, bonus=1.0, seed=7)  # nothing is imported because a file names it
+    one = again(dataset, experiment=mine, bonus=1.0, seed=7)
     assert_same_curves(one, dataset.sel(bonus=1.0, seed=7))
     settings = json.loads(dataset.settings.values[0])
     moved = dataset.copy()
     moved["settings"] = ("bonus", [json.dumps({**settings, "kind": "nowhere.Mine"})] * 2)
-    with pytest.raises(ConfigError, match=r"nowhere.Mine cannot be imported.*config_class"):
+    with pytest.raises(ConfigError, match=r"nowhere.Mine is not known here.*config_class"):
         again(moved, bonus=1.0, seed=7)
-    given = again(moved, config_class=Mine, bonus=1.0, seed=7)
-    assert_same_curves(given, again(dataset, bonus=0.5, seed=7))
+    given = again(moved, experiment=mine, config_class=Mine, bonus=1.0, seed=7)
+    assert_same_curves(given, again(dataset, experiment=mine, bonus=0.5, seed=7))
 
 
 def test_what_has_one_value_may_be_left_out(grid):

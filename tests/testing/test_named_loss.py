@@ -38,7 +38,7 @@ def folder(tmp_path):
 def command(folder, fresh_environment):
     def run(*args):
         return subprocess.run(
-            [sys.executable, "-m", "purejaxdqn.testing", *args],
+            [sys.executable, "-m", "purejaxdqn", "check", *args],
             capture_output=True,
             text=True,
             cwd=folder,
@@ -84,7 +84,7 @@ def test_what_is_no_loss_is_said_in_a_line(name, words, folder, monkeypatch):
     ("options", "words"),
     [
         (LossOptions(discount=1.0), r"discount \(1.0\) must be at least 0 and below 1"),
-        (LossOptions(temperature=0.0), r"temperature \(0.0\) must be above 0"),
+        (LossOptions(temperature=0.0), r"temperature \(0.0\) must be positive"),
     ],
 )
 def test_an_option_out_of_range_is_refused(options, words, folder, monkeypatch):

@@ -82,8 +82,6 @@ def make_train(
 
     This function is long, so that the whole run can be read in one place.
 
-    It is longer than other functions because a training run reads best in one place.
-
     Args:
       config: for the counts (num_envs, prefill_steps, steps_per_update, updates_per_iteration,
         batch_size), and the discount.

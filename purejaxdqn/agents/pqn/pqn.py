@@ -97,8 +97,6 @@ def make_train(
 
     This function is long, so that the whole run can be read in one place.
 
-    It is longer than other functions because a training run reads best in one place.
-
     Args:
       config: for the counts (num_envs, num_steps, num_epochs, num_minibatches), the discount and
         lambda.

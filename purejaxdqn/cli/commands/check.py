@@ -1,0 +1,38 @@
+"""Checks whether a loss is sound, and whether it converges to what it declares.
+
+    purejaxdqn check my_module:my_loss
+    purejaxdqn check path/to/file.py:my_loss --fixed-point soft --temperature 0.1
+
+Prints a table with a row a check. Exit code 0: the loss passes; 1: it fails; 2: there is no such
+loss, or a flag is refused.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from purejaxdqn.cli.exits import EXIT_FAILED
+from purejaxdqn.cli.flags import import_modules, read_command_line
+from purejaxdqn.testing.named_loss import LossOptions, report_on_named_loss
+from purejaxdqn.training.declaration import Setting, settings_of
+
+_LOSS = Setting(
+    "loss",
+    str,
+    "",
+    "module:name or path/to/file.py:name, of a TD error, of a loss, or of a function that makes "
+    "one without arguments.",
+)
+
+
+def run(argv: Sequence[str]) -> int:
+    """Runs the command."""
+    import_modules(argv)
+    declared = settings_of(LossOptions)
+    line = read_command_line(
+        argv, "purejaxdqn check", __doc__ or "", declared.values(), positional=_LOSS
+    )
+    options = LossOptions(**{name: getattr(line.flags, name) for name in declared})
+    report = report_on_named_loss(line.flags.loss, options)
+    report.print()
+    return 0 if report.passed else EXIT_FAILED
