@@ -210,10 +210,12 @@ def _compare_lanes(what: str, values: np.ndarray, most: float, num_envs: int) ->
       most: above it, a share of equal entries is no chance.
       num_envs: lanes of a seed.
     """
-    highest, pair = max(
-        (float((values[i] == values[j]).mean()), (i, j))
-        for i, j in itertools.combinations(range(len(values)), 2)
-    )
+    alike = {
+        pair: float((values[pair[0]] == values[pair[1]]).mean())
+        for pair in itertools.combinations(range(len(values)), 2)
+    }
+    pair = max(alike, key=alike.__getitem__)
+    highest = alike[pair]
     (seed, env), (other, other_env) = (divmod(lane, num_envs) for lane in pair)
     who = (
         f"environments {env} and {other_env} of a seed share a stream"

@@ -4,6 +4,7 @@ import functools
 import itertools
 import re
 from collections.abc import Callable
+from types import SimpleNamespace
 from typing import Any
 
 import jax
@@ -218,6 +219,18 @@ BROKEN_REPLAYS = {
 }
 
 
+@pytest.fixture
+def users_emitters(monkeypatch, compile_as_user):
+    """Has `check_replay` read programs as a user's machine compiles them."""
+    plain = jax.stages.Lowered.compile
+
+    def compile_lowered(lowered):
+        return compile_as_user(SimpleNamespace(compile=functools.partial(plain, lowered)))
+
+    monkeypatch.setattr(jax.stages.Lowered, "compile", compile_lowered)
+
+
+@pytest.mark.usefixtures("users_emitters")
 class TestCheckReplay:
     def test_good(self):
         check_replay(uniform_replay, KEY)
