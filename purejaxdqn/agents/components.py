@@ -15,7 +15,7 @@ from purejaxdqn.training.settings import RunConfig
 from purejaxdqn.training.settings_text import parse
 from purejaxdqn.types import ConfigError
 
-Component = Mapping[str, Any]  # the setting that it is known by, then what it needs with it
+Component = Mapping[str, Any]  # settings by name; the first one is the switch
 Combination = tuple[bool, ...]  # of each component, whether it is in
 
 COMPONENTS: dict[str, Component] = {
@@ -48,7 +48,9 @@ COMPONENTS: dict[str, Component] = {
 
 
 def find_components(names: Sequence[str], base: RunConfig) -> dict[str, Component]:
-    """Finds components by name, in the order of `COMPONENTS`; settings of one's own come last.
+    """Finds components by name, in the order of `COMPONENTS`.
+
+    Components given as `setting=value` come last.
 
     Args:
       names: of `COMPONENTS`, or a setting of the base with its value, such as "discount=0.9".
@@ -85,7 +87,7 @@ def find_components(names: Sequence[str], base: RunConfig) -> dict[str, Componen
 
 
 def find_plain(base: RunConfig) -> RunConfig:
-    """Gives the settings without any component: plain DQN's, or the defaults of another class."""
+    """Returns the settings without any component: plain DQN's, or the defaults of another class."""
     return registry.get("dqn").config if type(base) is DQNConfig else type(base)()
 
 
@@ -133,7 +135,7 @@ def configure_all(
 
 
 def _switch(component: Component) -> str:
-    """Gives the setting that a component is known by."""
+    """Returns the setting that a component is known by."""
     return next(iter(component))
 
 

@@ -185,5 +185,5 @@ class Proposals:
 
 
 def is_complete(trial: FrozenTrial) -> bool:
-    """Says whether a trial was trained to its end."""
+    """Tells whether a trial was trained to its end."""
     return trial.state == optuna.trial.TrialState.COMPLETE

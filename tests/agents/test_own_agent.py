@@ -12,7 +12,7 @@ import pytest
 
 from purejaxdqn import ConfigError, DQNConfig, RunConfig, agents, dqn, load, setting
 from purejaxdqn.cli.main import main
-from purejaxdqn.engine.programs import one_run
+from purejaxdqn.engine.programs import make_run_functions
 from purejaxdqn.sweep import batches
 from purejaxdqn.training.declaration import settings_of
 
@@ -133,13 +133,13 @@ def test_an_experiment_that_branches_on_a_traced_setting_is_told_its_name():
         return dqn(dataclasses.replace(config, n_step=1 if config.mix > 0.3 else 2))
 
     with pytest.raises(ConfigError, match="value of mix while it is traced") as error:
-        one_run(branches, Own())
+        make_run_functions(branches, Own())
     assert "mix: float = setting(0.5, help, static=True)" in str(error.value)
 
     def branches_on_a_static_one(config):
         return dqn(dataclasses.replace(config, n_step=1 if config.power > 1 else 2))
 
-    one_run(branches_on_a_static_one, Own())
+    make_run_functions(branches_on_a_static_one, Own())
 
 
 def test_settings_of_no_registered_agent_are_refused():
