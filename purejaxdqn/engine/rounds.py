@@ -173,7 +173,7 @@ class _Round:
         self._window = EvaluationWindow(sums)
 
     def active_devices(self, wanted: Callable[[], np.ndarray] | None) -> np.ndarray:
-        """Tells which devices have a run that is wanted, `[devices]` bool."""
+        """Finds which devices have a run that is wanted, `[devices]` bool."""
         plan = self._programs.plan
         by_slot = np.zeros(plan.slots_per_round, bool)
         by_slot[: self._num_runs] = True if wanted is None else wanted()

@@ -27,7 +27,7 @@ _NUM_ACTIONS = 3
 
 
 def is_td_error(loss: Any) -> bool:
-    """Tells whether a function is a TD error or a whole loss, by the names of its arguments."""
+    """Tells whether a function is a TD error, not a whole loss, by the names of its arguments."""
     return not {*TD_ERROR_ARGUMENTS, *ALIASES}.isdisjoint(inspect.signature(loss).parameters)
 
 
