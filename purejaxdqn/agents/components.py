@@ -12,7 +12,7 @@ from purejaxdqn.agents import registry
 from purejaxdqn.agents.dqn.settings import DQNConfig
 from purejaxdqn.training.declaration import settings_of
 from purejaxdqn.training.settings import RunConfig
-from purejaxdqn.training.settings_text import parse
+from purejaxdqn.training.settings_text import config_to_dict, parse
 from purejaxdqn.types import ConfigError
 
 Component = Mapping[str, Any]  # settings by name; the first one is the switch
@@ -87,8 +87,12 @@ def find_components(names: Sequence[str], base: RunConfig) -> dict[str, Componen
 
 
 def find_plain(base: RunConfig) -> RunConfig:
-    """Returns the settings without any component: plain DQN's, or the defaults of another class."""
-    return registry.get("dqn").config if type(base) is DQNConfig else type(base)()
+    """Returns the settings without any component: plain DQN's, beside the defaults of a class."""
+    plain = type(base)()
+    if not isinstance(plain, DQNConfig):
+        return plain
+    dqn = config_to_dict(registry.get("dqn").config)
+    return dataclasses.replace(plain, **{**dqn, "agent": plain.agent})
 
 
 def configure(
@@ -102,6 +106,8 @@ def configure(
         in_base = getattr(base, switch) != getattr(plain, switch)
         for setting, value in component.items():
             without, own = getattr(plain, setting), getattr(base, setting)
+            if value is without and isinstance(value, bool):  # it is part of the agent itself
+                without, in_base = not value, True
             if is_in and own == without:
                 changes[setting] = value
             elif not is_in and in_base and (setting == switch or own == value):
@@ -129,6 +135,10 @@ def configure_all(
             reasons += str(error).splitlines()
         problems += [f"{'+'.join(chosen) or 'none'}: {reason}" for reason in reasons]
         configs[combination] = config
+    for at, name in enumerate(components):
+        pairs = [(one, (*one[:at], True, *one[at + 1 :])) for one in configs if not one[at]]
+        if any(configs[without] == configs[with_it] for without, with_it in pairs):
+            problems.append(f"{name} changes nothing: the agent has it already, give another value")
     if problems:
         raise ConfigError("combinations that cannot be trained: " + "; ".join(problems))
     return configs

@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import dataclasses
 import difflib
+import sys
 from collections.abc import Iterable
 from typing import Any, NamedTuple
 
+from purejaxdqn.agents.dqn.settings import DQNConfig
 from purejaxdqn.training.declaration import settings_of
 from purejaxdqn.training.loop import Experiment, Train
 from purejaxdqn.training.settings import RunConfig
-from purejaxdqn.types import ConfigError, is_same_definition
+from purejaxdqn.types import ConfigError
 
 
 class Agent(NamedTuple):
@@ -20,14 +22,16 @@ class Agent(NamedTuple):
       config: its settings, a `RunConfig` of its own class whose `agent` is the name.
       experiment: `config -> Train`.
       help: what it is, in a line.
+      module: which module has registered it.
     """
 
     config: Any
     experiment: Experiment
     help: str
+    module: str
 
 
-DEFAULT = "double_n_step"  # the agent where none is named
+DEFAULT = DQNConfig.agent  # the agent where none is named
 _AGENTS: dict[str, Agent] = {}
 
 
@@ -59,9 +63,10 @@ def register(name: str, config: RunConfig, experiment: Experiment, help: str = "
             f"the experiment of agent {name!r} ({experiment!r:.60}) must be a function from "
             "settings to Train, such as dqn"
         )
-    agent = Agent(dataclasses.replace(config, agent=name), experiment, help)
+    module = str(sys._getframe(1).f_globals.get("__name__"))
+    agent = Agent(dataclasses.replace(config, agent=name), experiment, help, module)
     agent.config.validate()
-    if name in _AGENTS and not is_same_definition(_AGENTS[name].experiment, experiment):
+    if name in _AGENTS and _AGENTS[name].module != module:  # a notebook's cell may run again
         raise ConfigError(f"agent {name!r} is registered already: choose another name")
     _AGENTS[name] = agent
     return agent

@@ -11,6 +11,7 @@ import collections
 import dataclasses
 import difflib
 import inspect
+import re
 import shutil
 import textwrap
 import typing
@@ -82,6 +83,10 @@ def read_command_line(
         value that it cannot have.
     """
     own = {one.name: one for one in (*flags, IMPORTS)}
+    if clashing := sorted(own.keys() & settings.keys()):
+        raise ConfigError(
+            f"the settings {', '.join(clashing)} have the names of flags of {prog}: rename them"
+        )
     several = {name for name, one in own.items() if one.type == tuple[str, ...]}
     several |= set(settings) if have_several_values else set()
     everything = {**settings, **own}
@@ -122,7 +127,8 @@ def import_modules(argv: Sequence[str]) -> None:
 
 
 def _flag(name: str) -> str:
-    return "import" if name == IMPORTS.name else name.replace("_", "-")
+    """Returns the flag of a setting, or of a label such as "discount=0.9", without its dashes."""
+    return "import" if name == IMPORTS.name else re.sub(r"[^\w.]+|_", "-", name)
 
 
 def _parse(
@@ -135,8 +141,13 @@ def _parse(
 ) -> tuple[dict[str, Any], list[str]]:
     """Parses with tyro: texts by flag, and unknown words."""
     groups: dict[str, Any] = {}
+    names = {f"field_{at}": one.name for at, one in enumerate(settings)}  # any name may be a flag's
     for group in typing.get_args(Group):
-        fields = [_make_field(one, one.name in several) for one in settings if one.group == group]
+        fields = [
+            (field, *_make_field(one, one.name in several))
+            for field, one in zip(names, settings, strict=True)
+            if one.group == group
+        ]
         if fields:
             groups[group] = dataclasses.make_dataclass(group, fields, frozen=True)
             groups[group].__doc__ = ""
@@ -160,27 +171,27 @@ def _parse(
     flags, unknown = parsed
     found = {} if positional is None else {positional.name: getattr(flags, positional.name)}
     for group in groups:
-        found |= vars(getattr(flags, group))
+        found |= {names[field]: value for field, value in vars(getattr(flags, group)).items()}
     return found, unknown
 
 
-def _make_field(one: Setting, is_several: bool) -> tuple[str, Any, Any]:
+def _make_field(one: Setting, is_several: bool) -> tuple[Any, Any]:
     """Makes the field of tyro's dataclass that is a flag for a setting."""
     where = one.read_only_where()
     text = f"{one.help} Read only where {where}." if where else one.help
     if one.type is bool and not is_several:
-        annotation: Any = Annotated[bool, tyro.conf.arg(help=text)]
+        annotation: Any = Annotated[bool, tyro.conf.arg(name=_flag(one.name), help=text)]
         if one.default is False and one.group in ("run", "sweep", "machines"):
             annotation = Annotated[annotation, tyro.conf.FlagCreatePairsOff]
-        return one.name, annotation, dataclasses.field(default=one.default)
+        return annotation, dataclasses.field(default=one.default)
     shown = format_value(one.default)
     argument = tyro.conf.arg(
-        name=_flag(one.name) if one is IMPORTS else None,
+        name=_flag(one.name),
         help=text,
         metavar=_metavar(one) + (" ..." if is_several else ""),
         help_behavior_hint=f"(default: {shown})" if shown else "",
     )
-    return one.name, Annotated[tuple[str, ...], argument], dataclasses.field(default=())
+    return Annotated[tuple[str, ...], argument], dataclasses.field(default=())
 
 
 def format_value(value: Any) -> str:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -26,6 +26,7 @@ from purejaxdqn.sweep.run import run_design
 from purejaxdqn.tracking import Tracker
 from purejaxdqn.training.declaration import Setting, setting, settings_of
 from purejaxdqn.training.loop import Experiment
+from purejaxdqn.training.settings import RunConfig
 from purejaxdqn.types import ConfigError
 
 READERS = {"memory_budget": parse_bytes}  # such as 4GB
@@ -113,6 +114,22 @@ def explain_foreign_flags(names: Sequence[str]) -> dict[str, str]:
     }
     shown = " or ".join(map(repr, names))
     return {name: f"{name!r} is no setting of agent {shown}" for name in every - own}
+
+
+def refuse_unread(names: Iterable[str], configs: Collection[RunConfig]) -> None:
+    """Refuses settings that are given, but that none of the runs' settings leaves any effect.
+
+    Raises:
+      ConfigError: for the first of them, with where it is read.
+    """
+    for name in names:
+        declared = [(config, settings_of(type(config)).get(name)) for config in configs]
+        known = [(config, one) for config, one in declared if one is not None]
+        if known and not any(one.is_read(config) for config, one in known):
+            raise ConfigError(
+                f"{name} changes nothing: it is read only where {known[0][1].read_only_where()}; "
+                "leave it out, or set that too"
+            )
 
 
 def list_seeds(flags: SimpleNamespace) -> range:

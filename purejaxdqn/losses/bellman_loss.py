@@ -87,9 +87,10 @@ def check_arguments(td_error: TDError) -> None:
         and parameter.kind not in (parameter.VAR_POSITIONAL, parameter.VAR_KEYWORD)
     ]
     if unknown:
+        renamed = f"; q_t_online is now {SELECTOR}" if "q_t_online" in unknown else ""
         raise ConfigError(
             f"td_error ({name}) needs {', '.join(unknown)}, which bellman_loss does not know: "
-            f"{rule}. Give what else it takes a default, or a value with functools.partial"
+            f"{rule}{renamed}. Give what else it takes a default, or a value with functools.partial"
         )
 
 

@@ -123,6 +123,15 @@ def save_gif(train: Train, params: Params, path: Path, random_seed: int = 0) -> 
     return total
 
 
+def is_in_gymnasium(name: str) -> bool:
+    """Tells whether gymnasium has an environment of this name."""
+    try:
+        gymnasium.spec(name)
+    except gymnasium.error.Error:
+        return False
+    return True
+
+
 def _make_env(name: str, **options: Any) -> gymnasium.Env:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # gymnasium calls CartPole-v0 outdated at each make

@@ -10,6 +10,8 @@ from types import ModuleType
 
 from purejaxdqn.types import ConfigError
 
+_IMPORTED: dict[str, None] = {}  # in their order
+
 
 def import_module_or_file(place: str) -> ModuleType:
     """Imports a module by its name, or a file by its path; a second call imports nothing.
@@ -32,7 +34,7 @@ def import_module_or_file(place: str) -> ModuleType:
         if str(folder) not in sys.path:
             sys.path.insert(0, str(folder))
     try:
-        return _import_file(path) if is_file else importlib.import_module(place)
+        module = _import_file(path) if is_file else importlib.import_module(place)
     except (Exception, SystemExit) as error:
         missing = error.name if isinstance(error, ModuleNotFoundError) else None
         if missing and not is_file and f"{place}.".startswith(f"{missing}."):
@@ -44,6 +46,13 @@ def import_module_or_file(place: str) -> ModuleType:
             f"importing {place} raises {describe_error(error)}; correct it until Python can "
             "import it"
         ) from error
+    _IMPORTED.setdefault(str(path) if is_file else place)
+    return module
+
+
+def list_imported() -> list[str]:
+    """Lists what `import_module_or_file` has imported here, for another process to import too."""
+    return [*_IMPORTED]
 
 
 def describe_error(error: BaseException) -> str:

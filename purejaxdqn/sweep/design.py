@@ -233,6 +233,11 @@ def _check_sequence(what: str, values: Any, example: str) -> None:
 def _check_name(name: str, config: RunConfig | Configure) -> None:
     if not isinstance(config, RunConfig):
         return  # the function that makes the settings refuses unknown names
+    if name == "agent":
+        raise ConfigError(
+            "agent cannot be swept over one agent's settings, which would only be renamed: give "
+            "agents.configure in the place of config, and agents.train as the experiment"
+        )
     names = [field.name for field in dataclasses.fields(config)]
     if name not in names:
         nearest = difflib.get_close_matches(name, names, n=3)

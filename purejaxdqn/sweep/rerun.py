@@ -25,8 +25,12 @@ from purejaxdqn.training.settings import RunConfig
 from purejaxdqn.training.settings_text import config_from_json
 from purejaxdqn.types import ConfigError, Params
 
-# The experiments that find an agent's own by its settings, also in older files.
-_DISPATCHERS = ("train", "train_by_kind")
+# What files of older versions call the package's experiments.
+_OLD_NAMES = {
+    "purejaxdqn.dqn.dqn",
+    "purejaxdqn.pqn.pqn",
+    "purejaxdqn.agents.train_by_kind",
+}
 
 
 def rerun(
@@ -115,20 +119,23 @@ def _find_experiment(dataset: xr.Dataset, config: RunConfig) -> Experiment:
     """Finds the registered agent's experiment; nothing is imported because a file names it.
 
     Raises:
-      ConfigError: if no registered agent was trained, or it was given more than the settings.
+      ConfigError: if the file was made by something else than the registered agent.
     """
-    name, arguments = dataset.attrs["experiment"], json.loads(dataset.attrs["experiment_arguments"])
-    if arguments:
-        passed = ", ".join(f"{key}={value}" for key, value in arguments.items())
-        raise ConfigError(f"{name} was given {passed}: give it to rerun again, as experiment")
     experiment = agents.experiment_of(config)
-    own = {*_DISPATCHERS, getattr(experiment, "__qualname__", "")}
-    if name.rpartition(".")[2] not in own:
-        raise ConfigError(
-            f"the experiment {name} is not that of agent {config.agent!r}: give it to rerun, as "
-            "experiment"
-        )
-    return experiment
+    names = {name: dataset.attrs[name] for name in provenance.name_experiment(experiment)}
+    for known in (experiment, agents.train):
+        if names == provenance.name_experiment(known):
+            return experiment
+    if names["experiment"] in _OLD_NAMES and names["experiment_arguments"] == "{}":
+        return experiment
+    passed = json.loads(names["experiment_arguments"])
+    shown = (
+        f" with {', '.join(f'{key}={value}' for key, value in passed.items())}" if passed else ""
+    )
+    raise ConfigError(
+        f"the file was made by {names['experiment']}{shown}, which is not the experiment of agent "
+        f"{config.agent!r}: give it to rerun again, as experiment"
+    )
 
 
 def load_params(
@@ -147,6 +154,8 @@ def load_params(
     Raises:
       ConfigError: if the labels name no run or several, or the folder does not have the weights.
     """
+    if "trial" in dataset.dims:
+        raise ConfigError("a search keeps no weights: train its best settings first")
     runs = dataset.final_return.isel(episode=0, drop=True)
     settings = xr.broadcast(dataset.settings, runs)[0].transpose(*runs.dims)
     numbered = dataset.assign(number=(runs.dims, np.arange(runs.size).reshape(runs.shape)))
@@ -155,8 +164,11 @@ def load_params(
     train = _find_experiment(dataset, config)(config)
     configs = [config_from_json(str(text)) for text in settings.values.ravel()]
     batch, row = _find_batch(configs, int(run.number), int(dataset.attrs["width"]))
-    record = SweepFolder(folder).load_finished(batch, config)
-    if record is None:
+    kept = SweepFolder(folder)
+    if kept.is_begun():
+        kept.read_begun()  # refuses a folder of another version
+    record = kept.load_finished(batch, config)
+    if record is None or not record.params:
         raise ConfigError(
             f"{folder} does not have the weights of batch {batch}: train it to its end with "
             "--resume"

@@ -106,6 +106,7 @@ class Setting(NamedTuple):
             return all(
                 getattr(config, name) in (wanted if isinstance(wanted, tuple) else (wanted,))
                 for name, wanted in condition.items()
+                if hasattr(config, name)
             )
 
         return not self.read_if or any(map(holds, self.read_if))
@@ -236,11 +237,14 @@ def _settings_of(kind: Any) -> dict[str, Setting]:
             annotation
         ):
             (annotation,) = {*typing.get_args(annotation)} - {types.NoneType}
-        if annotation not in _TYPES and typing.get_origin(annotation) is not Literal:
+        is_choice = typing.get_origin(annotation) is Literal
+        if annotation not in _TYPES and not is_choice:
             raise ConfigError(
                 f"{name} ({annotation}) must be of type bool, int, float, str, tuple[int, ...] or "
                 "Literal"
             )
+        if not all(isinstance(choice, str) for choice in typing.get_args(annotation) if is_choice):
+            raise ConfigError(f"{name} ({annotation}) must be a Literal of texts")
         if field.default is dataclasses.MISSING:
             raise ConfigError(f"{name} must have a default: give it one, as every setting has")
         static = metadata.get("static")

@@ -11,6 +11,7 @@ import dataclasses
 import functools
 import types
 from collections.abc import Iterator, Mapping
+from pathlib import Path
 from typing import Any
 
 import jax
@@ -21,8 +22,16 @@ from purejaxdqn.training.declaration import LARGEST_INT, setting, settings_of
 from purejaxdqn.training.diagnostics import DIAGNOSTICS
 from purejaxdqn.types import ConfigError
 
+# Settings that not every agent has: where they are missing, what depends on them is read.
+_READ_IF_THERE = {"noisy", "optimizer", "epsilon_schedule", "td_error"}
 _MOST_EVALUATIONS = 10**5  # of a run; they are kept one by one
 
+# Names that results have for something else.
+NAMES_OF_RESULTS = frozenset(
+    {"loss", "evaluation_return", "final_return", "training_return", "num_updates"}
+    | {"gymnasium_return", "step", "seed", "episode", "run", "sample", "settings", "diverged"}
+    | set(DIAGNOSTICS)
+)
 _KINDS: dict[str, type[RunConfig]] = {}  # every class of settings that was used, by its whole name
 
 
@@ -41,6 +50,20 @@ def _register(kind: type[RunConfig]) -> None:
             "above the class"
         )
     declared = settings_of(kind)
+    for name, one in declared.items():
+        if one.default is None or one.type in (Path, tuple[str, ...]):
+            raise ConfigError(
+                f"{kind.__name__}.{name} ({one.default!r}) must be a bool, a number, a name or "
+                "sizes: results keep no other settings"
+            )
+        if name in NAMES_OF_RESULTS:
+            raise ConfigError(f"{kind.__name__}.{name} has a name of the results: rename it")
+        others = {other for condition in one.read_if for other in condition}
+        if unknown := sorted(others - {*declared} - _READ_IF_THERE):
+            raise ConfigError(
+                f"{kind.__name__}.{name} is read only where {', '.join(unknown)} has some value, "
+                "but there is no such setting: correct read_if"
+            )
     jax.tree_util.register_dataclass(
         kind,
         data_fields=[name for name, one in declared.items() if one.is_traced],
@@ -97,6 +120,7 @@ class RunConfig:
         1e-3,
         "What Adam, or RAdam, adds to its denominator; larger ones keep small gradients small.",
         above=0,
+        read_if={"optimizer": "adam"},
     )
     max_grad_norm: float = setting(
         10.0,
@@ -106,7 +130,12 @@ class RunConfig:
         remedy="inf turns clipping off",
     )
     epsilon_start: float = setting(
-        1.0, "Probability of a random action at first.", group="exploration", at_least=0, at_most=1
+        1.0,
+        "Probability of a random action at first.",
+        group="exploration",
+        at_least=0,
+        at_most=1,
+        read_if={"noisy": False},
     )
     epsilon_end: float = setting(
         0.04,
@@ -114,6 +143,7 @@ class RunConfig:
         group="exploration",
         at_least=0,
         at_most=1,
+        read_if=({"noisy": False}, {"td_error": "expected_sarsa"}),
     )
     epsilon_fraction: float = setting(
         0.2,
@@ -121,6 +151,7 @@ class RunConfig:
         group="exploration",
         at_least=0,
         at_most=1,
+        read_if={"noisy": False, "epsilon_schedule": "linear"},
     )
     eval_interval: int = setting(
         5_000,
@@ -140,6 +171,12 @@ class RunConfig:
         if "agent" not in vars(kind) and self.agent == kind.agent:
             # A class of one's own has its parent's default, and not its parent's name.
             object.__setattr__(self, "agent", "")
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        """Registers the class where a pickle brings the first settings of it into a process."""
+        vars(self).update(state)
+        kind: Any = type(self)
+        _register(kind)
 
     @property
     def prefill_steps(self) -> int:
@@ -220,14 +257,6 @@ def ensure_kind(config: Any, kind: type[RunConfig]) -> None:
             f"the experiment takes settings of {kind.__name__}, and not of "
             f"{type(config).__name__}: give the one, or train with another experiment"
         )
-
-
-# Names that results have for something else.
-NAMES_OF_RESULTS = frozenset(
-    {"loss", "evaluation_return", "final_return", "training_return", "num_updates"}
-    | {"gymnasium_return", "step", "seed", "episode", "run", "sample", "settings", "diverged"}
-    | set(DIAGNOSTICS)
-)
 
 
 def reserved_names() -> frozenset[str]:

@@ -59,7 +59,7 @@ _READERS: dict[Any, tuple[Callable[[str], Any], str]] = {
     str: (str, "a name"),
     Path: (Path, "a path"),
     tuple[int, ...]: (
-        lambda text: tuple(int(part) for part in text.split("x")),
+        lambda text: () if text == "none" else tuple(int(part) for part in text.split("x")),
         "whole numbers with x between them, such as 64x64",
     ),
 }

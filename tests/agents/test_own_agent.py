@@ -3,6 +3,9 @@
 import dataclasses
 import itertools
 import json
+import pickle
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -11,9 +14,12 @@ import numpy as np
 import pytest
 
 from purejaxdqn import ConfigError, DQNConfig, RunConfig, agents, dqn, load, setting
+from purejaxdqn.agents.components import configure_all, find_components
 from purejaxdqn.cli.main import main
+from purejaxdqn.cli.main import run as run_command_line
 from purejaxdqn.engine.programs import make_run_functions
 from purejaxdqn.sweep import batches
+from purejaxdqn.sweep.design import grid_design
 from purejaxdqn.training.declaration import settings_of
 
 FILE = Path(__file__).parents[2] / "experiments" / "my_agent.py"
@@ -82,6 +88,11 @@ def test_it_is_ablated(tmp_path):
         settings = json.loads(there.settings.item())
         assert settings["layer_norm"] == is_in
         assert settings["caution"] == (1.0 if caution else 0.05)
+    # The labels of an ablation are flags like any others.
+    labels = ["--caution-1", "true", "--layer-norm", "False", "--seed", "1"]
+    with pytest.raises(SystemExit) as caught:
+        main(["rerun", str(tmp_path / "out"), "--import", str(FILE), *labels])
+    assert not caught.value.code
 
 
 def test_it_is_searched(tmp_path):
@@ -151,6 +162,71 @@ def test_settings_of_no_registered_agent_are_refused():
         agents.register("my agent", Own(), dqn)
     with pytest.raises(ConfigError, match="must be of a class derived from RunConfig"):
         agents.register("mine", object(), dqn)  # type: ignore[arg-type]
+
+
+def test_a_name_is_registered_again_only_by_its_own_module():
+    rainbow = agents.get("rainbow")
+    with pytest.raises(ConfigError, match="agent 'rainbow' is registered already"):
+        agents.register("rainbow", DQNConfig(), dqn)
+    assert agents.get("rainbow") == rainbow
+    first = agents.register("again", Own(), dqn)  # as a notebook's cell that runs twice
+    assert agents.register("again", Own(mix=0.1), dqn).config.mix == 0.1
+    assert first.config.mix == 0.5
+
+
+def test_the_agent_cannot_be_swept_over_the_settings_of_one():
+    with pytest.raises(ConfigError, match=r"agents\.configure in the place of config"):
+        grid_design(DQNConfig(), [0], {"agent": ["dqn", "rainbow"]})
+
+
+def test_components_of_a_class_of_ones_own_are_beside_plain_dqn():
+    base = Own()
+    found: Any = configure_all(base, find_components(["double", "mix=0.1"], base))
+    assert [config.td_error for config in found.values()][:2] == ["q_learning"] * 2
+    assert found[True, True].mix == 0.1
+    with pytest.raises(ConfigError, match=r"mix=0.5 changes nothing"):
+        configure_all(base, find_components(["mix=0.5"], base))
+
+
+def test_settings_out_of_a_pickle_are_a_pytree_where_no_other_was_made():
+    """As those that a worker on another node is given."""
+    code = "import pickle, sys, jax; settings = pickle.load(sys.stdin.buffer); "
+    code += "assert len(jax.tree.leaves(settings)) > 10"
+    content = pickle.dumps(agents.get("pqn").config)
+    subprocess.run([sys.executable, "-c", code], input=content, check=True)
+
+
+def test_a_setting_with_the_name_of_a_flag_or_of_a_result_is_refused():
+    @dataclasses.dataclass(frozen=True)
+    class Width(DQNConfig):
+        width: int = 7
+
+    agents.register("wide", Width(), dqn)
+    with pytest.raises(ConfigError, match="the settings width have the names of flags"):
+        run_command_line(["train", "--agent", "wide", "--width", "9"])
+
+    @dataclasses.dataclass(frozen=True)
+    class Step(DQNConfig):
+        step: int = 7
+
+    with pytest.raises(ConfigError, match=r"Step\.step has a name of the results"):
+        Step()
+
+
+def test_declarations_that_nothing_could_keep_are_refused():
+    @dataclasses.dataclass(frozen=True)
+    class Optional(DQNConfig):
+        perhaps: float | None = None
+
+    with pytest.raises(ConfigError, match=r"Optional\.perhaps \(None\) must be a bool, a number"):
+        Optional()
+
+    @dataclasses.dataclass(frozen=True)
+    class Depends(DQNConfig):
+        odd: float = setting(1.0, "Read never.", read_if={"nope": True})
+
+    with pytest.raises(ConfigError, match="read only where nope has some value"):
+        Depends()
 
 
 def test_a_class_of_settings_that_is_no_dataclass_is_refused():

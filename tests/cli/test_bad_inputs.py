@@ -240,7 +240,7 @@ def test_a_bad_input_is_one_line_and_exit_code_2(
         (["train", "--agent", "pqn", "--no-prioritised"], "'prioritised' is no setting of agent"),
         (
             ["train", "--temperature", "0.1"],
-            "temperature (0.1) changes nothing: it is read only wh",
+            "temperature changes nothing: it is read only where",
         ),
         (["train", "--import", "no_such_module"], "there is no module 'no_such_module'"),
         (["train", "--import", "no/such/file.py"], "there is no file no/such/file.py"),

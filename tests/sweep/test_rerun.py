@@ -194,11 +194,16 @@ def test_what_was_trained_must_be_known(grid):
     dataset = purejaxdqn.load(grid)
     which: dict[str, Any] = {"learning_rate": 1e-3, "dueling": True, "seed": 0}
     lost = dataset.assign_attrs(experiment="nowhere.mine")
-    with pytest.raises(ConfigError, match=r"nowhere.mine cannot be imported"):
+    with pytest.raises(ConfigError, match=r"made by nowhere.mine, which is not the experiment of"):
         again(lost, **which)
     assert_same_curves(again(lost, experiment=dqn, **which), dataset.sel(which))
-    with pytest.raises(ConfigError, match="was given loss_fn=mine"):
+    with pytest.raises(ConfigError, match="with loss_fn=mine, which is not the experiment of"):
         again(dataset.assign_attrs(experiment_arguments='{"loss_fn": "mine"}'), **which)
+    for name in ("__main__.train", "mine.dqn"):  # only the last name is the package's
+        with pytest.raises(ConfigError, match=f"made by {name}, which is not"):
+            again(dataset.assign_attrs(experiment=name), **which)
+    old = dataset.assign_attrs(experiment="purejaxdqn.dqn.dqn")  # before files were moved
+    assert_same_curves(again(old, **which), dataset.sel(which))
     with pytest.raises(ConfigError, match="not one of a sweep"):
         again(dataset.drop_vars("settings"))
 

@@ -22,7 +22,7 @@ from types import SimpleNamespace
 from purejaxdqn import agents
 from purejaxdqn.agents.components import COMPONENTS, configure_all, find_components
 from purejaxdqn.cli.commands.train import read_training
-from purejaxdqn.cli.sweeps import list_seeds, print_json, sweep_flags, trained_design
+from purejaxdqn.cli.sweeps import list_seeds, print_json, refuse_unread, sweep_flags, trained_design
 from purejaxdqn.report.ablation import Metric, report_ablation
 from purejaxdqn.runtime import processes
 from purejaxdqn.sweep.design import Design, grid_design
@@ -74,6 +74,7 @@ def read_ablation(
     )
     components = find_components(flags.components, base)
     configs = configure_all(base, components)
+    refuse_unread(flags.given, configs.values())
 
     def configure(**is_in: bool) -> RunConfig:
         return configs[tuple(is_in[name] for name in components)]

@@ -17,11 +17,12 @@ import jax
 import numpy as np
 
 from purejaxdqn.cli.commands.rerun import read_run
-from purejaxdqn.report.films import FILM_NAME, play_in_gymnasium, save_gif
+from purejaxdqn.report.films import FILM_NAME, is_in_gymnasium, play_in_gymnasium, save_gif
 from purejaxdqn.runtime.console import make_console
 from purejaxdqn.runtime.devices import use_every_core
 from purejaxdqn.sweep.rerun import load_params
 from purejaxdqn.training.declaration import setting, settings_of
+from purejaxdqn.types import ConfigError
 
 
 @dataclasses.dataclass(frozen=True)
@@ -42,6 +43,10 @@ def run(argv: Sequence[str]) -> int:
     )
     use_every_core()
     train, params = load_params(place.parent if place.is_file() else place, dataset, labels)
+    if not is_in_gymnasium(train.env.name):
+        raise ConfigError(
+            f"gymnasium has no {train.env.name!r}: play policies of gymnasium's environments alone"
+        )
     one = jax.tree.map(lambda x: x[np.newaxis], params)
     returns = play_in_gymnasium(train, one, flags.num_episodes, flags.random_seed, progress=True)
     filmed = save_gif(train, params, flags.film, flags.random_seed)

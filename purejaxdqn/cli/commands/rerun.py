@@ -19,7 +19,7 @@ import numpy as np
 import xarray as xr
 
 from purejaxdqn.cli.exits import EXIT_FAILED
-from purejaxdqn.cli.flags import import_modules, read_command_line
+from purejaxdqn.cli.flags import format_value, import_modules, read_command_line
 from purejaxdqn.report.training import find_name
 from purejaxdqn.runtime.console import make_console
 from purejaxdqn.runtime.devices import use_every_core
@@ -37,7 +37,8 @@ def run(argv: Sequence[str]) -> int:
     known = select_run(dataset, labels)
     use_every_core()
     again = rerun(dataset, **labels)
-    other = [str(n) for n in known.data_vars if n in again and not _same_bits(known[n], again[n])]
+    numbers = [name for name in known.data_vars if name in again and name != "settings"]
+    other = [str(name) for name in numbers if not _same_bits(known[name], again[name])]
     mean = float(again.final_return.mean("episode"))
     console = make_console()
     console.print(f"mean greedy return on {find_name(known, 'env')}: {mean:.1f}")
@@ -86,7 +87,7 @@ def read_run(
 def _read_label(name: str, text: str, values: np.ndarray) -> Any:
     """Finds the value that a text means among those of a coordinate."""
     for value in values.ravel().tolist():
-        if text == str(value):
+        if text in (str(value), format_value(value)):
             return value
         with contextlib.suppress(ValueError):
             if float(text) == value:
@@ -96,7 +97,8 @@ def _read_label(name: str, text: str, values: np.ndarray) -> Any:
 
 
 def _same_bits(one: xr.DataArray, other: xr.DataArray) -> bool:
-    """Compares numbers to the bit; texts, which each file pads to its longest, by what they say."""
-    if one.dtype.kind == "U":
-        return bool((one == other).all())
-    return one.values.tobytes() == other.values.tobytes()
+    """Compares numbers to the bit, but for those that the first one does not have."""
+    if one.dtype.kind != "f":
+        return one.values.tobytes() == other.values.tobytes()
+    is_known = ~np.isnan(one.values)
+    return one.values[is_known].tobytes() == other.values[is_known].tobytes()

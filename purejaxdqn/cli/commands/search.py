@@ -18,7 +18,7 @@ from types import SimpleNamespace
 from purejaxdqn import agents
 from purejaxdqn.cli.commands.sweep import is_drawn, read_swept_settings
 from purejaxdqn.cli.exits import saying_how_to_go_on
-from purejaxdqn.cli.sweeps import list_seeds, print_json, seed_flags
+from purejaxdqn.cli.sweeps import list_seeds, print_json, refuse_unread, seed_flags
 from purejaxdqn.report.files import save_summary
 from purejaxdqn.runtime.console import make_console
 from purejaxdqn.runtime.devices import use_every_core
@@ -58,6 +58,7 @@ def run(argv: Sequence[str]) -> int:
     fixed = {n: v[0] for n, v in values.items() if len(v) == 1 and not is_drawn(v[0])}
     space = {n: v[0] if len(v) == 1 else v for n, v in values.items() if n not in fixed}
     config = agents.configure(**fixed)
+    refuse_unread(values, [config])
     without = " without --overwrite" if flags.overwrite else ""
     with saying_how_to_go_on(f"the same command{without} goes on (in {flags.output})"):
         use_every_core()

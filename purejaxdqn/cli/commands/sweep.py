@@ -33,6 +33,7 @@ from purejaxdqn.cli.sweeps import (
     list_seeds,
     make_options,
     print_json,
+    refuse_unread,
     sweep_flags,
     trained_design,
 )
@@ -80,6 +81,7 @@ def run_plan(argv: Sequence[str]) -> int:
             f"cluster ({flags.cluster!r}) has no plan before it is reached: leave it out"
         )
     options = make_options(flags)
+    processes.join_processes(flags.coordinator, flags.num_processes, flags.process_id)
     print_plan(
         agents.train, design, options=dataclasses.replace(options, devices=choose_devices(flags))
     )
@@ -122,10 +124,13 @@ def read_sweep(argv: Sequence[str], prog: str) -> tuple[Design, SimpleNamespace]
     def configure(**point: Any) -> RunConfig:
         return agents.configure(**fixed, **point)
 
-    if not drawn:
-        return grid_design(configure, list_seeds(flags), swept), flags
-    rng = np.random.default_rng(flags.sample_seed)
-    return random_design(configure, list_seeds(flags), swept, flags.num_samples, rng), flags
+    if drawn:
+        rng = np.random.default_rng(flags.sample_seed)
+        design = random_design(configure, list_seeds(flags), swept, flags.num_samples, rng)
+    else:
+        design = grid_design(configure, list_seeds(flags), swept)
+    refuse_unread(values, [point.config for point in design.points])
+    return design, flags
 
 
 def read_swept_settings(

@@ -24,17 +24,18 @@ from purejaxdqn.cli.sweeps import (
     explain_foreign_flags,
     list_seeds,
     print_json,
+    refuse_unread,
     sweep_flags,
     trained_design,
 )
-from purejaxdqn.report.films import play_and_film
+from purejaxdqn.report.films import is_in_gymnasium, play_and_film
 from purejaxdqn.report.training import report_training
 from purejaxdqn.runtime import processes
+from purejaxdqn.runtime.console import make_console
 from purejaxdqn.sweep.dataset import SweepInterrupted
 from purejaxdqn.sweep.design import grid_design
 from purejaxdqn.training.declaration import Setting, settings_of
 from purejaxdqn.training.settings import RunConfig
-from purejaxdqn.types import ConfigError
 
 
 def run(argv: Sequence[str]) -> int:
@@ -89,17 +90,13 @@ def read_training(
     )
     config = dataclasses.replace(base, **line.given)
     config.validate()
-    for one in (settings[name] for name in line.given):
-        if not one.is_read(config):
-            raise ConfigError(
-                f"{one} ({line.given[one.name]!r}) changes nothing: it is read only where "
-                f"{one.read_only_where()}; leave it out, or set that too"
-            )
+    line.flags.given = [*line.given]  # whoever trains refuses those that nothing reads
     return config, line.flags
 
 
 def train_and_report(config: RunConfig, flags: SimpleNamespace) -> None:
     """Trains every seed, plays the policies in gymnasium, and reports."""
+    refuse_unread(flags.given, [config])
     experiment = agents.experiment_of(config)
     design = grid_design(config, list_seeds(flags), {})
     try:
@@ -107,8 +104,11 @@ def train_and_report(config: RunConfig, flags: SimpleNamespace) -> None:
             if not processes.is_first_process():
                 return
             try:
-                if "gymnasium_return" not in dataset:  # a finished sweep has been played already
-                    made = experiment(config)
+                made = experiment(config)
+                if not is_in_gymnasium(made.env.name):
+                    console = make_console(stderr=True)
+                    console.print(f"gymnasium has no {made.env.name}: nothing is played there")
+                elif "gymnasium_return" not in dataset:  # else it has been played already
                     dataset = play_and_film(made, dataset, params, flags.output)
             finally:
                 print_json(flags, report_training(dataset, flags.output))

@@ -16,6 +16,7 @@ import numpy as np
 from purejaxdqn.engine.record import Record
 from purejaxdqn.engine.rounds import Event
 from purejaxdqn.runtime.interrupts import StopRequest
+from purejaxdqn.runtime.modules import list_imported
 from purejaxdqn.storage import provenance
 from purejaxdqn.sweep.batches import TIMES, BatchTrainer
 from purejaxdqn.sweep.ray.task import (
@@ -132,8 +133,12 @@ class Driver(BatchTrainer):
             max_calls=1,  # a process for each: JAX takes its devices once, and frees no memory
             scheduling_strategy="SPREAD",
         )(run_task)
-        order = ray.put(self._order)
-        tasks = {task.remote(order, i, part, board): i for i, part in enumerate(self._parts)}
+        # In a list, which Ray hands over as it is: the task imports the user's modules before it
+        # reads.
+        order = [ray.put(self._order)]
+        modules = list_imported()
+        parts = enumerate(self._parts)
+        tasks = {task.remote(modules, order, i, part, board): i for i, part in parts}
         return board, tasks
 
     def _get_result(self, task: Any) -> TaskResult:

@@ -17,6 +17,7 @@ from purejaxdqn.engine.progress import SweepProgress
 from purejaxdqn.engine.record import Record
 from purejaxdqn.runtime.devices import use_every_core
 from purejaxdqn.runtime.interrupts import EXIT_TERMINATED, Stopped, StopRequest, catch_signals
+from purejaxdqn.runtime.modules import import_module_or_file
 from purejaxdqn.storage import provenance
 from purejaxdqn.sweep.batches import BatchTrainer
 from purejaxdqn.sweep.design import Design
@@ -202,9 +203,22 @@ class _TaskTrainer(BatchTrainer):
         pass
 
 
-def run_task(order: Order, task: int, numbers: Sequence[int], board: Any) -> TaskResult:
-    """Trains the batches of a task on a node, in a process of its own."""
+def run_task(
+    modules: Sequence[str], order_refs: Sequence[Any], task: int, numbers: Sequence[int], board: Any
+) -> TaskResult:
+    """Trains the batches of a task on a node, in a process of its own.
+
+    Args:
+      modules: what `--import` named, which registers agents and environments.
+      order_refs: Ray's reference of the `Order`, which may need these modules.
+      task: its number.
+      numbers: of its batches.
+      board: takes its reports.
+    """
     ray = import_ray()
+    for place in modules:
+        import_module_or_file(place)
+    order: Order = ray.get(order_refs[0])
     node = f"{platform.node()} (Ray's node {ray.get_runtime_context().get_node_id()})"
     board.report.remote(task, Started(node, provenance.collect_versions()))
     try:
