@@ -189,7 +189,7 @@ def save(played: dict[str, Played], args: Args, output: Path) -> None:
     average = dataset.average_return.rename(f"mean return of the last {GAMES_TO_WIN} games")
     curves = {name: average.sel(setting=name) for name in played}
     title = f"{ENV.name} until it is won"
-    files.save_figure(figures.plot_games(curves, title, ENV.threshold), output / "games")
+    files.save_figure(figures.plot_panels(curves, title, ENV.threshold), output / "games")
     files.save_page(
         pages.plot_interactive_curves(curves, title, ENV.threshold), output / "games.html"
     )

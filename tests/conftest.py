@@ -109,7 +109,7 @@ def assert_same_bits():
 def compile_as_user():
     """Compiles what was lowered with a user's emitters; those of the suite make loops of scatters.
 
-    Gives a function of what was lowered, and of further options of the compiler.
+    Returns a function of what was lowered, and of further options of the compiler.
     """
     older = "xla_cpu_use_fusion_emitters=false" in os.environ["XLA_FLAGS"]
     options = {"xla_cpu_use_fusion_emitters": True} if older else {}

@@ -15,7 +15,7 @@ from purejaxdqn.training.settings import RunConfig
 from purejaxdqn.training.settings_text import config_to_dict, parse
 from purejaxdqn.types import ConfigError
 
-Component = Mapping[str, Any]  # the setting that it is known by, then what it needs with it
+Component = Mapping[str, Any]  # settings by name; the first one is the switch
 Combination = tuple[bool, ...]  # of each component, whether it is in
 
 COMPONENTS: dict[str, Component] = {
@@ -48,7 +48,9 @@ COMPONENTS: dict[str, Component] = {
 
 
 def find_components(names: Sequence[str], base: RunConfig) -> dict[str, Component]:
-    """Finds components by name, in the order of `COMPONENTS`; settings of one's own come last.
+    """Finds components by name, in the order of `COMPONENTS`.
+
+    Components given as `setting=value` come last.
 
     Args:
       names: of `COMPONENTS`, or a setting of the base with its value, such as "discount=0.9".
@@ -143,7 +145,7 @@ def configure_all(
 
 
 def _switch(component: Component) -> str:
-    """Gives the setting that a component is known by."""
+    """Returns the setting that a component is known by."""
     return next(iter(component))
 
 

@@ -11,9 +11,9 @@ from purejaxdqn.agents.pqn.pqn import pqn
 from purejaxdqn.agents.pqn.settings import PQNConfig
 from purejaxdqn.agents.registry import DEFAULT, register
 
-# What all members of the family change in the package's defaults, so that each differs from the
-# plain one in its component: one step, the greedy action of the target network, a lower discount
-# and more exploration, without which values that are learned one step at a time run away.
+# Settings in which plain DQN differs from the package's default. Every other agent of the family
+# starts from these, so that it differs from plain DQN in its component. A lower discount and
+# more exploration keep values that are learned one step at a time from running away.
 _PLAIN: dict[str, Any] = {
     "td_error": "q_learning",
     "n_step": 1,
@@ -24,7 +24,7 @@ _PLAIN: dict[str, Any] = {
     "epsilon_end": 0.1,
     "replay_capacity": 30_000,
 }
-# What learns faster, or holds more of what it learned, does with a shorter memory.
+# Agents that learn faster need a shorter memory.
 _SHORT_MEMORY: dict[str, Any] = {"replay_capacity": 10_000}
 # Their gradients are small, whatever the returns are: Adam's epsilon must not swallow them.
 _DISTRIBUTION: dict[str, Any] = {

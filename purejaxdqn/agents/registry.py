@@ -16,7 +16,7 @@ from purejaxdqn.types import ConfigError
 
 
 class Agent(NamedTuple):
-    """What has a name of its own.
+    """A named agent: its settings, its experiment and a line of help.
 
     Attributes:
       config: its settings, a `RunConfig` of its own class whose `agent` is the name.
@@ -36,7 +36,7 @@ _AGENTS: dict[str, Agent] = {}
 
 
 def register(name: str, config: RunConfig, experiment: Experiment, help: str = "") -> Agent:
-    """Gives settings and their experiment a name that every command knows.
+    """Registers settings and their experiment under a name that every command knows.
 
     Args:
       name: such as "my_agent"; letters, digits and underscores.
@@ -73,12 +73,12 @@ def register(name: str, config: RunConfig, experiment: Experiment, help: str = "
 
 
 def names() -> tuple[str, ...]:
-    """Gives the names of all agents, in the order in which they were registered."""
+    """Returns the names of all agents, in the order in which they were registered."""
     return tuple(_AGENTS)
 
 
 def get(name: str) -> Agent:
-    """Gives the agent of a name.
+    """Returns the agent of a name.
 
     Raises:
       ConfigError: for a name that is not registered, with the nearest ones.
@@ -89,7 +89,7 @@ def get(name: str) -> Agent:
 
 
 def experiment_of(config: RunConfig) -> Experiment:
-    """Gives the experiment of the agent that settings belong to.
+    """Returns the experiment of the agent that settings belong to.
 
     Raises:
       ConfigError: for settings of no registered agent, or of another class than its own.
@@ -115,7 +115,7 @@ def train(config: RunConfig) -> Train:
 
 
 def configure(**settings: Any) -> RunConfig:
-    """Makes the settings of an agent with single ones changed, as a sweep over agents needs them.
+    """Makes an agent's settings with some changed.
 
     Args:
       **settings: by name; `agent` among them names the agent, the package's default without it.

@@ -58,7 +58,7 @@ def run_script(main: Callable[[Args], int | None], args_type: type[Args]) -> NoR
 
 @contextlib.contextmanager
 def saying_how_to_go_on(how: str) -> Iterator[None]:
-    """Adds to a failed write or an interrupt within the block how the command goes on after it."""
+    """Adds a note on how to go on to an `OSError` or interrupt of the block."""
     try:
         yield
     except (OSError, KeyboardInterrupt) as error:

@@ -63,7 +63,7 @@ def read_command_line(
     have_several_values: bool = False,
     positional: Setting | None = None,
     readers: Mapping[str, Callable[[str], Any]] = {},
-    strangers: Mapping[str, str] = {},
+    hints_for_foreign_flags: Mapping[str, str] = {},
 ) -> CommandLine:
     """Reads a command line; for `--help` it prints the help and exits.
 
@@ -75,8 +75,8 @@ def read_command_line(
       settings: those of an agent, by name; their defaults are the agent's.
       have_several_values: whether a setting takes several values, or a distribution.
       positional: a value without a flag.
-      readers: what reads the text of a flag in another way than its type says.
-      strangers: what to say of a flag that is known elsewhere, by its name.
+      readers: parsers that replace the type's own, by flag.
+      hints_for_foreign_flags: what to say of a flag that only other agents have, by its name.
 
     Raises:
       ConfigError: for a flag that there is not, that is given twice or without its value, or for a
@@ -92,7 +92,7 @@ def read_command_line(
     everything = {**settings, **own}
     parsed, unknown = _parse(argv, prog, description, everything.values(), several, positional)
     counts = _count_flags(argv)
-    _refuse_unknown(unknown, everything, strangers)
+    _refuse_unknown(unknown, everything, hints_for_foreign_flags)
     given = {
         name: value
         for name, one in everything.items()
@@ -139,7 +139,7 @@ def _parse(
     several: Collection[str],
     positional: Setting | None,
 ) -> tuple[dict[str, Any], list[str]]:
-    """Has tyro sort the words by flag: texts by name, and the words that belong to no flag."""
+    """Parses with tyro: texts by flag, and unknown words."""
     groups: dict[str, Any] = {}
     names = {f"field_{at}": one.name for at, one in enumerate(settings)}  # any name may be a flag's
     for group in typing.get_args(Group):
@@ -245,14 +245,14 @@ def _read(
 
 
 def _refuse_unknown(
-    unknown: Sequence[str], settings: Iterable[str], strangers: Mapping[str, str]
+    unknown: Sequence[str], settings: Iterable[str], hints_for_foreign_flags: Mapping[str, str]
 ) -> None:
     if not unknown:
         return
     first = unknown[0].partition("=")[0].replace("_", "-")
     name = first.removeprefix("--").removeprefix("no-").replace("-", "_")
-    if name in strangers:
-        raise ConfigError(strangers[name])
+    if name in hints_for_foreign_flags:
+        raise ConfigError(hints_for_foreign_flags[name])
     nearest = difflib.get_close_matches(first, [f"--{_flag(name)}" for name in settings], n=3)
     hint = f": did you mean {' or '.join(nearest)}?" if nearest else "; --help lists the flags"
     raise ConfigError(f"Unrecognized options: {', '.join(unknown)}{hint}")

@@ -91,7 +91,7 @@ class _MachineFlags:
 
 
 def seed_flags(output: str, num_seeds: int = 10) -> list[Setting]:
-    """Gives the flags of every command that trains over seeds, with their defaults."""
+    """Returns the flags of every command that trains over seeds, with their defaults."""
     flags = {**settings_of(_SeedFlags), "output": settings_of(SweepOptions)["output"]}
     flags["num_seeds"] = flags["num_seeds"]._replace(default=num_seeds)
     flags["output"] = flags["output"]._replace(
@@ -101,13 +101,13 @@ def seed_flags(output: str, num_seeds: int = 10) -> list[Setting]:
 
 
 def sweep_flags(output: str, num_seeds: int = 10) -> list[Setting]:
-    """Gives the flags of every command that trains a sweep, with their defaults."""
+    """Returns the flags of every command that trains a sweep, with their defaults."""
     options = [one for one in settings_of(SweepOptions).values() if one.name != "output"]
     return [*seed_flags(output, num_seeds), *options, *settings_of(_MachineFlags).values()]
 
 
-def explain_strangers(names: Sequence[str]) -> dict[str, str]:
-    """Says of each setting of other agents that these agents do not have it."""
+def explain_foreign_flags(names: Sequence[str]) -> dict[str, str]:
+    """Makes a hint for each setting of other agents: these agents do not have it."""
     own = {name for agent in names for name in settings_of(type(agents.get(agent).config))}
     every = {
         name for agent in agents.names() for name in settings_of(type(agents.get(agent).config))
@@ -173,7 +173,7 @@ def choose_devices(flags: SimpleNamespace) -> list[jax.Device]:
 
 
 @contextlib.contextmanager
-def training(
+def trained_design(
     experiment: Experiment, design: Design, flags: SimpleNamespace
 ) -> Iterator[SweepResult]:
     """Trains a design as the flags say, on this machine, a share of it, or a cluster.

@@ -12,7 +12,7 @@ import jax
 import psutil
 
 from purejaxdqn.engine.rounds import evaluation_steps
-from purejaxdqn.engine.run import COUNT, SEED, one_run
+from purejaxdqn.engine.run import COUNT, SEED, make_run_functions
 from purejaxdqn.engine.traced_memory import trace_memory
 from purejaxdqn.training.loop import ChunkOutputs, Experiment
 from purejaxdqn.training.settings import RunConfig
@@ -56,7 +56,7 @@ class TracedRun(NamedTuple):
 
 def trace_run(experiment: Experiment, config: RunConfig) -> TracedRun:
     """Traces a run of these settings; computes nothing."""
-    run = one_run(experiment, config)
+    run = make_run_functions(experiment, config)
     counts = jax.ShapeDtypeStruct((1,), COUNT.dtype)
     chunk_bytes, outputs = trace_memory(
         lambda *args: run.chunk(*args)[1], run.config, run.state, counts
@@ -74,7 +74,7 @@ def run_bytes(config: RunConfig, run: TracedRun) -> RunBytes:
     num_evaluations = len(evaluation_steps(config))
     num_curves = 1 + len(outputs.metrics)
     parts = {
-        # Gradients and steps are as large as the weights.
+        # Gradients and optimiser updates are as large as the weights.
         "hidden_sizes": learner + 2 * params,
         "num_envs": tree_bytes((state.env_state, state.obs, outputs)),
         # An evaluation runs between two chunks: only what it takes beyond theirs counts.

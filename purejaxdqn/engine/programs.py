@@ -12,13 +12,16 @@ import jax
 import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
-from purejaxdqn.engine.run import COUNT, SEED, max_iterations_of, one_run
+from purejaxdqn.engine.run import COUNT, SEED, make_run_functions, max_iterations_of
 from purejaxdqn.runtime.devices import Plan, compiler_options
 from purejaxdqn.training.loop import ChunkOutputs, Experiment
 from purejaxdqn.training.settings import RunConfig
 from purejaxdqn.types import Array, ArrayTree, Params, TrainState, run_axes
 
-Axis = int | str | None  # 0: an entry per run; None: the same in all; or _PER_DEVICE
+# 0: an array has an entry for each run.
+# _PER_DEVICE: it has an entry for each device.
+# None: all runs share it.
+Axis = int | str | None
 
 _SHARED = PartitionSpec()
 _PER_RUN = PartitionSpec("runs")
@@ -75,8 +78,8 @@ def compile_programs(
     Diagnostics are one more program, and leave the others as they are.
 
     Args:
-      experiment: as in `one_run`.
-      config: as in `one_run`.
+      experiment: as in `make_run_functions`.
+      config: as in `make_run_functions`.
       plan: how the runs are laid out.
       devices: at least `plan.num_devices`.
       diagnostics: whether to compile them too.
@@ -85,10 +88,10 @@ def compile_programs(
       The `Programs`.
 
     Raises:
-      ConfigError: as `one_run`, and for diagnostics of a training run that has no `probe`.
+      ConfigError: as `make_run_functions`, and for diagnostics of a training run without a `probe`.
     """
     start = time.perf_counter()
-    run = one_run(experiment, config)
+    run = make_run_functions(experiment, config)
     config_shapes, state, params = run.config, run.state, run.state.learner.params
     axes = run_axes(state)
     mesh = Mesh(np.array(devices[: plan.num_devices]), ("runs",))
@@ -155,7 +158,7 @@ class _Compiler:
         return self._pool.submit(lowered.compile, compiler_options=compiler_options())
 
     def _add_axes(self, axes: ArrayTree, tree: ArrayTree) -> ArrayTree:
-        """Gives the shapes of one run those of a round, with their shardings."""
+        """Adds the axes of a round to the shapes of one run, with their shardings."""
         plan = self._plan
         lengths = {None: (), 0: (plan.slots_per_round,), _PER_DEVICE: (plan.num_devices,)}
 
@@ -169,7 +172,7 @@ class _Compiler:
 def _device_bytes(chunk: jax.stages.Compiled, beside: Sequence[jax.stages.Compiled]) -> int:
     """Computes the most bytes that a device holds, in a chunk or in a program beside its state.
 
-    Gives 0 if XLA has no analysis.
+    Returns 0 if XLA has no analysis.
     """
     sizes: list[Any] = [program.memory_analysis() for program in (chunk, *beside)]
     if None in sizes:

@@ -68,7 +68,7 @@ class SweepProgress:
     ) -> None:
         """Adds an event's seconds to the facts of a sweep, and moves the bar to `env_steps`.
 
-        The speed that it shows is `trained_steps` by all seconds of training.
+        The speed that it shows is `trained_steps` divided by all seconds of training.
         """
         facts["train_seconds"] += event.train_seconds
         facts["evaluation_seconds"] += event.evaluation_seconds

@@ -13,7 +13,7 @@ from purejaxdqn.training.settings import RunConfig
 
 
 class Record:
-    """The numbers so far of `n` runs, which differ in nothing but floats and seeds.
+    """The numbers so far of `n` runs, which share all static settings.
 
     Attributes:
       steps: the `S` steps at which the runs are evaluated.
@@ -33,7 +33,7 @@ class Record:
 
     @property
     def has_begun(self) -> bool:
-        """Says whether there is any evaluation."""
+        """Tells whether there is any evaluation."""
         return not np.isnan(self.evaluation_return).all()
 
     def add(self, event: Event, rows: slice) -> np.ndarray:

@@ -39,13 +39,15 @@ class Games(NamedTuple):
 
 
 class Kept(NamedTuple):
-    """Everything that a round needs to go on; arrays have an entry per slot `[slots]`.
+    """Everything that one round needs to go on; arrays have an entry per slot `[slots]`.
+
+    The state stays on the devices. A sweep's `Paused` is the copy of one batch of it on the host.
 
     Attributes:
       step: environment steps of each run so far.
       state: `TrainState`.
       params_before: the weights at the last evaluation, for diagnostics; None without.
-      window: the sums since then, see `Window`.
+      window: the sums since then, see `EvaluationWindow`.
     """
 
     step: int
@@ -108,8 +110,8 @@ def train_round(
         Training ends at the last one. Beyond `config.total_steps` the schedules stay at their ends.
       kept: where to go on from; from the start by default.
       wanted: asked before each chunk which runs are still wanted, `[n]` bool; by default all are. A
-        device without a wanted run stands still, and events say nothing true of its runs from then
-        on. The round ends when no run is wanted. No bit of the others changes.
+        device without a wanted run stands still, and its runs' numbers in later events are
+        meaningless. The round ends when no run is wanted. No bit of the others changes.
 
     Yields:
       An `Event` for each chunk and each evaluation.
@@ -117,7 +119,7 @@ def train_round(
     lap = _Lap()
     trained = _Round(programs, config, runs, kept, lap)
     iterations = 1  # the first chunk is short, because the speed is not known yet
-    # A round is kept between two evaluations, or right before one.
+    # A checkpoint lies before the evaluation at its own step, so that one is still to be done.
     for next_step in [at for at in steps or evaluation_steps(config) if at >= trained.step]:
         while trained.step < next_step:
             active = trained.active_devices(wanted)
@@ -168,10 +170,10 @@ class _Round:
             state = jax.block_until_ready(programs.init(self._configs, self._seeds))
             kept = Kept(config.prefill_steps, state, None, {})
         self.step, self._state, self._params_before, sums = kept
-        self._window = Window(sums)
+        self._window = EvaluationWindow(sums)
 
     def active_devices(self, wanted: Callable[[], np.ndarray] | None) -> np.ndarray:
-        """Tells which devices have a run that is wanted, `[devices]` bool."""
+        """Finds which devices have a run that is wanted, `[devices]` bool."""
         plan = self._programs.plan
         by_slot = np.zeros(plan.slots_per_round, bool)
         by_slot[: self._num_runs] = True if wanted is None else wanted()
@@ -183,7 +185,7 @@ class _Round:
         self._state, outputs = self._programs.chunk(self._configs, self._state, counts)
         outputs = jax.tree.map(lambda x: x[:, :iterations], self._to_host(outputs))
         self._window.add(outputs)
-        games = _games(np.asarray(outputs.episode_return), self.step)
+        games = _find_ended_episodes(np.asarray(outputs.episode_return), self.step)
         self.step += iterations * self._steps_per_update
         return Event(
             step=self.step,
@@ -215,7 +217,7 @@ class _Round:
             metrics=metrics,
             params=self._to_host(params),
         )
-        self._window = Window({})
+        self._window = EvaluationWindow({})
         return event
 
     def _diagnose(self, step: np.int32) -> dict[str, np.ndarray]:
@@ -239,7 +241,7 @@ class _Round:
         return jax.tree.map(lambda x: np.array(x[: self._num_runs]), jax.device_get(tree))
 
 
-def _games(episode_return: np.ndarray, step: int) -> list[Games]:
+def _find_ended_episodes(episode_return: np.ndarray, step: int) -> list[Games]:
     """Finds the episodes in the outputs `[n, iterations, k, E]` of a chunk that began at `step`."""
     num_envs = episode_return.shape[-1]
     games = []
@@ -263,7 +265,7 @@ class _Lap:
 _RETURN, _EPISODES, _ITERATIONS = "episode_return/sum", "episode_return/count", "iterations"
 
 
-class Window:
+class EvaluationWindow:
     """Sums of the training numbers since the last evaluation.
 
     They are added in float64 and in order, so that chunking changes no bit.

@@ -79,10 +79,10 @@ class OneRun(NamedTuple):
     state: TrainState
 
 
-def one_run(experiment: Experiment, config: RunConfig) -> OneRun:
+def make_run_functions(experiment: Experiment, config: RunConfig) -> OneRun:
     """Makes the functions of a run, which take the traced settings as arguments.
 
-    Settings that are constants in the program would give other bits.
+    Settings that are constants in the program would give other bits, so floats must stay arguments.
 
     Args:
       experiment: `config -> Train`, called inside the traced functions.

@@ -37,9 +37,9 @@ def trace_memory(function: Callable[..., Any], *args: ArrayTree) -> tuple[int, A
     """Estimates the most bytes that a function's intermediate results take at a time.
 
     Arguments do not count, nor results that reuse their memory, such as the state of a loop.
-    Elementwise results that only one elementwise operation reads do not count either. Those that a
-    reduction reads do: XLA hands reductions to a library, for which it writes them to memory. The
-    compiled program may take a third more or less.
+    An elementwise result read by one elementwise operation is fused, and counts nothing. One read
+    by a reduction counts: XLA hands reductions to a library, for which it writes their arguments to
+    memory. The compiled program may take a third more or less.
 
     Args:
       function: the function to trace.

@@ -14,7 +14,7 @@ _ENVIRONMENTS: dict[str, MakeEnvironment] = {}
 
 
 def register(name: str, make: MakeEnvironment) -> None:
-    """Gives an environment a name that `make` and every command know.
+    """Registers an environment under a name that `make` and every command know.
 
     `purejaxdqn.testing.check_environment` tells whether the environment keeps its contract.
 
@@ -40,7 +40,7 @@ def register(name: str, make: MakeEnvironment) -> None:
 
 
 def names() -> tuple[str, ...]:
-    """Gives the names of all environments, sorted."""
+    """Returns the names of all environments, sorted."""
     return tuple(sorted(_ENVIRONMENTS))
 
 

@@ -32,7 +32,7 @@ def _apply_networks(
     key: Array,
     double: bool,
 ) -> tuple[Output, Output, Array]:
-    """Applies the networks.
+    """Applies the online network at t - 1 and the target network at t.
 
     Returns:
       `(online output at t - 1, target output at t, action values [A] that choose at time t)`.
@@ -83,7 +83,8 @@ def categorical_loss(double: bool = True) -> LossFn[Categorical]:
 
     Returns:
       A `LossFn` whose priority is the Kullback-Leibler divergence of the prediction from the
-      target, as in Rainbow: the loss less the target's entropy, which no learning removes.
+      target, as in Rainbow: cross-entropy minus the target's entropy, which is 0 at a perfect
+      prediction.
     """
 
     def loss_fn(
@@ -155,7 +156,7 @@ def fraction_loss(boundaries: Array, boundary_values: Array, values: Array) -> A
       values: `[N]` the quantiles at the parts' midpoints.
 
     Returns:
-      `[]` a number whose gradient counts, and not its size.
+      `[]`; only its gradient has a meaning.
     """
     chex.assert_rank([boundaries, boundary_values, values], 1)
     slope = 2 * boundary_values - values[1:] - values[:-1]

@@ -1,4 +1,4 @@
-"""Losses whose target counts the action that was taken: Munchausen and advantage learning."""
+"""Losses with a bonus for the action taken: Munchausen and advantage learning."""
 
 from __future__ import annotations
 

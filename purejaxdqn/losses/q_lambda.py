@@ -33,8 +33,7 @@ def q_lambda_returns(
         the sums of all discounted rewards up to the episode's or trajectory's end.
 
     Returns:
-      `[T]` the returns `G_{t-1}`, to be learned by the value of what was done at t - 1. Gradients
-      are not stopped.
+      `[T]` the returns `G_{t-1}`, targets for `q_tm1[a_tm1]`. Gradients are not stopped.
     """
     chex.assert_rank([r_t, discount_t, truncated_t, v_t, lambda_], [1, 1, 1, 1, 0])
     chex.assert_equal_shape([r_t, discount_t, truncated_t, v_t])

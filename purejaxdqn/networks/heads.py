@@ -11,7 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 from numpy.polynomial import Chebyshev, Polynomial
 
-from purejaxdqn.networks.layers import DenseLayer, hidden_layers, show
+from purejaxdqn.networks.layers import DenseLayer, hidden_layers, sow_activation
 from purejaxdqn.types import Array, Categorical, ProposedQuantiles, Quantiles
 
 # ---------------------------------------------------------------------- outputs for each action
@@ -83,7 +83,7 @@ def value_plus_advantages(value: Array, advantages: Array) -> Array:
 
 
 class Head(nn.Module):
-    """Has what all heads have: a torso, and outputs for each action.
+    """Base of all heads: a torso, and outputs for each action.
 
     Attributes:
       torso: `obs [*obs] -> features [F]`.
@@ -229,12 +229,12 @@ class FractionEmbedding(nn.Module):
     def __call__(self, fractions: Array) -> Array:
         """Maps fractions `[N]` to `[N, F]`."""
         embedding = nn.relu(nn.Dense(self.num_features)(cosines(fractions, self.num_cosines)))
-        show(self, "hidden_embedding", embedding)
+        sow_activation(self, "hidden_embedding", embedding)
         return embedding
 
 
 def cosines(fractions: Array, num_cosines: int) -> Array:
-    """Maps fractions `[N]` to `[N, n]`: `cos(pi i tau)` for `i` from 0 to `n - 1`, within 1e-5."""
+    """Maps fractions `[N]` to `[N, n]`: `cos(pi i fraction)` for `i` up to `n - 1`, within 1e-5."""
     half_turns = jnp.outer(fractions, jnp.arange(num_cosines))
     # A polynomial, because XLA's cosine takes ten times as long on a CPU: half of all IQN's time.
     square = jnp.square(half_turns - 2 * jnp.round(half_turns / 2))
@@ -259,7 +259,7 @@ def midpoints(num: int) -> Array:
 
 def _features(head: Any, obs: Array) -> Array:
     features: Array = head.torso(obs)
-    show(head, "features", features)
+    sow_activation(head, "features", features)
     return features
 
 

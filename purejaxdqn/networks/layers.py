@@ -1,4 +1,4 @@
-"""Has the layers that torsos and heads are made of."""
+"""Layers of torsos and heads."""
 
 from __future__ import annotations
 
@@ -27,12 +27,12 @@ def hidden_layers(
         if layer_norm:
             x = nn.LayerNorm()(x)
         x = nn.relu(x)
-        show(module, f"hidden_{i}", x)
+        sow_activation(module, f"hidden_{i}", x)
     return x
 
 
-def show(module: nn.Module, name: str, x: Array) -> None:
-    """Shows diagnostics the output of a layer, under a name that `make_network` explains."""
+def sow_activation(module: nn.Module, name: str, x: Array) -> None:
+    """Sows the output of a layer for diagnostics, under a name that `make_network` explains."""
     module.sow("intermediates", name, x)
 
 

@@ -8,7 +8,7 @@ import chex
 import flax.linen as nn
 import jax.numpy as jnp
 
-from purejaxdqn.networks.layers import DenseLayer, hidden_layers, show
+from purejaxdqn.networks.layers import DenseLayer, hidden_layers, sow_activation
 from purejaxdqn.types import Array, ConfigError
 
 
@@ -92,6 +92,6 @@ class CNNTorso(nn.Module):
             if self.layer_norm:
                 x = nn.LayerNorm(reduction_axes=(-3, -2, -1))(x)
             x = nn.relu(x)
-            show(self, f"hidden_convolution_{i}", x)
+            sow_activation(self, f"hidden_convolution_{i}", x)
         hidden_sizes = () if self.hidden_size is None else (self.hidden_size,)
         return hidden_layers(self, jnp.ravel(x), hidden_sizes, self.layer_norm, self.dense)

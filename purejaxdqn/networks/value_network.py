@@ -22,7 +22,7 @@ from purejaxdqn.networks.heads import (
     expected_value,
     mean_of_quantiles,
 )
-from purejaxdqn.networks.layers import DenseLayer, NoisyDense, hidden_layers, show
+from purejaxdqn.networks.layers import DenseLayer, NoisyDense, hidden_layers, sow_activation
 from purejaxdqn.networks.torsos import MLPTorso
 from purejaxdqn.types import Activations, Array, ConfigError, Network, Output, Params
 
@@ -47,7 +47,7 @@ class MLP(nn.Module):
         """Maps one observation `[*obs]` to `[num_outputs]`."""
         x = jnp.ravel(obs).astype(jnp.float32)
         x = hidden_layers(self, x, self.hidden_sizes)
-        show(self, "features", x)
+        sow_activation(self, "features", x)
         return nn.Dense(self.num_outputs)(x)
 
 

@@ -61,7 +61,7 @@ def n_step_replay(replay: Replay, n_step: int) -> Replay:
         )
 
     def sample(state: ArrayTree, key: Array) -> Sample:
-        # Compiled, the windows that these take the place of are never read.
+        # When compiled, `drawn.window` is unused and XLA removes it.
         drawn = replay.sample(state, key)
         windows = jax.vmap(lambda index: window_at(state, index, n_step))(drawn.indices)
         return drawn._replace(window=windows)

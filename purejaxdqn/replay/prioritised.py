@@ -38,7 +38,7 @@ class SumTree:
 
     @property
     def block_size(self) -> int:
-        """`K * K`."""
+        """The number of leaves in a block, `K * K`."""
         return self.sums.shape[1] ** 2
 
     @property
@@ -95,7 +95,7 @@ def _child_at(children: Array, fraction: Array) -> Array:
 
 
 def _cell_at(cells: Array, fractions: Array) -> Array:
-    """Does the same for a square `[K, K]`, by row and by column, which is less to add up."""
+    """Finds the cell `[]` of a square `[K, K]`: first its row, then its column."""
     row = _child_at(cells.sum(axis=1), fractions[0])
     return row * cells.shape[1] + _child_at(cells[row], fractions[1])
 
@@ -145,8 +145,8 @@ def _draw_leaves(tree: SumTree, key: Array, num: int) -> tuple[Array, Array]:
     fractions = fractions.at[:, 0].set(strata)
     indices = jax.vmap(leaf_at, in_axes=(None, 0))(tree, fractions)
     probabilities = tree.leaves[indices] / tree.sums.sum()
-    # Always the case, but so the indices wait for the last look at the tree. Were `update` free
-    # to write before it, XLA would copy the whole tree.
+    # The condition always holds. It makes the indices depend on the tree, so that XLA cannot start
+    # `update` early and copy the tree.
     return jnp.where(probabilities > 0, indices, 0), probabilities
 
 

@@ -53,17 +53,17 @@ class UniformReplayState:
 
     @property
     def max_rows(self) -> int:
-        """`T`."""
+        """The number of rows, `T`."""
         return self.action.shape[0]
 
     @property
     def num_envs(self) -> int:
-        """`E`."""
+        """The number of environments, `E`."""
         return self.action.shape[1]
 
     @property
     def max_blocks(self) -> int:
-        """`K`."""
+        """The number of blocks, `K`."""
         return self.obs.shape[0] - self.max_rows - 1
 
 
@@ -156,10 +156,12 @@ def read_window(state: UniformReplayState, index: Array, num_steps: int, time_li
     block = (state.block + (state.row_in_block - last_age) // time_limit) % state.max_blocks
     next_row = jnp.where(last_age == 0, state.max_rows, (row + num_inside) % state.max_rows)
     next_row = jnp.where(truncated[last], state.max_rows + 1 + block, next_row)
-    # Apart from the first action, so that a transition, which has no other, reads no other.
+    # The first action is read on its own: a transition needs no other, so the gather below is
+    # dropped when compiled.
     actions = _flatten_rows(state.action)
     later_actions = actions[entries[1:]]
-    # One gather, and of whole observations: where they lie is cheaper to choose than they are.
+    # One gather of whole observations: choosing between two row numbers is cheaper than choosing
+    # between two observations.
     obs = _flatten_rows(state.obs)
     return Window(
         obs=obs[index],

@@ -56,7 +56,7 @@ def plot_learning_curve(
     return figure
 
 
-def plot_games(
+def plot_panels(
     curves: Mapping[str, xr.DataArray], title: str, threshold: float | None = None
 ) -> Figure:
     """Draws a panel per setting with a line per seed, all panels on the same scale."""

@@ -29,11 +29,11 @@ class Interval(NamedTuple):
     """Holds an estimate and its confidence interval.
 
     Attributes:
-        estimate: the statistic of the scores as they are.
-        low: lower end, or None where there are too few seeds for an interval.
-        high: upper end, or None likewise.
-        confidence: nominal coverage, between 0 and 1, such as 0.95.
-        note: a sentence to print beside the numbers where seeds are few; empty otherwise.
+      estimate: the statistic of the scores as they are.
+      low: lower end, or None where there are too few seeds for an interval.
+      high: upper end, or None likewise.
+      confidence: nominal coverage, between 0 and 1, such as 0.95.
+      note: a sentence to print beside the numbers where seeds are few; empty otherwise.
     """
 
     estimate: float
@@ -54,9 +54,9 @@ class Curve(NamedTuple):
     """Holds a learning curve over seeds, with NaN where the scores do not say enough.
 
     Attributes:
-        estimate: interquartile mean at each point, `[num_points]`.
-        low: lower ends of the pointwise intervals, `[num_points]`.
-        high: upper ends, likewise.
+      estimate: interquartile mean at each point, `[num_points]`.
+      low: lower ends of the pointwise intervals, `[num_points]`.
+      high: upper ends, likewise.
     """
 
     estimate: FloatArray
@@ -71,14 +71,14 @@ def interquartile_mean(scores: ArrayLike, axis: int | None = -1) -> Any:
     than four seeds give the plain mean: Agarwal et al. (2021), Section 4.3.
 
     Args:
-        scores: `[..., num_seeds]`, finite.
-        axis: the axis of the seeds; None takes all scores as one sample.
+      scores: `[..., num_seeds]`, finite.
+      axis: the axis of the seeds; None takes all scores as one sample.
 
     Returns:
-        `[...]`, float64; a scalar for one-dimensional scores.
+      `[...]`, float64; a scalar for one-dimensional scores.
 
     Raises:
-        ValueError: scores are empty, not numbers, NaN or infinite, or have no such axis.
+      ValueError: scores are empty, not numbers, NaN or infinite, or have no such axis.
     """
     values = _check_scores("scores", scores)
     return stats.trim_mean(values, 0.25, axis=axis)
@@ -100,19 +100,19 @@ def bootstrap_interval(
     the truth in 74, 90, 93, 94 and 94 % of cases for 3, 5, 10, 20 and 30 seeds.
 
     Args:
-        scores: `[num_seeds]`, finite, one independent number a seed.
-        rng: the only source of randomness; the same state gives the same interval.
-        statistic: maps `[..., num_seeds]` and `axis=-1` to `[...]`, such as `np.mean`.
-        confidence: nominal coverage, above 0 and below 1.
-        num_resamples: resamples drawn, at least 1.
+      scores: `[num_seeds]`, finite, one independent number a seed.
+      rng: the only source of randomness; the same state gives the same interval.
+      statistic: maps `[..., num_seeds]` and `axis=-1` to `[...]`, such as `np.mean`.
+      confidence: nominal coverage, above 0 and below 1.
+      num_resamples: resamples drawn, at least 1.
 
     Returns:
-        The interval, with a note below ten seeds. `low` and `high` are None below three.
+      The interval, with a note below ten seeds. `low` and `high` are None below three.
 
     Raises:
-        TypeError: `rng` is not a `numpy.random.Generator`, or `num_resamples` not an integer.
-        ValueError: an argument is out of its range, scores are not one-dimensional, empty, NaN or
-            infinite, or the statistic yields NaN or a wrong shape.
+      TypeError: `rng` is not a `numpy.random.Generator`, or `num_resamples` not an integer.
+      ValueError: an argument is out of its range, scores are not one-dimensional, empty, NaN or
+        infinite, or the statistic yields NaN or a wrong shape.
     """
     values = _check_scores("scores", scores, ndim=1)
     return _resample((values,), rng, statistic, confidence, num_resamples)
@@ -132,18 +132,18 @@ def bootstrap_curve(
     present there, and leaves out a resample in which none of them was drawn.
 
     Args:
-        scores: `[num_seeds, num_points]`, finite or NaN.
-        rng: see `bootstrap_interval`.
-        confidence: see `bootstrap_interval`.
-        num_resamples: see `bootstrap_interval`.
+      scores: `[num_seeds, num_points]`, finite or NaN.
+      rng: see `bootstrap_interval`.
+      confidence: see `bootstrap_interval`.
+      num_resamples: see `bootstrap_interval`.
 
     Returns:
-        The curve. `low` and `high` are NaN where fewer than three seeds are present, and the
-        estimate is NaN where none is.
+      The curve. `low` and `high` are NaN where fewer than three seeds are present, and the
+      estimate is NaN where none is.
 
     Raises:
-        TypeError: see `bootstrap_interval`.
-        ValueError: see `bootstrap_interval`; scores must be two-dimensional and may be NaN.
+      TypeError: see `bootstrap_interval`.
+      ValueError: see `bootstrap_interval`; scores must be two-dimensional and may be NaN.
     """
     values = _check_scores("scores", scores, ndim=2, missing_allowed=True)
     confidence, num_resamples = _validate(rng, confidence, num_resamples)
@@ -177,15 +177,15 @@ def probability_of_improvement(
     which is not certainty.
 
     Args:
-        x: `[n]`, finite, one independent number a seed; higher is better.
-        y: `[m]`, finite, likewise.
-        rng: see `bootstrap_interval`.
-        confidence: see `bootstrap_interval`.
-        num_resamples: see `bootstrap_interval`.
+      x: `[n]`, finite, one independent number a seed; higher is better.
+      y: `[m]`, finite, likewise.
+      rng: see `bootstrap_interval`.
+      confidence: see `bootstrap_interval`.
+      num_resamples: see `bootstrap_interval`.
 
     Raises:
-        TypeError: see `bootstrap_interval`.
-        ValueError: see `bootstrap_interval`, for x and y.
+      TypeError: see `bootstrap_interval`.
+      ValueError: see `bootstrap_interval`, for x and y.
     """
 
     def compare(x: FloatArray, y: FloatArray, axis: int) -> FloatArray:
@@ -211,16 +211,16 @@ def paired_effect(
     own seeds, and the same ones on both sides, because a seed is one start that both sides had.
 
     Args:
-        treated: `[num_pairs, num_seeds]`, finite, with the change.
-        control: `[num_pairs, num_seeds]`, finite, without it; the same pairs and seeds.
-        rng: see `bootstrap_interval`.
-        statistic: see `bootstrap_interval`.
-        confidence: see `bootstrap_interval`.
-        num_resamples: see `bootstrap_interval`.
+      treated: `[num_pairs, num_seeds]`, finite, with the change.
+      control: `[num_pairs, num_seeds]`, finite, without it; the same pairs and seeds.
+      rng: see `bootstrap_interval`.
+      statistic: see `bootstrap_interval`.
+      confidence: see `bootstrap_interval`.
+      num_resamples: see `bootstrap_interval`.
 
     Raises:
-        TypeError: see `bootstrap_interval`.
-        ValueError: see `bootstrap_interval`; scores must be two-dimensional, of one shape.
+      TypeError: see `bootstrap_interval`.
+      ValueError: see `bootstrap_interval`; scores must be two-dimensional, of one shape.
     """
     with_it = _check_scores("treated", treated, ndim=2)
     without = _check_scores("control", control, ndim=2)

@@ -70,12 +70,12 @@ def join_processes(
 
 
 def is_first_process() -> bool:
-    """Says whether this process writes the results; a process that is alone does."""
+    """Tells whether this process writes the results; a process that is alone does."""
     return jax.process_index() == 0
 
 
 def is_assigned_here(batch: int) -> bool:
-    """Says whether this process trains the batch of that number."""
+    """Tells whether this process trains the batch of that number."""
     return batch % jax.process_count() == jax.process_index()
 
 

@@ -43,7 +43,7 @@ from purejaxdqn.runtime.interrupts import catch_signals
 from purejaxdqn.search import study
 from purejaxdqn.search.result import Best, SearchInterrupted, SearchResult, format_settings
 from purejaxdqn.search.study import STUDY_FILE, Proposals
-from purejaxdqn.search.trials import Asked, Statistic, TrialTrainer
+from purejaxdqn.search.trials import SearchRequest, Statistic, TrialTrainer
 from purejaxdqn.storage import results
 from purejaxdqn.storage.provenance import name_experiment, to_jsonable
 from purejaxdqn.sweep.design import MOST_RUNS, grid_design, random_design
@@ -85,7 +85,7 @@ def search(
     sampler: Callable[[int], optuna.samplers.BaseSampler] = study.default_sampler,
     pruner: optuna.pruners.BasePruner | None = None,
     options: SweepOptions | None = None,
-    **names: Any,
+    **option_fields: Any,
 ) -> SearchResult:
     """Searches for the settings with the highest greedy return, as the module describes.
 
@@ -107,7 +107,7 @@ def search(
         there with the same arguments goes on, unless `overwrite` drops it. `width` is by default
         chosen so that the seeds of a trial share a device; a search that goes on keeps it.
         `devices`, `memory_budget` and `progress` are as for a sweep; the others are refused.
-      **names: those fields of `SweepOptions`.
+      **option_fields: those fields of `SweepOptions`.
 
     Returns:
       The `SearchResult`.
@@ -116,7 +116,7 @@ def search(
       ConfigError: for what cannot be searched, before anything is compiled.
       SearchInterrupted: on Ctrl-C and SIGTERM, with everything that was finished.
     """
-    options = take_options(options, names, "search", _NOT_TAKEN)
+    options = take_options(options, option_fields, "search", _NOT_TAKEN)
     study.require_optuna()
     distributions = _make_distributions(config, space)
     check_whole("num_trials", num_trials, 1)
@@ -125,12 +125,12 @@ def search(
     _check_batch(trials_per_batch, len(seeds))
     seeds = [int(seed) for seed in seeds]
     sampling = (sampler_seed, sampler, pruner or study.default_pruner(config.total_steps))
-    asked = Asked(experiment, config, space, distributions, seeds, statistic, *sampling)
-    return _search(asked, num_trials, trials_per_batch, options)
+    request = SearchRequest(experiment, config, space, distributions, seeds, statistic, *sampling)
+    return _search(request, num_trials, trials_per_batch, options)
 
 
 def _search(
-    asked: Asked, num_trials: int, trials_per_batch: int | None, options: SweepOptions
+    request: SearchRequest, num_trials: int, trials_per_batch: int | None, options: SweepOptions
 ) -> SearchResult:
     """Opens the folder and the study, and searches."""
     output, overwrite = options.output, options.overwrite
@@ -144,7 +144,7 @@ def _search(
             "jax.distributed"
         )
     with contextlib.ExitStack() as stack:
-        total_steps = num_trials * len(asked.seeds) * asked.config.total_steps
+        total_steps = num_trials * len(request.seeds) * request.config.total_steps
         bar = SweepProgress(total_steps, enabled=options.progress)
         folder = SweepFolder(output, bar.message)
         folder.lock()
@@ -154,20 +154,20 @@ def _search(
             begun = folder.read_begun()["asked"]
             trials_per_batch = trials_per_batch or begun.get("trials_per_batch")
             width = width or begun["width"]
-        at_once = len(devices) * max(1, max_width() // len(asked.seeds))
+        at_once = len(devices) * max(1, max_width() // len(request.seeds))
         if trials_per_batch is None:
             trials_per_batch = min(at_once, math.ceil(num_trials / _MIN_BATCHES))
         if width is None:
-            width = _choose_width(min(trials_per_batch, at_once), len(asked.seeds), len(devices))
-        plan = _plan_batch(asked, trials_per_batch, width, devices, options.memory_budget)
-        facts = _describe(asked, trials_per_batch, width)
+            width = _choose_width(min(trials_per_batch, at_once), len(request.seeds), len(devices))
+        plan = _plan_batch(request, trials_per_batch, width, devices, options.memory_budget)
+        facts = _describe(request, trials_per_batch, width)
         history = _begin(folder, facts, overwrite, bar.message)
-        opened = stack.enter_context(study.open_study(output / STUDY_FILE, asked.pruner))
+        opened = stack.enter_context(study.open_study(output / STUDY_FILE, request.pruner))
         for name, value in facts.items():
             opened.set_user_attr(name, value)
-        proposals = Proposals(opened, asked.distributions, asked.sampler, asked.sampler_seed)
+        proposals = Proposals(opened, request.distributions, request.sampler, request.sampler_seed)
         attrs = {"num_trials": num_trials, "trials_per_batch": trials_per_batch, **history}
-        trainer = TrialTrainer(asked, proposals, plan, devices, folder, bar, attrs)
+        trainer = TrialTrainer(request, proposals, plan, devices, folder, bar, attrs)
         stop = stack.enter_context(catch_signals())
         if (known := trainer.read_earlier(num_trials)) is not None:
             return known
@@ -176,7 +176,7 @@ def _search(
 
 
 def _plan_batch(
-    asked: Asked,
+    request: SearchRequest,
     trials_per_batch: int,
     width: int,
     devices: Sequence[jax.Device],
@@ -184,8 +184,8 @@ def _plan_batch(
 ) -> SweepPlan:
     """Plans a batch of trials, with as many runs as every batch will have."""
     rng = np.random.default_rng(0)
-    batch = random_design(asked.config, asked.seeds, asked.space, trials_per_batch, rng)
-    plan = plan_sweep(asked.experiment, batch, devices, width=width, memory_budget=memory_budget)
+    batch = random_design(request.config, request.seeds, request.space, trials_per_batch, rng)
+    plan = plan_sweep(request.experiment, batch, devices, width=width, memory_budget=memory_budget)
     num_seeds, layout = len(plan.design.seeds), plan.groups[0].plan
     if layout.slots_per_round < num_seeds:
         raise ConfigError(
@@ -196,20 +196,20 @@ def _plan_batch(
     return plan
 
 
-def _describe(asked: Asked, trials_per_batch: int, width: int) -> dict[str, Any]:
+def _describe(request: SearchRequest, trials_per_batch: int, width: int) -> dict[str, Any]:
     """Describes everything that the numbers of a search depend on, as JSON holds it."""
     facts: dict[str, Any] = to_jsonable(
         {
-            **name_experiment(asked.experiment),
-            "settings": json.loads(config_to_json(asked.config)),
-            "space": {name: study.to_json(one) for name, one in asked.distributions.items()},
-            "seeds": asked.seeds,
+            **name_experiment(request.experiment),
+            "settings": json.loads(config_to_json(request.config)),
+            "space": {name: study.to_json(one) for name, one in request.distributions.items()},
+            "seeds": request.seeds,
             "trials_per_batch": trials_per_batch,
             "width": width,
-            "statistic": name_experiment(asked.statistic),
-            "sampler": name_experiment(asked.sampler),
-            "sampler_seed": asked.sampler_seed,
-            "pruner": type(asked.pruner).__name__,
+            "statistic": name_experiment(request.statistic),
+            "sampler": name_experiment(request.sampler),
+            "sampler_seed": request.sampler_seed,
+            "pruner": type(request.pruner).__name__,
         }
     )
     return facts
@@ -218,7 +218,7 @@ def _describe(asked: Asked, trials_per_batch: int, width: int) -> dict[str, Any]
 def _begin(
     folder: SweepFolder, facts: dict[str, Any], overwrite: bool, say: Callable[[str], None]
 ) -> dict[str, Any]:
-    """Does `begin_or_resume`, and refuses a folder and a study that do not belong together."""
+    """Begins or resumes a search. Refuses a folder whose study is missing or foreign."""
     path = folder.output / STUDY_FILE
     if overwrite:
         path.unlink(missing_ok=True)

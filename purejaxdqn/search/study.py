@@ -173,17 +173,17 @@ class Proposals:
         return [self._study.ask(self._distributions) for _ in range(num_trials)]
 
     def tell(self, number: int, score: float) -> None:
-        """Tells how a trial ended: with a score, or, where that is NaN, before its end."""
+        """Records how a trial ended: with a score, or, where that is NaN, before its end."""
         if math.isfinite(score):
             self._study.tell(number, score)
         else:
             self._study.tell(number, state=optuna.trial.TrialState.PRUNED)
 
     def fail(self, number: int) -> None:
-        """Tells that a trial failed; no proposal learns from it."""
+        """Records that a trial failed; no proposal learns from it."""
         self._study.tell(number, state=optuna.trial.TrialState.FAIL)
 
 
 def is_complete(trial: FrozenTrial) -> bool:
-    """Says whether a trial was trained to its end."""
+    """Tells whether a trial was trained to its end."""
     return trial.state == optuna.trial.TrialState.COMPLETE

@@ -40,7 +40,7 @@ if TYPE_CHECKING:
 Statistic = Callable[[np.ndarray], float]  # scores [num_seeds] -> score
 
 
-class Asked(NamedTuple):
+class SearchRequest(NamedTuple):
     """The arguments of a search that its numbers depend on; see `purejaxdqn.search.search.search`.
 
     `distributions` is the `space` as Optuna has it.
@@ -65,7 +65,7 @@ class TrialTrainer:
 
     def __init__(
         self,
-        asked: Asked,
+        request: SearchRequest,
         proposals: Proposals,
         plan: SweepPlan,
         devices: Sequence[jax.Device],
@@ -73,8 +73,8 @@ class TrialTrainer:
         bar: SweepProgress,
         attrs: dict[str, Any],
     ) -> None:
-        self._experiment, self._config = asked.experiment, asked.config
-        self._statistic = asked.statistic
+        self._experiment, self._config = request.experiment, request.config
+        self._statistic = request.statistic
         self._proposals, self._plan, self._devices = proposals, plan, devices
         self._folder, self._bar = folder, bar
         self._seeds = plan.design.seeds

@@ -148,7 +148,7 @@ def read(
 
 
 def _cut_into_parts(arrays: Sequence[np.ndarray]) -> Iterator[dict[str, np.ndarray]]:
-    """Cuts arrays into flat views by name, and yields as many at a time as are small together.
+    """Cuts arrays into flat views by name, and yields groups of at most 128 MiB.
 
     Flat, because Orbax takes neither empty arrays nor those without an axis.
     """

@@ -31,19 +31,19 @@ class WriteSchedule:
         self._last_end = time.perf_counter()
 
     def is_due(self) -> bool:
-        """Says whether it is time to write."""
+        """Tells whether it is time to write."""
         wanted = self._seconds
         if wanted is None:
             wanted = max(self._at_least, _COST * self._last_cost)
         return time.perf_counter() - self._last_end >= wanted
 
     def comes_within(self, seconds: float) -> bool:
-        """Says whether the first write comes within so many seconds."""
+        """Tells whether the first write comes within so many seconds."""
         return seconds >= (self._at_least if self._seconds is None else self._seconds)
 
     @contextlib.contextmanager
     def measure(self) -> Iterator[None]:
-        """Measures how long the block takes, which writes."""
+        """Measures the block, which is one write."""
         start = time.perf_counter()
         yield
         self._last_end = time.perf_counter()

@@ -84,7 +84,7 @@ class BatchTrainer:
         exit_code: int | None = None
         try:
             if self._options.progress:
-                self.announce()
+                self.compile_and_forecast()
             self._train(self._all, stop)
             self._gather()
         except KeyboardInterrupt as error:
@@ -97,7 +97,7 @@ class BatchTrainer:
             if any(record.has_begun for record in self._records.values()):
                 results.save_or_rescue(result.dataset, self._folder.output)
             if exit_code is None and not self._unsaved:
-                self._folder.forget_running()
+                self._folder.delete_running()
         if exit_code is not None:
             text = "the sweep was interrupted"
             if self._folder is not None:
@@ -144,7 +144,7 @@ class BatchTrainer:
         added = [name for name in dataset.variables if name not in known.dataset.variables]
         if not dataset.drop_vars(added).equals(known.dataset):  # a user may have added variables
             self._bar.message(
-                f"{folder.output / results.FILE_NAME} is not what was trained: it is written again"
+                f"{folder.output / results.FILE_NAME} differs from the checkpoints: rewriting it"
             )
             return None
         self._bar.message(f"the sweep in {folder.output} is finished already")
@@ -163,7 +163,7 @@ class BatchTrainer:
 
     # ---------------------------------------------------------------------------------- the plan
 
-    def announce(self) -> None:
+    def compile_and_forecast(self) -> None:
         """Compiles all programs that are needed, runs each for a second, and shows the plan."""
         self._bar.message(f"{self._plan.describe()}\ncompiling ...")
         groups = [group for group in self._plan.groups if self._unfinished(group)]

@@ -108,7 +108,7 @@ def grid_design(
     _check_number(math.prod(map(len, grid.values())) * len(seeds))
     grid = {name: [_to_python(value) for value in values] for name, values in grid.items()}
     swept = [dict(zip(grid, values, strict=True)) for values in itertools.product(*grid.values())]
-    axes = {name: [label(value) for value in values] for name, values in grid.items()}
+    axes = {name: [to_label(value) for value in values] for name, values in grid.items()}
     return Design(_make_points(configure, swept), tuple(map(int, seeds)), axes)
 
 
@@ -149,7 +149,7 @@ def random_design(
         {name: _draw(name, source, rng) for name, source in space.items()}
         for _ in range(num_samples)
     ]
-    axes = {name: [label(drawn[name]) for drawn in swept] for name in space}
+    axes = {name: [to_label(drawn[name]) for drawn in swept] for name in space}
     return Design(_make_points(configure, swept), tuple(map(int, seeds)), axes, is_grid=False)
 
 
@@ -194,7 +194,7 @@ def _make_points(
                 f"{config!r:.60}"
             )
         config.validate()
-        points.append(Point(config, {name: label(value) for name, value in swept.items()}))
+        points.append(Point(config, {name: to_label(value) for name, value in swept.items()}))
     return tuple(points)
 
 
@@ -243,7 +243,7 @@ def _check_name(name: str, config: RunConfig | Configure) -> None:
         nearest = difflib.get_close_matches(name, names, n=3)
         raise ConfigError(
             f"{name!r} is no setting of {type(config).__name__}, so that it cannot be swept: "
-            f"{'did you mean ' if nearest else 'choose of '}{', '.join(nearest or names)}"
+            f"{'did you mean ' if nearest else 'choose one of '}{', '.join(nearest or names)}"
         )
 
 
@@ -252,7 +252,7 @@ def _check_values(name: str, values: Any, config: RunConfig | Configure) -> None
     _check_sequence(name, values, f"[{values!r}]")
     if not len(values):
         raise ConfigError(f"the values of {name} are empty: give at least one")
-    labels = [label(value) for value in values]
+    labels = [to_label(value) for value in values]
     for value in labels:
         if not isinstance(value, (bool, int, float, str)):
             raise ConfigError(
@@ -263,7 +263,7 @@ def _check_values(name: str, values: Any, config: RunConfig | Configure) -> None
         raise ConfigError(f"the values of {name} {list(values)} must differ from each other")
 
 
-def label(value: Any) -> Label:
+def to_label(value: Any) -> Label:
     """Turns a setting's value into one that results can show: sizes (64, 64) into "64x64"."""
     if np.ndim(value) == 0 and hasattr(value, "item"):  # such as a coordinate of the results
         return value.item()  # type: ignore[no-any-return]

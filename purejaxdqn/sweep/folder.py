@@ -41,7 +41,10 @@ _KEPT_EACH = 2  # checkpoints of a batch under way, so that a damaged one has on
 
 
 class Paused(NamedTuple):
-    """A batch under way, on the host.
+    """One batch under way, as a checkpoint has it.
+
+    It is on the host and has the numbers so far. The engine's `Kept` is a whole round of batches,
+    on the devices and without these numbers.
 
     Attributes:
       step: environment steps of each run so far.
@@ -125,7 +128,7 @@ class SweepFolder:
         self._lock.release()
 
     def is_begun(self) -> bool:
-        """Says whether a sweep was begun here."""
+        """Tells whether a sweep was begun here."""
         return (self._root / "sweep").exists()
 
     def begin(self, facts: Mapping[str, Any]) -> None:
@@ -199,7 +202,7 @@ class SweepFolder:
         checkpoint.write(self._root / "finished" / str(batch), arrays, facts)
 
     def has_finished(self) -> bool:
-        """Says whether any batch is finished."""
+        """Tells whether any batch is finished."""
         return (self._root / "finished").exists()
 
     def load_finished(self, batch: int, config: RunConfig) -> Record | None:
@@ -255,11 +258,11 @@ class SweepFolder:
         return None
 
     def has_running(self) -> bool:
-        """Says whether there is a checkpoint of a batch under way."""
+        """Tells whether there is a checkpoint of a batch under way."""
         return bool(self._list_running())
 
-    def forget_running(self) -> None:
-        """Drops the checkpoints of batches under way, once all batches are finished."""
+    def delete_running(self) -> None:
+        """Deletes the checkpoints of batches under way, once all batches are finished."""
         shutil.rmtree(self._root / "running", ignore_errors=True)
 
     def _list_running(self) -> list[Path]:

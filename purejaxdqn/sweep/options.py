@@ -17,7 +17,7 @@ from purejaxdqn.training.declaration import setting, settings_of
 from purejaxdqn.types import ConfigError
 
 SeedMode = Literal["vmap", "map"]
-_NO_SETTING: dict[str, Any] = {"is_no_setting": True}  # and so no flag
+_NOT_A_FLAG: dict[str, Any] = {"is_no_flag": True}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -84,9 +84,9 @@ class SweepOptions:
         "rank, gradient norm, policy churn. No bit of a run changes.",
         group="evaluation",
     )
-    devices: Sequence[jax.Device] | None = dataclasses.field(default=None, metadata=_NO_SETTING)
-    on_evaluation: Tracker | None = dataclasses.field(default=None, metadata=_NO_SETTING)
-    progress: bool = dataclasses.field(default=True, metadata=_NO_SETTING)
+    devices: Sequence[jax.Device] | None = dataclasses.field(default=None, metadata=_NOT_A_FLAG)
+    on_evaluation: Tracker | None = dataclasses.field(default=None, metadata=_NOT_A_FLAG)
+    progress: bool = dataclasses.field(default=True, metadata=_NOT_A_FLAG)
 
     def __post_init__(self) -> None:
         """Refuses bad values, and makes a `Path` of an output folder that is text."""
@@ -140,7 +140,7 @@ _DEFAULTS = {field.name: field.default for field in dataclasses.fields(SweepOpti
 
 
 def split_keywords(
-    options: SweepOptions | None, names: Mapping[str, Any]
+    options: SweepOptions | None, option_fields: Mapping[str, Any]
 ) -> tuple[SweepOptions, dict[str, Any]]:
     """Puts those keywords of a call that are fields of `SweepOptions` into its options.
 
@@ -152,20 +152,20 @@ def split_keywords(
     """
     if not isinstance(options, SweepOptions | None):
         raise ConfigError(f"options ({options!r:.60}) must be SweepOptions, such as SweepOptions()")
-    given = {name: value for name, value in names.items() if name in _DEFAULTS}
+    given = {name: value for name, value in option_fields.items() if name in _DEFAULTS}
     for name, value in given.items():
         if options is not None and (there := getattr(options, name)) != _DEFAULTS[name]:
             raise ConfigError(
                 f"{name} is given twice, in options ({there!r:.60}) and as a keyword "
                 f"({value!r:.60}): leave one of them out"
             )
-    others = {name: value for name, value in names.items() if name not in _DEFAULTS}
+    others = {name: value for name, value in option_fields.items() if name not in _DEFAULTS}
     return dataclasses.replace(options or SweepOptions(), **given), others
 
 
 def take_options(
     options: SweepOptions | None,
-    names: Mapping[str, Any],
+    option_fields: Mapping[str, Any],
     caller: str,
     not_taken: Mapping[str, str] | None = None,
 ) -> SweepOptions:
@@ -173,19 +173,19 @@ def take_options(
 
     Args:
       options: the options that the call was given as a whole.
-      names: the keywords of the call.
+      option_fields: the keywords of the call.
       caller: the name of the called function, for messages.
       not_taken: fields that this function has no use for, each with what to do instead.
 
     Raises:
       ConfigError: as `split_keywords` does; for other keywords; for fields that are not taken.
     """
-    taken, others = split_keywords(options, names)
+    taken, others = split_keywords(options, option_fields)
     for name in others:
         nearest = difflib.get_close_matches(name, _DEFAULTS, n=3)
         raise ConfigError(
             f"{name!r} is no option of {caller}: "
-            f"{'did you mean ' if nearest else 'choose of '}{', '.join(nearest or _DEFAULTS)}"
+            f"{'did you mean ' if nearest else 'choose one of '}{', '.join(nearest or _DEFAULTS)}"
         )
     for name, remedy in (not_taken or {}).items():
         if (value := getattr(taken, name)) != _DEFAULTS[name]:

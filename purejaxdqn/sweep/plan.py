@@ -128,32 +128,34 @@ def plan_sweep(
         what makes it big.
     """
     budget = int(memory_budget or _PLANNED_SHARE * free_bytes(devices))
-    members = design.groups()
+    groups_of_runs = design.groups()
     runs = design.runs
-    configs = [runs[group[0]].config for group in members]
+    configs = [runs[group[0]].config for group in groups_of_runs]
     traced = [trace_run(experiment, config) for config in configs]
     _check_names(design, [name for run in traced for name in run.outputs.metrics])
     sizes = [run_bytes(config, run) for config, run in zip(configs, traced, strict=True)]
-    least = min(min_devices(), max(len(devices), 1))
+    fewest_devices = min(min_devices(), max(len(devices), 1))
 
-    lengths = [len(group) for group in members]
+    lengths = [len(group) for group in groups_of_runs]
     chosen = width or choose_width(lengths, num_devices or len(devices), max_width())
     for config, size in zip(configs, sizes, strict=True):
-        fits = budget // (least * size.running)
+        widest_that_fits = budget // (fewest_devices * size.running)
         if width is None:
-            chosen = min(chosen, max(fits, 1))
-        if fits < chosen:
-            _refuse_size(config, size, chosen, least, budget)
+            chosen = min(chosen, max(widest_that_fits, 1))
+        if widest_that_fits < chosen:
+            _refuse_size(config, size, chosen, fewest_devices, budget)
 
     batches: list[tuple[int, ...]] = []
     groups = []
-    for config, group, size, run in zip(configs, members, sizes, traced, strict=True):
-        ends = range(chosen, len(group), chosen)
-        own = [tuple(map(int, part)) for part in np.split(group, ends)]
-        numbers = range(len(batches), len(batches) + len(own))
-        batches += own
-        at_once = min(len(devices), max(len(own), least), budget // (chosen * size.running))
-        layout = Plan(chosen, at_once, math.ceil(len(own) / at_once))
+    for config, group, size, run in zip(configs, groups_of_runs, sizes, traced, strict=True):
+        boundaries = range(chosen, len(group), chosen)
+        group_batches = [tuple(map(int, part)) for part in np.split(group, boundaries)]
+        numbers = range(len(batches), len(batches) + len(group_batches))
+        batches += group_batches
+        batches_at_once = min(
+            len(devices), max(len(group_batches), fewest_devices), budget // (chosen * size.running)
+        )
+        layout = Plan(chosen, batches_at_once, math.ceil(len(group_batches) / batches_at_once))
         groups.append(Group(config, tuple(numbers), layout, size, run.state.learner.params))
     plan = SweepPlan(design, chosen, tuple(batches), tuple(groups), budget)
     _check_results(plan)
@@ -183,10 +185,12 @@ def choose_width(group_sizes: Sequence[int], num_devices: int, widest: int) -> i
     return min(range(widest, 0, -1), key=cost)
 
 
-def _refuse_size(config: RunConfig, size: RunBytes, width: int, least: int, budget: int) -> None:
+def _refuse_size(
+    config: RunConfig, size: RunBytes, width: int, fewest_devices: int, budget: int
+) -> None:
     name, largest = max(size.parts.items(), key=lambda part: part[1])
     batch = f"a batch of {width} run(s)" if width > 1 else "a run"
-    pair = "" if least == 1 else f", and {least} must train side by side"
+    pair = "" if fewest_devices == 1 else f", and {fewest_devices} must train side by side"
     narrower = f", or --width ({width})" if width > 1 else ""
     raise ConfigError(
         f"{batch} takes {decimal(width * size.running)}{pair}, but {decimal(budget)} may be used: "
@@ -210,7 +214,7 @@ def _check_results(plan: SweepPlan) -> None:
     )
 
 
-_DOUBT = 1.6  # XLA is not believed where our own estimate is so many times as large
+_DISBELIEF_FACTOR = 1.6  # ignore XLA's estimate if ours is this many times larger
 
 
 def estimate_peak_memory(
@@ -241,7 +245,7 @@ def estimate_peak_memory(
     for group in plan.groups:
         by_xla = compiled.get(group.batches[0], 0)
         # XLA knows its own buffers better than we do, but not those of the libraries that it calls.
-        is_known = by_xla > group.round_bytes / _DOUBT
+        is_known = by_xla > group.round_bytes / _DISBELIEF_FACTOR
         running = max(running, by_xla if is_known else group.round_bytes)
     if is_resumed:
         # A batch that is read from the disk is there beside its copy on the device.

@@ -100,7 +100,7 @@ def select_run(dataset: xr.Dataset, labels: Mapping[str, Any]) -> xr.Dataset:
         if name not in names:
             raise ConfigError(f"{name!r} is no label of these runs: they have {', '.join(names)}")
     for name, value in labels.items():
-        value = design.label(value)
+        value = design.to_label(value)
         (matches,) = np.nonzero(dataset[name].values == value)
         if not len(matches):
             values = ", ".join(str(x) for x in np.unique(dataset[name].values)[:20])

@@ -27,7 +27,8 @@ class OpenSweep(NamedTuple):
       experiment: `config -> Train`.
       plan: the runs, laid out.
       options: how they are trained and kept.
-      asked: everything that its numbers depend on, as JSON holds it.
+      request: what the sweep was asked to train: everything that its numbers depend on, as JSON
+        holds it.
       folder: where everything is kept, locked for this process; None keeps nothing.
       bar: shows progress.
       attrs: attributes of the dataset: how it is trained, and what happened before.
@@ -36,7 +37,7 @@ class OpenSweep(NamedTuple):
     experiment: Experiment
     plan: SweepPlan
     options: SweepOptions
-    asked: dict[str, Any]
+    request: dict[str, Any]
     folder: SweepFolder | None
     bar: SweepProgress
     attrs: dict[str, Any]
@@ -78,13 +79,13 @@ def open_sweep(
             if width is None:
                 width = run_on_first_process(lambda: _read_width(folder, resume))
         planned = plan(width)
-        asked = _describe(experiment, planned, options)
+        request = _describe(experiment, planned, options)
         if folder is not None:
             history = run_on_first_process(
-                lambda: begin_or_resume(folder, asked, resume, bar.message)
+                lambda: begin_or_resume(folder, request, resume, bar.message)
             )
         attrs = {"seed_mode": options.seed_mode, **history}
-        yield OpenSweep(experiment, planned, options, asked, folder, bar, attrs)
+        yield OpenSweep(experiment, planned, options, request, folder, bar, attrs)
 
 
 def _describe(experiment: Experiment, plan: SweepPlan, options: SweepOptions) -> dict[str, Any]:
@@ -97,7 +98,7 @@ def _describe(experiment: Experiment, plan: SweepPlan, options: SweepOptions) ->
     }
     if len(settings) == 1:
         (settings,) = settings.values()
-    asked = {
+    request = {
         **provenance.name_experiment(experiment),
         "axes": plan.design.axes,
         "seeds": list(plan.design.seeds),
@@ -106,7 +107,7 @@ def _describe(experiment: Experiment, plan: SweepPlan, options: SweepOptions) ->
         "diagnostics": options.diagnostics,
         "settings": settings,
     }
-    return json.loads(json.dumps(provenance.to_jsonable(asked)))
+    return json.loads(json.dumps(provenance.to_jsonable(request)))
 
 
 def _read_width(folder: SweepFolder, resume: bool) -> int | None:
@@ -116,7 +117,7 @@ def _read_width(folder: SweepFolder, resume: bool) -> int | None:
 
 def begin_or_resume(
     folder: SweepFolder,
-    asked: dict[str, Any],
+    request: dict[str, Any],
     resume: bool,
     say: Callable[[str], None],
     what: str = "sweep",
@@ -125,7 +126,7 @@ def begin_or_resume(
 
     Args:
       folder: of the sweep.
-      asked: everything that its numbers depend on, as JSON holds it.
+      request: see `OpenSweep`.
       resume: whether to resume what was begun there.
       say: takes warnings.
       what: its name in messages.
@@ -144,10 +145,10 @@ def begin_or_resume(
                 "folder with --output, or start again with --overwrite"
             )
         now = provenance.current_time()
-        folder.begin({"asked": asked, "made_with": versions, "begun": now})
+        folder.begin({"asked": request, "made_with": versions, "begun": now})
         return {"begun": now}
     begun = folder.read_begun()
-    if lines := _compare(begun["asked"], asked):
+    if lines := _compare(begun["asked"], request):
         shown = "; ".join(lines[:8]) + (f"; and {len(lines) - 8} more" if len(lines) > 8 else "")
         raise ConfigError(
             f"the {what} in {folder.output} was begun with other settings ({shown}): resume with "
@@ -156,19 +157,19 @@ def begin_or_resume(
     return {"begun": begun.get("begun", "unknown"), **note_changes(folder, versions, say)}
 
 
-def _compare(begun: dict[str, Any], asked: dict[str, Any]) -> list[str]:
+def _compare(begun: dict[str, Any], request: dict[str, Any]) -> list[str]:
     """Lists where the sweep that was begun differs from the one asked for now, in few lines."""
-    axes, now = begun.get("axes", {}), asked.get("axes", {})
+    axes, now = begun.get("axes", {}), request.get("axes", {})
     # Each point of a sweep has its own settings: those that all points share are compared once.
-    shared, shared_now = _find_shared(begun.get("settings", {})), _find_shared(asked["settings"])
+    shared, shared_now = _find_shared(begun.get("settings", {})), _find_shared(request["settings"])
     both = [name for name in shared if name in shared_now and name not in {**axes, **now}]
     lines = find_differences(
         {**begun, "settings": {name: shared[name] for name in both}},
-        {**asked, "settings": {name: shared_now[name] for name in both}},
+        {**request, "settings": {name: shared_now[name] for name in both}},
     )
     if [*axes] != [*now] and {*axes} == {*now}:
         lines += find_differences([*axes], [*now], "order of the axes")
-    return lines or find_differences(begun.get("settings"), asked["settings"], "settings")
+    return lines or find_differences(begun.get("settings"), request["settings"], "settings")
 
 
 def _find_shared(settings: dict[str, Any]) -> dict[str, Any]:
@@ -202,19 +203,21 @@ def note_changes(
 _NOTHING = object()  # where JSON has no value, not even null
 
 
-def find_differences(begun: Any, asked: Any, name: str = "") -> list[str]:
+def find_differences(begun: Any, request: Any, name: str = "") -> list[str]:
     """Lists where two JSON values differ, such as "seeds: [0, 1] there, [0, 2] now"."""
-    if isinstance(begun, dict) and isinstance(asked, dict):
+    if isinstance(begun, dict) and isinstance(request, dict):
         return [
             line
-            for key in {**begun, **asked}
+            for key in {**begun, **request}
             for line in find_differences(
-                begun.get(key, _NOTHING), asked.get(key, _NOTHING), f"{name}.{key}" if name else key
+                begun.get(key, _NOTHING),
+                request.get(key, _NOTHING),
+                f"{name}.{key}" if name else key,
             )
         ]
-    if begun == asked:
+    if begun == request:
         return []
-    return [f"{name}: {_shorten(begun)} there, {_shorten(asked)} now"]
+    return [f"{name}: {_shorten(begun)} there, {_shorten(request)} now"]
 
 
 def _shorten(value: Any) -> str:

@@ -40,7 +40,7 @@ def run_sweep(
     seeds: Sequence[int],
     *,
     options: SweepOptions | None = None,
-    **names: Any,
+    **options_and_grid: Any,
 ) -> SweepResult:
     """Trains every seed at every combination of the swept settings, on every device.
 
@@ -50,9 +50,10 @@ def run_sweep(
         ones.
       seeds: whole numbers from 0 to 2**32 - 1, no two the same.
       options: several fields of `SweepOptions` at once.
-      **names: the fields of `SweepOptions`, such as `output="results/rates"` or `resume=True`. All
-        other names are settings to sweep with their values, such as `learning_rate=[1e-4, 1e-3]`.
-        All values of floats share one compiled program; other settings take one for each value.
+      **options_and_grid: the fields of `SweepOptions`, such as `output="results/rates"` or
+        `resume=True`. All other names are settings to sweep with their values, such as
+        `learning_rate=[1e-4, 1e-3]`. All values of floats share one compiled program; other
+        settings take one for each value.
 
     Returns:
       The `SweepResult`.
@@ -61,12 +62,16 @@ def run_sweep(
       ConfigError: for runs and options that cannot be, before anything is compiled.
       SweepInterrupted: on Ctrl-C and SIGTERM, with everything that was finished.
     """
-    options, grid = split_keywords(options, names)
+    options, grid = split_keywords(options, options_and_grid)
     return run_design(experiment, grid_design(config, seeds, grid), options=options)
 
 
 def run_design(
-    experiment: Experiment, design: Design, *, options: SweepOptions | None = None, **names: Any
+    experiment: Experiment,
+    design: Design,
+    *,
+    options: SweepOptions | None = None,
+    **option_fields: Any,
 ) -> SweepResult:
     """Trains every run of a design, on every device.
 
@@ -76,7 +81,7 @@ def run_design(
       experiment: `config -> Train`.
       design: the runs, of `grid_design` or `random_design`.
       options: several fields of `SweepOptions` at once.
-      **names: the fields of `SweepOptions`.
+      **option_fields: the fields of `SweepOptions`.
 
     Returns:
       The `SweepResult`. Its attributes say how it was made, and how long that took.
@@ -85,7 +90,7 @@ def run_design(
       ConfigError: for options that cannot be, before anything is compiled.
       SweepInterrupted: on Ctrl-C and SIGTERM, with everything that was finished.
     """
-    options = take_options(options, names, "run_design")
+    options = take_options(options, option_fields, "run_design")
     devices = options.devices or ensure_devices()
     plan = functools.partial(
         _plan_for_all_processes, experiment, design, devices, options.memory_budget
@@ -95,9 +100,13 @@ def run_design(
 
 
 def print_plan(
-    experiment: Experiment, design: Design, *, options: SweepOptions | None = None, **names: Any
+    experiment: Experiment,
+    design: Design,
+    *,
+    options: SweepOptions | None = None,
+    **option_fields: Any,
 ) -> SweepPlan:
-    """Says on standard error how `run_design` would train a design, and how long it would take.
+    """Prints on standard error how `run_design` would train a design, and how long it would take.
 
     It takes the arguments of `run_design`, compiles the programs, and runs each for a second. It
     plans for an output folder, but writes nothing there.
@@ -105,7 +114,7 @@ def print_plan(
     Raises:
       ConfigError: for options that cannot be, before anything is compiled.
     """
-    options = take_options(options, names, "print_plan")
+    options = take_options(options, option_fields, "print_plan")
     devices = options.devices or ensure_devices()
     plan = plan_sweep(
         experiment,
@@ -116,7 +125,8 @@ def print_plan(
     )
     with SweepProgress(0) as bar, catch_signals(), tempfile.TemporaryDirectory() as stays_empty:
         folder = SweepFolder(Path(stays_empty), bar.message)
-        BatchTrainer(OpenSweep(experiment, plan, options, {}, folder, bar, {}), devices).announce()
+        sweep = OpenSweep(experiment, plan, options, {}, folder, bar, {})
+        BatchTrainer(sweep, devices).compile_and_forecast()
     return plan
 
 

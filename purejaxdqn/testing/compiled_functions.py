@@ -42,7 +42,7 @@ class Program:
         self._compiled: Any = None
 
     def _trace(self) -> Any:
-        # A new function each time, so that it is traced again; compiled soon, not to run fast.
+        # A new function each time, so that it is traced again; optimised for compile time.
         return jax.jit(
             lambda *args: self._function(*clone_keys(args)),
             compiler_options={"xla_backend_optimization_level": 0},

@@ -199,7 +199,7 @@ class _Played(NamedTuple):
     truncated: Array
     in_space: Array
     finite_reward: Array
-    needs_key: Array  # the answer depends on the step's key
+    depends_on_key: Array  # the answer depends on the step's key
 
 
 _Player = Callable[[ArrayTree, int, int], tuple[ArrayTree, _Played]]
@@ -259,7 +259,7 @@ def _check_episodes(env: Environment, fresh: ArrayTree, play: _Player) -> None:
     _check_played(env, jax.tree.map(lambda *x: np.concatenate(x), early, middle, late))
     if env.max_steps == 1:
         return  # no step comes before the last one, to compare it with
-    # Fresh episodes whose clocks, and nothing else, say that the time is almost up.
+    # Fresh states with only the step counter set to the end.
     before, after = (
         play(_set_clock(fresh, clock, [states, next_states]), 0, 1)[1].terminated[0]
         for clock in (states, next_states)
@@ -300,7 +300,8 @@ def _check_played(env: Environment, played: _Played) -> None:
     )
     # Dynamics without noise, but noise in the last answer: a new start was drawn.
     require(
-        bool((played.needs_key & is_before).any()) or not (played.needs_key & is_last).any(),
+        bool((played.depends_on_key & is_before).any())
+        or not (played.depends_on_key & is_last).any(),
         "the last step of an episode depends on the step's key, and no other step does: env.step "
         f"starts a new episode by itself. {hint}",
     )

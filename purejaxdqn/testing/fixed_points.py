@@ -24,7 +24,7 @@ class FixedPoint(NamedTuple):
     Attributes:
       name: for messages.
       target: `(q_tm1 [..., A], a_tm1 [...], r_t [...], discount_t [...], q_t [..., A]) -> [...]`,
-        NumPy in and out: where both networks agree, what the value of `a_tm1` is pulled to.
+        NumPy in and out: where both networks agree, the target of `q_tm1[a_tm1]`.
       near_misses: `(what is wrong, FixedPoint)` of common mistakes. `check_loss` uses them to say
         what is wrong with a loss that makes one.
     """

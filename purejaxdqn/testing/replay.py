@@ -25,7 +25,7 @@ MakeReplay = Callable[[int, int, int], Replay]  # capacity, batch_size, time_lim
 _OBS_SHAPE = (2, 3, 5)  # unusual, so that arrays of observations are recognised by it
 _BATCH_SIZE = 16
 _DISCOUNT = 0.9  # of the values that are learned
-_NUM_STEPS = 3  # for which window_at is asked
+_NUM_STEPS = 3  # length of windows asked of `window_at`
 _PROBE_ROWS = 400
 
 
@@ -86,13 +86,13 @@ def _check_all(make_replay: MakeReplay, key: Array, num_envs: int, n_step: int) 
         return _check_content(replay, steps, jax.random.split(key, 64), max_rows, n_step)
 
     def check_frequencies() -> str:
-        figures = []
+        measured = []
         for max_rows, num_steps in ((16, 10), (8, 21)):  # not yet full, and wrapped around
             replay = make_replay(max_rows * num_envs, 2 * num_envs, 3)
             steps = _draw_steps(num_steps, num_envs, 3)
             num_held = min(max_rows, num_steps) * num_envs
-            figures.append(check_draws(replay, steps, key, num_held))
-        return figures[-1]
+            measured.append(check_draws(replay, steps, key, num_held))
+        return measured[-1]
 
     checks = [attempt("shapes and dtypes", check_types)]
     if not checks[0].passed:

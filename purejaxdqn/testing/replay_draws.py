@@ -19,8 +19,8 @@ _SIGMAS = 6.0
 def check_draws(replay: Replay, steps: Step, key: Array, num_held: int) -> str:
     """Compares how often entries are drawn with `Sample.probabilities`, before and after updates.
 
-    The replay holds `num_held` entries once all steps `[T, E, ...]` were added. Returns the figure
-    of the row.
+    The replay holds `num_held` entries once all steps `[T, E, ...]` were added. Returns what was
+    measured.
     """
     keys_before, keys_after = jax.random.split(key, 2 * _NUM_BATCHES).reshape(2, _NUM_BATCHES)
 

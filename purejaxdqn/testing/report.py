@@ -1,4 +1,4 @@
-"""Reports of checks: a table with a row a check, its figure, and what is wrong."""
+"""Reports of checks: a table with a row a check, what was measured, and what is wrong."""
 
 from __future__ import annotations
 
@@ -21,13 +21,13 @@ class Check(NamedTuple):
     Attributes:
       name: what was checked.
       passed: whether it holds; None where it was not judged.
-      figure: what was measured.
+      measured: what was measured.
       message: what is wrong and the remedy, or why it was not judged; empty where it holds.
     """
 
     name: str
     passed: bool | None
-    figure: str = ""
+    measured: str = ""
     message: str = ""
 
 
@@ -48,21 +48,21 @@ class Report(NamedTuple):
 
     @property
     def passed(self) -> bool:
-        """Whether no row failed."""
+        """Tells whether no row failed."""
         return not self.failures
 
     @property
     def failures(self) -> tuple[Check, ...]:
-        """The rows that failed."""
+        """Lists the rows that failed."""
         return tuple(check for check in self.checks if check.passed is False)
 
     def print(self) -> None:
         """Prints the table, then the message of each row that has one."""
         verdict = {True: ("pass", "green"), False: ("FAIL", "bold red"), None: ("-", "dim")}
-        table = Table("check", "", "figure", title=Text(self.subject), title_justify="left")
+        table = Table("check", "", "measured", title=Text(self.subject), title_justify="left")
         for check in self.checks:
             word, style = verdict[check.passed]
-            table.add_row(Text(check.name), Text(word, style), Text(check.figure))
+            table.add_row(Text(check.name), Text(word, style), Text(check.measured))
         console = make_console()
         console.print(table)
         for check in self.checks:
@@ -94,25 +94,25 @@ def without_printing(check: Callable[P, Report]) -> Callable[P, Report]:
 
 
 def attempt(name: str, look: Callable[[], str | None], why_not: str = "") -> Check:
-    """Makes a row.
+    """Runs a check, and turns its answer or its error into a row.
 
     Args:
       name: what is checked.
-      look: returns the figure, or None where the row cannot be judged; raises what is wrong.
+      look: returns what was measured, or None where the row cannot be judged; raises what is wrong.
       why_not: the message where it is not judged.
     """
     try:
-        figure = look()
-        return Check(name, None, "", why_not) if figure is None else Check(name, True, figure)
+        measured = look()
+        return Check(name, None, "", why_not) if measured is None else Check(name, True, measured)
     except AssertionError as error:
-        figure, message = error.args if len(error.args) == 2 else ("", str(error))
+        measured, message = error.args if len(error.args) == 2 else ("", str(error))
     except Exception as error:
-        figure, message = type(error).__name__, f"raises {type(error).__name__}: {error}"
-    return Check(name, False, figure, message)
+        measured, message = type(error).__name__, f"raises {type(error).__name__}: {error}"
+    return Check(name, False, measured, message)
 
 
-def expect(condition: object, figure: str, message: str) -> str:
-    """Returns the figure of a row, or fails with figure and message unless a condition holds."""
+def expect(condition: object, measured: str, message: str) -> str:
+    """Returns what was measured, or fails with it and a message unless a condition holds."""
     if not condition:
-        raise AssertionError(figure, message)
-    return figure
+        raise AssertionError(measured, message)
+    return measured

@@ -22,7 +22,7 @@ from purejaxdqn.types import ConfigError
 ID_FILE = "tracking_id"
 
 
-class Run(NamedTuple):
+class TrackedRun(NamedTuple):
     """Names one run, so that a library tells it from other runs and finds it again.
 
     Attributes:
@@ -47,7 +47,7 @@ class Run(NamedTuple):
     key: str
 
 
-def _name_run(folder: Path, sweep_id: str, label: Mapping[str, Any]) -> Run:
+def _name_run(folder: Path, sweep_id: str, label: Mapping[str, Any]) -> TrackedRun:
     """Names a run by its label: its swept settings and its "seed"."""
     swept = {name: _to_python(value) for name, value in label.items() if name != "seed"}
     seed = int(label["seed"])
@@ -57,7 +57,9 @@ def _name_run(folder: Path, sweep_id: str, label: Mapping[str, Any]) -> Run:
     sweep = f"{folder.resolve().name}-{sweep_id}"
     group = f"{sweep}/{setting}" if swept else sweep
     keys = [f"{sweep_id}-{_hash(text)}" for text in (group, path)]
-    return Run(swept, seed, {**swept, "seed": seed}, setting, group, f"{sweep}/{path}", *keys)
+    return TrackedRun(
+        swept, seed, {**swept, "seed": seed}, setting, group, f"{sweep}/{path}", *keys
+    )
 
 
 def _read_id(folder: Path) -> str:
@@ -91,7 +93,7 @@ class Curves(NamedTuple):
 
 
 @contextlib.contextmanager
-def track_runs(folder: Path, open_run: Callable[[Run], Curves]) -> Iterator[Tracker]:
+def track_runs(folder: Path, open_run: Callable[[TrackedRun], Curves]) -> Iterator[Tracker]:
     """Makes a tracker that opens each run of a folder's sweep at its first evaluation.
 
     A run is closed at the first evaluation without it, or at the end.

@@ -10,7 +10,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from purejaxdqn.tracking.curves import Curves, Run, import_library, track_runs
+from purejaxdqn.tracking.curves import Curves, TrackedRun, import_library, track_runs
 from purejaxdqn.tracking.registry import PROJECT, Tracker
 
 
@@ -28,7 +28,7 @@ def open_mlflow(folder: Path, project: str, config: Mapping[str, Any]) -> Iterat
     start = functools.partial(_start_run, client, experiment)
     groups: dict[str, str] = {}
 
-    def open_run(run: Run) -> Curves:
+    def open_run(run: TrackedRun) -> Curves:
         if run.group not in groups:
             settings = {**config, **run.swept}
             groups[run.group], _ = start(run.group_key, run.group, settings, {})

@@ -8,7 +8,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from purejaxdqn.tracking.curves import Curves, Run, import_library, shorten, track_runs
+from purejaxdqn.tracking.curves import Curves, TrackedRun, import_library, shorten, track_runs
 from purejaxdqn.tracking.registry import Tracker
 
 _MAX_FOLDER = 200  # characters; file systems take 255 bytes
@@ -27,7 +27,7 @@ def open_tensorboard(folder: Path, project: str, config: Mapping[str, Any]) -> I
     from tensorboard.plugins.hparams.summary_v2 import hparams_pb
     from tensorboard.summary.writer.event_file_writer import EventFileWriter
 
-    def open_run(run: Run) -> Curves:
+    def open_run(run: TrackedRun) -> Curves:
         path = folder / "tensorboard" / shorten(run.setting, _MAX_FOLDER) / f"seed_{run.seed}"
         is_resumed = path.exists()
         writer = EventFileWriter(str(path))

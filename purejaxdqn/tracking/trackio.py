@@ -9,7 +9,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from purejaxdqn.tracking.curves import Curves, Run, import_library, track_runs
+from purejaxdqn.tracking.curves import Curves, TrackedRun, import_library, track_runs
 from purejaxdqn.tracking.registry import Tracker
 
 
@@ -22,7 +22,7 @@ def open_trackio(folder: Path, project: str, config: Mapping[str, Any]) -> Itera
     """
     library = import_library("trackio")
 
-    def open_run(run: Run) -> Curves:
+    def open_run(run: TrackedRun) -> Curves:
         def init() -> Any:
             return library.init(
                 project,

@@ -11,7 +11,7 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
-from purejaxdqn.tracking.curves import Curves, Run, import_library, shorten, track_runs
+from purejaxdqn.tracking.curves import Curves, TrackedRun, import_library, shorten, track_runs
 from purejaxdqn.tracking.registry import Tracker, join_lines
 from purejaxdqn.types import ConfigError
 
@@ -47,7 +47,7 @@ def open_wandb(
         finish_timeout=_FINISH_SECONDS,
     )
 
-    def open_run(run: Run) -> Curves:
+    def open_run(run: TrackedRun) -> Curves:
         wandb_run = library.init(
             dir=str(folder),
             id=run.key,

@@ -1,4 +1,4 @@
-"""Declares settings and flags, each once: type, default, help, range, and way into a program."""
+"""Declares settings and flags once: type, default, help, range, and whether traced or static."""
 
 from __future__ import annotations
 
@@ -100,7 +100,7 @@ class Setting(NamedTuple):
         return ", or ".join(map(words, self.read_if))
 
     def is_read(self, config: Any) -> bool:
-        """Says whether the other settings leave this one any effect."""
+        """Tells whether the other settings leave this one any effect."""
 
         def holds(condition: Condition) -> bool:
             return all(
@@ -142,7 +142,10 @@ class Setting(NamedTuple):
         return f"{self} ({value}) must {self._allowed(low, high)}{self._remedy()}"
 
     def _allowed(self, low: float | None, high: float | None) -> str:
-        """Says which floats are allowed; `low` is the least one, also where `above` is declared."""
+        """Says which floats are allowed.
+
+        `low` is the smallest allowed float, already raised above `above`.
+        """
         single = "also in single precision"
         if self.above is None:
             if low is not None and high is not None:
@@ -208,7 +211,7 @@ def setting(
 
 
 def settings_of(kind: type) -> dict[str, Setting]:
-    """Gives what is declared of each setting of a class, by name.
+    """Returns what is declared of each setting of a class, by name.
 
     Raises:
       ConfigError: for a field without a default, or of a type that a setting cannot have.
@@ -226,7 +229,7 @@ def _settings_of(kind: Any) -> dict[str, Setting]:
     found = {}
     for field in dataclasses.fields(kind):
         name = f"{kind.__name__}.{field.name}"
-        if field.metadata.get("is_no_setting"):
+        if field.metadata.get("is_no_flag"):
             continue
         metadata = _declaration(kind, field.name)
         annotation = hints[field.name]
@@ -261,7 +264,7 @@ def _settings_of(kind: Any) -> dict[str, Setting]:
 
 
 def _declaration(kind: type, name: str) -> Mapping[str, Any]:
-    """Gives what was declared of a field, by the class itself or by the nearest parent."""
+    """Returns what was declared of a field, by the class itself or by the nearest parent."""
     for base in kind.__mro__:
         field = vars(base).get("__dataclass_fields__", {}).get(name)
         if field is not None and "declared" in field.metadata:

@@ -53,7 +53,9 @@ class Probe(NamedTuple):
 def diagnose(
     probe: Probe, env: Environment, state: TrainState, params_before: Params, key: Array
 ) -> dict[str, Array]:
-    """Measures all diagnostics of one run but the effective rank.
+    """Measures, for one run, all diagnostics but the effective rank.
+
+    The host computes the effective rank from `features`.
 
     Args:
       probe: what the run shows of itself.
@@ -102,8 +104,8 @@ def value_bias(
     compare values with the discounted returns of the greedy policy.
 
     The return of an episode that a time limit cut short is bootstrapped with the network's own
-    value of the last state. Of a state m steps before the limit, that tests only the share
-    1 - gamma^m, and the state weighs as much. A bias that is the same in all states is thus
+    value of the last state. For a state m steps before the limit, only 1 - gamma^m of its return
+    was observed, so it gets that weight. A bias that is the same in all states is thus
     measured exactly, with and without a time limit.
 
     Args:

@@ -85,7 +85,7 @@ def make_learner(
         params = network.init(key, obs)
         return LearnerState(
             params=params,
-            # Two buffers, so that both can be donated.
+            # Copied: one buffer cannot be donated twice.
             target_params=None if target_update is None else jax.tree.map(jnp.copy, params),
             opt_state=optimizer.init(params),
             num_updates=jnp.zeros((), jnp.int32),

@@ -73,22 +73,22 @@ def _register(kind: type[RunConfig]) -> None:
 
 
 def name_of_kind(kind: type[RunConfig]) -> str:
-    """Gives the name that files have for a class of settings."""
+    """Returns the name that files have for a class of settings."""
     is_own = kind.__module__.split(".")[0] == __name__.split(".")[0]
     return kind.__name__ if is_own else f"{kind.__module__}.{kind.__qualname__}"
 
 
 def known_kinds() -> Mapping[str, type[RunConfig]]:
-    """Gives every class of settings that this process has used, by `name_of_kind`."""
+    """Returns every class of settings that this process has used, by `name_of_kind`."""
     return types.MappingProxyType(_KINDS)
 
 
 @dataclasses.dataclass(frozen=True)
 class RunConfig:
-    """What every training run sets, whatever it learns by; all that sweeps and reports ask for.
+    """The settings that every training run has. Sweeps and reports read no others.
 
     A class of one's own derives from this one, or from `DQNConfig` or `PQNConfig`, and declares its
-    settings with `setting`. A plain default changes the parent's default and nothing else. For a
+    settings with `setting`. Writing `x = 3` in a derived class changes the parent's default. For a
     new name it declares a setting without help or range.
     """
 
@@ -225,7 +225,7 @@ class RunConfig:
                 f"evaluations of total_steps ({self.total_steps}): raise it"
             )
 
-    def not_a_multiple(self, name: str, of: str, base: int) -> Iterator[str]:
+    def multiple_problems(self, name: str, of: str, base: int) -> Iterator[str]:
         """Yields what is wrong with a setting that is no multiple of a number, called `of`."""
         value = getattr(self, name)
         if value % base:
@@ -233,12 +233,12 @@ class RunConfig:
             nearest = f"{below} or {above}" if below else f"{above}"
             yield f"{name} ({value}) must be a multiple of {of} ({base}): try {nearest}"
 
-    def iteration_problems(self, of: str) -> Iterator[str]:
+    def whole_iteration_problems(self, of: str) -> Iterator[str]:
         """Yields what keeps a run from being whole iterations, whose length is called `of`."""
         # So that every multiple of eval_interval, and the last step, fall on the end of an
         # iteration.
         for name in ("eval_interval", "prefill_steps", "total_steps"):
-            yield from self.not_a_multiple(name, of, self.steps_per_update)
+            yield from self.multiple_problems(name, of, self.steps_per_update)
         if self.num_updates > LARGEST_INT:
             yield (
                 f"the gradient steps of the run ({self.num_updates}) must be at most "
@@ -260,5 +260,5 @@ def ensure_kind(config: Any, kind: type[RunConfig]) -> None:
 
 
 def reserved_names() -> frozenset[str]:
-    """Gives the names that no metric of a loss may have: those of results, and of every setting."""
+    """Returns the names that no metric of a loss may have: those of results and of all settings."""
     return NAMES_OF_RESULTS.union(*map(settings_of, _KINDS.values()))

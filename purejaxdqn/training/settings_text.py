@@ -38,7 +38,7 @@ def parse(setting: Setting, text: str, may_be_drawn: bool = False) -> Any:
     name, annotation = setting.name, setting.type
     word, *limits = text.split(":")
     if annotation is float and limits and may_be_drawn:
-        return _distribution(name, text, word, limits)
+        return _parse_distribution(name, text, word, limits)
     if get_origin(annotation) is Literal:
         if text not in get_args(annotation):
             raise ConfigError(f"{name} ({text!r}) must be one of {', '.join(get_args(annotation))}")
@@ -65,7 +65,7 @@ _READERS: dict[Any, tuple[Callable[[str], Any], str]] = {
 }
 
 
-def _distribution(name: str, text: str, word: str, limits: Sequence[str]) -> Any:
+def _parse_distribution(name: str, text: str, word: str, limits: Sequence[str]) -> Any:
     def refuse(rule: str) -> ConfigError:
         example = "such as loguniform:1e-5:1e-2 or uniform:0.9:1"
         return ConfigError(f"{name} ({text!r}) must {rule}, {example}")

@@ -69,7 +69,7 @@ def test_settings_know_their_experiment():
 
 
 def parsed(*flags):
-    """Gives the settings that `purejaxdqn train` makes of a command line."""
+    """Returns the settings that `purejaxdqn train` makes of a command line."""
     return read_training(flags, "purejaxdqn train", "", sweep_flags("out"))[0]
 
 

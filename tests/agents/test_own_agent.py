@@ -17,7 +17,7 @@ from purejaxdqn import ConfigError, DQNConfig, RunConfig, agents, dqn, load, set
 from purejaxdqn.agents.components import configure_all, find_components
 from purejaxdqn.cli.main import main
 from purejaxdqn.cli.main import run as run_command_line
-from purejaxdqn.engine.programs import one_run
+from purejaxdqn.engine.programs import make_run_functions
 from purejaxdqn.sweep import batches
 from purejaxdqn.sweep.design import grid_design
 from purejaxdqn.training.declaration import settings_of
@@ -144,13 +144,13 @@ def test_an_experiment_that_branches_on_a_traced_setting_is_told_its_name():
         return dqn(dataclasses.replace(config, n_step=1 if config.mix > 0.3 else 2))
 
     with pytest.raises(ConfigError, match="value of mix while it is traced") as error:
-        one_run(branches, Own())
+        make_run_functions(branches, Own())
     assert "mix: float = setting(0.5, help, static=True)" in str(error.value)
 
     def branches_on_a_static_one(config):
         return dqn(dataclasses.replace(config, n_step=1 if config.power > 1 else 2))
 
-    one_run(branches_on_a_static_one, Own())
+    make_run_functions(branches_on_a_static_one, Own())
 
 
 def test_settings_of_no_registered_agent_are_refused():
@@ -184,7 +184,7 @@ def test_components_of_a_class_of_ones_own_are_beside_plain_dqn():
     found: Any = configure_all(base, find_components(["double", "mix=0.1"], base))
     assert [config.td_error for config in found.values()][:2] == ["q_learning"] * 2
     assert found[True, True].mix == 0.1
-    with pytest.raises(ConfigError, match="mix=0.5 changes nothing"):
+    with pytest.raises(ConfigError, match=r"mix=0.5 changes nothing"):
         configure_all(base, find_components(["mix=0.5"], base))
 
 

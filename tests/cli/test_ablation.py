@@ -132,7 +132,7 @@ COMPONENTS_OF_A_RUN = ("double", "constant_learning_rate")
 
 
 def flags(output, components=COMPONENTS_OF_A_RUN, *more):
-    """Gives the words of a short ablation; of a flag that stands among `more`, those count."""
+    """Returns the words of a short ablation; of a flag that stands among `more`, those count."""
     short = {"num_seeds": 3, "width": 3} | {
         name: value for name, value in vars(SHORT).items() if value != getattr(PLAIN, name)
     }

@@ -27,7 +27,7 @@ def test_files_are_written(tmp_path):
         pages.plot_interactive_curves(curves(), "A title", 195), tmp_path / "a.html"
     )
     assert page.stat().st_size > 1_000_000  # all that draws it is inside
-    paths = files.save_figure(figures.plot_games(curves(), "A title", 195), tmp_path / "a")
+    paths = files.save_figure(figures.plot_panels(curves(), "A title", 195), tmp_path / "a")
     assert [path.suffix for path in paths] == [".png", ".svg"]
     assert all(path.stat().st_size > 1_000 for path in paths)
 

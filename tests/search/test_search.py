@@ -105,7 +105,7 @@ def run(output, num_trials=10, experiment=dqn, config=CONFIG, space=SPACE, **opt
 def first(compiled, tmp_path_factory):
     """A search of three batches that nothing has interrupted.
 
-    Gives its folder, its result, what it asked to compile, and the last step of each round.
+    Returns its folder, its result, what it asked to compile, and the last step of each round.
     """
     output, before, last_steps = tmp_path_factory.mktemp("search") / "whole", len(compiled), []
 

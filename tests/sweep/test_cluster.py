@@ -211,7 +211,7 @@ def test_an_interrupted_sweep_goes_on_without_the_cluster(
 def test_what_a_node_refuses_is_one_line(ray_cluster, tmp_path, monkeypatch):
     """A folder that the other nodes do not see; its place is taken by one that is not the same."""
     monkeypatch.setattr(
-        cluster_driver, "Order", lambda *parts: cluster_task.Order(*parts)._replace(asked={})
+        cluster_driver, "Order", lambda *parts: cluster_task.Order(*parts)._replace(request={})
     )
     with pytest.raises(ConfigError, match="output must be a folder that all nodes") as caught:
         run_on_cluster(

@@ -13,7 +13,7 @@ from scipy import stats
 from purejaxdqn import agents
 from purejaxdqn.agents.dqn.settings import DQNConfig
 from purejaxdqn.agents.pqn.settings import PQNConfig
-from purejaxdqn.sweep.design import grid_design, label, random_design
+from purejaxdqn.sweep.design import grid_design, random_design, to_label
 from purejaxdqn.training.declaration import settings_of
 from purejaxdqn.training.settings_text import config_from_json, config_to_json, parse
 from purejaxdqn.types import ConfigError
@@ -206,6 +206,6 @@ def test_distributions_of_several_numbers_at_a_time_are_refused():
 
 
 def test_labels_are_what_a_coordinate_can_be():
-    assert label((64, 32)) == "64x32"
-    assert type(label(np.float64(0.5))) is float
-    assert label("dqn") == "dqn"
+    assert to_label((64, 32)) == "64x32"
+    assert type(to_label(np.float64(0.5))) is float
+    assert to_label("dqn") == "dqn"

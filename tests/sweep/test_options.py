@@ -119,7 +119,7 @@ def test_what_are_no_options_is_refused():
 def test_a_misspelt_option_is_named_with_what_was_meant(call):
     with pytest.raises(ConfigError, match=rf"'outptu' is no option of {call.__name__}: .*output"):
         call(dqn, DESIGN, outptu="x")
-    with pytest.raises(ConfigError, match=r"'xyz' is no option of f: choose of output, over"):
+    with pytest.raises(ConfigError, match=r"'xyz' is no option of f: choose one of output, over"):
         take_options(None, {"xyz": 1}, "f")
 
 

@@ -194,7 +194,7 @@ def test_what_was_trained_must_be_known(grid):
     dataset = purejaxdqn.load(grid)
     which: dict[str, Any] = {"learning_rate": 1e-3, "dueling": True, "seed": 0}
     lost = dataset.assign_attrs(experiment="nowhere.mine")
-    with pytest.raises(ConfigError, match="made by nowhere.mine, which is not the experiment of"):
+    with pytest.raises(ConfigError, match=r"made by nowhere.mine, which is not the experiment of"):
         again(lost, **which)
     assert_same_curves(again(lost, experiment=dqn, **which), dataset.sel(which))
     with pytest.raises(ConfigError, match="with loss_fn=mine, which is not the experiment of"):

@@ -106,7 +106,7 @@ def on_devices(fresh_environment, tmp_path_factory):
         "result = run_sweep(dqn, config, range(16), width=4, progress=False);"
         "pickle.dump((result.dataset, result.params), open(path, 'wb'))"
     )
-    # Bits hang on how programs are optimised, and these are to be a user's.
+    # Bits depend on how programs are optimised, and these are to be a user's.
     environment = {k: v for k, v in fresh_environment.items() if k != "XLA_FLAGS"}
 
     def train(num_devices):

@@ -210,8 +210,8 @@ class DQNConfig(RunConfig):
         yield from super().problems_together()
         yield from self._learning_problems()
         for name in ("steps_per_update", "prefill_steps", "replay_capacity"):
-            yield from self.not_a_multiple(name, "num_envs", self.num_envs)
-        yield from self.iteration_problems("steps_per_update")
+            yield from self.multiple_problems(name, "num_envs", self.num_envs)
+        yield from self.whole_iteration_problems("steps_per_update")
         yield from self._size_problems()
 
     def _learning_problems(self) -> Iterator[str]:

@@ -50,7 +50,7 @@ class PQNConfig(RunConfig):
     def problems_together(self) -> Iterator[str]:
         """Yields what settings that are allowed each by itself make wrong together."""
         yield from super().problems_together()
-        yield from self.iteration_problems("num_envs * num_steps")
+        yield from self.whole_iteration_problems("num_envs * num_steps")
         per_iteration = self.steps_per_update
         if per_iteration % self.num_minibatches:
             largest = min(self.num_minibatches, per_iteration)

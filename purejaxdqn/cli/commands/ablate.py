@@ -22,7 +22,7 @@ from types import SimpleNamespace
 from purejaxdqn import agents
 from purejaxdqn.agents.components import COMPONENTS, configure_all, find_components
 from purejaxdqn.cli.commands.train import read_training
-from purejaxdqn.cli.sweeps import list_seeds, print_json, refuse_unread, sweep_flags, training
+from purejaxdqn.cli.sweeps import list_seeds, print_json, refuse_unread, sweep_flags, trained_design
 from purejaxdqn.report.ablation import Metric, report_ablation
 from purejaxdqn.runtime import processes
 from purejaxdqn.sweep.design import Design, grid_design
@@ -48,9 +48,9 @@ class _AblationFlags:
 
 
 def run(argv: Sequence[str]) -> int:
-    """Runs the command."""
+    """Trains all combinations of the components, and prints the effect of each."""
     design, components, config, flags = read_ablation(argv)
-    with training(agents.experiment_of(config), design, flags) as (dataset, _):
+    with trained_design(agents.experiment_of(config), design, flags) as (dataset, _):
         if processes.is_first_process():
             facts = report_ablation(dataset, flags.output, components, config.agent, flags.metric)
             print_json(flags, facts)

@@ -27,7 +27,7 @@ _LOSS = Setting(
 
 
 def run(argv: Sequence[str]) -> int:
-    """Runs the command."""
+    """Checks the named loss, and prints a row for each check."""
     import_modules(argv)
     declared = settings_of(LossOptions)
     line = read_command_line(

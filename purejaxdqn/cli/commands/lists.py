@@ -19,7 +19,7 @@ from purejaxdqn.training.declaration import Setting, settings_of
 
 
 def run_agents(argv: Sequence[str]) -> int:
-    """Runs the command `agents`: prints a row for each agent, or the settings of one."""
+    """Prints a row for each agent, or the settings of one."""
     import_modules(argv)
     asked = Setting("agent", str, "", "an agent, whose settings are listed")
     flags = read_command_line(argv, "purejaxdqn agents", __doc__ or "", [], positional=asked).flags
@@ -35,7 +35,7 @@ def run_agents(argv: Sequence[str]) -> int:
 
 
 def run_environments(argv: Sequence[str]) -> int:
-    """Runs the command `environments`: prints a row for each environment."""
+    """Prints a row for each environment."""
     import_modules(argv)
     read_command_line(argv, "purejaxdqn environments", __doc__ or "", [])
     table = Table(

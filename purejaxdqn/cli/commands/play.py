@@ -37,7 +37,7 @@ class _PlayFlags:
 
 
 def run(argv: Sequence[str]) -> int:
-    """Runs the command."""
+    """Plays a trained policy in Gymnasium, films it, and prints its mean return."""
     place, dataset, labels, flags = read_run(
         argv, "purejaxdqn play", __doc__ or "", [*settings_of(_PlayFlags).values()]
     )

@@ -32,7 +32,7 @@ FILE = Setting("file", str, "", "a results file, or the folder that it is in")
 
 
 def run(argv: Sequence[str]) -> int:
-    """Runs the command."""
+    """Trains a run of a file again, and prints its mean return and which numbers differ."""
     _, dataset, labels, _ = read_run(argv, "purejaxdqn rerun", __doc__ or "")
     known = select_run(dataset, labels)
     use_every_core()

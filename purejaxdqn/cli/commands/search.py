@@ -48,7 +48,7 @@ _OPTIONS = ("overwrite", "width", "memory_budget")
 
 
 def run(argv: Sequence[str]) -> int:
-    """Runs the command."""
+    """Trains the trials of a search, and prints their settings and scores."""
     own = [
         *seed_flags("results/search", num_seeds=4),
         *(settings_of(SweepOptions)[name] for name in _OPTIONS),

@@ -29,13 +29,13 @@ from purejaxdqn.cli.flags import CommandLine, find_values, import_modules, read_
 from purejaxdqn.cli.sweeps import (
     READERS,
     choose_devices,
-    explain_strangers,
+    explain_foreign_flags,
     list_seeds,
     make_options,
     print_json,
     refuse_unread,
     sweep_flags,
-    training,
+    trained_design,
 )
 from purejaxdqn.report.sweep import report_sweep
 from purejaxdqn.runtime import processes
@@ -59,10 +59,10 @@ class _SampleFlags:
 
 
 def run(argv: Sequence[str]) -> int:
-    """Runs the command `sweep`."""
+    """Trains every seed at every swept setting, and prints the table of the settings."""
     design, flags = read_sweep(argv, "purejaxdqn sweep")
     try:
-        with training(agents.train, design, flags) as (dataset, _):
+        with trained_design(agents.train, design, flags) as (dataset, _):
             if processes.is_first_process():
                 print_json(flags, report_sweep(dataset, flags.output))
     except SweepInterrupted as interrupt:
@@ -74,7 +74,7 @@ def run(argv: Sequence[str]) -> int:
 
 
 def run_plan(argv: Sequence[str]) -> int:
-    """Runs the command `plan`."""
+    """Prints how a sweep would be trained, and how long that would take; keeps nothing."""
     design, flags = read_sweep(argv, "purejaxdqn plan")
     if flags.cluster is not None:
         raise ConfigError(
@@ -159,10 +159,10 @@ def read_swept_settings(
         settings,
         have_several_values=True,
         readers=READERS,
-        strangers=explain_strangers(names),
+        hints_for_foreign_flags=explain_foreign_flags(names),
     )
 
 
 def is_drawn(value: Any) -> bool:
-    """Says whether a value is a distribution."""
+    """Tells whether a value is a distribution."""
     return hasattr(value, "rvs")

@@ -21,12 +21,12 @@ from purejaxdqn import agents
 from purejaxdqn.cli.flags import find_values, import_modules, read_command_line
 from purejaxdqn.cli.sweeps import (
     READERS,
-    explain_strangers,
+    explain_foreign_flags,
     list_seeds,
     print_json,
     refuse_unread,
     sweep_flags,
-    training,
+    trained_design,
 )
 from purejaxdqn.report.films import is_in_gymnasium, play_and_film
 from purejaxdqn.report.training import report_training
@@ -39,7 +39,7 @@ from purejaxdqn.training.settings import RunConfig
 
 
 def run(argv: Sequence[str]) -> int:
-    """Runs the command."""
+    """Trains one agent over several seeds, plays its policies, and prints the scores."""
     config, flags = read_training(
         argv, "purejaxdqn train", __doc__ or "", sweep_flags("results/train")
     )
@@ -86,7 +86,7 @@ def read_training(
         own,
         settings,
         readers=READERS,
-        strangers=explain_strangers([name]),
+        hints_for_foreign_flags=explain_foreign_flags([name]),
     )
     config = dataclasses.replace(base, **line.given)
     config.validate()
@@ -100,7 +100,7 @@ def train_and_report(config: RunConfig, flags: SimpleNamespace) -> None:
     experiment = agents.experiment_of(config)
     design = grid_design(config, list_seeds(flags), {})
     try:
-        with training(experiment, design, flags) as (dataset, params):
+        with trained_design(experiment, design, flags) as (dataset, params):
             if not processes.is_first_process():
                 return
             try:

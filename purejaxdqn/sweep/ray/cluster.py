@@ -47,7 +47,7 @@ def run_on_cluster(
     num_cpus_per_task: int | None = None,
     num_gpus_per_task: int = 0,
     options: SweepOptions | None = None,
-    **names: Any,
+    **option_fields: Any,
 ) -> SweepResult:
     """Trains every run of a design on the nodes of a Ray cluster.
 
@@ -69,7 +69,7 @@ def run_on_cluster(
         folder that all nodes see under the same path, such as one on NFS. The width is chosen for
         all cores of the cluster. `memory_budget` is that of a task, by default its share of what
         Ray counts as its node's memory.
-      **names: the fields of `SweepOptions`.
+      **option_fields: the fields of `SweepOptions`.
 
     Returns:
       The `SweepResult`. Of its attributes, `train_seconds` and the like are sums over tasks,
@@ -85,7 +85,7 @@ def run_on_cluster(
     check_whole("batches_per_task", 1 if batches_per_task is None else batches_per_task, 1)
     check_whole("num_cpus_per_task", 1 if num_cpus_per_task is None else num_cpus_per_task, 1)
     check_whole("num_gpus_per_task", num_gpus_per_task, 0)
-    options = take_options(options, names, "run_on_cluster", _NOT_TAKEN)
+    options = take_options(options, option_fields, "run_on_cluster", _NOT_TAKEN)
     if options.output is None:
         raise ConfigError("output (None) must be a folder that all nodes of the cluster see")
     options = dataclasses.replace(options, output=options.output.resolve())

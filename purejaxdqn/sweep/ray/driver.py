@@ -39,7 +39,7 @@ _GRACE_SECONDS = 60.0  # for tasks that are stopped to write their checkpoints
 
 
 class Driver(BatchTrainer):
-    """Has tasks train the batches of a plan; everything else is as in every sweep."""
+    """Trains the batches of a plan in tasks; everything else is as in every sweep."""
 
     def __init__(
         self,
@@ -53,7 +53,7 @@ class Driver(BatchTrainer):
         options = dataclasses.replace(
             sweep.options, width=sweep.plan.width, on_evaluation=None, progress=False
         )
-        self._order = Order(sweep.experiment, sweep.plan.design, options, sweep.asked, layout)
+        self._order = Order(sweep.experiment, sweep.plan.design, options, sweep.request, layout)
         self._ray, self._layout = ray, layout
         self._batches_per_task = batches_per_task
         self._steps_before = 0  # environment steps that were not taken by these tasks
@@ -68,8 +68,8 @@ class Driver(BatchTrainer):
         self._facts |= {"device": "", "num_devices": layout.num_devices, "retries": 0}
         self._facts |= {"retried_from": "[]"}
 
-    def announce(self) -> None:
-        """Says how many tasks there are, and what each has of its node."""
+    def compile_and_forecast(self) -> None:
+        """Prints how many tasks there are, and what each has of its node; the tasks compile."""
         layout, plan = self._layout, self._plan
         tasks = len(self._divide())
         what = "GPU" if layout.num_gpus else "CPU"
@@ -89,7 +89,7 @@ class Driver(BatchTrainer):
         ]
 
     def _train(self, numbers: Sequence[int], stop: StopRequest) -> None:
-        """Has tasks train those batches that are not finished."""
+        """Submits the unfinished batches as Ray tasks, and waits for them."""
         ray = self._ray
         wanted = [[n for n in part if n in numbers] for part in self._divide()]
         self._parts = [part for part in wanted if part]
@@ -197,7 +197,10 @@ class Driver(BatchTrainer):
                 self._bar.message(f"{_name_batches(numbers)}: {what}")
 
     def _ask(self, board: Any) -> None:
-        """Asks the board for new reports, after the answer that it may still owe: none is lost."""
+        """Asks the board for new reports.
+
+        First waits for the answer to an earlier question, if one is open.
+        """
         errors = self._ray.exceptions
         for _ in range(1 if self._question is None else 2):
             self._question = self._question or board.take.remote()

@@ -49,7 +49,7 @@ def import_ray() -> Any:
 
 
 class Layout(NamedTuple):
-    """The part of a node that each task has, and what the cluster has of it.
+    """Resources per task, and how many such shares the cluster has.
 
     Attributes:
       cores_per_task: CPU cores or GPUs, whichever a task trains on.
@@ -77,14 +77,14 @@ class Order(NamedTuple):
       experiment: `config -> Train`.
       design: the runs.
       options: how to train and keep them; the width is set, and the output is an absolute path.
-      asked: everything that the numbers depend on, as the folder has it.
+      request: see `OpenSweep`.
       layout: the part of a node that a task has.
     """
 
     experiment: Experiment
     design: Design
     options: SweepOptions
-    asked: dict[str, Any]
+    request: dict[str, Any]
     layout: Layout
 
 
@@ -135,7 +135,10 @@ class Board:
         return reports
 
     def confirm(self) -> None:
-        """Answers once everything that the caller reported before has arrived."""
+        """Does nothing.
+
+        Its answer means that all earlier reports have arrived, as Ray keeps their order.
+        """
 
 
 class _TaskProgress(SweepProgress):
@@ -168,7 +171,7 @@ class _TaskTrainer(BatchTrainer):
             memory_budget=layout.memory_budget,
         )
         folder = SweepFolder(output, bar.message)
-        if not folder.is_begun() or folder.read_begun()["asked"] != order.asked:
+        if not folder.is_begun() or folder.read_begun()["asked"] != order.request:
             raise ConfigError(
                 f"node {platform.node()} does not see the sweep in {output}: output must be "
                 "a folder that all nodes share under the same path, such as one on NFS"
@@ -176,7 +179,7 @@ class _TaskTrainer(BatchTrainer):
         options = dataclasses.replace(
             order.options, on_evaluation=lambda event: board.report.remote(task, event)
         )
-        sweep = OpenSweep(order.experiment, plan, options, order.asked, folder, bar, {})
+        sweep = OpenSweep(order.experiment, plan, options, order.request, folder, bar, {})
         super().__init__(sweep, devices)
         self._board, self._number = board, task
 

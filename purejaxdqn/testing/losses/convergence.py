@@ -119,7 +119,7 @@ def _iterate(subject: Subject, mdp: MDP, q_values: np.ndarray) -> np.ndarray:
             online, moved = carry
             target = noise if subject.bootstrap == "online" else jnp.concatenate([online, online])
             keys = jax.random.split(key, table.steps_per_copy)
-            # Targets move by no more than values of the same process have moved.
+            # First step size: how far this process moved since the last copy.
             state = table.init(online, moved[process])
             (_, learned, *_), _ = jax.lax.scan(step, (state, online, online, target), keys)
             change = jnp.abs(learned - online).reshape(mdp.num_states, -1).max(1)

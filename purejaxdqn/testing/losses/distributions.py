@@ -22,7 +22,7 @@ def check_distribution(subject: Subject) -> str | None:
     It must be that of the action with the highest mean, scaled by `discount_t` and moved by `r_t`.
 
     Returns:
-      The figure of the row; None where only means are carried over, as two-hot losses do.
+      What was measured; None where only means are carried over, as two-hot losses do.
     """
     is_quantile = subject.table.representation == "quantile"
     return _check_quantiles(subject) if is_quantile else _check_categories(subject)
@@ -129,7 +129,7 @@ def _check_all_pairs(subject: Subject, cases: Cases, tables: np.ndarray, best: n
 
 
 def _project(probabilities: np.ndarray, atoms: np.ndarray) -> np.ndarray:
-    """Gives masses `[N, M]` at atoms `[N, M]` to their neighbours on SUPPORT."""
+    """Spreads masses `[N, M]` at atoms `[N, M]` over their neighbours on SUPPORT."""
     position = np.clip((atoms - SUPPORT[0]) / _ATOM_WIDTH, 0, len(SUPPORT) - 1)
     distance = np.abs(position[:, np.newaxis, :] - np.arange(len(SUPPORT))[:, np.newaxis])
     return (np.maximum(1 - distance, 0) * probabilities[:, np.newaxis, :]).sum(2)

@@ -16,7 +16,7 @@ _CLIPPED = "a large error has no gradient: clip the gradient (Huber), not the er
 
 
 def check_gradients(subject: Subject) -> list[Check]:
-    """Makes the rows on the gradient."""
+    """Checks where the gradient goes, a row each."""
     rows = {
         "no gradient to the target network": _check_target_network,
         "no gradient through the target": _check_values_at_t,
@@ -78,7 +78,7 @@ def _check_prediction(subject: Subject) -> str:
     if find_size(answers.target_grad) and not find_size(answers.grad):
         why = "the target network's weights are trained in its place (networks swapped)"
     elif find_size(answers.grad[:, 1]) and not sizes.any():
-        why = "the gradient goes to obs_t, by way of the target (stop_gradient on the wrong side)"
+        why = "the gradient flows through the target to obs_t (stop_gradient on the wrong side)"
     elif share > 0 and not sizes[~is_taken].any():
         why = _CLIPPED
     elif sizes.any():

@@ -284,6 +284,8 @@ def _compare(one: Any, other: Any, message: str, remedy: str) -> str:
         scale = 1e-2 + np.abs(x).max(initial=0)
         difference = float(np.abs(np.float64(x) - y).max(initial=0) / scale)
         largest_difference = max(largest_difference, difference)
-        figure = f"{difference:.1e}"
-        expect(difference < 1e-3, figure, f"{message} ({path} by a share of {figure}); {remedy}")
+        measured = f"{difference:.1e}"
+        expect(
+            difference < 1e-3, measured, f"{message} ({path} by a share of {measured}); {remedy}"
+        )
     return f"{largest_difference:.1e}"

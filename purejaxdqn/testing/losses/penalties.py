@@ -29,7 +29,7 @@ def _set_error(cases: Cases, settled: np.ndarray, error: np.ndarray | float) -> 
 def check_asymmetry(subject: Subject) -> str:
     """Checks which quantile is learned, by how much errors of either sign pull at the prediction.
 
-    A penalty that is the same on both sides has a share of one half. Returns the figure of the row.
+    A penalty that is the same on both sides has a share of one half. Returns what was measured.
     """
     cases, settled, representation = subject.cases, subject.settled, subject.table.representation
     lanes = np.arange(len(settled))
@@ -111,7 +111,7 @@ def check_penalty(subject: Subject) -> str:
     """Checks the penalty's shape, along errors from a thousandth to a thousand.
 
     A penalty has no jump, and its slope does not drop at once where pieces of it are joined.
-    Returns the figure of the row.
+    Returns what was measured.
     """
     num = len(subject.settled)
     one = Cases(*(np.repeat(x[:1], num, axis=0) for x in subject.cases))
@@ -168,7 +168,7 @@ def check_priority(subject: Subject) -> str | None:
     """Checks that the priority grows with the error's size on both sides, and depends on it alone.
 
     Returns:
-      The figure of the row; None where the priority is always the same.
+      What was measured; None where the priority is always the same.
     """
     cases, settled = subject.cases, subject.settled
     large = 5.0 if subject.table.representation == "categorical" else 30.0
@@ -199,7 +199,7 @@ def check_priority(subject: Subject) -> str | None:
         change < 1e-3,
         f"{change:.1e}",
         f"1 more of reward and of all q_tm1 changes the priority, by a share of up to {change:.3g},"
-        " although the error is the same: it hangs on the target or the prediction alone; "
+        " although the error is the same: it depends on the target or the prediction alone; "
         f"{_PRIORITY}",
     )
     if subject.bootstrap != "online" and not subject.learns_other_actions:

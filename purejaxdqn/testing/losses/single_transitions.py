@@ -1,4 +1,8 @@
-"""Evaluates a loss on single transitions with chosen values, and with tables for networks."""
+"""Evaluates a loss on single transitions with chosen values, and with tables for networks.
+
+The pull of a loss is how far one gradient step moves the value of the action taken. To settle is to
+repeat such steps, with all else held fixed, until the value no longer moves: it is then the target.
+"""
 
 from __future__ import annotations
 
@@ -58,7 +62,7 @@ class Cases(NamedTuple):
         return self._replace(discount_t=0 * self.discount_t)
 
     def equate_networks(self) -> Cases:
-        """Gives the online network the target network's values."""
+        """Sets the online network's values to the target network's."""
         return self._replace(online=self.target)
 
     def read_predictions(self) -> np.ndarray:
@@ -82,7 +86,7 @@ class Answers(NamedTuple):
       priority: `[N]`.
       grad: `[N, 2, A, ...]` of the online network's table.
       target_grad: `[N, 2, A, ...]` of the target network's.
-      pull: `[N]` how far a gradient step moves the value of the action taken.
+      pull: `[N]` of each case.
     """
 
     loss: np.ndarray
@@ -105,8 +109,8 @@ class Subject(NamedTuple):
       evaluate: `(Cases, dtype=float64, scale=1, nudge=0, outputs=None) -> Answers`; `scale`
         multiplies the tables, `nudge` `[N, 2, A, ...]` is added to the online network's; with
         `outputs` `[N, 2, A, ...]` both networks are these tables.
-      settle: `Cases -> [N]` the value of `a_tm1` to which the loss pulls in the end, all else held
-        fixed: its target, whatever its penalty.
+      settle: `Cases -> [N]` the value of `a_tm1` at which the loss settles: its target,
+        whatever its penalty.
       settle_outputs: `(Cases, tables [N, 2, A, ...]) -> [N, ...]` the network's output for `a_tm1`
         in the end, where both networks are these tables and not those of the cases' values.
       cases: cases in which all values differ.

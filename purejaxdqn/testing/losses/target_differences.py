@@ -108,7 +108,7 @@ def _describe_dependence(
         if np.abs(differences(other) - difference).max() > TOLERANCE
     ]
     said = [
-        f"it differs by what hangs on {', '.join(names)}" if names else "it differs",
+        f"the difference depends on {', '.join(names)}" if names else "it differs",
         describe_rounding(subject),
         describe_reward(subject),
         describe_discount(subject),
@@ -119,7 +119,7 @@ def _describe_dependence(
 
 
 def _describe_constant(subject: Subject, differences: _Differences) -> str:
-    """Says whether something is added to the target, which must be 0 where all else is."""
+    """Describes what is added to the target, which must be 0 where all else is."""
     cases = subject.cases
     nothing = cases._replace(online=0 * cases.online, target=0 * cases.target, r_t=0 * cases.r_t)
     difference = differences(nothing)
@@ -148,7 +148,7 @@ def _describe_factors(what: str, given: list[float], found: list[np.ndarray], wr
 
 
 def describe_rounding(subject: Subject) -> str:
-    """Says whether the reward is rounded: a little more of it does not move the target."""
+    """Describes a rounded reward: a little more of it does not move the target."""
     cases = subject.cases.equate_networks()
     still, a_little, more = (
         subject.settle(cases._replace(r_t=cases.r_t + by)) for by in (0.0, 1e-4, 1.0)

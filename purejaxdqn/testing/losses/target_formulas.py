@@ -174,7 +174,7 @@ def name_target(
     value at time t of many kinds, with fitted factors; then sums of several values.
 
     Args:
-      settled: `[N]` the targets, from `Bench.settle`.
+      settled: `[N]` the targets, from `Subject.settle`.
       q_tm1: `[N, A]` the online network's values at `obs_tm1` with which they were found.
       cases: the `N` cases.
       fixed_point: what is declared.

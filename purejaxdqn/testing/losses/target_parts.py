@@ -23,7 +23,7 @@ def check_target_parts(subject: Subject) -> list[Check]:
     """Makes the rows on each part of the target."""
     reward = attempt("the reward counts once", functools.partial(_check_reward, subject))
     if reward.passed is False and subject.fixed_point is None:
-        why = "no fixed point is declared, and a regulariser may hang on q_tm1 too"
+        why = "no fixed point is declared, and a regulariser may depend on q_tm1 too"
         reward = reward._replace(passed=None, message=why)
     rows = {
         "the discount counts once": _check_discount,
@@ -90,8 +90,8 @@ def _describe_weights(subject: Subject, expected: np.ndarray | float, *others: C
     if any(find_size(move - expected) > 1e-4 for move in moves):
         return ""
     return (
-        "the target moves as it must, but what the error costs hangs on r_t, discount_t or values "
-        "too: weights that differ between transitions bias what is learned"
+        "the target moves as it must, but what the error costs depends on r_t, discount_t or "
+        "values too: weights that differ between transitions bias what is learned"
     )
 
 

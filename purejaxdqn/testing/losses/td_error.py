@@ -27,7 +27,7 @@ _NUM_ACTIONS = 3
 
 
 def is_td_error(loss: Any) -> bool:
-    """Tells a TD error from a whole loss, by the names of its arguments."""
+    """Tells whether a function is a TD error, not a whole loss, by the names of its arguments."""
     return not {*TD_ERROR_ARGUMENTS, *ALIASES}.isdisjoint(inspect.signature(loss).parameters)
 
 
@@ -77,7 +77,7 @@ def _check_loss_arguments(parameters: Mapping[str, inspect.Parameter]) -> None:
 def check_error_sign(td_error: TDError) -> str:
     """Checks that a TD error is positive where the target is above the prediction, else negative.
 
-    Its size must change by as much as the prediction does. Returns the figure of the row.
+    Its size must change by as much as the prediction does. Returns what was measured.
     """
     q_tm1, q_t = np.random.default_rng(3).normal(size=(2, NUM_LANES, _NUM_ACTIONS))
     action = np.arange(NUM_LANES, dtype=np.int32) % _NUM_ACTIONS
@@ -112,5 +112,5 @@ def check_error_sign(td_error: TDError) -> str:
         not is_scaled,
         f"{factor:.3g} times",
         f"1 more of q_tm1 lowers it by {factor:.3g}: it is {factor:.3g} times the target less the "
-        f"prediction{whose}. The error is to be 1 of them, of which the penalty is taken",
+        f"prediction{whose}. It must be target - prediction, unscaled",
     )

@@ -78,7 +78,10 @@ def _list_stochastic(rng: np.random.Generator, discount: float) -> list[Row]:
 
 
 def _list_terminal(rng: np.random.Generator, discount: float) -> list[Row]:
-    """Action 0 ends the episode, 1 goes on, 2 goes back; the last state ends with every action."""
+    """Lists rows in which action 0 ends the episode, 1 goes on, and 2 goes back.
+
+    Every action ends the episode in the last state.
+    """
     rows: list[Row] = []
     for s in range(4):
         rewards = rng.uniform(-0.5, 1, NUM_ACTIONS)
@@ -90,13 +93,13 @@ def _list_terminal(rng: np.random.Generator, discount: float) -> list[Row]:
 
 
 def _list_time_limit(discount: float) -> list[Row]:
-    """A loop of 3 states; where the limit cuts an episode off, the discount stays gamma."""
+    """Lists a loop of 3 states; where the limit cuts an episode off, the discount stays gamma."""
     reward = (0.1, 0.05, 0.0)
     return [(s, a, reward[a], discount, (s + 1) % 3, 1.0) for s, a in np.ndindex(3, NUM_ACTIONS)]
 
 
 def _list_bandit() -> list[Row]:
-    """One step whose rewards lie far apart, for losses whose minimiser is a quantile."""
+    """Lists one step whose rewards lie far apart, for losses whose minimiser is a quantile."""
     share = 1 / len(BANDIT_REWARDS)
     return [(0, a, r, 0.0, 1, share) for a in range(NUM_ACTIONS) for r in BANDIT_REWARDS]
 

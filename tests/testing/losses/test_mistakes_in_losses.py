@@ -101,7 +101,10 @@ def quantiles(penalty=lambda e, tau: quantile_huber(e, tau[:, None]), sign=1.0):
 
 LOSSES = {
     "networks swapped": (networks_swapped, "networks swapped|reaches target_params"),
-    "observations swapped": (observations_swapped, "the gradient goes to obs_t|through the target"),
+    "observations swapped": (
+        observations_swapped,
+        "the gradient flows through the target to obs_t|through the target",
+    ),
     "loss's sign": (
         changed(bellman_loss(), lambda o, *_: o._replace(loss=-o.loss)),
         "the loss has the wrong sign",
@@ -228,7 +231,7 @@ MORE_LOSSES = {
     ),
     "priority of the prediction": (
         with_priority(lambda e, q_tm1, transition: jnp.abs(q_tm1[transition.a_tm1])),
-        "the priority: .*hangs on the target or the prediction alone",
+        "the priority: .*depends on the target or the prediction alone",
     ),
     "priority of the first action": (
         with_priority(lambda e, q_tm1, t: jnp.abs(e + q_tm1[t.a_tm1] - q_tm1[0])),

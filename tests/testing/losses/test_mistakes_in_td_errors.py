@@ -183,7 +183,7 @@ TD_ERRORS = [
     (online_target, "bootstraps from the online network .* and not from the target network"),
     (roles_swapped, r"q_t and q_t_selector swapped"),
     (reward_and_discount_swapped, "r_t and discount_t are swapped"),
-    (times_swapped, "goes to obs_t|prediction is taken from obs_t"),
+    (times_swapped, "flows through the target to obs_t|prediction is taken from obs_t"),
     (prediction_sign, "the prediction .* has the wrong sign"),
     (reward_sign, "the reward has the wrong sign"),
     (value_sign, "what comes from time t has the wrong sign"),
