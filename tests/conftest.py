@@ -83,7 +83,7 @@ def pytest_terminal_summary(
     for reports in terminalreporter.stats.values():
         for report in reports:
             if isinstance(report, pytest.TestReport):
-                seconds[report.nodeid.rpartition("/")[0]] += report.duration
+                seconds[report.nodeid.partition("::")[0].rpartition("/")[0]] += report.duration
     terminalreporter.section("seconds by folder")
     for folder, total in sorted(seconds.items()):
         terminalreporter.write_line(f"{total:8.0f} {folder}")

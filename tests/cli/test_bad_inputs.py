@@ -338,10 +338,10 @@ def test_the_help_is_as_wide_as_the_terminal(command, monkeypatch, call_command)
 
 def test_the_help_of_an_agent_has_its_settings_alone_and_its_defaults(call_command):
     _, out, _ = call_command("train", "--agent", "pqn", "--help")
-    assert "--q-lambda" in out
-    assert "--batch-size" not in out
+    assert "--q-lambda FLOAT" in out
+    assert "--batch-size INT" not in out
     _, out, _ = call_command("train", "--agent", "rainbow", "--help")
-    assert "--q-lambda" not in out
+    assert "--q-lambda FLOAT" not in out
     assert "--prioritised, --no-prioritised" in out
     for heading in ("run", "agent", "exploration", "replay", "network", "evaluation", "sweep"):
         assert f" {heading} options " in out
