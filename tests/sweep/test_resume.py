@@ -492,8 +492,8 @@ def check_kills(folder, num_kills):
         assert not [*(output / "checkpoint").rglob(".writing-*")]  # nothing half written is left
 
 
-def test_twenty_kills_lose_nothing(tmp_path):
-    check_kills(tmp_path, 10)
+def test_eight_kills_lose_nothing(tmp_path):
+    check_kills(tmp_path, 4)
 
 
 @pytest.mark.slow
