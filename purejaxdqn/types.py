@@ -9,7 +9,8 @@ and ``t`` suffixes: ``a_tm1`` was taken in ``obs_tm1`` and led to ``r_t``,
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable
+import difflib
+from collections.abc import Callable, Iterable
 from typing import Any, Generic, NamedTuple, Protocol, TypeVar
 
 import flax.struct
@@ -23,6 +24,12 @@ Output = TypeVar("Output")  # of a network
 
 class ConfigError(ValueError):
     """A setting is refused; the message names the value, what is allowed, and the remedy."""
+
+
+def nearest_names(name: str, names: Iterable[str]) -> str:
+    """Lists the names nearest to one, or all of them where none is near, as a message does."""
+    names = list(names)
+    return ", ".join(difflib.get_close_matches(str(name), names, n=3) or names)
 
 
 def is_same_definition(one: Callable[..., Any], other: Callable[..., Any]) -> bool:

@@ -19,11 +19,9 @@ from typing import Any
 
 import jax
 import numpy as np
-from rich import box
 from rich.progress import track
-from rich.table import Table
 from throughput import Args as ThroughputArgs
-from throughput import make_config
+from throughput import make_config, print_rows
 
 from purejaxdqn.agents.dqn.dqn import DQNConfig, dqn
 from purejaxdqn.cli.exits import run_script
@@ -122,17 +120,14 @@ def main(args: Args) -> None:
     if "prioritised" in args.components:
         for capacity in others:
             rows += compare(capacity, ("prioritised",), args)
-    columns = ("component", "replay capacity", "cost", "us per seed", "compile s")
-    table = Table(*columns, title=f"{args.num_seeds} seeds", box=box.SIMPLE_HEAD)
-    for row in rows:
-        table.add_row(
-            row["component"],
-            f"{row['replay_capacity']:,}",
-            f"{row['cost']:.2f}",
-            f"{row['microseconds']:.0f}",
-            f"{row['compile_seconds']:.1f}",
-        )
-    make_console().print(table)
+    columns = {
+        "component": "{component}",
+        "replay capacity": "{replay_capacity:,}",
+        "cost": "{cost:.2f}",
+        "us per seed": "{microseconds:.0f}",
+        "compile s": "{compile_seconds:.1f}",
+    }
+    print_rows(rows, f"{args.num_seeds} seeds", columns)
     if args.json:
         print(json.dumps({"num_seeds": args.num_seeds, "results": rows}))
 

@@ -16,11 +16,9 @@ import statistics
 import tempfile
 from typing import Any
 
-from rich import box
 from rich.console import Console
-from rich.table import Table
 from throughput import Args as ThroughputArgs
-from throughput import make_config, make_pqn_config, measure
+from throughput import make_config, make_pqn_config, measure, print_rows
 
 from purejaxdqn.cli.exits import run_script
 from purejaxdqn.runtime.console import make_console
@@ -73,16 +71,13 @@ def main(args: Args) -> None:
     for make in (make_config, make_pqn_config):
         make(ThroughputArgs(total_steps=args.total_steps)).validate()
     rows = compare(args, make_console(stderr=True))
-    columns = ("algorithm", "steps per second", "ratio", "compile s")
-    table = Table(*columns, title=f"{args.num_seeds} seeds together", box=box.SIMPLE_HEAD)
-    for row in rows:
-        table.add_row(
-            row["algorithm"],
-            f"{row['steps_per_second']:,.0f}",
-            f"{row['ratio']:.2f}",
-            f"{row['compile_seconds']:.1f}",
-        )
-    make_console().print(table)
+    columns = {
+        "algorithm": "{algorithm}",
+        "steps per second": "{steps_per_second:,.0f}",
+        "ratio": "{ratio:.2f}",
+        "compile s": "{compile_seconds:.1f}",
+    }
+    print_rows(rows, f"{args.num_seeds} seeds together", columns)
     if args.json:
         print(json.dumps({"num_seeds": args.num_seeds, "results": rows}))
 

@@ -21,6 +21,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
@@ -307,32 +308,32 @@ def compare(num_seeds: int, args: Args, console: Console) -> dict[str, Any]:
     }
 
 
+def print_rows(rows: Sequence[dict[str, Any]], title: str, columns: Mapping[str, str]) -> None:
+    """Prints a table: a column is a heading, and how it shows a row, such as "{cost:.2f}"."""
+    table = Table(*columns, title=title, box=box.SIMPLE_HEAD, padding=(0, 1), collapse_padding=True)
+    for row in rows:
+        table.add_row(*(text.format_map(row) for text in columns.values()))
+    make_console().print(table)
+
+
 def print_table(rows: list[dict[str, Any]]) -> None:
     columns = {
-        "seeds": lambda row: f"{row['num_seeds']}",
-        "jit(vmap)": lambda row: f"{row['plain_steps_per_second']:,.0f}",
-        "purejaxdqn": lambda row: f"{row['package_steps_per_second']:,.0f}",
-        "bound": lambda row: f"{row['bound_steps_per_second']:,.0f}",
-        "speedup": lambda row: f"{row['speedup']:.2f}",
-        "of\nbound": lambda row: f"{row['fraction_of_bound']:.2f}",
-        "compile s\n(cached)": lambda row: (
-            f"{row['compile_seconds']:.1f}"
-            + (f" ({row['compile_seconds_cached']:.1f})" if row["compile_seconds_cached"] else "")
-        ),
-        "peak MB\n(replay)": lambda row: (
-            f"{row['peak_rss_above_start_bytes'] / 1e6:.0f} ({row['replay_bytes'] / 1e6:.0f})"
-        ),
+        "seeds": "{num_seeds}",
+        "jit(vmap)": "{plain_steps_per_second:,.0f}",
+        "purejaxdqn": "{package_steps_per_second:,.0f}",
+        "bound": "{bound_steps_per_second:,.0f}",
+        "speedup": "{speedup:.2f}",
+        "of\nbound": "{fraction_of_bound:.2f}",
+        "compile s\n(cached)": "{compile_seconds:.1f}{cached}",
+        "peak MB\n(replay)": "{peak:.0f} ({replay:.0f})",
     }
-    table = Table(
-        *columns,
-        title="environment steps per second, all seeds together",
-        box=box.SIMPLE_HEAD,
-        padding=(0, 1),
-        collapse_padding=True,
-    )
+    shown = []
     for row in rows:
-        table.add_row(*(column(row) for column in columns.values()))
-    make_console().print(table)
+        cached = row["compile_seconds_cached"]
+        peak, replay = row["peak_rss_above_start_bytes"] / 1e6, row["replay_bytes"] / 1e6
+        text = f" ({cached:.1f})" if cached else ""
+        shown.append({**row, "cached": text, "peak": peak, "replay": replay})
+    print_rows(shown, "environment steps per second, all seeds together", columns)
 
 
 def main(args: Args) -> None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import difflib
 import itertools
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -13,7 +12,7 @@ from purejaxdqn.agents.dqn.settings import DQNConfig
 from purejaxdqn.training.declaration import settings_of
 from purejaxdqn.training.settings import RunConfig
 from purejaxdqn.training.settings_text import config_to_dict, parse
-from purejaxdqn.types import ConfigError
+from purejaxdqn.types import ConfigError, nearest_names
 
 Component = Mapping[str, Any]  # settings by name; the first one is the switch
 Combination = tuple[bool, ...]  # of each component, whether it is in
@@ -154,16 +153,14 @@ def _read_component(name: str, base: RunConfig) -> Component:
     setting, equals, text = name.partition("=")
     declared = settings_of(type(base))
     if not equals:
-        nearest = difflib.get_close_matches(name, COMPONENTS, n=3)
         raise ConfigError(
-            f"component {name!r} must be one of {', '.join(nearest or COMPONENTS)}, or a setting "
+            f"component {name!r} must be one of {nearest_names(name, COMPONENTS)}, or a setting "
             "with its value, such as discount=0.9"
         )
     if setting not in declared:
-        nearest = difflib.get_close_matches(setting, declared, n=3)
         raise ConfigError(
             f"component {name!r} must name a setting of {type(base).__name__}, such as "
-            f"{', '.join(nearest or declared)}"
+            f"{nearest_names(setting, declared)}"
         )
     return {setting: parse(declared[setting], text)}
 

@@ -5,14 +5,13 @@ from __future__ import annotations
 import dataclasses
 import difflib
 import sys
-from collections.abc import Iterable
 from typing import Any, NamedTuple
 
 from purejaxdqn.agents.dqn.settings import DQNConfig
 from purejaxdqn.training.declaration import settings_of
 from purejaxdqn.training.loop import Experiment, Train
 from purejaxdqn.training.settings import RunConfig
-from purejaxdqn.types import ConfigError
+from purejaxdqn.types import ConfigError, nearest_names
 
 
 class Agent(NamedTuple):
@@ -84,7 +83,7 @@ def get(name: str) -> Agent:
       ConfigError: for a name that is not registered, with the nearest ones.
     """
     if name not in _AGENTS:
-        raise ConfigError(f"agent ({name!r}) must be one of {_nearest(str(name), _AGENTS)}")
+        raise ConfigError(f"agent ({name!r}) must be one of {nearest_names(name, _AGENTS)}")
     return _AGENTS[name]
 
 
@@ -132,9 +131,3 @@ def configure(**settings: Any) -> RunConfig:
             hint = f", did you mean {' or '.join(nearest)}?" if nearest else ""
             raise ConfigError(f"{setting!r} is no setting of agent {name!r}{hint}")
     return dataclasses.replace(config, **settings)
-
-
-def _nearest(name: str, names: Iterable[str]) -> str:
-    """Lists the names nearest to one, or all of them where none is near."""
-    names = list(names)
-    return ", ".join(difflib.get_close_matches(name, names, n=3) or names)

@@ -7,14 +7,13 @@ A new command is one file in `commands/`, with a function `run(argv) -> exit cod
 from __future__ import annotations
 
 import argparse
-import difflib
 import importlib
 import importlib.metadata
 import sys
 from collections.abc import Sequence
 
 from purejaxdqn.cli.exits import exit_with
-from purejaxdqn.types import ConfigError
+from purejaxdqn.types import ConfigError, nearest_names
 
 # Each command: the file and the function that run it, and what it does, in a line.
 COMMANDS = {
@@ -54,8 +53,7 @@ def run(argv: Sequence[str]) -> int | None:
         _make_parser().print_help()
         return 0
     if name not in COMMANDS:
-        nearest = difflib.get_close_matches(name, COMMANDS, n=3)
-        raise ConfigError(f"command ({name!r}) must be one of {', '.join(nearest or COMMANDS)}")
+        raise ConfigError(f"command ({name!r}) must be one of {nearest_names(name, COMMANDS)}")
     file, _, function = COMMANDS[name][0].partition(":")
     code: int | None = getattr(importlib.import_module(f"{__package__}.commands.{file}"), function)(
         argv[1:]

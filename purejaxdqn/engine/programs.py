@@ -97,22 +97,21 @@ def compile_programs(
     mesh = Mesh(np.array(devices[: plan.num_devices]), ("runs",))
     with ThreadPoolExecutor() as pool:
         compiler = _Compiler(mesh, plan, pool)
-        args: tuple[ArrayTree, ...] = (config_shapes, state, COUNT)
-        chunk = compiler.start(run.chunk, (0, axes, _PER_DEVICE), (axes, 0), args, donate_argnums=1)
-        init = compiler.start(run.init, (0, 0), axes, (config_shapes, SEED))
-        evaluation = compiler.start(
-            run.evaluate, (0, 0, 0, None), 0, (config_shapes, params, SEED, COUNT)
-        )
-        beside = [evaluation]
+        # The quick ones to trace come first: what one of them refuses is refused before compiling.
+        args: tuple[ArrayTree, ...] = (config_shapes, params, SEED, COUNT)
+        beside = [compiler.start(run.evaluate, (0, 0, 0, None), 0, args)]
         if diagnostics:
             args = (config_shapes, state, params, SEED, COUNT)
             beside.append(compiler.start(run.diagnose, (0, axes, 0, 0, None), 0, args))
+        args = (config_shapes, state, COUNT)
+        chunk = compiler.start(run.chunk, (0, axes, _PER_DEVICE), (axes, 0), args, donate_argnums=1)
+        init = compiler.start(run.init, (0, 0), axes, (config_shapes, SEED))
     device_bytes = _device_bytes(chunk.result(), [program.result() for program in beside])
     layout = _Layout(mesh, plan, state, axes)
     return Programs(
         init=init.result(),
         chunk=chunk.result(),
-        evaluate=evaluation.result(),
+        evaluate=beside[0].result(),
         diagnose=beside[1].result() if diagnostics else None,
         place=lambda values: jax.device_put(values, NamedSharding(mesh, _PER_RUN)),
         split=layout.split,

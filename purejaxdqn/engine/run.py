@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
@@ -121,13 +122,21 @@ def make_run_functions(experiment: Experiment, config: RunConfig) -> OneRun:
         key = jax.random.fold_in(run_keys(seed).diagnostics, step)
         return diagnose(train.probe, train.env, state, params_before, key)
 
+    def start(config: RunConfig, seed: Array) -> None:
+        """Does once all that a run does."""
+        state, _ = chunk(config, init(config, seed), jax.numpy.ones(1, np.int32))
+        params, step = state.learner.params, state.num_steps
+        evaluate_run(config, params, seed, step)
+        if experiment(config).probe is not None:
+            diagnose_run(config, state, params, seed, step)
+
     shapes = jax.tree.map(lambda _: jax.ShapeDtypeStruct((), np.float32), config)
-    try:
-        state = jax.eval_shape(init, shapes, SEED)
-        jax.eval_shape(chunk, shapes, state, jax.ShapeDtypeStruct((1,), COUNT.dtype))
-    except _NEEDS_A_VALUE as error:
-        raise _explained(error, experiment, config) from error
-    return OneRun(init, chunk, evaluate_run, diagnose_run, shapes, state)
+    explain = functools.partial(_explaining, start=start, config=config)
+    state = jax.eval_shape(explain(init), shapes, SEED)
+    jax.eval_shape(explain(chunk), shapes, state, jax.ShapeDtypeStruct((1,), COUNT.dtype))
+    return OneRun(
+        explain(init), explain(chunk), explain(evaluate_run), explain(diagnose_run), shapes, state
+    )
 
 
 _NEEDS_A_VALUE = (  # raised by JAX if Python asks for the value of an argument
@@ -137,23 +146,38 @@ _NEEDS_A_VALUE = (  # raised by JAX if Python asks for the value of an argument
 )
 
 
-def _explained(error: Exception, experiment: Experiment, config: RunConfig) -> Exception:
+def _explaining(
+    function: Callable[..., Any], start: Callable[[RunConfig, Array], None], config: RunConfig
+) -> Callable[..., Any]:
+    """Makes a function name the traced setting for whose value it asks."""
+
+    @functools.wraps(function)
+    def call(*args: Any) -> Any:
+        try:
+            return function(*args)
+        except _NEEDS_A_VALUE as error:
+            raise _explain(error, start, config) from error
+
+    return call
+
+
+def _explain(
+    error: Exception, start: Callable[[RunConfig, Array], None], config: RunConfig
+) -> Exception:
     """Makes an error that names the traced setting for whose value an experiment asks."""
 
     def asks_for(name: str) -> bool:
-        def start(value: Array, seed: Array) -> Any:
-            train = experiment(dataclasses.replace(config, **{name: value}))  # type: ignore[arg-type]
-            return train.chunk(train.init(run_keys(seed).training), jax.numpy.int32(1), 1)
+        def start_with(value: Array, seed: Array) -> None:
+            start(dataclasses.replace(config, **{name: value}), seed)  # type: ignore[arg-type]
 
         try:
-            jax.eval_shape(start, jax.ShapeDtypeStruct((), np.float32), SEED)
+            jax.eval_shape(start_with, jax.ShapeDtypeStruct((), np.float32), SEED)
         except _NEEDS_A_VALUE:
             return True
         return False
 
-    traced = [one for one in settings_of(type(config)).values() if one.is_traced]
-    for setting in traced:
-        if asks_for(setting.name):
+    for setting in settings_of(type(config)).values():
+        if setting.is_traced and asks_for(setting.name):
             return ConfigError(
                 f"the experiment needs the value of {setting.name} while it is traced, but it is "
                 "an argument of the compiled program, which has no value yet: compute with it, as "

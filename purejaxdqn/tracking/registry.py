@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import difflib
 import sys
 import warnings
 from collections.abc import Callable, Iterator, Mapping
@@ -12,7 +11,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from purejaxdqn.types import ConfigError
+from purejaxdqn.types import ConfigError, is_same_definition, nearest_names
 
 PROJECT = "purejaxdqn"
 
@@ -58,14 +57,9 @@ def register(name: str, opener: Opener) -> None:
     Raises:
       ConfigError: if the name is taken by another opener. A notebook's cell may run again.
     """
-    if name in TRACKERS and _find_place(TRACKERS[name]) != _find_place(opener):
+    if name in TRACKERS and not is_same_definition(TRACKERS[name], opener):
         raise ConfigError(f"tracker {name!r} is registered already: choose another name")
     TRACKERS[name] = opener
-
-
-def _find_place(opener: Opener) -> tuple[str | None, str]:
-    """Returns the module and the name of a function, which stay when a cell defines it anew."""
-    return getattr(opener, "__module__", None), getattr(opener, "__qualname__", repr(opener))
 
 
 def check_name(name: str) -> None:
@@ -75,8 +69,7 @@ def check_name(name: str) -> None:
       ConfigError: with the names that are nearest to it.
     """
     if name not in TRACKERS:
-        nearest = difflib.get_close_matches(name, TRACKERS, n=3)
-        raise ConfigError(f"tracker ({name!r}) must be one of {', '.join(nearest or TRACKERS)}")
+        raise ConfigError(f"tracker ({name!r}) must be one of {nearest_names(name, TRACKERS)}")
 
 
 @contextlib.contextmanager

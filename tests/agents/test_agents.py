@@ -17,6 +17,7 @@ from purejaxdqn.cli.commands.train import read_training
 from purejaxdqn.cli.sweeps import sweep_flags
 from purejaxdqn.networks import label_fraction_proposal
 from purejaxdqn.types import ConfigError
+from tiny import TINY, TINY_PQN, bits, compiled
 
 FAMILY = [name for name in agents.names() if name not in ("pqn", "tutorial")]
 RAINBOW = agents.get("rainbow").config
@@ -31,6 +32,43 @@ SMALL: dict[str, Any] = {
     "target_period": 5,
     "eval_interval": 240,
 }
+
+
+EXPERIMENTS = pytest.mark.parametrize(
+    ("experiment", "config"), [(dqn, TINY), (pqn, TINY_PQN)], ids=["dqn", "pqn"]
+)
+
+
+@EXPERIMENTS
+def test_any_chunking_gives_the_same_bits(experiment, config):
+    init, chunk = compiled(experiment, config)
+    most = config.num_iterations
+    whole, outputs = chunk(init(jax.random.key(3)), jnp.int32(most), most)
+    state, returns = init(jax.random.key(3)), []
+    for length in (1, 5, 2, most - 8):
+        state, part = chunk(state, jnp.int32(length), most)
+        assert np.isnan(np.asarray(part.metrics["loss"])[length:]).all()
+        returns.append(np.asarray(part.episode_return)[:length])
+    assert bits(state) == bits(whole)
+    assert np.concatenate(returns).tobytes() == np.asarray(outputs.episode_return).tobytes()
+
+
+@EXPERIMENTS
+def test_two_calls_give_the_same_bits_and_two_seeds_do_not(experiment, config):
+    init, chunk = compiled(experiment, config)
+    most = config.num_iterations
+    runs = [chunk(init(jax.random.key(seed)), jnp.int32(6), most)[0] for seed in (1, 1, 2)]
+    assert bits(runs[0]) == bits(runs[1])
+    assert bits(runs[0].learner.params) != bits(runs[2].learner.params)
+
+
+@EXPERIMENTS
+def test_the_whole_training_uses_no_key_twice(experiment, config):
+    with jax.debug_key_reuse(True):
+        train = experiment(config)
+        state = jax.jit(train.init)(jax.random.key(0))
+        state, _ = jax.jit(train.chunk, static_argnums=2)(state, jnp.int32(2), 2)
+        jax.block_until_ready(state)
 
 
 @pytest.mark.parametrize("name", FAMILY)

@@ -1,7 +1,6 @@
 """The settings' rules, the exact counts of a run, and what its bits do not depend on."""
 
 import dataclasses
-import functools
 from typing import Any
 
 import jax
@@ -22,38 +21,9 @@ from purejaxdqn.agents.dqn.dqn import (
 )
 from purejaxdqn.training.declaration import settings_of
 from purejaxdqn.types import ConfigError, LossOutput, Transition
+from tiny import TINY, bits, compiled
 
-SMALL = DQNConfig(
-    total_steps=400,
-    num_envs=4,
-    steps_per_update=4,
-    updates_per_iteration=1,
-    prefill_steps=80,
-    replay_capacity=120,
-    batch_size=16,
-    hidden_sizes=(8,),
-    target_period=5,
-    target_step_size=1.0,
-    eval_interval=100,
-    eval_episodes=3,
-)
-
-
-def bits(tree):
-    """Every leaf's bytes, typed keys included."""
-    leaves = jax.tree.leaves(tree)
-    return [
-        np.asarray(
-            jax.random.key_data(x) if jnp.issubdtype(x.dtype, jax.dtypes.prng_key) else x
-        ).tobytes()
-        for x in leaves
-    ]
-
-
-@functools.cache
-def compiled(config):
-    train = dqn(config)
-    return jax.jit(train.init), jax.jit(train.chunk, static_argnums=2)
+SMALL = dataclasses.replace(TINY, total_steps=400, eval_interval=100)
 
 
 @pytest.mark.parametrize(
@@ -146,7 +116,7 @@ def test_acting_learning_and_target_copies_happen_exactly_as_often_as_asked(
         eval_interval=120,
     )
     config.validate()
-    init, chunk = compiled(config)
+    init, chunk = compiled(dqn, config)
     state = init(jax.random.key(0))
     assert state.num_steps == 60
     assert state.replay.num_rows * num_envs == 60
@@ -167,34 +137,6 @@ def test_acting_learning_and_target_copies_happen_exactly_as_often_as_asked(
     # A chunk of one iteration shows whether any copy fell into it, not how many.
     seen = {(update - 1) // updates for update in range(period, config.num_updates + 1, period)}
     assert copies == len(seen)
-
-
-def test_any_chunking_gives_the_same_bits():
-    init, chunk = compiled(SMALL)
-    whole, outputs = chunk(init(jax.random.key(3)), jnp.int32(30), 30)
-    state, returns = init(jax.random.key(3)), []
-    for length in (1, 9, 2, 18):
-        state, part = chunk(state, jnp.int32(length), 30)
-        assert np.isnan(np.asarray(part.metrics["loss"])[length:]).all()
-        returns.append(np.asarray(part.episode_return)[:length])
-    assert bits(state) == bits(whole)
-    assert np.concatenate(returns).tobytes() == np.asarray(outputs.episode_return).tobytes()
-
-
-def test_two_calls_give_the_same_bits_and_two_seeds_do_not():
-    init, chunk = compiled(SMALL)
-    runs = [chunk(init(jax.random.key(seed)), jnp.int32(20), 30)[0] for seed in (1, 1, 2)]
-    assert bits(runs[0]) == bits(runs[1])
-    assert bits(runs[0].learner.params) != bits(runs[2].learner.params)
-
-
-def test_the_whole_training_uses_no_key_twice():
-    config = dataclasses.replace(SMALL, prefill_steps=84, replay_capacity=124)
-    with jax.debug_key_reuse(True):
-        train = dqn(config)
-        state = jax.jit(train.init)(jax.random.key(0))
-        state, _ = jax.jit(train.chunk, static_argnums=2)(state, jnp.int32(2), 2)
-        jax.block_until_ready(state)
 
 
 def test_a_hundred_seeds_share_neither_weights_nor_resets_nor_exploration_nor_replay_draws():
@@ -225,7 +167,7 @@ def test_a_hundred_seeds_share_neither_weights_nor_resets_nor_exploration_nor_re
 
 
 def test_replay_draws_differ_between_seeds_with_equal_buffers():
-    train_state = compiled(SMALL)[0](jax.random.key(0))
+    train_state = compiled(dqn, SMALL)[0](jax.random.key(0))
     from purejaxdqn.replay import uniform_replay
 
     replay = uniform_replay(SMALL.replay_capacity, SMALL.batch_size, 500)
@@ -246,7 +188,7 @@ def test_the_prefill_is_uniformly_random_and_learns_nothing():
 
 
 def test_returns_are_reported_when_an_episode_ends_and_are_its_length():
-    init, chunk = compiled(SMALL)
+    init, chunk = compiled(dqn, SMALL)
     state = init(jax.random.key(7))
     before = np.asarray(state.episode_return)
     state, outputs = chunk(state, jnp.int32(60), 60)

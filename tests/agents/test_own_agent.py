@@ -17,7 +17,8 @@ from purejaxdqn import ConfigError, DQNConfig, RunConfig, agents, dqn, load, set
 from purejaxdqn.agents.components import configure_all, find_components
 from purejaxdqn.cli.main import main
 from purejaxdqn.cli.main import run as run_command_line
-from purejaxdqn.engine.programs import make_run_functions
+from purejaxdqn.engine.programs import compile_programs, make_run_functions
+from purejaxdqn.runtime.devices import make_plan
 from purejaxdqn.sweep import batches
 from purejaxdqn.sweep.design import grid_design
 from purejaxdqn.training.declaration import settings_of
@@ -151,6 +152,23 @@ def test_an_experiment_that_branches_on_a_traced_setting_is_told_its_name():
         return dqn(dataclasses.replace(config, n_step=1 if config.power > 1 else 2))
 
     make_run_functions(branches_on_a_static_one, Own())
+
+
+@pytest.mark.parametrize("part", ["policy", "probe"])
+def test_so_is_one_whose_policy_or_probe_does(part):
+    def branches(config):
+        train = dqn(config)
+        assert train.probe is not None
+
+        def asking(function):
+            return lambda *args: function(*args) if config.mix > 0.3 else None
+
+        if part == "policy":
+            return train._replace(policy=asking(train.policy))
+        return train._replace(probe=train.probe._replace(observe=asking(train.probe.observe)))
+
+    with pytest.raises(ConfigError, match="value of mix while it is traced"):
+        compile_programs(branches, Own(), make_plan(1, 1), jax.devices()[:1], diagnostics=True)
 
 
 def test_settings_of_no_registered_agent_are_refused():

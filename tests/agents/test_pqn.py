@@ -20,33 +20,9 @@ from purejaxdqn.sweep.run import run_sweep
 from purejaxdqn.training.declaration import settings_of
 from purejaxdqn.training.learner import make_learner
 from purejaxdqn.types import Array, ConfigError, LossOutput, Network, TimeStep, Transition
+from tiny import TINY_PQN, bits, compiled
 
-SMALL = PQNConfig(
-    total_steps=480,
-    num_envs=4,
-    num_steps=10,
-    num_epochs=2,
-    num_minibatches=5,
-    hidden_sizes=(8,),
-    eval_interval=120,
-    eval_episodes=3,
-)
-
-
-def bits(tree):
-    """Every leaf's bytes, typed keys included."""
-    return [
-        np.asarray(
-            jax.random.key_data(x) if jnp.issubdtype(x.dtype, jax.dtypes.prng_key) else x
-        ).tobytes()
-        for x in jax.tree.leaves(tree)
-    ]
-
-
-@functools.cache
-def compiled(config):
-    train = pqn(config)
-    return jax.jit(train.init), jax.jit(train.chunk, static_argnums=2)
+SMALL = dataclasses.replace(TINY_PQN, eval_interval=120)
 
 
 # -------------------------------------------------------------------------------------- by hand
@@ -241,7 +217,7 @@ def test_the_defaults_and_the_limits_of_what_is_allowed_are_accepted():
 
 
 def test_playing_and_learning_happen_exactly_as_often_as_asked():
-    init, chunk = compiled(SMALL)
+    init, chunk = compiled(pqn, SMALL)
     state = init(jax.random.key(0))
     assert state.num_steps == state.learner.num_updates == 0
     for i in range(1, SMALL.num_iterations + 1):
@@ -251,33 +227,6 @@ def test_playing_and_learning_happen_exactly_as_often_as_asked():
     assert state.num_steps == SMALL.total_steps
     assert state.learner.num_updates == SMALL.num_updates == 120
     assert outputs.episode_return.shape == (12, 10, 4)
-
-
-def test_any_chunking_gives_the_same_bits():
-    init, chunk = compiled(SMALL)
-    whole, outputs = chunk(init(jax.random.key(3)), jnp.int32(12), 12)
-    state, returns = init(jax.random.key(3)), []
-    for length in (1, 5, 2, 4):
-        state, part = chunk(state, jnp.int32(length), 12)
-        assert np.isnan(np.asarray(part.metrics["loss"])[length:]).all()
-        returns.append(np.asarray(part.episode_return)[:length])
-    assert bits(state) == bits(whole)
-    assert np.concatenate(returns).tobytes() == np.asarray(outputs.episode_return).tobytes()
-
-
-def test_the_same_seed_gives_the_same_bits_and_another_one_others():
-    init, chunk = compiled(SMALL)
-    runs = [chunk(init(jax.random.key(seed)), jnp.int32(6), 12)[0] for seed in (1, 1, 2)]
-    assert bits(runs[0]) == bits(runs[1])
-    assert bits(runs[0].learner.params) != bits(runs[2].learner.params)
-
-
-def test_the_whole_training_uses_no_key_twice():
-    with jax.debug_key_reuse(True):
-        train = pqn(SMALL)
-        state = jax.jit(train.init)(jax.random.key(0))
-        state, _ = jax.jit(train.chunk, static_argnums=2)(state, jnp.int32(2), 2)
-        jax.block_until_ready(state)
 
 
 def test_every_float_of_the_config_reaches_the_training():

@@ -21,19 +21,9 @@ from purejaxdqn.sweep.design import grid_design
 from purejaxdqn.sweep.plan import plan_sweep
 from purejaxdqn.sweep.run import SweepResult, run_design, run_sweep
 from purejaxdqn.types import ConfigError
+from tiny import TINY
 
-CONFIG = DQNConfig(
-    total_steps=20_000,
-    num_envs=4,
-    steps_per_update=4,
-    prefill_steps=80,
-    replay_capacity=120,
-    batch_size=16,
-    hidden_sizes=(8,),
-    target_period=5,
-    eval_interval=5_000,
-    eval_episodes=3,
-)
+CONFIG = dataclasses.replace(TINY, total_steps=20_000, eval_interval=5_000)
 RATES = {"learning_rate": [1e-3, 3e-3]}
 COMMON: dict[str, Any] = {"config": CONFIG, "seeds": range(3), **RATES}
 

@@ -1,6 +1,7 @@
 """Searches: proposals, pruning, what survives a kill, what Optuna itself reads, what is refused."""
 
 import contextlib
+import dataclasses
 import json
 import math
 import os
@@ -20,7 +21,7 @@ import jax
 import optuna
 
 from purejaxdqn import rerun
-from purejaxdqn.agents.dqn.dqn import DQNConfig, dqn
+from purejaxdqn.agents.dqn.dqn import dqn
 from purejaxdqn.engine import programs
 from purejaxdqn.engine.rounds import train_round
 from purejaxdqn.engine.run import Run
@@ -31,21 +32,9 @@ from purejaxdqn.sweep import batches
 from purejaxdqn.sweep import plan as planning
 from purejaxdqn.sweep.folder import SweepFolder
 from purejaxdqn.types import ConfigError
+from tiny import TINY
 
-CONFIG = DQNConfig(
-    total_steps=480,
-    num_envs=4,
-    steps_per_update=4,
-    updates_per_iteration=1,
-    prefill_steps=80,
-    replay_capacity=120,
-    batch_size=16,
-    hidden_sizes=(8,),
-    target_period=5,
-    target_step_size=1.0,
-    eval_interval=160,
-    eval_episodes=3,
-)
+CONFIG = dataclasses.replace(TINY, eval_interval=160)
 STEPS = [80, 160, 320, 480]
 SPACE = {"learning_rate": stats.loguniform(1e-4, 1e-1), "discount": [0.9, 0.99]}
 SEEDS = (0, 1)

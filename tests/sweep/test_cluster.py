@@ -2,6 +2,7 @@
 
 import concurrent.futures
 import contextlib
+import dataclasses
 import gc
 import json
 import os
@@ -15,7 +16,7 @@ from typing import Any
 import psutil
 import pytest
 
-from purejaxdqn.agents.dqn.dqn import DQNConfig, dqn
+from purejaxdqn.agents.dqn.dqn import dqn
 from purejaxdqn.storage import checkpoint, results
 from purejaxdqn.sweep.design import grid_design
 from purejaxdqn.sweep.ray import cluster
@@ -24,19 +25,9 @@ from purejaxdqn.sweep.ray import task as cluster_task
 from purejaxdqn.sweep.ray.cluster import run_on_cluster
 from purejaxdqn.sweep.run import SweepInterrupted, run_design
 from purejaxdqn.types import ConfigError
+from tiny import TINY
 
-CONFIG = DQNConfig(
-    total_steps=60_000,
-    num_envs=4,
-    steps_per_update=4,
-    prefill_steps=80,
-    replay_capacity=120,
-    batch_size=16,
-    hidden_sizes=(8,),
-    target_period=5,
-    eval_interval=15_000,
-    eval_episodes=3,
-)
+CONFIG = dataclasses.replace(TINY, total_steps=60_000, eval_interval=15_000)
 # Ray starts its processes from this one, in which JAX has threads.
 pytestmark = pytest.mark.filterwarnings("ignore:os.fork")
 # Four batches of two runs.

@@ -16,19 +16,8 @@ from purejaxdqn.storage import provenance
 from purejaxdqn.sweep.design import grid_design, random_design
 from purejaxdqn.sweep.run import run_design, run_sweep
 from purejaxdqn.types import ConfigError
+from tiny import TINY
 
-CONFIG = DQNConfig(
-    total_steps=480,
-    num_envs=4,
-    steps_per_update=4,
-    prefill_steps=80,
-    replay_capacity=120,
-    batch_size=16,
-    hidden_sizes=(8,),
-    target_period=5,
-    eval_interval=200,
-    eval_episodes=3,
-)
 CURVES = ("evaluation_return", "training_return", "loss", "q_value")
 again = functools.partial(purejaxdqn.rerun, progress=False)
 
@@ -38,7 +27,7 @@ def grid(tmp_path_factory):
     output = tmp_path_factory.mktemp("grid")
     run_sweep(
         dqn,
-        CONFIG,
+        TINY,
         range(3),
         width=2,
         output=output,
@@ -96,7 +85,7 @@ def mine(config):
 
 
 def test_settings_of_a_class_of_ones_own_are_run_again():
-    config = Mine(**vars(CONFIG))
+    config = Mine(**vars(TINY))
     dataset = run_sweep(mine, config, [3, 7], width=2, bonus=[0.5, 1.0], progress=False).dataset
     with pytest.raises(ConfigError, match=r"settings of Mine .* belong to no registered agent"):
         again(dataset, bonus=1.0, seed=7)  # nothing is imported because a file names it
@@ -120,7 +109,7 @@ def test_what_has_one_value_may_be_left_out(grid):
 
 def test_a_run_of_a_random_search_again():
     space = {"learning_rate": stats.loguniform(1e-4, 1e-2)}
-    design = random_design(CONFIG, range(2), space, 3, np.random.default_rng(0))
+    design = random_design(TINY, range(2), space, 3, np.random.default_rng(0))
     dataset = run_design(dqn, design, width=3, progress=False).dataset
     assert dataset.evaluation_return.dims == ("run", "step", "episode")
     assert dataset["sample"].values.tolist() == [0, 0, 1, 1, 2, 2]

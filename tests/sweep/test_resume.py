@@ -22,26 +22,15 @@ import numpy as np
 import optax
 import pytest
 
-from purejaxdqn.agents.dqn.dqn import DQNConfig, dqn
-from purejaxdqn.agents.pqn.pqn import PQNConfig, pqn
+from purejaxdqn.agents.dqn.dqn import dqn
+from purejaxdqn.agents.pqn.pqn import pqn
 from purejaxdqn.runtime.interrupts import Stopped, catch_signals
 from purejaxdqn.storage import checkpoint, provenance, results
 from purejaxdqn.sweep.folder import FORMAT, Paused, Record, SweepFolder
 from purejaxdqn.sweep.run import SweepInterrupted, run_sweep
 from purejaxdqn.types import ConfigError
+from tiny import TINY, TINY_PQN
 
-CONFIG = DQNConfig(
-    total_steps=480,
-    num_envs=4,
-    steps_per_update=4,
-    prefill_steps=80,
-    replay_capacity=120,
-    batch_size=16,
-    hidden_sizes=(8,),
-    target_period=5,
-    eval_interval=200,
-    eval_episodes=3,
-)
 quiet = functools.partial(run_sweep, progress=False)
 
 
@@ -57,26 +46,14 @@ def assert_same(one, other):
 # ------------------------------------------------------------------------------- in one process
 
 KINDS: dict[str, tuple[Any, Any]] = {
-    "uniform replay": (dqn, CONFIG),
+    "uniform replay": (dqn, TINY),
     "everything at once": (
         dqn,
         dataclasses.replace(
-            CONFIG, prioritised=True, noisy=True, dueling=True, representation="categorical"
+            TINY, prioritised=True, noisy=True, dueling=True, representation="categorical"
         ),
     ),
-    "no replay": (
-        pqn,
-        PQNConfig(
-            total_steps=480,
-            num_envs=4,
-            num_steps=10,
-            num_minibatches=2,
-            num_epochs=1,
-            hidden_sizes=(8,),
-            eval_interval=200,
-            eval_episodes=3,
-        ),
-    ),
+    "no replay": (pqn, dataclasses.replace(TINY_PQN, eval_interval=200)),
 }
 
 
@@ -116,14 +93,14 @@ def test_what_goes_on_from_a_checkpoint_ends_as_if_nothing_had_happened(kind, tm
 @pytest.fixture(scope="module")
 def finished(tmp_path_factory):
     output = tmp_path_factory.mktemp("finished")
-    return output, quiet(dqn, CONFIG, range(3), width=2, output=output)
+    return output, quiet(dqn, TINY, range(3), width=2, output=output)
 
 
 def test_a_finished_sweep_is_only_read(finished, monkeypatch):
     output, result = finished
     before = (output / "results.nc").stat().st_mtime_ns
     monkeypatch.setattr("purejaxdqn.sweep.batches.compile_programs", None)
-    again = quiet(dqn, CONFIG, range(3), width=2, output=output, resume=True)
+    again = quiet(dqn, TINY, range(3), width=2, output=output, resume=True)
     assert_same(again.dataset, result.dataset)
     assert (output / "results.nc").stat().st_mtime_ns == before
     assert not (output / "checkpoint" / "running").exists()
@@ -133,7 +110,7 @@ def test_what_a_user_has_added_to_a_finished_sweep_stays(finished, tmp_path, cap
     output = Path(shutil.copytree(finished[0], tmp_path / "copy"))
     more = results.load(output).assign(mine=("seed", [1, 2, 3]))
     results.save(more.assign_coords(tag=("seed", ["a", "b", "c"]), note=1), output)
-    again = run_sweep(dqn, CONFIG, range(3), output=output, resume=True)
+    again = run_sweep(dqn, TINY, range(3), output=output, resume=True)
     assert "is finished already" in " ".join(capsys.readouterr().err.split())
     assert again.dataset.mine.values.tolist() == [1, 2, 3]
     assert again.dataset.tag.values.tolist() == ["a", "b", "c"]
@@ -142,9 +119,9 @@ def test_what_a_user_has_added_to_a_finished_sweep_stays(finished, tmp_path, cap
 def test_without_resume_nothing_that_is_there_is_dropped(finished, tmp_path):
     output = Path(shutil.copytree(finished[0], tmp_path / "copy"))
     with pytest.raises(ConfigError, match=r"already holds results.*--resume.*--overwrite"):
-        quiet(dqn, CONFIG, range(2), output=output)
+        quiet(dqn, TINY, range(2), output=output)
     assert results.load(output).equals(finished[1].dataset)
-    again = quiet(dqn, CONFIG, range(2), width=2, output=output, overwrite=True)
+    again = quiet(dqn, TINY, range(2), width=2, output=output, overwrite=True)
     assert_same(again.dataset, finished[1].dataset.isel(seed=slice(2)))
 
 
@@ -153,26 +130,26 @@ def test_times_are_those_of_all_processes_that_it_took(finished, tmp_path):
     before = results.load(output).attrs
     (output / "results.nc").unlink()
     shutil.rmtree(output / "checkpoint" / "finished" / "1")
-    again = quiet(dqn, CONFIG, range(3), output=output, resume=True).dataset.attrs
+    again = quiet(dqn, TINY, range(3), output=output, resume=True).dataset.attrs
     assert again["begun"] == before["begun"] <= again["date"]
     for name in ("compile_seconds", "train_seconds", "evaluation_seconds"):
         assert again[name] > before[name] > 0
     (output / "results.nc").unlink()
-    third = quiet(dqn, CONFIG, range(3), output=output, resume=True).dataset.attrs
+    third = quiet(dqn, TINY, range(3), output=output, resume=True).dataset.attrs
     for name in ("compile_seconds", "train_seconds", "env_steps_per_second"):
         assert third[name] == pytest.approx(again[name])
 
 
 def test_infinite_values_are_swept_and_gone_on_with(tmp_path):
     options = {"max_grad_norm": [1.0, float("inf")], "width": 2, "output": tmp_path}
-    once = quiet(dqn, CONFIG, range(2), **options)
+    once = quiet(dqn, TINY, range(2), **options)
     assert once.dataset.max_grad_norm.values.tolist() == [1.0, float("inf")]
-    assert_same(quiet(dqn, CONFIG, range(2), **options, resume=True).dataset, once.dataset)
+    assert_same(quiet(dqn, TINY, range(2), **options, resume=True).dataset, once.dataset)
 
 
 def test_the_recorded_width_goes_before_the_plans_own(finished):
     output, _ = finished
-    again = quiet(dqn, CONFIG, range(3), output=output, resume=True)
+    again = quiet(dqn, TINY, range(3), output=output, resume=True)
     assert again.dataset.attrs["width"] == 2
 
 
@@ -181,7 +158,7 @@ def test_a_damaged_finished_batch_is_trained_again(finished, tmp_path, capsys):
     shutil.copytree(output, tmp_path / "copy")
     manifest = tmp_path / "copy" / "checkpoint" / "finished" / "1" / checkpoint.MANIFEST
     manifest.write_text(manifest.read_text()[:-5])
-    again = run_sweep(dqn, CONFIG, range(3), output=tmp_path / "copy", resume=True)
+    again = run_sweep(dqn, TINY, range(3), output=tmp_path / "copy", resume=True)
     assert "its runs are trained again" in " ".join(capsys.readouterr().err.split())
     assert_same(again.dataset, result.dataset)
 
@@ -194,7 +171,7 @@ def test_a_damaged_checkpoint_falls_back_to_the_one_before_and_says_so(finished,
     with pytest.raises(SweepInterrupted):
         quiet(
             dqn,
-            CONFIG,
+            TINY,
             range(3),
             width=2,
             output=tmp_path,
@@ -208,7 +185,7 @@ def test_a_damaged_checkpoint_falls_back_to_the_one_before_and_says_so(finished,
     content[len(content) // 2] ^= 4
     largest.write_bytes(content)
     steps = [checkpoint.read_manifest(folder)["facts"]["step"] for folder in running]
-    again = run_sweep(dqn, CONFIG, range(3), output=tmp_path, resume=True)
+    again = run_sweep(dqn, TINY, range(3), output=tmp_path, resume=True)
     err = " ".join(capsys.readouterr().err.split())
     assert err.count("going back to the checkpoint before") == 1  # for two batches in it
     assert f"going on at step {steps[0]}" in err
@@ -222,15 +199,15 @@ def _age(folder):
 @pytest.mark.parametrize(
     ("change", "words"),
     [
-        ({"config": dataclasses.replace(CONFIG, discount=0.9)}, "discount: 0.99 there, 0.9 now"),
-        ({"config": dataclasses.replace(CONFIG, batch_size=8)}, "batch_size: 16 there, 8 now"),
+        ({"config": dataclasses.replace(TINY, discount=0.9)}, "discount: 0.99 there, 0.9 now"),
+        ({"config": dataclasses.replace(TINY, batch_size=8)}, "batch_size: 16 there, 8 now"),
         ({"seeds": range(4)}, "seeds"),
         ({"width": 3}, "width: 2 there, 3 now"),
         ({"seed_mode": "map"}, "seed_mode"),
         ({"diagnostics": True}, "diagnostics: false there, true now"),
         ({"learning_rate": [1e-3]}, "(axes.learning_rate: nothing there, [0.001] now)"),
         (
-            {"config": dataclasses.replace(CONFIG, discount=0.9), "batch_size": [16, 32]},
+            {"config": dataclasses.replace(TINY, discount=0.9), "batch_size": [16, 32]},
             "(axes.batch_size: nothing there, [16, 32] now; "
             "settings.discount: 0.99 there, 0.9 now)",
         ),
@@ -240,7 +217,7 @@ def _age(folder):
 def test_another_sweep_is_not_gone_on_with(finished, change, words, monkeypatch):
     output, _ = finished
     monkeypatch.setattr("purejaxdqn.sweep.batches.compile_programs", None)
-    asked = {"experiment": dqn, "config": CONFIG, "seeds": range(3)} | change
+    asked = {"experiment": dqn, "config": TINY, "seeds": range(3)} | change
     with pytest.raises(ConfigError, match="begun with other settings") as caught:
         quiet(**asked, output=output, resume=True)
     assert words in str(caught.value)
@@ -256,7 +233,7 @@ def test_another_commit_or_version_is_warned_about_and_recorded(
     known = provenance.collect_versions()
     other = {**known, "git_commit": "0" * 40, "versions": {**known["versions"], "jax": "0.0.1"}}
     monkeypatch.setattr(provenance, "collect_versions", lambda: other)
-    again = run_sweep(dqn, CONFIG, range(3), output=tmp_path / "copy", resume=True)
+    again = run_sweep(dqn, TINY, range(3), output=tmp_path / "copy", resume=True)
     err = " ".join(capsys.readouterr().err.split())
     assert "may have other bits: git_commit" in err
     assert "versions.jax" in err
@@ -269,14 +246,14 @@ def test_another_commit_or_version_is_warned_about_and_recorded(
     # It stays so when it goes on once more as it began.
     monkeypatch.undo()
     shutil.rmtree(tmp_path / "copy" / "checkpoint" / "finished" / "1")
-    third = quiet(dqn, CONFIG, range(3), output=tmp_path / "copy", resume=True)
+    third = quiet(dqn, TINY, range(3), output=tmp_path / "copy", resume=True)
     assert json.loads(third.dataset.attrs["not_bitwise"]) == changed
 
 
 def test_results_without_a_checkpoint_are_not_overwritten(finished, tmp_path):
     results.save(finished[1].dataset, tmp_path)
     with pytest.raises(ConfigError, match="no checkpoint to go on from"):
-        quiet(dqn, CONFIG, range(3), output=tmp_path, resume=True)
+        quiet(dqn, TINY, range(3), output=tmp_path, resume=True)
 
 
 @pytest.mark.parametrize("damage", ["missing", "empty", "cut off", "a bit", "another sweep's"])
@@ -296,7 +273,7 @@ def test_results_that_are_not_those_of_the_finished_batches_are_written_again(
         path.write_bytes(content[:at] + bytes([content[at] ^ 1]) + content[at + 1 :])
     else:
         path.write_bytes(content[: 0 if damage == "empty" else len(content) // 2])
-    again = quiet(dqn, CONFIG, range(3), output=path.parent, resume=True)
+    again = quiet(dqn, TINY, range(3), output=path.parent, resume=True)
     assert_same(again.dataset, result.dataset)
     assert_same(results.load(path), result.dataset)
 
@@ -310,13 +287,13 @@ def test_a_folder_of_another_version_is_refused_by_name(number, finished, tmp_pa
     old |= {} if number is None else {"format": number}
     checkpoint.write(output / "checkpoint" / "sweep", [], old)
     with pytest.raises(ConfigError, match="are of another version of purejaxdqn") as caught:
-        quiet(dqn, CONFIG, range(3), output=output, resume=True)
+        quiet(dqn, TINY, range(3), output=output, resume=True)
     assert str(output / "checkpoint") in str(caught.value)
     assert ("no format number" if number is None else f"format {number}") in str(caught.value)
     assert "--overwrite" in str(caught.value)
     assert "\n" not in str(caught.value)
     assert results.load(output).equals(finished[1].dataset)  # results are still read
-    again = quiet(dqn, CONFIG, range(3), width=2, output=output, overwrite=True)
+    again = quiet(dqn, TINY, range(3), width=2, output=output, overwrite=True)
     assert_same(again.dataset, finished[1].dataset)
 
 
@@ -324,7 +301,7 @@ def test_what_a_sweep_was_is_not_guessed(finished, tmp_path):
     shutil.copytree(finished[0], tmp_path / "copy")
     (tmp_path / "copy" / "checkpoint" / "sweep" / checkpoint.MANIFEST).write_text("{}")
     with pytest.raises(ConfigError, match="is damaged"):
-        quiet(dqn, CONFIG, range(3), output=tmp_path / "copy", resume=True)
+        quiet(dqn, TINY, range(3), output=tmp_path / "copy", resume=True)
 
 
 def test_what_is_of_no_sweep_is_left_where_it_lies(finished, tmp_path):
@@ -340,7 +317,7 @@ def test_what_is_of_no_sweep_is_left_where_it_lies(finished, tmp_path):
         path.parent.mkdir(exist_ok=True)
         path.write_text("?")
     shutil.rmtree(root / "finished" / "1")
-    again = quiet(dqn, CONFIG, range(3), output=tmp_path / "copy", resume=True)
+    again = quiet(dqn, TINY, range(3), output=tmp_path / "copy", resume=True)
     assert_same(again.dataset, result.dataset)
 
 
@@ -364,14 +341,14 @@ def test_a_full_disk_costs_nothing_that_is_finished(tmp_path, monkeypatch, capsy
 
     def free(event):
         nonlocal full
-        full = not (event.runs[0] == 2 and event.step == CONFIG.total_steps)
+        full = not (event.runs[0] == 2 and event.step == TINY.total_steps)
 
     monkeypatch.setattr(checkpoint, "write", fail)
     options = {"width": 1, "output": tmp_path, "checkpoint_seconds": 0}
-    result = run_sweep(dqn, CONFIG, range(3), on_evaluation=free, **options)
+    result = run_sweep(dqn, TINY, range(3), on_evaluation=free, **options)
     err = " ".join(capsys.readouterr().err.split())
     assert err.count("could not save for now, going on") == 1  # for a dozen attempts in vain
-    again = quiet(dqn, CONFIG, range(3), output=tmp_path, resume=True)
+    again = quiet(dqn, TINY, range(3), output=tmp_path, resume=True)
     assert_same(again.dataset, result.dataset)
     finished = {path.name for path in (tmp_path / "checkpoint" / "finished").iterdir()}
     assert finished == {"0", "1", "2"}
@@ -379,7 +356,7 @@ def test_a_full_disk_costs_nothing_that_is_finished(tmp_path, monkeypatch, capsy
 
 def test_checkpoints_of_other_batches_are_kept_until_they_are_gone_on_with(tmp_path):
     """Two batches were under way; one is ahead now, and the other is where it was."""
-    record = Record(CONFIG, 1)
+    record = Record(TINY, 1)
 
     def paused(step):
         return Paused(step, [np.array([step])], [], {}, record)
@@ -388,9 +365,9 @@ def test_checkpoints_of_other_batches_are_kept_until_they_are_gone_on_with(tmp_p
     folder.save_running({0: paused(10), 1: paused(10)})
     for step in (20, 30, 40, 50):
         folder.save_running({0: paused(step)})
-    kept = [folder.load_running(number, CONFIG) for number in (0, 1)]
+    kept = [folder.load_running(number, TINY) for number in (0, 1)]
     assert [paused.step for paused in kept if paused is not None] == [50, 10]
-    assert folder.load_running(2, CONFIG) is None
+    assert folder.load_running(2, TINY) is None
     assert len([*(tmp_path / "checkpoint" / "running").iterdir()]) == 3
     folder.save_finished(1, record)
     folder.save_running({0: paused(60)})
@@ -418,7 +395,7 @@ def main():
 
 exit_with(main)
 """
-LONG = dataclasses.replace(CONFIG, total_steps=200_000, eval_interval=20_000)
+LONG = dataclasses.replace(TINY, total_steps=200_000, eval_interval=20_000)
 
 
 def start(output, config=LONG, **options):

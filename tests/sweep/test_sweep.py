@@ -27,21 +27,9 @@ from purejaxdqn.sweep.design import grid_design
 from purejaxdqn.sweep.run import SweepInterrupted, run_sweep
 from purejaxdqn.tracking import Evaluated
 from purejaxdqn.types import ConfigError
+from tiny import TINY
 
-CONFIG = DQNConfig(
-    total_steps=480,
-    num_envs=4,
-    steps_per_update=4,
-    updates_per_iteration=1,
-    prefill_steps=80,
-    replay_capacity=120,
-    batch_size=16,
-    hidden_sizes=(8,),
-    target_period=5,
-    target_step_size=1.0,
-    eval_interval=200,
-    eval_episodes=3,
-)
+CONFIG = TINY
 quiet = partial(run_sweep, progress=False)
 
 

@@ -16,9 +16,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from purejaxdqn.agents.dqn.dqn import dqn
-from purejaxdqn.agents.dqn.settings import DQNConfig
 from purejaxdqn.agents.pqn.pqn import pqn
-from purejaxdqn.agents.pqn.settings import PQNConfig
 from purejaxdqn.engine import programs
 from purejaxdqn.engine import run as engine_run
 from purejaxdqn.environments import Environment
@@ -39,28 +37,8 @@ from purejaxdqn.training.diagnostics import (
 )
 from purejaxdqn.training.learner import make_learner
 from purejaxdqn.types import Array, ConfigError, Network, TimeStep, Transition
+from tiny import TINY, TINY_PQN
 
-DQN = DQNConfig(
-    total_steps=480,
-    num_envs=4,
-    prefill_steps=80,
-    replay_capacity=120,
-    batch_size=16,
-    hidden_sizes=(8,),
-    target_period=5,
-    eval_interval=200,
-    eval_episodes=3,
-)
-PQN = PQNConfig(
-    total_steps=480,
-    num_envs=4,
-    num_steps=10,
-    num_epochs=2,
-    num_minibatches=5,
-    hidden_sizes=(8,),
-    eval_interval=240,
-    eval_episodes=3,
-)
 quiet = functools.partial(run_sweep, progress=False)
 
 
@@ -337,7 +315,7 @@ def test_a_network_of_ones_own_shows_what_it_sows():
 # ---------------------------------------------------------------------------------- whole runs
 
 
-@pytest.fixture(scope="module", params=[(dqn, DQN), (pqn, PQN)], ids=["dqn", "pqn"])
+@pytest.fixture(scope="module", params=[(dqn, TINY), (pqn, TINY_PQN)], ids=["dqn", "pqn"])
 def both(request):
     """The same sweep without and with."""
     experiment, config = request.param
@@ -380,7 +358,7 @@ def without_source_lines(text):
 def test_off_nothing_is_compiled_and_the_programs_are_the_same(monkeypatch):
     def compiled(diagnostics):
         devices = jax.devices()[:1]
-        made = programs.compile_programs(dqn, DQN, make_plan(2, 1), devices, diagnostics)
+        made = programs.compile_programs(dqn, TINY, make_plan(2, 1), devices, diagnostics)
         texts = [x.as_text() for x in (made.init, made.chunk, made.evaluate)]  # type: ignore[union-attr]
         return made.diagnose, [*map(without_source_lines, texts)]
 
@@ -393,7 +371,7 @@ def test_off_nothing_is_compiled_and_the_programs_are_the_same(monkeypatch):
 
 
 def test_over_a_grid_and_rounds():
-    config = dataclasses.replace(DQN, total_steps=120)
+    config = dataclasses.replace(TINY, total_steps=120)
     grid = quiet(
         dqn, config, range(3), width=1, diagnostics=True, learning_rate=[1e-30, 1e-2]
     ).dataset
@@ -409,7 +387,7 @@ def test_a_known_network_in_a_run():
         (np.zeros((4, 4)), np.array([1.0, -1.0, 2.0, -1.0])),
         (np.zeros((4, 2)), np.array([60.0, 50.0])),
     )
-    train = dqn(DQN, network=network)
+    train = dqn(TINY, network=network)
     assert train.probe is not None
     state = jax.jit(train.init)(jax.random.key(0))
     state = dataclasses.replace(
@@ -435,7 +413,7 @@ def test_a_known_network_in_a_run():
 def test_a_network_that_shows_nothing_still_has_its_other_diagnostics():
     plain = value_network(2, (8,))._replace(activations=None)
     experiment = functools.partial(dqn, network=plain)
-    config = dataclasses.replace(DQN, total_steps=120)
+    config = dataclasses.replace(TINY, total_steps=120)
     last = quiet(experiment, config, [0], diagnostics=True).dataset.isel(step=-1, seed=0)
     for name in DIAGNOSTICS:
         assert np.isnan(last[name]) == (name in ("dormant_units", "effective_rank")), name
@@ -446,7 +424,7 @@ def test_a_training_run_without_a_probe_is_refused():
         return dqn(config)._replace(probe=None)
 
     with pytest.raises(ConfigError, match=r"diagnostics \(True\) need .* probe"):
-        quiet(bare, DQN, [0], diagnostics=True)
+        quiet(bare, TINY, [0], diagnostics=True)
 
 
 def test_their_stream_is_their_own():

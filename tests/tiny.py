@@ -1,0 +1,50 @@
+"""Runs so small that they take no time: a test changes of these settings what it is about."""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from purejaxdqn.agents.dqn.settings import DQNConfig
+from purejaxdqn.agents.pqn.settings import PQNConfig
+
+TINY = DQNConfig(
+    total_steps=480,
+    num_envs=4,
+    steps_per_update=4,
+    prefill_steps=80,
+    replay_capacity=120,
+    batch_size=16,
+    hidden_sizes=(8,),
+    target_period=5,
+    eval_interval=200,
+    eval_episodes=3,
+)
+TINY_PQN = PQNConfig(
+    total_steps=480,
+    num_envs=4,
+    num_steps=10,
+    num_epochs=2,
+    num_minibatches=5,
+    hidden_sizes=(8,),
+    eval_interval=240,
+    eval_episodes=3,
+)
+
+
+@functools.cache
+def compiled(experiment, config):
+    """Returns `init` and `chunk` of a training run, which compile where they are first called."""
+    train = experiment(config)
+    return jax.jit(train.init), jax.jit(train.chunk, static_argnums=2)
+
+
+def bits(tree):
+    """Returns every leaf's bytes, typed keys included."""
+    return [
+        np.asarray(
+            jax.random.key_data(x) if jnp.issubdtype(x.dtype, jax.dtypes.prng_key) else x
+        ).tobytes()
+        for x in jax.tree.leaves(tree)
+    ]
