@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import functools
 import json
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
@@ -190,11 +191,14 @@ def trained_design(
     how = f"the same command with --resume{instead} goes on (in {flags.output})"
     with saying_how_to_go_on(how):
         processes.join_processes(flags.coordinator, flags.num_processes, flags.process_id)
-        if flags.cluster is None:  # Ray starts before JAX does
-            options = dataclasses.replace(options, devices=choose_devices(flags))
-        processes.run_on_first_process(
-            lambda: results.prepare_output(flags.output, flags.overwrite, flags.resume)
+        prepare = functools.partial(
+            results.prepare_output, flags.output, flags.overwrite, flags.resume
         )
+        if flags.cluster is None:
+            options = dataclasses.replace(options, devices=choose_devices(flags))
+            processes.run_on_first_process(prepare)
+        else:  # Ray starts before JAX does, which tells what the first process is
+            prepare()
         with _open_trackers(flags, design.shared) as tracker:
             options = dataclasses.replace(options, on_evaluation=tracker)
             if flags.cluster is None:

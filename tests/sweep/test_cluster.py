@@ -258,6 +258,22 @@ def test_where_there_is_no_cluster_it_is_said(address, why, tmp_path):
         run_on_cluster(dqn, DESIGN, address=address, output=tmp_path)
 
 
+@pytest.mark.parametrize("command", ["train", "sweep"])
+def test_the_commands_start_ray_before_jax(command, run_python, tmp_path):
+    """Started first, JAX has threads that Ray's processes would copy, and one device."""
+    pytest.importorskip("ray")
+    words = [command, "--cluster", "127.0.0.1:1", "--output", str(tmp_path / "out")]
+    script = f"""
+from jax._src import xla_bridge
+from purejaxdqn.cli.main import run
+try:
+    run({words})
+except ValueError as error:
+    print(xla_bridge.backends_are_initialized(), error)
+"""
+    assert run_python("-c", script).stdout.startswith("False no Ray cluster can be reached")
+
+
 class Nodes:
     """Stands in for Ray: only says what nodes there are."""
 
