@@ -107,14 +107,25 @@ def sweep_flags(output: str, num_seeds: int = 10) -> list[Setting]:
     return [*seed_flags(output, num_seeds), *options, *settings_of(_MachineFlags).values()]
 
 
+def agent_settings(bases: Iterable[RunConfig], agent_help: str) -> dict[str, Setting]:
+    """Collects the settings of agents, with those of the first that has one as its default."""
+    found: dict[str, Setting] = {}
+    for base in bases:
+        for name, one in settings_of(type(base)).items():
+            found.setdefault(name, one._replace(default=getattr(base, name)))
+    shown = f"{agent_help}, whose settings are the defaults here: {', '.join(agents.names())}."
+    return {**found, "agent": found["agent"]._replace(help=shown)}
+
+
 def explain_foreign_flags(names: Sequence[str]) -> dict[str, str]:
     """Makes a hint for each setting of other agents: these agents do not have it."""
-    own = {name for agent in names for name in settings_of(type(agents.get(agent).config))}
-    every = {
-        name for agent in agents.names() for name in settings_of(type(agents.get(agent).config))
-    }
+
+    def settings_of_all(names: Iterable[str]) -> set[str]:
+        return {name for agent in names for name in settings_of(type(agents.get(agent).config))}
+
     shown = " or ".join(map(repr, names))
-    return {name: f"{name!r} is no setting of agent {shown}" for name in every - own}
+    foreign = settings_of_all(agents.names()) - settings_of_all(names)
+    return {name: f"{name!r} is no setting of agent {shown}" for name in foreign}
 
 
 def refuse_unread(names: Iterable[str], configs: Collection[RunConfig]) -> None:

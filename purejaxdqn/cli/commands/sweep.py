@@ -28,6 +28,7 @@ from purejaxdqn import agents
 from purejaxdqn.cli.flags import CommandLine, find_values, import_modules, read_command_line
 from purejaxdqn.cli.sweeps import (
     READERS,
+    agent_settings,
     choose_devices,
     explain_foreign_flags,
     list_seeds,
@@ -142,21 +143,13 @@ def read_swept_settings(
       ConfigError: for an agent, a setting or a flag that cannot be.
     """
     import_modules(argv)
-    settings: dict[str, Setting] = {}
     names = find_values(argv, "agent") or [agents.DEFAULT]
-    for name in names:
-        base = agents.get(name).config
-        for one in settings_of(type(base)).values():
-            settings.setdefault(one.name, one._replace(default=getattr(base, one.name)))
-    settings["agent"] = settings["agent"]._replace(
-        help=f"Agents, whose settings are the defaults here: {', '.join(agents.names())}."
-    )
     return read_command_line(
         argv,
         prog,
         description,
         own,
-        settings,
+        agent_settings([agents.get(name).config for name in names], "Agents"),
         have_several_values=True,
         readers=READERS,
         hints_for_foreign_flags=explain_foreign_flags(names),

@@ -21,6 +21,7 @@ from purejaxdqn import agents
 from purejaxdqn.cli.flags import find_values, import_modules, read_command_line
 from purejaxdqn.cli.sweeps import (
     READERS,
+    agent_settings,
     explain_foreign_flags,
     list_seeds,
     print_json,
@@ -34,7 +35,7 @@ from purejaxdqn.runtime import processes
 from purejaxdqn.runtime.console import make_console
 from purejaxdqn.sweep.dataset import SweepInterrupted
 from purejaxdqn.sweep.design import grid_design
-from purejaxdqn.training.declaration import Setting, settings_of
+from purejaxdqn.training.declaration import Setting
 from purejaxdqn.training.settings import RunConfig
 
 
@@ -72,19 +73,12 @@ def read_training(
     name = (find_values(argv, "agent") or [default_agent])[0]
     base = agents.get(name).config
     base = dataclasses.replace(base, **defaults)
-    settings = {
-        name: one._replace(default=getattr(base, name))
-        for name, one in settings_of(type(base)).items()
-    }
-    settings["agent"] = settings["agent"]._replace(
-        help=f"The agent, whose settings are the defaults here: {', '.join(agents.names())}."
-    )
     line = read_command_line(
         argv,
         prog,
         description,
         own,
-        settings,
+        agent_settings([base], "The agent"),
         readers=READERS,
         hints_for_foreign_flags=explain_foreign_flags([name]),
     )
