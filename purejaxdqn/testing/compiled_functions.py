@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import contextlib
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import jax
@@ -10,31 +11,39 @@ import jax.numpy as jnp
 import numpy as np
 
 from purejaxdqn.testing.requirements import is_key, pair_leaves, require, write_some
-from purejaxdqn.types import Array, ArrayTree
+from purejaxdqn.types import ArrayTree
 
 COMPILABLE = (
     "It must compile: jnp in the place of numpy, jnp.where or jax.lax.cond in the place of `if`, "
     "fixed shapes, no broadcasting of arrays of different rank"
 )
-_OWN_KEY = "draw every random number with jax.random from the key: none from numpy, none counted"
 
 
-def find_types(name: str, remedy: str, function: Callable[..., Any], *args: Any) -> Any:
-    """Finds shapes and dtypes of a function's output; fails with the remedy if it raises."""
+@contextlib.contextmanager
+def explain_errors(name: str, remedy: str) -> Iterator[None]:
+    """Turns what is raised into a failure with the remedy; refuses broadcasting between ranks."""
     try:
         with jax.numpy_rank_promotion("raise"):
-            return jax.eval_shape(lambda *args: function(*args), *args)
+            yield
+    except jax.errors.KeyReuseError as error:
+        raise AssertionError(
+            f"{name} uses a PRNG key twice, so that draws are not independent: {error}\n"
+            "Give each use its own: key, use_key = jax.random.split(key)."
+        ) from error
     except Exception as error:
         raise AssertionError(f"{name} raises {type(error).__name__}: {error}\n{remedy}.") from error
 
 
-class Program:
-    """A function of a component, compiled; its first call checks that it is pure.
+def find_types(name: str, remedy: str, function: Callable[..., Any], *args: Any) -> Any:
+    """Finds shapes and dtypes of a function's output; fails with the remedy if it raises."""
+    with explain_errors(name, remedy):
+        return jax.eval_shape(lambda *args: function(*args), *args)
 
-    Args:
-      name: names the function in messages.
-      remedy: what to do where it raises.
-      function: of arrays.
+
+class Program:
+    """A function of arrays, compiled; its first call checks that it is pure.
+
+    `name` names it in messages, and `remedy` says what to do where it raises.
     """
 
     def __init__(self, name: str, remedy: str, function: Callable[..., Any]) -> None:
@@ -52,31 +61,22 @@ class Program:
         """Returns the output; fails where a second call, or a second trace, gives another."""
         args = jax.tree.map(jnp.asarray, args)
         answers = []
-        try:
-            with jax.numpy_rank_promotion("raise"), jax.debug_key_reuse(True):
-                if self._compiled is None:
-                    self._compiled, again = self._trace(), self._trace()
-                    answers.append(self._compiled(*args))
-                    # Another program from a second trace reads something besides its arguments.
-                    if again.lower(*args).as_text() != self._compiled.lower(*args).as_text():
-                        answers.append(again(*args))
+        with explain_errors(self._name, self._remedy), jax.debug_key_reuse(True):
+            if self._compiled is None:
+                self._compiled, again = self._trace(), self._trace()
                 answers.append(self._compiled(*args))
-                jax.block_until_ready(answers)
-        except jax.errors.KeyReuseError as error:
-            raise AssertionError(
-                f"{self._name} uses a PRNG key twice, so that draws are not independent: {error}\n"
-                "Give each use its own: key, use_key = jax.random.split(key)."
-            ) from error
-        except Exception as error:
-            raise AssertionError(
-                f"{self._name} raises {type(error).__name__}: {error}\n{self._remedy}."
-            ) from error
+                # Another program from a second trace reads something besides its arguments.
+                if again.lower(*args).as_text() != self._compiled.lower(*args).as_text():
+                    answers.append(again(*args))
+            answers.append(self._compiled(*args))
+            jax.block_until_ready(answers)
         for other in answers[1:]:
             for path, x, y in pair_leaves(to_numpy(answers[0]), to_numpy(other)):
                 require(
                     x.tobytes() == y.tobytes(),
                     f"{self._name} gives different answers to the same arguments: {path} is "
-                    f"{write_some(x)} and then {write_some(y)}; {_OWN_KEY}",
+                    f"{write_some(x)} and then {write_some(y)}; draw every random number with "
+                    "jax.random from the key: none from numpy, none counted",
                 )
         return answers[0]
 
@@ -89,8 +89,3 @@ def to_numpy(tree: ArrayTree) -> Any:
 def clone_keys(tree: ArrayTree) -> ArrayTree:
     """Copies a tree so that its keys may be used again, on purpose."""
     return jax.tree.map(lambda x: jax.random.clone(x) if is_key(x) else x, tree)
-
-
-def make_rng(key: Array) -> np.random.Generator:
-    """Makes a NumPy generator that depends on a key."""
-    return np.random.default_rng(np.asarray(jax.random.key_data(key)).ravel())

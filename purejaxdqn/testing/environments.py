@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import itertools
 from typing import Any, NamedTuple
 
 import gymnasium
@@ -16,7 +16,6 @@ from purejaxdqn.testing.compiled_functions import (
     Program,
     clone_keys,
     find_types,
-    make_rng,
     to_numpy,
 )
 from purejaxdqn.testing.requirements import (
@@ -59,11 +58,10 @@ def check_environment(env: Environment, key: Array, *, random_reset: bool = True
             _check_types(env, key, "in 64-bit mode" if x64 else "in 32-bit mode")
     start_key, play_key = jax.random.split(key)
     # Two steps longer than an episode.
-    actions = make_rng(key).integers(0, env.num_actions, (env.max_steps + 2, NUM_LANES), np.int32)
-    lies_in_space = _make_space_test(env.observation_space)
-    fresh = _check_starts(env, start_key, actions[0], lies_in_space, random_reset)
-    play = _make_player(env, play_key, actions, lies_in_space)
-    _check_episodes(env, fresh, play)
+    rng = np.random.default_rng(np.asarray(jax.random.key_data(key)).ravel())
+    actions = rng.integers(0, env.num_actions, (env.max_steps + 2, NUM_LANES), np.int32)
+    fresh = _check_starts(env, start_key, actions[0], random_reset)
+    _check_episodes(env, play_key, actions, fresh)
 
 
 def _check_description(env: Environment) -> None:
@@ -85,26 +83,19 @@ def _check_description(env: Environment) -> None:
 
 
 def _check_types(env: Environment, key: Array, mode: str) -> None:
-    action = jax.ShapeDtypeStruct((), jnp.int32)
     answer = find_types(f"env.reset {mode}", _ONE_ENVIRONMENT, env.reset, key)
     require(
         isinstance(answer, tuple) and len(answer) == 2,
         f"env.reset answers with {answer!r}: it must return (state, obs)",
     )
     state, obs = answer
+    action = jax.ShapeDtypeStruct((), jnp.int32)
     answer = find_types(f"env.step {mode}", _ONE_ENVIRONMENT, env.step, key, state, action)
     require(
         isinstance(answer, tuple) and len(answer) == 2 and isinstance(answer[1], TimeStep),
         f"env.step answers with {answer!r}: it must return (state, TimeStep)",
     )
     next_state, timestep = answer
-    require_same_types(
-        state,
-        next_state,
-        f"the state has other types after env.step than after env.reset {mode}, so that scan "
-        "cannot carry it",
-        "give every array one dtype and shape, such as jnp.zeros((), jnp.int32), x.astype(y.dtype)",
-    )
     space = env.observation_space
     dtypes = {jax.dtypes.canonicalize_dtype(space.dtype)}
     if jnp.issubdtype(space.dtype, jnp.floating):
@@ -115,12 +106,14 @@ def _check_types(env: Environment, key: Array, mode: str) -> None:
             f"the observation of {name} is {describe_type(found)} {mode}, but observation_space "
             f"says {np.dtype(space.dtype).name}{list(space.shape)}: correct the one or the other",
         )
-    require_same_types(
-        obs,
-        timestep.obs,
-        f"the observation has another type after env.step than after env.reset {mode}",
-        "cast both to one dtype",
-    )
+    pairs = {"state": (state, next_state), "observation": (obs, timestep.obs)}
+    for name, pair in pairs.items():
+        require_same_types(
+            *pair,
+            f"the {name} has other types after env.step than after env.reset {mode}, so that scan "
+            "cannot carry it",
+            "give every array one dtype and shape: jnp.zeros((), jnp.int32), x.astype(y.dtype)",
+        )
     require_float_scalar(timestep.reward, f"the reward {mode}")
     for name in ("terminated", "truncated"):
         flag = getattr(timestep, name)
@@ -130,25 +123,16 @@ def _check_types(env: Environment, key: Array, mode: str) -> None:
         )
 
 
-def _make_space_test(space: gymnasium.spaces.Box) -> Callable[[Array], Array]:
-    """Makes the test whether an observation lies in a space."""
+def _lies_in_space(space: gymnasium.spaces.Box, obs: Array) -> Array:
     # Rounding may carry an observation that sits on a bound beyond it.
     slack = 1e-5 if np.issubdtype(space.dtype, np.floating) else 0
     low = space.low - slack * np.maximum(1, np.abs(space.low))
     high = space.high + slack * np.maximum(1, np.abs(space.high))
-
-    def lies_in_space(obs: Array) -> Array:
-        return ((obs >= low.astype(obs.dtype)) & (obs <= high.astype(obs.dtype))).all()
-
-    return lies_in_space
+    return ((obs >= low.astype(obs.dtype)) & (obs <= high.astype(obs.dtype))).all()
 
 
 def _check_starts(
-    env: Environment,
-    key: Array,
-    action: np.ndarray,
-    lies_in_space: Callable[[Array], Array],
-    random_reset: bool,
+    env: Environment, key: Array, action: np.ndarray, random_reset: bool
 ) -> ArrayTree:
     """Checks the first step of episodes side by side, and returns their first states."""
 
@@ -157,35 +141,29 @@ def _check_starts(
         state, obs = env.reset(reset_key)
         return (state, obs), env.step(step_key, state, action)
 
-    def start(keys: Array, actions: Array) -> dict[str, Any]:
+    def start(keys: Array, actions: Array) -> Any:
         alone = first_step(jax.random.clone(keys)[0], actions[0])
         resets, firsts = jax.vmap(first_step)(keys, actions)
-        return {
-            "states": resets[0],
-            "resets": drop_keys(resets),
-            "in_space": jax.vmap(lies_in_space)(resets[1]),
-            "alone": drop_keys(alone),
-            "together": drop_keys((resets, firsts)),
-        }
+        in_space = jax.vmap(lambda obs: _lies_in_space(env.observation_space, obs))(resets[1])
+        together = drop_keys((resets, firsts))
+        return resets[0], (drop_keys(resets), in_space, drop_keys(alone), together)
 
     program = Program("env.reset and the first env.step", _ONE_ENVIRONMENT, start)
-    started = program(jax.random.split(key, (NUM_LANES, 2)), action)
-    fresh = started["states"]
-    started = to_numpy(started)
+    fresh, found = program(jax.random.split(key, (NUM_LANES, 2)), action)
+    resets, in_space, alone, together = to_numpy(found)
     require_close(
-        started["alone"],
-        jax.tree.map(lambda x: x[0], started["together"]),
+        alone,
+        jax.tree.map(lambda x: x[0], together),
         "an environment alone and the same one in a batch answer differently",
         "write reset and step for ONE environment: no sum, mean or draw over a batch axis",
     )
-    if random_reset:
-        require(
-            any((leaf != leaf[:1]).any() for leaf in started["resets"]),
-            f"{NUM_LANES} different keys give {NUM_LANES} times the same reset: draw it from the "
-            "key, or pass random_reset=False if episodes are meant to start alike",
-        )
     require(
-        started["in_space"].all(),
+        not random_reset or any((leaf != leaf[:1]).any() for leaf in resets),
+        f"{NUM_LANES} different keys give {NUM_LANES} times the same reset: draw it from the "
+        "key, or pass random_reset=False if episodes are meant to start alike",
+    )
+    require(
+        in_space.all(),
         f"an observation of env.reset lies outside of observation_space ({env.observation_space}): "
         "correct the one or the other",
     )
@@ -193,7 +171,7 @@ def _check_starts(
 
 
 class _Played(NamedTuple):
-    """The record of one step; with a leading axis of lanes, or of time and lanes."""
+    """The record of one step; with a leading axis of time and lanes."""
 
     terminated: Array
     truncated: Array
@@ -202,67 +180,41 @@ class _Played(NamedTuple):
     depends_on_key: Array  # the answer depends on the step's key
 
 
-_Player = Callable[[ArrayTree, int, int], tuple[ArrayTree, _Played]]
+def _check_episodes(env: Environment, key: Array, actions: np.ndarray, fresh: ArrayTree) -> None:
+    """Plays `actions` `[T, lanes]` from fresh states, also after the end of an episode."""
 
-
-def _make_player(
-    env: Environment,
-    key: Array,
-    actions: np.ndarray,
-    lies_in_space: Callable[[Array], Array],
-) -> _Player:
-    """Makes `(states, first, num) -> (states, _Played)`: plays `num` steps from step `first` on.
-
-    It goes on after the end of an episode.
-    """
-    num_steps = len(actions)
-    # As numbers, so that a loop may take them out one by one.
-    play_keys = jax.random.key_data(jax.random.split(key, (num_steps, NUM_LANES, 2)))
-
-    def play_one(keys: Array, action: Array, state: ArrayTree) -> tuple[ArrayTree, _Played]:
-        step_key, other_key = jax.random.wrap_key_data(keys, impl=jax.random.key_impl(key))
+    def play_one(state: ArrayTree, xs: tuple[Array, Array]) -> tuple[ArrayTree, _Played]:
+        (step_key, other_key), action = xs
         other_state, other = env.step(other_key, clone_keys(state), action)
         next_state, timestep = env.step(step_key, state, action)
         return next_state, _Played(
             timestep.terminated,
             timestep.truncated,
-            lies_in_space(timestep.obs),
+            _lies_in_space(env.observation_space, timestep.obs),
             jnp.isfinite(timestep.reward),
             _tell_apart((next_state, timestep.obs), (other_state, other.obs)),
         )
 
-    def play_lanes(
-        states: ArrayTree, keys: Array, actions: Array, first: Array, num: Array
-    ) -> tuple[ArrayTree, _Played]:
-        def body(t: Array, carry: tuple[ArrayTree, _Played]) -> tuple[ArrayTree, _Played]:
-            states, played = carry
-            states, row = jax.vmap(play_one)(keys[first + t], actions[first + t], states)
-            return states, jax.tree.map(lambda rows, row: rows.at[t].set(row), played, row)
-
-        nothing = _Played(*[jnp.zeros((num_steps, NUM_LANES), bool) for _ in _Played._fields])
-        return jax.lax.fori_loop(0, num, body, (states, nothing))
-
-    program = Program("playing whole episodes", _ONE_ENVIRONMENT, play_lanes)
-
-    def play(states: ArrayTree, first: int, num: int) -> tuple[ArrayTree, _Played]:
-        states, played = program(states, play_keys, actions, first, num)
-        return states, jax.tree.map(lambda rows: rows[:num], to_numpy(played))
-
-    return play
-
-
-def _check_episodes(env: Environment, fresh: ArrayTree, play: _Player) -> None:
-    first = max(env.max_steps - 2, 0)
-    states, early = play(fresh, 0, first)
-    next_states, middle = play(states, first, 1)
-    _, late = play(next_states, first + 1, env.max_steps + 1 - first)
-    _check_played(env, jax.tree.map(lambda *x: np.concatenate(x), early, middle, late))
+    program = Program(
+        "playing whole episodes",
+        _ONE_ENVIRONMENT,
+        lambda states, *steps: jax.lax.scan(jax.vmap(play_one), states, steps),
+    )
+    keys = jax.random.split(key, (*actions.shape, 2))
+    states, rows = [fresh], []
+    # At once up to two steps before the limit, and then one by one.
+    almost = max(env.max_steps - 2, 0)
+    for first, end in itertools.pairwise([0, *range(almost, len(actions) + 1)]):
+        state, row = program(states[-1], keys[first:end], actions[first:end])
+        states.append(state)
+        rows.append(row)
+    _check_played(env, to_numpy(jax.tree.map(lambda *x: np.concatenate(x), *rows)))
     if env.max_steps == 1:
         return  # no step comes before the last one, to compare it with
     # Fresh states with only the step counter set to the end.
     before, after = (
-        play(_set_clock(fresh, clock, [states, next_states]), 0, 1)[1].terminated[0]
-        for clock in (states, next_states)
+        np.asarray(program(_set_clock(fresh, *pair), keys[:1], actions[:1])[1].terminated[0])
+        for pair in (states[1:3], states[2:0:-1])
     )
     require(
         bool(before.all()) or not after[~before].all(),
@@ -275,24 +227,24 @@ def _check_episodes(env: Environment, fresh: ArrayTree, play: _Player) -> None:
 def _check_played(env: Environment, played: _Played) -> None:
     steps = np.arange(1, len(played.terminated) + 1)[:, np.newaxis]
     over = played.terminated | (steps >= env.max_steps)
-    num_over = np.cumsum(over, axis=0)
-    is_last = over & (num_over == 1)
-    is_before = num_over == 0
+    in_episode = np.cumsum(over, axis=0) - over == 0
+    is_last = in_episode & over
+    is_before = in_episode & ~over
 
     def find(wrong: Any) -> int:
         """Finds the first step, counted from 1, at which something is wrong; 0 if none is."""
         return int(np.argmax(wrong.any(axis=1))) + 1 if wrong.any() else 0
 
-    wrong = (is_before | is_last) & ~played.in_space
+    outside = find(in_episode & ~played.in_space)
     require(
-        not wrong.any(),
-        f"the observation after step {find(wrong)} of an episode lies outside of "
+        not outside,
+        f"the observation after step {outside} of an episode lies outside of "
         f"observation_space ({env.observation_space}): correct the one or the other",
     )
-    wrong = (is_before | is_last) & ~played.finite_reward
+    infinite = find(in_episode & ~played.finite_reward)
     require(
-        not wrong.any(),
-        f"the reward of step {find(wrong)} of an episode is NaN or infinite: it must be finite",
+        not infinite,
+        f"the reward of step {infinite} of an episode is NaN or infinite: it must be finite",
     )
     hint = (
         "Return the state and the observation that the action led to, also at the end of an "
@@ -307,48 +259,44 @@ def _check_played(env: Environment, played: _Played) -> None:
     )
     early = find(played.truncated & (steps < env.max_steps))
     require(
-        early == 0,
+        not early,
         f"truncated is True at step {early} of an episode, but max_steps is {env.max_steps}: it "
         "means the time limit and nothing else; return truncated=num_steps >= max_steps",
     )
     wrong = ~played.truncated & (steps >= env.max_steps)
-    if not wrong.any():
+    if not (late := find(wrong)):
         return
-    late = find(wrong)
     lane = int(np.argmax(wrong[late - 1]))
     ended = find(over[: late - 1, lane : lane + 1])
-    too_late = f"truncated is False at step {late} of an episode, but max_steps is {env.max_steps}"
-    require(
-        ended == 0,
-        f"{too_late}. As the episode was over at step {ended}, env.step seems to start a new one "
-        f"by itself. {hint}, and truncated stays True from max_steps on",
+    remedy = (
+        f". As the episode was over at step {ended}, env.step seems to start a new one by itself. "
+        f"{hint}, and truncated stays True from max_steps on"
+        if ended
+        else ": count the steps in the state and return truncated=num_steps >= max_steps, apart "
+        "from terminated"
     )
     raise AssertionError(
-        f"{too_late}: count the steps in the state and return truncated=num_steps >= max_steps, "
-        "apart from terminated"
+        f"truncated is False at step {late} of an episode, but max_steps is {env.max_steps}{remedy}"
     )
 
 
-def _set_clock(fresh: ArrayTree, clock: ArrayTree, two_times: list[ArrayTree]) -> ArrayTree:
-    """Puts the clocks of other states into fresh states `[lanes, ...]`.
+def _set_clock(fresh: ArrayTree, then: ArrayTree, other: ArrayTree) -> ArrayTree:
+    """Puts the clocks of states of another time into fresh states `[lanes, ...]`.
 
     A clock is a number that is the same in all lanes, whatever their keys and actions, and differs
-    between the states of two times.
+    between two times.
     """
 
-    def leaf(fresh: Array, clock: Array, one: Array, two: Array) -> Array:
+    def leaf(fresh: Array, then: Array, other: Array) -> Array:
         if is_key(fresh):
             return fresh
-        is_clock = (one == one[:1]).all(0) & (two == two[:1]).all(0) & (one[0] != two[0])
-        return jnp.where(is_clock[jnp.newaxis], clock, fresh)
+        is_clock = (then == then[:1]).all(0) & (other == other[:1]).all(0) & (then[0] != other[0])
+        return jnp.where(is_clock[jnp.newaxis], then, fresh)
 
-    return jax.tree.map(leaf, fresh, clock, *two_times)
+    return jax.tree.map(leaf, fresh, then, other)
 
 
 def _tell_apart(a: ArrayTree, b: ArrayTree) -> Array:
     """Tells `[]` whether two trees differ anywhere but in their PRNG keys."""
-    differ = jnp.zeros((), bool)
-    for x, y in zip(drop_keys(a), drop_keys(b), strict=True):
-        both_nan = (x != x) & (y != y)
-        differ |= ((x != y) & ~both_nan).any()
-    return differ
+    pairs = zip(drop_keys(a), drop_keys(b), strict=True)
+    return ~jnp.stack([jnp.array_equal(x, y, equal_nan=True) for x, y in pairs]).all()
