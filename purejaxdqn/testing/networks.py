@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import functools
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -42,53 +42,11 @@ def check_network(network: Network[Any], key: Array, obs: Array, num_actions: in
     Raises:
       AssertionError: if something is wrong.
     """
+
+    def values(params: Params, obs: Array, key: Array | None = None) -> Array:
+        return network.action_values(network.apply(params, obs, key))
+
     obs = jnp.asarray(obs)
-    values = functools.partial(_values, network)
-    _check_types(network, key, obs, num_actions)
-
-    def examine(init_keys: Array, noise_key: Array) -> Any:
-        weights = jax.vmap(network.init, in_axes=(0, None))(init_keys, obs)
-        params = jax.tree.map(lambda x: x[0], weights)
-        batch = jnp.stack([obs, jnp.zeros_like(obs), jnp.ones_like(obs)])
-        return {
-            "weights": weights,
-            "alone": values(params, obs),
-            "noisy": values(params, obs, noise_key),
-            "among observations": jax.vmap(values, in_axes=(None, 0))(params, batch)[0],
-            "among weights": jax.vmap(values, in_axes=(0, None))(weights, obs)[0],
-            "gradient": jax.grad(lambda params: values(params, batch[2]).sum())(params),
-        }
-
-    *init_keys, noise_key = jax.random.split(key, 3)
-    program = Program("the network", _ONE_OBSERVATION, examine)
-    found = to_numpy(program(jnp.stack(init_keys), noise_key))
-    require_finite(found["weights"], "the network's weights after network.init")
-    require_finite(found["alone"], "action_values without a key")
-    require_finite(found["noisy"], "action_values with a key")
-    require(
-        any((leaf[0] != leaf[1]).any() for leaf in jax.tree.leaves(found["weights"])),
-        "two different keys give the same weights: draw them from the key",
-    )
-    for place in ("among observations", "among weights"):
-        require_close(
-            found["alone"],
-            found[place],
-            f"the values of an observation differ alone and {place} in a batch",
-            "normalise within ONE observation, not over a batch",
-        )
-    require_finite(found["gradient"], "the gradient of the action values")
-    require(
-        find_largest(found["gradient"]) > 0,
-        "no gradient reaches the weights, so that nothing would be learned",
-    )
-
-
-def _values(network: Network[Any], params: Params, obs: Array, key: Array | None = None) -> Array:
-    return network.action_values(network.apply(params, obs, key))
-
-
-def _check_types(network: Network[Any], key: Array, obs: Array, num_actions: int) -> None:
-    values = functools.partial(_values, network)
     params = find_types("network.init", _ONE_OBSERVATION, network.init, key, obs)
     for name, noise in (("without a key", None), ("with a key", key)):
         found = find_types(f"network.apply {name}", _ONE_OBSERVATION, values, params, obs, noise)
@@ -98,3 +56,44 @@ def _check_types(network: Network[Any], key: Array, obs: Array, num_actions: int
             f"action_values gives {describe_type(found)} for one observation {name}: it must give "
             f"float32[{num_actions}], one number for each action",
         )
+    _check_values(network.init, values, key, obs)
+
+
+def _check_values(
+    init: Callable[..., Params], values: Callable[..., Array], key: Array, obs: Array
+) -> None:
+    def examine(init_keys: Array, noise_key: Array) -> Any:
+        weights = jax.vmap(init, in_axes=(0, None))(init_keys, obs)
+        params = jax.tree.map(lambda x: x[0], weights)
+        batch = jnp.stack([obs, jnp.zeros_like(obs), jnp.ones_like(obs)])
+        gradient = jax.grad(lambda params: values(params, batch[2]).sum())(params)
+        alone, noisy = values(params, obs), values(params, obs, noise_key)
+        among = {
+            "observations": jax.vmap(values, in_axes=(None, 0))(params, batch)[0],
+            "weights": jax.vmap(values, in_axes=(0, None))(weights, obs)[0],
+        }
+        return weights, alone, noisy, among, gradient
+
+    *init_keys, noise_key = jax.random.split(key, 3)
+    program = Program("the network", _ONE_OBSERVATION, examine)
+    found = to_numpy(program(jnp.stack(init_keys), noise_key))
+    weights, alone, noisy, among, gradient = found
+    require_finite(weights, "the network's weights after network.init")
+    require_finite(alone, "action_values without a key")
+    require_finite(noisy, "action_values with a key")
+    require(
+        any((leaf[0] != leaf[1]).any() for leaf in jax.tree.leaves(weights)),
+        "two different keys give the same weights: draw them from the key",
+    )
+    for place, value in among.items():
+        require_close(
+            alone,
+            value,
+            f"the values of an observation differ alone and among {place} in a batch",
+            "normalise within ONE observation, not over a batch",
+        )
+    require_finite(gradient, "the gradient of the action values")
+    require(
+        find_largest(gradient) > 0,
+        "no gradient reaches the weights, so that nothing would be learned",
+    )
