@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 import re
 from collections.abc import Callable
 from typing import Any
@@ -12,13 +11,19 @@ import jax.numpy as jnp
 import numpy as np
 
 from purejaxdqn.replay import n_step_transition
-from purejaxdqn.testing.compiled_functions import COMPILABLE, Program, find_types, to_numpy
-from purejaxdqn.testing.replay_draws import check_draws
+from purejaxdqn.testing.compiled_functions import (
+    COMPILABLE,
+    Program,
+    explain_errors,
+    find_types,
+    to_numpy,
+)
+from purejaxdqn.testing.replay_draws import check_draws, fill
 from purejaxdqn.testing.report import Check, Report, attempt, print_and_raise, without_printing
 from purejaxdqn.testing.requirements import require, require_same_types
 from purejaxdqn.testing.tabular.probe_environment import MAX_STEPS, NUM_OBS
 from purejaxdqn.testing.tabular.probe_values import check_probes, play_probes, solve_values
-from purejaxdqn.types import Array, ArrayTree, Replay, Sample, Step, Transition, Window, run_axes
+from purejaxdqn.types import Array, Replay, Sample, Step, Transition, Window, run_axes
 
 MakeReplay = Callable[[int, int, int], Replay]  # capacity, batch_size, time_limit
 
@@ -75,42 +80,36 @@ replay_report = without_printing(check_replay)
 
 
 def _check_all(make_replay: MakeReplay, key: Array, num_envs: int, n_step: int) -> list[Check]:
-    def check_types() -> str:
-        replay = make_replay(_BATCH_SIZE * num_envs, _BATCH_SIZE, 5)
-        return _check_types(replay, num_envs, key, n_step)
+    def make(max_rows: int, time_limit: int) -> Replay:
+        # A replay without replacement holds at least one such batch when it is first sampled.
+        return make_replay(max_rows * num_envs, 2 * num_envs, time_limit)
 
     def check_content(max_rows: int, time_limit: int) -> str:
-        # A replay without replacement holds at least one such batch when it is first sampled.
-        replay = make_replay(max_rows * num_envs, 2 * num_envs, time_limit)
-        steps = _draw_steps(29, num_envs, time_limit)
-        return _check_content(replay, steps, jax.random.split(key, 64), max_rows, n_step)
+        steps, keys = _draw_steps(29, num_envs, time_limit), jax.random.split(key, 64)
+        return _check_content(make(max_rows, time_limit), steps, keys, max_rows, n_step)
 
     def check_frequencies() -> str:
-        measured = []
-        for max_rows, num_steps in ((16, 10), (8, 21)):  # not yet full, and wrapped around
-            replay = make_replay(max_rows * num_envs, 2 * num_envs, 3)
-            steps = _draw_steps(num_steps, num_envs, 3)
-            num_held = min(max_rows, num_steps) * num_envs
-            measured.append(check_draws(replay, steps, key, num_held))
-        return measured[-1]
-
-    checks = [attempt("shapes and dtypes", check_types)]
-    if not checks[0].passed:
-        return checks
-    values: list[Check] = []
+        # Not yet full, and wrapped around.
+        check_draws(make(16, 3), _draw_steps(10, num_envs, 3), key, 10 * num_envs)
+        return check_draws(make(8, 3), _draw_steps(21, num_envs, 3), key, 8 * num_envs)
 
     def check_values() -> str:
         values.extend(_check_probes(make_replay, key, num_envs, n_step))
         return ""
 
-    checks += [
+    values: list[Check] = []
+    checks = [attempt("shapes and dtypes", lambda: _check_types(make_replay, num_envs, n_step))]
+    if not checks[0].passed:
+        return checks
+    return [
+        *checks,
         attempt("what was added is sampled", lambda: check_content(8, 3)),
         attempt("with a time limit of one step", lambda: check_content(4, 1)),
         attempt("probabilities and priorities", check_frequencies),
         attempt("written in place", lambda: _check_in_place(make_replay, num_envs)),
         attempt("the probes are sampled", check_values),
+        *values,
     ]
-    return [*checks, *values]
 
 
 def _check_probes(make_replay: MakeReplay, key: Array, num_envs: int, n_step: int) -> list[Check]:
@@ -118,26 +117,18 @@ def _check_probes(make_replay: MakeReplay, key: Array, num_envs: int, n_step: in
     stream = play_probes(_PROBE_ROWS, num_envs)
     capacity = _PROBE_ROWS * num_envs
     replay = make_replay(capacity, capacity, MAX_STEPS)
-    one_hot = np.eye(NUM_OBS, dtype=np.float32)
-    steps: Any = stream._replace(
-        obs=one_hot[stream.obs],
-        action=stream.action.astype(np.int32),
-        next_obs=one_hot[stream.next_obs],
-    )
+    obs, next_obs = (np.eye(NUM_OBS, dtype=np.float32)[x] for x in (stream.obs, stream.next_obs))
+    action = np.asarray(stream.action, np.int32)
+    steps: Any = stream._replace(obs=obs, action=action, next_obs=next_obs)
 
     def sampled(keys: Array) -> Transition:
-        first = jax.tree.map(lambda x: jnp.asarray(x[0]), steps)
-        state, _ = jax.lax.scan(
-            lambda state, step: (replay.add(state, step), None), replay.init(first), steps
-        )
-        windows = jax.vmap(replay.sample, in_axes=(None, 0))(state, keys).window
-        to_transition = functools.partial(n_step_transition, discount=_DISCOUNT)
-        return jax.vmap(jax.vmap(to_transition))(windows)
+        windows = jax.vmap(replay.sample, in_axes=(None, 0))(fill(replay, steps), keys).window
+        return jax.vmap(jax.vmap(lambda x: n_step_transition(x, _DISCOUNT)))(windows)
 
     batches = to_numpy(jax.jit(sampled)(jax.random.split(key, 4)))
-    flat = jax.tree.map(lambda x: x.reshape(-1, *x.shape[2:]), batches)
-    numbers = (flat.obs_tm1.argmax(1), flat.a_tm1, flat.r_t, flat.discount_t, flat.obs_t.argmax(1))
-    return check_probes(solve_values(*numbers), _DISCOUNT, n_step)
+    flat = jax.tree.map(np.concatenate, batches)
+    flat = flat._replace(obs_tm1=flat.obs_tm1.argmax(1), obs_t=flat.obs_t.argmax(1))
+    return check_probes(solve_values(*flat), _DISCOUNT, n_step)
 
 
 def _draw_steps(num_steps: int, num_envs: int, time_limit: int) -> Step:
@@ -158,60 +149,55 @@ def _draw_steps(num_steps: int, num_envs: int, time_limit: int) -> Step:
     next_obs = np.where(terminated | truncated, last_obs, following)
 
     def image(numbers: np.ndarray) -> Any:
-        numbers = numbers.astype(np.float32)
-        return numbers.reshape(*numbers.shape, 1, 1, 1) * np.ones(_OBS_SHAPE, np.float32)
+        return np.multiply.outer(numbers, np.ones(_OBS_SHAPE)).astype(np.float32)
 
     action, reward = rng.integers(0, 100, obs.shape, np.int32), rng.normal(size=obs.shape)
     fields = (image(obs), action, reward.astype(np.float32), terminated, truncated, image(next_obs))
     return Step._make(fields)
 
 
+def _list_types(*shape: int) -> list[Any]:
+    """Lists the types of actions, rewards, flags and observations with such leading axes."""
+    types: list[Any] = [jax.ShapeDtypeStruct(shape, x) for x in (jnp.int32, jnp.float32, bool)]
+    return [*types, jax.ShapeDtypeStruct((*shape, *_OBS_SHAPE), jnp.uint8)]
+
+
 def _list_window_types(n_step: int, *batch: int) -> Window:
-    """Lists the shapes and dtypes of a window of steps with uint8 observations."""
-
-    def array(dtype: Any, *shape: int) -> Any:
-        return jax.ShapeDtypeStruct((*batch, *shape), dtype)
-
-    obs, flags = array(jnp.uint8, *_OBS_SHAPE), array(bool, n_step)
-    action, reward = array(jnp.int32, n_step), array(jnp.float32, n_step)
+    action, reward, flags, _ = _list_types(*batch, n_step)
+    obs = _list_types(*batch)[-1]
     return Window(obs, action, reward, flags, flags, flags, obs)
 
 
-def _check_types(replay: Replay, num_envs: int, key: Array, n_step: int) -> str:
-    def array(*shape: int, dtype: Any) -> Any:
-        return jax.ShapeDtypeStruct(shape, dtype)
-
-    obs, flag = array(num_envs, *_OBS_SHAPE, dtype=jnp.uint8), array(num_envs, dtype=bool)
-    action = array(num_envs, dtype=jnp.int32)
-    step = Step(obs, action, array(num_envs, dtype=jnp.float32), flag, flag, obs)
+def _check_types(make_replay: MakeReplay, num_envs: int, n_step: int) -> str:
+    replay = make_replay(_BATCH_SIZE * num_envs, _BATCH_SIZE, 5)
+    action, reward, flag, obs = _list_types(num_envs)
+    step = Step(obs, action, reward, flag, flag, obs)
     state = find_types("Replay.init", COMPILABLE, replay.init, step)
     added = find_types("Replay.add", COMPILABLE, replay.add, state, step)
-    sample = find_types("Replay.sample", COMPILABLE, replay.sample, added, key)
+    sample = find_types("Replay.sample", COMPILABLE, replay.sample, added, jax.random.key(0))
     require(
         isinstance(sample, Sample) and isinstance(sample.window, Window),
         f"Replay.sample gives {sample!r}: it must give a Sample of a Window",
     )
-    action, number = (array(_BATCH_SIZE, dtype=dtype) for dtype in (jnp.int32, jnp.float32))
+    indices, priorities, *_ = _list_types(_BATCH_SIZE)
     require_same_types(
-        Sample(_list_window_types(n_step, _BATCH_SIZE), action, number),
+        Sample(_list_window_types(n_step, _BATCH_SIZE), indices, priorities),
         sample,
         f"a batch of {_BATCH_SIZE} windows of {n_step} steps (n_step) with uint8 observations has "
         "the wrong types",
         "give out observations, actions and rewards in the dtypes in which they were added",
     )
     if window_at := replay.window_at:
+        index = _list_types()[0]
         require_same_types(
             _list_window_types(_NUM_STEPS),
             find_types(
-                "Replay.window_at",
-                COMPILABLE,
-                lambda state, index: window_at(state, index, _NUM_STEPS),
-                *(added, array(dtype=sample.indices.dtype)),
+                "Replay.window_at", COMPILABLE, lambda *x: window_at(*x, _NUM_STEPS), added, index
             ),
             f"Replay.window_at of {_NUM_STEPS} steps gives the wrong types",
             "give ONE window of so many steps, in the dtypes in which they were added",
         )
-    updated = find_types("Replay.update", COMPILABLE, replay.update, added, action, number)
+    updated = find_types("Replay.update", COMPILABLE, replay.update, added, indices, priorities)
     for name, new in (("add", added), ("update", updated)):
         require_same_types(
             state,
@@ -223,16 +209,12 @@ def _check_types(replay: Replay, num_envs: int, key: Array, n_step: int) -> str:
 
 
 def _check_content(replay: Replay, steps: Step, keys: Array, max_rows: int, n_step: int) -> str:
-    def examine(keys: Array, steps: Step, num_steps: Array) -> tuple[Sample, Window | None]:
-        def unwritten(x: Array) -> Array:
-            holds_obs = x.shape[-len(_OBS_SHAPE) :] == _OBS_SHAPE
-            return jnp.full_like(x, jnp.nan) if holds_obs else x
+    def unwritten(x: Array) -> Array:
+        return jnp.full_like(x, jnp.nan) if x.shape[-len(_OBS_SHAPE) :] == _OBS_SHAPE else x
 
-        def at(t: Array) -> Step:
-            return jax.tree.map(lambda x: x[t], steps)
-
-        state = jax.tree.map(unwritten, replay.init(at(jnp.int32(0))))
-        state = jax.lax.fori_loop(0, num_steps, lambda t, state: replay.add(state, at(t)), state)
+    def examine(keys: Array, steps: Step) -> tuple[Sample, Window | None]:
+        empty = replay.init(jax.tree.map(lambda x: x[0], steps))
+        state = fill(replay, steps, jax.tree.map(unwritten, empty))
         samples = jax.vmap(replay.sample, in_axes=(None, 0))(state, keys)
         if not (window_at := replay.window_at):
             return samples, None
@@ -242,7 +224,7 @@ def _check_content(replay: Replay, steps: Step, keys: Array, max_rows: int, n_st
     program = Program("init, add and sample of a replay", COMPILABLE, examine)
     for num_steps in (max_rows - 2, len(steps.action)):
         added = Step._make(x[:num_steps] for x in steps)
-        samples, longer = to_numpy(program(keys, steps, num_steps))
+        samples, longer = to_numpy(program(keys, added))
         _check_samples(samples, added, max_rows, n_step)
         if longer is not None:
             asked = f"that window_at gave for {_NUM_STEPS} steps, "
@@ -253,13 +235,6 @@ def _check_content(replay: Replay, steps: Step, keys: Array, max_rows: int, n_st
             )
             _check_samples(samples._replace(window=longer), added, max_rows, _NUM_STEPS, asked)
     return f"{max_rows} rows"
-
-
-def _count_steps(steps: Step, start: tuple[int, int], n_step: int) -> int:
-    """Counts the steps of the window that starts at (t, env) and has room for `n_step`."""
-    t, env = start
-    ends = (steps.terminated | steps.truncated)[t : t + n_step, env]
-    return int(ends.argmax()) + 1 if ends.any() else len(ends)
 
 
 def _check_samples(
@@ -310,7 +285,8 @@ def _check_window(
 ) -> None:
     """Compares ONE window, its observations as numbers, with the steps from (t, env) on."""
     t, env = at
-    num_inside = _count_steps(steps, at, n_step)
+    ends = (steps.terminated | steps.truncated)[t : t + n_step, env]
+    num_inside = int(ends.argmax()) + 1 if ends.any() else len(ends)
     expected = [k < num_inside for k in range(n_step)]
     require(
         window.is_inside.tolist() == expected,
@@ -337,43 +313,29 @@ def _check_window(
 
 def _check_in_place(make_replay: MakeReplay, num_envs: int) -> str:
     """Compiles, but does not run, `add` for several runs at once, as a sweep trains them."""
-    num_runs, max_rows = 2, 4096
-    replay = make_replay(max_rows * num_envs, _BATCH_SIZE, 5)
+    replay = make_replay(4096 * num_envs, _BATCH_SIZE, 5)
     steps = _draw_steps(6, num_envs, 5)
-    state = jax.eval_shape(replay.init, jax.tree.map(lambda x: jnp.asarray(x[0]), steps))
-    axes = run_axes(state)
-
-    def batched(axis: int | None, part: ArrayTree) -> ArrayTree:
-        if axis is None:
-            return part
-        return jax.tree.map(lambda x: jax.ShapeDtypeStruct((num_runs, *x.shape), x.dtype), part)
-
-    states = jax.tree.map(batched, axes, state, is_leaf=lambda axis: axis is None)
-    runs = jax.tree.map(lambda x: np.stack([x] * num_runs), steps)
-
-    def add_all(state: ArrayTree, steps: Step) -> ArrayTree:
-        return jax.lax.scan(lambda state, step: (replay.add(state, step), None), state, steps)[0]
-
-    over_runs = jax.vmap(add_all, in_axes=(axes, 0), out_axes=axes)
-    try:
-        program = jax.jit(over_runs, donate_argnums=0).lower(states, runs).compile()
-    except Exception as error:
-        raise AssertionError(
-            f"Replay.add of several runs under vmap raises {type(error).__name__}: {error}\nA "
-            "field that purejaxdqn.types.shared_counter() declares must not depend on what is added"
-        ) from error
+    runs = jax.tree.map(lambda x: np.stack([x] * 2), steps)
+    first = jax.tree.map(lambda x: x[:, 0], runs)
+    axes = run_axes(jax.eval_shape(replay.init, jax.tree.map(lambda x: x[0], steps)))
+    add_all = jax.vmap(lambda *x: fill(replay, *x), in_axes=(0, axes), out_axes=axes)
+    remedy = (
+        "A field that purejaxdqn.types.shared_counter() declares must not depend on what is added"
+    )
+    with explain_errors("Replay.add of several runs under vmap", remedy):
+        states = jax.eval_shape(jax.vmap(replay.init, out_axes=axes), first)
+        program = jax.jit(add_all, donate_argnums=1).lower(runs, states).compile()
     obs_type = ",".join(map(str, _OBS_SHAPE))
     require(
         not re.search(rf"{obs_type}\]\S* scatter\(", program.as_text() or ""),
         "Replay.add writes with a scatter when several runs are vmapped: declare the index with "
         "purejaxdqn.types.shared_counter(), and write with jax.lax.dynamic_update_slice",
     )
-    memory = program.memory_analysis()
     ring = max(x.size * x.dtype.itemsize for x in jax.tree.leaves(states))
+    needed = getattr(program.memory_analysis(), "temp_size_in_bytes", 0)
     require(
-        memory is None or memory.temp_size_in_bytes < ring / 2,
-        f"Replay.add copies: it needs {getattr(memory, 'temp_size_in_bytes', 0)} bytes beside a "
-        f"ring of {ring}. Write with jax.lax.dynamic_update_slice, and read what the write "
-        "replaces before it, not after",
+        needed < ring / 2,
+        f"Replay.add copies: it needs {needed} bytes beside a ring of {ring}. Write with "
+        "jax.lax.dynamic_update_slice, and read what the write replaces before it, not after",
     )
     return ""

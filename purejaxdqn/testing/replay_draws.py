@@ -2,18 +2,23 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import jax
 import jax.numpy as jnp
 import numpy as np
 
 from purejaxdqn.testing.compiled_functions import to_numpy
 from purejaxdqn.testing.requirements import require
-from purejaxdqn.types import Array, Replay, Sample, Step
+from purejaxdqn.types import Array, ArrayTree, Replay, Sample, Step
 
 _NUM_BATCHES = 512
 _SIGMAS = 6.0
+
+
+def fill(replay: Replay, steps: Step, state: ArrayTree = None) -> ArrayTree:
+    """Adds steps `[T, E, ...]` one after another, to an empty replay by default."""
+    if state is None:
+        state = replay.init(jax.tree.map(lambda x: jnp.asarray(x[0]), steps))
+    return jax.lax.scan(lambda state, step: (replay.add(state, step), None), state, steps)[0]
 
 
 def check_draws(replay: Replay, steps: Step, key: Array, num_held: int) -> str:
@@ -22,18 +27,10 @@ def check_draws(replay: Replay, steps: Step, key: Array, num_held: int) -> str:
     The replay holds `num_held` entries once all steps `[T, E, ...]` were added. Returns what was
     measured.
     """
-    keys_before, keys_after = jax.random.split(key, 2 * _NUM_BATCHES).reshape(2, _NUM_BATCHES)
-
-    @jax.jit
-    def fill(steps: Step) -> Any:
-        first = jax.tree.map(lambda x: x[0], steps)
-        return jax.lax.scan(
-            lambda state, step: (replay.add(state, step), None), replay.init(first), steps
-        )[0]
-
+    keys_before, keys_after = jax.random.split(key, (2, _NUM_BATCHES))
     sample = jax.jit(jax.vmap(replay.sample, in_axes=(None, 0)))
     update = jax.jit(replay.update)
-    state = fill(jax.tree.map(jnp.asarray, steps))
+    state = jax.jit(lambda steps: fill(replay, steps))(steps)
     drawn: Sample = to_numpy(sample(state, keys_before))
     _compare_counts(drawn, num_held, "")
     # Gives each entry a priority of its own, unrelated to its index; a batch at a time.
@@ -42,27 +39,25 @@ def check_draws(replay: Replay, steps: Step, key: Array, num_held: int) -> str:
     size = drawn.indices.shape[1]
     for start in range(0, len(entries), size):
         places = np.arange(start, start + size) % len(entries)
-        state = update(state, jnp.asarray(entries[places]), jnp.asarray(priorities[places]))
+        state = update(state, entries[places], priorities[places])
     drawn = to_numpy(sample(state, keys_after))
     _compare_counts(drawn, num_held, "after Replay.update, ")
-    after = dict(zip(drawn.indices.ravel().tolist(), drawn.probabilities.ravel(), strict=True))
-    both = [i for i, entry in enumerate(entries) if entry in after]
-    found = np.array([after[entries[i]] for i in both])
+    _, places, first = np.intersect1d(entries, drawn.indices, return_indices=True)
+    found = drawn.probabilities.ravel()[first][np.argsort(priorities[places])]
     if np.ptp(found) < 1e-3 * found.max():
         return "all as likely"
-    order = np.argsort(priorities[both])
-    rising = np.diff(found[order]) > -1e-3 * found.max()
-    share = float(rising.mean())
-    falls = bool((np.diff(found[order]) < 1e-3 * found.max()).all())
+    rises = np.diff(found / found.max())
+    rising = rises > -1e-3
     why = (
         "the higher the priority, the lower the probability: is its inverse or its negative taken?"
-        if falls
+        if (rises < 1e-3).all()
         else "are they written at the indices that Replay.update is given?"
     )
     require(
         rising.all(),
         "after Replay.update with a priority of its own for each entry, the probabilities do not "
-        f"rise with the priorities (they do from {share:.0%} of entries to the next): {why}",
+        f"rise with the priorities (they do from {rising.mean():.0%} of entries to the next): "
+        f"{why}",
     )
     return "by priority"
 
