@@ -15,7 +15,7 @@ import numpy as np
 Bootstrap = Literal["target", "online", "both", "none"]
 Loss = TypeVar("Loss", bound=Callable[..., Any])
 Rows = np.ndarray  # `[..., A]`, or `[...]` without the actions
-_ValueOf = Callable[[Rows], Rows]  # `[..., A] -> [...]`
+_ByMistake = dict[str, Rows]  # "" is the right one
 
 
 class FixedPoint(NamedTuple):
@@ -39,56 +39,55 @@ def take_value(q_values: Rows, action: Rows) -> Rows:
     return np.take_along_axis(q_values, np.expand_dims(action, -1), -1)[..., 0]
 
 
-def _find_highest(q_values: Rows) -> Rows:
-    return q_values.max(-1)
-
-
 def _logsumexp(x: Rows) -> Rows:
-    highest = x.max(-1)
-    return highest + np.log(np.exp(x - np.expand_dims(highest, -1)).sum(-1))
+    return np.logaddexp.reduce(x, axis=-1)
 
 
-def _make_bellman(
-    name: str, value: _ValueOf, undiscounted: Callable[[Rows], Any] = lambda q_t: 0.0
-) -> FixedPoint:
-    return FixedPoint(
-        name,
-        lambda q_tm1, a_tm1, r_t, discount_t, q_t: (
-            r_t + discount_t * value(q_t) + undiscounted(q_t)
-        ),
-    )
+def _make(name: str, targets: Callable[..., _ByMistake]) -> FixedPoint:
+    """Makes a fixed point of the right target, named "", and of those of common mistakes."""
+
+    def make(name: str, wrong: str) -> FixedPoint:
+        return FixedPoint(name, lambda *transition: targets(*transition)[wrong])
+
+    _, *mistakes = targets(np.zeros(2), np.zeros((), int), *np.zeros((2, 1)), np.zeros(2))
+    near_misses = tuple((wrong, make(f"{name}, off", wrong)) for wrong in mistakes)
+    return make(name, "")._replace(near_misses=near_misses)
 
 
-OPTIMAL = _make_bellman("optimal", _find_highest)
+def _make_bellman(name: str, values: Callable[[Rows], _ByMistake]) -> FixedPoint:
+    """Makes `r_t + discount_t * value` of each of `values(q_t)`."""
+
+    def targets(q_tm1: Rows, a_tm1: Rows, r_t: Rows, discount_t: Rows, q_t: Rows) -> _ByMistake:
+        return {wrong: r_t + discount_t * value for wrong, value in values(q_t).items()}
+
+    return _make(name, targets)
+
+
+OPTIMAL = _make_bellman("optimal", lambda q_t: {"": q_t.max(-1)})
 """The optimal values: Bellman's optimality equation."""
 
 
-RETURN = _make_bellman("return", lambda q_t: 0 * q_t.max(-1))
+RETURN = _make_bellman("return", lambda q_t: {"": 0 * q_t.max(-1)})
 """The mean of `r_t`, for losses whose `r_t` is a whole return: they do not bootstrap."""
 
 
 def epsilon_greedy(epsilon: Any) -> FixedPoint:
     """Makes the values of a policy that is greedy but for a share `epsilon` of random actions."""
-    name = f"epsilon_greedy({epsilon})"
-    others: _ValueOf = lambda q_t: q_t.sum(-1) - q_t.max(-1)  # noqa: E731
-    mistakes: dict[str, _ValueOf] = {
-        "epsilon is shared by the other actions alone, epsilon / (A - 1) each: a random action is "
-        "drawn from all, epsilon / A each": (
-            lambda q_t: (1 - epsilon) * q_t.max(-1) + epsilon * others(q_t) / (q_t.shape[-1] - 1)
-        ),
-        "epsilon and 1 - epsilon are swapped": (
-            lambda q_t: epsilon * q_t.max(-1) + (1 - epsilon) * q_t.mean(-1)
-        ),
-        "the random actions' values are summed: their mean belongs": (
-            lambda q_t: q_t.max(-1) + epsilon * others(q_t)
-        ),
-        "the highest value counts in full, and not 1 - epsilon times": (
-            lambda q_t: q_t.max(-1) + epsilon * q_t.mean(-1)
-        ),
-    }
-    right = _make_bellman(name, lambda q_t: (1 - epsilon) * q_t.max(-1) + epsilon * q_t.mean(-1))
-    near_misses = ((wrong, _make_bellman(name, value)) for wrong, value in mistakes.items())
-    return right._replace(near_misses=tuple(near_misses))
+
+    def values(q_t: Rows) -> _ByMistake:
+        highest, mean = q_t.max(-1), q_t.mean(-1)
+        others = q_t.sum(-1) - highest
+        each = others / (q_t.shape[-1] - 1)
+        return {
+            "": (1 - epsilon) * highest + epsilon * mean,
+            "epsilon is shared by the other actions alone, epsilon / (A - 1) each: a random action "
+            "is drawn from all, epsilon / A each": (1 - epsilon) * highest + epsilon * each,
+            "epsilon and 1 - epsilon are swapped": epsilon * highest + (1 - epsilon) * mean,
+            "the random actions' values are summed: their mean belongs": highest + epsilon * others,
+            "the highest value counts in full, and not 1 - epsilon times": highest + epsilon * mean,
+        }
+
+    return _make_bellman(f"epsilon_greedy({epsilon})", values)
 
 
 def soft(temperature: Any) -> FixedPoint:
@@ -98,152 +97,127 @@ def soft(temperature: Any) -> FixedPoint:
       temperature: above 0, in the unit of the action values.
     """
 
-    def policy_mean(q_t: Rows) -> Rows:
-        scaled = (q_t - q_t.max(-1, keepdims=True)) / temperature
-        policy = np.exp(scaled - np.expand_dims(_logsumexp(scaled), -1))
-        return (policy * q_t).sum(-1)
+    def policy_mean(q_t: Rows, temperature: Any = temperature) -> Rows:
+        scaled = q_t / temperature
+        return (np.exp(scaled - _logsumexp(scaled)[..., np.newaxis]) * q_t).sum(-1)
 
-    def entropy(q_t: Rows) -> Rows:
-        return _logsumexp(q_t / temperature) - policy_mean(q_t) / temperature
+    def targets(q_tm1: Rows, a_tm1: Rows, r_t: Rows, discount_t: Rows, q_t: Rows) -> _ByMistake:
+        right, plain = temperature * _logsumexp(q_t / temperature), _logsumexp(q_t)
+        mean = policy_mean(q_t)
+        bonus = right - mean  # the temperature times the policy's entropy
+        values = {
+            "": right,
+            "the policy's entropy is missing (- temperature * log policy at obs_t)": mean,
+            "the temperature is missing: it is 1": plain,
+            "q_t is not divided by the temperature": temperature * plain,
+            "q_t is multiplied by the temperature where it is to be divided by it": (
+                temperature * _logsumexp(q_t * temperature)
+            ),
+            "q_t is divided by the temperature, and its log-sum-exp is not multiplied by it": (
+                right / temperature
+            ),
+            "the policy's entropy has the wrong sign": mean - bonus,
+            "the policy's entropy is not multiplied by the temperature": mean + bonus / temperature,
+            "the policy is the softmax of q_t without the temperature": (
+                policy_mean(q_t, 1.0) * (1 - temperature) + temperature * plain
+            ),
+            "log A is taken off: it is the mean of the exponentials, and not their sum": (
+                right - temperature * np.log(q_t.shape[-1])
+            ),
+            "it is a soft minimum: the sign of the temperature is wrong": (
+                -temperature * _logsumexp(-q_t / temperature)
+            ),
+        }
+        undiscounted = "the policy's entropy is not multiplied by discount_t"
+        found = {wrong: r_t + discount_t * value for wrong, value in values.items()}
+        return {**found, undiscounted: r_t + discount_t * mean + bonus}
 
-    def value_of_plain_softmax(q_t: Rows) -> Rows:
-        policy = np.exp(q_t - np.expand_dims(_logsumexp(q_t), -1))
-        return (policy * q_t).sum(-1) * (1 - temperature) + temperature * _logsumexp(q_t)
-
-    mistakes: dict[str, _ValueOf] = {
-        "the policy's entropy is missing (- temperature * log policy at obs_t)": policy_mean,
-        "the temperature is missing: it is 1": _logsumexp,
-        "q_t is not divided by the temperature": lambda q_t: temperature * _logsumexp(q_t),
-        "q_t is multiplied by the temperature where it is to be divided by it": (
-            lambda q_t: temperature * _logsumexp(q_t * temperature)
-        ),
-        "q_t is divided by the temperature, and its log-sum-exp is not multiplied by it": (
-            lambda q_t: _logsumexp(q_t / temperature)
-        ),
-        "the policy's entropy has the wrong sign": (
-            lambda q_t: policy_mean(q_t) - temperature * entropy(q_t)
-        ),
-        "the policy's entropy is not multiplied by the temperature": (
-            lambda q_t: policy_mean(q_t) + entropy(q_t)
-        ),
-        "the policy is the softmax of q_t without the temperature": value_of_plain_softmax,
-        "log A is taken off: it is the mean of the exponentials, and not their sum": (
-            lambda q_t: temperature * (_logsumexp(q_t / temperature) - np.log(q_t.shape[-1]))
-        ),
-        "it is a soft minimum: the sign of the temperature is wrong": (
-            lambda q_t: -temperature * _logsumexp(-q_t / temperature)
-        ),
-    }
-    off = f"soft({temperature}), off"
-    undiscounted = _make_bellman(off, policy_mean, lambda q_t: temperature * entropy(q_t))
-    return _make_bellman(
-        f"soft({temperature})", lambda q_t: temperature * _logsumexp(q_t / temperature)
-    )._replace(
-        near_misses=(
-            *((wrong, _make_bellman(off, value)) for wrong, value in mistakes.items()),
-            ("the policy's entropy is not multiplied by discount_t", undiscounted),
-        )
-    )
+    return _make(f"soft({temperature})", targets)
 
 
 def munchausen(
     fixed_point: FixedPoint, temperature: Any, coefficient: Any, log_policy_min: Any
 ) -> FixedPoint:
-    """Makes another fixed point, with the bonus of `purejaxdqn.losses.munchausen` in its reward.
+    """Makes another fixed point, with the bonus of `purejaxdqn.losses.munchausen` in its reward."""
 
-    It is longer than other functions because it lists every near miss.
-    """
-
-    def log_policy(q_values: Rows, a_tm1: Rows) -> Rows:
-        """Computes the temperature times the log-policy."""
-        return take_value(q_values, a_tm1) - temperature * _logsumexp(q_values / temperature)
-
-    def clipped(log_policy: Rows) -> Rows:
+    def clip(log_policy: Rows) -> Rows:
         return np.clip(log_policy, log_policy_min, 0.0)
 
-    def right(q_tm1: Rows, a_tm1: Rows, q_t: Rows) -> Rows:
-        return clipped(log_policy(q_tm1, a_tm1))
+    def bonuses(q_tm1: Rows, a_tm1: Rows, discount_t: Rows, q_t: Rows) -> _ByMistake:
+        # The temperature times the log-policies.
+        all_tm1, all_t = (
+            q - temperature * _logsumexp(q / temperature)[..., np.newaxis] for q in (q_tm1, q_t)
+        )
+        log_policy = take_value(all_tm1, a_tm1)
+        plain = temperature * (take_value(q_tm1, a_tm1) - _logsumexp(q_tm1))
+        unscaled = clip(log_policy / temperature)
+        right = clip(log_policy)
+        scaled = {
+            "": right,
+            "the bonus is discounted": discount_t * right,
+            "the Munchausen bonus has the wrong sign": -right,
+            "the bonus's log-policy is not clipped": log_policy,
+            "the bonus's log-policy is not multiplied by the temperature": unscaled,
+            "the bonus's log-policy is multiplied by the temperature after it is clipped": (
+                temperature * unscaled
+            ),
+            "the bonus's log-policy is that of action values without a temperature": clip(plain),
+            "the bonus's log-policy is averaged over the actions: it is that of a_tm1": (
+                clip(all_tm1).mean(-1)
+            ),
+            "the bonus is the policy's probability and not its logarithm": (
+                np.exp(log_policy / temperature)
+            ),
+            "the bonus is that of the policy at obs_t and not at obs_tm1": (
+                clip(take_value(all_t, a_tm1))
+            ),
+        }
+        return {wrong: coefficient * bonus for wrong, bonus in scaled.items()} | {
+            "the Munchausen bonus is missing": 0 * right,
+            "the bonus is not multiplied by the coefficient": right,
+        }
 
-    def make(
-        inner: FixedPoint,
-        bonus: Callable[..., Rows] = right,
-        coefficient: Any = coefficient,
-        is_discounted: bool = False,
-    ) -> FixedPoint:
+    def make(inner: FixedPoint, wrong: str = "") -> FixedPoint:
         def target(q_tm1: Rows, a_tm1: Rows, r_t: Rows, discount_t: Rows, q_t: Rows) -> Rows:
-            more = coefficient * bonus(q_tm1, a_tm1, q_t)
-            r_t = r_t + (discount_t * more if is_discounted else more)
-            return inner.target(q_tm1, a_tm1, r_t, discount_t, q_t)
+            bonus = bonuses(q_tm1, a_tm1, discount_t, q_t)[wrong]
+            return inner.target(q_tm1, a_tm1, r_t + bonus, discount_t, q_t)
 
         return FixedPoint(f"munchausen({inner.name}, {temperature}, {coefficient})", target)
 
-    mistakes: dict[str, Callable[..., Rows]] = {
-        "the Munchausen bonus has the wrong sign": lambda q_tm1, a, q_t: -right(q_tm1, a, q_t),
-        "the bonus's log-policy is not clipped": lambda q_tm1, a, q_t: log_policy(q_tm1, a),
-        "the bonus's log-policy is not multiplied by the temperature": (
-            lambda q_tm1, a, q_t: clipped(log_policy(q_tm1, a) / temperature)
-        ),
-        "the bonus's log-policy is multiplied by the temperature after it is clipped": (
-            lambda q_tm1, a, q_t: temperature * clipped(log_policy(q_tm1, a) / temperature)
-        ),
-        "the bonus's log-policy is that of action values without a temperature": (
-            lambda q_tm1, a, q_t: clipped(temperature * (take_value(q_tm1, a) - _logsumexp(q_tm1)))
-        ),
-        "the bonus's log-policy is averaged over the actions: it is that of a_tm1": (
-            lambda q_tm1, a, q_t: clipped(
-                q_tm1 - temperature * np.expand_dims(_logsumexp(q_tm1 / temperature), -1)
-            ).mean(-1)
-        ),
-        "the bonus is the policy's probability and not its logarithm": (
-            lambda q_tm1, a, q_t: np.exp(log_policy(q_tm1, a) / temperature)
-        ),
-        "the bonus is that of the policy at obs_t and not at obs_tm1": (
-            lambda q_tm1, a, q_t: clipped(log_policy(q_t, a))
-        ),
-    }
-    return make(fixed_point)._replace(
-        near_misses=(
-            ("the Munchausen bonus is missing", fixed_point),
-            ("the bonus is not multiplied by the coefficient", make(fixed_point, coefficient=1.0)),
-            ("the bonus is discounted", make(fixed_point, is_discounted=True)),
-            *((wrong, make(fixed_point, bonus)) for wrong, bonus in mistakes.items()),
-            *((wrong, make(inner)) for wrong, inner in fixed_point.near_misses),
-            (f"the maximum stands in the place of {fixed_point.name}", make(OPTIMAL)),
-        )
+    _, *mistakes = bonuses(np.zeros(2), np.zeros((), int), np.zeros(()), np.zeros(2))
+    near_misses = (
+        *((wrong, make(fixed_point, wrong)) for wrong in mistakes),
+        *((wrong, make(inner)) for wrong, inner in fixed_point.near_misses),
+        (f"the maximum stands in the place of {fixed_point.name}", make(OPTIMAL)),
     )
+    return make(fixed_point)._replace(near_misses=near_misses)
 
 
 def persistent(coefficient: Any) -> FixedPoint:
     """Makes the values of `purejaxdqn.losses.persistent_advantage_learning_loss`."""
 
-    def make(
-        gap: Callable[[Rows, Rows], Rows] = np.minimum,
-        factor: Any = coefficient,
-        best: _ValueOf = _find_highest,
-        is_discounted: bool = False,
-    ) -> FixedPoint:
-        def target(q_tm1: Rows, a_tm1: Rows, r_t: Rows, discount_t: Rows, q_t: Rows) -> Rows:
-            gap_tm1, gap_t = (best(q) - take_value(q, a_tm1) for q in (q_tm1, q_t))
-            lost = factor * gap(gap_tm1, np.where(discount_t > 0, gap_t, 0.0))
-            lost = discount_t * lost if is_discounted else lost
-            return r_t + discount_t * q_t.max(-1) - lost
-
-        return FixedPoint(f"persistent({coefficient})", target)
-
-    return make()._replace(
-        near_misses=(
-            ("the gaps have the wrong sign", make(factor=-coefficient)),
-            ("the gap is not multiplied by the coefficient", make(factor=1.0)),
-            ("the gap is discounted", make(is_discounted=True)),
-            (
-                "the gaps are those to the mean action value and not to the highest",
-                make(best=lambda q_values: q_values.mean(-1)),
+    def targets(q_tm1: Rows, a_tm1: Rows, r_t: Rows, discount_t: Rows, q_t: Rows) -> _ByMistake:
+        optimal = r_t + discount_t * q_t.max(-1)
+        gap, gap_t = (q.max(-1) - take_value(q, a_tm1) for q in (q_tm1, q_t))
+        mean_gap, mean_gap_t = (q.mean(-1) - take_value(q, a_tm1) for q in (q_tm1, q_t))
+        gap_t, mean_gap_t = (np.where(discount_t > 0, x, 0.0) for x in (gap_t, mean_gap_t))
+        smaller = np.minimum(gap, gap_t)
+        return {
+            "": optimal - coefficient * smaller,
+            "the gaps have the wrong sign": optimal + coefficient * smaller,
+            "the gap is not multiplied by the coefficient": optimal - smaller,
+            "the gap is discounted": optimal - discount_t * coefficient * smaller,
+            "the gaps are those to the mean action value and not to the highest": (
+                optimal - coefficient * np.minimum(mean_gap, mean_gap_t)
             ),
-            ("the larger gap counts and not the smaller", make(np.maximum)),
-            ("the gap at obs_tm1 alone counts (advantage learning)", make(lambda now, _: now)),
-            ("the gap at obs_t alone counts", make(lambda _, then: then)),
-        )
-    )
+            "the larger gap counts and not the smaller": (
+                optimal - coefficient * np.maximum(gap, gap_t)
+            ),
+            "the gap at obs_tm1 alone counts (advantage learning)": optimal - coefficient * gap,
+            "the gap at obs_t alone counts": optimal - coefficient * gap_t,
+        }
+
+    return _make(f"persistent({coefficient})", targets)
 
 
 def converges_to(
