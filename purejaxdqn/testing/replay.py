@@ -21,8 +21,13 @@ from purejaxdqn.testing.compiled_functions import (
 from purejaxdqn.testing.replay_draws import check_draws, fill
 from purejaxdqn.testing.report import Check, Report, attempt, print_and_raise, without_printing
 from purejaxdqn.testing.requirements import require, require_same_types
-from purejaxdqn.testing.tabular.probe_environment import MAX_STEPS, NUM_OBS
-from purejaxdqn.testing.tabular.probe_values import check_probes, play_probes, solve_values
+from purejaxdqn.testing.tabular.probes import (
+    MAX_STEPS,
+    NUM_OBS,
+    check_probes,
+    play_probes,
+    solve_values,
+)
 from purejaxdqn.types import Array, Replay, Sample, Step, Transition, Window, run_axes
 
 MakeReplay = Callable[[int, int, int], Replay]  # capacity, batch_size, time_limit

@@ -6,13 +6,13 @@ import dataclasses
 import itertools
 import math
 from collections.abc import Callable
-from typing import Any
+from typing import Any, NamedTuple
 
-import flax.struct
 import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
+from jax.flatten_util import ravel_pytree
 
 from purejaxdqn.agents.dqn.dqn import DQNConfig, Train, dqn
 from purejaxdqn.environments import Environment
@@ -25,12 +25,12 @@ from purejaxdqn.testing.report import (
     print_and_raise,
     without_printing,
 )
-from purejaxdqn.testing.tabular.probe_environment import (
+from purejaxdqn.testing.tabular.probes import (
     NUM_ACTIONS,
     NUM_OBS,
+    check_probes,
     make_probe_environment,
 )
-from purejaxdqn.testing.tabular.probe_values import check_probes
 from purejaxdqn.types import Array, TimeStep
 
 _DISCOUNT = 0.9
@@ -67,7 +67,7 @@ def check_training(
     config = _shorten(config or DQNConfig(n_step=3))
     name = getattr(experiment, "__qualname__", None) or repr(experiment)
     network = value_network(NUM_ACTIONS, ())
-    trained: list[Any] = []
+    learned: list[Any] = []
 
     def make(env: Environment) -> Train:
         return experiment(config, env=env, network=network, optimizer=optax.sgd)
@@ -77,16 +77,14 @@ def check_training(
         state = jax.jit(train.init)(jax.random.key(0))
         chunk = jax.jit(train.chunk, static_argnums=2)
         state, _ = chunk(state, jnp.int32(config.num_iterations), config.num_iterations)
-        trained.append(state.learner.params)
+        outputs = jax.vmap(network.apply, in_axes=(None, 0))(state.learner.params, jnp.eye(NUM_OBS))
+        learned.append(np.asarray(jax.vmap(network.action_values)(outputs), np.float64))
         return f"{config.total_steps} steps"
 
     checks = [attempt("trains", learn)]
-    if not trained:
-        return Report(name, tuple(checks))
-    checks += _check_streams(make)
-    outputs = jax.vmap(network.apply, in_axes=(None, 0))(trained[0], jnp.eye(NUM_OBS))
-    learned = np.asarray(jax.vmap(network.action_values)(outputs), np.float64)
-    return Report(name, (*checks, *check_probes(learned, _DISCOUNT, config.n_step)))
+    if learned:
+        checks += _check_streams(make) + check_probes(learned[0], _DISCOUNT, config.n_step)
+    return Report(name, tuple(checks))
 
 
 training_report = without_printing(check_training)
@@ -95,7 +93,7 @@ training_report = without_printing(check_training)
 def _shorten(config: DQNConfig) -> DQNConfig:
     """Makes a short run that learns tables exactly, with transitions made as `config` has them."""
     num_envs = config.num_envs
-    prefill = num_envs * math.ceil(max(400, _WATCHED_STEPS * num_envs) / num_envs)
+    prefill = num_envs * max(math.ceil(400 / num_envs), _WATCHED_STEPS)
     settings = dataclasses.replace(
         config,
         total_steps=prefill + 2_500 * num_envs,
@@ -127,8 +125,7 @@ def _shorten(config: DQNConfig) -> DQNConfig:
 # ------------------------------------------------------------------------------------------- seeds
 
 
-@flax.struct.dataclass
-class WatchedState:
+class WatchedState(NamedTuple):
     """The random numbers that an environment was given: `start` `[]`, `noise`, `action` `[T]`."""
 
     start: Array
@@ -141,20 +138,16 @@ def _make_watched_environment() -> Environment:
     """Makes an endless episode that records every action, and a draw from every key."""
 
     def reset(key: Array) -> tuple[WatchedState, Array]:
-        nothing = jnp.zeros(_WATCHED_STEPS)
-        start = jax.random.uniform(key)
+        nothing, start = jnp.zeros(_WATCHED_STEPS), jax.random.uniform(key)
         return WatchedState(start, nothing, nothing, jnp.zeros((), jnp.int32)), jnp.ones(NUM_OBS)
 
     def step(key: Array, state: WatchedState, action: Array) -> tuple[WatchedState, TimeStep]:
-        at = state.num_steps
-        state = WatchedState(
-            state.start,
-            state.noise.at[at].set(jax.random.uniform(key), mode="drop"),
-            state.action.at[at].set(action, mode="drop"),
-            at + 1,
-        )
+        start, noise, actions, at = state
+        noise = noise.at[at].set(jax.random.uniform(key), mode="drop")
+        actions = actions.at[at].set(action, mode="drop")
         never = jnp.zeros((), bool)
-        return state, TimeStep(jnp.ones(NUM_OBS), jnp.ones(()), never, never)
+        timestep = TimeStep(jnp.ones(NUM_OBS), jnp.ones(()), never, never)
+        return WatchedState(start, noise, actions, at + 1), timestep
 
     return make_probe_environment()._replace(reset=reset, step=step, max_steps=1_000_000)
 
@@ -163,16 +156,11 @@ def _check_streams(make: Callable[[Environment], Train]) -> list[Check]:
     """Checks that seeds, and the environments of a seed, have streams of their own."""
     init = jax.jit(make(_make_watched_environment()).init)
     states = [init(jax.random.key(seed)) for seed in range(_NUM_SEEDS)]
-    watched = jax.tree.map(lambda *x: np.stack(x), *(state.env_state for state in states))
-    num_envs = watched.start.shape[1]
-    lanes = jax.tree.map(lambda x: x.reshape(_NUM_SEEDS * num_envs, *x.shape[2:]), watched)
+    lanes = jax.tree.map(lambda *x: np.concatenate(x), *(state.env_state for state in states))
 
     def check_weights() -> str:
-        leaves = [jax.tree.leaves(state.learner.params) for state in states]
-        same = any(
-            all(np.array_equal(x, y) for x, y in zip(one, other, strict=True))
-            for one, other in itertools.combinations(leaves, 2)
-        )
+        weights = [ravel_pytree(state.learner.params)[0] for state in states]
+        same = any(np.array_equal(*pair) for pair in itertools.combinations(weights, 2))
         return expect(
             not same,
             "equal" if same else "differ",
@@ -180,11 +168,8 @@ def _check_streams(make: Callable[[Environment], Train]) -> list[Check]:
             "from the one that init is given",
         )
 
-    def check_actions() -> str:
-        return _compare_lanes("actions", lanes.action, 0.95, num_envs)
-
     def check_noise() -> str:
-        _compare_lanes("first states", lanes.start[:, np.newaxis], 0.5, num_envs)
+        _compare_lanes("first states", lanes.start[:, np.newaxis])
         for lane in lanes.noise:
             alike = 1 - len(np.unique(lane)) / len(lane)
             expect(
@@ -192,31 +177,24 @@ def _check_streams(make: Callable[[Environment], Train]) -> list[Check]:
                 f"{alike:.0%} alike",
                 "the key of an environment's step is the same at each step: split a new one",
             )
-        return _compare_lanes("draws in the environment", lanes.noise, 0.5, num_envs)
+        return _compare_lanes("draws in the environment", lanes.noise)
 
     return [
         attempt("streams: initial weights", check_weights),
-        attempt("streams: actions", check_actions),
+        attempt("streams: actions", lambda: _compare_lanes("actions", lanes.action, 0.95)),
         attempt("streams: environments", check_noise),
     ]
 
 
-def _compare_lanes(what: str, values: np.ndarray, most: float, num_envs: int) -> str:
-    """Fails where two lanes agree in more than a share `most` of their entries.
+def _compare_lanes(what: str, values: np.ndarray, most: float = 0.5) -> str:
+    """Fails where two lanes of `values` `[seeds * environments, entries]` agree in a share > `most`.
 
-    Args:
-      what: names the entries in the message.
-      values: `[lanes, entries]`, the environments of a seed side by side.
-      most: above it, a share of equal entries is no chance.
-      num_envs: lanes of a seed.
+    `what` names the entries in the message.
     """
-    alike = {
-        pair: float((values[pair[0]] == values[pair[1]]).mean())
-        for pair in itertools.combinations(range(len(values)), 2)
-    }
-    pair = max(alike, key=alike.__getitem__)
-    highest = alike[pair]
-    (seed, env), (other, other_env) = (divmod(lane, num_envs) for lane in pair)
+    pairs = itertools.combinations(range(len(values)), 2)
+    alike = {(i, j): float((values[i] == values[j]).mean()) for i, j in pairs}
+    pair, highest = max(alike.items(), key=lambda item: item[1])
+    (seed, env), (other, other_env) = (divmod(lane, len(values) // _NUM_SEEDS) for lane in pair)
     who = (
         f"environments {env} and {other_env} of a seed share a stream"
         if seed == other

@@ -92,7 +92,7 @@ def _iterate(subject: Subject, mdp: MDP, q_values: np.ndarray) -> np.ndarray:
     # Each state has two observations, before and after a step, so that the online network too can
     # be held still at time t.
     observations = np.eye(2 * mdp.num_states, dtype=np.float32)
-    process = np.searchsorted(mdp.starts[:-1], np.arange(mdp.num_states), side="right") - 1
+    process = mdp.process
 
     def learn(start: Array, noise: Array) -> Array:
         transitions = Transition(

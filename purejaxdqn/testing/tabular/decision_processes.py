@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 
@@ -25,8 +25,8 @@ class MDP(NamedTuple):
       discount: `[N]` gamma, and 0 only where the process terminates.
       next_state: `[N]` int32.
       probability: `[N]` of the transition, given state and action.
-      names: the processes; `names[i]` has the states from `starts[i]` to `starts[i + 1]`.
-      starts: the first state of each process, and at the end the number of states.
+      process: `[S]` the index in `names` of the process that has the state.
+      names: the processes.
     """
 
     state: np.ndarray
@@ -35,73 +35,51 @@ class MDP(NamedTuple):
     discount: np.ndarray
     next_state: np.ndarray
     probability: np.ndarray
+    process: np.ndarray
     names: tuple[str, ...]
-    starts: tuple[int, ...]
 
     @property
     def num_states(self) -> int:
         """The number of states of all processes."""
-        return self.starts[-1]
+        return len(self.process)
 
     @property
     def is_final(self) -> np.ndarray:
         """`[S]` which states follow an end, so that no action is ever taken in them."""
         return ~np.isin(np.arange(self.num_states), self.state)
 
-    def states_of(self, name: str) -> slice:
-        """Returns the rows of a table that belong to a process."""
-        i = self.names.index(name)
-        return slice(self.starts[i], self.starts[i + 1])
+    def states_of(self, name: str) -> np.ndarray:
+        """Returns `[S]` which rows of a table belong to a process."""
+        return self.process == self.names.index(name)
 
 
-Row = tuple[Any, ...]  # the fields of MDP up to probability, in their order
+# The fields of MDP up to probability, in their order.
+_Row = tuple[int, int, float, float, int, float]
+_ROW_DTYPES = [*zip(MDP._fields, "iiddid", strict=False)]
 
 
-def _list_deterministic(rng: np.random.Generator, discount: float) -> list[Row]:
-    rewards = rng.uniform(-1, 1, (4, NUM_ACTIONS))
-    following = rng.permuted(np.tile(np.arange(4), (NUM_ACTIONS, 1)), axis=1).T
-    return [
-        (s, a, rewards[s, a], discount, int(following[s, a]), 1.0)
-        for s, a in np.ndindex(4, NUM_ACTIONS)
-    ]
-
-
-def _list_stochastic(rng: np.random.Generator, discount: float) -> list[Row]:
-    rows: list[Row] = []
+def _list_stochastic(rng: np.random.Generator, discount: float) -> list[_Row]:
+    rows: list[_Row] = []
     for s, a in np.ndindex(4, NUM_ACTIONS):
         share = rng.uniform(0.2, 0.8)
-        first, second = rng.choice(4, 2, replace=False)
-        # The reward depends on the next state.
-        rows.append((s, a, rng.uniform(-1, 1), discount, int(first), share))
-        rows.append((s, a, rng.uniform(-1, 1), discount, int(second), 1 - share))
+        for following, p in zip(rng.choice(4, 2, replace=False), (share, 1 - share), strict=True):
+            # The reward depends on the next state.
+            rows.append((s, a, rng.uniform(-1, 1), discount, following, p))
     return rows
 
 
-def _list_terminal(rng: np.random.Generator, discount: float) -> list[Row]:
+def _list_terminal(rng: np.random.Generator, discount: float) -> list[_Row]:
     """Lists rows in which action 0 ends the episode, 1 goes on, and 2 goes back.
 
     Every action ends the episode in the last state.
     """
-    rows: list[Row] = []
-    for s in range(4):
-        rewards = rng.uniform(-0.5, 1, NUM_ACTIONS)
-        for a in range(NUM_ACTIONS):
-            ends = a == 0 or s == 3
-            following = 4 if ends else s + 1 if a == 1 else 0
-            rows.append((s, a, rewards[a] + (s == 3), 0.0 if ends else discount, following, 1.0))
+    rows: list[_Row] = []
+    rewards = rng.uniform(-0.5, 1, (4, NUM_ACTIONS))
+    for s, a in np.ndindex(4, NUM_ACTIONS):
+        following = 4 if a == 0 or s == 3 else (0, s + 1, 0)[a]
+        gamma = 0.0 if following == 4 else discount
+        rows.append((s, a, rewards[s, a] + (s == 3), gamma, following, 1.0))
     return rows
-
-
-def _list_time_limit(discount: float) -> list[Row]:
-    """Lists a loop of 3 states; where the limit cuts an episode off, the discount stays gamma."""
-    reward = (0.1, 0.05, 0.0)
-    return [(s, a, reward[a], discount, (s + 1) % 3, 1.0) for s, a in np.ndindex(3, NUM_ACTIONS)]
-
-
-def _list_bandit() -> list[Row]:
-    """Lists one step whose rewards lie far apart, for losses whose minimiser is a quantile."""
-    share = 1 / len(BANDIT_REWARDS)
-    return [(0, a, r, 0.0, 1, share) for a in range(NUM_ACTIONS) for r in BANDIT_REWARDS]
 
 
 def make_mdps(discount: float) -> MDP:
@@ -113,23 +91,32 @@ def make_mdps(discount: float) -> MDP:
     """
     rng = np.random.default_rng(0)
     lower = max(discount - 0.09, 0.0)
+    rewards = rng.uniform(-1, 1, (4, NUM_ACTIONS))
+    following = rng.permuted(np.tile(np.arange(4), (NUM_ACTIONS, 1)), axis=1).T
+    pairs, share = [*np.ndindex(4, NUM_ACTIONS)], 1 / len(BANDIT_REWARDS)
+    deterministic = [(s, a, rewards[s, a], lower, following[s, a], 1.0) for s, a in pairs]
+    # A loop; where the limit cuts an episode off, the discount stays gamma.
+    loop = [(s, a, 0.1 - 0.05 * a, discount, (s + 1) % 3, 1.0) for s, a in pairs if s < 3]
+    # One step whose rewards lie far apart, for losses whose minimiser is a quantile.
+    bandit = [(0, a, r, 0.0, 1, share) for a in range(NUM_ACTIONS) for r in BANDIT_REWARDS]
     # The number of states of each, the one after an end included.
-    processes = {
-        "deterministic": (4, _list_deterministic(rng, lower)),
+    processes: dict[str, tuple[int, list[_Row]]] = {
+        "deterministic": (4, deterministic),
         "stochastic": (4, _list_stochastic(rng, lower)),
         "terminal": (5, _list_terminal(rng, lower)),
-        "time limit": (3, _list_time_limit(discount)),
-        "bandit": (2, _list_bandit()),
+        "time limit": (3, loop),
+        "bandit": (2, bandit),
     }
-    starts, rows = [0], []
-    for size, process in processes.values():
-        first = starts[-1]
-        rows += [(s + first, a, r, d, t + first, p) for s, a, r, d, t, p in process]
-        starts.append(first + size)
-    state, action, reward, gamma, following, probability = map(np.array, zip(*rows, strict=True))
-    state, action, following = (x.astype(np.int32) for x in (state, action, following))
-    transitions = (state, action, reward, gamma, following, probability)
-    return MDP(*transitions, tuple(processes), tuple(starts))
+    sizes, listed = zip(*processes.values(), strict=True)
+    first = np.cumsum(sizes) - sizes
+    rows = [
+        (s + at, a, r, gamma, t + at, p)
+        for at, some in zip(first, listed, strict=True)
+        for s, a, r, gamma, t, p in some
+    ]
+    table = np.array(rows, _ROW_DTYPES)
+    columns = (table[name] for name in table.dtype.names)
+    return MDP(*columns, np.repeat(np.arange(len(sizes)), sizes), tuple(processes))
 
 
 def draw_start_values(mdp: MDP) -> np.ndarray:
@@ -139,12 +126,7 @@ def draw_start_values(mdp: MDP) -> np.ndarray:
 
 
 def value_iteration(mdp: MDP, fixed_point: FixedPoint, q_values: np.ndarray) -> np.ndarray:
-    """Finds the table `[S, A]` that equals its own expected targets.
-
-    Args:
-      mdp: the transitions.
-      fixed_point: the target of one of them.
-      q_values: `[S, A]` to start from; values after an end stay.
+    """Finds the table `[S, A]` that equals its own expected targets; values after an end stay.
 
     Raises:
       ConfigError: if there is none.

@@ -41,40 +41,29 @@ class Table(NamedTuple):
     steps_per_copy: int
 
 
-class SignState(NamedTuple):
-    """The state of `_descend_by_sign`; each field is shaped as the table.
-
-    Attributes:
-      sign: of the last gradient.
-      step: the size of the next step.
-      agreements: steps since the sign last changed.
-    """
-
-    sign: Array
-    step: Array
-    agreements: Array
-
-
-def _start_by_sign(table: Array, step: Array) -> SignState:
+def _start_by_sign(table: Array, step: Array) -> tuple[Array, ...]:
     nothing = jnp.zeros_like(table)
     step = step.reshape(*step.shape, *(1,) * (table.ndim - step.ndim))
-    return SignState(nothing, jnp.clip(step + nothing, _LEAST_STEP, _MOST_STEP), nothing)
+    return nothing, jnp.clip(step + nothing, _LEAST_STEP, _MOST_STEP), nothing
 
 
-def _descend_by_sign(state: SignState, table: Array, gradient: Array) -> tuple[SignState, Array]:
+def _descend_by_sign(
+    state: tuple[Array, ...], table: Array, gradient: Array
+) -> tuple[tuple[Array, ...], Array]:
     """Moves each entry by a step of its own, whatever the penalty's scale and shape.
 
     Where the sign of the gradient changes the step is halved, so that an entry that lies within a
     step of its minimum stays within one; where it does not change for long, the step is doubled
     (after Riedmiller and Braun, "A direct adaptive method for faster backpropagation learning: the
-    RPROP algorithm" (1993)).
+    RPROP algorithm" (1993)). The state has the last sign, the step, and for how many steps the sign
+    has agreed, each shaped as the table.
     """
+    last_sign, step, agreements = state
     sign = jnp.sign(gradient)
-    changed, agreed = sign * state.sign < 0, sign * state.sign > 0
-    agreements = jnp.where(agreed, state.agreements + 1, 0)
-    factor = jnp.where(changed, 0.5, jnp.where(agreements > 2, 2.0, 1.0))
-    step = jnp.clip(state.step * factor, _LEAST_STEP, _MOST_STEP)
-    return SignState(sign, step, agreements), table - sign * step
+    agreements = jnp.where(sign * last_sign > 0, agreements + 1, 0)
+    factor = jnp.where(sign * last_sign < 0, 0.5, jnp.where(agreements > 2, 2.0, 1.0))
+    step = jnp.clip(step * factor, _LEAST_STEP, _MOST_STEP)
+    return (sign, step, agreements), table - sign * step
 
 
 def _descend_probabilities(
@@ -87,8 +76,7 @@ def _descend_probabilities(
 
 def _make_bell_logits(q_values: np.ndarray) -> np.ndarray:
     """Makes logits on SUPPORT with given means, almost without mass at the support's ends."""
-    width = SUPPORT[1] - SUPPORT[0]
-    distance = (SUPPORT - q_values[..., np.newaxis]) / width
+    distance = (SUPPORT - q_values[..., np.newaxis]) / (SUPPORT[1] - SUPPORT[0])
     return np.maximum(-(distance**2) / 2, -40.0)
 
 
@@ -99,7 +87,6 @@ def _make_network(
         raise NotImplementedError("a table is made of values, not initialised")
 
     def apply(params: Array, obs: Array, key: Array | None = None) -> Any:
-        del key  # no noise
         return head(jnp.tensordot(obs.astype(params.dtype), params, 1))
 
     return Network(no_init, apply, action_values)
@@ -110,14 +97,10 @@ def _quantiles(values: Array) -> Quantiles:
     return Quantiles(values, jnp.asarray(FRACTIONS, values.dtype), weights)
 
 
-def _categorical(logits: Array) -> Categorical:
-    return Categorical(logits, jnp.asarray(SUPPORT, logits.dtype))
-
-
 _BY_SIGN: Any = (_start_by_sign, _descend_by_sign, 16)
 TABLES = {
     "values": Table(
-        "values", _make_network(lambda row: row, lambda q: q), lambda q: q, np.ones(()), *_BY_SIGN
+        "values", _make_network(lambda x: x, lambda q: q), lambda q: q, np.ones(()), *_BY_SIGN
     ),
     "quantile": Table(
         "quantile",
@@ -128,7 +111,7 @@ TABLES = {
     ),
     "categorical": Table(
         "categorical",
-        _make_network(_categorical, expected_value),
+        _make_network(lambda x: Categorical(x, jnp.asarray(SUPPORT, x.dtype)), expected_value),
         _make_bell_logits,
         SUPPORT,
         lambda table, step: (),

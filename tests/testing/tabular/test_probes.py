@@ -5,14 +5,12 @@ import numpy as np
 import pytest
 
 from purejaxdqn.testing import check_environment
-from purejaxdqn.testing.tabular.probe_environment import (
-    compute_known_values,
-    make_probe_environment,
-)
-from purejaxdqn.testing.tabular.probe_values import (
+from purejaxdqn.testing.tabular.probes import (
     MISTAKES,
     check_probes,
+    compute_known_values,
     find_values,
+    make_probe_environment,
     name_mistake,
 )
 

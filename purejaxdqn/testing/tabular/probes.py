@@ -1,0 +1,192 @@
+"""Five probe environments whose values are known, as one: each episode plays one of them.
+
+Their values show mistakes that a loss cannot see: a time limit that is learned as a death, gamma
+where gamma to the n belongs, rewards of another episode.
+"""
+
+from __future__ import annotations
+
+import functools
+from typing import Any, NamedTuple
+
+import gymnasium
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from purejaxdqn.environments import Environment
+from purejaxdqn.testing.report import Check
+from purejaxdqn.types import Array, Step, TimeStep
+
+MAX_STEPS = 5  # odd, so that the delayed reward is cut off between its two observations
+NUM_ACTIONS = 2
+NUM_OBS = 8
+# The observations of each probe.
+_PROBES: dict[str, list[int]] = {
+    "constant reward": [0],
+    "value by observation": [1, 2],
+    "delayed reward": [3, 4],
+    "time limit": [5],
+    "choice": [6, 7],
+}
+_STARTS = np.array([0, 1, 2, 3, 5, 6, 7], np.int32)  # where episodes may start
+# By observation and action. The delayed reward moves between two observations, the time limit stays
+# where it is; the others end after one step.
+_REWARD = np.array([[1, 1], [-1, -1], [2, 2], [0, 0], [1, 1], [1, 1], [1, 0], [0, 1]], np.float32)
+_FOLLOWING = np.array([0, 1, 2, 4, 3, 5, 6, 7], np.int32)
+_IS_END = np.array([1, 1, 1, 0, 0, 0, 1, 1], bool)
+
+_NO_END = "a terminal transition bootstraps: discount_t must be 0 where the episode terminated"
+MISTAKES = {
+    "death": "a time limit is learned as a death: where the episode was truncated, and not "
+    "terminated, discount_t must stay gamma",
+    "gamma": "the bootstrap after m steps is discounted by gamma and not by gamma to the m",
+    "sum": "rewards within a window are summed without their discount",
+    "across": "windows of n steps reach across the end of an episode into the next",
+    "next episode": "at a time limit it bootstraps from the first observation of the next episode, "
+    "and not from the true last one",
+    "no end": _NO_END,
+    "no end, next episode": _NO_END,
+}
+
+
+class ProbeState(NamedTuple):
+    """The number `[]` int32 of the observation, and the steps `[]` int32 of the episode."""
+
+    number: Array
+    num_steps: Array
+
+
+def make_probe_environment() -> Environment:
+    """Makes an environment whose episodes are drawn from the probes.
+
+    Its observations are one-hot `[8]`; it has two actions.
+    """
+
+    def observe(number: Array) -> Array:
+        return jax.nn.one_hot(number, NUM_OBS)
+
+    def reset(key: Array) -> tuple[ProbeState, Array]:
+        number = jax.random.choice(key, jnp.asarray(_STARTS))
+        return ProbeState(number, jnp.zeros((), jnp.int32)), observe(number)
+
+    def step(key: Array, state: ProbeState, action: Array) -> tuple[ProbeState, TimeStep]:
+        del key
+        reward, terminated = jnp.asarray(_REWARD)[state.number, action], jnp.asarray(_IS_END)
+        following = ProbeState(jnp.asarray(_FOLLOWING)[state.number], state.num_steps + 1)
+        return following, TimeStep(
+            observe(following.number),
+            reward,
+            terminated[state.number],
+            following.num_steps >= MAX_STEPS,
+        )
+
+    space = gymnasium.spaces.Box(0, 1, (NUM_OBS,), np.float32)
+    return Environment("probes", reset, step, NUM_ACTIONS, space, None, MAX_STEPS)
+
+
+def compute_known_values(discount: float) -> np.ndarray:
+    """Computes the optimal values `[observations, A]`, in closed form."""
+    values = _REWARD.astype(np.float64)
+    loop = 1 / (1 - discount**2)
+    values[3], values[4], values[5] = discount * loop, loop, 1 / (1 - discount)
+    return values
+
+
+# --------------------------------------- what is learned of them where transitions are made wrongly
+
+
+def play_probes(num_steps: int, num_envs: int) -> Step:
+    """Plays episodes of all probes one after another, the same each time.
+
+    Returns:
+      A `Step` of NumPy arrays `[T, E]`, with numbers for observations.
+    """
+    rng = np.random.default_rng(0)
+    rows = []
+    number, since = rng.choice(_STARTS, num_envs), np.zeros(num_envs, int)
+    for _ in range(num_steps):
+        action = rng.integers(0, NUM_ACTIONS, num_envs)
+        terminated, truncated = _IS_END[number], since + 1 >= MAX_STEPS
+        following = _FOLLOWING[number]
+        rows.append((number, action, _REWARD[number, action], terminated, truncated, following))
+        ended = terminated | truncated
+        number = np.where(ended, rng.choice(_STARTS, num_envs), following)
+        since = np.where(ended, 0, since + 1)
+    fields: Any = map(np.array, zip(*rows, strict=True))
+    return Step._make(fields)
+
+
+def solve_values(
+    obs_tm1: np.ndarray,
+    a_tm1: np.ndarray,
+    r_t: np.ndarray,
+    discount_t: np.ndarray,
+    obs_t: np.ndarray,
+) -> np.ndarray:
+    """Finds the values `[observations, A]` that equal their own mean targets.
+
+    The transitions are `[N]`. Actions that were never taken have NaN; values that do not settle
+    grow large.
+    """
+    count = np.zeros((NUM_OBS, NUM_ACTIONS))
+    np.add.at(count, (obs_tm1, a_tm1), 1)
+    q_values = np.zeros_like(count)
+    for _ in range(400):
+        total = np.zeros_like(count)
+        np.add.at(total, (obs_tm1, a_tm1), r_t + discount_t * q_values[obs_t].max(1))
+        q_values = np.clip(total / np.maximum(count, 1), -1e6, 1e6)
+    return np.where(count > 0, q_values, np.nan)
+
+
+@functools.cache
+def find_values(mistake: str, discount: float, n_step: int) -> np.ndarray:
+    """Finds the values `[observations, A]` that one of `MISTAKES` leads to; "" stands for none."""
+    stream = Step._make(x[:, 0] for x in play_probes(3000, 1))
+    follows = {"next episode": stream.truncated, "no end, next episode": stream.terminated}
+    rows = []
+    for t in range(len(stream.obs) - n_step):
+        ends = (stream.terminated | stream.truncated)[t : t + n_step]
+        m = int(ends.argmax()) + 1 if ends.any() and mistake != "across" else n_step
+        last = t + m - 1
+        gammas = np.ones(m) if mistake == "sum" else discount ** np.arange(m)
+        r_t = float((gammas * stream.reward[t : t + m]).sum())
+        discount_t = discount if mistake == "gamma" else discount**m
+        is_end = stream.terminated[last] and not mistake.startswith("no end")
+        if is_end or (stream.truncated[last] and mistake == "death"):
+            discount_t = 0.0
+        is_late = mistake in follows and follows[mistake][last]
+        obs_t = stream.obs[last + 1] if is_late else stream.next_obs[last]
+        rows.append((stream.obs[t], stream.action[t], r_t, discount_t, obs_t))
+    return solve_values(*map(np.array, zip(*rows, strict=True)))
+
+
+def name_mistake(learned: np.ndarray, discount: float, n_step: int) -> str:
+    """Names the mistake whose values are nearest to those `[observations, A]` that were learned."""
+
+    def distance(mistake: str) -> float:
+        expected = find_values(mistake, discount, n_step)
+        difference = np.abs(np.clip(learned, -100, 100) - np.clip(expected, -100, 100))
+        return float(np.nanmean(np.where(np.isfinite(learned), difference, 100)))
+
+    nearest = min(["", *MISTAKES], key=distance)
+    return MISTAKES.get(nearest, "no mistake that is known fits")
+
+
+def check_probes(learned: np.ndarray, discount: float, n_step: int) -> list[Check]:
+    """Makes a row for each probe from the values `[observations, A]` that were learned."""
+    checks = []
+    for name, rows in _PROBES.items():
+        found, known = learned[rows], compute_known_values(discount)[rows]
+        error = np.abs(np.nan_to_num(found, nan=np.inf) - known)
+        worst = float(error.max())
+        if worst < 0.02 * max(1.0, float(np.abs(known).max())):
+            checks.append(Check(f"probe: {name}", True, f"{worst:.1e}"))
+            continue
+        i, a = np.unravel_index(error.argmax(), error.shape)
+        message = (
+            f"the value of action {a} in observation {rows[i]} is learned as {found[i, a]:.4g} and "
+            f"is {known[i, a]:.4g}: {name_mistake(learned, discount, n_step)}"
+        )
+        checks.append(Check(f"probe: {name}", False, f"{worst:.3g}", message))
+    return checks
