@@ -9,9 +9,9 @@
     testing.check_replay(my_make_replay)
 
 A check that fails raises an AssertionError that says what is wrong, the value that was found, and
-the remedy. The checks of a loss, a replay and a training run print a table with a row a check.
-`losses` holds the parts of `check_loss`, `tabular` the problems whose values are known. A loss can
-be checked from the command line too:
+the remedy. The checks of a loss, a replay and a training run print a table with a row a check;
+`loss_report`, `replay_report` and `training_report` have the same arguments, and neither print nor
+raise. A loss can be checked from the command line too:
 
     purejaxdqn check my_module:my_loss
 """

@@ -47,28 +47,26 @@ class Program:
     """
 
     def __init__(self, name: str, remedy: str, function: Callable[..., Any]) -> None:
-        self._name, self._remedy, self._function = name, remedy, function
-        self._compiled: Any = None
-
-    def _trace(self) -> Any:
-        # A new function each time, so that it is traced again; optimised for compile time.
-        return jax.jit(
-            lambda *args: self._function(*clone_keys(args)),
-            compiler_options={"xla_backend_optimization_level": 0},
+        self._name, self._remedy = name, remedy
+        # Two functions, so that each is traced; optimised for compile time.
+        options = {"xla_backend_optimization_level": 0}
+        self._compiled, self._again = (
+            jax.jit(lambda *args: function(*clone_keys(args)), compiler_options=options)
+            for _ in range(2)
         )
+        self._is_checked = False
 
     def __call__(self, *args: Any) -> Any:
         """Returns the output; fails where a second call, or a second trace, gives another."""
         args = jax.tree.map(jnp.asarray, args)
-        answers = []
         with explain_errors(self._name, self._remedy), jax.debug_key_reuse(True):
-            if self._compiled is None:
-                self._compiled, again = self._trace(), self._trace()
+            answers = [self._compiled(*args)]
+            if not self._is_checked:
                 answers.append(self._compiled(*args))
                 # Another program from a second trace reads something besides its arguments.
-                if again.lower(*args).as_text() != self._compiled.lower(*args).as_text():
-                    answers.append(again(*args))
-            answers.append(self._compiled(*args))
+                if self._again.lower(*args).as_text() != self._compiled.lower(*args).as_text():
+                    answers.append(self._again(*args))
+            self._is_checked = True
             jax.block_until_ready(answers)
         for other in answers[1:]:
             for path, x, y in pair_leaves(to_numpy(answers[0]), to_numpy(other)):

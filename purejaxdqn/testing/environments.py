@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import itertools
-from typing import Any, NamedTuple
+from typing import Any
 
 import gymnasium
 import jax
@@ -66,20 +66,17 @@ def check_environment(env: Environment, key: Array, *, random_reset: bool = True
 
 def _check_description(env: Environment) -> None:
     require(isinstance(env, Environment), f"{env!r} is not an Environment: build one")
-
-    def is_count(value: Any) -> bool:
-        return isinstance(value, int) and not isinstance(value, bool) and value >= 1
-
-    is_box = isinstance(env.observation_space, gymnasium.spaces.Box)
-    is_number = env.threshold is None or isinstance(env.threshold, (int, float))
-    for name, is_right, rule in (
-        ("name", isinstance(env.name, str) and bool(env.name), "a string that is not empty"),
-        ("num_actions", is_count(env.num_actions), "a whole number of at least 1"),
-        ("max_steps", is_count(env.max_steps), "a whole number of at least 1"),
-        ("observation_space", is_box, "a gymnasium.spaces.Box"),
-        ("threshold", is_number, "a number, or None where none is agreed on"),
+    for name, kind, rule in (
+        ("name", str, "a string that is not empty"),
+        ("num_actions", int, "a whole number of at least 1"),
+        ("max_steps", int, "a whole number of at least 1"),
+        ("observation_space", gymnasium.spaces.Box, "a gymnasium.spaces.Box"),
+        ("threshold", (int, float, type(None)), "a number, or None where none is agreed on"),
     ):
-        require(is_right, f"Environment.{name} is {getattr(env, name)!r}: it must be {rule}")
+        value = getattr(env, name)
+        is_right = isinstance(value, kind) and value != "" and (kind is not int or value >= 1)
+        is_right = is_right and not isinstance(value, bool)
+        require(is_right, f"Environment.{name} is {value!r}: it must be {rule}")
 
 
 def _check_types(env: Environment, key: Array, mode: str) -> None:
@@ -123,7 +120,7 @@ def _check_types(env: Environment, key: Array, mode: str) -> None:
         )
 
 
-def _lies_in_space(space: gymnasium.spaces.Box, obs: Array) -> Array:
+def _lies_in_space(space: gymnasium.spaces.Box, obs: Any) -> Any:
     # Rounding may carry an observation that sits on a bound beyond it.
     slack = 1e-5 if np.issubdtype(space.dtype, np.floating) else 0
     low = space.low - slack * np.maximum(1, np.abs(space.low))
@@ -144,13 +141,11 @@ def _check_starts(
     def start(keys: Array, actions: Array) -> Any:
         alone = first_step(jax.random.clone(keys)[0], actions[0])
         resets, firsts = jax.vmap(first_step)(keys, actions)
-        in_space = jax.vmap(lambda obs: _lies_in_space(env.observation_space, obs))(resets[1])
-        together = drop_keys((resets, firsts))
-        return resets[0], (drop_keys(resets), in_space, drop_keys(alone), together)
+        return resets[0], resets[1], *map(drop_keys, (resets, alone, (resets, firsts)))
 
     program = Program("env.reset and the first env.step", _ONE_ENVIRONMENT, start)
-    fresh, found = program(jax.random.split(key, (NUM_LANES, 2)), action)
-    resets, in_space, alone, together = to_numpy(found)
+    fresh, *found = program(jax.random.split(key, (NUM_LANES, 2)), action)
+    obs, resets, alone, together = to_numpy(found)
     require_close(
         alone,
         jax.tree.map(lambda x: x[0], together),
@@ -163,21 +158,16 @@ def _check_starts(
         "key, or pass random_reset=False if episodes are meant to start alike",
     )
     require(
-        in_space.all(),
+        _lies_in_space(env.observation_space, obs),
         f"an observation of env.reset lies outside of observation_space ({env.observation_space}): "
         "correct the one or the other",
     )
     return fresh
 
 
-class _Played(NamedTuple):
-    """The record of one step; with a leading axis of time and lanes."""
-
-    terminated: Array
-    truncated: Array
-    in_space: Array
-    finite_reward: Array
-    depends_on_key: Array  # the answer depends on the step's key
+# What is known of a step: terminated, truncated, whether the observation lies in the space, whether
+# the reward is finite, and whether the answer depends on the step's key.
+_Played = tuple[Array, Array, Array, Array, Array]
 
 
 def _check_episodes(env: Environment, key: Array, actions: np.ndarray, fresh: ArrayTree) -> None:
@@ -187,7 +177,7 @@ def _check_episodes(env: Environment, key: Array, actions: np.ndarray, fresh: Ar
         (step_key, other_key), action = xs
         other_state, other = env.step(other_key, clone_keys(state), action)
         next_state, timestep = env.step(step_key, state, action)
-        return next_state, _Played(
+        return next_state, (
             timestep.terminated,
             timestep.truncated,
             _lies_in_space(env.observation_space, timestep.obs),
@@ -213,7 +203,7 @@ def _check_episodes(env: Environment, key: Array, actions: np.ndarray, fresh: Ar
         return  # no step comes before the last one, to compare it with
     # Fresh states with only the step counter set to the end.
     before, after = (
-        np.asarray(program(_set_clock(fresh, *pair), keys[:1], actions[:1])[1].terminated[0])
+        np.asarray(program(_set_clock(fresh, *pair), keys[:1], actions[:1])[1][0][0])
         for pair in (states[1:3], states[2:0:-1])
     )
     require(
@@ -225,8 +215,9 @@ def _check_episodes(env: Environment, key: Array, actions: np.ndarray, fresh: Ar
 
 
 def _check_played(env: Environment, played: _Played) -> None:
-    steps = np.arange(1, len(played.terminated) + 1)[:, np.newaxis]
-    over = played.terminated | (steps >= env.max_steps)
+    terminated, truncated, in_space, finite_reward, depends_on_key = played
+    steps = np.arange(1, len(terminated) + 1)[:, np.newaxis]
+    over = terminated | (steps >= env.max_steps)
     in_episode = np.cumsum(over, axis=0) - over == 0
     is_last = in_episode & over
     is_before = in_episode & ~over
@@ -235,13 +226,13 @@ def _check_played(env: Environment, played: _Played) -> None:
         """Finds the first step, counted from 1, at which something is wrong; 0 if none is."""
         return int(np.argmax(wrong.any(axis=1))) + 1 if wrong.any() else 0
 
-    outside = find(in_episode & ~played.in_space)
+    outside = find(in_episode & ~in_space)
     require(
         not outside,
         f"the observation after step {outside} of an episode lies outside of "
         f"observation_space ({env.observation_space}): correct the one or the other",
     )
-    infinite = find(in_episode & ~played.finite_reward)
+    infinite = find(in_episode & ~finite_reward)
     require(
         not infinite,
         f"the reward of step {infinite} of an episode is NaN or infinite: it must be finite",
@@ -252,18 +243,17 @@ def _check_played(env: Environment, played: _Played) -> None:
     )
     # Dynamics without noise, but noise in the last answer: a new start was drawn.
     require(
-        bool((played.depends_on_key & is_before).any())
-        or not (played.depends_on_key & is_last).any(),
+        bool((depends_on_key & is_before).any()) or not (depends_on_key & is_last).any(),
         "the last step of an episode depends on the step's key, and no other step does: env.step "
         f"starts a new episode by itself. {hint}",
     )
-    early = find(played.truncated & (steps < env.max_steps))
+    early = find(truncated & (steps < env.max_steps))
     require(
         not early,
         f"truncated is True at step {early} of an episode, but max_steps is {env.max_steps}: it "
         "means the time limit and nothing else; return truncated=num_steps >= max_steps",
     )
-    wrong = ~played.truncated & (steps >= env.max_steps)
+    wrong = ~truncated & (steps >= env.max_steps)
     if not (late := find(wrong)):
         return
     lane = int(np.argmax(wrong[late - 1]))

@@ -18,23 +18,15 @@ from purejaxdqn.testing.compiled_functions import (
     find_types,
     to_numpy,
 )
-from purejaxdqn.testing.replay_draws import check_draws, fill
 from purejaxdqn.testing.report import Check, Report, attempt, print_and_raise, without_printing
 from purejaxdqn.testing.requirements import require, require_same_types
-from purejaxdqn.testing.tabular.probes import (
-    MAX_STEPS,
-    NUM_OBS,
-    check_probes,
-    play_probes,
-    solve_values,
-)
-from purejaxdqn.types import Array, Replay, Sample, Step, Transition, Window, run_axes
+from purejaxdqn.testing.tabular import probes
+from purejaxdqn.types import Array, ArrayTree, Replay, Sample, Step, Transition, Window, run_axes
 
 MakeReplay = Callable[[int, int, int], Replay]  # capacity, batch_size, time_limit
 
 _OBS_SHAPE = (2, 3, 5)  # unusual, so that arrays of observations are recognised by it
 _BATCH_SIZE = 16
-_DISCOUNT = 0.9  # of the values that are learned
 _NUM_STEPS = 3  # length of windows asked of `window_at`
 _PROBE_ROWS = 400
 
@@ -61,7 +53,7 @@ def check_replay(
     - From its samples, with `n_step_transition`, the values of five probe environments come out as
       they are known: no time limit is learned as a death, no window reaches across episodes.
 
-    `replay_report` has the same arguments, and neither prints nor raises.
+    It returns and raises as `check_loss`.
 
     Args:
       make_replay: `(capacity, batch_size, time_limit) -> Replay`, such as `uniform_replay`, or
@@ -69,12 +61,6 @@ def check_replay(
       key: `[]` PRNG key of everything that is drawn; always the same one by default.
       num_envs: `E`.
       n_step: the most steps that a window in a sample of this replay spans.
-
-    Returns:
-      The `Report`, all of whose rows passed.
-
-    Raises:
-      CheckError: an AssertionError with the message of every failure; its `report` has the rows.
     """
     key = jax.random.key(0) if key is None else key
     name = getattr(make_replay, "__qualname__", None) or repr(make_replay)
@@ -95,8 +81,8 @@ def _check_all(make_replay: MakeReplay, key: Array, num_envs: int, n_step: int) 
 
     def check_frequencies() -> str:
         # Not yet full, and wrapped around.
-        check_draws(make(16, 3), _draw_steps(10, num_envs, 3), key, 10 * num_envs)
-        return check_draws(make(8, 3), _draw_steps(21, num_envs, 3), key, 8 * num_envs)
+        _check_draws(make(16, 3), _draw_steps(10, num_envs, 3), key, 10 * num_envs)
+        return _check_draws(make(8, 3), _draw_steps(21, num_envs, 3), key, 8 * num_envs)
 
     def check_values() -> str:
         values.extend(_check_probes(make_replay, key, num_envs, n_step))
@@ -119,36 +105,35 @@ def _check_all(make_replay: MakeReplay, key: Array, num_envs: int, n_step: int) 
 
 def _check_probes(make_replay: MakeReplay, key: Array, num_envs: int, n_step: int) -> list[Check]:
     """Learns the values of the probes from samples, and compares them with the known ones."""
-    stream = play_probes(_PROBE_ROWS, num_envs)
-    capacity = _PROBE_ROWS * num_envs
-    replay = make_replay(capacity, capacity, MAX_STEPS)
-    obs, next_obs = (np.eye(NUM_OBS, dtype=np.float32)[x] for x in (stream.obs, stream.next_obs))
-    action = np.asarray(stream.action, np.int32)
-    steps: Any = stream._replace(obs=obs, action=action, next_obs=next_obs)
+    steps = probes.play_probes(_PROBE_ROWS, num_envs)
+    replay = make_replay(_PROBE_ROWS * num_envs, _PROBE_ROWS * num_envs, probes.MAX_STEPS)
 
     def sampled(keys: Array) -> Transition:
-        windows = jax.vmap(replay.sample, in_axes=(None, 0))(fill(replay, steps), keys).window
-        return jax.vmap(jax.vmap(lambda x: n_step_transition(x, _DISCOUNT)))(windows)
+        windows = jax.vmap(replay.sample, in_axes=(None, 0))(_fill(replay, steps), keys).window
+        return jax.vmap(jax.vmap(lambda window: n_step_transition(window, probes.DISCOUNT)))(
+            windows
+        )
 
     batches = to_numpy(jax.jit(sampled)(jax.random.split(key, 4)))
-    flat = jax.tree.map(np.concatenate, batches)
-    flat = flat._replace(obs_tm1=flat.obs_tm1.argmax(1), obs_t=flat.obs_t.argmax(1))
-    return check_probes(solve_values(*flat), _DISCOUNT, n_step)
+    return probes.check_probes(probes.solve_values(jax.tree.map(np.concatenate, batches)), n_step)
+
+
+def _fill(replay: Replay, steps: Step, state: ArrayTree = None) -> ArrayTree:
+    """Adds steps `[T, E, ...]` one after another, to an empty replay by default."""
+    if state is None:
+        state = replay.init(jax.tree.map(lambda x: jnp.asarray(x[0]), steps))
+    return jax.lax.scan(lambda state, step: (replay.add(state, step), None), state, steps)[0]
 
 
 def _draw_steps(num_steps: int, num_envs: int, time_limit: int) -> Step:
     """Makes random steps `[T, E, ...]`; each observation holds a number that no other one does.
 
-    Episodes follow each other; both flags also come together; each environment is truncated at
-    most once in `time_limit` steps.
+    Both flags also come together; each environment is truncated at most once in `time_limit` steps.
     """
     rng = np.random.default_rng(0)
     terminated = rng.random((num_steps, num_envs)) < 0.25
-    truncated = np.zeros_like(terminated)
-    since = np.full(num_envs, time_limit)
-    for t in range(num_steps):
-        truncated[t] = (rng.random(num_envs) < 0.5) & (since >= time_limit)
-        since = np.where(truncated[t], 1, since + 1)
+    since = np.arange(num_steps)[:, np.newaxis] + rng.integers(0, time_limit, num_envs)
+    truncated = (since % time_limit == 0) & (rng.random(terminated.shape) < 0.75)
     obs, last_obs = rng.permutation(2 * num_steps * num_envs).reshape(2, num_steps, num_envs) + 1
     following = np.concatenate([obs[1:], last_obs[-1:]])
     next_obs = np.where(terminated | truncated, last_obs, following)
@@ -219,7 +204,7 @@ def _check_content(replay: Replay, steps: Step, keys: Array, max_rows: int, n_st
 
     def examine(keys: Array, steps: Step) -> tuple[Sample, Window | None]:
         empty = replay.init(jax.tree.map(lambda x: x[0], steps))
-        state = fill(replay, steps, jax.tree.map(unwritten, empty))
+        state = _fill(replay, steps, jax.tree.map(unwritten, empty))
         samples = jax.vmap(replay.sample, in_axes=(None, 0))(state, keys)
         if not (window_at := replay.window_at):
             return samples, None
@@ -255,9 +240,8 @@ def _check_samples(
     )
 
     def numbers(obs: np.ndarray) -> np.ndarray:
-        """Reads the number in each observation, NaN where the pixels do not agree."""
-        obs = obs.reshape(len(obs), -1)
-        return np.where((obs == obs[:, :1]).all(axis=1), obs[:, 0], np.nan)
+        same = np.ptp(obs, axis=(1, 2, 3)) == 0
+        return np.where(same, obs[:, 0, 0, 0], np.nan)
 
     added = {float(steps.obs[at][0, 0, 0]): at for at in np.ndindex(num_steps, num_envs)}
     seen = set()
@@ -292,27 +276,92 @@ def _check_window(
     t, env = at
     ends = (steps.terminated | steps.truncated)[t : t + n_step, env]
     num_inside = int(ends.argmax()) + 1 if ends.any() else len(ends)
-    expected = [k < num_inside for k in range(n_step)]
-    require(
-        window.is_inside.tolist() == expected,
-        f"{where}is_inside is {window.is_inside.tolist()} and not {expected}: a window spans "
-        f"{n_step} steps, and ends sooner only with the step that ended the episode or with the "
-        "newest one",
-    )
-    for name in ("action", "reward", "terminated", "truncated"):
-        found = getattr(window, name)[:num_inside]
-        true = getattr(steps, name)[t : t + num_inside, env]
+    own = Step._make(x[t : t + num_inside, env] for x in steps)
+    expected: dict[str, Any] = {"is_inside": np.arange(n_step) < num_inside, **own._asdict()}
+    for name in ("is_inside", "action", "reward", "terminated", "truncated"):
+        true = expected[name]
+        found = getattr(window, name)[: len(true)]
         require(
             np.array_equal(found, true),
-            f"{where}{name} is {found.tolist()} and not {true.tolist()}",
+            f"{where}{name} is {found.tolist()} and not {true.tolist()}: a window spans {n_step} "
+            "steps, and ends sooner only with the step that ended the episode or the newest one",
         )
-    last = (t + num_inside - 1, env)
-    true_next = steps.next_obs[last][0, 0, 0]
+    true_next = own.next_obs[-1].flat[0]
     require(
-        bool(steps.terminated[last] or window.next_obs == true_next),
+        bool(own.terminated[-1] or window.next_obs == true_next),
         f"{where}next_obs is observation {window.next_obs} and not {true_next} (terminated "
-        f"{steps.terminated[last]}, truncated {steps.truncated[last]}): it is Step.next_obs of the "
-        "last step, at the time limit too, where the next row holds another episode's",
+        f"{own.terminated[-1]}, truncated {own.truncated[-1]}): it is Step.next_obs of the last "
+        "step, at the time limit too, where the next row holds another episode's",
+    )
+
+
+def _check_draws(replay: Replay, steps: Step, key: Array, num_held: int) -> str:
+    """Compares how often entries are drawn with `Sample.probabilities`, before and after updates.
+
+    The replay holds `num_held` entries once all steps `[T, E, ...]` were added.
+    """
+    keys_before, keys_after = jax.random.split(key, (2, 512))
+    sample = jax.jit(jax.vmap(replay.sample, in_axes=(None, 0)))
+    update = jax.jit(replay.update)
+    state = jax.jit(lambda steps: _fill(replay, steps))(steps)
+    drawn: Sample = to_numpy(sample(state, keys_before))
+    _compare_counts(drawn, num_held, "")
+    # Gives each entry a priority of its own, unrelated to its index; a batch at a time.
+    entries = np.unique(drawn.indices)
+    priorities = 1.0 + np.random.default_rng(9).permutation(len(entries)).astype(np.float32)
+    size = drawn.indices.shape[1]
+    for start in range(0, len(entries), size):
+        places = np.arange(start, start + size) % len(entries)
+        state = update(state, entries[places], priorities[places])
+    drawn = to_numpy(sample(state, keys_after))
+    _compare_counts(drawn, num_held, "after Replay.update, ")
+    _, places, first = np.intersect1d(entries, drawn.indices, return_indices=True)
+    found = drawn.probabilities.ravel()[first][np.argsort(priorities[places])]
+    if np.ptp(found) < 1e-3 * found.max():
+        return "all as likely"
+    rises = np.diff(found / found.max())
+    rising = rises > -1e-3
+    why = (
+        "the higher the priority, the lower the probability: is its inverse or its negative taken?"
+        if (rises < 1e-3).all()
+        else "are they written at the indices that Replay.update is given?"
+    )
+    require(
+        rising.all(),
+        "after Replay.update with a priority of its own for each entry, the probabilities do not "
+        f"rise with the priorities (they do from {rising.mean():.0%} of entries to the next): "
+        f"{why}",
+    )
+    return "by priority"
+
+
+def _compare_counts(drawn: Sample, num_held: int, when: str) -> None:
+    """Compares how often each entry was drawn with its probability."""
+    indices, given = drawn.indices.ravel(), drawn.probabilities.ravel().astype(np.float64)
+    entries, first, inverse, counts = np.unique(
+        indices, return_index=True, return_inverse=True, return_counts=True
+    )
+    probabilities = given[first]
+    require(
+        np.allclose(probabilities[inverse], given, rtol=1e-4, atol=0),
+        f"{when}the same entry has several probabilities in Sample.probabilities: one state gives "
+        "each entry one",
+    )
+    total = float(probabilities.sum())
+    require(
+        abs(total - 1) < 1e-3 or len(entries) < num_held,
+        f"{when}the probabilities of all {num_held} entries that are held sum to {total:.3g} and "
+        "not to 1: each is the probability with which the entry is drawn, among those that were "
+        "written",
+    )
+    expected = len(indices) * probabilities
+    sigmas = np.abs(counts - expected) / np.sqrt(expected)
+    i = int(sigmas.argmax())
+    require(
+        sigmas[i] < 6,
+        f"{when}{counts[i] / len(indices):.3g} of all draws are of an entry whose probability is "
+        f"said to be {probabilities[i]:.3g}: Sample.probabilities are to be those with which "
+        "entries are drawn",
     )
 
 
@@ -323,7 +372,7 @@ def _check_in_place(make_replay: MakeReplay, num_envs: int) -> str:
     runs = jax.tree.map(lambda x: np.stack([x] * 2), steps)
     first = jax.tree.map(lambda x: x[:, 0], runs)
     axes = run_axes(jax.eval_shape(replay.init, jax.tree.map(lambda x: x[0], steps)))
-    add_all = jax.vmap(lambda *x: fill(replay, *x), in_axes=(0, axes), out_axes=axes)
+    add_all = jax.vmap(lambda *x: _fill(replay, *x), in_axes=(0, axes), out_axes=axes)
     remedy = (
         "A field that purejaxdqn.types.shared_counter() declares must not depend on what is added"
     )

@@ -6,7 +6,7 @@ import dataclasses
 import itertools
 import math
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -25,15 +25,9 @@ from purejaxdqn.testing.report import (
     print_and_raise,
     without_printing,
 )
-from purejaxdqn.testing.tabular.probes import (
-    NUM_ACTIONS,
-    NUM_OBS,
-    check_probes,
-    make_probe_environment,
-)
+from purejaxdqn.testing.tabular import probes
 from purejaxdqn.types import Array, TimeStep
 
-_DISCOUNT = 0.9
 _NUM_SEEDS = 3
 _WATCHED_STEPS = 40
 
@@ -49,7 +43,7 @@ def check_training(
     bootstraps, seeds or environments that share a stream of random numbers. The network is a table,
     so that learned values are exact. Whether the loss is sound, `check_loss` says.
 
-    `training_report` has the same arguments, and neither prints nor raises.
+    It returns and raises as `check_loss`.
 
     Args:
       experiment: `(config, env=, network=, optimizer=) -> Train`, such as `dqn`, or
@@ -57,33 +51,29 @@ def check_training(
         optimal ones.
       config: of its settings those that say how transitions are made are kept: num_envs, n_step,
         prioritised, sample_with_replacement and penalty. By default n_step is 3.
-
-    Returns:
-      The `Report`, all of whose rows passed.
-
-    Raises:
-      CheckError: an AssertionError with the message of every failure; its `report` has the rows.
     """
     config = _shorten(config or DQNConfig(n_step=3))
     name = getattr(experiment, "__qualname__", None) or repr(experiment)
-    network = value_network(NUM_ACTIONS, ())
+    network = value_network(probes.NUM_ACTIONS, ())
     learned: list[Any] = []
 
     def make(env: Environment) -> Train:
         return experiment(config, env=env, network=network, optimizer=optax.sgd)
 
     def learn() -> str:
-        train = make(make_probe_environment())
+        train = make(probes.make_probe_environment())
         state = jax.jit(train.init)(jax.random.key(0))
         chunk = jax.jit(train.chunk, static_argnums=2)
         state, _ = chunk(state, jnp.int32(config.num_iterations), config.num_iterations)
-        outputs = jax.vmap(network.apply, in_axes=(None, 0))(state.learner.params, jnp.eye(NUM_OBS))
+        outputs = jax.vmap(network.apply, in_axes=(None, 0))(
+            state.learner.params, jnp.eye(probes.NUM_OBS)
+        )
         learned.append(np.asarray(jax.vmap(network.action_values)(outputs), np.float64))
         return f"{config.total_steps} steps"
 
     checks = [attempt("trains", learn)]
     if learned:
-        checks += _check_streams(make) + check_probes(learned[0], _DISCOUNT, config.n_step)
+        checks += _check_streams(make) + probes.check_probes(learned[0], config.n_step)
     return Report(name, tuple(checks))
 
 
@@ -107,7 +97,7 @@ def _shorten(config: DQNConfig) -> DQNConfig:
         munchausen=False,
         dueling=False,
         noisy=False,
-        discount=_DISCOUNT,
+        discount=probes.DISCOUNT,
         learning_rate=1.0,
         learning_rate_end_fraction=0.2,
         max_grad_norm=float("inf"),
@@ -125,38 +115,35 @@ def _shorten(config: DQNConfig) -> DQNConfig:
 # ------------------------------------------------------------------------------------------- seeds
 
 
-class WatchedState(NamedTuple):
-    """The random numbers that an environment was given: `start` `[]`, `noise`, `action` `[T]`."""
-
-    start: Array
-    noise: Array
-    action: Array
-    num_steps: Array
+# The random numbers that an environment was given: the first `[]`, of each step `[T]`, the actions
+# `[T]`; and the number of steps.
+_Watched = tuple[Array, Array, Array, Array]
 
 
 def _make_watched_environment() -> Environment:
     """Makes an endless episode that records every action, and a draw from every key."""
 
-    def reset(key: Array) -> tuple[WatchedState, Array]:
+    def reset(key: Array) -> tuple[_Watched, Array]:
         nothing, start = jnp.zeros(_WATCHED_STEPS), jax.random.uniform(key)
-        return WatchedState(start, nothing, nothing, jnp.zeros((), jnp.int32)), jnp.ones(NUM_OBS)
+        return (start, nothing, nothing, jnp.zeros((), jnp.int32)), jnp.ones(probes.NUM_OBS)
 
-    def step(key: Array, state: WatchedState, action: Array) -> tuple[WatchedState, TimeStep]:
+    def step(key: Array, state: _Watched, action: Array) -> tuple[_Watched, TimeStep]:
         start, noise, actions, at = state
         noise = noise.at[at].set(jax.random.uniform(key), mode="drop")
         actions = actions.at[at].set(action, mode="drop")
         never = jnp.zeros((), bool)
-        timestep = TimeStep(jnp.ones(NUM_OBS), jnp.ones(()), never, never)
-        return WatchedState(start, noise, actions, at + 1), timestep
+        timestep = TimeStep(jnp.ones(probes.NUM_OBS), jnp.ones(()), never, never)
+        return (start, noise, actions, at + 1), timestep
 
-    return make_probe_environment()._replace(reset=reset, step=step, max_steps=1_000_000)
+    return probes.make_probe_environment()._replace(reset=reset, step=step, max_steps=1_000_000)
 
 
 def _check_streams(make: Callable[[Environment], Train]) -> list[Check]:
     """Checks that seeds, and the environments of a seed, have streams of their own."""
     init = jax.jit(make(_make_watched_environment()).init)
     states = [init(jax.random.key(seed)) for seed in range(_NUM_SEEDS)]
-    lanes = jax.tree.map(lambda *x: np.concatenate(x), *(state.env_state for state in states))
+    watched = zip(*(state.env_state for state in states), strict=True)
+    starts, noise, actions, _ = map(np.concatenate, watched)
 
     def check_weights() -> str:
         weights = [ravel_pytree(state.learner.params)[0] for state in states]
@@ -169,28 +156,25 @@ def _check_streams(make: Callable[[Environment], Train]) -> list[Check]:
         )
 
     def check_noise() -> str:
-        _compare_lanes("first states", lanes.start[:, np.newaxis])
-        for lane in lanes.noise:
+        _compare_lanes("first states", starts[:, np.newaxis])
+        for lane in noise:
             alike = 1 - len(np.unique(lane)) / len(lane)
             expect(
                 alike < 0.5,
                 f"{alike:.0%} alike",
                 "the key of an environment's step is the same at each step: split a new one",
             )
-        return _compare_lanes("draws in the environment", lanes.noise)
+        return _compare_lanes("draws in the environment", noise)
 
     return [
         attempt("streams: initial weights", check_weights),
-        attempt("streams: actions", lambda: _compare_lanes("actions", lanes.action, 0.95)),
+        attempt("streams: actions", lambda: _compare_lanes("actions", actions, 0.95)),
         attempt("streams: environments", check_noise),
     ]
 
 
 def _compare_lanes(what: str, values: np.ndarray, most: float = 0.5) -> str:
-    """Fails where two lanes of `values` `[seeds * environments, entries]` agree in a share > `most`.
-
-    `what` names the entries in the message.
-    """
+    """Fails where lanes `[seeds * environments, entries]` agree in more than a share of entries."""
     pairs = itertools.combinations(range(len(values)), 2)
     alike = {(i, j): float((values[i] == values[j]).mean()) for i, j in pairs}
     pair, highest = max(alike.items(), key=lambda item: item[1])

@@ -7,7 +7,6 @@ where gamma to the n belongs, rewards of another episode.
 from __future__ import annotations
 
 import functools
-from typing import Any, NamedTuple
 
 import gymnasium
 import jax
@@ -16,11 +15,12 @@ import numpy as np
 
 from purejaxdqn.environments import Environment
 from purejaxdqn.testing.report import Check
-from purejaxdqn.types import Array, Step, TimeStep
+from purejaxdqn.types import Array, Step, TimeStep, Transition
 
 MAX_STEPS = 5  # odd, so that the delayed reward is cut off between its two observations
 NUM_ACTIONS = 2
 NUM_OBS = 8
+DISCOUNT = 0.9  # of the values that are learned
 # The observations of each probe.
 _PROBES: dict[str, list[int]] = {
     "constant reward": [0],
@@ -50,11 +50,7 @@ MISTAKES = {
 }
 
 
-class ProbeState(NamedTuple):
-    """The number `[]` int32 of the observation, and the steps `[]` int32 of the episode."""
-
-    number: Array
-    num_steps: Array
+_State = tuple[Array, Array]  # the number of the observation, and the steps of the episode
 
 
 def make_probe_environment() -> Environment:
@@ -63,33 +59,26 @@ def make_probe_environment() -> Environment:
     Its observations are one-hot `[8]`; it has two actions.
     """
 
-    def observe(number: Array) -> Array:
-        return jax.nn.one_hot(number, NUM_OBS)
-
-    def reset(key: Array) -> tuple[ProbeState, Array]:
+    def reset(key: Array) -> tuple[_State, Array]:
         number = jax.random.choice(key, jnp.asarray(_STARTS))
-        return ProbeState(number, jnp.zeros((), jnp.int32)), observe(number)
+        return (number, jnp.zeros((), jnp.int32)), jax.nn.one_hot(number, NUM_OBS)
 
-    def step(key: Array, state: ProbeState, action: Array) -> tuple[ProbeState, TimeStep]:
-        del key
-        reward, terminated = jnp.asarray(_REWARD)[state.number, action], jnp.asarray(_IS_END)
-        following = ProbeState(jnp.asarray(_FOLLOWING)[state.number], state.num_steps + 1)
-        return following, TimeStep(
-            observe(following.number),
-            reward,
-            terminated[state.number],
-            following.num_steps >= MAX_STEPS,
-        )
+    def step(key: Array, state: _State, action: Array) -> tuple[_State, TimeStep]:
+        number, num_steps = state
+        reward, terminated = jnp.asarray(_REWARD)[number, action], jnp.asarray(_IS_END)[number]
+        number, num_steps = jnp.asarray(_FOLLOWING)[number], num_steps + 1
+        obs = jax.nn.one_hot(number, NUM_OBS)
+        return (number, num_steps), TimeStep(obs, reward, terminated, num_steps >= MAX_STEPS)
 
     space = gymnasium.spaces.Box(0, 1, (NUM_OBS,), np.float32)
     return Environment("probes", reset, step, NUM_ACTIONS, space, None, MAX_STEPS)
 
 
-def compute_known_values(discount: float) -> np.ndarray:
+def compute_known_values() -> np.ndarray:
     """Computes the optimal values `[observations, A]`, in closed form."""
     values = _REWARD.astype(np.float64)
-    loop = 1 / (1 - discount**2)
-    values[3], values[4], values[5] = discount * loop, loop, 1 / (1 - discount)
+    loop = 1 / (1 - DISCOUNT**2)
+    values[3], values[4], values[5] = DISCOUNT * loop, loop, 1 / (1 - DISCOUNT)
     return values
 
 
@@ -97,10 +86,9 @@ def compute_known_values(discount: float) -> np.ndarray:
 
 
 def play_probes(num_steps: int, num_envs: int) -> Step:
-    """Plays episodes of all probes one after another, the same each time.
+    """Plays episodes of all probes, the same each time; a `Step` of NumPy arrays `[T, E]`.
 
-    Returns:
-      A `Step` of NumPy arrays `[T, E]`, with numbers for observations.
+    Observations are numbers.
     """
     rng = np.random.default_rng(0)
     rows = []
@@ -113,22 +101,16 @@ def play_probes(num_steps: int, num_envs: int) -> Step:
         ended = terminated | truncated
         number = np.where(ended, rng.choice(_STARTS, num_envs), following)
         since = np.where(ended, 0, since + 1)
-    fields: Any = map(np.array, zip(*rows, strict=True))
-    return Step._make(fields)
+    return Step._make(map(np.array, zip(*rows, strict=True)))
 
 
-def solve_values(
-    obs_tm1: np.ndarray,
-    a_tm1: np.ndarray,
-    r_t: np.ndarray,
-    discount_t: np.ndarray,
-    obs_t: np.ndarray,
-) -> np.ndarray:
+def solve_values(transitions: Transition) -> np.ndarray:
     """Finds the values `[observations, A]` that equal their own mean targets.
 
-    The transitions are `[N]`. Actions that were never taken have NaN; values that do not settle
-    grow large.
+    The transitions are NumPy arrays `[N]`, with numbers for observations. Actions that were never
+    taken have NaN; values that do not settle grow large.
     """
+    obs_tm1, a_tm1, r_t, discount_t, obs_t = transitions
     count = np.zeros((NUM_OBS, NUM_ACTIONS))
     np.add.at(count, (obs_tm1, a_tm1), 1)
     q_values = np.zeros_like(count)
@@ -140,7 +122,7 @@ def solve_values(
 
 
 @functools.cache
-def find_values(mistake: str, discount: float, n_step: int) -> np.ndarray:
+def find_values(mistake: str, n_step: int) -> np.ndarray:
     """Finds the values `[observations, A]` that one of `MISTAKES` leads to; "" stands for none."""
     stream = Step._make(x[:, 0] for x in play_probes(3000, 1))
     follows = {"next episode": stream.truncated, "no end, next episode": stream.terminated}
@@ -149,23 +131,23 @@ def find_values(mistake: str, discount: float, n_step: int) -> np.ndarray:
         ends = (stream.terminated | stream.truncated)[t : t + n_step]
         m = int(ends.argmax()) + 1 if ends.any() and mistake != "across" else n_step
         last = t + m - 1
-        gammas = np.ones(m) if mistake == "sum" else discount ** np.arange(m)
+        gammas = np.ones(m) if mistake == "sum" else DISCOUNT ** np.arange(m)
         r_t = float((gammas * stream.reward[t : t + m]).sum())
-        discount_t = discount if mistake == "gamma" else discount**m
+        discount_t = DISCOUNT if mistake == "gamma" else DISCOUNT**m
         is_end = stream.terminated[last] and not mistake.startswith("no end")
         if is_end or (stream.truncated[last] and mistake == "death"):
             discount_t = 0.0
         is_late = mistake in follows and follows[mistake][last]
         obs_t = stream.obs[last + 1] if is_late else stream.next_obs[last]
         rows.append((stream.obs[t], stream.action[t], r_t, discount_t, obs_t))
-    return solve_values(*map(np.array, zip(*rows, strict=True)))
+    return solve_values(Transition._make(map(np.array, zip(*rows, strict=True))))
 
 
-def name_mistake(learned: np.ndarray, discount: float, n_step: int) -> str:
+def name_mistake(learned: np.ndarray, n_step: int) -> str:
     """Names the mistake whose values are nearest to those `[observations, A]` that were learned."""
 
     def distance(mistake: str) -> float:
-        expected = find_values(mistake, discount, n_step)
+        expected = find_values(mistake, n_step)
         difference = np.abs(np.clip(learned, -100, 100) - np.clip(expected, -100, 100))
         return float(np.nanmean(np.where(np.isfinite(learned), difference, 100)))
 
@@ -173,11 +155,11 @@ def name_mistake(learned: np.ndarray, discount: float, n_step: int) -> str:
     return MISTAKES.get(nearest, "no mistake that is known fits")
 
 
-def check_probes(learned: np.ndarray, discount: float, n_step: int) -> list[Check]:
+def check_probes(learned: np.ndarray, n_step: int) -> list[Check]:
     """Makes a row for each probe from the values `[observations, A]` that were learned."""
     checks = []
     for name, rows in _PROBES.items():
-        found, known = learned[rows], compute_known_values(discount)[rows]
+        found, known = learned[rows], compute_known_values()[rows]
         error = np.abs(np.nan_to_num(found, nan=np.inf) - known)
         worst = float(error.max())
         if worst < 0.02 * max(1.0, float(np.abs(known).max())):
@@ -186,7 +168,7 @@ def check_probes(learned: np.ndarray, discount: float, n_step: int) -> list[Chec
         i, a = np.unravel_index(error.argmax(), error.shape)
         message = (
             f"the value of action {a} in observation {rows[i]} is learned as {found[i, a]:.4g} and "
-            f"is {known[i, a]:.4g}: {name_mistake(learned, discount, n_step)}"
+            f"is {known[i, a]:.4g}: {name_mistake(learned, n_step)}"
         )
         checks.append(Check(f"probe: {name}", False, f"{worst:.3g}", message))
     return checks

@@ -21,18 +21,16 @@ class TestProbes:
 
     @pytest.mark.parametrize("n_step", [1, 3])
     def test_right_transitions_give_the_known_values(self, n_step):
-        np.testing.assert_allclose(
-            find_values("", 0.9, n_step), compute_known_values(0.9), rtol=1e-9
-        )
+        np.testing.assert_allclose(find_values("", n_step), compute_known_values(), rtol=1e-9)
 
     def test_the_known_values_obey_bellman(self):
-        values = compute_known_values(0.9)
+        values = compute_known_values()
         assert values[5, 0] == pytest.approx(1 / (1 - 0.9))
         assert values[3, 0] == pytest.approx(0.9 * values[4].max())
         assert values[4, 0] == pytest.approx(1 + 0.9 * values[3].max())
 
     @pytest.mark.parametrize("mistake", MISTAKES)
     def test_each_mistake_has_a_name(self, mistake):
-        learned = find_values(mistake, 0.9, 3)
-        assert name_mistake(learned, 0.9, 3) == MISTAKES[mistake]
-        assert not all(check.passed for check in check_probes(learned, 0.9, 3))
+        learned = find_values(mistake, 3)
+        assert name_mistake(learned, 3) == MISTAKES[mistake]
+        assert not all(check.passed for check in check_probes(learned, 3))
