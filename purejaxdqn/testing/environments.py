@@ -66,17 +66,17 @@ def check_environment(env: Environment, key: Array, *, random_reset: bool = True
 
 def _check_description(env: Environment) -> None:
     require(isinstance(env, Environment), f"{env!r} is not an Environment: build one")
-    for name, kind, rule in (
-        ("name", str, "a string that is not empty"),
-        ("num_actions", int, "a whole number of at least 1"),
-        ("max_steps", int, "a whole number of at least 1"),
-        ("observation_space", gymnasium.spaces.Box, "a gymnasium.spaces.Box"),
-        ("threshold", (int, float, type(None)), "a number, or None where none is agreed on"),
+    is_count = [type(count) is int and count >= 1 for count in (env.num_actions, env.max_steps)]
+    is_box = isinstance(env.observation_space, gymnasium.spaces.Box)
+    is_number = env.threshold is None or isinstance(env.threshold, (int, float))
+    for name, is_right, rule in (
+        ("name", isinstance(env.name, str) and bool(env.name), "a string that is not empty"),
+        ("num_actions", is_count[0], "a whole number of at least 1"),
+        ("max_steps", is_count[1], "a whole number of at least 1"),
+        ("observation_space", is_box, "a gymnasium.spaces.Box"),
+        ("threshold", is_number, "a number, or None where none is agreed on"),
     ):
-        value = getattr(env, name)
-        is_right = isinstance(value, kind) and value != "" and (kind is not int or value >= 1)
-        is_right = is_right and not isinstance(value, bool)
-        require(is_right, f"Environment.{name} is {value!r}: it must be {rule}")
+        require(is_right, f"Environment.{name} is {getattr(env, name)!r}: it must be {rule}")
 
 
 def _check_types(env: Environment, key: Array, mode: str) -> None:
@@ -104,9 +104,10 @@ def _check_types(env: Environment, key: Array, mode: str) -> None:
             f"says {np.dtype(space.dtype).name}{list(space.shape)}: correct the one or the other",
         )
     pairs = {"state": (state, next_state), "observation": (obs, timestep.obs)}
-    for name, pair in pairs.items():
+    for name, (before, after) in pairs.items():
         require_same_types(
-            *pair,
+            before,
+            after,
             f"the {name} has other types after env.step than after env.reset {mode}, so that scan "
             "cannot carry it",
             "give every array one dtype and shape: jnp.zeros((), jnp.int32), x.astype(y.dtype)",

@@ -54,40 +54,34 @@ def _make(name: str, targets: Callable[..., _ByMistake]) -> FixedPoint:
     return make(name, "")._replace(near_misses=near_misses)
 
 
-def _make_bellman(name: str, values: Callable[[Rows], _ByMistake]) -> FixedPoint:
-    """Makes `r_t + discount_t * value` of each of `values(q_t)`."""
-
-    def targets(q_tm1: Rows, a_tm1: Rows, r_t: Rows, discount_t: Rows, q_t: Rows) -> _ByMistake:
-        return {wrong: r_t + discount_t * value for wrong, value in values(q_t).items()}
-
-    return _make(name, targets)
-
-
-OPTIMAL = _make_bellman("optimal", lambda q_t: {"": q_t.max(-1)})
+OPTIMAL = _make(
+    "optimal", lambda q_tm1, a_tm1, r_t, discount_t, q_t: {"": r_t + discount_t * q_t.max(-1)}
+)
 """The optimal values: Bellman's optimality equation."""
 
 
-RETURN = _make_bellman("return", lambda q_t: {"": 0 * q_t.max(-1)})
+RETURN = _make("return", lambda q_tm1, a_tm1, r_t, discount_t, q_t: {"": r_t + 0 * discount_t})
 """The mean of `r_t`, for losses whose `r_t` is a whole return: they do not bootstrap."""
 
 
 def epsilon_greedy(epsilon: Any) -> FixedPoint:
     """Makes the values of a policy that is greedy but for a share `epsilon` of random actions."""
 
-    def values(q_t: Rows) -> _ByMistake:
-        highest, mean = q_t.max(-1), q_t.mean(-1)
-        others = q_t.sum(-1) - highest
+    def targets(q_tm1: Rows, a_tm1: Rows, r_t: Rows, discount_t: Rows, q_t: Rows) -> _ByMistake:
+        best, mean = q_t.max(-1), q_t.mean(-1)
+        others = q_t.sum(-1) - best
         each = others / (q_t.shape[-1] - 1)
-        return {
-            "": (1 - epsilon) * highest + epsilon * mean,
+        values = {
+            "": (1 - epsilon) * best + epsilon * mean,
             "epsilon is shared by the other actions alone, epsilon / (A - 1) each: a random action "
-            "is drawn from all, epsilon / A each": (1 - epsilon) * highest + epsilon * each,
-            "epsilon and 1 - epsilon are swapped": epsilon * highest + (1 - epsilon) * mean,
-            "the random actions' values are summed: their mean belongs": highest + epsilon * others,
-            "the highest value counts in full, and not 1 - epsilon times": highest + epsilon * mean,
+            "is drawn from all, epsilon / A each": (1 - epsilon) * best + epsilon * each,
+            "epsilon and 1 - epsilon are swapped": epsilon * best + (1 - epsilon) * mean,
+            "the random actions' values are summed: their mean belongs": best + epsilon * others,
+            "the highest value counts in full, and not 1 - epsilon times": best + epsilon * mean,
         }
+        return {wrong: r_t + discount_t * value for wrong, value in values.items()}
 
-    return _make_bellman(f"epsilon_greedy({epsilon})", values)
+    return _make(f"epsilon_greedy({epsilon})", targets)
 
 
 def soft(temperature: Any) -> FixedPoint:

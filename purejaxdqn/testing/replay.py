@@ -178,12 +178,13 @@ def _check_types(make_replay: MakeReplay, num_envs: int, n_step: int) -> str:
         "give out observations, actions and rewards in the dtypes in which they were added",
     )
     if window_at := replay.window_at:
-        index = _list_types()[0]
+
+        def at(state: ArrayTree, index: Array) -> Window:
+            return window_at(state, index, _NUM_STEPS)
+
         require_same_types(
             _list_window_types(_NUM_STEPS),
-            find_types(
-                "Replay.window_at", COMPILABLE, lambda *x: window_at(*x, _NUM_STEPS), added, index
-            ),
+            find_types("Replay.window_at", COMPILABLE, at, added, _list_types()[0]),
             f"Replay.window_at of {_NUM_STEPS} steps gives the wrong types",
             "give ONE window of so many steps, in the dtypes in which they were added",
         )
@@ -215,7 +216,7 @@ def _check_content(replay: Replay, steps: Step, keys: Array, max_rows: int, n_st
     for num_steps in (max_rows - 2, len(steps.action)):
         added = Step._make(x[:num_steps] for x in steps)
         samples, longer = to_numpy(program(keys, added))
-        _check_samples(samples, added, max_rows, n_step)
+        _check_samples(samples, added, max_rows, n_step, "")
         if longer is not None:
             asked = f"that window_at gave for {_NUM_STEPS} steps, "
             require(
@@ -227,9 +228,7 @@ def _check_content(replay: Replay, steps: Step, keys: Array, max_rows: int, n_st
     return f"{max_rows} rows"
 
 
-def _check_samples(
-    samples: Sample, steps: Step, max_rows: int, n_step: int, asked: str = ""
-) -> None:
+def _check_samples(samples: Sample, steps: Step, max_rows: int, n_step: int, asked: str) -> None:
     """Compares samples `[n, B, ...]` with the steps `[T, E, ...]` that were added."""
     num_steps, num_envs = steps.action.shape
     windows, _, probabilities = jax.tree.map(np.concatenate, samples)
@@ -239,13 +238,13 @@ def _check_samples(
         "must be above 0 and at most 1",
     )
 
-    def numbers(obs: np.ndarray) -> np.ndarray:
-        same = np.ptp(obs, axis=(1, 2, 3)) == 0
-        return np.where(same, obs[:, 0, 0, 0], np.nan)
-
+    obs, next_obs = (
+        np.where(np.ptp(x, axis=(1, 2, 3)) == 0, x[:, 0, 0, 0], np.nan)  # NaN: pixels differ
+        for x in (windows.obs, windows.next_obs)
+    )
+    windows = windows._replace(obs=obs, next_obs=next_obs)
     added = {float(steps.obs[at][0, 0, 0]): at for at in np.ndindex(num_steps, num_envs)}
     seen = set()
-    windows = windows._replace(obs=numbers(windows.obs), next_obs=numbers(windows.next_obs))
     for window in map(Window._make, zip(*windows, strict=True)):
         where = f"after {num_steps} steps of {num_envs} environments with room for {max_rows}, "
         require(
@@ -286,7 +285,7 @@ def _check_window(
             f"{where}{name} is {found.tolist()} and not {true.tolist()}: a window spans {n_step} "
             "steps, and ends sooner only with the step that ended the episode or the newest one",
         )
-    true_next = own.next_obs[-1].flat[0]
+    true_next = own.next_obs[-1, 0, 0, 0]
     require(
         bool(own.terminated[-1] or window.next_obs == true_next),
         f"{where}next_obs is observation {window.next_obs} and not {true_next} (terminated "

@@ -65,10 +65,9 @@ def check_training(
         state = jax.jit(train.init)(jax.random.key(0))
         chunk = jax.jit(train.chunk, static_argnums=2)
         state, _ = chunk(state, jnp.int32(config.num_iterations), config.num_iterations)
-        outputs = jax.vmap(network.apply, in_axes=(None, 0))(
-            state.learner.params, jnp.eye(probes.NUM_OBS)
-        )
-        learned.append(np.asarray(jax.vmap(network.action_values)(outputs), np.float64))
+        params = state.learner.params
+        values = jax.vmap(lambda obs: network.action_values(network.apply(params, obs)))
+        learned.append(np.asarray(values(jnp.eye(probes.NUM_OBS)), np.float64))
         return f"{config.total_steps} steps"
 
     checks = [attempt("trains", learn)]

@@ -16,14 +16,11 @@ _TERMINAL_VALUE = 7.0  # of the state after a terminal transition; it must not c
 
 
 class MDP(NamedTuple):
-    """All transitions of one or more decision processes, as a table.
+    """All transitions of one or more decision processes, as a table of `N` rows.
 
     Attributes:
-      state: `[N]` int32, in which `action` is taken.
-      action: `[N]` int32.
-      reward: `[N]`.
+      state: `[N]` int32, as `action` and `next_state`.
       discount: `[N]` gamma, and 0 only where the process terminates.
-      next_state: `[N]` int32.
       probability: `[N]` of the transition, given state and action.
       process: `[S]` the index in `names` of the process that has the state.
       names: the processes.
@@ -115,8 +112,8 @@ def make_mdps(discount: float) -> MDP:
         for s, a, r, gamma, t, p in some
     ]
     table = np.array(rows, _ROW_DTYPES)
-    columns = (table[name] for name in table.dtype.names)
-    return MDP(*columns, np.repeat(np.arange(len(sizes)), sizes), tuple(processes))
+    process = np.repeat(np.arange(len(sizes)), sizes)
+    return MDP._make([*(table[name] for name, _ in _ROW_DTYPES), process, tuple(processes)])
 
 
 def draw_start_values(mdp: MDP) -> np.ndarray:

@@ -14,6 +14,7 @@ from purejaxdqn.types import Array, Categorical, Network, Quantiles
 
 NUM_QUANTILES = 8
 FRACTIONS = (np.arange(NUM_QUANTILES) + 0.5) / NUM_QUANTILES
+_WEIGHTS = np.full(NUM_QUANTILES, 1 / NUM_QUANTILES)
 SUPPORT = np.linspace(-20.0, 20.0, 81)  # wide: targets outside of it would change the mean
 _LEAST_STEP, _MOST_STEP = 1e-10, 1e4
 
@@ -27,9 +28,9 @@ class Table(NamedTuple):
       from_values: `q [..., A] -> table [..., A, *]` with these action values.
       pull: `[]` or `[*]` how much an action's value grows with each of its outputs.
       init: `(table, steps) -> state` of `descend`, with steps `[]` or `[S]` for a start.
-      steps_per_copy: steps of `descend` that come near enough to a target that stays.
       descend: `(state, table, gradient) -> (state, table)`, one step of a descent that needs no
         step size: only where the gradient is 0 does it stay.
+      steps_per_copy: steps of `descend` that come near enough to a target that stays.
     """
 
     representation: str
@@ -92,11 +93,6 @@ def _make_network(
     return Network(no_init, apply, action_values)
 
 
-def _quantiles(values: Array) -> Quantiles:
-    weights = jnp.full_like(values[0], 1 / NUM_QUANTILES)
-    return Quantiles(values, jnp.asarray(FRACTIONS, values.dtype), weights)
-
-
 _BY_SIGN: Any = (_start_by_sign, _descend_by_sign, 16)
 TABLES = {
     "values": Table(
@@ -104,9 +100,11 @@ TABLES = {
     ),
     "quantile": Table(
         "quantile",
-        _make_network(_quantiles, mean_of_quantiles),
+        _make_network(
+            lambda x: Quantiles(x, *jnp.asarray([FRACTIONS, _WEIGHTS], x.dtype)), mean_of_quantiles
+        ),
         lambda q: np.repeat(q[..., np.newaxis], NUM_QUANTILES, -1),
-        np.full(NUM_QUANTILES, 1 / NUM_QUANTILES),
+        _WEIGHTS,
         *_BY_SIGN,
     ),
     "categorical": Table(
