@@ -11,13 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from purejaxdqn.environments import Environment
-from purejaxdqn.testing.compiled_functions import (
-    COMPILABLE,
-    Program,
-    clone_keys,
-    find_types,
-    to_numpy,
-)
+from purejaxdqn.testing.programs import COMPILABLE, Program, clone_keys, find_types, to_numpy
 from purejaxdqn.testing.requirements import (
     NUM_LANES,
     describe_type,
@@ -178,12 +172,15 @@ def _check_episodes(env: Environment, key: Array, actions: np.ndarray, fresh: Ar
         (step_key, other_key), action = xs
         other_state, other = env.step(other_key, clone_keys(state), action)
         next_state, timestep = env.step(step_key, state, action)
+        answers = (next_state, timestep.obs), (other_state, other.obs)
+        pairs = zip(*map(drop_keys, answers), strict=True)
+        same = [jnp.array_equal(x, y, equal_nan=True) for x, y in pairs]
         return next_state, (
             timestep.terminated,
             timestep.truncated,
             _lies_in_space(env.observation_space, timestep.obs),
             jnp.isfinite(timestep.reward),
-            _tell_apart((next_state, timestep.obs), (other_state, other.obs)),
+            ~jnp.stack(same).all(),
         )
 
     program = Program(
@@ -285,9 +282,3 @@ def _set_clock(fresh: ArrayTree, then: ArrayTree, other: ArrayTree) -> ArrayTree
         return jnp.where(is_clock[jnp.newaxis], then, fresh)
 
     return jax.tree.map(leaf, fresh, then, other)
-
-
-def _tell_apart(a: ArrayTree, b: ArrayTree) -> Array:
-    """Tells `[]` whether two trees differ anywhere but in their PRNG keys."""
-    pairs = zip(drop_keys(a), drop_keys(b), strict=True)
-    return ~jnp.stack([jnp.array_equal(x, y, equal_nan=True) for x, y in pairs]).all()

@@ -8,7 +8,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from purejaxdqn.testing.compiled_functions import COMPILABLE, Program, find_types, to_numpy
+from purejaxdqn.testing.programs import COMPILABLE, Program, find_types, to_numpy
 from purejaxdqn.testing.requirements import (
     describe_type,
     find_largest,
@@ -67,17 +67,15 @@ def _check_values(
         params = jax.tree.map(lambda x: x[0], weights)
         batch = jnp.stack([obs, jnp.zeros_like(obs), jnp.ones_like(obs)])
         gradient = jax.grad(lambda params: values(params, batch[2]).sum())(params)
-        alone, noisy = values(params, obs), values(params, obs, noise_key)
         among = {
             "observations": jax.vmap(values, in_axes=(None, 0))(params, batch)[0],
             "weights": jax.vmap(values, in_axes=(0, None))(weights, obs)[0],
         }
-        return weights, alone, noisy, among, gradient
+        return weights, values(params, obs), values(params, obs, noise_key), among, gradient
 
     *init_keys, noise_key = jax.random.split(key, 3)
     program = Program("the network", _ONE_OBSERVATION, examine)
-    found = to_numpy(program(jnp.stack(init_keys), noise_key))
-    weights, alone, noisy, among, gradient = found
+    weights, alone, noisy, among, gradient = to_numpy(program(jnp.stack(init_keys), noise_key))
     require_finite(weights, "the network's weights after network.init")
     require_finite(alone, "action_values without a key")
     require_finite(noisy, "action_values with a key")

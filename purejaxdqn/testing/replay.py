@@ -11,13 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from purejaxdqn.replay import n_step_transition
-from purejaxdqn.testing.compiled_functions import (
-    COMPILABLE,
-    Program,
-    explain_errors,
-    find_types,
-    to_numpy,
-)
+from purejaxdqn.testing.programs import COMPILABLE, Program, explain_errors, find_types, to_numpy
 from purejaxdqn.testing.report import Check, Report, attempt, print_and_raise, without_printing
 from purejaxdqn.testing.requirements import require, require_same_types
 from purejaxdqn.testing.tabular import probes

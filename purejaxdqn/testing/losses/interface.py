@@ -11,7 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from purejaxdqn.networks import value_network
-from purejaxdqn.testing.compiled_functions import COMPILABLE, Program, find_types, to_numpy
+from purejaxdqn.testing.programs import COMPILABLE, Program, find_types, to_numpy
 from purejaxdqn.testing.report import Check, attempt, expect
 from purejaxdqn.testing.requirements import (
     NUM_LANES,

@@ -55,30 +55,6 @@ _Row = tuple[int, int, float, float, int, float]
 _ROW_DTYPES = [*zip(MDP._fields, "iiddid", strict=False)]
 
 
-def _list_stochastic(rng: np.random.Generator, discount: float) -> list[_Row]:
-    rows: list[_Row] = []
-    for s, a in np.ndindex(4, NUM_ACTIONS):
-        share = rng.uniform(0.2, 0.8)
-        for following, p in zip(rng.choice(4, 2, replace=False), (share, 1 - share), strict=True):
-            # The reward depends on the next state.
-            rows.append((s, a, rng.uniform(-1, 1), discount, following, p))
-    return rows
-
-
-def _list_terminal(rng: np.random.Generator, discount: float) -> list[_Row]:
-    """Lists rows in which action 0 ends the episode, 1 goes on, and 2 goes back.
-
-    Every action ends the episode in the last state.
-    """
-    rows: list[_Row] = []
-    rewards = rng.uniform(-0.5, 1, (4, NUM_ACTIONS))
-    for s, a in np.ndindex(4, NUM_ACTIONS):
-        following = 4 if a == 0 or s == 3 else (0, s + 1, 0)[a]
-        gamma = 0.0 if following == 4 else discount
-        rows.append((s, a, rewards[s, a] + (s == 3), gamma, following, 1.0))
-    return rows
-
-
 def make_mdps(discount: float) -> MDP:
     """Makes all processes, side by side in one table.
 
@@ -88,19 +64,31 @@ def make_mdps(discount: float) -> MDP:
     """
     rng = np.random.default_rng(0)
     lower = max(discount - 0.09, 0.0)
+    pairs = [*np.ndindex(4, NUM_ACTIONS)]
     rewards = rng.uniform(-1, 1, (4, NUM_ACTIONS))
     following = rng.permuted(np.tile(np.arange(4), (NUM_ACTIONS, 1)), axis=1).T
-    pairs, share = [*np.ndindex(4, NUM_ACTIONS)], 1 / len(BANDIT_REWARDS)
     deterministic = [(s, a, rewards[s, a], lower, following[s, a], 1.0) for s, a in pairs]
+    stochastic: list[_Row] = []  # the reward depends on the next state
+    for s, a in pairs:
+        share = rng.uniform(0.2, 0.8)
+        for t, p in zip(rng.choice(4, 2, replace=False), (share, 1 - share), strict=True):
+            stochastic.append((s, a, rng.uniform(-1, 1), lower, t, p))
+    # Action 0 ends the episode, 1 goes on, and 2 goes back; in the last state every action ends it.
+    rewards = rng.uniform(-0.5, 1, (4, NUM_ACTIONS))
+    rewards[3] += 1
+    following = np.array([[4, 1, 0], [4, 2, 0], [4, 3, 0], [4, 4, 4]])
+    discounts = np.where(following == 4, 0.0, lower)
+    terminal = [(s, a, rewards[s, a], discounts[s, a], following[s, a], 1.0) for s, a in pairs]
     # A loop; where the limit cuts an episode off, the discount stays gamma.
     loop = [(s, a, 0.1 - 0.05 * a, discount, (s + 1) % 3, 1.0) for s, a in pairs if s < 3]
     # One step whose rewards lie far apart, for losses whose minimiser is a quantile.
+    share = 1 / len(BANDIT_REWARDS)
     bandit = [(0, a, r, 0.0, 1, share) for a in range(NUM_ACTIONS) for r in BANDIT_REWARDS]
     # The number of states of each, the one after an end included.
     processes: dict[str, tuple[int, list[_Row]]] = {
         "deterministic": (4, deterministic),
-        "stochastic": (4, _list_stochastic(rng, lower)),
-        "terminal": (5, _list_terminal(rng, lower)),
+        "stochastic": (4, stochastic),
+        "terminal": (5, terminal),
         "time limit": (3, loop),
         "bandit": (2, bandit),
     }

@@ -42,15 +42,16 @@ class Table(NamedTuple):
     steps_per_copy: int
 
 
-def _start_by_sign(table: Array, step: Array) -> tuple[Array, ...]:
+_State = tuple[Array, ...]  # of a descent
+
+
+def _start_by_sign(table: Array, step: Array) -> _State:
     nothing = jnp.zeros_like(table)
     step = step.reshape(*step.shape, *(1,) * (table.ndim - step.ndim))
     return nothing, jnp.clip(step + nothing, _LEAST_STEP, _MOST_STEP), nothing
 
 
-def _descend_by_sign(
-    state: tuple[Array, ...], table: Array, gradient: Array
-) -> tuple[tuple[Array, ...], Array]:
+def _descend_by_sign(state: _State, table: Array, gradient: Array) -> tuple[_State, Array]:
     """Moves each entry by a step of its own, whatever the penalty's scale and shape.
 
     Where the sign of the gradient changes the step is halved, so that an entry that lies within a
@@ -67,9 +68,7 @@ def _descend_by_sign(
     return (sign, step, agreements), table - sign * step
 
 
-def _descend_probabilities(
-    state: tuple[()], table: Array, gradient: Array
-) -> tuple[tuple[()], Array]:
+def _descend_probabilities(state: _State, table: Array, gradient: Array) -> tuple[_State, Array]:
     """Moves probabilities by the gradient of their logits: for a cross-entropy, to the target."""
     moved = jnp.maximum(jax.nn.softmax(table) - 0.7 * gradient, 1e-12)
     return state, jnp.log(moved / moved.sum(-1, keepdims=True))
@@ -81,9 +80,7 @@ def _make_bell_logits(q_values: np.ndarray) -> np.ndarray:
     return np.maximum(-(distance**2) / 2, -40.0)
 
 
-def _make_network(
-    head: Callable[[Array], Any], action_values: Callable[[Any], Array]
-) -> Network[Any]:
+def _make_network(head: Callable[..., Any], action_values: Callable[..., Array]) -> Network[Any]:
     def no_init(key: Array, obs: Array) -> Array:
         raise NotImplementedError("a table is made of values, not initialised")
 
