@@ -103,13 +103,12 @@ def _check_probes(make_replay: MakeReplay, key: Array, num_envs: int, n_step: in
     replay = make_replay(_PROBE_ROWS * num_envs, _PROBE_ROWS * num_envs, probes.MAX_STEPS)
 
     def sampled(keys: Array) -> Transition:
-        windows = jax.vmap(replay.sample, in_axes=(None, 0))(_fill(replay, steps), keys).window
-        return jax.vmap(jax.vmap(lambda window: n_step_transition(window, probes.DISCOUNT)))(
-            windows
-        )
+        batches = jax.vmap(replay.sample, in_axes=(None, 0))(_fill(replay, steps), keys).window
+        windows = jax.tree.map(jnp.concatenate, batches)
+        return jax.vmap(n_step_transition, in_axes=(0, None))(windows, probes.DISCOUNT)
 
-    batches = to_numpy(jax.jit(sampled)(jax.random.split(key, 4)))
-    return probes.check_probes(probes.solve_values(jax.tree.map(np.concatenate, batches)), n_step)
+    transitions = to_numpy(jax.jit(sampled)(jax.random.split(key, 4)))
+    return probes.check_probes(probes.solve_values(transitions), n_step)
 
 
 def _fill(replay: Replay, steps: Step, state: ArrayTree = None) -> ArrayTree:
@@ -198,8 +197,8 @@ def _check_content(replay: Replay, steps: Step, keys: Array, max_rows: int, n_st
         return jnp.full_like(x, jnp.nan) if x.shape[-len(_OBS_SHAPE) :] == _OBS_SHAPE else x
 
     def examine(keys: Array, steps: Step) -> tuple[Sample, Window | None]:
-        empty = replay.init(jax.tree.map(lambda x: x[0], steps))
-        state = _fill(replay, steps, jax.tree.map(unwritten, empty))
+        empty = jax.tree.map(unwritten, replay.init(jax.tree.map(lambda x: x[0], steps)))
+        state = _fill(replay, steps, empty)
         samples = jax.vmap(replay.sample, in_axes=(None, 0))(state, keys)
         if not (window_at := replay.window_at):
             return samples, None
@@ -231,7 +230,6 @@ def _check_samples(samples: Sample, steps: Step, max_rows: int, n_step: int, ask
         f"probabilities reach from {probabilities.min():.3g} to {probabilities.max():.3g}: each "
         "must be above 0 and at most 1",
     )
-
     obs, next_obs = (
         np.where(np.ptp(x, axis=(1, 2, 3)) == 0, x[:, 0, 0, 0], np.nan)  # NaN: pixels differ
         for x in (windows.obs, windows.next_obs)
