@@ -26,9 +26,8 @@ _FLAGS = {
     # Loops over little data, such as the generator's, become one call instead of many small ones.
     "xla_backend_extra_options": "xla_cpu_small_while_loop_byte_threshold=65536",
 }
-_MAX_WIDTH = {"cpu": 8}  # wider batches gain nothing on one core and fall out of its cache
-_MIN_DEVICES = 2  # so that a run has the same bits on one core as on many
-_MAX_WIDTH_ACCELERATOR = 128
+# XLA compiles a program for a lone device by another path, which rounds differently.
+_MIN_CPU_DEVICES = 2
 
 
 def available_cores() -> int:
@@ -49,8 +48,8 @@ def use_every_core(num_cpu_devices: int | None = None) -> list[jax.Device]:
       num_cpu_devices: CPU devices to make; by default one for each available core.
 
     Returns:
-      The devices that computations will run on; at least two on the CPU, also on one core, because
-      XLA compiles a program for a lone device by another path, which rounds differently.
+      The devices that computations will run on; at least two on the CPU, also on one core, so that
+      a run has the same bits on one core as on many.
 
     Raises:
       ConfigError: if `num_cpu_devices` is below 1.
@@ -60,7 +59,7 @@ def use_every_core(num_cpu_devices: int | None = None) -> list[jax.Device]:
         raise ConfigError(
             f"num_cpu_devices ({num_cpu_devices}) must be at least 1; leave it out for one per core"
         )
-    wanted = max(num_cpu_devices or available_cores(), _MIN_DEVICES)
+    wanted = max(num_cpu_devices or available_cores(), _MIN_CPU_DEVICES)
     _use_compilation_cache()
     flags = os.environ.get("XLA_FLAGS", "")
     try:
@@ -97,9 +96,15 @@ def _use_compilation_cache() -> None:
     # JAX's types leave its options out.
     if jax.config.jax_compilation_cache_dir is not None:  # type: ignore[attr-defined]
         return
-    home = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
     # Programs fit one kind of processor: a home shared by several kinds keeps them apart.
-    folder = home / "purejaxdqn" / f"xla-{_processor()}"
+    processor = platform.machine() + platform.processor()
+    if (cpuinfo := Path("/proc/cpuinfo")).exists():
+        lines = {*cpuinfo.read_text().splitlines()}
+        kind = [x for x in sorted(lines) if x.startswith(("flags", "Features", "model name"))]
+        processor += "".join(kind)
+    home = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
+    digest = hashlib.sha256(processor.encode()).hexdigest()
+    folder = home / "purejaxdqn" / f"xla-{digest[:12]}"
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError:
@@ -107,17 +112,6 @@ def _use_compilation_cache() -> None:
     jax.config.update("jax_compilation_cache_dir", str(folder))
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
     jax.config.update("jax_persistent_cache_min_entry_size_bytes", -1)
-
-
-def _processor() -> str:
-    description = platform.machine() + platform.processor()
-    cpuinfo = Path("/proc/cpuinfo")
-    if cpuinfo.exists():
-        lines = cpuinfo.read_text().splitlines()
-        description += "".join(
-            sorted({line for line in lines if line.startswith(("flags", "Features", "model name"))})
-        )
-    return hashlib.sha256(description.encode()).hexdigest()[:12]
 
 
 class Plan(NamedTuple):
@@ -169,7 +163,7 @@ def make_plan(
         num_rounds = math.ceil(num_runs / (num_devices * max_width))
         width = math.ceil(num_runs / (num_devices * num_rounds))
     num_batches = math.ceil(num_runs / width)
-    used_devices = min(num_devices, max(num_batches, _MIN_DEVICES))
+    used_devices = min(num_devices, max(num_batches, _MIN_CPU_DEVICES))
     return Plan(width, used_devices, math.ceil(num_batches / used_devices))
 
 
@@ -182,14 +176,11 @@ def compiler_options() -> dict[str, str | bool]:
 
 
 def min_devices() -> int:
-    """Returns the fewest devices that a program is compiled for, where there are so many.
-
-    That is two on a CPU: XLA compiles a program for a lone device by another path, which rounds
-    differently.
-    """
-    return _MIN_DEVICES if jax.default_backend() == "cpu" else 1
+    """Returns the fewest devices that a program is compiled for, where there are so many."""
+    return _MIN_CPU_DEVICES if jax.default_backend() == "cpu" else 1
 
 
 def max_width() -> int:
     """Returns the most runs per device program that are worth while on the devices there are."""
-    return _MAX_WIDTH.get(jax.default_backend(), _MAX_WIDTH_ACCELERATOR)
+    # Wider batches gain nothing on one core and fall out of its cache.
+    return 8 if jax.default_backend() == "cpu" else 128

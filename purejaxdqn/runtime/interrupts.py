@@ -1,8 +1,7 @@
 """Decides what happens on Ctrl-C and SIGTERM: an end at once, or one that waits for a safe moment.
 
-Most code ends at once, with `Stopped`. A sweep asks for a deferred end while it trains: the signal
-is noted, the sweep ends between two chunks, and a checkpoint is written first. Files are always
-written to their end.
+Most code ends at once, with `Stopped`. A sweep asks for a deferred end while it trains: it ends
+between two chunks, and writes a checkpoint first. Files are always written to their end.
 """
 
 from __future__ import annotations
@@ -40,8 +39,7 @@ class Interrupted(KeyboardInterrupt):
 
     def __init__(self, message: str, result: Any, exit_code: int) -> None:
         super().__init__(message)
-        self.result = result
-        self.exit_code = exit_code
+        self.result, self.exit_code = result, exit_code
 
 
 class StopRequest:
@@ -53,9 +51,8 @@ class StopRequest:
         second signal is not deferred, except while a file is written.
     """
 
-    def __init__(self) -> None:
-        self.number: int | None = None
-        self.is_deferred = False
+    number: int | None = None
+    is_deferred = False
 
     def raise_if_requested(self) -> None:
         """Raises `Stopped` if a signal has come."""
@@ -64,9 +61,9 @@ class StopRequest:
 
     def handle(self, number: int, _: FrameType | None) -> None:
         """Notes a signal, and raises `Stopped` unless that is deferred."""
-        is_first = self.number is None
+        is_noted_alone = self.is_deferred and self.number is None
         self.number = number if self.number is None else self.number
-        if not (self.is_deferred and is_first):
+        if not is_noted_alone:
             raise Stopped(self.number)
 
 
@@ -99,10 +96,8 @@ def defer_signals() -> Iterator[None]:
 
 @contextlib.contextmanager
 def _install_handler(handle: Callable[[int, FrameType | None], None]) -> Iterator[None]:
-    if threading.current_thread() is not threading.main_thread():
-        yield
-        return
-    before = {number: signal.getsignal(number) for number in _SIGNALS}
+    is_main = threading.current_thread() is threading.main_thread()
+    before = {number: signal.getsignal(number) for number in _SIGNALS if is_main}
     try:
         for number, handler in before.items():
             if handler is not signal.SIG_IGN:

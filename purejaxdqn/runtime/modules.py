@@ -10,7 +10,7 @@ from types import ModuleType
 
 from purejaxdqn.types import ConfigError
 
-_IMPORTED: dict[str, None] = {}  # in their order
+IMPORTED: list[str] = []  # in their order, for another process to import too
 
 
 def import_module_or_file(place: str) -> ModuleType:
@@ -46,13 +46,10 @@ def import_module_or_file(place: str) -> ModuleType:
             f"importing {place} raises {describe_error(error)}; correct it until Python can "
             "import it"
         ) from error
-    _IMPORTED.setdefault(str(path) if is_file else place)
+    name = str(path) if is_file else place
+    if name not in IMPORTED:
+        IMPORTED.append(name)
     return module
-
-
-def list_imported() -> list[str]:
-    """Lists what `import_module_or_file` has imported here, for another process to import too."""
-    return [*_IMPORTED]
 
 
 def describe_error(error: BaseException) -> str:
@@ -68,8 +65,7 @@ def _import_file(path: Path) -> ModuleType:
     spec = importlib.util.spec_from_file_location(path.stem, path)
     assert spec is not None
     assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[path.stem] = module
+    module = sys.modules[path.stem] = importlib.util.module_from_spec(spec)
     try:
         spec.loader.exec_module(module)
     except BaseException:

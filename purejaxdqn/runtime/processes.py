@@ -37,17 +37,15 @@ def join_processes(
       ConfigError: for arguments that are wrong or exclude each other, before anything is waited
         for; or where process 0 cannot be reached.
     """
-    given = {"num_processes": num_processes, "process_id": process_id}
-    if coordinator is None:
-        for name, value in given.items():
-            if value is not None:
+    options: dict[str, Any] = {}
+    if coordinator in (None, "auto"):
+        for name, value in {"num_processes": num_processes, "process_id": process_id}.items():
+            if value is not None and coordinator is None:
                 raise ConfigError(f"{name} ({value}) needs a coordinator, such as 10.0.0.1:8476")
-        return
-    if coordinator == "auto":
-        options: dict[str, Any] = {}
-        for name, value in given.items():
             if value is not None:
                 raise ConfigError(f"{name} ({value}) is found out where coordinator is 'auto'")
+        if coordinator is None:
+            return
     else:
         host, _, port = coordinator.rpartition(":")
         if not (host and port.isdigit()):
@@ -59,7 +57,8 @@ def join_processes(
             raise ConfigError(f"num_processes ({num_processes}) must be at least 1")
         if process_id is None or not 0 <= process_id < num_processes:
             raise ConfigError(f"process_id ({process_id}) must be 0 to {num_processes - 1}")
-        options = {"coordinator_address": coordinator} | given
+        options = {"coordinator_address": coordinator}
+        options |= {"num_processes": num_processes, "process_id": process_id}
     try:
         jax.distributed.initialize(**options)
     except (RuntimeError, ValueError) as error:
@@ -82,13 +81,10 @@ def is_assigned_here(batch: int) -> bool:
 def run_on_first_process(action: Callable[[], T]) -> T:
     """Runs an action in the first process alone, and returns its result in every process.
 
-    Raises:
-      ConfigError: in all processes, if the action raises it.
-      OSError: likewise.
+    It raises what `run_on_every_process` raises.
     """
     outcomes: list[Any] = run_on_every_process(lambda: action() if is_first_process() else None)
-    outcome: T = outcomes[0]
-    return outcome
+    return outcomes[0]
 
 
 def run_on_every_process(action: Callable[[], T]) -> list[T]:
@@ -116,26 +112,20 @@ def gather(value: T) -> list[T]:
     """Collects a value from each process, and returns all of them in every process, to the bit."""
     if jax.process_count() == 1:
         return [value]
-    from jax.experimental import multihost_utils
+    from jax.experimental.multihost_utils import process_allgather
 
     _wait_for_all()
     # As bytes: arrays would be rounded to JAX's own types.
     content = np.frombuffer(pickle.dumps(value), np.uint8)
-    lengths = multihost_utils.process_allgather(np.array([len(content)], np.int32)).ravel()
+    lengths = process_allgather(np.array([len(content)], np.int32)).ravel()
     padded = np.zeros(lengths.max(), np.uint8)
     padded[: len(content)] = content
-    rows = multihost_utils.process_allgather(padded)
-    return [
-        pickle.loads(np.asarray(row)[:length].tobytes())
-        for row, length in zip(rows, lengths, strict=True)
-    ]
+    # `pickle` ignores what comes after the end of a value.
+    return [pickle.loads(np.asarray(row).tobytes()) for row in process_allgather(padded)]
 
 
 def _wait_for_all() -> None:
-    """Waits until every process has come here, however long that takes.
-
-    JAX's own collectives would give up after half an hour.
-    """
+    """Waits until every process has come here: JAX's own collectives give up after half an hour."""
     from orbax.checkpoint import multihost
 
     wait = multihost.get_barrier_sync_fn()

@@ -58,12 +58,12 @@ def name_experiment(experiment: Any) -> dict[str, str]:
     Returns:
       `experiment`, its dotted name, and `experiment_arguments`, JSON of names by argument.
     """
-    function, arguments = experiment, {}
+    arguments = {}
     if isinstance(experiment, functools.partial):
-        function = experiment.func
         arguments = {f"argument {i}": _name(part) for i, part in enumerate(experiment.args)}
         arguments |= {name: _name(part) for name, part in sorted(experiment.keywords.items())}
-    return {"experiment": _name(function), "experiment_arguments": json.dumps(arguments)}
+        experiment = experiment.func
+    return {"experiment": _name(experiment), "experiment_arguments": json.dumps(arguments)}
 
 
 @functools.cache
@@ -77,11 +77,16 @@ def collect_versions() -> dict[str, Any]:
     for package in _PACKAGES:
         with contextlib.suppress(importlib.metadata.PackageNotFoundError):
             versions[package] = importlib.metadata.version(package)
+    processor = platform.processor() or platform.machine()
+    with contextlib.suppress(OSError):
+        cpuinfo = Path("/proc/cpuinfo").read_text()
+        if model := re.search(r"^model name.*?:(.*)$", cpuinfo, re.MULTILINE):
+            processor = model[1].strip()
     return {
         "versions": versions,
         "git_commit": _git_commit(),
         "python": platform.python_version(),
-        "processor": _processor_name(),
+        "processor": processor,
     }
 
 
@@ -109,8 +114,7 @@ def _name(value: Any) -> str:
         return f"partial({', '.join(parts)})"
     if isinstance(value, tuple) and hasattr(value, "name"):  # an Environment
         return str(value.name)
-    qualified = getattr(value, "__qualname__", None)
-    if qualified:
+    if qualified := getattr(value, "__qualname__", None):
         return f"{value.__module__}.{qualified}"
     return re.sub(r" at 0x[0-9a-f]+", "", repr(value))  # the address differs in each process
 
@@ -127,11 +131,3 @@ def _git_commit() -> str:
     except (OSError, subprocess.SubprocessError):
         return "unknown"
     return answer.stdout.strip()
-
-
-def _processor_name() -> str:
-    with contextlib.suppress(OSError):
-        for line in Path("/proc/cpuinfo").read_text().splitlines():
-            if line.startswith("model name"):
-                return line.partition(":")[2].strip()
-    return platform.processor() or platform.machine()
