@@ -1,9 +1,8 @@
 """Runs a sweep on the machines of a Ray cluster: tasks go on elsewhere when their node dies.
 
-A task (`purejaxdqn.sweep.ray.task`) trains some batches side by side. It keeps their checkpoints
-in the folder of the sweep, which all nodes see. Ray starts a task again whose node or process is
-gone; the task then goes on from its checkpoint. The process that called `run_on_cluster` is the
-driver: it shows progress and puts the numbers together as `run_design` does.
+A task trains some batches side by side, and keeps their checkpoints in the folder of the sweep,
+which all nodes see: started again, it goes on from there. The process that called `run_on_cluster`
+is the driver, which shows progress and puts the numbers together as `run_design` does.
 """
 
 from __future__ import annotations
@@ -35,7 +34,7 @@ from purejaxdqn.sweep.batches import TIMES, BatchTrainer
 from purejaxdqn.sweep.dataset import SweepResult
 from purejaxdqn.sweep.design import Design
 from purejaxdqn.sweep.options import SweepOptions, check_whole, take_options
-from purejaxdqn.sweep.plan import SweepPlan, plan_sweep
+from purejaxdqn.sweep.plan import plan_sweep
 from purejaxdqn.sweep.ray.task import ANSWER_SECONDS, Board, Layout, TaskTrainer, run_task
 from purejaxdqn.sweep.resume import OpenSweep, note_changes, open_sweep
 from purejaxdqn.tracking import Evaluated
@@ -75,11 +74,11 @@ def run_on_cluster(
       num_cpus_per_task: cores of a task; by default all of the smallest node.
       num_gpus_per_task: GPUs of a task, which then trains on these. Give `width` too: this machine
         may have none to choose it for.
-      options: several fields of `SweepOptions` at once, but for `devices`. `output` is needed: a
-        folder that all nodes see under the same path, such as one on NFS. The width is chosen for
-        all cores of the cluster. `memory_budget` is that of a task, by default its share of what
-        Ray counts as its node's memory.
-      **option_fields: the fields of `SweepOptions`.
+      options: several fields of `SweepOptions` at once.
+      **option_fields: the fields of `SweepOptions`, but for `devices`. `output` is needed: a folder
+        that all nodes see under the same path, such as one on NFS. The width is chosen for all
+        cores of the cluster. `memory_budget` is that of a task, by default its share of what Ray
+        counts as its node's memory.
 
     Returns:
       The `SweepResult`. Of its attributes, `train_seconds` and the like are sums over tasks,
@@ -89,8 +88,7 @@ def run_on_cluster(
     Raises:
       ConfigError: for options that cannot be, before anything is compiled; without Ray; if there is
         no cluster at that address; or if a node does not see the folder.
-      SweepInterrupted: on Ctrl-C and SIGTERM, with everything that was finished; batches under way
-        have a checkpoint to `resume` from.
+      SweepInterrupted: as `run_design` does.
     """
     check_whole("batches_per_task", 1 if batches_per_task is None else batches_per_task, 1)
     check_whole("num_cpus_per_task", 1 if num_cpus_per_task is None else num_cpus_per_task, 1)
@@ -100,28 +98,19 @@ def run_on_cluster(
         raise ConfigError("output (None) must be a folder that all nodes of the cluster see")
     options = dataclasses.replace(options, output=options.output.resolve())
     with _connect(address) as ray:
-        device = ensure_devices()[
-            0
-        ]  # not before: Ray may start processes, and JAX has threads then
+        devices = ensure_devices()  # not before: Ray may start processes, and JAX has threads then
         layout = _lay_out(ray, num_cpus_per_task, num_gpus_per_task, options.memory_budget)
-        plan = functools.partial(_plan, experiment, design, device, layout)
+        plan = functools.partial(
+            plan_sweep,
+            experiment,
+            design,
+            devices[:1] * layout.devices_per_task,
+            memory_budget=layout.memory_budget or _UNKNOWN,
+            num_devices=layout.num_devices,
+        )
         with open_sweep(experiment, design, plan, options) as sweep:
             size = batches_per_task or layout.num_gpus or layout.num_cpus
             return _Driver(ray, layout, sweep, size).run()
-
-
-def _plan(
-    experiment: Experiment, design: Design, device: jax.Device, layout: Layout, width: int | None
-) -> SweepPlan:
-    """Plans for the devices of one task, at a width for those of the whole cluster."""
-    return plan_sweep(
-        experiment,
-        design,
-        [device] * layout.devices_per_task,
-        width=width,
-        memory_budget=layout.memory_budget or _UNKNOWN,
-        num_devices=layout.num_devices,
-    )
 
 
 @contextlib.contextmanager
@@ -259,11 +248,7 @@ class _Driver(BatchTrainer):
             self._ray.kill(board)
 
     def _submit(self) -> tuple[Any, dict[Any, int]]:
-        """Hands all tasks to Ray.
-
-        Returns:
-          The board that tasks report to, and the number of each task by its reference.
-        """
+        """Hands all tasks to Ray; returns their board, and the number of each by its reference."""
         ray, layout = self._ray, self._layout
         from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 

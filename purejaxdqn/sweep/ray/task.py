@@ -89,13 +89,8 @@ class _TaskProgress(SweepProgress):
 class TaskTrainer(BatchTrainer):
     """Trains the batches of one task; the driver writes the results of all tasks.
 
-    Args:
-      experiment: `config -> Train`.
-      design: the runs.
-      options: how to train them; the width is set, and the output is an absolute path.
-      request: see `OpenSweep`.
-      layout: the part of a node that the task has.
-      report: takes reports, see `Board`.
+    Of the options the width is set, and the output is an absolute path. For the request see
+    `OpenSweep`, for reports `Board`.
     """
 
     def __init__(
