@@ -2,8 +2,7 @@
 
 Small matrix products lose more to handing work between threads than they gain, so many runs train
 fastest with one single-threaded device per core and the runs spread over them. XLA fixes its
-devices when JAX first computes something, so `use_every_core` must be called before that;
-`purejaxdqn.sweep.run.run_sweep` calls it by itself.
+devices when JAX first computes something, so `use_every_core` comes before; `run_sweep` calls it.
 """
 
 from __future__ import annotations
@@ -65,6 +64,8 @@ def use_every_core(num_cpu_devices: int | None = None) -> list[jax.Device]:
     try:
         if "xla_force_host_platform_device_count" not in flags:  # else the user has chosen
             jax.config.update("jax_num_cpu_devices", wanted)
+        ours = [f"--{name}={value}" for name, value in _FLAGS.items() if name not in flags]
+        os.environ["XLA_FLAGS"] = " ".join([flags, *ours]).strip()
     except RuntimeError as error:
         # JAX has started. That is fine if it has what is wanted, or computes elsewhere anyway.
         if jax.default_backend() == "cpu" and jax.local_device_count("cpu") != wanted:
@@ -75,9 +76,6 @@ def use_every_core(num_cpu_devices: int | None = None) -> list[jax.Device]:
                 "of the script, before the first JAX computation (jax.devices(), "
                 "jax.random.key(...) and jnp.zeros(...) count as one)."
             ) from error
-        return jax.local_devices()
-    ours = [f"--{name}={value}" for name, value in _FLAGS.items() if name not in flags]
-    os.environ["XLA_FLAGS"] = " ".join([flags, *ours]).strip()
     return jax.local_devices()
 
 
@@ -97,11 +95,10 @@ def _use_compilation_cache() -> None:
     if jax.config.jax_compilation_cache_dir is not None:  # type: ignore[attr-defined]
         return
     # Programs fit one kind of processor: a home shared by several kinds keeps them apart.
-    processor = platform.machine() + platform.processor()
-    if (cpuinfo := Path("/proc/cpuinfo")).exists():
-        lines = {*cpuinfo.read_text().splitlines()}
-        kind = [x for x in sorted(lines) if x.startswith(("flags", "Features", "model name"))]
-        processor += "".join(kind)
+    cpuinfo = Path("/proc/cpuinfo")
+    lines = {*cpuinfo.read_text().splitlines()} if cpuinfo.exists() else set()
+    kind = sorted(line for line in lines if line.startswith(("flags", "Features", "model name")))
+    processor = "".join([platform.machine(), platform.processor(), *kind])
     home = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
     digest = hashlib.sha256(processor.encode()).hexdigest()
     folder = home / "purejaxdqn" / f"xla-{digest[:12]}"
@@ -117,11 +114,7 @@ def _use_compilation_cache() -> None:
 class Plan(NamedTuple):
     """How runs are laid out: in `num_rounds` rounds, `num_devices` devices train `width` runs each.
 
-    Attributes:
-      width: runs per device program. The results depend on it: the same run at another width has
-        other bits.
-      num_devices: devices that the programs are compiled for; two at least where there are two.
-      num_rounds: rounds, one after another.
+    The same run at another width has other bits. Devices are two at least where there are two.
     """
 
     width: int
@@ -142,16 +135,9 @@ class Plan(NamedTuple):
 def make_plan(
     num_runs: int, num_devices: int, width: int | None = None, max_width: int = 8
 ) -> Plan:
-    """Lays out runs so that no device idles and little padding is wasted.
+    """Lays out runs so that no device idles: 10 runs on 2 devices train 5 wide in one round.
 
-    Args:
-      num_runs: runs to train.
-      num_devices: devices there are.
-      width: runs per device program, to repeat an earlier result; by default chosen.
-      max_width: the widest that is chosen.
-
-    Returns:
-      The `Plan`: 10 runs on 2 devices train 5 wide in one round.
+    By default the width is chosen, of at most `max_width`; give it to repeat an earlier result.
 
     Raises:
       ConfigError: if a number is below 1.

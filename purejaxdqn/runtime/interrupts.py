@@ -30,12 +30,7 @@ class Stopped(KeyboardInterrupt):
 
 
 class Interrupted(KeyboardInterrupt):
-    """Ctrl-C or SIGTERM ended something that was under way.
-
-    Attributes:
-      result: what was finished.
-      exit_code: what the process should end with: 130 after Ctrl-C, 75 after SIGTERM.
-    """
+    """A signal ended what was under way: `result` is what was finished, `exit_code` as above."""
 
     def __init__(self, message: str, result: Any, exit_code: int) -> None:
         super().__init__(message)
@@ -45,13 +40,11 @@ class Interrupted(KeyboardInterrupt):
 class StopRequest:
     """Remembers whether a signal has asked for an end.
 
-    Attributes:
-      number: the first signal; None before there was one.
-      is_deferred: whether the first signal is only noted, until `raise_if_requested` is called. A
-        second signal is not deferred, except while a file is written.
+    While `is_deferred`, the first signal is only noted, until `raise_if_requested` is called. A
+    second signal is not deferred, except while a file is written.
     """
 
-    number: int | None = None
+    number: int | None = None  # the first signal
     is_deferred = False
 
     def raise_if_requested(self) -> None:
@@ -61,10 +54,11 @@ class StopRequest:
 
     def handle(self, number: int, _: FrameType | None) -> None:
         """Notes a signal, and raises `Stopped` unless that is deferred."""
-        is_noted_alone = self.is_deferred and self.number is None
-        self.number = number if self.number is None else self.number
-        if not is_noted_alone:
-            raise Stopped(self.number)
+        if self.number is None:
+            self.number = number
+            if self.is_deferred:
+                return
+        raise Stopped(self.number)
 
 
 @contextlib.contextmanager
@@ -73,9 +67,28 @@ def catch_signals() -> Iterator[StopRequest]:
 
     A signal that the process was started to ignore, as in a shell's background, stays ignored.
     """
-    request = StopRequest()
-    with _install_handler(request.handle), _resend_lost_signals(request):
-        yield request
+    request, hook = StopRequest(), sys.unraisablehook
+
+    def send(number: int) -> None:
+        if signal.getsignal(number) == request.handle:
+            os.kill(os.getpid(), number)
+
+    def resend(unraisable: Any) -> None:
+        # Python drops exceptions in callbacks of its garbage collector. JAX has such a callback,
+        # and signals often arrive in it after a long compilation.
+        if isinstance(unraisable.exc_value, Stopped) and request.number is not None:
+            timer = threading.Timer(_RESEND_SECONDS, send, [request.number])
+            timer.daemon = True
+            timer.start()
+        else:
+            hook(unraisable)
+
+    try:
+        sys.unraisablehook = resend
+        with _install_handler(request.handle):
+            yield request
+    finally:
+        sys.unraisablehook = hook
 
 
 @contextlib.contextmanager
@@ -106,31 +119,3 @@ def _install_handler(handle: Callable[[int, FrameType | None], None]) -> Iterato
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
-
-
-@contextlib.contextmanager
-def _resend_lost_signals(request: StopRequest) -> Iterator[None]:
-    """Sends a signal once more where Python has dropped the exception that it raised.
-
-    Python drops exceptions in callbacks of its garbage collector. JAX has such a callback, and
-    signals often arrive in it after a long compilation.
-    """
-    hook = sys.unraisablehook
-
-    def send(number: int) -> None:
-        if signal.getsignal(number) == request.handle:
-            os.kill(os.getpid(), number)
-
-    def resend(unraisable: Any) -> None:
-        if isinstance(unraisable.exc_value, Stopped) and request.number is not None:
-            timer = threading.Timer(_RESEND_SECONDS, send, [request.number])
-            timer.daemon = True
-            timer.start()
-        else:
-            hook(unraisable)
-
-    try:
-        sys.unraisablehook = resend
-        yield
-    finally:
-        sys.unraisablehook = hook

@@ -14,12 +14,9 @@ IMPORTED: list[str] = []  # in their order, for another process to import too
 
 
 def import_module_or_file(place: str) -> ModuleType:
-    """Imports a module by its name, or a file by its path; a second call imports nothing.
+    """Imports a module `my_module` or a file `path/to/file.py`; a second call imports nothing.
 
     The module is looked for in the current folder first. A file also finds what lies beside it.
-
-    Args:
-      place: `my_module` or `path/to/file.py`.
 
     Raises:
       ConfigError: if there is no such module or file, or if it raises while it is imported.

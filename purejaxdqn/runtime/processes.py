@@ -13,6 +13,7 @@ from typing import Any, TypeVar
 
 import jax
 import numpy as np
+from jax.experimental.multihost_utils import process_allgather
 
 from purejaxdqn.types import ConfigError
 
@@ -27,23 +28,21 @@ def join_processes(
 ) -> None:
     """Connects this process to those that share its sweep; to be called before JAX starts.
 
-    Args:
-      coordinator: where process 0 can be reached, such as "10.0.0.1:8476". "auto" takes this and
-        the rest from Slurm, Open MPI or a TPU. With None the process stays alone.
-      num_processes: how many processes there are.
-      process_id: the number of this one, from 0.
+    At the coordinator, such as "10.0.0.1:8476", process 0 can be reached; "auto" takes this and the
+    rest from Slurm, Open MPI or a TPU. With None the process stays alone.
 
     Raises:
       ConfigError: for arguments that are wrong or exclude each other, before anything is waited
         for; or where process 0 cannot be reached.
     """
-    options: dict[str, Any] = {}
+    options: dict[str, Any] = {"num_processes": num_processes, "process_id": process_id}
     if coordinator in (None, "auto"):
-        for name, value in {"num_processes": num_processes, "process_id": process_id}.items():
-            if value is not None and coordinator is None:
-                raise ConfigError(f"{name} ({value}) needs a coordinator, such as 10.0.0.1:8476")
+        why = "is found out where coordinator is 'auto'"
+        if coordinator is None:
+            why = "needs a coordinator, such as 10.0.0.1:8476"
+        for name, value in options.items():
             if value is not None:
-                raise ConfigError(f"{name} ({value}) is found out where coordinator is 'auto'")
+                raise ConfigError(f"{name} ({value}) {why}")
         if coordinator is None:
             return
     else:
@@ -57,8 +56,7 @@ def join_processes(
             raise ConfigError(f"num_processes ({num_processes}) must be at least 1")
         if process_id is None or not 0 <= process_id < num_processes:
             raise ConfigError(f"process_id ({process_id}) must be 0 to {num_processes - 1}")
-        options = {"coordinator_address": coordinator}
-        options |= {"num_processes": num_processes, "process_id": process_id}
+        options["coordinator_address"] = coordinator
     try:
         jax.distributed.initialize(**options)
     except (RuntimeError, ValueError) as error:
@@ -79,10 +77,7 @@ def is_assigned_here(batch: int) -> bool:
 
 
 def run_on_first_process(action: Callable[[], T]) -> T:
-    """Runs an action in the first process alone, and returns its result in every process.
-
-    It raises what `run_on_every_process` raises.
-    """
+    """Runs an action in the first process alone, and returns its result, or raises, in all."""
     outcomes: list[Any] = run_on_every_process(lambda: action() if is_first_process() else None)
     return outcomes[0]
 
@@ -96,15 +91,15 @@ def run_on_every_process(action: Callable[[], T]) -> list[T]:
     """
     if jax.process_count() == 1:
         return [action()]
-    outcome: tuple[Any, Exception | None]
+    value: T | None = None
+    refusal: Exception | None = None
     try:
-        outcome = (action(), None)
+        value = action()
     except (ConfigError, OSError) as error:
-        outcome = (None, error)
-    outcomes: list[tuple[Any, Exception | None]] = gather(outcome)
-    for _, refusal in outcomes:
-        if refusal is not None:
-            raise refusal
+        refusal = error
+    outcomes: list[Any] = gather((value, refusal))
+    if refusals := [refusal for _, refusal in outcomes if refusal is not None]:
+        raise refusals[0]
     return [value for value, _ in outcomes]
 
 
@@ -112,16 +107,12 @@ def gather(value: T) -> list[T]:
     """Collects a value from each process, and returns all of them in every process, to the bit."""
     if jax.process_count() == 1:
         return [value]
-    from jax.experimental.multihost_utils import process_allgather
-
     _wait_for_all()
-    # As bytes: arrays would be rounded to JAX's own types.
+    # As bytes: arrays would be rounded to JAX's own types. Pickle ignores what comes after its end.
     content = np.frombuffer(pickle.dumps(value), np.uint8)
-    lengths = process_allgather(np.array([len(content)], np.int32)).ravel()
-    padded = np.zeros(lengths.max(), np.uint8)
-    padded[: len(content)] = content
-    # `pickle` ignores what comes after the end of a value.
-    return [pickle.loads(np.asarray(row).tobytes()) for row in process_allgather(padded)]
+    length = process_allgather(np.array([len(content)], np.int32)).max()
+    rows = process_allgather(np.pad(content, (0, length - len(content))))
+    return [pickle.loads(np.asarray(row).tobytes()) for row in rows]
 
 
 def _wait_for_all() -> None:

@@ -44,12 +44,7 @@ class CheckpointDamaged(Exception):
 
 
 def write(folder: Path, arrays: Sequence[np.ndarray], facts: Mapping[str, Any]) -> None:
-    """Writes a checkpoint; a kill or a full disk leaves nothing under its name.
-
-    Args:
-      folder: of the checkpoint; an older one there is replaced.
-      arrays: NumPy arrays of any shape and type.
-      facts: anything else, as JSON can hold it.
+    """Writes arrays, and facts that JSON can hold, in place of what lies there; or nothing.
 
     Raises:
       OSError: if it cannot be written.
@@ -105,14 +100,9 @@ def estimate_write_memory(total: int) -> int:
 def read(
     folder: Path, wanted: Callable[[dict[str, Any]], range] | None = None
 ) -> tuple[list[np.ndarray], dict[str, Any]]:
-    """Reads a checkpoint.
+    """Reads the arrays and the facts of a checkpoint as they were written, to the bit.
 
-    Args:
-      folder: of the checkpoint.
-      wanted: `facts -> indices` of the arrays to read; all by default. The others take no memory.
-
-    Returns:
-      `(arrays, facts)` as they were written, to the bit.
+    `wanted(facts)` gives the indices of the arrays to read; all by default. Others take no memory.
 
     Raises:
       CheckpointDamaged: if anything in it is not as it was written.
@@ -141,12 +131,10 @@ def read(
 
 
 def _cut_into_parts(arrays: Sequence[np.ndarray]) -> Iterator[dict[str, np.ndarray]]:
-    """Cuts arrays into flat views by name, and yields groups of at most 128 MiB.
-
-    Flat, because Orbax takes neither empty arrays nor those without an axis.
-    """
+    """Cuts arrays into flat views by name, and yields groups of at most 128 MiB."""
     part: dict[str, np.ndarray] = {}
     for i, array in enumerate(arrays):
+        # Flat, because Orbax takes neither empty arrays nor those without an axis.
         flat, length = array.reshape(-1), _PART_BYTES // array.itemsize
         for begin in range(0, flat.size, length):
             piece = flat[begin : begin + length]

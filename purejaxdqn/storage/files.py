@@ -69,12 +69,8 @@ def explain_write_failure(folder: Path) -> str | None:
 class WriteSchedule:
     """Says when a file is due, from how long it took to write the last time.
 
-    Args:
-      at_least: seconds between the end of one write and the start of the next.
-      seconds: an interval in place of the one that the cost of writing asks for.
-
-    Attributes:
-      total: seconds that all writes took.
+    Between two writes lie `at_least` so many seconds, or always `seconds` if they are given. All
+    writes took `total` seconds.
     """
 
     def __init__(self, at_least: float, seconds: float | None = None) -> None:

@@ -26,13 +26,10 @@ _PACKAGES = ("purejaxdqn", "jax", "jaxlib", "flax", "optax", "gymnasium", "numpy
 def collect_provenance(settings: Mapping[str, Any], experiment: Any) -> dict[str, Any]:
     """Collects what a reader needs to run the same again, as attributes that netCDF can hold.
 
-    Args:
-      settings: by name, those that all runs have in common.
-      experiment: the function that was trained, or a `functools.partial` of it.
-
     Returns:
-      `config` (JSON of the settings), `command`, `date`, `host`, `platform`, the entries of
-      `name_experiment`, and those of `collect_versions`, with `versions` as JSON.
+      `config` (JSON of the settings, those that all runs share), `command`, `date`, `host`,
+      `platform`, the entries of `name_experiment`, and those of `collect_versions`, with `versions`
+      as JSON.
     """
     versions = collect_versions()
     return {
@@ -91,10 +88,9 @@ def collect_versions() -> dict[str, Any]:
 
 
 def to_jsonable(value: Any) -> Any:
-    """Replaces what JSON does not have.
+    """Replaces what JSON does not have: dataclasses, NumPy's numbers, infinite and undefined ones.
 
-    Infinite and undefined numbers become strings that `float` reads back, NumPy's numbers Python's,
-    and dataclasses dictionaries.
+    The last become strings that `float` reads back.
     """
     if dataclasses.is_dataclass(value) and not isinstance(value, type):
         value = dataclasses.asdict(value)

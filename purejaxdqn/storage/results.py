@@ -20,14 +20,6 @@ LOCK = "lock"  # in that folder: held while a process works there
 def prepare_output(folder: Path, overwrite: bool = False, resume: bool = False) -> Path:
     """Makes an output folder, and makes sure before a long run that results can be written there.
 
-    Args:
-      folder: made with its parents where it does not exist.
-      overwrite: whether results that lie there may be replaced.
-      resume: whether the sweep that was begun there is to be resumed.
-
-    Returns:
-      The folder.
-
     Raises:
       ConfigError: if it cannot be written; if it holds results, or a sweep that was begun, and is
         neither to be overwritten nor resumed; or if it is to be overwritten while another process
@@ -78,10 +70,7 @@ def acquire_lock(lock: filelock.BaseFileLock, folder: Path) -> None:
 
 
 def save(dataset: xr.Dataset, folder: Path) -> Path:
-    """Writes a dataset into an existing folder; a kill or a full disk leaves the file before it.
-
-    Returns:
-      The file's path.
+    """Writes a dataset into a folder, all or nothing, and returns the file's path.
 
     Raises:
       OSError: if it cannot be written.

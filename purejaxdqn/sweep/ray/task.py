@@ -55,8 +55,7 @@ class TaskResult(NamedTuple):
 class Board:
     """An actor on the driver's node: keeps the reports of tasks until the driver asks for them.
 
-    A report has the number of the task, what it is about, and what the driver's method for that
-    takes: `_on_start` for "start".
+    A report is what the driver's method for it takes, such as `(task, "message", text)`.
     """
 
     def __init__(self) -> None:
@@ -87,17 +86,13 @@ class _TaskProgress(SweepProgress):
 
 
 class TaskTrainer(BatchTrainer):
-    """Trains the batches of one task; the driver writes the results of all tasks.
-
-    Of the options the width is set, and the output is an absolute path. For the request see
-    `OpenSweep`, for reports `Board`.
-    """
+    """Trains the batches of one task; the driver writes the results of all tasks."""
 
     def __init__(
         self,
         experiment: Experiment,
         design: Design,
-        options: SweepOptions,
+        options: SweepOptions,  # with a width, and an absolute path as output
         request: dict[str, Any],
         layout: Layout,
         report: Callable[..., None],
@@ -143,12 +138,8 @@ def run_task(
 ) -> TaskResult:
     """Trains the batches of a task on a node, in a process of its own.
 
-    Args:
-      modules: what `--import` named, which registers agents and environments.
-      order: Ray's reference of a `TaskTrainer` but for `report`, which may need these modules.
-      task: its number.
-      numbers: of its batches.
-      board: takes its reports.
+    The order is Ray's reference of a `TaskTrainer` without its `report`. It may need the modules,
+    those that `--import` named, which register agents and environments.
     """
     import ray
 
