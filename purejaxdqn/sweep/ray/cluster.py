@@ -61,15 +61,13 @@ def run_on_cluster(
     """Trains every run of a design on the nodes of a Ray cluster.
 
     At the same width every run has the bits that it has with `run_design`, if all nodes have the
-    same kind of processor and the same versions; otherwise a warning and the attribute
-    `not_bitwise` say so. The experiment must be importable on the nodes, or defined in the script.
+    same processor and versions; otherwise a warning and the attribute `not_bitwise` say so.
 
     Args:
-      experiment: `config -> Train`.
+      experiment: `config -> Train`, importable on the nodes, or defined in the script.
       design: the runs.
-      address: of the cluster, such as "10.0.0.1:6379"; by default that of `RAY_ADDRESS`, or of the
-        cluster that this machine is part of, or else this machine alone. A connection to Ray that
-        the process has already is used.
+      address: of the cluster, such as "10.0.0.1:6379", unless the process is connected to one; by
+        default `RAY_ADDRESS`, or the cluster of this machine, or else this machine alone.
       batches_per_task: by default as many as train side by side: one for each core or GPU.
       num_cpus_per_task: cores of a task; by default all of the smallest node.
       num_gpus_per_task: GPUs of a task, which then trains on these. Give `width` too: this machine
@@ -81,9 +79,8 @@ def run_on_cluster(
         counts as its node's memory.
 
     Returns:
-      The `SweepResult`. Of its attributes, `train_seconds` and the like are sums over tasks,
-      `env_steps_per_second` is over all nodes, `retries` says how often a task was started again,
-      and `retried_from` (JSON) at which steps these went on.
+      The `SweepResult`. Its attributes in seconds are sums over tasks; `env_steps_per_second` is
+      over all nodes. Tasks were started again `retries` times, at the steps `retried_from` (JSON).
 
     Raises:
       ConfigError: for options that cannot be, before anything is compiled; without Ray; if there is
@@ -109,8 +106,7 @@ def run_on_cluster(
             num_devices=layout.num_devices,
         )
         with open_sweep(experiment, design, plan, options) as sweep:
-            size = batches_per_task or layout.num_gpus or layout.num_cpus
-            return _Driver(ray, layout, sweep, size).run()
+            return _Driver(ray, layout, sweep, batches_per_task).run()
 
 
 @contextlib.contextmanager
@@ -192,10 +188,10 @@ def _lay_out(ray: Any, num_cpus: int | None, num_gpus: int, memory_budget: float
 class _Driver(BatchTrainer):
     """Trains the batches of a plan in tasks; everything else is as in every sweep."""
 
-    def __init__(self, ray: Any, layout: Layout, sweep: OpenSweep, size: int) -> None:
+    def __init__(self, ray: Any, layout: Layout, sweep: OpenSweep, size: int | None) -> None:
         super().__init__(sweep, jax.local_devices())
         self._request, self._ray, self._layout = sweep.request, ray, layout
-        self._size = size  # the most batches of a task
+        self._size = size or layout.num_gpus or layout.num_cpus  # the most batches of a task
         self._steps_before = 0  # environment steps that were not taken by these tasks
         self._parts: list[list[int]] = []  # the batches of each task
         self._starts: collections.Counter[int] = collections.Counter()  # of each task
