@@ -85,9 +85,7 @@ def run_on_first_process(action: Callable[[], T]) -> T:
 def run_on_every_process(action: Callable[[], T]) -> list[T]:
     """Runs an action in each process, and returns all results in every process.
 
-    Raises:
-      ConfigError: in all processes, if the action raises it in any: else the others would wait.
-      OSError: likewise.
+    A `ConfigError` or `OSError` in any of them is raised in all: else the others would wait.
     """
     if jax.process_count() == 1:
         return [action()]

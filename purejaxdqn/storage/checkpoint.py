@@ -40,7 +40,7 @@ _MOST_SETTLE_SECONDS = 5.0  # to wait for its end
 
 
 class CheckpointDamaged(Exception):
-    """A checkpoint is not what was written; the message says what is wrong with it."""
+    """What is read is not what was written; the message says what is wrong with it."""
 
 
 def write(folder: Path, arrays: Sequence[np.ndarray], facts: Mapping[str, Any]) -> None:
@@ -103,9 +103,7 @@ def read(
     """Reads the arrays and the facts of a checkpoint as they were written, to the bit.
 
     `wanted(facts)` gives the indices of the arrays to read; all by default. Others take no memory.
-
-    Raises:
-      CheckpointDamaged: if anything in it is not as it was written.
+    Anything that is not as it was written raises `CheckpointDamaged`.
     """
     content = read_manifest(folder)
     for name, digest in content["sha256"].items():
@@ -147,11 +145,7 @@ def _cut_into_parts(arrays: Sequence[np.ndarray]) -> Iterator[dict[str, np.ndarr
 
 
 def read_manifest(folder: Path) -> dict[str, Any]:
-    """Reads the manifest of a checkpoint alone: `arrays`, `facts` and `sha256`.
-
-    Raises:
-      CheckpointDamaged: if it is not as it was written.
-    """
+    """Reads the manifest of a checkpoint alone, as `read` does: `arrays`, `facts` and `sha256`."""
     try:
         digest, _, text = (folder / MANIFEST).read_text().partition("\n")
     except (OSError, UnicodeDecodeError) as error:
@@ -168,11 +162,9 @@ def _make_checkpointer() -> Any:
 
     # It logs each step, and logs errors with a traceback beside raising them.
     logging.getLogger("absl").setLevel(logging.CRITICAL)
-    process = jax.process_index()
+    own = jax.process_index()  # each process keeps its own runs
     alone = ocp.options.MultiprocessingOptions(
-        primary_host=process,
-        active_processes={process},  # each process keeps its own runs
-        barrier_sync_key_prefix=f"process{process}",
+        primary_host=own, active_processes={own}, barrier_sync_key_prefix=f"process{own}"
     )
     handler = ocp.PyTreeCheckpointHandler(multiprocessing_options=alone)
     return ocp.Checkpointer(handler, multiprocessing_options=alone)

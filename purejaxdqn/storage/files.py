@@ -19,11 +19,8 @@ _COST = 20.0  # writing may take one part in so many of the time
 def replace_file(path: Path) -> Iterator[Path]:
     """Replaces a file, or makes it, once the block has written all of it; signals wait for that.
 
-    Yields:
-      The path to write to, beside the file and with the same suffix.
-
-    Raises:
-      OSError: if it cannot be written; the message names the file and the reason.
+    The block is given a path beside the file, with the same suffix. Where it cannot be written, an
+    `OSError` names the file and the reason.
     """
     temporary = path.with_name(f".{path.stem}.{os.getpid()}{path.suffix}")
     with defer_signals():

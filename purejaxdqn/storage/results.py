@@ -55,11 +55,7 @@ def prepare_output(folder: Path, overwrite: bool = False, resume: bool = False) 
 
 
 def acquire_lock(lock: filelock.BaseFileLock, folder: Path) -> None:
-    """Acquires the lock of an output folder.
-
-    Raises:
-      ConfigError: if another process has it.
-    """
+    """Acquires the lock of an output folder; a `ConfigError` says that another process has it."""
     try:
         lock.acquire(timeout=0)
     except filelock.Timeout:
@@ -85,9 +81,6 @@ def save_or_rescue(dataset: xr.Dataset, folder: Path) -> Path:
     """Saves a dataset; where the folder cannot take it, into a new temporary one, with a warning.
 
     Finished results are hours of work, which a full disk must not cost.
-
-    Raises:
-      OSError: if neither can be written.
     """
     try:
         return save(dataset, folder)
