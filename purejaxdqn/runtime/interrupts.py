@@ -30,7 +30,7 @@ class Stopped(KeyboardInterrupt):
 
 
 class Interrupted(KeyboardInterrupt):
-    """A signal ended what was under way: `result` is what was finished, `exit_code` as above."""
+    """A signal ended what was under way; `result` is what was finished, `exit_code` is as above."""
 
     def __init__(self, message: str, result: Any, exit_code: int) -> None:
         super().__init__(message)
