@@ -259,11 +259,9 @@ class _Driver(BatchTrainer):
             max_calls=1,  # a process for each: JAX takes its devices once, and frees no memory
             scheduling_strategy="SPREAD",
         )(run_task)
-        # In a list, which Ray hands over as it is: the task imports the modules before it reads.
-        options = dataclasses.replace(
-            self._options, width=self._plan.width, on_evaluation=None, progress=False
-        )
+        options = dataclasses.replace(self._options, width=self._plan.width, on_evaluation=None)
         parts = (self._experiment, self._plan.design, options, self._request, layout)
+        # In a list, which Ray hands over as it is: the task imports the modules before it reads.
         order = [ray.put(functools.partial(TaskTrainer, *parts))]
         return board, {
             task.remote(IMPORTED, order, i, part, board): i for i, part in enumerate(self._parts)
