@@ -1,4 +1,1 @@
-"""Deals with the machine: its devices, other processes, and signals such as SIGTERM.
-
-Nothing here may know what is trained.
-"""
+"""Deals with the machine: devices, processes, signals; may not know what is trained."""

@@ -9,13 +9,10 @@ _WIDE = 10_000  # columns: no line is broken
 
 
 def make_console(**options: Any) -> Console:
-    """Makes a console that breaks lines for a terminal alone.
+    """Makes a console, with rich's own options, that breaks lines for a terminal alone.
 
     rich takes a pipe or a file for a terminal of 80 columns. Here tables are then as wide as they
     need to be, unless the environment variable `COLUMNS` says how wide.
-
-    Args:
-      **options: of rich's `Console`, such as `stderr=True`.
     """
     console = Console(**options)
     if not (console.file.isatty() or console.is_jupyter or os.environ.get("COLUMNS")):

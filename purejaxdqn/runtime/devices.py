@@ -2,8 +2,7 @@
 
 Small matrix products lose more to handing work between threads than they gain, so many runs train
 fastest with one single-threaded device per core and the runs spread over them. XLA fixes its
-devices when JAX first computes something, so `use_every_core` must be called before that;
-`purejaxdqn.sweep.run.run_sweep` calls it by itself.
+devices when JAX first computes something, so `use_every_core` comes before; `run_sweep` calls it.
 """
 
 from __future__ import annotations
@@ -26,9 +25,8 @@ _FLAGS = {
     # Loops over little data, such as the generator's, become one call instead of many small ones.
     "xla_backend_extra_options": "xla_cpu_small_while_loop_byte_threshold=65536",
 }
-_MAX_WIDTH = {"cpu": 8}  # wider batches gain nothing on one core and fall out of its cache
-_MIN_DEVICES = 2  # so that a run has the same bits on one core as on many
-_MAX_WIDTH_ACCELERATOR = 128
+# XLA compiles a program for a lone device by another path, which rounds differently.
+_MIN_CPU_DEVICES = 2
 
 
 def available_cores() -> int:
@@ -49,8 +47,8 @@ def use_every_core(num_cpu_devices: int | None = None) -> list[jax.Device]:
       num_cpu_devices: CPU devices to make; by default one for each available core.
 
     Returns:
-      The devices that computations will run on; at least two on the CPU, also on one core, because
-      XLA compiles a program for a lone device by another path, which rounds differently.
+      The devices that computations will run on; at least two on the CPU, also on one core, so that
+      a run has the same bits on one core as on many.
 
     Raises:
       ConfigError: if `num_cpu_devices` is below 1.
@@ -60,12 +58,14 @@ def use_every_core(num_cpu_devices: int | None = None) -> list[jax.Device]:
         raise ConfigError(
             f"num_cpu_devices ({num_cpu_devices}) must be at least 1; leave it out for one per core"
         )
-    wanted = max(num_cpu_devices or available_cores(), _MIN_DEVICES)
+    wanted = max(num_cpu_devices or available_cores(), _MIN_CPU_DEVICES)
     _use_compilation_cache()
     flags = os.environ.get("XLA_FLAGS", "")
     try:
         if "xla_force_host_platform_device_count" not in flags:  # else the user has chosen
             jax.config.update("jax_num_cpu_devices", wanted)
+        ours = [f"--{name}={value}" for name, value in _FLAGS.items() if name not in flags]
+        os.environ["XLA_FLAGS"] = " ".join([flags, *ours]).strip()
     except RuntimeError as error:
         # JAX has started. That is fine if it has what is wanted, or computes elsewhere anyway.
         if jax.default_backend() == "cpu" and jax.local_device_count("cpu") != wanted:
@@ -76,9 +76,6 @@ def use_every_core(num_cpu_devices: int | None = None) -> list[jax.Device]:
                 "of the script, before the first JAX computation (jax.devices(), "
                 "jax.random.key(...) and jnp.zeros(...) count as one)."
             ) from error
-        return jax.local_devices()
-    ours = [f"--{name}={value}" for name, value in _FLAGS.items() if name not in flags]
-    os.environ["XLA_FLAGS"] = " ".join([flags, *ours]).strip()
     return jax.local_devices()
 
 
@@ -97,9 +94,14 @@ def _use_compilation_cache() -> None:
     # JAX's types leave its options out.
     if jax.config.jax_compilation_cache_dir is not None:  # type: ignore[attr-defined]
         return
-    home = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
     # Programs fit one kind of processor: a home shared by several kinds keeps them apart.
-    folder = home / "purejaxdqn" / f"xla-{_processor()}"
+    cpuinfo = Path("/proc/cpuinfo")
+    lines = {*cpuinfo.read_text().splitlines()} if cpuinfo.exists() else set()
+    kind = sorted(line for line in lines if line.startswith(("flags", "Features", "model name")))
+    processor = "".join([platform.machine(), platform.processor(), *kind])
+    home = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
+    digest = hashlib.sha256(processor.encode()).hexdigest()
+    folder = home / "purejaxdqn" / f"xla-{digest[:12]}"
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError:
@@ -109,25 +111,10 @@ def _use_compilation_cache() -> None:
     jax.config.update("jax_persistent_cache_min_entry_size_bytes", -1)
 
 
-def _processor() -> str:
-    description = platform.machine() + platform.processor()
-    cpuinfo = Path("/proc/cpuinfo")
-    if cpuinfo.exists():
-        lines = cpuinfo.read_text().splitlines()
-        description += "".join(
-            sorted({line for line in lines if line.startswith(("flags", "Features", "model name"))})
-        )
-    return hashlib.sha256(description.encode()).hexdigest()[:12]
-
-
 class Plan(NamedTuple):
     """How runs are laid out: in `num_rounds` rounds, `num_devices` devices train `width` runs each.
 
-    Attributes:
-      width: runs per device program. The results depend on it: the same run at another width has
-        other bits.
-      num_devices: devices that the programs are compiled for; two at least where there are two.
-      num_rounds: rounds, one after another.
+    The same run at another width has other bits. Devices are two at least where there are two.
     """
 
     width: int
@@ -148,16 +135,9 @@ class Plan(NamedTuple):
 def make_plan(
     num_runs: int, num_devices: int, width: int | None = None, max_width: int = 8
 ) -> Plan:
-    """Lays out runs so that no device idles and little padding is wasted.
+    """Lays out runs so that no device idles: 10 runs on 2 devices train 5 wide in one round.
 
-    Args:
-      num_runs: runs to train.
-      num_devices: devices there are.
-      width: runs per device program, to repeat an earlier result; by default chosen.
-      max_width: the widest that is chosen.
-
-    Returns:
-      The `Plan`: 10 runs on 2 devices train 5 wide in one round.
+    By default the width is chosen, of at most `max_width`; give it to repeat an earlier result.
 
     Raises:
       ConfigError: if a number is below 1.
@@ -169,7 +149,7 @@ def make_plan(
         num_rounds = math.ceil(num_runs / (num_devices * max_width))
         width = math.ceil(num_runs / (num_devices * num_rounds))
     num_batches = math.ceil(num_runs / width)
-    used_devices = min(num_devices, max(num_batches, _MIN_DEVICES))
+    used_devices = min(num_devices, max(num_batches, _MIN_CPU_DEVICES))
     return Plan(width, used_devices, math.ceil(num_batches / used_devices))
 
 
@@ -182,14 +162,11 @@ def compiler_options() -> dict[str, str | bool]:
 
 
 def min_devices() -> int:
-    """Returns the fewest devices that a program is compiled for, where there are so many.
-
-    That is two on a CPU: XLA compiles a program for a lone device by another path, which rounds
-    differently.
-    """
-    return _MIN_DEVICES if jax.default_backend() == "cpu" else 1
+    """Returns the fewest devices that a program is compiled for, where there are so many."""
+    return _MIN_CPU_DEVICES if jax.default_backend() == "cpu" else 1
 
 
 def max_width() -> int:
     """Returns the most runs per device program that are worth while on the devices there are."""
-    return _MAX_WIDTH.get(jax.default_backend(), _MAX_WIDTH_ACCELERATOR)
+    # Wider batches gain nothing on one core and fall out of its cache.
+    return 8 if jax.default_backend() == "cpu" else 128

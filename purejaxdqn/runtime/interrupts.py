@@ -1,8 +1,7 @@
 """Decides what happens on Ctrl-C and SIGTERM: an end at once, or one that waits for a safe moment.
 
-Most code ends at once, with `Stopped`. A sweep asks for a deferred end while it trains: the signal
-is noted, the sweep ends between two chunks, and a checkpoint is written first. Files are always
-written to their end.
+Most code ends at once, with `Stopped`. A sweep asks for a deferred end while it trains: it ends
+between two chunks, and writes a checkpoint first. Files are always written to their end.
 """
 
 from __future__ import annotations
@@ -31,31 +30,22 @@ class Stopped(KeyboardInterrupt):
 
 
 class Interrupted(KeyboardInterrupt):
-    """Ctrl-C or SIGTERM ended something that was under way.
-
-    Attributes:
-      result: what was finished.
-      exit_code: what the process should end with: 130 after Ctrl-C, 75 after SIGTERM.
-    """
+    """A signal ended what was under way; `result` is what was finished, `exit_code` is as above."""
 
     def __init__(self, message: str, result: Any, exit_code: int) -> None:
         super().__init__(message)
-        self.result = result
-        self.exit_code = exit_code
+        self.result, self.exit_code = result, exit_code
 
 
 class StopRequest:
     """Remembers whether a signal has asked for an end.
 
-    Attributes:
-      number: the first signal; None before there was one.
-      is_deferred: whether the first signal is only noted, until `raise_if_requested` is called. A
-        second signal is not deferred, except while a file is written.
+    While `is_deferred`, the first signal is only noted, until `raise_if_requested` is called. A
+    second signal is not deferred, except while a file is written.
     """
 
-    def __init__(self) -> None:
-        self.number: int | None = None
-        self.is_deferred = False
+    number: int | None = None  # the first signal
+    is_deferred = False
 
     def raise_if_requested(self) -> None:
         """Raises `Stopped` if a signal has come."""
@@ -64,10 +54,11 @@ class StopRequest:
 
     def handle(self, number: int, _: FrameType | None) -> None:
         """Notes a signal, and raises `Stopped` unless that is deferred."""
-        is_first = self.number is None
-        self.number = number if self.number is None else self.number
-        if not (self.is_deferred and is_first):
-            raise Stopped(self.number)
+        if self.number is None:
+            self.number = number
+            if self.is_deferred:
+                return
+        raise Stopped(self.number)
 
 
 @contextlib.contextmanager
@@ -76,9 +67,28 @@ def catch_signals() -> Iterator[StopRequest]:
 
     A signal that the process was started to ignore, as in a shell's background, stays ignored.
     """
-    request = StopRequest()
-    with _install_handler(request.handle), _resend_lost_signals(request):
-        yield request
+    request, hook = StopRequest(), sys.unraisablehook
+
+    def send(number: int) -> None:
+        if signal.getsignal(number) == request.handle:
+            os.kill(os.getpid(), number)
+
+    def resend(unraisable: Any) -> None:
+        # Python drops exceptions in callbacks of its garbage collector. JAX has such a callback,
+        # and signals often arrive in it after a long compilation.
+        if isinstance(unraisable.exc_value, Stopped) and request.number is not None:
+            timer = threading.Timer(_RESEND_SECONDS, send, [request.number])
+            timer.daemon = True
+            timer.start()
+        else:
+            hook(unraisable)
+
+    try:
+        sys.unraisablehook = resend
+        with _install_handler(request.handle):
+            yield request
+    finally:
+        sys.unraisablehook = hook
 
 
 @contextlib.contextmanager
@@ -99,10 +109,8 @@ def defer_signals() -> Iterator[None]:
 
 @contextlib.contextmanager
 def _install_handler(handle: Callable[[int, FrameType | None], None]) -> Iterator[None]:
-    if threading.current_thread() is not threading.main_thread():
-        yield
-        return
-    before = {number: signal.getsignal(number) for number in _SIGNALS}
+    is_main = threading.current_thread() is threading.main_thread()
+    before = {number: signal.getsignal(number) for number in _SIGNALS if is_main}
     try:
         for number, handler in before.items():
             if handler is not signal.SIG_IGN:
@@ -111,31 +119,3 @@ def _install_handler(handle: Callable[[int, FrameType | None], None]) -> Iterato
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
-
-
-@contextlib.contextmanager
-def _resend_lost_signals(request: StopRequest) -> Iterator[None]:
-    """Sends a signal once more where Python has dropped the exception that it raised.
-
-    Python drops exceptions in callbacks of its garbage collector. JAX has such a callback, and
-    signals often arrive in it after a long compilation.
-    """
-    hook = sys.unraisablehook
-
-    def send(number: int) -> None:
-        if signal.getsignal(number) == request.handle:
-            os.kill(os.getpid(), number)
-
-    def resend(unraisable: Any) -> None:
-        if isinstance(unraisable.exc_value, Stopped) and request.number is not None:
-            timer = threading.Timer(_RESEND_SECONDS, send, [request.number])
-            timer.daemon = True
-            timer.start()
-        else:
-            hook(unraisable)
-
-    try:
-        sys.unraisablehook = resend
-        yield
-    finally:
-        sys.unraisablehook = hook

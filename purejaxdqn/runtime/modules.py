@@ -10,16 +10,13 @@ from types import ModuleType
 
 from purejaxdqn.types import ConfigError
 
-_IMPORTED: dict[str, None] = {}  # in their order
+IMPORTED: list[str] = []  # in their order, for another process to import too
 
 
 def import_module_or_file(place: str) -> ModuleType:
-    """Imports a module by its name, or a file by its path; a second call imports nothing.
+    """Imports a module `my_module` or a file `path/to/file.py`; a second call imports nothing.
 
     The module is looked for in the current folder first. A file also finds what lies beside it.
-
-    Args:
-      place: `my_module` or `path/to/file.py`.
 
     Raises:
       ConfigError: if there is no such module or file, or if it raises while it is imported.
@@ -46,13 +43,10 @@ def import_module_or_file(place: str) -> ModuleType:
             f"importing {place} raises {describe_error(error)}; correct it until Python can "
             "import it"
         ) from error
-    _IMPORTED.setdefault(str(path) if is_file else place)
+    name = str(path) if is_file else place
+    if name not in IMPORTED:
+        IMPORTED.append(name)
     return module
-
-
-def list_imported() -> list[str]:
-    """Lists what `import_module_or_file` has imported here, for another process to import too."""
-    return [*_IMPORTED]
 
 
 def describe_error(error: BaseException) -> str:
@@ -68,8 +62,7 @@ def _import_file(path: Path) -> ModuleType:
     spec = importlib.util.spec_from_file_location(path.stem, path)
     assert spec is not None
     assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[path.stem] = module
+    module = sys.modules[path.stem] = importlib.util.module_from_spec(spec)
     try:
         spec.loader.exec_module(module)
     except BaseException:

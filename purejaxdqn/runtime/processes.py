@@ -13,6 +13,7 @@ from typing import Any, TypeVar
 
 import jax
 import numpy as np
+from jax.experimental.multihost_utils import process_allgather
 
 from purejaxdqn.types import ConfigError
 
@@ -27,27 +28,23 @@ def join_processes(
 ) -> None:
     """Connects this process to those that share its sweep; to be called before JAX starts.
 
-    Args:
-      coordinator: where process 0 can be reached, such as "10.0.0.1:8476". "auto" takes this and
-        the rest from Slurm, Open MPI or a TPU. With None the process stays alone.
-      num_processes: how many processes there are.
-      process_id: the number of this one, from 0.
+    At the coordinator, such as "10.0.0.1:8476", process 0 can be reached; "auto" takes this and the
+    rest from Slurm, Open MPI or a TPU. With None the process stays alone.
 
     Raises:
       ConfigError: for arguments that are wrong or exclude each other, before anything is waited
         for; or where process 0 cannot be reached.
     """
-    given = {"num_processes": num_processes, "process_id": process_id}
-    if coordinator is None:
-        for name, value in given.items():
+    options: dict[str, Any] = {"num_processes": num_processes, "process_id": process_id}
+    if coordinator in (None, "auto"):
+        why = "is found out where coordinator is 'auto'"
+        if coordinator is None:
+            why = "needs a coordinator, such as 10.0.0.1:8476"
+        for name, value in options.items():
             if value is not None:
-                raise ConfigError(f"{name} ({value}) needs a coordinator, such as 10.0.0.1:8476")
-        return
-    if coordinator == "auto":
-        options: dict[str, Any] = {}
-        for name, value in given.items():
-            if value is not None:
-                raise ConfigError(f"{name} ({value}) is found out where coordinator is 'auto'")
+                raise ConfigError(f"{name} ({value}) {why}")
+        if coordinator is None:
+            return
     else:
         host, _, port = coordinator.rpartition(":")
         if not (host and port.isdigit()):
@@ -59,7 +56,7 @@ def join_processes(
             raise ConfigError(f"num_processes ({num_processes}) must be at least 1")
         if process_id is None or not 0 <= process_id < num_processes:
             raise ConfigError(f"process_id ({process_id}) must be 0 to {num_processes - 1}")
-        options = {"coordinator_address": coordinator} | given
+        options["coordinator_address"] = coordinator
     try:
         jax.distributed.initialize(**options)
     except (RuntimeError, ValueError) as error:
@@ -80,35 +77,27 @@ def is_assigned_here(batch: int) -> bool:
 
 
 def run_on_first_process(action: Callable[[], T]) -> T:
-    """Runs an action in the first process alone, and returns its result in every process.
-
-    Raises:
-      ConfigError: in all processes, if the action raises it.
-      OSError: likewise.
-    """
+    """Runs an action in the first process alone, and returns its result, or raises, in all."""
     outcomes: list[Any] = run_on_every_process(lambda: action() if is_first_process() else None)
-    outcome: T = outcomes[0]
-    return outcome
+    return outcomes[0]
 
 
 def run_on_every_process(action: Callable[[], T]) -> list[T]:
     """Runs an action in each process, and returns all results in every process.
 
-    Raises:
-      ConfigError: in all processes, if the action raises it in any: else the others would wait.
-      OSError: likewise.
+    A `ConfigError` or `OSError` in any of them is raised in all: else the others would wait.
     """
     if jax.process_count() == 1:
         return [action()]
-    outcome: tuple[Any, Exception | None]
+    value: T | None = None
+    refusal: Exception | None = None
     try:
-        outcome = (action(), None)
+        value = action()
     except (ConfigError, OSError) as error:
-        outcome = (None, error)
-    outcomes: list[tuple[Any, Exception | None]] = gather(outcome)
-    for _, refusal in outcomes:
-        if refusal is not None:
-            raise refusal
+        refusal = error
+    outcomes: list[Any] = gather((value, refusal))
+    if refusals := [refusal for _, refusal in outcomes if refusal is not None]:
+        raise refusals[0]
     return [value for value, _ in outcomes]
 
 
@@ -116,26 +105,16 @@ def gather(value: T) -> list[T]:
     """Collects a value from each process, and returns all of them in every process, to the bit."""
     if jax.process_count() == 1:
         return [value]
-    from jax.experimental import multihost_utils
-
     _wait_for_all()
-    # As bytes: arrays would be rounded to JAX's own types.
+    # As bytes: arrays would be rounded to JAX's own types. Pickle ignores what comes after its end.
     content = np.frombuffer(pickle.dumps(value), np.uint8)
-    lengths = multihost_utils.process_allgather(np.array([len(content)], np.int32)).ravel()
-    padded = np.zeros(lengths.max(), np.uint8)
-    padded[: len(content)] = content
-    rows = multihost_utils.process_allgather(padded)
-    return [
-        pickle.loads(np.asarray(row)[:length].tobytes())
-        for row, length in zip(rows, lengths, strict=True)
-    ]
+    length = process_allgather(np.array([len(content)], np.int32)).max()
+    rows = process_allgather(np.pad(content, (0, length - len(content))))
+    return [pickle.loads(np.asarray(row).tobytes()) for row in rows]
 
 
 def _wait_for_all() -> None:
-    """Waits until every process has come here, however long that takes.
-
-    JAX's own collectives would give up after half an hour.
-    """
+    """Waits until every process has come here: JAX's own collectives give up after half an hour."""
     from orbax.checkpoint import multihost
 
     wait = multihost.get_barrier_sync_fn()

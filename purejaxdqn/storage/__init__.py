@@ -1,4 +1,1 @@
-"""Writes and reads files: checkpoints with checksums, results, and how results were made.
-
-Nothing here may know what a sweep is; `sweep/folder.py` says which files a sweep keeps.
-"""
+"""Writes and reads checkpoints, results, and how they were made; may not know what a sweep is."""

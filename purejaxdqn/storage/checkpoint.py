@@ -6,8 +6,7 @@ A checkpoint is a folder with two things in it:
     manifest.json           a SHA-256 of the rest of this file, and then JSON: the shape and type of
                             each array, the SHA-256 of each file, and the caller's `facts`
 
-Orbax does not notice a flipped bit, and casts a wrong type without a word; the manifest catches
-both. `purejaxdqn.sweep.folder` says which checkpoints a sweep writes.
+Orbax does not notice a flipped bit, and casts a wrong type without a word; the manifest does.
 """
 
 from __future__ import annotations
@@ -30,7 +29,7 @@ import jax
 import numpy as np
 
 from purejaxdqn.runtime.interrupts import defer_signals
-from purejaxdqn.storage.files import explain_write_failure
+from purejaxdqn.storage.files import explain_write_failure, sync
 
 MANIFEST = "manifest.json"
 TEMPORARY = ".writing-"  # begins the name of a folder that is not finished
@@ -41,16 +40,11 @@ _MOST_SETTLE_SECONDS = 5.0  # to wait for its end
 
 
 class CheckpointDamaged(Exception):
-    """A checkpoint is not what was written; the message says what is wrong with it."""
+    """What is read is not what was written; the message says what is wrong with it."""
 
 
 def write(folder: Path, arrays: Sequence[np.ndarray], facts: Mapping[str, Any]) -> None:
-    """Writes a checkpoint; a kill or a full disk leaves nothing under its name.
-
-    Args:
-      folder: of the checkpoint; an older one there is replaced.
-      arrays: NumPy arrays of any shape and type.
-      facts: anything else, as JSON can hold it.
+    """Writes arrays, and facts that JSON can hold, in place of what lies there; or nothing.
 
     Raises:
       OSError: if it cannot be written.
@@ -60,39 +54,35 @@ def write(folder: Path, arrays: Sequence[np.ndarray], facts: Mapping[str, Any]) 
         shutil.rmtree(failed, ignore_errors=True)
     # Never the same name twice: a failed write may go on for a while, see `_remove_late_files`.
     temporary = folder.with_name(f"{own}.{uuid.uuid4().hex[:8]}")
-    has_orbax_begun = False
     try:
         temporary.mkdir(parents=True)
         for number, part in enumerate(_cut_into_parts(arrays)):
-            has_orbax_begun = True
             _save_arrays(temporary / _ARRAYS / str(number), part)
+        files = sorted(path for path in temporary.rglob("*") if path.is_file())
         content = {
             "arrays": [[list(x.shape), x.dtype.str] for x in arrays],
             "facts": facts,
-            "sha256": {
-                str(path.relative_to(temporary)): _sha256(path) for path in _files(temporary)
-            },
+            "sha256": {str(path.relative_to(temporary)): _sha256(path) for path in files},
         }
         text = json.dumps(content, allow_nan=False)
-        (temporary / MANIFEST).write_text(f"{hashlib.sha256(text.encode()).hexdigest()}\n{text}\n")
-        for path in _files(temporary):
-            with path.open("rb") as file:
-                os.fsync(file.fileno())
+        manifest = temporary / MANIFEST
+        manifest.write_text(f"{hashlib.sha256(text.encode()).hexdigest()}\n{text}\n")
+        for path in [*files, manifest]:
+            sync(path)
         shutil.rmtree(folder, ignore_errors=True)
         temporary.rename(folder)
-        _sync_folder(folder.parent)
+        sync(folder.parent)
     except BaseException:
         shutil.rmtree(temporary, ignore_errors=True)
-        if has_orbax_begun:
+        if arrays:
             _remove_late_files(temporary)
         raise
 
 
 def _remove_late_files(folder: Path) -> None:
-    """Removes the files that a failed write still makes after it has raised its error.
+    """Removes the files that TensorStore's threads still write after Orbax has raised an error.
 
-    Orbax raises the first error while TensorStore's threads still write other arrays, for up to
-    50 ms as measured with four writers on two cores, and make the folder again.
+    They make the folder again, for up to 50 ms as measured with four writers on two cores.
     """
     begun = gone = time.monotonic()
     while (now := time.monotonic()) < min(gone + _SETTLE_SECONDS, begun + _MOST_SETTLE_SECONDS):
@@ -110,17 +100,10 @@ def estimate_write_memory(total: int) -> int:
 def read(
     folder: Path, wanted: Callable[[dict[str, Any]], range] | None = None
 ) -> tuple[list[np.ndarray], dict[str, Any]]:
-    """Reads a checkpoint.
+    """Reads the arrays and the facts of a checkpoint as they were written, to the bit.
 
-    Args:
-      folder: of the checkpoint.
-      wanted: `facts -> indices` of the arrays to read; all by default. The others take no memory.
-
-    Returns:
-      `(arrays, facts)` as they were written, to the bit.
-
-    Raises:
-      CheckpointDamaged: if anything in it is not as it was written.
+    `wanted(facts)` gives the indices of the arrays to read; all by default. Others take no memory.
+    Anything that is not as it was written raises `CheckpointDamaged`.
     """
     content = read_manifest(folder)
     for name, digest in content["sha256"].items():
@@ -134,9 +117,7 @@ def read(
     chosen = range(len(arrays)) if wanted is None else wanted(content["facts"])
     # The same cuts as when it was written, now of arrays to be filled.
     for number, part in enumerate(_cut_into_parts(arrays)):
-        part = {
-            name: piece for name, piece in part.items() if int(name.partition("-")[0]) in chosen
-        }
+        part = {name: x for name, x in part.items() if int(name.partition("-")[0]) in chosen}
         stored = _load_arrays(folder / _ARRAYS / str(number)) if part else {}
         for name, piece in part.items():
             if stored[name].dtype != piece.dtype:
@@ -148,31 +129,23 @@ def read(
 
 
 def _cut_into_parts(arrays: Sequence[np.ndarray]) -> Iterator[dict[str, np.ndarray]]:
-    """Cuts arrays into flat views by name, and yields groups of at most 128 MiB.
-
-    Flat, because Orbax takes neither empty arrays nor those without an axis.
-    """
+    """Cuts arrays into flat views by name, and yields groups of at most 128 MiB."""
     part: dict[str, np.ndarray] = {}
-    size = 0
     for i, array in enumerate(arrays):
-        flat = array.reshape(-1)
-        for begin in range(0, flat.size, _PART_BYTES // flat.itemsize):
-            piece = flat[begin : begin + _PART_BYTES // flat.itemsize]
-            if size + piece.nbytes > _PART_BYTES:
+        # Flat, because Orbax takes neither empty arrays nor those without an axis.
+        flat, length = array.reshape(-1), _PART_BYTES // array.itemsize
+        for begin in range(0, flat.size, length):
+            piece = flat[begin : begin + length]
+            if sum(x.nbytes for x in part.values()) + piece.nbytes > _PART_BYTES:
                 yield part
-                part, size = {}, 0
+                part = {}
             part[f"{i:05d}-{begin}"] = piece
-            size += piece.nbytes
     if part:
         yield part
 
 
 def read_manifest(folder: Path) -> dict[str, Any]:
-    """Reads the manifest of a checkpoint alone: `arrays`, `facts` and `sha256`.
-
-    Raises:
-      CheckpointDamaged: if it is not as it was written.
-    """
+    """Reads the manifest of a checkpoint alone, as `read` does: `arrays`, `facts` and `sha256`."""
     try:
         digest, _, text = (folder / MANIFEST).read_text().partition("\n")
     except (OSError, UnicodeDecodeError) as error:
@@ -180,8 +153,7 @@ def read_manifest(folder: Path) -> dict[str, Any]:
     text = text.removesuffix("\n")
     if hashlib.sha256(text.encode()).hexdigest() != digest:
         raise CheckpointDamaged(f"{MANIFEST} is not what was written")
-    content: dict[str, Any] = json.loads(text)
-    return content
+    return json.loads(text)
 
 
 def _make_checkpointer() -> Any:
@@ -190,11 +162,9 @@ def _make_checkpointer() -> Any:
 
     # It logs each step, and logs errors with a traceback beside raising them.
     logging.getLogger("absl").setLevel(logging.CRITICAL)
-    process = jax.process_index()
+    own = jax.process_index()  # each process keeps its own runs
     alone = ocp.options.MultiprocessingOptions(
-        primary_host=process,
-        active_processes={process},  # each process keeps its own runs
-        barrier_sync_key_prefix=f"process{process}",
+        primary_host=own, active_processes={own}, barrier_sync_key_prefix=f"process{own}"
     )
     handler = ocp.PyTreeCheckpointHandler(multiprocessing_options=alone)
     return ocp.Checkpointer(handler, multiprocessing_options=alone)
@@ -233,25 +203,11 @@ def _load_arrays(folder: Path) -> dict[str, np.ndarray]:
         return {path.stem: np.load(path, allow_pickle=False) for path in files}
     with defer_signals(), _make_checkpointer() as checkpointer:
         try:
-            arrays: dict[str, np.ndarray] = checkpointer.restore(folder.resolve())
+            return checkpointer.restore(folder.resolve())
         except Exception as error:  # the files are right, but Orbax cannot make sense of them
             raise CheckpointDamaged(f"its arrays cannot be read: {error}") from error
-    return arrays
-
-
-def _files(folder: Path) -> Iterator[Path]:
-    return (path for path in sorted(folder.rglob("*")) if path.is_file())
 
 
 def _sha256(path: Path) -> str:
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
-
-
-def _sync_folder(folder: Path) -> None:
-    """Makes a rename in this folder survive a loss of power."""
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

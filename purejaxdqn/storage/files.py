@@ -1,37 +1,32 @@
-"""Writes files so that a kill or a full disk leaves the file before them intact."""
+"""Writes files so that a kill or a full disk leaves the one before intact; says when one is due."""
 
 from __future__ import annotations
 
 import contextlib
 import os
 import tempfile
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
 from purejaxdqn.runtime.interrupts import defer_signals
 
 _PROBE_BYTES = 2**20  # to find out why a file cannot be written
+_COST = 20.0  # writing may take one part in so many of the time
 
 
 @contextlib.contextmanager
 def replace_file(path: Path) -> Iterator[Path]:
     """Replaces a file, or makes it, once the block has written all of it; signals wait for that.
 
-    Args:
-      path: the file.
-
-    Yields:
-      The path to write to, beside the file and with the same suffix.
-
-    Raises:
-      OSError: if it cannot be written; the message names the file and the reason.
+    The block is given a path beside the file, with the same suffix. Where it cannot be written, an
+    `OSError` names the file and the reason.
     """
     temporary = path.with_name(f".{path.stem}.{os.getpid()}{path.suffix}")
     with defer_signals():
         try:
             yield temporary
-            with temporary.open("rb") as file:
-                os.fsync(file.fileno())
+            sync(temporary)
             temporary.replace(path)
         except (OSError, RuntimeError) as error:  # the latter is what netCDF makes of a full disk
             reason = explain_write_failure(path.parent) or getattr(error, "strerror", None) or error
@@ -39,6 +34,15 @@ def replace_file(path: Path) -> Iterator[Path]:
         finally:
             with contextlib.suppress(OSError):
                 temporary.unlink(missing_ok=True)
+
+
+def sync(path: Path) -> None:
+    """Makes a file, or a rename in a folder, survive a loss of power."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
 
 
 def find_half_written(path: Path) -> Iterator[Path]:
@@ -57,3 +61,38 @@ def explain_write_failure(folder: Path) -> str | None:
     except OSError as error:
         return error.strerror
     return None
+
+
+class WriteSchedule:
+    """Says when a file is due, from how long it took to write the last time.
+
+    Between two writes lie `at_least` so many seconds, or always `seconds` if they are given. All
+    writes took `total` seconds.
+    """
+
+    def __init__(self, at_least: float, seconds: float | None = None) -> None:
+        self._at_least, self._seconds = at_least, seconds
+        self._last_cost = self.total = 0.0
+        self.start()
+
+    def start(self) -> None:
+        """Counts the interval from now on."""
+        self._last_end = time.perf_counter()
+
+    def is_due(self) -> bool:
+        """Tells whether it is time to write."""
+        return self.comes_within(time.perf_counter() - self._last_end)
+
+    def comes_within(self, seconds: float) -> bool:
+        """Tells whether the interval is over after so many seconds."""
+        chosen = max(self._at_least, _COST * self._last_cost)
+        return seconds >= (chosen if self._seconds is None else self._seconds)
+
+    @contextlib.contextmanager
+    def measure(self) -> Iterator[None]:
+        """Measures the block, which is one write."""
+        begin = time.perf_counter()
+        yield
+        self.start()
+        self._last_cost = self._last_end - begin
+        self.total += self._last_cost

@@ -26,13 +26,10 @@ _PACKAGES = ("purejaxdqn", "jax", "jaxlib", "flax", "optax", "gymnasium", "numpy
 def collect_provenance(settings: Mapping[str, Any], experiment: Any) -> dict[str, Any]:
     """Collects what a reader needs to run the same again, as attributes that netCDF can hold.
 
-    Args:
-      settings: by name, those that all runs have in common.
-      experiment: the function that was trained, or a `functools.partial` of it.
-
     Returns:
-      `config` (JSON of the settings), `command`, `date`, `host`, `platform`, the entries of
-      `name_experiment`, and those of `collect_versions`, with `versions` as JSON.
+      `config` (JSON of the settings, those that all runs share), `command`, `date`, `host`,
+      `platform`, the entries of `name_experiment`, and those of `collect_versions`, with `versions`
+      as JSON.
     """
     versions = collect_versions()
     return {
@@ -58,12 +55,12 @@ def name_experiment(experiment: Any) -> dict[str, str]:
     Returns:
       `experiment`, its dotted name, and `experiment_arguments`, JSON of names by argument.
     """
-    function, arguments = experiment, {}
+    arguments = {}
     if isinstance(experiment, functools.partial):
-        function = experiment.func
         arguments = {f"argument {i}": _name(part) for i, part in enumerate(experiment.args)}
         arguments |= {name: _name(part) for name, part in sorted(experiment.keywords.items())}
-    return {"experiment": _name(function), "experiment_arguments": json.dumps(arguments)}
+        experiment = experiment.func
+    return {"experiment": _name(experiment), "experiment_arguments": json.dumps(arguments)}
 
 
 @functools.cache
@@ -77,19 +74,23 @@ def collect_versions() -> dict[str, Any]:
     for package in _PACKAGES:
         with contextlib.suppress(importlib.metadata.PackageNotFoundError):
             versions[package] = importlib.metadata.version(package)
+    processor = platform.processor() or platform.machine()
+    with contextlib.suppress(OSError):
+        cpuinfo = Path("/proc/cpuinfo").read_text()
+        if model := re.search(r"^model name.*?:(.*)$", cpuinfo, re.MULTILINE):
+            processor = model[1].strip()
     return {
         "versions": versions,
         "git_commit": _git_commit(),
         "python": platform.python_version(),
-        "processor": _processor_name(),
+        "processor": processor,
     }
 
 
 def to_jsonable(value: Any) -> Any:
-    """Replaces what JSON does not have.
+    """Replaces what JSON does not have: dataclasses, NumPy's numbers, infinite and undefined ones.
 
-    Infinite and undefined numbers become strings that `float` reads back, NumPy's numbers Python's,
-    and dataclasses dictionaries.
+    The last become strings that `float` reads back.
     """
     if dataclasses.is_dataclass(value) and not isinstance(value, type):
         value = dataclasses.asdict(value)
@@ -109,8 +110,7 @@ def _name(value: Any) -> str:
         return f"partial({', '.join(parts)})"
     if isinstance(value, tuple) and hasattr(value, "name"):  # an Environment
         return str(value.name)
-    qualified = getattr(value, "__qualname__", None)
-    if qualified:
+    if qualified := getattr(value, "__qualname__", None):
         return f"{value.__module__}.{qualified}"
     return re.sub(r" at 0x[0-9a-f]+", "", repr(value))  # the address differs in each process
 
@@ -127,11 +127,3 @@ def _git_commit() -> str:
     except (OSError, subprocess.SubprocessError):
         return "unknown"
     return answer.stdout.strip()
-
-
-def _processor_name() -> str:
-    with contextlib.suppress(OSError):
-        for line in Path("/proc/cpuinfo").read_text().splitlines():
-            if line.startswith("model name"):
-                return line.partition(":")[2].strip()
-    return platform.processor() or platform.machine()

@@ -20,19 +20,12 @@ LOCK = "lock"  # in that folder: held while a process works there
 def prepare_output(folder: Path, overwrite: bool = False, resume: bool = False) -> Path:
     """Makes an output folder, and makes sure before a long run that results can be written there.
 
-    Args:
-      folder: made with its parents where it does not exist.
-      overwrite: whether results that lie there may be replaced.
-      resume: whether the sweep that was begun there is to be resumed.
-
-    Returns:
-      The folder.
-
     Raises:
       ConfigError: if it cannot be written; if it holds results, or a sweep that was begun, and is
         neither to be overwritten nor resumed; or if it is to be overwritten while another process
         works there.
     """
+    kept, file = folder / CHECKPOINT, folder / FILE_NAME
     try:
         folder.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryFile(dir=folder):
@@ -42,34 +35,27 @@ def prepare_output(folder: Path, overwrite: bool = False, resume: bool = False) 
             f"the output folder {folder} cannot be written ({error.strerror}): choose another "
             "with --output"
         ) from error
-    for path, is_right in (
-        (folder / CHECKPOINT, Path.is_dir),
-        (folder / CHECKPOINT / LOCK, Path.is_file),
-        (folder / FILE_NAME, Path.is_file),
-    ):
+    expected = {kept: Path.is_dir, kept / LOCK: Path.is_file, file: Path.is_file}
+    for path, is_right in expected.items():
         if path.exists() and not is_right(path):
             raise ConfigError(f"{path} is in the way: choose another folder with --output")
-    begun = (folder / CHECKPOINT / "sweep").exists()
-    if (begun or (folder / FILE_NAME).exists()) and not (overwrite or resume):
-        what = "results" if (folder / FILE_NAME).exists() else "a sweep that was begun"
+    begun = (kept / "sweep").exists()
+    if (begun or file.exists()) and not (overwrite or resume):
         raise ConfigError(
-            f"the output folder {folder} already holds {what}: choose another with --output, "
-            f"{'go on with --resume, ' if begun else ''}or start again with --overwrite"
+            f"the output folder {folder} already holds "
+            f"{'results' if file.exists() else 'a sweep that was begun'}: choose another with "
+            f"--output, {'go on with --resume, ' if begun else ''}or start again with --overwrite"
         )
-    if overwrite and (folder / CHECKPOINT / LOCK).exists():
+    if overwrite and (kept / LOCK).exists():
         # Before anything is dropped there, such as the curves of a sweep that is still running.
-        lock = filelock.FileLock(folder / CHECKPOINT / LOCK)
+        lock = filelock.FileLock(kept / LOCK)
         acquire_lock(lock, folder)
         lock.release()
     return folder
 
 
 def acquire_lock(lock: filelock.BaseFileLock, folder: Path) -> None:
-    """Acquires the lock of an output folder.
-
-    Raises:
-      ConfigError: if another process has it.
-    """
+    """Acquires the lock of an output folder; a `ConfigError` says that another process has it."""
     try:
         lock.acquire(timeout=0)
     except filelock.Timeout:
@@ -79,21 +65,13 @@ def acquire_lock(lock: filelock.BaseFileLock, folder: Path) -> None:
         ) from None
 
 
-def save(dataset: xr.Dataset, folder: Path, file_name: str = FILE_NAME) -> Path:
-    """Writes a dataset into an existing folder; a kill or a full disk leaves the file before it.
-
-    Args:
-      dataset: the `dataset` of what `run_sweep` returned.
-      folder: the folder.
-      file_name: the name of the file there.
-
-    Returns:
-      The file's path.
+def save(dataset: xr.Dataset, folder: Path) -> Path:
+    """Writes a dataset into a folder, all or nothing, and returns the file's path.
 
     Raises:
       OSError: if it cannot be written.
     """
-    path = folder / file_name
+    path = folder / FILE_NAME
     with replace_file(path) as temporary:
         dataset.to_netcdf(temporary, engine="netcdf4")
     return path
@@ -103,9 +81,6 @@ def save_or_rescue(dataset: xr.Dataset, folder: Path) -> Path:
     """Saves a dataset; where the folder cannot take it, into a new temporary one, with a warning.
 
     Finished results are hours of work, which a full disk must not cost.
-
-    Raises:
-      OSError: if neither can be written.
     """
     try:
         return save(dataset, folder)
@@ -124,8 +99,7 @@ def load(path: Path) -> xr.Dataset:
       FileNotFoundError: if there is none.
       OSError: if it cannot be read as one.
     """
-    path = Path(path)
-    path = path / FILE_NAME if path.is_dir() else path
+    path = Path(path) / FILE_NAME if Path(path).is_dir() else Path(path)
     try:
         with xr.open_dataset(path) as dataset:
             return dataset.load()

@@ -22,7 +22,7 @@ from purejaxdqn.engine.rounds import Event, Kept, train_round
 from purejaxdqn.runtime import processes
 from purejaxdqn.runtime.interrupts import EXIT_INTERRUPTED, StopRequest, catch_signals
 from purejaxdqn.storage import provenance, results
-from purejaxdqn.storage.write_schedule import WriteSchedule
+from purejaxdqn.storage.files import WriteSchedule
 from purejaxdqn.sweep.dataset import SweepInterrupted, SweepResult, stack_params, to_dataset
 from purejaxdqn.sweep.folder import Paused, copy_from_devices, copy_to_devices
 from purejaxdqn.sweep.plan import Group, estimate_peak_memory

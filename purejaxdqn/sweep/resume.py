@@ -47,7 +47,7 @@ class OpenSweep(NamedTuple):
 def open_sweep(
     experiment: Experiment,
     design: Design,
-    plan: Callable[[int | None], SweepPlan],
+    plan: Callable[..., SweepPlan],
     options: SweepOptions,
 ) -> Iterator[OpenSweep]:
     """Plans a sweep, and locks its folder within the block.
@@ -55,7 +55,7 @@ def open_sweep(
     Args:
       experiment: `config -> Train`.
       design: the runs.
-      plan: lays the runs out at a width, or with None at one that it chooses.
+      plan: lays the runs out at a `width`, or with None at one that it chooses.
       options: how to train and keep them.
 
     Yields:
@@ -78,7 +78,7 @@ def open_sweep(
             stack.callback(folder.unlock)
             if width is None:
                 width = run_on_first_process(lambda: _read_width(folder, resume))
-        planned = plan(width)
+        planned = plan(width=width)
         request = _describe(experiment, planned, options)
         if folder is not None:
             history = run_on_first_process(

@@ -20,8 +20,6 @@ from purejaxdqn.agents.dqn.dqn import dqn
 from purejaxdqn.storage import checkpoint, results
 from purejaxdqn.sweep.design import grid_design
 from purejaxdqn.sweep.ray import cluster
-from purejaxdqn.sweep.ray import driver as cluster_driver
-from purejaxdqn.sweep.ray import task as cluster_task
 from purejaxdqn.sweep.ray.cluster import run_on_cluster
 from purejaxdqn.sweep.run import SweepInterrupted, run_design
 from purejaxdqn.types import ConfigError
@@ -118,14 +116,14 @@ def test_a_node_that_dies_changes_no_bit(
     # At another address, so that it is not the one that this process talks to.
     victim = add_node(ray_cluster, "127.0.0.3")
     nodes: dict[int, str] = {}
-    take_start = cluster_driver.Driver._take_start
+    on_start = cluster._Driver._on_start
 
-    def take(driver, task, start):
-        nodes.setdefault(task, start.node)
-        take_start(driver, task, start)
+    def note_node(driver, task, node, versions):
+        nodes.setdefault(task, node)
+        on_start(driver, task, node, versions)
 
-    monkeypatch.setattr(cluster_driver.Driver, "_take_start", take)
-    monkeypatch.setattr(cluster_driver, "_POLL_SECONDS", 0.05)
+    monkeypatch.setattr(cluster._Driver, "_on_start", note_node)
+    monkeypatch.setattr(cluster, "_POLL_SECONDS", 0.05)
 
     def kill():
         """Kills the other node once the task on it has been kept in mid-sweep."""
@@ -201,9 +199,14 @@ def test_an_interrupted_sweep_goes_on_without_the_cluster(
 @pytest.mark.slow
 def test_what_a_node_refuses_is_one_line(ray_cluster, tmp_path, monkeypatch):
     """A folder that the other nodes do not see; its place is taken by one that is not the same."""
-    monkeypatch.setattr(
-        cluster_driver, "Order", lambda *parts: cluster_task.Order(*parts)._replace(request={})
-    )
+    open_sweep = cluster.open_sweep
+
+    @contextlib.contextmanager
+    def open_another(*args):
+        with open_sweep(*args) as sweep:
+            yield sweep._replace(request={})
+
+    monkeypatch.setattr(cluster, "open_sweep", open_another)
     with pytest.raises(ConfigError, match="output must be a folder that all nodes") as caught:
         run_on_cluster(
             dqn, DESIGN, address=ray_cluster.address, output=tmp_path, progress=False, **OPTIONS
@@ -291,13 +294,13 @@ def test_a_task_has_a_share_of_its_node():
         {"memory": 1e9},  # runs no tasks
     )
     layout = cluster._lay_out(nodes, None, 0, None)
-    assert (layout.num_cpus, layout.cores_per_task, layout.devices_per_task) == (4, 4, 4)
+    assert (layout.num_cpus, layout.num_gpus, layout.devices_per_task) == (4, 0, 4)
     assert layout.num_devices == 4 + 2 * 4
     assert layout.memory_budget == int(8e9 * 4 / 9)
     single = cluster._lay_out(nodes, 1, 0, 123)
     assert (single.devices_per_task, single.num_devices) == (2, 13)
     assert single.memory_budget == 123
     gpus = cluster._lay_out(Nodes({"CPU": 8.0, "GPU": 4.0, "memory": 1e9}), None, 2, None)
-    assert (gpus.num_cpus, gpus.cores_per_task, gpus.devices_per_task) == (1, 2, 2)
+    assert (gpus.num_cpus, gpus.num_gpus, gpus.devices_per_task) == (1, 2, 2)
     assert gpus.num_devices == 4
     assert gpus.memory_budget is None  # known on the node alone

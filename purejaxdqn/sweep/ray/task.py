@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import functools
 import os
 import platform
 import signal
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -31,83 +32,15 @@ from purejaxdqn.types import ConfigError
 ANSWER_SECONDS = 10.0  # to wait for an answer
 
 
-def import_ray() -> Any:
-    """Imports Ray.
-
-    Raises:
-      ConfigError: if it is not installed.
-    """
-    # Imported here: it takes seconds, and is an extra of the package.
-    try:
-        import ray
-    except ImportError as error:
-        raise ConfigError(
-            f"a sweep on a cluster needs Ray, which cannot be imported ({error}): "
-            'pip install "purejaxdqn[cluster]"'
-        ) from None
-    return ray
-
-
 class Layout(NamedTuple):
-    """Resources per task, and how many such shares the cluster has.
+    """What Ray reserves for a task, and how many such shares the cluster has."""
 
-    Attributes:
-      cores_per_task: CPU cores or GPUs, whichever a task trains on.
-      devices_per_task: XLA devices; at least two on CPUs, as everywhere.
-      num_cpus: the CPUs that Ray reserves for a task.
-      num_gpus: the GPUs that Ray reserves for a task.
-      memory_budget: bytes that the runs of a task may take; None leaves it to the task.
-      num_devices: devices that train at a time in the whole cluster.
-      num_nodes: nodes that can run a task.
-    """
-
-    cores_per_task: int
-    devices_per_task: int
     num_cpus: int
-    num_gpus: int
-    memory_budget: float | None
-    num_devices: int
-    num_nodes: int
-
-
-class Order(NamedTuple):
-    """The description of the sweep that every task receives.
-
-    Attributes:
-      experiment: `config -> Train`.
-      design: the runs.
-      options: how to train and keep them; the width is set, and the output is an absolute path.
-      request: see `OpenSweep`.
-      layout: the part of a node that a task has.
-    """
-
-    experiment: Experiment
-    design: Design
-    options: SweepOptions
-    request: dict[str, Any]
-    layout: Layout
-
-
-class Started(NamedTuple):
-    """A report that a task begins on a node, for the first time or again."""
-
-    node: str
-    versions: dict[str, Any]
-
-
-class Resumed(NamedTuple):
-    """A report that batches go on from a checkpoint, with their numbers so far."""
-
-    step: int
-    records: dict[int, Record]
-
-
-class Progressed(NamedTuple):
-    """A report of how far a task is."""
-
-    env_steps: int
-    training_return: np.ndarray
-    speed: float
+    num_gpus: int  # a task that has any trains on these alone
+    devices_per_task: int  # of XLA; at least two on CPUs, as everywhere
+    memory_budget: float | None  # bytes for the runs of a task; None leaves it to the task
+    num_devices: int  # that train at a time in the whole cluster
+    num_nodes: int  # that can run a task
 
 
 class TaskResult(NamedTuple):
@@ -120,68 +53,66 @@ class TaskResult(NamedTuple):
 
 
 class Board:
-    """An actor on the driver's node: keeps the reports of tasks until the driver asks for them."""
+    """An actor on the driver's node: keeps the reports of tasks until the driver asks for them.
+
+    A report is what the driver's method for it takes, such as `(task, "message", text)`.
+    """
 
     def __init__(self) -> None:
-        self._reports: list[tuple[int, Any]] = []
+        self._reports: list[tuple[Any, ...]] = []
 
-    def report(self, task: int, what: Any) -> None:
-        """Takes a report; those of a task stay in order."""
-        self._reports.append((task, what))
+    def report(self, *report: Any) -> None:
+        """Takes a report."""
+        self._reports.append(report)
 
-    def take(self) -> list[tuple[int, Any]]:
-        """Returns the reports since the last time, each with the number of its task."""
+    def take(self) -> list[tuple[Any, ...]]:
+        """Returns the reports since the last time; those of a task are in order."""
         reports, self._reports = self._reports, []
         return reports
-
-    def confirm(self) -> None:
-        """Does nothing.
-
-        Its answer means that all earlier reports have arrived, as Ray keeps their order.
-        """
 
 
 class _TaskProgress(SweepProgress):
     """Sends the messages and the progress of a task to the driver, which shows them."""
 
-    def __init__(self, board: Any, task: int) -> None:
+    def __init__(self, report: Callable[..., None]) -> None:
         super().__init__(0, enabled=False)
-        self._board, self._number = board, task
+        self._report = report
 
     def message(self, text: str) -> None:
-        self._board.report.remote(self._number, text)
+        self._report("message", text)
 
     def update(self, env_steps: int, training_return: np.ndarray, speed: float) -> None:
-        self._board.report.remote(self._number, Progressed(env_steps, training_return, speed))
+        self._report("progress", env_steps, training_return)
 
 
-class _TaskTrainer(BatchTrainer):
+class TaskTrainer(BatchTrainer):
     """Trains the batches of one task; the driver writes the results of all tasks."""
 
-    def __init__(self, order: Order, board: Any, task: int) -> None:
-        layout, output = order.layout, order.options.output
-        assert output is not None
-        devices = use_every_core(None if layout.num_gpus else layout.cores_per_task)
-        bar = _TaskProgress(board, task)
+    def __init__(
+        self,
+        experiment: Experiment,
+        design: Design,
+        options: SweepOptions,  # with a width, and an absolute path as output
+        request: dict[str, Any],
+        layout: Layout,
+        report: Callable[..., None],
+    ) -> None:
+        devices = use_every_core(None if layout.num_gpus else layout.num_cpus)
         plan = plan_sweep(
-            order.experiment,
-            order.design,
-            devices,
-            width=order.options.width,
-            memory_budget=layout.memory_budget,
+            experiment, design, devices, width=options.width, memory_budget=layout.memory_budget
         )
-        folder = SweepFolder(output, bar.message)
-        if not folder.is_begun() or folder.read_begun()["asked"] != order.request:
+        bar = _TaskProgress(report)
+        assert options.output is not None
+        folder = SweepFolder(options.output, bar.message)
+        if not folder.is_begun() or folder.read_begun()["asked"] != request:
             raise ConfigError(
-                f"node {platform.node()} does not see the sweep in {output}: output must be "
-                "a folder that all nodes share under the same path, such as one on NFS"
+                f"node {platform.node()} does not see the sweep in {options.output}: output must "
+                "be a folder that all nodes share under the same path, such as one on NFS"
             )
-        options = dataclasses.replace(
-            order.options, on_evaluation=lambda event: board.report.remote(task, event)
-        )
-        sweep = OpenSweep(order.experiment, plan, options, order.request, folder, bar, {})
-        super().__init__(sweep, devices)
-        self._board, self._number = board, task
+        tracker = functools.partial(report, "evaluation")
+        options = dataclasses.replace(options, on_evaluation=tracker)
+        super().__init__(OpenSweep(experiment, plan, options, request, folder, bar, {}), devices)
+        self._report = report
 
     def train_share(self, numbers: Sequence[int], stop: StopRequest) -> TaskResult:
         """Trains those of some batches that are not finished."""
@@ -195,8 +126,7 @@ class _TaskTrainer(BatchTrainer):
         paused = super()._load_paused(*args)
         if paused:
             step = next(iter(paused.values())).step
-            records = {number: batch.record for number, batch in paused.items()}
-            self._board.report.remote(self._number, Resumed(step, records))
+            self._report("resumed", step, {n: batch.record for n, batch in paused.items()})
         return paused
 
     def _save_results(self) -> None:
@@ -204,26 +134,24 @@ class _TaskTrainer(BatchTrainer):
 
 
 def run_task(
-    modules: Sequence[str], order_refs: Sequence[Any], task: int, numbers: Sequence[int], board: Any
+    modules: Sequence[str], order: Sequence[Any], task: int, numbers: Sequence[int], board: Any
 ) -> TaskResult:
     """Trains the batches of a task on a node, in a process of its own.
 
-    Args:
-      modules: what `--import` named, which registers agents and environments.
-      order_refs: Ray's reference of the `Order`, which may need these modules.
-      task: its number.
-      numbers: of its batches.
-      board: takes its reports.
+    The order is Ray's reference of a `TaskTrainer` without its `report`. It may need the modules,
+    those that `--import` named, which register agents and environments.
     """
-    ray = import_ray()
+    import ray
+
     for place in modules:
         import_module_or_file(place)
-    order: Order = ray.get(order_refs[0])
+    make_trainer = ray.get(order[0])
+    report = functools.partial(board.report.remote, task)
     node = f"{platform.node()} (Ray's node {ray.get_runtime_context().get_node_id()})"
-    board.report.remote(task, Started(node, provenance.collect_versions()))
+    report("start", node, provenance.collect_versions())
     try:
         with catch_signals() as stop:
-            result = _TaskTrainer(order, board, task).train_share(numbers, stop)
+            result: TaskResult = make_trainer(report=report).train_share(numbers, stop)
     except Stopped as error:
         if error.exit_code == EXIT_TERMINATED:
             # The node is being shut down, not the sweep. Ray starts a task again elsewhere if its
@@ -231,5 +159,6 @@ def run_task(
             os.kill(os.getpid(), signal.SIGKILL)
         raise
     with contextlib.suppress(ray.exceptions.RayError):
-        ray.get(board.confirm.remote(), timeout=ANSWER_SECONDS)
+        # Once the board answers, all reports have arrived, as Ray keeps their order.
+        ray.get(board.__ray_ready__.remote(), timeout=ANSWER_SECONDS)
     return result
