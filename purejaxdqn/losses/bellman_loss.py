@@ -14,15 +14,7 @@ import optax
 
 from purejaxdqn.losses.bellman_targets import q_learning
 from purejaxdqn.losses.recipe import name_part, write_recipe
-from purejaxdqn.types import (
-    Array,
-    ConfigError,
-    LossFn,
-    LossOutput,
-    Network,
-    Params,
-    Transition,
-)
+from purejaxdqn.types import Array, ConfigError, LossFn, LossOutput, Network, Params, Transition
 
 TDError = Callable[..., Array]
 Penalty = Callable[[Array], Array]

@@ -188,9 +188,7 @@ def _regress(
 
 
 def quantile_loss(
-    double: bool = True,
-    threshold: Array | float = 1.0,
-    temperature: Array | float | None = None,
+    double: bool = True, threshold: Array | float = 1.0, temperature: Array | float | None = None
 ) -> LossFn[AnyQuantiles]:
     """Makes the loss of QR-DQN, of IQN and of FQF: quantile regression of the target.
 

@@ -48,11 +48,7 @@ def play_and_film(train: Train, dataset: xr.Dataset, params: Params, output: Pat
 
 
 def play_in_gymnasium(
-    train: Train,
-    params: Params,
-    num_episodes: int,
-    random_seed: int = 0,
-    progress: bool = False,
+    train: Train, params: Params, num_episodes: int, random_seed: int = 0, progress: bool = False
 ) -> np.ndarray:
     """Plays every run's greedy policy in `gymnasium.make(train.env.name)`.
 

@@ -24,15 +24,7 @@ from purejaxdqn.tracking.tensorboard import open_tensorboard
 from purejaxdqn.tracking.trackio import open_trackio
 from purejaxdqn.tracking.wandb import open_wandb
 
-__all__ = [
-    "TRACKERS",
-    "Evaluated",
-    "Tracker",
-    "check_name",
-    "forget",
-    "open_tracker",
-    "register",
-]
+__all__ = ["TRACKERS", "Evaluated", "Tracker", "check_name", "forget", "open_tracker", "register"]
 
 register("tensorboard", open_tensorboard)
 register("wandb", open_wandb)

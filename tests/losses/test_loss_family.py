@@ -702,10 +702,7 @@ class TestQuantileLoss:
             params, target_params
         )
         # Targets are 2 * [0.75, 2.5] - 1 = [0.5, 4]; errors [-0.5, 3] of 1, and [-1.5, 2] of 2.
-        slopes = [
-            -(0.25 * 0.75 * -0.5 + 0.75 * 0.25 * 1),
-            -(0.25 * 0.25 * -1 + 0.75 * 0.75 * 1),
-        ]
+        slopes = [-(0.25 * 0.75 * -0.5 + 0.75 * 0.25 * 1), -(0.25 * 0.25 * -1 + 0.75 * 0.75 * 1)]
         np.testing.assert_allclose(grads["values"], np.array([[0.0, 0.0], slopes]), rtol=1e-6)
         assert not np.any(grads["fractions"])
         assert not any(np.any(leaf) for leaf in jax.tree.leaves(target_grads))

@@ -12,12 +12,7 @@ import pytest
 
 from purejaxdqn.agents.dqn.dqn import DQNConfig, dqn, make_learner, periodic_target_update
 from purejaxdqn.environments import Environment
-from purejaxdqn.losses import (
-    bellman_loss,
-    double_q_learning,
-    masked_squared_error,
-    q_learning,
-)
+from purejaxdqn.losses import bellman_loss, double_q_learning, masked_squared_error, q_learning
 from purejaxdqn.types import Array, ConfigError, LearnerState, Network, TimeStep, Transition
 
 Q_TM1 = jnp.array([1.0, 2.0, 3.0])
