@@ -1,13 +1,15 @@
 """Draws pictures with matplotlib, each from results alone, so that it can be drawn again.
 
-Curves are arrays `(seed, x)` with coordinates, by the name of their setting; NaN is not drawn. A
-threshold is a dotted line. `files.save_figure` writes a figure.
+Curves are arrays `(seed, x)` with coordinates, by the name of their setting; NaN is not drawn.
+`title` stands above the axes, and a `threshold`, such as the return at which the task counts as
+solved, is a dotted line. `files.save_figure` writes a figure.
 """
 
 from __future__ import annotations
 
 import itertools
 from collections.abc import Mapping
+from typing import Any
 
 import matplotlib
 import numpy as np
@@ -23,15 +25,10 @@ _COLOUR = "#1f5fa8"
 def plot_learning_curve(
     dataset: xr.Dataset, title: str, threshold: float | None = None, random_seed: int = 0
 ) -> Figure:
-    """Draws greedy returns over environment steps.
+    """Draws greedy returns over environment steps, of `evaluation_return (seed, step, episode)`.
 
     Seeds are thin lines, the interquartile mean is a thick one, and its interval is shaded.
-
-    Args:
-      dataset: one setting's results, with `evaluation_return (seed, step, episode)`.
-      title: stands above the axes.
-      threshold: the return at which the task counts as solved.
-      random_seed: of the bootstrap.
+    `random_seed` is that of the bootstrap.
     """
     curves = dataset.evaluation_return.mean("episode").transpose("seed", "step").values
     steps = dataset.step.values
@@ -44,14 +41,11 @@ def plot_learning_curve(
     if np.isfinite(low).any():
         label = "95 % bootstrap interval"
         axes.fill_between(steps, low, high, color=_COLOUR, alpha=0.25, linewidth=0, label=label)
-    if threshold is not None:
-        axes.axhline(threshold, color="black", linestyle=":", linewidth=1, label="solved")
     greedy = f"greedy return (mean of {dataset.sizes['episode']} episodes)"
     axes.set(title=title, xlabel="environment steps per seed", ylabel=greedy)
     axes.set_xlim(0, steps[-1])
-    axes.set_ylim(bottom=0)
     axes.xaxis.set_major_formatter(matplotlib.ticker.StrMethodFormatter("{x:,.0f}"))
-    axes.spines[["top", "right"]].set_visible(False)
+    _finish(axes, threshold)
     axes.legend(loc="lower right", frameon=False)
     return figure
 
@@ -65,14 +59,19 @@ def plot_panels(
     for axes, (name, curve) in zip(panels, curves.items(), strict=True):
         x = curve.dims[1]
         axes.plot(curve[x].values, curve.values.T, color=_COLOUR, linewidth=0.9, alpha=0.7)
-        if threshold is not None:
-            axes.axhline(threshold, color="black", linestyle=":", linewidth=1)
         axes.set(title=name, xlabel=str(x))
-        axes.set_ylim(bottom=0)
-        axes.spines[["top", "right"]].set_visible(False)
+        _finish(axes, threshold)
     panels[0].set_ylabel(str(next(iter(curves.values())).name))
     figure.suptitle(title)
     return figure
+
+
+def _finish(axes: Any, threshold: float | None) -> None:
+    """Draws the threshold, and lets returns begin at 0."""
+    if threshold is not None:
+        axes.axhline(threshold, color="black", linestyle=":", linewidth=1, label="solved")
+    axes.set_ylim(bottom=0)
+    axes.spines[["top", "right"]].set_visible(False)
 
 
 def plot_comparison(
@@ -80,10 +79,7 @@ def plot_comparison(
 ) -> Figure:
     """Draws a panel per quantity; in it, each setting's interquartile mean and its interval.
 
-    Args:
-      panels: curves by quantity.
-      title: stands above the panels.
-      random_seed: of the bootstrap.
+    `panels` are curves by quantity, and `random_seed` is that of the bootstrap.
     """
     columns = min(len(panels), 3)
     rows = -(-len(panels) // columns)
@@ -92,8 +88,7 @@ def plot_comparison(
     for axes in grid[len(panels) :]:
         axes.set_axis_off()
     for axes, (quantity, curves) in zip(grid, panels.items(), strict=False):
-        colours = itertools.cycle(qualitative.D3)
-        for (name, curve), colour in zip(curves.items(), colours, strict=False):
+        for (name, curve), colour in zip(curves.items(), itertools.cycle(qualitative.D3)):
             x = curve.dims[1]
             values = np.where(np.isfinite(curve.values), curve.values, np.nan)
             iqm, low, high = bootstrap_curve(values, np.random.default_rng(random_seed))
@@ -110,10 +105,8 @@ def plot_comparison(
 def plot_effects(intervals: Mapping[str, Mapping[str, Interval]], title: str) -> Figure:
     """Draws a panel per outcome; in it, each change's effect as a dot and its interval as a bar.
 
-    Args:
-      intervals: per outcome and change, the effect; one without an interval is a dot alone. Every
-        outcome has the same changes in the same order.
-      title: stands above the panels.
+    `intervals` are by outcome and change; one that has no ends is a dot alone. Every outcome has
+    the same changes in the same order.
     """
     names = list(next(iter(intervals.values())))
     size = (4.2 * len(intervals) + 1, 0.45 * len(names) + 1.6)

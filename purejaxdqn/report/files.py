@@ -12,12 +12,10 @@ from rich.console import Console
 
 from purejaxdqn.storage.files import replace_file
 
-SUMMARY_NAME = "summary.json"
-
 
 def save_summary(facts: dict[str, Any], folder: Path) -> Path:
     """Writes `summary.json` into a folder, and returns its path."""
-    path = folder / SUMMARY_NAME
+    path = folder / "summary.json"
     with replace_file(path) as temporary:
         temporary.write_text(json.dumps(facts, indent=2, allow_nan=False) + "\n")
     return path

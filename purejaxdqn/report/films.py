@@ -65,13 +65,12 @@ def play_in_gymnasium(
     num_runs = len(jax.tree.leaves(params)[0])
     envs = [[_make_env(train.env.name) for _ in range(num_episodes)] for _ in range(num_runs)]
     # A seed is derived for each episode, because seed + i would overlap between calls.
-    seeds = np.random.SeedSequence(random_seed).generate_state(num_episodes)
-    obs = np.array(
-        [[env.reset(seed=int(seeds[i]))[0] for i, env in enumerate(row)] for row in envs]
-    )
+    seeds = np.random.SeedSequence(random_seed).generate_state(num_episodes).tolist()
+    starts = [[env.reset(seed=seeds[i])[0] for i, env in enumerate(row)] for row in envs]
+    obs = np.array(starts)
     act = _compile_policy(train)
     returns = np.zeros((num_runs, num_episodes))
-    running = {(r, i) for r in range(num_runs) for i in range(num_episodes)}
+    running = set(np.ndindex(returns.shape))
     console, steps = make_console(stderr=True), range(train.env.max_steps)
     for _ in track(steps, "playing in gymnasium", console=console, disable=not progress):
         actions = act(params, obs).tolist()
@@ -80,23 +79,14 @@ def play_in_gymnasium(
             returns[r, i] += reward
             if terminated or truncated:
                 running.remove((r, i))
-    for row in envs:
-        for env in row:
-            env.close()
+                envs[r][i].close()
     return returns
 
 
 def save_gif(train: Train, params: Params, path: Path, random_seed: int = 0) -> float:
-    """Films one episode of a greedy policy in gymnasium's own rendered environment.
+    """Films one episode of ONE run's greedy policy in gymnasium's own rendered environment.
 
-    Args:
-      train: gives the policy and the environment's name.
-      params: weights of one run, without an axis of runs.
-      path: of the film.
-      random_seed: of gymnasium's initial state.
-
-    Returns:
-      The episode's return.
+    Its initial state is that of `random_seed`. Returns the episode's return.
     """
     # Frames are drawn on machines without a screen too.
     os.environ.setdefault("SDL_VIDEODRIVER", "dummy")
@@ -122,10 +112,9 @@ def save_gif(train: Train, params: Params, path: Path, random_seed: int = 0) -> 
 def is_in_gymnasium(name: str) -> bool:
     """Tells whether gymnasium has an environment of this name."""
     try:
-        gymnasium.spec(name)
+        return gymnasium.spec(name) is not None
     except gymnasium.error.Error:
         return False
-    return True
 
 
 def _make_env(name: str, **options: Any) -> gymnasium.Env:

@@ -14,7 +14,7 @@ from rich.table import Table
 from purejaxdqn import environments
 from purejaxdqn.report import figures, files, pages
 from purejaxdqn.report.films import FILM_NAME
-from purejaxdqn.report.statistics import bootstrap_interval
+from purejaxdqn.report.statistics import Interval, bootstrap_interval
 from purejaxdqn.runtime.console import make_console
 
 _TIMES = ("env_steps_per_second", "compile_seconds", "train_seconds", "evaluation_seconds")
@@ -68,16 +68,14 @@ def summarise(
       threshold), and the sweep's times.
     """
     finals = summarise_final_return(dataset, rng)
-    num_seeds = dataset.sizes["seed"]
-    played: list[float | None] = [None] * num_seeds
+    played: list[float | None] = [None] * dataset.sizes["seed"]
     if "gymnasium_return" in dataset:
         played = _to_json(dataset.gymnasium_return.mean("gymnasium_episode").values)
-    reached: list[int | None] = [None] * num_seeds
+    reached: list[int | None] = [None] * dataset.sizes["seed"]
     num_solved = None
     if threshold is not None:
         reached = steps_to_threshold(dataset, threshold)
-        known = [final for final in finals["final_return"] if final is not None]
-        num_solved = sum(final >= threshold for final in known)
+        num_solved = sum(x is not None and x >= threshold for x in finals["final_return"])
     return {
         "algorithm": dataset.attrs["experiment"].rpartition(".")[2].upper(),
         "agent": find_name(dataset, "agent"),
@@ -98,13 +96,9 @@ def summarise(
 def summarise_final_return(dataset: xr.Dataset, rng: np.random.Generator) -> dict[str, Any]:
     """Returns how well one setting's seeds did in the end, ready for JSON.
 
-    Args:
-      dataset: with `final_return (seed, episode)`, NaN for a seed that has not finished.
-      rng: of the bootstrap.
-
-    Returns:
-      `final_return` per seed (means over episodes), `num_finished`, `iqm` over the seeds' means
-      with its 95 % interval `iqm_low` and `iqm_high`, and `interval_note`.
+    Of `final_return (seed, episode)`, NaN for a seed that has not finished, these are
+    `final_return` per seed (means over episodes), `num_finished`, `iqm` over the seeds' means with
+    its 95 % interval `iqm_low` and `iqm_high`, and `interval_note`.
     """
     finals = dataset.final_return.mean("episode").values.astype(float)
     finished = finals[np.isfinite(finals)]
@@ -122,12 +116,7 @@ def summarise_final_return(dataset: xr.Dataset, rng: np.random.Generator) -> dic
 def steps_to_threshold(dataset: xr.Dataset, threshold: float) -> list[int | None]:
     """Returns the first evaluated step at which each seed's mean greedy return reached a threshold.
 
-    Args:
-      dataset: with `evaluation_return (seed, step, episode)`.
-      threshold: a return.
-
-    Returns:
-      Environment steps per seed; None where the threshold was never reached.
+    None stands for a seed whose `evaluation_return (seed, step, episode)` never reached it.
     """
     means = dataset.evaluation_return.mean("episode").transpose("seed", "step").values
     steps = dataset.step.values
@@ -149,30 +138,27 @@ def print_summary(summary: dict[str, Any], console: Console) -> None:
         table.add_column(column, justify="right")
     columns = ("seeds", "final_return", "gymnasium_return", "steps_to_threshold")
     for seed, final, played, steps in zip(*(summary[name] for name in columns), strict=True):
-        table.add_row(
-            str(seed),
-            "not finished" if final is None else f"{final:.1f}",
-            "-" if played is None else f"{played:.1f}",
-            "-" if steps is None else f"{steps:,}",
-        )
+        cells = show(final, missing="not finished"), show(played), show(steps, ",")
+        table.add_row(str(seed), *cells)
     console.print(table)
     if summary["iqm"] is not None:
-        line = f"interquartile mean over seeds {summary['iqm']:.1f}"
-        if summary["iqm_low"] is not None:
-            line += f", 95 % interval {summary['iqm_low']:.1f} to {summary['iqm_high']:.1f}"
-        console.print(line)
+        numbers = (summary[name] for name in ("iqm", "iqm_low", "iqm_high"))
+        console.print(f"interquartile mean over seeds {Interval(*numbers, 0.95, '')}")
     if summary["interval_note"]:
         console.print(summary["interval_note"])
     if summary["threshold"] is not None:
-        console.print(
-            f"solved (at least {summary['threshold']:.0f}): {summary['num_solved']} of "
-            f"{len(summary['seeds'])} seeds"
-        )
+        solved = f"{summary['num_solved']} of {len(summary['seeds'])} seeds"
+        console.print(f"solved (at least {summary['threshold']:.0f}): {solved}")
     console.print(
         f"{summary['env_steps_per_second']:,.0f} environment steps per second over all seeds; "
         f"compiled in {summary['compile_seconds']:.1f} s, trained in "
         f"{summary['train_seconds']:.1f} s, evaluated in {summary['evaluation_seconds']:.1f} s"
     )
+
+
+def show(number: float | None, form: str = ".1f", missing: str = "-") -> str:
+    """Writes a number as a table has it."""
+    return missing if number is None else f"{number:{form}}"
 
 
 def _to_json(values: np.ndarray) -> list[float | None]:
