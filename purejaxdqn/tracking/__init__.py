@@ -4,14 +4,14 @@ A tracker is a function that receives each evaluation on the host, between compi
 run (one seed at one setting) is a curve of its own, and the seeds of a setting are grouped in the
 way of each library. A sweep that is resumed in the same folder goes on with the same curves.
 
-A new tracker is one file beside these and one `register` line below; `curves.py` has what they
-share. Users register their own in the same way, from outside the package.
+A new tracker is one function in `libraries.py` and one `register` line below; `curves.py` has what
+they share. Users register their own in the same way, from outside the package.
 """
 
 import functools
 
 from purejaxdqn.tracking.curves import forget
-from purejaxdqn.tracking.mlflow import open_mlflow
+from purejaxdqn.tracking.libraries import open_mlflow, open_tensorboard, open_trackio, open_wandb
 from purejaxdqn.tracking.registry import (
     TRACKERS,
     Evaluated,
@@ -20,9 +20,6 @@ from purejaxdqn.tracking.registry import (
     open_tracker,
     register,
 )
-from purejaxdqn.tracking.tensorboard import open_tensorboard
-from purejaxdqn.tracking.trackio import open_trackio
-from purejaxdqn.tracking.wandb import open_wandb
 
 __all__ = ["TRACKERS", "Evaluated", "Tracker", "check_name", "forget", "open_tracker", "register"]
 
