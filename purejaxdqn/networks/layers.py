@@ -46,10 +46,6 @@ class NoisyDense(nn.Module):
 
     Each call draws noise from the stream "noise", once for all leading axes of its input. Without
     that stream the weights are their means.
-
-    Attributes:
-      features: number of outputs.
-      sigma: the scale of the noise at first, times the square root of the number of inputs.
     """
 
     features: int
@@ -64,29 +60,23 @@ class NoisyDense(nn.Module):
         def mean(key: Array, shape: tuple[int, ...]) -> Array:
             return jax.random.uniform(key, shape, minval=-bound, maxval=bound)
 
+        def draw(key: Array, size: int) -> Array:
+            noise = jax.random.normal(key, (size,))
+            return jnp.sign(noise) * jnp.sqrt(jnp.abs(noise))
+
+        def row(vector: Array) -> Array:  # no broadcasting between ranks
+            return jnp.expand_dims(vector, range(x.ndim - 1))
+
         scale = nn.initializers.constant(self.sigma * bound)
         kernel = self.param("kernel", mean, (num_inputs, self.features))
         bias = self.param("bias", mean, (self.features,))
         kernel_sigma = self.param("kernel_sigma", scale, (num_inputs, self.features))
         bias_sigma = self.param("bias_sigma", scale, (self.features,))
-        if self.has_rng("noise"):
-            input_key, output_key = jax.random.split(self.make_rng("noise"))
-            input_noise = _signed_root(jax.random.normal(input_key, (num_inputs,)))
-            output_noise = _signed_root(jax.random.normal(output_key, (self.features,)))
-            # Noise on inputs and outputs is noise on the weights, without a matrix of weights for
-            # each transition of a batch.
-            noise = _scaled(_scaled(x, input_noise) @ kernel_sigma, output_noise)
-            return _shifted(x @ kernel + noise, bias + bias_sigma * output_noise)
-        return _shifted(x @ kernel, bias)
-
-
-def _signed_root(x: Array) -> Array:
-    return jnp.sign(x) * jnp.sqrt(jnp.abs(x))
-
-
-def _scaled(x: Array, factor: Array) -> Array:
-    return x * jnp.expand_dims(factor, range(x.ndim - 1))  # no broadcasting between ranks
-
-
-def _shifted(x: Array, offset: Array) -> Array:
-    return x + jnp.expand_dims(offset, range(x.ndim - 1))
+        if not self.has_rng("noise"):
+            return x @ kernel + row(bias)
+        input_key, output_key = jax.random.split(self.make_rng("noise"))
+        input_noise, output_noise = draw(input_key, num_inputs), draw(output_key, self.features)
+        # Noise on inputs and outputs is noise on the weights, without a matrix of weights for each
+        # transition of a batch.
+        noise = (x * row(input_noise)) @ kernel_sigma * row(output_noise)
+        return x @ kernel + noise + row(bias + bias_sigma * output_noise)

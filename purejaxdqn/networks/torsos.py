@@ -38,7 +38,8 @@ class CNNTorso(nn.Module):
     Mnih et al., "Human-level control through deep reinforcement learning" (2015), Methods, "Model
     architecture": 32 filters 8x8 with stride 4, 64 4x4 with stride 2, 64 3x3 with stride 1, none
     padded, and 512 units. For images of 10x10, such as MinAtar's: `CNNTorso(channels=(16,),
-    kernel_sizes=(3,), strides=(1,), hidden_size=128)`.
+    kernel_sizes=(3,), strides=(1,), hidden_size=128)`. Integers are divided by 255;
+    floats are not.
 
     Attributes:
       channels: filters of each convolution.
@@ -46,9 +47,13 @@ class CNNTorso(nn.Module):
       strides: of each convolution, in pixels.
       hidden_size: width of the fully connected layer; None leaves it out, for heads that have
         hidden layers of their own.
-      layer_norm: whether LayerNorm (Ba et al., 2016) over all units of a layer comes before each
-        ReLU; a channel has one gain and one bias for all positions.
-      dense: `features -> layer` for the fully connected one, such as `nn.Dense` or `NoisyDense`.
+      layer_norm: as in `MLPTorso`, over all units of a layer; a channel has one gain and one bias
+        for all positions.
+      dense: as in `MLPTorso`, for the fully connected layer.
+
+    Raises:
+      ConfigError: if the convolutions' settings differ in number, or a kernel is larger than the
+        image that reaches it.
     """
 
     channels: Sequence[int] = (32, 64, 64)
@@ -60,17 +65,9 @@ class CNNTorso(nn.Module):
 
     @nn.compact
     def __call__(self, obs: Array) -> Array:
-        """Maps one image `[height, width, channels]` to features `[F]`.
-
-        Integers are divided by 255; floats are not.
-
-        Raises:
-          ConfigError: if the convolutions' settings differ in number, or a kernel is larger than
-            the image that reaches it.
-        """
+        """Maps one image `[height, width, channels]` to features `[F]`."""
         chex.assert_rank(obs, 3)
-        sizes = {len(self.channels), len(self.kernel_sizes), len(self.strides)}
-        if len(sizes) > 1:
+        if not len(self.channels) == len(self.kernel_sizes) == len(self.strides):
             raise ConfigError(
                 f"channels {tuple(self.channels)}, kernel_sizes {tuple(self.kernel_sizes)} and "
                 f"strides {tuple(self.strides)} must be equal in number: give each convolution one "

@@ -76,7 +76,7 @@ def play_in_gymnasium(
         actions = act(params, obs).tolist()
         for r, i in list(running):
             obs[r, i], reward, terminated, truncated, _ = envs[r][i].step(actions[r][i])
-            returns[r, i] += reward
+            returns[r, i] += float(reward)
             if terminated or truncated:
                 running.remove((r, i))
                 envs[r][i].close()

@@ -142,8 +142,9 @@ def print_summary(summary: dict[str, Any], console: Console) -> None:
         table.add_row(str(seed), *cells)
     console.print(table)
     if summary["iqm"] is not None:
-        numbers = (summary[name] for name in ("iqm", "iqm_low", "iqm_high"))
-        console.print(f"interquartile mean over seeds {Interval(*numbers, 0.95, '')}")
+        iqm, low, high = summary["iqm"], summary["iqm_low"], summary["iqm_high"]
+        interval = Interval(iqm, low, high, 0.95, "")
+        console.print(f"interquartile mean over seeds {interval}")
     if summary["interval_note"]:
         console.print(summary["interval_note"])
     if summary["threshold"] is not None:

@@ -10,18 +10,14 @@ they share. Users register their own in the same way, from outside the package.
 
 import functools
 
-from purejaxdqn.tracking.curves import forget
+from purejaxdqn.tracking.curves import forget as forget
 from purejaxdqn.tracking.libraries import open_mlflow, open_tensorboard, open_trackio, open_wandb
-from purejaxdqn.tracking.registry import (
-    TRACKERS,
-    Evaluated,
-    Tracker,
-    check_name,
-    open_tracker,
-    register,
-)
-
-__all__ = ["TRACKERS", "Evaluated", "Tracker", "check_name", "forget", "open_tracker", "register"]
+from purejaxdqn.tracking.registry import TRACKERS as TRACKERS
+from purejaxdqn.tracking.registry import Evaluated as Evaluated
+from purejaxdqn.tracking.registry import Tracker as Tracker
+from purejaxdqn.tracking.registry import check_name as check_name
+from purejaxdqn.tracking.registry import open_tracker as open_tracker
+from purejaxdqn.tracking.registry import register as register
 
 register("tensorboard", open_tensorboard)
 register("wandb", open_wandb)
