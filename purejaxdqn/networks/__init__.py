@@ -17,10 +17,10 @@ from purejaxdqn.networks.heads import expected_value as expected_value
 from purejaxdqn.networks.heads import mean_of_quantiles as mean_of_quantiles
 from purejaxdqn.networks.heads import midpoints as midpoints
 from purejaxdqn.networks.heads import value_plus_advantages as value_plus_advantages
+from purejaxdqn.networks.layers import CNNTorso as CNNTorso
 from purejaxdqn.networks.layers import DenseLayer as DenseLayer
+from purejaxdqn.networks.layers import MLPTorso as MLPTorso
 from purejaxdqn.networks.layers import NoisyDense as NoisyDense
-from purejaxdqn.networks.torsos import CNNTorso as CNNTorso
-from purejaxdqn.networks.torsos import MLPTorso as MLPTorso
 from purejaxdqn.networks.value_network import MLP as MLP
 from purejaxdqn.networks.value_network import Representation as Representation
 from purejaxdqn.networks.value_network import label_fraction_proposal as label_fraction_proposal

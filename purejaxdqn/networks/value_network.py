@@ -11,19 +11,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from purejaxdqn.networks.heads import (
-    C51,
-    FQF,
-    IQN,
-    QRDQN,
-    ActionOutputs,
-    Dueling,
-    Values,
-    expected_value,
-    mean_of_quantiles,
-)
-from purejaxdqn.networks.layers import DenseLayer, NoisyDense, hidden_layers, sow_activation
-from purejaxdqn.networks.torsos import MLPTorso
+from purejaxdqn.networks import heads, layers
 from purejaxdqn.types import Activations, Array, ConfigError, Network, Output, Params
 
 Representation = Literal[
@@ -40,8 +28,8 @@ class MLP(nn.Module):
     @nn.compact
     def __call__(self, obs: Array) -> Array:
         """Maps one observation `[*obs]` to `[num_outputs]`."""
-        x = hidden_layers(self, jnp.ravel(obs).astype(jnp.float32), self.hidden_sizes)
-        sow_activation(self, "features", x)
+        x = layers.hidden_layers(self, jnp.ravel(obs).astype(jnp.float32), self.hidden_sizes)
+        layers.sow_activation(self, "features", x)
         return nn.Dense(self.num_outputs)(x)
 
 
@@ -154,31 +142,37 @@ def value_network(
         )
     is_mlp = torso is None and not (dueling or noisy or layer_norm or head_sizes)
 
-    dense: DenseLayer = functools.partial(NoisyDense, sigma=noisy_sigma) if noisy else nn.Dense
-    torso = MLPTorso(hidden_sizes, layer_norm, dense) if torso is None else torso
+    dense: layers.DenseLayer = (
+        functools.partial(layers.NoisyDense, sigma=noisy_sigma) if noisy else nn.Dense
+    )
+    torso = layers.MLPTorso(hidden_sizes, layer_norm, dense) if torso is None else torso
 
     def outputs(num_outputs: int) -> nn.Module:
         def stream(num_actions: int) -> nn.Module:
-            return ActionOutputs(num_actions, num_outputs, head_sizes, layer_norm, dense)
+            return heads.ActionOutputs(num_actions, num_outputs, head_sizes, layer_norm, dense)
 
-        return Dueling(stream(1), stream(num_actions)) if dueling else stream(num_actions)
+        return heads.Dueling(stream(1), stream(num_actions)) if dueling else stream(num_actions)
 
+    module: nn.Module
     match representation:
         case "values" if is_mlp:
             # Initial weights depend on the layers' names: those of the MLP stay what they were.
             return make_network(MLP(hidden_sizes, num_actions))
         case "values":
-            return make_network(Values(torso, outputs(1)))
+            return make_network(heads.Values(torso, outputs(1)))
         case "categorical":
-            return make_network(C51(torso, outputs(num_atoms), v_min, v_max), expected_value)
+            module = heads.C51(torso, outputs(num_atoms), v_min, v_max)
+            return make_network(module, heads.expected_value)
         case "quantile":
-            return make_network(QRDQN(torso, outputs(num_quantiles)), mean_of_quantiles)
-        case "implicit_quantile" | "proposed_quantile":
-            head = IQN if representation == "implicit_quantile" else FQF
-            module = head(torso, outputs(1), num_quantiles, num_cosines)
-            return make_network(module, mean_of_quantiles)
-    names = ", ".join(get_args(Representation))
-    raise ConfigError(f"representation ({representation!r}) must be one of {names}")
+            module = heads.QRDQN(torso, outputs(num_quantiles))
+        case "implicit_quantile":
+            module = heads.IQN(torso, outputs(1), num_quantiles, num_cosines)
+        case "proposed_quantile":
+            module = heads.FQF(torso, outputs(1), num_quantiles, num_cosines)
+        case unknown:
+            names = ", ".join(get_args(Representation))
+            raise ConfigError(f"representation ({unknown!r}) must be one of {names}")
+    return make_network(module, heads.mean_of_quantiles)
 
 
 def label_fraction_proposal(params: Params) -> Params:

@@ -39,12 +39,9 @@ def report_ablation(
 ) -> dict[str, Any]:
     """Prints the tables of an ablation, and writes its summary, figures and pages.
 
-    Args:
-      dataset: with a dimension for each component, of the coordinates False and True.
-      output: an existing folder.
-      components: by name, in the order of the tables.
-      base: the name of the agent that has them or not.
-      metric: how seeds are put together, the interquartile mean or the mean.
+    The dataset has a dimension for each component, of the coordinates False and True. The tables
+    list `components` in their order. `base` is the name of the agent that has them or not. `metric`
+    says how seeds are put together.
 
     Returns:
       `base`, `env`, `components`, `seeds`, `metric`, `interval_note`; `combinations`, the best
@@ -73,11 +70,7 @@ def report_ablation(
     env = find_name(dataset, "env")
     title = f"What each component adds to {base} on {env}"
     named = {_OUTCOMES[outcome]: intervals for outcome, intervals in effects.items()}
-    files.save_figure(figures.plot_effects(named, title), output / "effects")
-    files.save_page(pages.plot_interactive_effects(named, title), output / "effects.html")
     curves = {row.name: greedy.sel(row.point) for row in rows}
-    page = pages.plot_interactive_curves(curves, f"All combinations on {env}")
-    files.save_page(page, output / "learning_curves.html")
     facts = {
         "base": base,
         "env": env,
@@ -92,8 +85,11 @@ def report_ablation(
         ],
         "effects": {name: _to_json(intervals) for name, intervals in of_each.items()},
     }
-    files.save_summary(facts, output)
-    files.print_files(output, console)
+    drawn = {
+        "effects": pages.plot_interactive_effects(named, title),
+        "learning_curves": pages.plot_interactive_curves(curves, f"All combinations on {env}"),
+    }
+    files.save_report(output, facts, {"effects": figures.plot_effects(named, title)}, drawn)
     return facts
 
 
@@ -108,10 +104,8 @@ def rank_combinations(
 ) -> list[Row]:
     """Returns a row for each combination, the best by the first outcome first.
 
-    Args:
-      components: by name, dimensions of the scores with the coordinates False and True.
-      scores: by outcome, `(*components, seed)`.
-      statistic: over the seeds, such as `np.mean`.
+    Components are dimensions of the scores `(*components, seed)`, with the coordinates False and
+    True. `statistic` is over the seeds, such as `np.mean`.
     """
     first = next(iter(scores))
     rows = []
@@ -131,10 +125,7 @@ def rank_combinations(
 def estimate_effects(
     components: Sequence[str], score: xr.DataArray, statistic: Callable[..., Any]
 ) -> dict[str, Interval]:
-    """Returns each component's effect: the mean difference over all pairs that differ in it alone.
-
-    The arguments are those of `rank_combinations`, with the score of one outcome.
-    """
+    """Returns each component's mean difference over all pairs that differ in it alone."""
 
     def select(name: str, is_in: bool) -> np.ndarray:
         chosen = score.sel({name: is_in})

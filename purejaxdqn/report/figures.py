@@ -22,17 +22,14 @@ from purejaxdqn.report.statistics import Interval, bootstrap_curve
 _COLOUR = "#1f5fa8"
 
 
-def plot_learning_curve(
-    dataset: xr.Dataset, title: str, threshold: float | None = None, random_seed: int = 0
-) -> Figure:
+def plot_learning_curve(dataset: xr.Dataset, title: str, threshold: float | None = None) -> Figure:
     """Draws greedy returns over environment steps, of `evaluation_return (seed, step, episode)`.
 
     Seeds are thin lines, the interquartile mean is a thick one, and its interval is shaded.
-    `random_seed` is that of the bootstrap.
     """
     curves = dataset.evaluation_return.mean("episode").transpose("seed", "step").values
     steps = dataset.step.values
-    iqm, low, high = bootstrap_curve(curves, np.random.default_rng(random_seed))
+    iqm, low, high = bootstrap_curve(curves, np.random.default_rng(0))
     figure = Figure(figsize=(7, 4.2), layout="constrained")
     axes = figure.add_subplot()
     axes.plot(steps, curves.T, color="#8a8a8a", linewidth=0.7, alpha=0.7)
@@ -74,13 +71,8 @@ def _finish(axes: Any, threshold: float | None) -> None:
     axes.spines[["top", "right"]].set_visible(False)
 
 
-def plot_comparison(
-    panels: Mapping[str, Mapping[str, xr.DataArray]], title: str, random_seed: int = 0
-) -> Figure:
-    """Draws a panel per quantity; in it, each setting's interquartile mean and its interval.
-
-    `panels` are curves by quantity, and `random_seed` is that of the bootstrap.
-    """
+def plot_comparison(panels: Mapping[str, Mapping[str, xr.DataArray]], title: str) -> Figure:
+    """Draws a panel per quantity of curves: each setting's interquartile mean and its interval."""
     columns = min(len(panels), 3)
     rows = -(-len(panels) // columns)
     figure = Figure(figsize=(4.2 * columns + 0.6, 3.0 * rows + 0.6), layout="constrained")
@@ -91,7 +83,7 @@ def plot_comparison(
         for (name, curve), colour in zip(curves.items(), itertools.cycle(qualitative.D3)):
             x = curve.dims[1]
             values = np.where(np.isfinite(curve.values), curve.values, np.nan)
-            iqm, low, high = bootstrap_curve(values, np.random.default_rng(random_seed))
+            iqm, low, high = bootstrap_curve(values, np.random.default_rng(0))
             axes.plot(curve[x].values, iqm, color=colour, linewidth=2, label=name)
             axes.fill_between(curve[x].values, low, high, color=colour, alpha=0.2, linewidth=0)
             axes.set(xlabel=str(x), title=quantity)

@@ -10,20 +10,21 @@ from collections.abc import Mapping
 
 import numpy as np
 import xarray as xr
-from plotly import colors, graph_objects
+from plotly.colors import qualitative
+from plotly.graph_objects import Figure as Page
 
 from purejaxdqn.report.statistics import Interval, interquartile_mean
 
 
 def plot_interactive_curves(
     curves: Mapping[str, xr.DataArray], title: str, threshold: float | None = None
-) -> graph_objects.Figure:
+) -> Page:
     """Draws a line per seed and, where no seed has gaps, the interquartile mean over the seeds.
 
     The array's name and that of its second dimension label the axes.
     """
     figure = _make_page(title)
-    for (name, curve), colour in zip(curves.items(), itertools.cycle(colors.qualitative.D3)):
+    for (name, curve), colour in zip(curves.items(), itertools.cycle(qualitative.D3)):
         x = curve.dims[1]
         seeds = zip(curve.seed.values, curve.values, strict=True)
         lines = [(f"seed {seed}", values, 1) for seed, values in seeds]
@@ -48,9 +49,7 @@ def plot_interactive_curves(
     return figure.update_layout(yaxis_rangemode="tozero", hovermode="closest", **axes)
 
 
-def plot_interactive_effects(
-    intervals: Mapping[str, Mapping[str, Interval]], title: str
-) -> graph_objects.Figure:
+def plot_interactive_effects(intervals: Mapping[str, Mapping[str, Interval]], title: str) -> Page:
     """Draws what `figures.plot_effects` draws, all outcomes on the same axes."""
     figure = _make_page(title)
     for outcome, rows in intervals.items():
@@ -76,6 +75,6 @@ def plot_interactive_effects(
     )
 
 
-def _make_page(title: str) -> graph_objects.Figure:
+def _make_page(title: str) -> Page:
     layout = {"template": "simple_white", "legend_title_text": "click to hide", "showlegend": True}
-    return graph_objects.Figure().update_layout(title=title, **layout)
+    return Page().update_layout(title=title, **layout)

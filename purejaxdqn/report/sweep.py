@@ -18,11 +18,7 @@ _MOST_CURVES = 12
 
 
 def report_sweep(dataset: xr.Dataset, output: Path) -> dict[str, Any]:
-    """Prints the table of all settings, and writes the summary and the learning curves.
-
-    Args:
-      dataset: what `run_design` gives, finished or not.
-      output: an existing folder.
+    """Prints the table of a sweep, finished or not; writes its summary and the learning curves.
 
     Returns:
       `status`, `width`, and `settings`: per setting, the best first, its name as `setting`, what
@@ -35,17 +31,14 @@ def report_sweep(dataset: xr.Dataset, output: Path) -> dict[str, Any]:
         rows.append({"setting": name, **summarise_final_return(part, rng)})
         rows[-1]["num_diverged"] = int(part.diverged.sum())
     rows.sort(key=lambda row: -np.inf if row["iqm"] is None else row["iqm"], reverse=True)
-    console = make_console()
-    console.print(_make_table(rows[:_MOST_ROWS]))
+    make_console().print(_make_table(rows[:_MOST_ROWS]))
     width = int(dataset.attrs["width"])
     facts = {"status": dataset.attrs["status"], "width": width, "settings": rows}
-    files.save_summary(facts, output)
     best = [row["setting"] for row in rows[:_MOST_CURVES]]
     greedy = {name: settings[name].evaluation_return.mean("episode") for name in best}
     curves = {name: curve.rename("greedy return") for name, curve in greedy.items()}
     page = pages.plot_interactive_curves(curves, "Greedy return by setting")
-    files.save_page(page, output / "learning_curves.html")
-    files.print_files(output, console)
+    files.save_report(output, facts, {}, {"learning_curves": page})
     return facts
 
 

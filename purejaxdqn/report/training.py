@@ -23,10 +23,6 @@ _TIMES = ("env_steps_per_second", "compile_seconds", "train_seconds", "evaluatio
 def report_training(dataset: xr.Dataset, output: Path) -> dict[str, Any] | None:
     """Prints the table of one setting's seeds, and writes the summary and the learning curves.
 
-    Args:
-      dataset: what `run_sweep` gives for one setting, finished or not.
-      output: an existing folder.
-
     Returns:
       What `summarise` returns. None where nothing was evaluated: then nothing is written either.
     """
@@ -37,16 +33,12 @@ def report_training(dataset: xr.Dataset, output: Path) -> dict[str, Any] | None:
         (output / FILM_NAME).unlink(missing_ok=True)  # an earlier run's
     threshold = environments.make(find_name(dataset, "env")).threshold
     facts = summarise(dataset, threshold, np.random.default_rng(0))
-    console = make_console()
-    print_summary(facts, console)
-    files.save_summary(facts, output)
+    print_summary(facts, make_console())
     title = f"{facts['agent'] or facts['algorithm']} on {facts['env']}"
     picture = figures.plot_learning_curve(dataset, title, threshold)
-    files.save_figure(picture, output / "learning_curve")
     greedy = dataset.evaluation_return.mean("episode").rename("greedy return")
     page = pages.plot_interactive_curves({title: greedy}, title, threshold)
-    files.save_page(page, output / "learning_curve.html")
-    files.print_files(output, console)
+    files.save_report(output, facts, {"learning_curve": picture}, {"learning_curve": page})
     return facts
 
 
@@ -55,17 +47,14 @@ def summarise(
 ) -> dict[str, Any]:
     """Returns what the table and `summary.json` say, ready for JSON, with None for missing numbers.
 
-    Args:
-      dataset: what `run_sweep` gives for one setting; with
-        `gymnasium_return (seed, gymnasium_episode)` where policies were played in gymnasium.
-      threshold: the return at which the task counts as solved.
-      rng: of the bootstrap.
+    The dataset is what `run_sweep` gives for one setting, with
+    `gymnasium_return (seed, gymnasium_episode)` where policies were played in gymnasium.
 
     Returns:
       `algorithm`, `agent` ("" for settings of none) and `env` by name, `status`, `seeds`, what
       `summarise_final_return` returns, `gymnasium_return` per seed (means over episodes),
-      `threshold`, `steps_to_threshold` per seed, `num_solved` (seeds whose final mean reached the
-      threshold), and the sweep's times.
+      `threshold` (the return at which the task counts as solved), `steps_to_threshold` per seed,
+      `num_solved` (seeds whose final mean reached the threshold), and the sweep's times.
     """
     finals = summarise_final_return(dataset, rng)
     played: list[float | None] = [None] * dataset.sizes["seed"]
