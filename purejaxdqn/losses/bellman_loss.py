@@ -1,11 +1,9 @@
 """The Bellman loss: a TD error under a penalty, as a loss of ONE transition."""
 
-from __future__ import annotations
-
 import collections
 import inspect
 from collections.abc import Callable
-from typing import Any
+from typing import Any, Generic, NamedTuple
 
 import chex
 import jax
@@ -95,24 +93,44 @@ def call_by_name(td_error: TDError, arguments: dict[str, Array]) -> Array:
     return td_error(*bound.args, **bound.kwargs)
 
 
-def apply_networks(
-    network: Network[Output],
-    params: Params,
-    target_params: Params,
-    transition: Transition,
-    key: Array,
-    double: bool,
-) -> tuple[Output, Output, Output]:
-    """Applies the online network at t - 1, and the target network at t.
+class Outputs(NamedTuple, Generic[Output]):
+    """What the networks say of ONE transition.
 
-    The third output is the one that chooses an action at time t: with `double` the online
-    network's, which is not applied there otherwise, else the target network's.
+    `online_tm1` is the online network's output at t - 1 and `target_t` the target network's at t.
+    `q_tm1` and `q_t` are their action values `[A]`, and `q_t_selector` those that choose an action
+    at t.
     """
-    key_tm1, key_t, selector_key = jax.random.split(key, 3)
-    online_tm1 = network.apply(params, transition.obs_tm1, key_tm1)
-    target_t = network.apply(target_params, transition.obs_t, key_t)
-    selector = network.apply(params, transition.obs_t, selector_key) if double else target_t
-    return online_tm1, target_t, selector
+
+    online_tm1: Output
+    target_t: Output
+    q_tm1: Array
+    q_t: Array
+    q_t_selector: Array
+
+
+def loss_of_outputs(
+    measure: Callable[[Outputs[Output], Transition], LossOutput], double: bool
+) -> LossFn[Output]:
+    """Makes a loss of what two networks put out.
+
+    With `double` the online network chooses actions at t, and does not look at `obs_t` otherwise.
+    """
+
+    def loss_fn(
+        network: Network[Output],
+        params: Params,
+        target_params: Params,
+        transition: Transition,
+        key: Array,
+    ) -> LossOutput:
+        key_tm1, key_t, selector_key = jax.random.split(key, 3)
+        online_tm1 = network.apply(params, transition.obs_tm1, key_tm1)
+        target_t = network.apply(target_params, transition.obs_t, key_t)
+        selector = network.apply(params, transition.obs_t, selector_key) if double else target_t
+        values = map(network.action_values, (online_tm1, target_t, selector))
+        return measure(Outputs(online_tm1, target_t, *values), transition)
+
+    return loss_fn
 
 
 def bellman_loss(td_error: TDError = q_learning, penalty: Penalty = optax.l2_loss) -> LossFn[Any]:
@@ -137,21 +155,14 @@ def bellman_loss(td_error: TDError = q_learning, penalty: Penalty = optax.l2_los
     """
     check_arguments(td_error)
 
-    def loss_fn(
-        network: Network[Any],
-        params: Params,
-        target_params: Params,
-        transition: Transition,
-        key: Array,
-    ) -> LossOutput:
-        double = SELECTOR in inspect.signature(td_error).parameters
-        outputs = apply_networks(network, params, target_params, transition, key, double)
-        q_tm1, q_t, q_t_selector = map(network.action_values, outputs)
+    def measure(outputs: Outputs[Any], transition: Transition) -> LossOutput:
+        _, _, q_tm1, q_t, q_t_selector = outputs
         _, a_tm1, r_t, discount_t, _ = transition
         values = (q_tm1, a_tm1, r_t, discount_t, q_t, q_t_selector)
         error = call_by_name(td_error, dict(zip(TD_ERROR_ARGUMENTS, values, strict=True)))
         return measure_error(error, q_tm1[a_tm1], penalty)
 
+    loss_fn = loss_of_outputs(measure, double=SELECTOR in inspect.signature(td_error).parameters)
     name = f"bellman_loss({name_part(td_error)}, {name_part(penalty)})"
     return write_recipe(loss_fn, name, bellman_loss, td_error=td_error, penalty=penalty)
 

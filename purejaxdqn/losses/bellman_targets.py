@@ -3,8 +3,6 @@
 Their arguments are those of `q_learning`; no gradient flows through their targets.
 """
 
-from __future__ import annotations
-
 import chex
 import jax
 import jax.numpy as jnp

@@ -1,12 +1,10 @@
 """Losses of ONE transition for networks that put out a distribution over returns."""
 
-from __future__ import annotations
-
 import chex
 import jax
 import jax.numpy as jnp
 
-from purejaxdqn.losses.bellman_loss import apply_networks
+from purejaxdqn.losses.bellman_loss import Outputs, loss_of_outputs
 from purejaxdqn.losses.bellman_targets import softmax_log_policy
 from purejaxdqn.losses.recipe import write_recipe
 from purejaxdqn.types import (
@@ -14,8 +12,6 @@ from purejaxdqn.types import (
     Categorical,
     LossFn,
     LossOutput,
-    Network,
-    Params,
     ProposedQuantiles,
     Quantiles,
     Transition,
@@ -64,18 +60,10 @@ def categorical_loss(double: bool = True) -> LossFn[Categorical]:
       prediction.
     """
 
-    def loss_fn(
-        network: Network[Categorical],
-        params: Params,
-        target_params: Params,
-        transition: Transition,
-        key: Array,
-    ) -> LossOutput:
-        outputs = apply_networks(network, params, target_params, transition, key, double)
-        online_tm1, target_t, selector_t = outputs
+    def measure(outputs: Outputs[Categorical], transition: Transition) -> LossOutput:
+        online_tm1, target_t, q_tm1, _, q_t_selector = outputs
         chex.assert_rank([online_tm1.logits, target_t.logits], 2)
-        action_t = jnp.argmax(network.action_values(selector_t))
-        probabilities_t = jax.nn.softmax(target_t.logits[action_t])
+        probabilities_t = jax.nn.softmax(target_t.logits[jnp.argmax(q_t_selector)])
         atoms = transition.r_t + transition.discount_t * target_t.support
         target_tm1 = jax.lax.stop_gradient(project(probabilities_t, atoms, online_tm1.support))
         log_prediction = jax.nn.log_softmax(online_tm1.logits[transition.a_tm1])
@@ -84,10 +72,10 @@ def categorical_loss(double: bool = True) -> LossFn[Categorical]:
         return LossOutput(
             loss=cross_entropy,
             priority=jnp.maximum(cross_entropy - entropy, 0),  # rounding may leave it below 0
-            metrics={"q_value": network.action_values(online_tm1)[transition.a_tm1]},
+            metrics={"q_value": q_tm1[transition.a_tm1]},
         )
 
-    name = f"categorical_loss(double={double})"
+    loss_fn, name = loss_of_outputs(measure, double), f"categorical_loss(double={double})"
     return write_recipe(loss_fn, name, categorical_loss, double=double)
 
 
@@ -182,21 +170,13 @@ def quantile_loss(
       prediction.
     """
 
-    def loss_fn(
-        network: Network[AnyQuantiles],
-        params: Params,
-        target_params: Params,
-        transition: Transition,
-        key: Array,
-    ) -> LossOutput:
-        outputs = apply_networks(network, params, target_params, transition, key, double)
-        online_tm1, target_t, selector_t = outputs
+    def measure(outputs: Outputs[AnyQuantiles], transition: Transition) -> LossOutput:
+        online_tm1, target_t, q_tm1, _, q_t_selector = outputs
         chex.assert_rank([online_tm1.values, target_t.values], 2)
-        q_t = network.action_values(selector_t)
-        values_t = _choose_quantiles(target_t.values, q_t, temperature)
+        values_t = _choose_quantiles(target_t.values, q_t_selector, temperature)
         target_tm1 = jax.lax.stop_gradient(transition.r_t + transition.discount_t * values_t)
         weights = jax.lax.stop_gradient(target_t.weights)
-        q_value = network.action_values(online_tm1)[transition.a_tm1]
+        q_value = q_tm1[transition.a_tm1]
         return LossOutput(
             loss=_regress(online_tm1, transition.a_tm1, target_tm1, weights, threshold),
             priority=jnp.abs(jnp.sum(weights * target_tm1) - q_value),
@@ -205,4 +185,4 @@ def quantile_loss(
 
     name = f"quantile_loss(double={double}, {'greedy' if temperature is None else 'softmax'})"
     arguments = {"double": double, "threshold": threshold, "temperature": temperature}
-    return write_recipe(loss_fn, name, quantile_loss, **arguments)
+    return write_recipe(loss_of_outputs(measure, double), name, quantile_loss, **arguments)

@@ -1,7 +1,5 @@
 """Losses with a bonus for the action taken: Munchausen and advantage learning."""
 
-from __future__ import annotations
-
 from typing import Any
 
 import jax

@@ -1,7 +1,5 @@
 """How a loss was made: its name in results files, its maker, and the maker's arguments."""
 
-from __future__ import annotations
-
 from collections.abc import Callable
 from typing import Any, NamedTuple
 

@@ -1,7 +1,5 @@
 """Turns features into an output for each action, and outputs into action values."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from typing import Any
 

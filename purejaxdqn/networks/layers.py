@@ -1,7 +1,5 @@
 """Layers of torsos and heads, and the torsos, which turn ONE observation into features."""
 
-from __future__ import annotations
-
 import math
 from collections.abc import Callable, Sequence
 

@@ -1,7 +1,5 @@
 """Makes value networks of torsos, outputs and heads, with one argument for each difference."""
 
-from __future__ import annotations
-
 import functools
 import math
 from collections.abc import Callable, Sequence

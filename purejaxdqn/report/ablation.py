@@ -1,7 +1,5 @@
 """Reports an ablation: how well each combination of components did, and what each one adds."""
 
-from __future__ import annotations
-
 import itertools
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path

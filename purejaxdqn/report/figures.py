@@ -5,8 +5,6 @@ Curves are arrays `(seed, x)` with coordinates, by the name of their setting; Na
 solved, is a dotted line. `files.save_figure` writes a figure.
 """
 
-from __future__ import annotations
-
 import itertools
 from collections.abc import Mapping
 from typing import Any

@@ -1,7 +1,5 @@
 """Writes the files of a report, each one wholly or not at all."""
 
-from __future__ import annotations
-
 import json
 from pathlib import Path
 from typing import Any

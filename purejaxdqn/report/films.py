@@ -1,7 +1,5 @@
 """Plays and films policies in gymnasium's own environments, to check the reported returns."""
 
-from __future__ import annotations
-
 import os
 import warnings
 from pathlib import Path
@@ -45,15 +43,8 @@ def play_in_gymnasium(
 ) -> np.ndarray:
     """Plays every run's greedy policy in `gymnasium.make(train.env.name)`.
 
-    Args:
-      train: gives the policy and the environment's name.
-      params: weights with a leading axis of runs, `[R, ...]`.
-      num_episodes: `N`, episodes per run, each in an environment of its own.
-      random_seed: of gymnasium's initial states; the same for each run.
-      progress: whether to show progress on standard error.
-
-    Returns:
-      Undiscounted returns `[R, N]`.
+    Returns undiscounted returns `[R, N]`: `params` have a leading axis of `R` runs, each of the `N`
+    episodes has an environment of its own, and the initial states are the same for each run.
     """
     num_runs = len(jax.tree.leaves(params)[0])
     envs = [[_make_env(train.env.name) for _ in range(num_episodes)] for _ in range(num_runs)]

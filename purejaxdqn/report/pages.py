@@ -3,8 +3,6 @@
 `files.save_page` writes a page. Arguments are those of `figures`.
 """
 
-from __future__ import annotations
-
 import itertools
 from collections.abc import Mapping
 

@@ -1,7 +1,5 @@
 """Reports a sweep over settings: the table with the best ones first, and their learning curves."""
 
-from __future__ import annotations
-
 from pathlib import Path
 from typing import Any
 

@@ -1,7 +1,5 @@
 """Reports one setting's results: a table of its seeds, a summary, and its learning curves."""
 
-from __future__ import annotations
-
 import json
 from pathlib import Path
 from typing import Any
@@ -57,11 +55,11 @@ def summarise(
       `num_solved` (seeds whose final mean reached the threshold), and the sweep's times.
     """
     finals = summarise_final_return(dataset, rng)
-    played: list[float | None] = [None] * dataset.sizes["seed"]
+    played: list[Any] = [None] * dataset.sizes["seed"]
+    reached: list[Any] = [None] * dataset.sizes["seed"]
+    num_solved = None
     if "gymnasium_return" in dataset:
         played = _to_json(dataset.gymnasium_return.mean("gymnasium_episode").values)
-    reached: list[int | None] = [None] * dataset.sizes["seed"]
-    num_solved = None
     if threshold is not None:
         reached = steps_to_threshold(dataset, threshold)
         num_solved = sum(x is not None and x >= threshold for x in finals["final_return"])
@@ -131,8 +129,7 @@ def print_summary(summary: dict[str, Any], console: Console) -> None:
         table.add_row(str(seed), *cells)
     console.print(table)
     if summary["iqm"] is not None:
-        iqm, low, high = summary["iqm"], summary["iqm_low"], summary["iqm_high"]
-        interval = Interval(iqm, low, high, 0.95, "")
+        interval = Interval(summary["iqm"], summary["iqm_low"], summary["iqm_high"], 0.95, "")
         console.print(f"interquartile mean over seeds {interval}")
     if summary["interval_note"]:
         console.print(summary["interval_note"])

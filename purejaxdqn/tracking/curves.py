@@ -1,7 +1,5 @@
 """Names a sweep's runs and opens a curve for each: what the trackers of all libraries share."""
 
-from __future__ import annotations
-
 import contextlib
 import hashlib
 import importlib
@@ -25,15 +23,10 @@ ID_FILE = "tracking_id"
 class TrackedRun(NamedTuple):
     """Names one run, so that a library tells it from other runs and finds it again.
 
-    Attributes:
-      swept: the settings that the sweep varies, with this run's values.
-      seed: the run's seed.
-      label: both of them by name.
-      setting: text such as "learning_rate=0.001,discount=0.9", which can name a file; empty where
-        the sweep varies no setting.
-      group: the name of all seeds of the run's setting together.
-      name: the name under which a library lists the run.
-      group_key, key: the same for machines, in characters that every library accepts.
+    `swept` are the settings that the sweep varies, with this run's values, and `label` has the seed
+    too. `setting` is text such as "learning_rate=0.001,discount=0.9", which can name a file; it is
+    empty where the sweep varies nothing. `group` names all seeds of the setting, `name` the run.
+    `group_key` and `key` do so in characters that every library accepts.
     """
 
     swept: dict[str, Any]
@@ -66,13 +59,10 @@ def forget(folder: Path) -> None:
 
 
 class Curves(NamedTuple):
-    """Writes the curves of one run into one library.
+    """Writes the curves of one run into one library: `write(step, values)`, `close(failed)`.
 
-    Attributes:
-      last_step: the last environment step that an earlier process wrote; -1 if none did, or where
-        the library itself drops repeated steps.
-      write: `(step, values by name) -> None`.
-      close: `failed -> None`.
+    `last_step` is the last environment step that an earlier process wrote; -1 if none did, or where
+    the library itself drops repeated steps.
     """
 
     last_step: int
@@ -130,11 +120,7 @@ def _known_values(event: Evaluated, at: int) -> dict[str, float]:
 
 
 def import_library(name: str) -> ModuleType:
-    """Imports a tracker's library, which is named as the package's extra that installs it.
-
-    Raises:
-      ConfigError: if it cannot be imported; the message says how to install it.
-    """
+    """Imports a tracker's library, named as its extra, or says how to install it."""
     try:
         return importlib.import_module(name)
     except ImportError as error:

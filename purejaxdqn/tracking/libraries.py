@@ -1,7 +1,5 @@
 """Writes a sweep's curves with the libraries that show them, each imported where it is opened."""
 
-from __future__ import annotations
-
 import contextlib
 import contextvars
 import functools
@@ -71,10 +69,7 @@ def open_wandb(
     """Writes a Weights & Biases run per seed, with the setting as its group; see `open_tracker`.
 
     Offline it writes files only, which `wandb sync` in the folder sends later. The environment
-    variable `WANDB_MODE` can ask for the same.
-
-    Raises:
-      ConfigError: if the library is not installed, or nobody is logged in.
+    variable `WANDB_MODE` can ask for the same. Online somebody must be logged in.
     """
     library = import_library("wandb")
     mode = "offline" if offline else os.environ.get("WANDB_MODE", "online")
@@ -115,16 +110,15 @@ def open_wandb(
 
 def _log_in(library: ModuleType) -> None:
     """Logs in to Weights & Biases, or refuses where that fails."""
-    why = "no login was chosen"
     try:
-        if library.login():
-            return
+        why = "" if library.login() else "no login was chosen"
     except library.errors.Error as error:
         why = join_lines(error)
-    raise ConfigError(
-        f"Weights & Biases cannot log in ({why}): run 'wandb login', or choose the tracker "
-        "'wandb-offline' and send its files later with 'wandb sync'"
-    )
+    if why:
+        raise ConfigError(
+            f"Weights & Biases cannot log in ({why}): run 'wandb login', or choose the tracker "
+            "'wandb-offline' and send its files later with 'wandb sync'"
+        )
 
 
 def _offline_step(run: Any) -> int:

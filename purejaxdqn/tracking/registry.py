@@ -1,7 +1,5 @@
 """Opens trackers by name, so that a sweep's curves go where the user looks and never stop it."""
 
-from __future__ import annotations
-
 import contextlib
 import sys
 import warnings
