@@ -107,8 +107,7 @@ class CNNTorso(nn.Module):
     Mnih et al., "Human-level control through deep reinforcement learning" (2015), Methods, "Model
     architecture": 32 filters 8x8 with stride 4, 64 4x4 with stride 2, 64 3x3 with stride 1, none
     padded, and 512 units. For images of 10x10, such as MinAtar's: `CNNTorso(channels=(16,),
-    kernel_sizes=(3,), strides=(1,), hidden_size=128)`. Integers are divided by 255;
-    floats are not.
+    kernel_sizes=(3,), strides=(1,), hidden_size=128)`. Integers are divided by 255, floats are not.
 
     Attributes:
       channels: filters of each convolution.

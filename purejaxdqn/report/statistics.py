@@ -10,6 +10,7 @@ from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import numpy as np
+from numpy.random import Generator
 from numpy.typing import ArrayLike, NDArray
 from scipy import stats
 
@@ -79,7 +80,7 @@ def interquartile_mean(scores: ArrayLike, axis: int | None = -1) -> Any:
 
 def bootstrap_interval(
     scores: ArrayLike,
-    rng: np.random.Generator,
+    rng: Generator,
     statistic: Callable[..., Any] = interquartile_mean,
     confidence: float = 0.95,
     num_resamples: int = 10_000,
@@ -112,10 +113,7 @@ def bootstrap_interval(
 
 
 def bootstrap_curve(
-    scores: ArrayLike,
-    rng: np.random.Generator,
-    confidence: float = 0.95,
-    num_resamples: int = 10_000,
+    scores: ArrayLike, rng: Generator, confidence: float = 0.95, num_resamples: int = 10_000
 ) -> Curve:
     """Returns the interquartile mean over seeds at each point of a curve, with its interval.
 
@@ -144,7 +142,7 @@ def bootstrap_curve(
 def probability_of_improvement(
     x: ArrayLike,
     y: ArrayLike,
-    rng: np.random.Generator,
+    rng: Generator,
     confidence: float = 0.95,
     num_resamples: int = 10_000,
 ) -> Interval:
@@ -170,7 +168,7 @@ def probability_of_improvement(
 def paired_effect(
     treated: ArrayLike,
     control: ArrayLike,
-    rng: np.random.Generator,
+    rng: Generator,
     statistic: Callable[..., Any] = interquartile_mean,
     confidence: float = 0.95,
     num_resamples: int = 10_000,
@@ -215,7 +213,7 @@ def _interquartile_mean_of_present(values: FloatArray) -> FloatArray:
 
 def _resample(
     samples: tuple[NDArray[Any], ...],
-    rng: np.random.Generator,
+    rng: Generator,
     statistic: Callable[..., Any],
     confidence: float,
     num_resamples: int,
@@ -292,9 +290,9 @@ def _check_scores(
     return array
 
 
-def _check_settings(rng: np.random.Generator, confidence: float, num_resamples: int) -> float:
+def _check_settings(rng: Generator, confidence: float, num_resamples: int) -> float:
     """Returns the confidence as a plain number, or raises what is wrong with these arguments."""
-    if not isinstance(rng, np.random.Generator):
+    if not isinstance(rng, Generator):
         raise TypeError(
             f"rng must be a numpy.random.Generator, got {rng!r}; pass np.random.default_rng(seed)"
         )
