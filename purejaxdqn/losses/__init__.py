@@ -4,37 +4,20 @@ A new TD error goes into `bellman_targets.py` and the list below. Nothing here m
 its settings, or what a loss converges to: `testing/declared_fixed_points.py` knows that.
 """
 
-from purejaxdqn.losses.bellman_loss import bellman_loss, masked_squared_error
-from purejaxdqn.losses.bellman_targets import (
-    double_q_learning,
-    expected_sarsa,
-    q_learning,
-    soft_q_learning,
+from purejaxdqn.losses.bellman_loss import bellman_loss as bellman_loss
+from purejaxdqn.losses.bellman_loss import masked_squared_error as masked_squared_error
+from purejaxdqn.losses.bellman_targets import double_q_learning as double_q_learning
+from purejaxdqn.losses.bellman_targets import expected_sarsa as expected_sarsa
+from purejaxdqn.losses.bellman_targets import q_lambda_returns as q_lambda_returns
+from purejaxdqn.losses.bellman_targets import q_learning as q_learning
+from purejaxdqn.losses.bellman_targets import return_error as return_error
+from purejaxdqn.losses.bellman_targets import soft_q_learning as soft_q_learning
+from purejaxdqn.losses.distributional import categorical_loss as categorical_loss
+from purejaxdqn.losses.distributional import fraction_loss as fraction_loss
+from purejaxdqn.losses.distributional import project as project
+from purejaxdqn.losses.distributional import quantile_huber as quantile_huber
+from purejaxdqn.losses.distributional import quantile_loss as quantile_loss
+from purejaxdqn.losses.munchausen import munchausen as munchausen
+from purejaxdqn.losses.munchausen import (
+    persistent_advantage_learning_loss as persistent_advantage_learning_loss,
 )
-from purejaxdqn.losses.distributional import (
-    categorical_loss,
-    fraction_loss,
-    project,
-    quantile_huber,
-    quantile_loss,
-)
-from purejaxdqn.losses.munchausen import munchausen, persistent_advantage_learning_loss
-from purejaxdqn.losses.q_lambda import q_lambda_returns, return_error
-
-__all__ = [
-    "bellman_loss",
-    "categorical_loss",
-    "double_q_learning",
-    "expected_sarsa",
-    "fraction_loss",
-    "masked_squared_error",
-    "munchausen",
-    "persistent_advantage_learning_loss",
-    "project",
-    "q_lambda_returns",
-    "q_learning",
-    "quantile_huber",
-    "quantile_loss",
-    "return_error",
-    "soft_q_learning",
-]

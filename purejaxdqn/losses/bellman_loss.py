@@ -1,11 +1,9 @@
 """The Bellman loss: a TD error under a penalty, as a loss of ONE transition."""
 
-from __future__ import annotations
-
 import collections
 import inspect
 from collections.abc import Callable
-from typing import Any
+from typing import Any, Generic, NamedTuple
 
 import chex
 import jax
@@ -20,6 +18,7 @@ from purejaxdqn.types import (
     LossFn,
     LossOutput,
     Network,
+    Output,
     Params,
     Transition,
 )
@@ -33,17 +32,11 @@ ALIASES = {"q_t_value": "q_t"}  # what rlax.double_q_learning calls it
 
 
 def masked_squared_error(num_actions: int) -> Penalty:
-    """Makes a penalty: the mean square over all `A` outputs, of which one has an error.
+    """Makes a penalty `td_error [] -> loss []`: the mean square over all `A` outputs.
 
     Some networks multiply their outputs by a one-hot action, and are trained on equally masked
     targets with the mean squared error over the outputs. Where the mask is 0 there is no error. So
     the loss is the square of the TD error divided by `A`, that is `2 / A` times `optax.l2_loss`.
-
-    Args:
-      num_actions: `A`.
-
-    Returns:
-      `td_error [] -> loss []`, a penalty for `bellman_loss`.
     """
 
     def masked_squared(td_error: Array) -> Array:
@@ -53,18 +46,11 @@ def masked_squared_error(num_actions: int) -> Penalty:
 
 
 def check_arguments(td_error: TDError) -> None:
-    """Refuses a TD error that `bellman_loss` could not call.
-
-    Args:
-      td_error: must have the arguments `q_tm1`, `a_tm1`, `r_t`, `discount_t` and `q_t` (or
-        `q_t_value`), in any order, and may have `q_t_selector`. All others need a default.
-
-    Raises:
-      ConfigError: names the argument that is missing or unknown.
-    """
+    """Refuses a TD error that `bellman_loss` could not call."""
     name = getattr(td_error, "__qualname__", repr(td_error))
+    *needed, _ = TD_ERROR_ARGUMENTS
     rule = (
-        f"a TD error takes {', '.join(TD_ERROR_ARGUMENTS[:-1])} by these names (q_t may be called "
+        f"a TD error takes {', '.join(needed)} by these names (q_t may be called "
         f"q_t_value), and {SELECTOR} where it looks at the online network's values at time t"
     )
     try:
@@ -73,18 +59,19 @@ def check_arguments(td_error: TDError) -> None:
         raise ConfigError(
             f"td_error ({name}) does not say what arguments it takes: {rule}. Wrap it in a function"
         ) from None
-    known = {ALIASES.get(argument, argument) for argument in parameters}
-    if missing := [x for x in TD_ERROR_ARGUMENTS[:-1] if x not in known]:
+    known = {ALIASES.get(x, x): parameter for x, parameter in parameters.items()}
+    if missing := [x for x in needed if x not in known]:
         raise ConfigError(
             f"td_error ({name}) takes ({', '.join(parameters)}), without {', '.join(missing)}: "
             f"{rule}. Name its arguments so, also those that it does not use"
         )
+    variadic = (inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD)
     unknown = [
-        argument
-        for argument, parameter in parameters.items()
-        if ALIASES.get(argument, argument) not in TD_ERROR_ARGUMENTS
+        x
+        for x, parameter in known.items()
+        if x not in TD_ERROR_ARGUMENTS
         and parameter.default is parameter.empty
-        and parameter.kind not in (parameter.VAR_POSITIONAL, parameter.VAR_KEYWORD)
+        and parameter.kind not in variadic
     ]
     if unknown:
         renamed = f"; q_t_online is now {SELECTOR}" if "q_t_online" in unknown else ""
@@ -95,15 +82,7 @@ def check_arguments(td_error: TDError) -> None:
 
 
 def call_by_name(td_error: TDError, arguments: dict[str, Array]) -> Array:
-    """Calls a TD error with those of the arguments that it takes.
-
-    Args:
-      td_error: one that `check_arguments` lets pass.
-      arguments: by their names in `TD_ERROR_ARGUMENTS`.
-
-    Returns:
-      What it gives.
-    """
+    """Calls a TD error with those of the `TD_ERROR_ARGUMENTS` by name that it takes."""
     signature = inspect.signature(td_error)
     passed: collections.OrderedDict[str, Array] = collections.OrderedDict()
     for argument in signature.parameters:
@@ -112,6 +91,46 @@ def call_by_name(td_error: TDError, arguments: dict[str, Array]) -> Array:
             passed[argument] = arguments[known]
     bound = inspect.BoundArguments(signature, passed)  # each in the place that its name has
     return td_error(*bound.args, **bound.kwargs)
+
+
+class Outputs(NamedTuple, Generic[Output]):
+    """What the networks say of ONE transition.
+
+    `online_tm1` is the online network's output at t - 1 and `target_t` the target network's at t.
+    `q_tm1` and `q_t` are their action values `[A]`, and `q_t_selector` those that choose an action
+    at t.
+    """
+
+    online_tm1: Output
+    target_t: Output
+    q_tm1: Array
+    q_t: Array
+    q_t_selector: Array
+
+
+def loss_of_outputs(
+    measure: Callable[[Outputs[Output], Transition], LossOutput], double: bool
+) -> LossFn[Output]:
+    """Makes a loss of what two networks put out.
+
+    With `double` the online network chooses actions at t, and does not look at `obs_t` otherwise.
+    """
+
+    def loss_fn(
+        network: Network[Output],
+        params: Params,
+        target_params: Params,
+        transition: Transition,
+        key: Array,
+    ) -> LossOutput:
+        key_tm1, key_t, selector_key = jax.random.split(key, 3)
+        online_tm1 = network.apply(params, transition.obs_tm1, key_tm1)
+        target_t = network.apply(target_params, transition.obs_t, key_t)
+        selector = network.apply(params, transition.obs_t, selector_key) if double else target_t
+        values = map(network.action_values, (online_tm1, target_t, selector))
+        return measure(Outputs(online_tm1, target_t, *values), transition)
+
+    return loss_fn
 
 
 def bellman_loss(td_error: TDError = q_learning, penalty: Penalty = optax.l2_loss) -> LossFn[Any]:
@@ -136,32 +155,20 @@ def bellman_loss(td_error: TDError = q_learning, penalty: Penalty = optax.l2_los
     """
     check_arguments(td_error)
 
-    def loss_fn(
-        network: Network[Any],
-        params: Params,
-        target_params: Params,
-        transition: Transition,
-        key: Array,
-    ) -> LossOutput:
-        key_tm1, key_t, selector_key = jax.random.split(key, 3)
+    def measure(outputs: Outputs[Any], transition: Transition) -> LossOutput:
+        _, _, q_tm1, q_t, q_t_selector = outputs
+        _, a_tm1, r_t, discount_t, _ = transition
+        values = (q_tm1, a_tm1, r_t, discount_t, q_t, q_t_selector)
+        error = call_by_name(td_error, dict(zip(TD_ERROR_ARGUMENTS, values, strict=True)))
+        return measure_error(error, q_tm1[a_tm1], penalty)
 
-        def values(params: Params, obs: Array, key: Array) -> Array:
-            return network.action_values(network.apply(params, obs, key))
-
-        q_tm1 = values(params, transition.obs_tm1, key_tm1)
-        arguments = {
-            "q_tm1": q_tm1,
-            "a_tm1": transition.a_tm1,
-            "r_t": transition.r_t,
-            "discount_t": transition.discount_t,
-            "q_t": values(target_params, transition.obs_t, key_t),
-        }
-        if SELECTOR in inspect.signature(td_error).parameters:
-            arguments[SELECTOR] = values(params, transition.obs_t, selector_key)
-        error = call_by_name(td_error, arguments)
-        chex.assert_rank(error, 0)
-        metrics = {"q_value": q_tm1[transition.a_tm1]}
-        return LossOutput(loss=penalty(error), priority=jnp.abs(error), metrics=metrics)
-
+    loss_fn = loss_of_outputs(measure, double=SELECTOR in inspect.signature(td_error).parameters)
     name = f"bellman_loss({name_part(td_error)}, {name_part(penalty)})"
     return write_recipe(loss_fn, name, bellman_loss, td_error=td_error, penalty=penalty)
+
+
+def measure_error(error: Array, q_value: Array, penalty: Penalty) -> LossOutput:
+    """Makes the output of a loss from a TD error `[]` and the value `[]` of the action taken."""
+    chex.assert_rank(error, 0)
+    metrics = {"q_value": q_value}
+    return LossOutput(loss=penalty(error), priority=jnp.abs(error), metrics=metrics)

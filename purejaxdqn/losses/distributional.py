@@ -1,11 +1,10 @@
 """Losses of ONE transition for networks that put out a distribution over returns."""
 
-from __future__ import annotations
-
 import chex
 import jax
 import jax.numpy as jnp
 
+from purejaxdqn.losses.bellman_loss import Outputs, loss_of_outputs
 from purejaxdqn.losses.bellman_targets import softmax_log_policy
 from purejaxdqn.losses.recipe import write_recipe
 from purejaxdqn.types import (
@@ -13,35 +12,12 @@ from purejaxdqn.types import (
     Categorical,
     LossFn,
     LossOutput,
-    Network,
-    Output,
-    Params,
     ProposedQuantiles,
     Quantiles,
     Transition,
 )
 
 AnyQuantiles = Quantiles | ProposedQuantiles
-
-
-def _apply_networks(
-    network: Network[Output],
-    params: Params,
-    target_params: Params,
-    transition: Transition,
-    key: Array,
-    double: bool,
-) -> tuple[Output, Output, Array]:
-    """Applies the online network at t - 1 and the target network at t.
-
-    Returns:
-      `(online output at t - 1, target output at t, action values [A] that choose at time t)`.
-    """
-    key_tm1, key_t, selector_key = jax.random.split(key, 3)
-    online_tm1 = network.apply(params, transition.obs_tm1, key_tm1)
-    target_t = network.apply(target_params, transition.obs_t, key_t)
-    selector = network.apply(params, transition.obs_t, selector_key) if double else target_t
-    return online_tm1, target_t, network.action_values(selector)
 
 
 def project(probabilities: Array, atoms: Array, support: Array) -> Array:
@@ -74,12 +50,9 @@ def project(probabilities: Array, atoms: Array, support: Array) -> Array:
 def categorical_loss(double: bool = True) -> LossFn[Categorical]:
     """Makes the loss of C51: cross-entropy between a projected target and the prediction.
 
-    Bellemare, Dabney and Munos, "A distributional perspective on reinforcement learning" (2017),
-    algorithm 1. The paper chooses the next action by the target network's means. To choose it by
-    those of the online network is the double Q-learning of Rainbow (Hessel et al. 2018).
-
-    Args:
-      double: whether the online network chooses the next action, or the target network.
+    Bellemare, Dabney and Munos (2017), algorithm 1. The paper chooses the next action by the target
+    network's means. To choose it by those of the online network, with `double`, is the double
+    Q-learning of Rainbow (Hessel et al. 2018).
 
     Returns:
       A `LossFn` whose priority is the Kullback-Leibler divergence of the prediction from the
@@ -87,37 +60,27 @@ def categorical_loss(double: bool = True) -> LossFn[Categorical]:
       prediction.
     """
 
-    def loss_fn(
-        network: Network[Categorical],
-        params: Params,
-        target_params: Params,
-        transition: Transition,
-        key: Array,
-    ) -> LossOutput:
-        online_tm1, target_t, q_t = _apply_networks(
-            network, params, target_params, transition, key, double
-        )
+    def measure(outputs: Outputs[Categorical], transition: Transition) -> LossOutput:
+        online_tm1, target_t, q_tm1, _, q_t_selector = outputs
         chex.assert_rank([online_tm1.logits, target_t.logits], 2)
-        probabilities_t = jax.nn.softmax(target_t.logits[jnp.argmax(q_t)])
+        probabilities_t = jax.nn.softmax(target_t.logits[jnp.argmax(q_t_selector)])
         atoms = transition.r_t + transition.discount_t * target_t.support
         target_tm1 = jax.lax.stop_gradient(project(probabilities_t, atoms, online_tm1.support))
-        cross_entropy = -jnp.sum(
-            target_tm1 * jax.nn.log_softmax(online_tm1.logits[transition.a_tm1])
-        )
+        log_prediction = jax.nn.log_softmax(online_tm1.logits[transition.a_tm1])
+        cross_entropy = -jnp.sum(target_tm1 * log_prediction)
         entropy = jnp.sum(jax.scipy.special.entr(target_tm1))
         return LossOutput(
             loss=cross_entropy,
             priority=jnp.maximum(cross_entropy - entropy, 0),  # rounding may leave it below 0
-            metrics={"q_value": network.action_values(online_tm1)[transition.a_tm1]},
+            metrics={"q_value": q_tm1[transition.a_tm1]},
         )
 
-    return write_recipe(
-        loss_fn, f"categorical_loss(double={double})", categorical_loss, double=double
-    )
+    loss_fn, name = loss_of_outputs(measure, double), f"categorical_loss(double={double})"
+    return write_recipe(loss_fn, name, categorical_loss, double=double)
 
 
 def quantile_huber(error: Array, fraction: Array, threshold: Array | float = 1.0) -> Array:
-    """Computes the quantile Huber loss: asymmetric, so that its minimum is at a quantile.
+    """Computes the quantile Huber loss, elementwise: asymmetric, its minimum is at a quantile.
 
     Dabney, Rowland, Bellemare and Munos, "Distributional reinforcement learning with quantile
     regression" (2018), equations 9 and 10: `|fraction - (error < 0)| * huber(error)`, where the
@@ -130,9 +93,6 @@ def quantile_huber(error: Array, fraction: Array, threshold: Array | float = 1.0
       fraction: between 0 and 1, which quantile the prediction is; of the same rank as `error`.
       threshold: `[]` from which error on the loss grows linearly; 0 stands for the plain quantile
         loss `|fraction - (error < 0)| * |error|` (QR-DQN-0).
-
-    Returns:
-      The loss, elementwise.
     """
     size = jnp.abs(error)
     within = jnp.minimum(size, threshold)
@@ -141,7 +101,7 @@ def quantile_huber(error: Array, fraction: Array, threshold: Array | float = 1.0
 
 
 def fraction_loss(boundaries: Array, boundary_values: Array, values: Array) -> Array:
-    """Computes the loss of FQF's proposal of fractions.
+    """Computes the loss `[]` of FQF's proposal of fractions; only its gradient has a meaning.
 
     Yang et al., "Fully parameterized quantile function for distributional reinforcement learning"
     (2019), proposition 1: `N` quantiles, each at the midpoint of a part, differ from the
@@ -154,9 +114,6 @@ def fraction_loss(boundaries: Array, boundary_values: Array, values: Array) -> A
         the error.
       boundary_values: `[N - 1]` the quantiles there.
       values: `[N]` the quantiles at the parts' midpoints.
-
-    Returns:
-      `[]`; only its gradient has a meaning.
     """
     chex.assert_rank([boundaries, boundary_values, values], 1)
     slope = 2 * boundary_values - values[1:] - values[:-1]
@@ -167,10 +124,8 @@ def _choose_quantiles(values: Array, q_t: Array, temperature: Array | float | No
     """Chooses the next action's quantiles `[N]` of all `[A, N]`; see `quantile_loss`."""
     if temperature is None:
         return values[jnp.argmax(q_t)]
-    log_policy = softmax_log_policy(q_t, temperature)
-    policy = jnp.exp(log_policy)
-    soft_values = values - temperature * log_policy[:, jnp.newaxis]
-    return jnp.sum(policy[:, jnp.newaxis] * soft_values, axis=0)
+    log_policy = softmax_log_policy(q_t, temperature)[:, jnp.newaxis]
+    return jnp.sum(jnp.exp(log_policy) * (values - temperature * log_policy), axis=0)
 
 
 def _regress(
@@ -188,18 +143,15 @@ def _regress(
 
 
 def quantile_loss(
-    double: bool = True,
-    threshold: Array | float = 1.0,
-    temperature: Array | float | None = None,
+    double: bool = True, threshold: Array | float = 1.0, temperature: Array | float | None = None
 ) -> LossFn[AnyQuantiles]:
     """Makes the loss of QR-DQN, of IQN and of FQF: quantile regression of the target.
 
-    Dabney, Rowland, Bellemare and Munos, "Distributional reinforcement learning with quantile
-    regression" (2018), equation 10 and algorithm 1: over all pairs of a predicted quantile `i`
-    and one `j` of the target, `sum_i mean_j quantile_huber(r_t + discount_t * z_t[j] -
-    z_tm1[i], fraction[i])`, where the network says how much quantile `j` weighs in the mean.
-    Equation 3 of IQN (Dabney et al. 2018) is the same over a constant, see `quantile_huber`. The
-    gradient does not reach the fractions. Where the network proposes them (FQF), their own
+    Dabney, Rowland, Bellemare and Munos (2018), equation 10 and algorithm 1: over all pairs of a
+    predicted quantile `i` and one `j` of the target, `sum_i mean_j quantile_huber(r_t + discount_t
+    * z_t[j] - z_tm1[i], fraction[i])`, where the network says how much quantile `j` weighs in the
+    mean. Equation 3 of IQN (Dabney et al. 2018) is the same over a constant, see `quantile_huber`.
+    The gradient does not reach the fractions. Where the network proposes them (FQF), their own
     `fraction_loss` is added, whose gradient reaches nothing else.
 
     With a temperature the next action is drawn from the softmax policy `pi`, whose entropy is part
@@ -218,21 +170,13 @@ def quantile_loss(
       prediction.
     """
 
-    def loss_fn(
-        network: Network[AnyQuantiles],
-        params: Params,
-        target_params: Params,
-        transition: Transition,
-        key: Array,
-    ) -> LossOutput:
-        online_tm1, target_t, q_t = _apply_networks(
-            network, params, target_params, transition, key, double
-        )
+    def measure(outputs: Outputs[AnyQuantiles], transition: Transition) -> LossOutput:
+        online_tm1, target_t, q_tm1, _, q_t_selector = outputs
         chex.assert_rank([online_tm1.values, target_t.values], 2)
-        values_t = _choose_quantiles(target_t.values, q_t, temperature)
+        values_t = _choose_quantiles(target_t.values, q_t_selector, temperature)
         target_tm1 = jax.lax.stop_gradient(transition.r_t + transition.discount_t * values_t)
         weights = jax.lax.stop_gradient(target_t.weights)
-        q_value = network.action_values(online_tm1)[transition.a_tm1]
+        q_value = q_tm1[transition.a_tm1]
         return LossOutput(
             loss=_regress(online_tm1, transition.a_tm1, target_tm1, weights, threshold),
             priority=jnp.abs(jnp.sum(weights * target_tm1) - q_value),
@@ -241,4 +185,4 @@ def quantile_loss(
 
     name = f"quantile_loss(double={double}, {'greedy' if temperature is None else 'softmax'})"
     arguments = {"double": double, "threshold": threshold, "temperature": temperature}
-    return write_recipe(loss_fn, name, quantile_loss, **arguments)
+    return write_recipe(loss_of_outputs(measure, double), name, quantile_loss, **arguments)

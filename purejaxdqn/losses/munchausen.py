@@ -1,14 +1,12 @@
 """Losses with a bonus for the action taken: Munchausen and advantage learning."""
 
-from __future__ import annotations
-
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import optax
 
-from purejaxdqn.losses.bellman_loss import Penalty
+from purejaxdqn.losses.bellman_loss import Penalty, measure_error
 from purejaxdqn.losses.bellman_targets import q_learning, softmax_log_policy
 from purejaxdqn.losses.recipe import name_part, write_recipe
 from purejaxdqn.types import Array, LossFn, LossOutput, Network, Output, Params, Transition
@@ -31,14 +29,11 @@ def munchausen(
     returns, the bonus is that of the first of the n actions.
 
     Args:
-      loss_fn: the loss that sees the new reward; its priority and metrics are kept.
+      loss_fn: the loss that sees the new reward; its networks, priority and metrics are kept.
       temperature: `[]` above 0, in the unit of the reward.
       coefficient: `[]` how much of the bonus counts; 0 leaves the loss as it is.
       log_policy_min: `[]` at most 0, the least that `temperature * log pi` can be, in the unit of
         the reward.
-
-    Returns:
-      A `LossFn` for the same networks as `loss_fn`.
     """
 
     def munchausen_loss(
@@ -55,16 +50,10 @@ def munchausen(
         r_t = transition.r_t + coefficient * jax.lax.stop_gradient(bonus)
         return loss_fn(network, params, target_params, transition._replace(r_t=r_t), loss_key)
 
-    inner = getattr(loss_fn, "__qualname__", repr(loss_fn))
-    return write_recipe(
-        munchausen_loss,
-        f"munchausen({inner})",
-        munchausen,
-        loss_fn=loss_fn,
-        temperature=temperature,
-        coefficient=coefficient,
-        log_policy_min=log_policy_min,
-    )
+    name = f"munchausen({getattr(loss_fn, '__qualname__', repr(loss_fn))})"
+    numbers = {"temperature": temperature, "coefficient": coefficient}
+    numbers["log_policy_min"] = log_policy_min
+    return write_recipe(munchausen_loss, name, munchausen, loss_fn=loss_fn, **numbers)
 
 
 def persistent_advantage_learning_loss(
@@ -102,7 +91,7 @@ def persistent_advantage_learning_loss(
         key: Array,
     ) -> LossOutput:
         key_tm1, target_key_tm1, key_t = jax.random.split(key, 3)
-        _, a_tm1, r_t, discount_t, _ = transition
+        obs_tm1, a_tm1, r_t, discount_t, obs_t = transition
 
         def values(params: Params, obs: Array, key: Array) -> Array:
             return network.action_values(network.apply(params, obs, key))
@@ -110,19 +99,14 @@ def persistent_advantage_learning_loss(
         def gap(q_values: Array) -> Array:
             return jnp.max(q_values) - q_values[a_tm1]
 
-        q_tm1 = values(params, transition.obs_tm1, key_tm1)
-        target_q_tm1 = values(target_params, transition.obs_tm1, target_key_tm1)
-        q_t = values(target_params, transition.obs_t, key_t)
+        q_tm1 = values(params, obs_tm1, key_tm1)
+        target_q_tm1 = values(target_params, obs_tm1, target_key_tm1)
+        q_t = values(target_params, obs_t, key_t)
         gap_t = jnp.where(discount_t > 0, gap(q_t), 0.0)
         r_t -= coefficient * jnp.minimum(gap(target_q_tm1), gap_t)
         error = q_learning(q_tm1, a_tm1, r_t, discount_t, q_t)
-        metrics = {"q_value": q_tm1[a_tm1]}
-        return LossOutput(loss=penalty(error), priority=jnp.abs(error), metrics=metrics)
+        return measure_error(error, q_tm1[a_tm1], penalty)
 
-    return write_recipe(
-        loss_fn,
-        f"persistent_advantage_learning_loss({name_part(penalty)})",
-        persistent_advantage_learning_loss,
-        coefficient=coefficient,
-        penalty=penalty,
-    )
+    name = f"persistent_advantage_learning_loss({name_part(penalty)})"
+    arguments = {"coefficient": coefficient, "penalty": penalty}
+    return write_recipe(loss_fn, name, persistent_advantage_learning_loss, **arguments)

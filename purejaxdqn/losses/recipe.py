@@ -1,7 +1,5 @@
 """How a loss was made: its name in results files, its maker, and the maker's arguments."""
 
-from __future__ import annotations
-
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -9,12 +7,7 @@ from purejaxdqn.types import LossFn, Output
 
 
 class Recipe(NamedTuple):
-    """Which function made a loss, and of what.
-
-    Attributes:
-      maker: such as `bellman_loss`.
-      arguments: the maker's arguments by name; numbers may be tracers.
-    """
+    """Which function made a loss, such as `bellman_loss`, and of what; numbers may be tracers."""
 
     maker: Callable[..., LossFn[Any]]
     arguments: dict[str, Any]
@@ -23,16 +16,9 @@ class Recipe(NamedTuple):
 def write_recipe(
     loss_fn: LossFn[Output], name: str, maker: Callable[..., LossFn[Any]], /, **arguments: Any
 ) -> LossFn[Output]:
-    """Writes on a loss how it was made.
+    """Writes on a loss how it was made, and returns it.
 
-    Args:
-      loss_fn: the loss, a function.
-      name: what results files call the loss; it becomes the function's `__qualname__`.
-      maker: the function that made the loss.
-      **arguments: the maker's arguments.
-
-    Returns:
-      The same loss.
+    `name`, which becomes the function's `__qualname__`, is what results files call it.
     """
     vars(loss_fn)["recipe"] = Recipe(maker, arguments)
     loss_fn.__qualname__ = name  # type: ignore[attr-defined]

@@ -1,7 +1,5 @@
 """Turns features into an output for each action, and outputs into action values."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from typing import Any
 
@@ -14,18 +12,12 @@ from numpy.polynomial import Chebyshev, Polynomial
 from purejaxdqn.networks.layers import DenseLayer, hidden_layers, sow_activation
 from purejaxdqn.types import Array, Categorical, ProposedQuantiles, Quantiles
 
-# ---------------------------------------------------------------------- outputs for each action
-
 
 class ActionOutputs(nn.Module):
     """Outputs for each action: a linear layer, behind hidden layers if there are any.
 
-    Attributes:
-      num_actions: `A`.
-      num_outputs: `N`, outputs for each action: 1 value, or the number of atoms or quantiles.
-      hidden_sizes: width of each hidden layer before the outputs.
-      layer_norm: whether LayerNorm comes between each hidden layer and its ReLU.
-      dense: `features -> layer`, such as `nn.Dense` or `NoisyDense`.
+    `N` outputs are 1 value, or the number of atoms or quantiles. The hidden layers are as in
+    `MLPTorso`.
     """
 
     num_actions: int
@@ -65,21 +57,11 @@ class Dueling(nn.Module):
 
 
 def value_plus_advantages(value: Array, advantages: Array) -> Array:
-    """Adds advantages to a value, minus their mean over the actions.
+    """Adds advantages `[..., A, N]` to a value `[..., 1, N]`, minus their mean over the actions.
 
-    Wang et al. (2016), equation 9.
-
-    Args:
-      value: `[..., 1, N]`.
-      advantages: `[..., A, N]`.
-
-    Returns:
-      `[..., A, N]`, whose mean over the actions is the value.
+    Wang et al. (2016), equation 9. The value is the mean of the result `[..., A, N]` over actions.
     """
     return value + advantages - jnp.mean(advantages, axis=-2, keepdims=True)
-
-
-# -------------------------------------------------------------------------------------- heads
 
 
 class Head(nn.Module):
@@ -107,11 +89,7 @@ class C51(Head):
     """A categorical distribution of returns on evenly spaced atoms, for each action.
 
     Bellemare et al., "A distributional perspective on reinforcement learning" (2017), section 4,
-    with 51 atoms. The outputs are the logits of `N` atoms.
-
-    Attributes:
-      v_min: the first atom, a return.
-      v_max: the last atom.
+    with 51 atoms. The outputs are the logits of `N` atoms, returns from `v_min` to `v_max`.
     """
 
     v_min: float
@@ -128,8 +106,7 @@ class QRDQN(Head):
     """The return's quantiles at fixed fractions, for each action.
 
     Dabney et al., "Distributional reinforcement learning with quantile regression" (2018), lemma 2:
-    the fractions are the midpoints of `N` equal parts; 200 of them in the paper. The outputs are
-    the quantiles.
+    the fractions are the midpoints of `N` equal parts, 200 in the paper. The outputs are quantiles.
     """
 
     @nn.compact
@@ -146,11 +123,8 @@ class IQN(Head):
     section 3.1: the features are multiplied with an embedding of the fraction, unit by unit. The
     fractions are drawn uniformly from the stream "noise"; without it they are the midpoints of
     equal parts. The paper finds 8 fractions enough in the loss, and acts with 32; published code
-    learns with 64. The output is one quantile, behind a hidden layer in the paper.
-
-    Attributes:
-      num_quantiles: `N`, the number of fractions.
-      num_cosines: size of the embedding's basis.
+    learns with 64. The output is one quantile, behind a hidden layer in the paper. `num_cosines` is
+    the size of the embedding's basis.
     """
 
     num_quantiles: int
@@ -179,10 +153,6 @@ class FQF(Head):
 
     No gradient of the quantiles reaches the proposal (`fraction_proposal` among the parameters),
     and no gradient of the proposal reaches the features: each has a loss of its own.
-
-    Attributes:
-      num_quantiles: `N`, the number of fractions.
-      num_cosines: as in `IQN`.
     """
 
     num_quantiles: int
@@ -212,14 +182,10 @@ class FQF(Head):
 
 
 class FractionEmbedding(nn.Module):
-    """Fractions as vectors: ReLU of a linear layer on their cosines.
+    """Fractions as vectors: ReLU of a linear layer on their cosines, 64 in the paper.
 
     Dabney et al., "Implicit quantile networks for distributional reinforcement learning" (2018),
     equation 4.
-
-    Attributes:
-      num_features: `F`.
-      num_cosines: `n`, 64 in the paper.
     """
 
     num_features: int
@@ -265,9 +231,6 @@ def _features(head: Any, obs: Array) -> Array:
 
 def _equal_quantiles(values: Array, fractions: Array) -> Quantiles:
     return Quantiles(values, fractions, jnp.full(fractions.shape, 1 / fractions.size))
-
-
-# ------------------------------------------------------------------------------- action values
 
 
 def expected_value(output: Categorical) -> Array:

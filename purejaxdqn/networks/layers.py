@@ -1,15 +1,14 @@
-"""Layers of torsos and heads."""
-
-from __future__ import annotations
+"""Layers of torsos and heads, and the torsos, which turn ONE observation into features."""
 
 import math
 from collections.abc import Callable, Sequence
 
+import chex
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from purejaxdqn.types import Array
+from purejaxdqn.types import Array, ConfigError
 
 DenseLayer = Callable[..., nn.Module]  # features -> layer, such as nn.Dense
 
@@ -46,10 +45,6 @@ class NoisyDense(nn.Module):
 
     Each call draws noise from the stream "noise", once for all leading axes of its input. Without
     that stream the weights are their means.
-
-    Attributes:
-      features: number of outputs.
-      sigma: the scale of the noise at first, times the square root of the number of inputs.
     """
 
     features: int
@@ -64,29 +59,104 @@ class NoisyDense(nn.Module):
         def mean(key: Array, shape: tuple[int, ...]) -> Array:
             return jax.random.uniform(key, shape, minval=-bound, maxval=bound)
 
+        def draw(key: Array, size: int) -> Array:
+            noise = jax.random.normal(key, (size,))
+            return jnp.sign(noise) * jnp.sqrt(jnp.abs(noise))
+
+        def row(vector: Array) -> Array:  # no broadcasting between ranks
+            return jnp.expand_dims(vector, range(x.ndim - 1))
+
         scale = nn.initializers.constant(self.sigma * bound)
         kernel = self.param("kernel", mean, (num_inputs, self.features))
         bias = self.param("bias", mean, (self.features,))
         kernel_sigma = self.param("kernel_sigma", scale, (num_inputs, self.features))
         bias_sigma = self.param("bias_sigma", scale, (self.features,))
-        if self.has_rng("noise"):
-            input_key, output_key = jax.random.split(self.make_rng("noise"))
-            input_noise = _signed_root(jax.random.normal(input_key, (num_inputs,)))
-            output_noise = _signed_root(jax.random.normal(output_key, (self.features,)))
-            # Noise on inputs and outputs is noise on the weights, without a matrix of weights for
-            # each transition of a batch.
-            noise = _scaled(_scaled(x, input_noise) @ kernel_sigma, output_noise)
-            return _shifted(x @ kernel + noise, bias + bias_sigma * output_noise)
-        return _shifted(x @ kernel, bias)
+        if not self.has_rng("noise"):
+            return x @ kernel + row(bias)
+        input_key, output_key = jax.random.split(self.make_rng("noise"))
+        input_noise, output_noise = draw(input_key, num_inputs), draw(output_key, self.features)
+        # Noise on inputs and outputs is noise on the weights, without a matrix of weights for each
+        # transition of a batch.
+        noise = (x * row(input_noise)) @ kernel_sigma * row(output_noise)
+        return x @ kernel + noise + row(bias + bias_sigma * output_noise)
 
 
-def _signed_root(x: Array) -> Array:
-    return jnp.sign(x) * jnp.sqrt(jnp.abs(x))
+class MLPTorso(nn.Module):
+    """Fully connected layers, each followed by ReLU.
+
+    Attributes:
+      hidden_sizes: width of each layer.
+      layer_norm: whether LayerNorm (Ba et al., 2016) comes between each layer and its ReLU.
+      dense: `features -> layer`, such as `nn.Dense` or `NoisyDense`.
+    """
+
+    hidden_sizes: Sequence[int]
+    layer_norm: bool = False
+    dense: DenseLayer = nn.Dense
+
+    @nn.compact
+    def __call__(self, obs: Array) -> Array:
+        """Maps one observation `[*obs]` to features `[F]`."""
+        x = jnp.ravel(obs).astype(jnp.float32)
+        return hidden_layers(self, x, self.hidden_sizes, self.layer_norm, self.dense)
 
 
-def _scaled(x: Array, factor: Array) -> Array:
-    return x * jnp.expand_dims(factor, range(x.ndim - 1))  # no broadcasting between ranks
+class CNNTorso(nn.Module):
+    """Convolutions and a fully connected layer, each followed by ReLU.
 
+    Mnih et al., "Human-level control through deep reinforcement learning" (2015), Methods, "Model
+    architecture": 32 filters 8x8 with stride 4, 64 4x4 with stride 2, 64 3x3 with stride 1, none
+    padded, and 512 units. For images of 10x10, such as MinAtar's: `CNNTorso(channels=(16,),
+    kernel_sizes=(3,), strides=(1,), hidden_size=128)`. Integers are divided by 255, floats are not.
 
-def _shifted(x: Array, offset: Array) -> Array:
-    return x + jnp.expand_dims(offset, range(x.ndim - 1))
+    Attributes:
+      channels: filters of each convolution.
+      kernel_sizes: side of each convolution's square kernel, in pixels.
+      strides: of each convolution, in pixels.
+      hidden_size: width of the fully connected layer; None leaves it out, for heads that have
+        hidden layers of their own.
+      layer_norm: as in `MLPTorso`, over all units of a layer; a channel has one gain and one bias
+        for all positions.
+      dense: as in `MLPTorso`, for the fully connected layer.
+
+    Raises:
+      ConfigError: if the convolutions' settings differ in number, or a kernel is larger than the
+        image that reaches it.
+    """
+
+    channels: Sequence[int] = (32, 64, 64)
+    kernel_sizes: Sequence[int] = (8, 4, 3)
+    strides: Sequence[int] = (4, 2, 1)
+    hidden_size: int | None = 512
+    layer_norm: bool = False
+    dense: DenseLayer = nn.Dense
+
+    @nn.compact
+    def __call__(self, obs: Array) -> Array:
+        """Maps one image `[height, width, channels]` to features `[F]`."""
+        chex.assert_rank(obs, 3)
+        if not len(self.channels) == len(self.kernel_sizes) == len(self.strides):
+            raise ConfigError(
+                f"channels {tuple(self.channels)}, kernel_sizes {tuple(self.kernel_sizes)} and "
+                f"strides {tuple(self.strides)} must be equal in number: give each convolution one "
+                "of each"
+            )
+        x = obs.astype(jnp.float32)
+        if jnp.issubdtype(obs.dtype, jnp.integer):
+            x /= 255
+        convolutions = zip(self.channels, self.kernel_sizes, self.strides, strict=True)
+        for i, (channels, kernel_size, stride) in enumerate(convolutions):
+            if kernel_size > min(x.shape[:2]):
+                raise ConfigError(
+                    f"kernel_sizes {tuple(self.kernel_sizes)} and strides {tuple(self.strides)}: "
+                    f"a kernel of {kernel_size} must be at most the {x.shape[0]}x{x.shape[1]} "
+                    f"pixels that reach it of an image of {obs.shape[0]}x{obs.shape[1]}; give "
+                    "fewer or smaller ones, such as kernel_sizes=(3,), strides=(1,), channels=(16,)"
+                )
+            x = nn.Conv(channels, (kernel_size,) * 2, (stride,) * 2, padding="VALID")(x)
+            if self.layer_norm:
+                x = nn.LayerNorm(reduction_axes=(-3, -2, -1))(x)
+            x = nn.relu(x)
+            sow_activation(self, f"hidden_convolution_{i}", x)
+        hidden_sizes = () if self.hidden_size is None else (self.hidden_size,)
+        return hidden_layers(self, jnp.ravel(x), hidden_sizes, self.layer_norm, self.dense)

@@ -1,7 +1,5 @@
 """Makes value networks of torsos, outputs and heads, with one argument for each difference."""
 
-from __future__ import annotations
-
 import functools
 import math
 from collections.abc import Callable, Sequence
@@ -11,19 +9,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from purejaxdqn.networks.heads import (
-    C51,
-    FQF,
-    IQN,
-    QRDQN,
-    ActionOutputs,
-    Dueling,
-    Values,
-    expected_value,
-    mean_of_quantiles,
-)
-from purejaxdqn.networks.layers import DenseLayer, NoisyDense, hidden_layers, sow_activation
-from purejaxdqn.networks.torsos import MLPTorso
+from purejaxdqn.networks import heads, layers
 from purejaxdqn.types import Activations, Array, ConfigError, Network, Output, Params
 
 Representation = Literal[
@@ -32,12 +18,7 @@ Representation = Literal[
 
 
 class MLP(nn.Module):
-    """A multilayer perceptron with ReLU between the layers and a linear output.
-
-    Attributes:
-      hidden_sizes: width of each hidden layer.
-      num_outputs: width of the output.
-    """
+    """A multilayer perceptron with ReLU between the layers and a linear output."""
 
     hidden_sizes: Sequence[int]
     num_outputs: int
@@ -45,9 +26,8 @@ class MLP(nn.Module):
     @nn.compact
     def __call__(self, obs: Array) -> Array:
         """Maps one observation `[*obs]` to `[num_outputs]`."""
-        x = jnp.ravel(obs).astype(jnp.float32)
-        x = hidden_layers(self, x, self.hidden_sizes)
-        sow_activation(self, "features", x)
+        x = layers.hidden_layers(self, jnp.ravel(obs).astype(jnp.float32), self.hidden_sizes)
+        layers.sow_activation(self, "features", x)
         return nn.Dense(self.num_outputs)(x)
 
 
@@ -60,7 +40,7 @@ def make_network(
 def make_network(
     module: nn.Module, action_values: Callable[[Any], Array] = lambda output: output
 ) -> Network[Any]:
-    """Turns a linen module of one observation into the package's functions.
+    """Turns a linen module of one observation into the package's functions, a `Network`.
 
     Args:
       module: maps one observation `[*obs]` to an output, and draws its noise from the stream
@@ -69,9 +49,6 @@ def make_network(
         behind their nonlinearity under names that begin with "hidden".
       action_values: `output -> q [A]`, whose argument says what the module puts out; by default
         it puts out action values.
-
-    Returns:
-      The `Network`.
     """
 
     def init(key: Array, obs: Array) -> Params:
@@ -81,26 +58,22 @@ def make_network(
         return module.apply(params, obs, rngs=None if key is None else {"noise": key})
 
     def activations(params: Params, obs: Array) -> Activations:
-        _, shown = module.apply(params, obs, mutable=["intermediates"])
-        return _activations(shown)
+        _, sown = module.apply(params, obs, mutable=["intermediates"])
+        # A tuple under each name, with an entry for each call.
+        calls = jax.tree_util.tree_leaves_with_path(sown, is_leaf=lambda x: isinstance(x, tuple))
+        hidden: list[Array] = []
+        features: dict[int, Array] = {}
+        for path, outputs in calls:
+            name = str(path[-1].key)
+            if name == "features":
+                features.setdefault(len(path), outputs[-1])
+            elif name.startswith("hidden"):
+                rows = [x.reshape(-1, x.shape[-1]) for x in outputs]  # the same units, called again
+                hidden.append(jnp.concatenate(rows))
+        # Where a module and its submodules show features, the outermost one counts.
+        return Activations(tuple(hidden), features[min(features)] if features else jnp.zeros(0))
 
     return Network(init, apply, action_values, activations)
-
-
-def _activations(shown: Any) -> Activations:
-    """Sorts what a module has sown: a tuple under each name, with an entry for each call."""
-    hidden, features = [], []
-    calls = jax.tree_util.tree_leaves_with_path(shown, is_leaf=lambda x: isinstance(x, tuple))
-    for path, outputs in calls:
-        name = str(path[-1].key)
-        if name == "features":
-            features.append((len(path), outputs[-1]))
-        elif name.startswith("hidden"):
-            rows = [x.reshape(-1, x.shape[-1]) for x in outputs]  # the same units, called again
-            hidden.append(jnp.concatenate(rows))
-    # Where a module and its submodules show features, the outermost one counts.
-    outermost = min(features, key=lambda depth_and_features: depth_and_features[0], default=None)
-    return Activations(tuple(hidden), jnp.zeros(0) if outermost is None else outermost[1])
 
 
 def value_network(
@@ -120,9 +93,10 @@ def value_network(
     num_quantiles: int = 32,
     num_cosines: int = 64,
 ) -> Network[Any]:
-    """Makes a network of a torso, outputs for each action, and a head.
+    """Makes a `Network` of a torso, outputs for each action, and a head.
 
-    It is longer than other functions because each difference between networks is an argument.
+    By default it is that of `MLP(hidden_sizes, num_actions)`, to the bit. This function is longer
+    than other functions because each difference between networks is an argument.
 
     Args:
       num_actions: `A`.
@@ -145,9 +119,6 @@ def value_network(
       num_quantiles: of the three representations by quantiles.
       num_cosines: size of the basis of "implicit_quantile" and "proposed_quantile".
 
-    Returns:
-      The `Network`. By default it is that of `MLP(hidden_sizes, num_actions)`, to the bit.
-
     Raises:
       ConfigError: for an argument that is not allowed. Traced floats are not checked.
     """
@@ -155,7 +126,13 @@ def value_network(
     _check_counts(2, num_atoms=num_atoms)
     for name, sizes in (("hidden_sizes", hidden_sizes), ("head_sizes", head_sizes)):
         _check_counts(1, **{f"{name}[{i}]": size for i, size in enumerate(sizes)})
-    _check_limits(v_min, v_max, noisy_sigma)
+    if _is_known(v_min, v_max) and not -math.inf < v_min < v_max < math.inf:
+        raise ConfigError(
+            f"v_min ({v_min}) must be below v_max ({v_max}), both finite: give the least and the "
+            "largest discounted return"
+        )
+    if _is_known(noisy_sigma) and not 0 <= noisy_sigma < math.inf:
+        raise ConfigError(f"noisy_sigma ({noisy_sigma}) must be at least 0 and finite, such as 0.5")
     if torso is not None and hidden_sizes:
         raise ConfigError(
             f"hidden_sizes {tuple(hidden_sizes)} must be () beside a torso, which has its own: "
@@ -163,46 +140,43 @@ def value_network(
         )
     is_mlp = torso is None and not (dueling or noisy or layer_norm or head_sizes)
 
-    dense: DenseLayer = functools.partial(NoisyDense, sigma=noisy_sigma) if noisy else nn.Dense
-    torso = MLPTorso(hidden_sizes, layer_norm, dense) if torso is None else torso
+    dense: layers.DenseLayer = (
+        functools.partial(layers.NoisyDense, sigma=noisy_sigma) if noisy else nn.Dense
+    )
+    torso = layers.MLPTorso(hidden_sizes, layer_norm, dense) if torso is None else torso
 
     def outputs(num_outputs: int) -> nn.Module:
         def stream(num_actions: int) -> nn.Module:
-            return ActionOutputs(num_actions, num_outputs, head_sizes, layer_norm, dense)
+            return heads.ActionOutputs(num_actions, num_outputs, head_sizes, layer_norm, dense)
 
-        return Dueling(stream(1), stream(num_actions)) if dueling else stream(num_actions)
+        return heads.Dueling(stream(1), stream(num_actions)) if dueling else stream(num_actions)
 
+    module: nn.Module
     match representation:
-        case "values":
+        case "values" if is_mlp:
             # Initial weights depend on the layers' names: those of the MLP stay what they were.
-            return make_network(
-                MLP(hidden_sizes, num_actions) if is_mlp else Values(torso, outputs(1))
-            )
+            return make_network(MLP(hidden_sizes, num_actions))
+        case "values":
+            return make_network(heads.Values(torso, outputs(1)))
         case "categorical":
-            module = C51(torso, outputs(num_atoms), v_min, v_max)
-            return make_network(module, expected_value)
+            module = heads.C51(torso, outputs(num_atoms), v_min, v_max)
+            return make_network(module, heads.expected_value)
         case "quantile":
-            return make_network(QRDQN(torso, outputs(num_quantiles)), mean_of_quantiles)
+            module = heads.QRDQN(torso, outputs(num_quantiles))
         case "implicit_quantile":
-            iqn = IQN(torso, outputs(1), num_quantiles, num_cosines)
-            return make_network(iqn, mean_of_quantiles)
+            module = heads.IQN(torso, outputs(1), num_quantiles, num_cosines)
         case "proposed_quantile":
-            fqf = FQF(torso, outputs(1), num_quantiles, num_cosines)
-            return make_network(fqf, mean_of_quantiles)
-    raise ConfigError(
-        f"representation ({representation!r}) must be one of {', '.join(get_args(Representation))}"
-    )
+            module = heads.FQF(torso, outputs(1), num_quantiles, num_cosines)
+        case unknown:
+            names = ", ".join(get_args(Representation))
+            raise ConfigError(f"representation ({unknown!r}) must be one of {names}")
+    return make_network(module, heads.mean_of_quantiles)
 
 
 def label_fraction_proposal(params: Params) -> Params:
-    """Labels the weights that propose fractions, and the others, for `optax.multi_transform`.
+    """Labels the weights of any network for `optax.multi_transform`, in the same structure.
 
-    Args:
-      params: the weights of any network.
-
-    Returns:
-      The same structure, with "fraction_proposal" for the weights of `FQF`'s proposal and "value"
-      for all others.
+    Those of `FQF`'s proposal are "fraction_proposal", and all others "value".
     """
 
     def label(path: tuple[Any, ...], _: Array) -> str:
@@ -216,16 +190,6 @@ def _check_counts(least: int, **counts: int) -> None:
     for name, count in counts.items():
         if count < least:
             raise ConfigError(f"{name} ({count}) must be at least {least}: give a larger one")
-
-
-def _check_limits(v_min: float, v_max: float, noisy_sigma: float) -> None:
-    if _is_known(v_min, v_max) and not -math.inf < v_min < v_max < math.inf:
-        raise ConfigError(
-            f"v_min ({v_min}) must be below v_max ({v_max}), both finite: give the least and the "
-            "largest discounted return"
-        )
-    if _is_known(noisy_sigma) and not 0 <= noisy_sigma < math.inf:
-        raise ConfigError(f"noisy_sigma ({noisy_sigma}) must be at least 0 and finite, such as 0.5")
 
 
 def _is_known(*numbers: Any) -> bool:

@@ -1,7 +1,5 @@
 """Reports an ablation: how well each combination of components did, and what each one adds."""
 
-from __future__ import annotations
-
 import itertools
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -12,17 +10,13 @@ import xarray as xr
 from rich.table import Table
 
 from purejaxdqn.report import figures, files, pages
-from purejaxdqn.report.statistics import (
-    Interval,
-    bootstrap_interval,
-    interquartile_mean,
-    paired_effect,
-)
+from purejaxdqn.report import statistics as stats
+from purejaxdqn.report.statistics import Interval
 from purejaxdqn.report.training import find_name
 from purejaxdqn.runtime.console import make_console
 
 Metric = Literal["iqm", "mean"]
-STATISTICS: dict[Metric, Callable[..., Any]] = {"iqm": interquartile_mean, "mean": np.mean}
+STATISTICS: dict[Metric, Callable[..., Any]] = {"iqm": stats.interquartile_mean, "mean": np.mean}
 _WORDS: dict[Metric, str] = {"iqm": "interquartile mean", "mean": "mean"}
 _OUTCOMES = {
     "final_return": "final greedy return",
@@ -43,41 +37,38 @@ def report_ablation(
 ) -> dict[str, Any]:
     """Prints the tables of an ablation, and writes its summary, figures and pages.
 
-    Args:
-      dataset: with a dimension for each component, of the coordinates False and True.
-      output: an existing folder.
-      components: by name, in the order of the tables.
-      base: the name of the agent that has them or not.
-      metric: how seeds are put together, the interquartile mean or the mean.
+    The dataset has a dimension for each component, of the coordinates False and True. The tables
+    list `components` in their order. `base` is the name of the agent that has them or not. `metric`
+    says how seeds are put together.
 
     Returns:
       `base`, `env`, `components`, `seeds`, `metric`, `interval_note`; `combinations`, the best
       first, and `effects` by component, each with `estimate`, `low` and `high` of both outcomes.
     """
-    statistic = STATISTICS[metric]
-    scores = score_runs(dataset)
-    rows = rank_combinations(components, scores, statistic)
-    effects = {
-        outcome: estimate_effects(components, score, statistic) for outcome, score in scores.items()
+    greedy = dataset.evaluation_return.mean("episode").rename("greedy return")
+    scores = {
+        "final_return": dataset.final_return.mean("episode").astype(float),
+        "area": measure_area(dataset),
     }
-    note = rows[0].intervals[_OUTCOMES["final_return"]].note
+    rows = rank_combinations(components, scores, STATISTICS[metric])
+    effects = {
+        outcome: estimate_effects(components, score, STATISTICS[metric])
+        for outcome, score in scores.items()
+    }
+    of_each = {name: {key: row[name] for key, row in effects.items()} for name in components}
+    note = rows[0].intervals["final_return"].note
     console = make_console()
     words = f"{_WORDS[metric]} over {dataset.sizes['seed']} seeds (95 % interval)"
     combined = {row.name: row.intervals for row in rows}
     console.print(_make_table(f"All combinations, {words}", "components", combined))
-    of_each = {name: {key: row[name] for key, row in effects.items()} for name in components}
     console.print(_make_table(f"Effect of each component, {words}", "component", of_each, "+"))
     if note:
         console.print(note)
 
     env = find_name(dataset, "env")
     title = f"What each component adds to {base} on {env}"
-    files.save_figure(figures.plot_effects(effects, title), output / "effects")
-    files.save_page(pages.plot_interactive_effects(effects, title), output / "effects.html")
-    greedy = dataset.evaluation_return.mean("episode").rename("greedy return")
+    named = {_OUTCOMES[outcome]: intervals for outcome, intervals in effects.items()}
     curves = {row.name: greedy.sel(row.point) for row in rows}
-    page = pages.plot_interactive_curves(curves, f"All combinations on {env}")
-    files.save_page(page, output / "learning_curves.html")
     facts = {
         "base": base,
         "env": env,
@@ -92,69 +83,54 @@ def report_ablation(
         ],
         "effects": {name: _to_json(intervals) for name, intervals in of_each.items()},
     }
-    files.save_summary(facts, output)
-    files.print_files(output, console)
-    return facts
-
-
-def score_runs(dataset: xr.Dataset) -> dict[str, xr.DataArray]:
-    """Returns one number per combination and seed, for each outcome."""
-    return {
-        _OUTCOMES["final_return"]: dataset.final_return.mean("episode").astype(float),
-        _OUTCOMES["area"]: measure_area(dataset),
+    drawn = {
+        "effects": pages.plot_interactive_effects(named, title),
+        "learning_curves": pages.plot_interactive_curves(curves, f"All combinations on {env}"),
     }
+    files.save_report(output, facts, {"effects": figures.plot_effects(named, title)}, drawn)
+    return facts
 
 
 def measure_area(dataset: xr.Dataset) -> xr.DataArray:
     """Returns the area under each seed's learning curve over its length, which is a mean return."""
     curve = dataset.evaluation_return.mean("episode").astype(float)
-    span = float(dataset.step[-1] - dataset.step[0])
-    return curve.integrate("step") / span
+    return curve.integrate("step") / float(dataset.step[-1] - dataset.step[0])
 
 
 def rank_combinations(
     components: Sequence[str], scores: Mapping[str, xr.DataArray], statistic: Callable[..., Any]
 ) -> list[Row]:
-    """Returns a row for each combination, the best final return first.
+    """Returns a row for each combination, the best by the first outcome first.
 
-    Args:
-      components: by name, dimensions of the scores with the coordinates False and True.
-      scores: by outcome, `(*components, seed)`.
-      statistic: over the seeds, such as `np.mean`.
+    Components are dimensions of the scores `(*components, seed)`, with the coordinates False and
+    True. `statistic` is over the seeds, such as `np.mean`.
     """
-    final = _OUTCOMES["final_return"]
-    named = [str(name) for name in scores[final].dims if name in components]
+    first = next(iter(scores))
     rows = []
     for values in itertools.product((False, True), repeat=len(components)):
         point = dict(zip(components, values, strict=True))
         intervals = {
-            outcome: bootstrap_interval(
+            outcome: stats.bootstrap_interval(
                 score.sel(point).values, np.random.default_rng(0), statistic
             )
             for outcome, score in scores.items()
         }
-        name = "+".join(name for name in named if point[name]) or "none"
-        rows.append(Row(name, point, intervals))
-    return sorted(rows, key=lambda row: -row.intervals[final].estimate)
+        name = "+".join(str(name) for name in scores[first].dims if point.get(str(name)))
+        rows.append(Row(name or "none", point, intervals))
+    return sorted(rows, key=lambda row: -row.intervals[first].estimate)
 
 
 def estimate_effects(
     components: Sequence[str], score: xr.DataArray, statistic: Callable[..., Any]
 ) -> dict[str, Interval]:
-    """Returns each component's effect: the mean difference over all pairs that differ in it alone.
-
-    Args:
-      components: by name, dimensions of `score` with the coordinates False and True.
-      score: `(*components, seed)`.
-      statistic: over the seeds, such as `np.mean`.
-    """
+    """Returns each component's mean difference over all pairs that differ in it alone."""
 
     def select(name: str, is_in: bool) -> np.ndarray:
         chosen = score.sel({name: is_in})
         return chosen.transpose(..., "seed").values.reshape(-1, score.sizes["seed"])
 
     return {
-        name: paired_effect(
+        name: stats.paired_effect(
             select(name, True), select(name, False), np.random.default_rng(0), statistic
         )
         for name in components
@@ -175,15 +151,14 @@ def _make_table(
 
 
 def _format(interval: Interval, sign: str) -> str:
-    text = f"{interval.estimate:{sign}.1f}"
-    if interval.low is not None:
-        text += f" ({interval.low:{sign}.1f} to {interval.high:{sign}.1f})"
-    return text
+    estimate, low, high, *_ = interval
+    ends = "" if low is None else f" ({low:{sign}.1f} to {high:{sign}.1f})"
+    return f"{estimate:{sign}.1f}{ends}"
 
 
 def _to_json(intervals: Mapping[str, Interval]) -> dict[str, dict[str, float | None]]:
     """Returns the intervals by outcome as plain numbers."""
     return {
-        short: {name: getattr(intervals[outcome], name) for name in ("estimate", "low", "high")}
-        for short, outcome in _OUTCOMES.items()
+        outcome: {name: getattr(interval, name) for name in ("estimate", "low", "high")}
+        for outcome, interval in intervals.items()
     }

@@ -1,13 +1,13 @@
 """Draws pictures with matplotlib, each from results alone, so that it can be drawn again.
 
-Curves are arrays `(seed, x)` with coordinates, by the name of their setting; NaN is not drawn. A
-threshold is a dotted line. `files.save_figure` writes a figure.
+Curves are arrays `(seed, x)` with coordinates, by the name of their setting; NaN is not drawn.
+`title` stands above the axes, and a `threshold`, such as the return at which the task counts as
+solved, is a dotted line. `files.save_figure` writes a figure.
 """
-
-from __future__ import annotations
 
 import itertools
 from collections.abc import Mapping
+from typing import Any
 
 import matplotlib
 import numpy as np
@@ -20,22 +20,14 @@ from purejaxdqn.report.statistics import Interval, bootstrap_curve
 _COLOUR = "#1f5fa8"
 
 
-def plot_learning_curve(
-    dataset: xr.Dataset, title: str, threshold: float | None = None, random_seed: int = 0
-) -> Figure:
-    """Draws greedy returns over environment steps.
+def plot_learning_curve(dataset: xr.Dataset, title: str, threshold: float | None = None) -> Figure:
+    """Draws greedy returns over environment steps, of `evaluation_return (seed, step, episode)`.
 
     Seeds are thin lines, the interquartile mean is a thick one, and its interval is shaded.
-
-    Args:
-      dataset: one setting's results, with `evaluation_return (seed, step, episode)`.
-      title: stands above the axes.
-      threshold: the return at which the task counts as solved.
-      random_seed: of the bootstrap.
     """
     curves = dataset.evaluation_return.mean("episode").transpose("seed", "step").values
     steps = dataset.step.values
-    iqm, low, high = bootstrap_curve(curves, np.random.default_rng(random_seed))
+    iqm, low, high = bootstrap_curve(curves, np.random.default_rng(0))
     figure = Figure(figsize=(7, 4.2), layout="constrained")
     axes = figure.add_subplot()
     axes.plot(steps, curves.T, color="#8a8a8a", linewidth=0.7, alpha=0.7)
@@ -44,14 +36,11 @@ def plot_learning_curve(
     if np.isfinite(low).any():
         label = "95 % bootstrap interval"
         axes.fill_between(steps, low, high, color=_COLOUR, alpha=0.25, linewidth=0, label=label)
-    if threshold is not None:
-        axes.axhline(threshold, color="black", linestyle=":", linewidth=1, label="solved")
     greedy = f"greedy return (mean of {dataset.sizes['episode']} episodes)"
     axes.set(title=title, xlabel="environment steps per seed", ylabel=greedy)
     axes.set_xlim(0, steps[-1])
-    axes.set_ylim(bottom=0)
     axes.xaxis.set_major_formatter(matplotlib.ticker.StrMethodFormatter("{x:,.0f}"))
-    axes.spines[["top", "right"]].set_visible(False)
+    _finish(axes, threshold)
     axes.legend(loc="lower right", frameon=False)
     return figure
 
@@ -65,26 +54,23 @@ def plot_panels(
     for axes, (name, curve) in zip(panels, curves.items(), strict=True):
         x = curve.dims[1]
         axes.plot(curve[x].values, curve.values.T, color=_COLOUR, linewidth=0.9, alpha=0.7)
-        if threshold is not None:
-            axes.axhline(threshold, color="black", linestyle=":", linewidth=1)
         axes.set(title=name, xlabel=str(x))
-        axes.set_ylim(bottom=0)
-        axes.spines[["top", "right"]].set_visible(False)
+        _finish(axes, threshold)
     panels[0].set_ylabel(str(next(iter(curves.values())).name))
     figure.suptitle(title)
     return figure
 
 
-def plot_comparison(
-    panels: Mapping[str, Mapping[str, xr.DataArray]], title: str, random_seed: int = 0
-) -> Figure:
-    """Draws a panel per quantity; in it, each setting's interquartile mean and its interval.
+def _finish(axes: Any, threshold: float | None) -> None:
+    """Draws the threshold, and lets returns begin at 0."""
+    if threshold is not None:
+        axes.axhline(threshold, color="black", linestyle=":", linewidth=1, label="solved")
+    axes.set_ylim(bottom=0)
+    axes.spines[["top", "right"]].set_visible(False)
 
-    Args:
-      panels: curves by quantity.
-      title: stands above the panels.
-      random_seed: of the bootstrap.
-    """
+
+def plot_comparison(panels: Mapping[str, Mapping[str, xr.DataArray]], title: str) -> Figure:
+    """Draws a panel per quantity of curves: each setting's interquartile mean and its interval."""
     columns = min(len(panels), 3)
     rows = -(-len(panels) // columns)
     figure = Figure(figsize=(4.2 * columns + 0.6, 3.0 * rows + 0.6), layout="constrained")
@@ -92,11 +78,10 @@ def plot_comparison(
     for axes in grid[len(panels) :]:
         axes.set_axis_off()
     for axes, (quantity, curves) in zip(grid, panels.items(), strict=False):
-        colours = itertools.cycle(qualitative.D3)
-        for (name, curve), colour in zip(curves.items(), colours, strict=False):
+        for (name, curve), colour in zip(curves.items(), itertools.cycle(qualitative.D3)):
             x = curve.dims[1]
             values = np.where(np.isfinite(curve.values), curve.values, np.nan)
-            iqm, low, high = bootstrap_curve(values, np.random.default_rng(random_seed))
+            iqm, low, high = bootstrap_curve(values, np.random.default_rng(0))
             axes.plot(curve[x].values, iqm, color=colour, linewidth=2, label=name)
             axes.fill_between(curve[x].values, low, high, color=colour, alpha=0.2, linewidth=0)
             axes.set(xlabel=str(x), title=quantity)
@@ -110,10 +95,8 @@ def plot_comparison(
 def plot_effects(intervals: Mapping[str, Mapping[str, Interval]], title: str) -> Figure:
     """Draws a panel per outcome; in it, each change's effect as a dot and its interval as a bar.
 
-    Args:
-      intervals: per outcome and change, the effect; one without an interval is a dot alone. Every
-        outcome has the same changes in the same order.
-      title: stands above the panels.
+    `intervals` are by outcome and change; one that has no ends is a dot alone. Every outcome has
+    the same changes in the same order.
     """
     names = list(next(iter(intervals.values())))
     size = (4.2 * len(intervals) + 1, 0.45 * len(names) + 1.6)

@@ -1,23 +1,19 @@
 """Writes the files of a report, each one wholly or not at all."""
 
-from __future__ import annotations
-
 import json
 from pathlib import Path
 from typing import Any
 
 from matplotlib.figure import Figure
-from plotly import graph_objects
-from rich.console import Console
+from plotly.graph_objects import Figure as Page
 
+from purejaxdqn.runtime.console import make_console
 from purejaxdqn.storage.files import replace_file
-
-SUMMARY_NAME = "summary.json"
 
 
 def save_summary(facts: dict[str, Any], folder: Path) -> Path:
     """Writes `summary.json` into a folder, and returns its path."""
-    path = folder / SUMMARY_NAME
+    path = folder / "summary.json"
     with replace_file(path) as temporary:
         temporary.write_text(json.dumps(facts, indent=2, allow_nan=False) + "\n")
     return path
@@ -32,14 +28,21 @@ def save_figure(figure: Figure, stem: Path) -> list[Path]:
     return paths
 
 
-def save_page(figure: graph_objects.Figure, path: Path) -> Path:
+def save_page(figure: Page, path: Path) -> Path:
     """Writes a page that needs no network, of some 5 MB, and returns its path."""
     with replace_file(path) as temporary:
         figure.write_html(temporary, include_plotlyjs=True, config={"displaylogo": False})
     return path
 
 
-def print_files(folder: Path, console: Console) -> None:
-    """Prints which files lie in a folder."""
+def save_report(
+    folder: Path, facts: dict[str, Any], figures: dict[str, Figure], pages: dict[str, Page]
+) -> None:
+    """Writes a summary, and figures and pages by name; prints which files lie in the folder."""
+    save_summary(facts, folder)
+    for name, figure in figures.items():
+        save_figure(figure, folder / name)
+    for name, page in pages.items():
+        save_page(page, folder / f"{name}.html")
     names = sorted(path.name for path in folder.iterdir() if path.is_file())
-    console.print(f"written to {folder}: {', '.join(names)}")
+    make_console().print(f"written to {folder}: {', '.join(names)}")

@@ -1,10 +1,7 @@
 """Plays and films policies in gymnasium's own environments, to check the reported returns."""
 
-from __future__ import annotations
-
 import os
 import warnings
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -30,14 +27,8 @@ _GIF_SECONDS_PER_STEP = 0.02
 def play_and_film(train: Train, dataset: xr.Dataset, params: Params, output: Path) -> xr.Dataset:
     """Plays 100 episodes with every seed's policy, films the best policy, and saves the results.
 
-    Args:
-      train: gives the policy and the environment's name.
-      dataset: one setting's results, with the dimension `seed`.
-      params: weights with a leading axis of seeds.
-      output: the folder of the results, where `policy.gif` goes too.
-
-    Returns:
-      The dataset with `gymnasium_return (seed, gymnasium_episode)`.
+    `params` have a leading axis of seeds, as one setting's results have. `policy.gif` goes into the
+    folder of the results too, to which `gymnasium_return (seed, gymnasium_episode)` is added.
     """
     returns = play_in_gymnasium(train, params, _EPISODES, progress=True)
     best = int(returns.mean(axis=1).argmax())
@@ -48,102 +39,81 @@ def play_and_film(train: Train, dataset: xr.Dataset, params: Params, output: Pat
 
 
 def play_in_gymnasium(
-    train: Train,
-    params: Params,
-    num_episodes: int,
-    random_seed: int = 0,
-    progress: bool = False,
+    train: Train, params: Params, num_episodes: int, random_seed: int = 0, progress: bool = False
 ) -> np.ndarray:
     """Plays every run's greedy policy in `gymnasium.make(train.env.name)`.
 
-    Args:
-      train: gives the policy and the environment's name.
-      params: weights with a leading axis of runs, `[R, ...]`.
-      num_episodes: `N`, episodes per run, each in an environment of its own.
-      random_seed: of gymnasium's initial states; the same for each run.
-      progress: whether to show progress on standard error.
-
-    Returns:
-      Undiscounted returns `[R, N]`.
+    Returns undiscounted returns `[R, N]`: `params` have a leading axis of `R` runs, each of the `N`
+    episodes has an environment of its own, and the initial states are the same for each run.
     """
     num_runs = len(jax.tree.leaves(params)[0])
     envs = [[_make_env(train.env.name) for _ in range(num_episodes)] for _ in range(num_runs)]
     # A seed is derived for each episode, because seed + i would overlap between calls.
-    seeds = np.random.SeedSequence(random_seed).generate_state(num_episodes)
-    obs = np.array(
-        [[env.reset(seed=int(seeds[i]))[0] for i, env in enumerate(row)] for row in envs]
-    )
-    act = _compile_policy(train)
-    returns = np.zeros((num_runs, num_episodes))
-    running = {(r, i) for r in range(num_runs) for i in range(num_episodes)}
-    console, steps = make_console(stderr=True), range(train.env.max_steps)
-    for _ in track(steps, "playing in gymnasium", console=console, disable=not progress):
-        actions = act(params, obs).tolist()
-        for r, i in list(running):
-            obs[r, i], reward, terminated, truncated, _ = envs[r][i].step(actions[r][i])
-            returns[r, i] += reward
-            if terminated or truncated:
-                running.remove((r, i))
-    for row in envs:
-        for env in row:
-            env.close()
-    return returns
+    seeds = np.random.SeedSequence(random_seed).generate_state(num_episodes).tolist()
+    return _play(train, params, envs, seeds, progress)
 
 
 def save_gif(train: Train, params: Params, path: Path, random_seed: int = 0) -> float:
-    """Films one episode of a greedy policy in gymnasium's own rendered environment.
+    """Films one episode of ONE run's greedy policy in gymnasium's own rendered environment.
 
-    Args:
-      train: gives the policy and the environment's name.
-      params: weights of one run, without an axis of runs.
-      path: of the film.
-      random_seed: of gymnasium's initial state.
-
-    Returns:
-      The episode's return.
+    Its initial state is that of `random_seed`. Returns the episode's return.
     """
     # Frames are drawn on machines without a screen too.
     os.environ.setdefault("SDL_VIDEODRIVER", "dummy")
     env = _make_env(train.env.name, render_mode="rgb_array")
-    act = _compile_policy(train)
+    frames: list[Image.Image] = []
     batched = jax.tree.map(lambda x: x[None], params)
-    obs, _ = env.reset(seed=random_seed)
-    frames, total, ended = [], 0.0, False
-    while not ended:
-        frames.append(Image.fromarray(np.asarray(env.render())).resize(_GIF_SIZE))
-        obs, reward, terminated, truncated, _ = env.step(int(act(batched, obs[None, None])[0, 0]))
-        total += float(reward)
-        ended = terminated or truncated
-    env.close()
+    returns = _play(train, batched, [[env]], [random_seed], frames=frames)
     # Every second frame, for half the bytes; 40 ms each keeps the film at the speed of life.
     shown = [frame.quantize(16) for frame in frames[::2]]
     duration = int(2000 * _GIF_SECONDS_PER_STEP)
     with replace_file(path) as temporary:
         shown[0].save(temporary, save_all=True, append_images=shown[1:], duration=duration, loop=0)
-    return total
+    return float(returns[0, 0])
+
+
+def _play(
+    train: Train,
+    params: Params,
+    envs: list[list[gymnasium.Env]],
+    seeds: list[int],
+    progress: bool = False,
+    frames: list[Image.Image] | None = None,
+) -> np.ndarray:
+    """Plays an episode in each of `[R][N]` environments; the first one's frames can be kept."""
+
+    @jax.jit
+    @jax.vmap
+    def act(params: Params, obs: jax.Array) -> jax.Array:
+        key = jax.random.key(0)  # the greedy policy draws nothing
+        return jax.vmap(lambda one: train.policy(params)(key, one))(obs)
+
+    obs = np.array([[env.reset(seed=seeds[i])[0] for i, env in enumerate(row)] for row in envs])
+    returns = np.zeros(obs.shape[:2])
+    running = set(np.ndindex(*returns.shape))
+    console, steps = make_console(stderr=True), range(train.env.max_steps)
+    for _ in track(steps, "playing in gymnasium", console=console, disable=not progress):
+        if frames is not None and running:
+            frames.append(Image.fromarray(np.asarray(envs[0][0].render())).resize(_GIF_SIZE))
+        actions = np.asarray(act(params, obs)).tolist() if running else []
+        for r, i in list(running):
+            obs[r, i], reward, terminated, truncated, _ = envs[r][i].step(actions[r][i])
+            returns[r, i] += float(reward)
+            if terminated or truncated:
+                running.remove((r, i))
+                envs[r][i].close()
+    return returns
 
 
 def is_in_gymnasium(name: str) -> bool:
     """Tells whether gymnasium has an environment of this name."""
     try:
-        gymnasium.spec(name)
+        return gymnasium.spec(name) is not None
     except gymnasium.error.Error:
         return False
-    return True
 
 
 def _make_env(name: str, **options: Any) -> gymnasium.Env:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # gymnasium calls CartPole-v0 outdated at each make
         return gymnasium.make(name, disable_env_checker=True, **options)
-
-
-def _compile_policy(train: Train) -> Callable[[Params, np.ndarray], np.ndarray]:
-    """Compiles `(params [R, ...], obs [R, N, *obs]) -> greedy actions [R, N]`."""
-
-    def act(params: Params, obs: jax.Array) -> jax.Array:
-        key = jax.random.key(0)  # the greedy policy draws nothing
-        return jax.vmap(lambda one: train.policy(params)(key, one))(obs)
-
-    compiled = jax.jit(jax.vmap(act))
-    return lambda params, obs: np.asarray(compiled(params, obs))

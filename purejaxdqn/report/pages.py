@@ -1,46 +1,31 @@
 """Draws pages to look into with plotly: hovering shows numbers, a click hides a curve.
 
-`files.save_page` writes a page.
+`files.save_page` writes a page. Arguments are those of `figures`.
 """
-
-from __future__ import annotations
 
 import itertools
 from collections.abc import Mapping
-from typing import Any
 
 import numpy as np
 import xarray as xr
-from plotly import colors, graph_objects
+from plotly.colors import qualitative
+from plotly.graph_objects import Figure as Page
 
 from purejaxdqn.report.statistics import Interval, interquartile_mean
-
-_LAYOUT: dict[str, Any] = {
-    "template": "simple_white",
-    "legend_title_text": "click to hide",
-    "showlegend": True,
-}
 
 
 def plot_interactive_curves(
     curves: Mapping[str, xr.DataArray], title: str, threshold: float | None = None
-) -> graph_objects.Figure:
+) -> Page:
     """Draws a line per seed and, where no seed has gaps, the interquartile mean over the seeds.
 
-    Args:
-      curves: per setting, `(seed, x)` with coordinates, such as evaluation returns over steps;
-        NaN is not drawn. The array's name and that of its second dimension label the axes.
-      title: stands above the axes.
-      threshold: drawn as a dotted line.
+    The array's name and that of its second dimension label the axes.
     """
-    figure = graph_objects.Figure()
-    colours = itertools.cycle(colors.qualitative.D3)
-    for (name, curve), colour in zip(curves.items(), colours, strict=False):
+    figure = _make_page(title)
+    for (name, curve), colour in zip(curves.items(), itertools.cycle(qualitative.D3)):
         x = curve.dims[1]
-        lines = [
-            (f"seed {seed}", row, 1)
-            for seed, row in zip(curve.seed.values, curve.values, strict=True)
-        ]
+        seeds = zip(curve.seed.values, curve.values, strict=True)
+        lines = [(f"seed {seed}", values, 1) for seed, values in seeds]
         if not np.isnan(curve.values).any():
             lines.append(("interquartile mean", interquartile_mean(curve.values, axis=0), 4))
         for i, (label, values, width) in enumerate(lines):
@@ -58,21 +43,13 @@ def plot_interactive_curves(
     if threshold is not None:
         figure.add_hline(threshold, line_dash="dot", line_width=1)
     first = next(iter(curves.values()))
-    return figure.update_layout(
-        title=title,
-        xaxis_title=str(first.dims[1]),
-        yaxis_title=str(first.name),
-        yaxis_rangemode="tozero",
-        hovermode="closest",
-        **_LAYOUT,
-    )
+    axes = {"xaxis_title": str(first.dims[1]), "yaxis_title": str(first.name)}
+    return figure.update_layout(yaxis_rangemode="tozero", hovermode="closest", **axes)
 
 
-def plot_interactive_effects(
-    intervals: Mapping[str, Mapping[str, Interval]], title: str
-) -> graph_objects.Figure:
+def plot_interactive_effects(intervals: Mapping[str, Mapping[str, Interval]], title: str) -> Page:
     """Draws what `figures.plot_effects` draws, all outcomes on the same axes."""
-    figure = graph_objects.Figure()
+    figure = _make_page(title)
     for outcome, rows in intervals.items():
         known = list(rows.values())
         figure.add_scatter(
@@ -90,10 +67,12 @@ def plot_interactive_effects(
             hovertemplate="%{y}<br>%{customdata}<extra>" + outcome + "</extra>",
         )
     figure.add_vline(0, line_dash="dot", line_width=1)
+    # Grouped, outcomes stand beside each other, not on top of each other.
     return figure.update_layout(
-        title=title,
-        xaxis_title="effect",
-        yaxis_autorange="reversed",
-        scattermode="group",  # outcomes beside each other, not on top of each other
-        **_LAYOUT,
+        xaxis_title="effect", yaxis_autorange="reversed", scattermode="group"
     )
+
+
+def _make_page(title: str) -> Page:
+    layout = {"template": "simple_white", "legend_title_text": "click to hide", "showlegend": True}
+    return Page().update_layout(title=title, **layout)

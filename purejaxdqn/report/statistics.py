@@ -1,19 +1,16 @@
 """Says how well seeds did together: interquartile mean, bootstrap intervals, improvement.
 
-All functions run on the host and draw only from the `numpy.random.Generator` that they are given. A
-score is one number a seed, such as the mean of its final greedy returns, in the unit of the return.
-
-Sources: Agarwal, Schwarzer, Castro, Courville and Bellemare, "Deep Reinforcement Learning at the
-Edge of the Statistical Precipice" (NeurIPS 2021), Section 4.1 (percentile bootstrap over runs) and
-Section 4.3 (interquartile mean, probability of improvement); Efron, "Bootstrap methods: another
-look at the jackknife" (Annals of Statistics, 1979).
+A score is one number a seed, such as the mean of its final greedy returns, in the unit of the
+return. Sources: Agarwal, Schwarzer, Castro, Courville and Bellemare, "Deep Reinforcement Learning
+at the Edge of the Statistical Precipice" (NeurIPS 2021); Efron, "Bootstrap methods: another look at
+the jackknife" (Annals of Statistics, 1979).
 """
 
-import operator
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import numpy as np
+from numpy.random import Generator
 from numpy.typing import ArrayLike, NDArray
 from scipy import stats
 
@@ -51,12 +48,10 @@ class Interval(NamedTuple):
 
 
 class Curve(NamedTuple):
-    """Holds a learning curve over seeds, with NaN where the scores do not say enough.
+    """Holds a learning curve over seeds: three arrays `[num_points]`.
 
-    Attributes:
-      estimate: interquartile mean at each point, `[num_points]`.
-      low: lower ends of the pointwise intervals, `[num_points]`.
-      high: upper ends, likewise.
+    They are the interquartile mean at each point and the ends of its pointwise interval, with NaN
+    where the scores do not say enough.
     """
 
     estimate: FloatArray
@@ -80,13 +75,12 @@ def interquartile_mean(scores: ArrayLike, axis: int | None = -1) -> Any:
     Raises:
       ValueError: scores are empty, not numbers, NaN or infinite, or have no such axis.
     """
-    values = _check_scores("scores", scores)
-    return stats.trim_mean(values, 0.25, axis=axis)
+    return stats.trim_mean(_check_scores("scores", scores), 0.25, axis=axis)
 
 
 def bootstrap_interval(
     scores: ArrayLike,
-    rng: np.random.Generator,
+    rng: Generator,
     statistic: Callable[..., Any] = interquartile_mean,
     confidence: float = 0.95,
     num_resamples: int = 10_000,
@@ -114,57 +108,41 @@ def bootstrap_interval(
       ValueError: an argument is out of its range, scores are not one-dimensional, empty, NaN or
         infinite, or the statistic yields NaN or a wrong shape.
     """
-    values = _check_scores("scores", scores, ndim=1)
-    return _resample((values,), rng, statistic, confidence, num_resamples)
+    samples = (_check_scores("scores", scores, ndim=1),)
+    return _resample(samples, rng, statistic, confidence, num_resamples)
 
 
 def bootstrap_curve(
-    scores: ArrayLike,
-    rng: np.random.Generator,
-    confidence: float = 0.95,
-    num_resamples: int = 10_000,
+    scores: ArrayLike, rng: Generator, confidence: float = 0.95, num_resamples: int = 10_000
 ) -> Curve:
     """Returns the interquartile mean over seeds at each point of a curve, with its interval.
 
     A resample is a set of whole learning curves, because a seed is one run, and so the shading does
-    not flicker. Each interval holds for its own point, not for all points at once. NaN means
-    missing, such as a training return before the first finished episode. A point uses the seeds
-    present there, and leaves out a resample in which none of them was drawn.
+    not flicker. Each interval holds for its own point, not for all points at once. A point uses the
+    seeds present there, and leaves out a resample in which none of them was drawn. `low` and `high`
+    are NaN where fewer than three seeds are present, and the estimate is NaN where none is.
 
-    Args:
-      scores: `[num_seeds, num_points]`, finite or NaN.
-      rng: see `bootstrap_interval`.
-      confidence: see `bootstrap_interval`.
-      num_resamples: see `bootstrap_interval`.
-
-    Returns:
-      The curve. `low` and `high` are NaN where fewer than three seeds are present, and the
-      estimate is NaN where none is.
-
-    Raises:
-      TypeError: see `bootstrap_interval`.
-      ValueError: see `bootstrap_interval`; scores must be two-dimensional and may be NaN.
+    `scores` are `[num_seeds, num_points]`, finite or NaN, which means missing, such as a training
+    return before the first finished episode. All else is as in `bootstrap_interval`.
     """
     values = _check_scores("scores", scores, ndim=2, missing_allowed=True)
-    confidence, num_resamples = _validate(rng, confidence, num_resamples)
+    confidence = _check_settings(rng, confidence, num_resamples)
     num_seeds, num_points = values.shape
-
     drawn = rng.integers(num_seeds, size=(num_resamples, num_seeds))
-    low, high = np.full((2, num_points), np.nan)
-    num_present = np.isfinite(values).sum(axis=0)
+    ends = np.full((2, num_points), np.nan)
     # Point by point, because the resamples of a whole curve may not fit into memory.
-    for point in np.flatnonzero(num_present >= _MIN_SEEDS):
+    for point in np.flatnonzero(np.isfinite(values).sum(axis=0) >= _MIN_SEEDS):
         resampled = _interquartile_mean_of_present(values[drawn, point])
         resampled = resampled[np.isfinite(resampled)]
         if resampled.size:
-            low[point], high[point] = _percentiles(resampled, confidence)
-    return Curve(_interquartile_mean_of_present(values.T), low, high)
+            ends[:, point] = _percentiles(resampled, confidence)
+    return Curve(_interquartile_mean_of_present(values.T), *ends)
 
 
 def probability_of_improvement(
     x: ArrayLike,
     y: ArrayLike,
-    rng: np.random.Generator,
+    rng: Generator,
     confidence: float = 0.95,
     num_resamples: int = 10_000,
 ) -> Interval:
@@ -172,20 +150,11 @@ def probability_of_improvement(
 
     The estimate is P(X > Y) + P(X = Y) / 2 over all pairs, the Mann-Whitney statistic U divided by
     `n * m`: Agarwal et al. (2021), Section 4.3, for a single task. One half means no difference,
-    and swapping x and y gives one minus the estimate. The seeds of x and of y are resampled
-    independently. Where every seed of one beats every seed of the other, the interval has no width,
-    which is not certainty.
+    and swapping x and y gives one minus the estimate. Where every seed of one beats every seed of
+    the other, the interval has no width, which is not certainty.
 
-    Args:
-      x: `[n]`, finite, one independent number a seed; higher is better.
-      y: `[m]`, finite, likewise.
-      rng: see `bootstrap_interval`.
-      confidence: see `bootstrap_interval`.
-      num_resamples: see `bootstrap_interval`.
-
-    Raises:
-      TypeError: see `bootstrap_interval`.
-      ValueError: see `bootstrap_interval`, for x and y.
+    `x` `[n]` and `y` `[m]` are finite, one independent number a seed; higher is better. They are
+    resampled independently. All else is as in `bootstrap_interval`.
     """
 
     def compare(x: FloatArray, y: FloatArray, axis: int) -> FloatArray:
@@ -199,7 +168,7 @@ def probability_of_improvement(
 def paired_effect(
     treated: ArrayLike,
     control: ArrayLike,
-    rng: np.random.Generator,
+    rng: Generator,
     statistic: Callable[..., Any] = interquartile_mean,
     confidence: float = 0.95,
     num_resamples: int = 10_000,
@@ -210,17 +179,8 @@ def paired_effect(
     the seeds. With `np.mean` it is the main effect of a factorial experiment. Each pair draws its
     own seeds, and the same ones on both sides, because a seed is one start that both sides had.
 
-    Args:
-      treated: `[num_pairs, num_seeds]`, finite, with the change.
-      control: `[num_pairs, num_seeds]`, finite, without it; the same pairs and seeds.
-      rng: see `bootstrap_interval`.
-      statistic: see `bootstrap_interval`.
-      confidence: see `bootstrap_interval`.
-      num_resamples: see `bootstrap_interval`.
-
-    Raises:
-      TypeError: see `bootstrap_interval`.
-      ValueError: see `bootstrap_interval`; scores must be two-dimensional, of one shape.
+    `treated` (with the change) and `control` (without it) are `[num_pairs, num_seeds]`, finite, of
+    the same pairs and seeds. All else is as in `bootstrap_interval`.
     """
     with_it = _check_scores("treated", treated, ndim=2)
     without = _check_scores("control", control, ndim=2)
@@ -229,20 +189,15 @@ def paired_effect(
             f"treated {with_it.shape} and control {without.shape} must have the same shape "
             "[num_pairs, num_seeds]: every pair trains the same seeds on both sides"
         )
-    confidence, num_resamples = _validate(rng, confidence, num_resamples)
     num_pairs, num_seeds = with_it.shape
+    pairs = np.arange(num_pairs)[:, np.newaxis]
 
-    def estimate(seeds: NDArray[np.int64]) -> FloatArray:
-        """Returns the effect `[...]` for indices of seeds `[..., num_pairs, num_seeds]`."""
-        pairs = np.arange(num_pairs)[:, np.newaxis]
-        difference = statistic(with_it[pairs, seeds], axis=-1)
-        return (difference - statistic(without[pairs, seeds], axis=-1)).mean(axis=-1)
+    def effect(seeds: NDArray[np.int64], axis: int) -> FloatArray:
+        difference = statistic(with_it[pairs, seeds], axis=axis)
+        return (difference - statistic(without[pairs, seeds], axis=axis)).mean(axis=-1)
 
-    def resample() -> FloatArray:
-        return estimate(rng.integers(num_seeds, size=(num_resamples, num_pairs, num_seeds)))
-
-    effect = estimate(np.broadcast_to(np.arange(num_seeds), with_it.shape))
-    return _make_interval(effect, [num_seeds], confidence, resample)
+    seeds = np.broadcast_to(np.arange(num_seeds), with_it.shape)
+    return _resample((seeds,), rng, effect, confidence, num_resamples)
 
 
 def _interquartile_mean_of_present(values: FloatArray) -> FloatArray:
@@ -257,78 +212,57 @@ def _interquartile_mean_of_present(values: FloatArray) -> FloatArray:
 
 
 def _resample(
-    samples: tuple[FloatArray, ...],
-    rng: np.random.Generator,
+    samples: tuple[NDArray[Any], ...],
+    rng: Generator,
     statistic: Callable[..., Any],
     confidence: float,
     num_resamples: int,
 ) -> Interval:
-    """Returns the statistic of the samples `[n], [m], ...`, each resampled on its own."""
-    confidence, num_resamples = _validate(rng, confidence, num_resamples)
+    """Returns a statistic of samples `[..., n], [..., m], ...`, each resampled on its own."""
+    confidence = _check_settings(rng, confidence, num_resamples)
 
-    def checked_statistic(*resampled: FloatArray, axis: int) -> FloatArray:
-        values = np.asarray(statistic(*resampled, axis=axis), dtype=np.float64)
-        expected = resampled[0].shape[:-1]
+    def checked_statistic(*resampled: NDArray[Any]) -> FloatArray:
+        values = np.asarray(statistic(*resampled, axis=-1), dtype=np.float64)
+        expected = resampled[0].shape[: -samples[0].ndim]
         if values.shape != expected:
             raise ValueError(
                 f"statistic gave shape {values.shape} for scores of shape {resampled[0].shape}; "
-                f"it must give {expected}, reducing axis={axis} alone, as np.mean does"
+                f"it must give {expected}, reducing axis=-1 alone, as np.mean does"
             )
-        num_bad = np.count_nonzero(~np.isfinite(values))
-        if num_bad:
+        if num_bad := np.count_nonzero(~np.isfinite(values)):
             raise ValueError(
                 f"statistic is not finite for {num_bad} of {values.size} samples of the scores; "
                 "use one that is defined when scores repeat, such as np.mean"
             )
         return values
 
-    def resample() -> FloatArray:
-        drawn = [x[rng.integers(x.size, size=(num_resamples, x.size))] for x in samples]
-        return checked_statistic(*drawn, axis=-1)
+    def resample(sample: NDArray[Any]) -> NDArray[Any]:
+        drawn = rng.integers(sample.shape[-1], size=(num_resamples, *sample.shape))
+        return np.take_along_axis(np.broadcast_to(sample, drawn.shape), drawn, axis=-1)
 
-    estimate = checked_statistic(*samples, axis=-1)
-    return _make_interval(estimate, [x.size for x in samples], confidence, resample)
-
-
-def _make_interval(
-    estimate: FloatArray, sizes: list[int], confidence: float, resample: Callable[[], FloatArray]
-) -> Interval:
-    """Makes an interval from the values that `resample` returns, if there are enough seeds."""
-    note = _note_few_seeds(sizes)
+    estimate = float(checked_statistic(*samples))
+    sizes = [sample.shape[-1] for sample in samples]
+    only = f"only {' and '.join(map(str, sizes))} {'seed' if sizes[-1] == 1 else 'seeds'}"
     if min(sizes) < _MIN_SEEDS:
-        return Interval(float(estimate), None, None, confidence, note)
-    return Interval(float(estimate), *_percentiles(resample(), confidence), confidence, note)
-
-
-def _note_few_seeds(sizes: list[int]) -> str:
-    """Returns what to print beside an interval from samples of so many seeds, or nothing."""
-    counted = " and ".join(map(str, sizes)) + (" seed" if sizes[-1] == 1 else " seeds")
-    if min(sizes) < _MIN_SEEDS:
-        return (
-            f"only {counted}: no interval is honest with fewer than {_MIN_SEEDS}; "
+        note = (
+            f"{only}: no interval is honest with fewer than {_MIN_SEEDS}; "
             f"train {_ADVISED_SEEDS} or more"
         )
-    if min(sizes) < _ADVISED_SEEDS:
-        return (
-            f"only {counted}: with fewer than {_ADVISED_SEEDS} a bootstrap interval tends to be "
-            "too narrow"
-        )
-    return ""
+        return Interval(estimate, None, None, confidence, note)
+    few = f"{only}: with fewer than {_ADVISED_SEEDS} a bootstrap interval tends to be too narrow"
+    low, high = _percentiles(checked_statistic(*map(resample, samples)), confidence)
+    return Interval(estimate, low, high, confidence, few if min(sizes) < _ADVISED_SEEDS else "")
 
 
-def _percentiles(resampled: FloatArray, confidence: float) -> tuple[float, float]:
+def _percentiles(resampled: FloatArray, confidence: float) -> list[float]:
     """Returns the two ends of the middle part of `[num_resamples]` values."""
-    low, high = np.quantile(resampled, [(1 - confidence) / 2, (1 + confidence) / 2])
-    return float(low), float(high)
+    return np.quantile(resampled, [(1 - confidence) / 2, (1 + confidence) / 2]).tolist()
 
 
 def _check_scores(
     name: str, values: ArrayLike, ndim: int | None = None, missing_allowed: bool = False
 ) -> FloatArray:
-    """Returns scores as float64, or raises what is wrong with them.
-
-    They must have entries and, if given, `ndim` axes. NaN is refused unless missing is allowed.
-    """
+    """Returns scores as float64, or raises what is wrong with them."""
     try:
         array = np.asarray(values, dtype=np.float64)
     except (TypeError, ValueError) as error:
@@ -356,9 +290,9 @@ def _check_scores(
     return array
 
 
-def _validate(rng: np.random.Generator, confidence: float, num_resamples: int) -> tuple[float, int]:
-    """Returns confidence and num_resamples as plain numbers, or raises what is wrong with them."""
-    if not isinstance(rng, np.random.Generator):
+def _check_settings(rng: Generator, confidence: float, num_resamples: int) -> float:
+    """Returns the confidence as a plain number, or raises what is wrong with these arguments."""
+    if not isinstance(rng, Generator):
         raise TypeError(
             f"rng must be a numpy.random.Generator, got {rng!r}; pass np.random.default_rng(seed)"
         )
@@ -367,14 +301,12 @@ def _validate(rng: np.random.Generator, confidence: float, num_resamples: int) -
         raise ValueError(
             f"confidence must be above 0 and below 1, got {confidence}; write 0.95 for 95 %"
         )
-    try:
-        num_resamples = operator.index(num_resamples)
-    except TypeError:
+    if not isinstance(num_resamples, int | np.integer):
         raise TypeError(
             f"num_resamples must be an integer, got {num_resamples!r}; write 10_000 and not 1e4"
-        ) from None
+        )
     if num_resamples < 1:
         raise ValueError(
             f"num_resamples must be at least 1, got {num_resamples}; 10_000 is the usual number"
         )
-    return confidence, num_resamples
+    return confidence

@@ -1,7 +1,5 @@
 """Reports a sweep over settings: the table with the best ones first, and their learning curves."""
 
-from __future__ import annotations
-
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +8,7 @@ import xarray as xr
 from rich.table import Table
 
 from purejaxdqn.report import files, pages
-from purejaxdqn.report.training import summarise_final_return
+from purejaxdqn.report.training import show, summarise_final_return
 from purejaxdqn.runtime.console import make_console
 
 _MOST_ROWS = 20
@@ -18,11 +16,7 @@ _MOST_CURVES = 12
 
 
 def report_sweep(dataset: xr.Dataset, output: Path) -> dict[str, Any]:
-    """Prints the table of all settings, and writes the summary and the learning curves.
-
-    Args:
-      dataset: what `run_design` gives, finished or not.
-      output: an existing folder.
+    """Prints the table of a sweep, finished or not; writes its summary and the learning curves.
 
     Returns:
       `status`, `width`, and `settings`: per setting, the best first, its name as `setting`, what
@@ -30,26 +24,19 @@ def report_sweep(dataset: xr.Dataset, output: Path) -> dict[str, Any]:
     """
     rng = np.random.default_rng(0)
     settings = group_by_setting(dataset)
-    rows: list[dict[str, Any]] = [
-        {
-            "setting": name,
-            **summarise_final_return(part, rng),
-            "num_diverged": int(part.diverged.sum()),
-        }
-        for name, part in settings.items()
-    ]
+    rows: list[dict[str, Any]] = []
+    for name, part in settings.items():
+        rows.append({"setting": name, **summarise_final_return(part, rng)})
+        rows[-1]["num_diverged"] = int(part.diverged.sum())
     rows.sort(key=lambda row: -np.inf if row["iqm"] is None else row["iqm"], reverse=True)
-    console = make_console()
-    console.print(_make_table(rows[:_MOST_ROWS]))
-    facts = {"status": dataset.attrs["status"], "width": int(dataset.attrs["width"])}
-    facts |= {"settings": rows}
-    files.save_summary(facts, output)
+    make_console().print(_make_table(rows[:_MOST_ROWS]))
+    width = int(dataset.attrs["width"])
+    facts = {"status": dataset.attrs["status"], "width": width, "settings": rows}
     best = [row["setting"] for row in rows[:_MOST_CURVES]]
     greedy = {name: settings[name].evaluation_return.mean("episode") for name in best}
     curves = {name: curve.rename("greedy return") for name, curve in greedy.items()}
     page = pages.plot_interactive_curves(curves, "Greedy return by setting")
-    files.save_page(page, output / "learning_curves.html")
-    files.print_files(output, console)
+    files.save_report(output, facts, {}, {"learning_curves": page})
     return facts
 
 
@@ -60,13 +47,11 @@ def _make_table(rows: list[dict[str, Any]]) -> Table:
     for column in ("interquartile\nmean", "95 % interval", "finished", "diverged"):
         table.add_column(column, justify="right", no_wrap=True)
     for row in rows:
-        low = row["iqm_low"]
+        low, high = row["iqm_low"], row["iqm_high"]
+        interval = "-" if low is None else f"{low:.1f} to {high:.1f}"
+        finished = f"{row['num_finished']} of {len(row['final_return'])}"
         table.add_row(
-            row["setting"],
-            "-" if row["iqm"] is None else f"{row['iqm']:.1f}",
-            "-" if low is None else f"{low:.1f} to {row['iqm_high']:.1f}",
-            f"{row['num_finished']} of {len(row['final_return'])}",
-            str(row["num_diverged"]),
+            row["setting"], show(row["iqm"]), interval, finished, str(row["num_diverged"])
         )
     return table
 
@@ -93,7 +78,7 @@ def _name_points(points: list[dict[Any, Any]]) -> list[str]:
     for digits in (".3g", ".6g", ""):
         names = [
             ", ".join(
-                f"{name}={value:{digits}}" if isinstance(value, float) else f"{name}={value}"
+                f"{name}={value:{digits if isinstance(value, float) else ''}}"
                 for name, value in point.items()
             )
             for point in points

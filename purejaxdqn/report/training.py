@@ -1,7 +1,5 @@
 """Reports one setting's results: a table of its seeds, a summary, and its learning curves."""
 
-from __future__ import annotations
-
 import json
 from pathlib import Path
 from typing import Any
@@ -14,7 +12,7 @@ from rich.table import Table
 from purejaxdqn import environments
 from purejaxdqn.report import figures, files, pages
 from purejaxdqn.report.films import FILM_NAME
-from purejaxdqn.report.statistics import bootstrap_interval
+from purejaxdqn.report.statistics import Interval, bootstrap_interval
 from purejaxdqn.runtime.console import make_console
 
 _TIMES = ("env_steps_per_second", "compile_seconds", "train_seconds", "evaluation_seconds")
@@ -22,10 +20,6 @@ _TIMES = ("env_steps_per_second", "compile_seconds", "train_seconds", "evaluatio
 
 def report_training(dataset: xr.Dataset, output: Path) -> dict[str, Any] | None:
     """Prints the table of one setting's seeds, and writes the summary and the learning curves.
-
-    Args:
-      dataset: what `run_sweep` gives for one setting, finished or not.
-      output: an existing folder.
 
     Returns:
       What `summarise` returns. None where nothing was evaluated: then nothing is written either.
@@ -37,16 +31,12 @@ def report_training(dataset: xr.Dataset, output: Path) -> dict[str, Any] | None:
         (output / FILM_NAME).unlink(missing_ok=True)  # an earlier run's
     threshold = environments.make(find_name(dataset, "env")).threshold
     facts = summarise(dataset, threshold, np.random.default_rng(0))
-    console = make_console()
-    print_summary(facts, console)
-    files.save_summary(facts, output)
+    print_summary(facts, make_console())
     title = f"{facts['agent'] or facts['algorithm']} on {facts['env']}"
     picture = figures.plot_learning_curve(dataset, title, threshold)
-    files.save_figure(picture, output / "learning_curve")
     greedy = dataset.evaluation_return.mean("episode").rename("greedy return")
     page = pages.plot_interactive_curves({title: greedy}, title, threshold)
-    files.save_page(page, output / "learning_curve.html")
-    files.print_files(output, console)
+    files.save_report(output, facts, {"learning_curve": picture}, {"learning_curve": page})
     return facts
 
 
@@ -55,29 +45,24 @@ def summarise(
 ) -> dict[str, Any]:
     """Returns what the table and `summary.json` say, ready for JSON, with None for missing numbers.
 
-    Args:
-      dataset: what `run_sweep` gives for one setting; with
-        `gymnasium_return (seed, gymnasium_episode)` where policies were played in gymnasium.
-      threshold: the return at which the task counts as solved.
-      rng: of the bootstrap.
+    The dataset is what `run_sweep` gives for one setting, with
+    `gymnasium_return (seed, gymnasium_episode)` where policies were played in gymnasium.
 
     Returns:
       `algorithm`, `agent` ("" for settings of none) and `env` by name, `status`, `seeds`, what
       `summarise_final_return` returns, `gymnasium_return` per seed (means over episodes),
-      `threshold`, `steps_to_threshold` per seed, `num_solved` (seeds whose final mean reached the
-      threshold), and the sweep's times.
+      `threshold` (the return at which the task counts as solved), `steps_to_threshold` per seed,
+      `num_solved` (seeds whose final mean reached the threshold), and the sweep's times.
     """
     finals = summarise_final_return(dataset, rng)
-    num_seeds = dataset.sizes["seed"]
-    played: list[float | None] = [None] * num_seeds
+    played: list[Any] = [None] * dataset.sizes["seed"]
+    reached: list[Any] = [None] * dataset.sizes["seed"]
+    num_solved = None
     if "gymnasium_return" in dataset:
         played = _to_json(dataset.gymnasium_return.mean("gymnasium_episode").values)
-    reached: list[int | None] = [None] * num_seeds
-    num_solved = None
     if threshold is not None:
         reached = steps_to_threshold(dataset, threshold)
-        known = [final for final in finals["final_return"] if final is not None]
-        num_solved = sum(final >= threshold for final in known)
+        num_solved = sum(x is not None and x >= threshold for x in finals["final_return"])
     return {
         "algorithm": dataset.attrs["experiment"].rpartition(".")[2].upper(),
         "agent": find_name(dataset, "agent"),
@@ -98,13 +83,9 @@ def summarise(
 def summarise_final_return(dataset: xr.Dataset, rng: np.random.Generator) -> dict[str, Any]:
     """Returns how well one setting's seeds did in the end, ready for JSON.
 
-    Args:
-      dataset: with `final_return (seed, episode)`, NaN for a seed that has not finished.
-      rng: of the bootstrap.
-
-    Returns:
-      `final_return` per seed (means over episodes), `num_finished`, `iqm` over the seeds' means
-      with its 95 % interval `iqm_low` and `iqm_high`, and `interval_note`.
+    Of `final_return (seed, episode)`, NaN for a seed that has not finished, these are
+    `final_return` per seed (means over episodes), `num_finished`, `iqm` over the seeds' means with
+    its 95 % interval `iqm_low` and `iqm_high`, and `interval_note`.
     """
     finals = dataset.final_return.mean("episode").values.astype(float)
     finished = finals[np.isfinite(finals)]
@@ -122,12 +103,7 @@ def summarise_final_return(dataset: xr.Dataset, rng: np.random.Generator) -> dic
 def steps_to_threshold(dataset: xr.Dataset, threshold: float) -> list[int | None]:
     """Returns the first evaluated step at which each seed's mean greedy return reached a threshold.
 
-    Args:
-      dataset: with `evaluation_return (seed, step, episode)`.
-      threshold: a return.
-
-    Returns:
-      Environment steps per seed; None where the threshold was never reached.
+    None stands for a seed whose `evaluation_return (seed, step, episode)` never reached it.
     """
     means = dataset.evaluation_return.mean("episode").transpose("seed", "step").values
     steps = dataset.step.values
@@ -149,30 +125,27 @@ def print_summary(summary: dict[str, Any], console: Console) -> None:
         table.add_column(column, justify="right")
     columns = ("seeds", "final_return", "gymnasium_return", "steps_to_threshold")
     for seed, final, played, steps in zip(*(summary[name] for name in columns), strict=True):
-        table.add_row(
-            str(seed),
-            "not finished" if final is None else f"{final:.1f}",
-            "-" if played is None else f"{played:.1f}",
-            "-" if steps is None else f"{steps:,}",
-        )
+        cells = show(final, missing="not finished"), show(played), show(steps, ",")
+        table.add_row(str(seed), *cells)
     console.print(table)
     if summary["iqm"] is not None:
-        line = f"interquartile mean over seeds {summary['iqm']:.1f}"
-        if summary["iqm_low"] is not None:
-            line += f", 95 % interval {summary['iqm_low']:.1f} to {summary['iqm_high']:.1f}"
-        console.print(line)
+        interval = Interval(summary["iqm"], summary["iqm_low"], summary["iqm_high"], 0.95, "")
+        console.print(f"interquartile mean over seeds {interval}")
     if summary["interval_note"]:
         console.print(summary["interval_note"])
     if summary["threshold"] is not None:
-        console.print(
-            f"solved (at least {summary['threshold']:.0f}): {summary['num_solved']} of "
-            f"{len(summary['seeds'])} seeds"
-        )
+        solved = f"{summary['num_solved']} of {len(summary['seeds'])} seeds"
+        console.print(f"solved (at least {summary['threshold']:.0f}): {solved}")
     console.print(
         f"{summary['env_steps_per_second']:,.0f} environment steps per second over all seeds; "
         f"compiled in {summary['compile_seconds']:.1f} s, trained in "
         f"{summary['train_seconds']:.1f} s, evaluated in {summary['evaluation_seconds']:.1f} s"
     )
+
+
+def show(number: float | None, form: str = ".1f", missing: str = "-") -> str:
+    """Writes a number as a table has it."""
+    return missing if number is None else f"{number:{form}}"
 
 
 def _to_json(values: np.ndarray) -> list[float | None]:

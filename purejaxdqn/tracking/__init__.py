@@ -4,35 +4,20 @@ A tracker is a function that receives each evaluation on the host, between compi
 run (one seed at one setting) is a curve of its own, and the seeds of a setting are grouped in the
 way of each library. A sweep that is resumed in the same folder goes on with the same curves.
 
-A new tracker is one file beside these and one `register` line below; `curves.py` has what they
-share. Users register their own in the same way, from outside the package.
+A new tracker is one function in `libraries.py` and one `register` line below; `curves.py` has what
+they share. Users register their own in the same way, from outside the package.
 """
 
 import functools
 
-from purejaxdqn.tracking.curves import forget
-from purejaxdqn.tracking.mlflow import open_mlflow
-from purejaxdqn.tracking.registry import (
-    TRACKERS,
-    Evaluated,
-    Tracker,
-    check_name,
-    open_tracker,
-    register,
-)
-from purejaxdqn.tracking.tensorboard import open_tensorboard
-from purejaxdqn.tracking.trackio import open_trackio
-from purejaxdqn.tracking.wandb import open_wandb
-
-__all__ = [
-    "TRACKERS",
-    "Evaluated",
-    "Tracker",
-    "check_name",
-    "forget",
-    "open_tracker",
-    "register",
-]
+from purejaxdqn.tracking.curves import forget as forget
+from purejaxdqn.tracking.libraries import open_mlflow, open_tensorboard, open_trackio, open_wandb
+from purejaxdqn.tracking.registry import TRACKERS as TRACKERS
+from purejaxdqn.tracking.registry import Evaluated as Evaluated
+from purejaxdqn.tracking.registry import Tracker as Tracker
+from purejaxdqn.tracking.registry import check_name as check_name
+from purejaxdqn.tracking.registry import open_tracker as open_tracker
+from purejaxdqn.tracking.registry import register as register
 
 register("tensorboard", open_tensorboard)
 register("wandb", open_wandb)

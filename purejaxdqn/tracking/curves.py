@@ -1,7 +1,5 @@
 """Names a sweep's runs and opens a curve for each: what the trackers of all libraries share."""
 
-from __future__ import annotations
-
 import contextlib
 import hashlib
 import importlib
@@ -25,16 +23,10 @@ ID_FILE = "tracking_id"
 class TrackedRun(NamedTuple):
     """Names one run, so that a library tells it from other runs and finds it again.
 
-    Attributes:
-      swept: the settings that the sweep varies, with this run's values.
-      seed: the run's seed.
-      label: both of them by name.
-      setting: text such as "learning_rate=0.001,discount=0.9", which can name a file; empty where
-        the sweep varies no setting.
-      group: the name of all seeds of the run's setting together.
-      name: the name under which a library lists the run.
-      group_key: identifies the group, in characters that every library accepts.
-      key: identifies the run, likewise.
+    `swept` are the settings that the sweep varies, with this run's values, and `label` has the seed
+    too. `setting` is text such as "learning_rate=0.001,discount=0.9", which can name a file; it is
+    empty where the sweep varies nothing. `group` names all seeds of the setting, `name` the run.
+    `group_key` and `key` do so in characters that every library accepts.
     """
 
     swept: dict[str, Any]
@@ -47,28 +39,17 @@ class TrackedRun(NamedTuple):
     key: str
 
 
-def _name_run(folder: Path, sweep_id: str, label: Mapping[str, Any]) -> TrackedRun:
+def _name_run(sweep: str, sweep_id: str, label: Mapping[str, Any]) -> TrackedRun:
     """Names a run by its label: its swept settings and its "seed"."""
-    swept = {name: _to_python(value) for name, value in label.items() if name != "seed"}
-    seed = int(label["seed"])
-    quoted = {name: urllib.parse.quote(str(value), safe="") for name, value in swept.items()}
+    numbers = {name: x.item() if isinstance(x, np.generic) else x for name, x in label.items()}
+    seed = int(numbers.pop("seed"))
+    quoted = {name: urllib.parse.quote(str(value), safe="") for name, value in numbers.items()}
     setting = ",".join(f"{name}={value}" for name, value in quoted.items())
-    path = f"{setting}/seed_{seed}" if swept else f"seed_{seed}"
-    sweep = f"{folder.resolve().name}-{sweep_id}"
-    group = f"{sweep}/{setting}" if swept else sweep
+    group, path = (f"{sweep}/{setting}", f"{setting}/") if numbers else (sweep, "")
+    path += f"seed_{seed}"
     keys = [f"{sweep_id}-{_hash(text)}" for text in (group, path)]
-    return TrackedRun(
-        swept, seed, {**swept, "seed": seed}, setting, group, f"{sweep}/{path}", *keys
-    )
-
-
-def _read_id(folder: Path) -> str:
-    """Reads the sweep's id from its folder, so that it moves with it; writes one if it has none."""
-    path = folder / ID_FILE
-    if not path.exists():
-        folder.mkdir(parents=True, exist_ok=True)
-        path.write_text(uuid.uuid4().hex[:8] + "\n")
-    return path.read_text().strip()
+    label = {**numbers, "seed": seed}
+    return TrackedRun(numbers, seed, label, setting, group, f"{sweep}/{path}", *keys)
 
 
 def forget(folder: Path) -> None:
@@ -78,27 +59,33 @@ def forget(folder: Path) -> None:
 
 
 class Curves(NamedTuple):
-    """Writes the curves of one run into one library.
+    """Writes the curves of one run into one library: `write(step, values)`, `close(failed)`.
 
-    Attributes:
-      last_step: the last environment step that an earlier process wrote; -1 if none did, or where
-        the library itself drops repeated steps.
-      write: `(step, values by name) -> None`.
-      close: `failed -> None`.
+    `last_step` is the last environment step that an earlier process wrote; -1 if none did, or where
+    the library itself drops repeated steps.
     """
 
     last_step: int
-    write: Callable[[int, dict[str, float]], None]
-    close: Callable[[bool], None]
+    write: Callable[[int, dict[str, float]], Any]
+    close: Callable[[bool], Any]
 
 
 @contextlib.contextmanager
-def track_runs(folder: Path, open_run: Callable[[TrackedRun], Curves]) -> Iterator[Tracker]:
+def track_runs(
+    folder: Path,
+    open_run: Callable[[TrackedRun], Curves],
+    close_groups: Callable[[bool], None] = lambda failed: None,
+) -> Iterator[Tracker]:
     """Makes a tracker that opens each run of a folder's sweep at its first evaluation.
 
-    A run is closed at the first evaluation without it, or at the end.
+    A run is closed at the first evaluation without it, or at the end, and the groups after all.
     """
-    sweep_id = _read_id(folder)
+    id_file = folder / ID_FILE  # moves with the sweep
+    if not id_file.exists():
+        folder.mkdir(parents=True, exist_ok=True)
+        id_file.write_text(uuid.uuid4().hex[:8] + "\n")
+    sweep_id = id_file.read_text().strip()
+    sweep = f"{folder.resolve().name}-{sweep_id}"
     open_runs: dict[str, Curves] = {}
 
     def close(keys: list[str], failed: bool) -> None:
@@ -107,7 +94,7 @@ def track_runs(folder: Path, open_run: Callable[[TrackedRun], Curves]) -> Iterat
                 stack.callback(open_runs.pop(key).close, failed)
 
     def track(event: Evaluated) -> None:
-        named = [_name_run(folder, sweep_id, label) for label in event.labels]
+        named = [_name_run(sweep, sweep_id, label) for label in event.labels]
         runs = {run.key: (run, at) for at, run in enumerate(named)}
         close([key for key in open_runs if key not in runs], failed=False)
         for key, (run, at) in runs.items():
@@ -117,11 +104,11 @@ def track_runs(folder: Path, open_run: Callable[[TrackedRun], Curves]) -> Iterat
                 open_runs[key].write(event.step, _known_values(event, at))
 
     failed = True
-    try:
+    with contextlib.ExitStack() as stack:
+        stack.callback(lambda: close_groups(failed))
+        stack.callback(lambda: close([*open_runs], failed))
         yield track
         failed = False
-    finally:
-        close(list(open_runs), failed)
 
 
 def _known_values(event: Evaluated, at: int) -> dict[str, float]:
@@ -133,11 +120,7 @@ def _known_values(event: Evaluated, at: int) -> dict[str, float]:
 
 
 def import_library(name: str) -> ModuleType:
-    """Imports a tracker's library, which is named as the package's extra that installs it.
-
-    Raises:
-      ConfigError: if it cannot be imported; the message says how to install it.
-    """
+    """Imports a tracker's library, named as its extra, or says how to install it."""
     try:
         return importlib.import_module(name)
     except ImportError as error:
@@ -149,15 +132,9 @@ def import_library(name: str) -> ModuleType:
 
 def shorten(text: str, length: int) -> str:
     """Cuts a text to at most `length` characters; different texts stay different."""
-    if len(text) <= length:
-        return text
     digest = _hash(text)
-    return f"{text[: length - len(digest) - 1]}~{digest}"
+    return text if len(text) <= length else f"{text[: length - len(digest) - 1]}~{digest}"
 
 
 def _hash(text: str) -> str:
     return hashlib.blake2s(text.encode(), digest_size=6).hexdigest()
-
-
-def _to_python(value: Any) -> Any:
-    return value.item() if isinstance(value, np.generic) else value

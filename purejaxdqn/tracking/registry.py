@@ -1,7 +1,5 @@
 """Opens trackers by name, so that a sweep's curves go where the user looks and never stop it."""
 
-from __future__ import annotations
-
 import contextlib
 import sys
 import warnings
@@ -40,7 +38,8 @@ class Evaluated(NamedTuple):
 Tracker = Callable[[Evaluated], None]
 """Receives one evaluation of the runs that are training."""
 
-Opener = Callable[[Path, str, Mapping[str, Any]], contextlib.AbstractContextManager[Tracker]]
+Opened = contextlib.AbstractContextManager[Tracker]
+Opener = Callable[[Path, str, Mapping[str, Any]], Opened]
 """Opens a tracker for one sweep: `(folder, project, config) -> context manager`."""
 
 TRACKERS: dict[str, Opener] = {}
@@ -63,11 +62,7 @@ def register(name: str, opener: Opener) -> None:
 
 
 def check_name(name: str) -> None:
-    """Refuses a name under which no tracker is registered.
-
-    Raises:
-      ConfigError: with the names that are nearest to it.
-    """
+    """Refuses a name under which no tracker is registered: a `ConfigError` names the nearest."""
     if name not in TRACKERS:
         raise ConfigError(f"tracker ({name!r}) must be one of {nearest_names(name, TRACKERS)}")
 
@@ -87,16 +82,13 @@ def open_tracker(
       project: under which Weights & Biases, Trackio and MLflow (as an experiment) list the sweep.
       config: settings by name that all runs share, kept wherever the library has a place for them.
 
-    Yields:
-      The tracker.
-
     Raises:
       ConfigError: before anything is trained, if no such tracker is registered, its library is not
         installed, or it cannot be opened.
     """
     check_name(name)
-    manager = TRACKERS[name](folder, project, config)
     try:
+        manager = TRACKERS[name](folder, project, config)
         tracker = manager.__enter__()
     except ConfigError:
         raise
@@ -115,8 +107,7 @@ def open_tracker(
             manager.__exit__(*raised)
         except Exception as error:
             if error is not raised[1]:
-                text = f"the tracker {name!r} could not be closed ({join_lines(error)})"
-                warnings.warn(text, RuntimeWarning, stacklevel=2)
+                _warn(f"the tracker {name!r} could not be closed", error)
 
 
 def turn_off_after_error(tracker: Tracker, name: str) -> Tracker:
@@ -128,17 +119,19 @@ def turn_off_after_error(tracker: Tracker, name: str) -> Tracker:
 
     def track(event: Evaluated) -> None:
         nonlocal is_on
-        if not is_on:
-            return
         try:
-            tracker(event)
+            if is_on:
+                tracker(event)
         except Exception as error:
             is_on = False
             what = f"failed at step {event.step} and is off from here on"
-            text = f"the tracker {name!r} {what} ({join_lines(error)})"
-            warnings.warn(text, RuntimeWarning, stacklevel=2)
+            _warn(f"the tracker {name!r} {what}", error)
 
     return track
+
+
+def _warn(what: str, error: Exception) -> None:
+    warnings.warn(f"{what} ({join_lines(error)})", RuntimeWarning, stacklevel=3)
 
 
 def join_lines(error: Exception) -> str:

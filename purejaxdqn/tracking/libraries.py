@@ -1,0 +1,219 @@
+"""Writes a sweep's curves with the libraries that show them, each imported where it is opened."""
+
+import contextlib
+import contextvars
+import functools
+import io
+import json
+import os
+import subprocess
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+from purejaxdqn.tracking.curves import Curves, TrackedRun, import_library, shorten, track_runs
+from purejaxdqn.tracking.registry import PROJECT, Opened, join_lines
+from purejaxdqn.types import ConfigError
+
+_MAX_FOLDER = 200  # characters of a folder's name; file systems take 255 bytes
+_MAX_NAME = 128  # characters of a name or a group of Weights & Biases
+_FLUSH_SECONDS = 1.0  # between writes to the disk by W&B; a killed process loses the rest
+_FINISH_SECONDS = 60.0  # to wait for uploads to W&B; the disk keeps what is not sent by then
+
+
+def open_tensorboard(folder: Path, project: str, config: Mapping[str, Any]) -> Opened:
+    """Writes event files to `folder/tensorboard/<setting>/seed_<seed>`; see `open_tracker`.
+
+    The settings are those of the HParams dashboard, which groups the seeds of a setting.
+    """
+    del project  # event files belong to their folder
+    import_library("tensorboard")
+    from tensorboard.compat.proto.event_pb2 import Event, SessionLog
+    from tensorboard.compat.proto.summary_pb2 import Summary
+    from tensorboard.plugins.hparams.summary_v2 import hparams_pb
+    from tensorboard.summary.writer.event_file_writer import EventFileWriter
+
+    def open_run(run: TrackedRun) -> Curves:
+        path = folder / "tensorboard" / shorten(run.setting, _MAX_FOLDER) / f"seed_{run.seed}"
+        is_resumed = path.exists()
+        writer = EventFileWriter(str(path))
+
+        def add(**content: Any) -> None:
+            writer.add_event(Event(wall_time=time.time(), **content))
+
+        if not is_resumed:
+            settings = {**config, **run.swept}
+            kept = (bool, int, float, str)
+            hparams = {key: x if isinstance(x, kept) else str(x) for key, x in settings.items()}
+            add(summary=hparams_pb(hparams, trial_id=run.group))
+
+        def write(step: int, values: dict[str, float]) -> None:
+            nonlocal is_resumed
+            if is_resumed:  # readers then drop what an earlier process wrote from this step on
+                add(step=step, session_log=SessionLog(status=SessionLog.START))
+                is_resumed = False
+            points = [Summary.Value(tag=name, simple_value=x) for name, x in values.items()]
+            add(step=step, summary=Summary(value=points))
+            writer.flush()
+
+        return Curves(-1, write, lambda failed: writer.close())
+
+    return track_runs(folder, open_run)
+
+
+def open_wandb(
+    folder: Path, project: str, config: Mapping[str, Any], *, offline: bool = False
+) -> Opened:
+    """Writes a Weights & Biases run per seed, with the setting as its group; see `open_tracker`.
+
+    Offline it writes files only, which `wandb sync` in the folder sends later. The environment
+    variable `WANDB_MODE` can ask for the same. Online somebody must be logged in.
+    """
+    library = import_library("wandb")
+    mode = "offline" if offline else os.environ.get("WANDB_MODE", "online")
+    if mode == "online":
+        _log_in(library)
+    # One process trains all runs: its console output and its load belong to none of them.
+    settings = library.Settings(
+        project=project,
+        reinit="create_new",
+        console="off",
+        silent=True,
+        x_disable_stats=True,
+        x_transaction_log_flush_interval=_FLUSH_SECONDS,
+        finish_timeout=_FINISH_SECONDS,
+    )
+
+    def open_run(run: TrackedRun) -> Curves:
+        wandb_run = library.init(
+            dir=str(folder),
+            id=run.key,
+            name=shorten(run.name, _MAX_NAME),
+            group=shorten(run.group, _MAX_NAME),
+            config={**config, **run.label},
+            allow_val_change=True,
+            mode=mode,
+            resume="allow",
+            settings=settings,
+        )
+        return Curves(
+            # No server knows of offline files, and `wandb sync` would move a repeated step.
+            _offline_step(wandb_run) if mode == "offline" else wandb_run.starting_step - 1,
+            lambda step, values: wandb_run.log(values, step=step, commit=True),
+            lambda failed: wandb_run.finish(int(failed)),
+        )
+
+    return track_runs(folder, open_run)
+
+
+def _log_in(library: ModuleType) -> None:
+    """Logs in to Weights & Biases, or refuses where that fails."""
+    try:
+        why = "" if library.login() else "no login was chosen"
+    except library.errors.Error as error:
+        why = join_lines(error)
+    if why:
+        raise ConfigError(
+            f"Weights & Biases cannot log in ({why}): run 'wandb login', or choose the tracker "
+            "'wandb-offline' and send its files later with 'wandb sync'"
+        )
+
+
+def _offline_step(run: Any) -> int:
+    """Returns the last step that earlier processes wrote of a run; -1 if they wrote none."""
+    from wandb.util import get_core_path
+
+    # What the command `wandb leet inspect --summary --json` runs.
+    inspect = [get_core_path(), "leet", "inspect", "--summary", "--json", "--no-observability"]
+    steps = [-1]
+    for path in Path(run.settings.wandb_dir).glob(f"offline-run-*/run-{run.id}.wandb"):
+        command = [*inspect, "--run-file", str(path), str(path.parent.parent)]
+        answer = subprocess.run(command, capture_output=True, text=True, check=True)
+        step = json.loads(answer.stdout)["step"]
+        steps += [] if step is None else [step]
+    return max(steps)
+
+
+def open_trackio(folder: Path, project: str, config: Mapping[str, Any]) -> Opened:
+    """Writes a Trackio run per seed, with the setting as its group; see `open_tracker`.
+
+    They go where Trackio keeps all its projects: see the environment variables `TRACKIO_DIR` and
+    `TRACKIO_SPACE_ID`.
+    """
+    library = import_library("trackio")
+    options = {"resume": "allow", "embed": False, "auto_log_gpu": False, "auto_log_cpu": False}
+
+    def open_run(run: TrackedRun) -> Curves:
+        names = {"name": run.name, "group": run.group, "config": {**config, **run.label}}
+        init = functools.partial(library.init, project, **names, **options)
+        # In a context of its own, as `init` ends the run before it. What it prints is dropped,
+        # because a program may read standard output.
+        with contextlib.redirect_stdout(io.StringIO()):
+            trackio_run = contextvars.Context().run(init)
+        last_step = getattr(trackio_run, "_next_step", 0) - 1  # no public name tells it
+
+        def close(failed: bool) -> None:
+            with contextlib.redirect_stdout(io.StringIO()):
+                trackio_run.finish()
+
+        return Curves(last_step, lambda step, values: trackio_run.log(values, step=step), close)
+
+    return track_runs(folder, open_run)
+
+
+def open_mlflow(folder: Path, project: str, config: Mapping[str, Any]) -> Opened:
+    """Writes an MLflow run per setting, and below it one per seed; see `open_tracker`.
+
+    They go to `folder/mlflow/mlflow.db`, or to the server that the environment variable
+    `MLFLOW_TRACKING_URI` names.
+    """
+    import_library("mlflow")
+    from mlflow import MlflowClient
+    from mlflow.entities import Metric, Param
+
+    uri, artifacts = os.environ.get("MLFLOW_TRACKING_URI"), None
+    if not uri:
+        home = (folder / "mlflow").resolve()
+        home.mkdir(parents=True, exist_ok=True)
+        uri, artifacts = f"sqlite:///{home / 'mlflow.db'}", (home / "artifacts").as_uri()
+    client = MlflowClient(uri)
+    found = client.get_experiment_by_name(project)
+    experiment = found.experiment_id if found else client.create_experiment(project, artifacts)
+    groups: dict[str, str] = {}
+
+    def start(key: str, name: str, settings: Mapping[str, Any], **tags: str) -> tuple[str, int]:
+        """Finds a run by its key, or makes it; returns its id and the last step of its curves."""
+        same = client.search_runs([experiment], f"tags.`{PROJECT}.run` = '{key}'", max_results=1)
+        if same:
+            run_id = same[0].info.run_id
+            client.update_run(run_id, status="RUNNING")
+            points = client.get_metric_history(run_id, "greedy_return")
+            return run_id, max((point.step for point in points), default=-1)
+        tags[f"{PROJECT}.run"] = key
+        run_id = client.create_run(experiment, tags=tags, run_name=name).info.run_id
+        params = [Param(name, str(x)) for name, x in {**config, **settings}.items()]
+        client.log_batch(run_id, params=params)
+        return run_id, -1
+
+    def open_run(run: TrackedRun) -> Curves:
+        if run.group not in groups:
+            groups[run.group], _ = start(run.group_key, run.group, run.swept)
+        parent = {"mlflow.parentRunId": groups[run.group]}
+        run_id, last_step = start(run.key, run.name, run.label, **parent)
+
+        def write(step: int, values: dict[str, float]) -> None:
+            now = int(time.time() * 1000)
+            client.log_batch(run_id, [Metric(name, x, now, step) for name, x in values.items()])
+
+        return Curves(last_step, write, lambda failed: end(run_id, failed))
+
+    def end(run_id: str, failed: bool) -> None:
+        client.set_terminated(run_id, "FAILED" if failed else "FINISHED")
+
+    def end_groups(failed: bool) -> None:
+        for run_id in groups.values():
+            end(run_id, failed)
+
+    return track_runs(folder, open_run, end_groups)
