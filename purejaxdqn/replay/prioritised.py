@@ -103,6 +103,17 @@ def leaf_at(tree: SumTree, fractions: Array) -> Array:
     return block * tree.block_size + _cell_at(tree.blocks[block], fractions[3:])
 
 
+def _draw_leaves(tree: SumTree, key: Array, num: int) -> tuple[Array, Array]:
+    """Draws leaves `[num]`, a stratum each, and says with which probabilities `[num]`."""
+    fractions = jax.random.uniform(key, (num, 5))
+    strata = (jnp.arange(num) + fractions[:, 0]) / num
+    indices = jax.vmap(leaf_at, (None, 0))(tree, fractions.at[:, 0].set(strata))
+    probabilities = tree.leaves[indices] / tree.sums.sum()
+    # The condition always holds. It makes the indices depend on the tree, so that XLA cannot start
+    # `update` early and copy the tree.
+    return jnp.where(probabilities > 0, indices, 0), probabilities
+
+
 @flax.struct.dataclass
 class PrioritisedReplayState:
     """A ring of transitions and a priority for each of them."""
@@ -155,13 +166,7 @@ def prioritised_replay(
         is_empty = state.replay.num_rows == 0
         if not isinstance(is_empty, jax.core.Tracer) and is_empty:
             raise ValueError("the replay holds no transition to sample: add some first")
-        fractions = jax.random.uniform(key, (batch_size, 5))
-        strata = (jnp.arange(batch_size) + fractions[:, 0]) / batch_size
-        indices = jax.vmap(leaf_at, (None, 0))(state.tree, fractions.at[:, 0].set(strata))
-        probabilities = state.tree.leaves[indices] / state.tree.sums.sum()
-        # The condition always holds. It makes the indices depend on the tree, so that XLA cannot
-        # start `update` early and copy the tree.
-        indices = jnp.where(probabilities > 0, indices, 0)
+        indices, probabilities = _draw_leaves(state.tree, key, batch_size)
         windows = jax.vmap(lambda index: window_at(state, index, 1))(indices)
         return Sample(windows, indices, probabilities)
 
