@@ -40,24 +40,7 @@ _HOMES = {  # of each public name
 }
 _ROOMS = ("agents", "environments", "losses", "networks", "replay", "testing")
 
-__all__ = [
-    "ConfigError",
-    "DQNConfig",
-    "PQNConfig",
-    "RunConfig",
-    "agents",
-    "dqn",
-    "environments",
-    "load",
-    "losses",
-    "networks",
-    "pqn",
-    "replay",
-    "rerun",
-    "run_sweep",
-    "setting",
-    "testing",
-]
+__all__ = sorted([*_HOMES, *_ROOMS])
 
 
 def __getattr__(name: str) -> Any:

@@ -1,9 +1,8 @@
 """The records and contracts that all rooms of the package share.
 
-Notation in the docstrings: ``E`` environments, ``B`` transitions in a batch, ``A`` actions,
-``*obs`` the shape of one observation, ``[]`` a scalar. Time steps follow the usual ``tm1`` (t - 1)
-and ``t`` suffixes: ``a_tm1`` was taken in ``obs_tm1`` and led to ``r_t``,
-``discount_t`` and ``obs_t``.
+Shapes, which stand beside the fields, are written with `E` environments, `B` transitions in a
+batch, `A` actions, `*obs` the shape of one observation, and `[]` a scalar. Names end in `tm1` for
+t - 1 and `t`: `a_tm1` was taken in `obs_tm1` and led to `r_t`, `discount_t` and `obs_t`.
 """
 
 from __future__ import annotations
@@ -11,7 +10,7 @@ from __future__ import annotations
 import dataclasses
 import difflib
 from collections.abc import Callable, Iterable
-from typing import Any, Generic, NamedTuple, Protocol, TypeVar
+from typing import Any, Generic, NamedTuple, TypeVar
 
 import flax.struct
 import jax
@@ -38,46 +37,30 @@ def is_same_definition(one: Callable[..., Any], other: Callable[..., Any]) -> bo
     Functions that `def` named are told by module and name, all others (`lambda`, `partial`) are the
     same only if they are one object.
     """
-    names = [getattr(function, "__qualname__", "<lambda>") for function in (one, other)]
-    is_named = names[0] == names[1] and not names[0].endswith("<lambda>")
+    first, second = (getattr(function, "__qualname__", "<lambda>") for function in (one, other))
+    is_named = first == second and not first.endswith("<lambda>")
     return one is other or (is_named and one.__module__ == other.__module__)
 
 
 class TimeStep(NamedTuple):
-    """What an environment answers to one action.
+    """What an environment answers to one action."""
 
-    Attributes:
-      obs: `[*obs]` the observation that the action led to, always the one *before* any reset.
-      reward: `[]` float.
-      terminated: `[]` bool, the episode ended by the task's own rules: nothing follows, and the
-        value of `obs` is zero.
-      truncated: `[]` bool, the time limit was reached: the value of `obs` is still bootstrapped.
-    """
-
-    obs: Array
-    reward: Array
+    obs: Array  # [*obs] what the action led to, always the one *before* any reset
+    reward: Array  # [] float
+    # [] bool, the episode ended by the task's own rules: nothing follows, and obs is worth 0
     terminated: Array
-    truncated: Array
+    truncated: Array  # [] bool, the time limit was reached: the value of obs is still bootstrapped
 
 
 class Step(NamedTuple):
-    """One time step of every environment, as a replay is given it.
+    """One time step of every environment, as a replay is given it."""
 
-    Attributes:
-      obs: `[E, *obs]` the observation acted on.
-      action: `[E]` int32.
-      reward: `[E]` float.
-      terminated: `[E]` bool.
-      truncated: `[E]` bool.
-      next_obs: `[E, *obs]` the observation before any reset.
-    """
-
-    obs: Array
-    action: Array
-    reward: Array
-    terminated: Array
-    truncated: Array
-    next_obs: Array
+    obs: Array  # [E, *obs] that was acted on
+    action: Array  # [E] int32
+    reward: Array  # [E] float
+    terminated: Array  # [E] bool
+    truncated: Array  # [E] bool
+    next_obs: Array  # [E, *obs] before any reset
 
 
 class Window(NamedTuple):
@@ -85,205 +68,129 @@ class Window(NamedTuple):
 
     The first step is always inside the window. The window ends early with the step that ended the
     episode, or with the newest step that was added. The entries behind its end mean nothing.
-
-    Attributes:
-      obs: `[*obs]` the observation that the first step acted on.
-      action: `[n]` int32.
-      reward: `[n]` float.
-      terminated: `[n]` bool.
-      truncated: `[n]` bool.
-      is_inside: `[n]` bool, whether the step belongs to the window.
-      next_obs: `[*obs]` the observation that its last step led to, before any reset.
     """
 
-    obs: Array
-    action: Array
-    reward: Array
-    terminated: Array
-    truncated: Array
-    is_inside: Array
-    next_obs: Array
+    obs: Array  # [*obs] that the first step acted on
+    action: Array  # [n] int32
+    reward: Array  # [n] float
+    terminated: Array  # [n] bool
+    truncated: Array  # [n] bool
+    is_inside: Array  # [n] bool, whether the step belongs to the window
+    next_obs: Array  # [*obs] that its last step led to, before any reset
 
 
 class Transition(NamedTuple):
-    """What a loss learns from: ONE transition, without a batch axis.
+    """What a loss learns from: ONE transition, without a batch axis."""
 
-    Attributes:
-      obs_tm1: `[*obs]`.
-      a_tm1: `[]` int32.
-      r_t: `[]` the reward, or the discounted sum of the rewards of several steps.
-      discount_t: `[]` gamma to the number of steps, and 0 only where the episode *terminated*.
-      obs_t: `[*obs]`.
-    """
-
-    obs_tm1: Array
-    a_tm1: Array
-    r_t: Array
-    discount_t: Array
-    obs_t: Array
+    obs_tm1: Array  # [*obs]
+    a_tm1: Array  # [] int32
+    r_t: Array  # [] the reward, or the discounted sum of the rewards of several steps
+    discount_t: Array  # [] gamma to the number of steps, and 0 only where the episode *terminated*
+    obs_t: Array  # [*obs]
 
 
 class Sample(NamedTuple):
-    """A batch from a replay.
+    """A batch from a replay."""
 
-    Attributes:
-      window: `Window` with a leading axis `[B, ...]`.
-      indices: `[B]` int32, where the windows start; given back to `Replay.update`.
-      probabilities: `[B]` the probability with which each one was drawn.
-    """
-
-    window: Window
-    indices: Array
-    probabilities: Array
+    window: Window  # with a leading axis, [B, ...]
+    indices: Array  # [B] int32, where the windows start; given back to `Replay.update`
+    probabilities: Array  # [B] with which each one was drawn
 
 
 class Categorical(NamedTuple):
-    """A distribution over returns for each action, on a fixed support: what a C51 network puts out.
+    """A distribution over returns for each action, on a fixed support: what C51 puts out."""
 
-    Attributes:
-      logits: `[A, N]` unnormalised log-probabilities.
-      support: `[N]` the atoms, evenly spaced and increasing.
-    """
-
-    logits: Array
-    support: Array
+    logits: Array  # [A, N] unnormalised log-probabilities
+    support: Array  # [N] the atoms, evenly spaced and increasing
 
 
 class Quantiles(NamedTuple):
-    """Quantiles of the return for each action: what a QR-DQN or IQN network puts out.
+    """Quantiles of the return for each action: what a QR-DQN or IQN network puts out."""
 
-    Attributes:
-      values: `[A, N]` the return's quantiles.
-      fractions: `[N]` which quantiles these are, between 0 and 1.
-      weights: `[N]` what each counts in the mean; they sum to 1.
-    """
-
-    values: Array
-    fractions: Array
-    weights: Array
+    values: Array  # [A, N] the return's quantiles
+    fractions: Array  # [N] which quantiles these are, between 0 and 1
+    weights: Array  # [N] what each counts in the mean; they sum to 1
 
 
 class ProposedQuantiles(NamedTuple):
     """Quantiles at fractions that the network chose: what an FQF network puts out.
 
-    Attributes:
-      values: `[A, N]` the return's quantiles.
-      fractions: `[N]` which quantiles these are: the midpoints of the parts into which the
-        boundaries cut the interval from 0 to 1.
-      weights: `[N]` how long each part is; they sum to 1.
-      boundaries: `[N - 1]` between the parts, increasing; gradients through them reach the
-        proposal alone.
-      boundary_values: `[A, N - 1]` the quantiles at the boundaries.
+    The boundaries cut the interval from 0 to 1 into parts. Gradients through them reach the
+    proposal alone.
     """
 
-    values: Array
-    fractions: Array
-    weights: Array
-    boundaries: Array
-    boundary_values: Array
+    values: Array  # [A, N] the return's quantiles
+    fractions: Array  # [N] which quantiles these are: the midpoints of the parts
+    weights: Array  # [N] how long each part is; they sum to 1
+    boundaries: Array  # [N - 1] between the parts, increasing
+    boundary_values: Array  # [A, N - 1] the quantiles at the boundaries
 
 
 class LossOutput(NamedTuple):
-    """What a loss says of one transition.
+    """What a loss says of one transition."""
 
-    Attributes:
-      loss: `[]` what is minimised.
-      priority: `[]` how surprising the transition was, handed back to the replay
-        (usually `|td_error|`).
-      metrics: scalars by name, averaged over the batch.
-    """
-
-    loss: Array
-    priority: Array
-    metrics: dict[str, Array]
+    loss: Array  # [] what is minimised
+    priority: Array  # [] how surprising it was, for the replay: usually |td_error|
+    metrics: dict[str, Array]  # [] each, by name; averaged over the batch
 
 
 class Activations(NamedTuple):
     """What the units of a network say of ONE observation, behind their nonlinearity.
 
-    Attributes:
-      hidden: an array `[..., units]` for each hidden layer; leading axes are other places at which
-        the same units stand, such as the pixels of a convolution or the fractions of a quantile.
-      features: `[F]` what the network makes of the observation before it looks at actions.
+    Leading axes of `hidden` are other places at which the same units stand, such as the pixels of a
+    convolution or the fractions of a quantile.
     """
 
-    hidden: tuple[Array, ...]
-    features: Array
+    hidden: tuple[Array, ...]  # [..., units] for each hidden layer
+    features: Array  # [F] what the network makes of the observation before it looks at actions
 
 
 class Network(NamedTuple, Generic[Output]):
     """A value network as pure functions of ONE observation.
 
-    `Output` is the type of what the network puts out: an `Array` of action values, `Categorical`,
-    or quantiles. `Network[Any]` is one of any kind. Diagnostics alone ask for the fourth function.
-
-    Attributes:
-      init: `(key, obs) -> params`.
-      apply: `(params, obs, key=None) -> output`; noise comes from `key`, none without it.
-      action_values: `output -> q [A]`, one number per action. Acting and evaluation see no more.
-      activations: `(params, obs) -> Activations`, without noise; None where a network does not say.
+    Its `Output` is an `Array` of action values, `Categorical`, or quantiles. Diagnostics alone ask
+    for the fourth function.
     """
 
-    init: Callable[[Array, Array], Params]
-    apply: Callable[..., Output]
-    action_values: Callable[[Output], Array]
+    init: Callable[[Array, Array], Params]  # (key, obs) -> params
+    apply: Callable[..., Output]  # (params, obs, key=None) -> output; without noise if no key
+    action_values: Callable[[Output], Array]  # output -> q [A]: acting and evaluation see no more
+    # (params, obs) -> Activations, without noise; None where a network does not say
     activations: Callable[[Params, Array], Activations] | None = None
 
 
-class LossFn(Protocol[Output]):
-    """A loss of ONE transition, for networks with such an `Output`.
-
-    The learner maps it over the batch and takes the weighted mean.
-    """
-
-    def __call__(
-        self,
-        network: Network[Output],
-        params: Params,
-        target_params: Params,
-        transition: Transition,
-        key: Array,
-        /,
-    ) -> LossOutput:
-        """Computes the loss, the priority and the metrics of one transition."""
+# (network, params, target_params, transition, key) -> LossOutput: a loss of ONE transition, for
+# networks with such an Output. The learner maps it over the batch and takes the weighted mean.
+LossFn = Callable[[Network[Output], Params, Params, Transition, Array], LossOutput]
 
 
 class Learner(NamedTuple):
-    """Makes better weights of batches, as pure functions.
+    """Makes better weights of batches, as pure functions; diagnostics alone ask for the third.
 
-    Diagnostics alone ask for the third function.
-
-    Attributes:
-      init: `(key, obs [*obs]) -> LearnerState`.
-      update: `(LearnerState, Transition [B, ...], key, weights [B]=None) -> (LearnerState,
-        priorities [B], metrics)`; one gradient step. Without weights each transition counts 1.
-      gradient: of the same arguments, the loss's gradient as `update` hands it to the optimiser.
+    `update` takes one gradient step. Without weights each transition counts 1. `gradient` is the
+    loss's gradient as `update` hands it to the optimiser.
     """
 
-    init: Callable[[Array, Array], LearnerState]
+    init: Callable[[Array, Array], LearnerState]  # (key, obs [*obs]) -> LearnerState
+    # (state, Transition [B, ...], key, weights [B]=None) -> (state, priorities [B], metrics)
     update: Callable[..., tuple[LearnerState, Array, dict[str, Array]]]
-    gradient: Callable[..., Params] | None = None
+    gradient: Callable[..., Params] | None = None  # of the same arguments
 
 
 class Replay(NamedTuple):
     """A replay buffer as pure functions over a state of its own.
 
     It stores what happened, and knows no discount: `n_step_transition` makes transitions of its
-    windows. The fifth function is for windows of several steps (`n_step_replay`) alone.
-
-    Attributes:
-      init: `step -> state`; `step` (`[E, ...]`) gives shapes and dtypes only.
-      add: `(state, step [E, ...]) -> state`.
-      sample: `(state, key) -> Sample`; the state must hold at least one batch.
-      update: `(state, indices [B], priorities [B]) -> state`.
-      window_at: `(state, index [], num_steps) -> Window`, the one that starts at ONE of the indices
-        that `sample` gives, of at most `num_steps` (an `int` of at least 1) steps.
+    windows. `window_at` gives the window of at most `num_steps` (an `int` of at least 1) steps that
+    starts at ONE of the indices that `sample` gives; `n_step_replay` alone asks for it.
     """
 
-    init: Callable[[Step], ArrayTree]
-    add: Callable[[ArrayTree, Step], ArrayTree]
-    sample: Callable[[ArrayTree, Array], Sample]
+    init: Callable[[Step], ArrayTree]  # of a step [E, ...] that gives shapes and dtypes only
+    add: Callable[[ArrayTree, Step], ArrayTree]  # (state, step [E, ...]) -> state
+    sample: Callable[[ArrayTree, Array], Sample]  # (state, key), of a state that holds a batch
+    # (state, indices [B], priorities [B]) -> state
     update: Callable[[ArrayTree, Array, Array], ArrayTree]
+    # (state, index [], num_steps) -> Window
     window_at: Callable[[ArrayTree, Array, int], Window] | None = None
 
 
@@ -297,13 +204,9 @@ def shared_counter() -> Any:
 
 
 def run_axes(state: ArrayTree) -> ArrayTree:
-    """Makes the `in_axes` of a state for `vmap` over runs: None for shared counters, else 0.
+    """Makes the `in_axes` of a (possibly abstract) state for `vmap` over runs.
 
-    Args:
-      state: a (possibly abstract) state whose counters are declared with `shared_counter`.
-
-    Returns:
-      A pytree prefix of `state`.
+    It is a pytree prefix of the state: None for what `shared_counter` declares, else 0.
     """
     if not dataclasses.is_dataclass(state):
         return 0
@@ -316,40 +219,23 @@ def run_axes(state: ArrayTree) -> ArrayTree:
 
 @flax.struct.dataclass
 class LearnerState:
-    """All that gradient steps change.
+    """All that gradient steps change."""
 
-    Attributes:
-      params: the online network's weights.
-      target_params: the target network's weights, same structure; None without one.
-      opt_state: the optimiser's state.
-      num_updates: `[]` int32, gradient steps taken so far.
-    """
-
-    params: Params
-    target_params: Params
-    opt_state: ArrayTree
-    num_updates: Array = shared_counter()
+    params: Params  # of the online network
+    target_params: Params  # of the target network, same structure; None without one
+    opt_state: ArrayTree  # of the optimiser
+    num_updates: Array = shared_counter()  # [] int32, gradient steps taken so far
 
 
 @flax.struct.dataclass
 class TrainState:
-    """The state of one run: the carry of the training loop and the content of a checkpoint.
-
-    Attributes:
-      learner: `LearnerState`.
-      replay: the replay's own state; None without one.
-      env_state: `[E, ...]` the environments' states.
-      obs: `[E, *obs]` the observations to act on next.
-      episode_return: `[E]` float32, the undiscounted return of the episodes under way.
-      key: `[]` the typed PRNG key from which all later keys are split.
-      num_steps: `[]` int32, environment steps taken so far, over all environments and with the
-        prefill.
-    """
+    """The state of one run: the carry of the training loop and the content of a checkpoint."""
 
     learner: LearnerState
-    replay: ArrayTree
-    env_state: ArrayTree
-    obs: Array
-    episode_return: Array
-    key: Array
+    replay: ArrayTree  # the replay's own state; None without one
+    env_state: ArrayTree  # [E, ...]
+    obs: Array  # [E, *obs] to act on next
+    episode_return: Array  # [E] float32, undiscounted, of the episodes under way
+    key: Array  # [] the typed PRNG key from which all later keys are split
+    # [] int32, environment steps taken so far, over all environments and with the prefill
     num_steps: Array = shared_counter()

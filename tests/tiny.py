@@ -1,6 +1,7 @@
 """Runs so small that they take no time: a test changes of these settings what it is about."""
 
 import functools
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -8,6 +9,7 @@ import numpy as np
 
 from purejaxdqn.agents.dqn.settings import DQNConfig
 from purejaxdqn.agents.pqn.settings import PQNConfig
+from purejaxdqn.types import Step
 
 TINY = DQNConfig(
     total_steps=480,
@@ -48,3 +50,10 @@ def bits(tree):
         ).tobytes()
         for x in jax.tree.leaves(tree)
     ]
+
+
+def step_of(num_envs: int, number: Any = 0.0) -> Step:
+    """A step whose observations and rewards are a number."""
+    obs, flag = jnp.full((num_envs, 2), number), jnp.zeros(num_envs, bool)
+    action, reward = jnp.zeros(num_envs, jnp.int32), jnp.full(num_envs, number)
+    return Step(obs, action, reward, flag, flag, obs)

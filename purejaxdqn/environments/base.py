@@ -17,25 +17,19 @@ EnvState = Any  # a pytree of arrays
 class Environment(NamedTuple):
     """An environment as pure functions; `purejaxdqn.testing.check_environment` checks a new one.
 
-    Attributes:
-      name: the one that it is registered under.
-      reset: `key -> (state, obs [*obs])`.
-      step: `(key, state, action []) -> (state, TimeStep)`. It never resets by itself:
-        `TimeStep.obs` is the observation that the action led to, also at the end of an episode.
-      num_actions: number of discrete actions.
-      observation_space: bounds, shape and dtype of an observation.
-      threshold: the mean return at which the task counts as solved; None if there is none.
-      max_steps: the time limit in steps: `truncated` is True from the `max_steps`-th step of an
-        episode on, and at no earlier one.
+    `step` never resets by itself: `TimeStep.obs` is the observation that the action led to, also at
+    the end of an episode. `truncated` is True from the `max_steps`-th step of an episode on, and at
+    no earlier one.
     """
 
-    name: str
-    reset: Callable[[Array], tuple[EnvState, Array]]
+    name: str  # that it is registered under
+    reset: Callable[[Array], tuple[EnvState, Array]]  # key -> (state, obs [*obs])
+    # (key, state, action []) -> (state, TimeStep)
     step: Callable[[Array, EnvState, Array], tuple[EnvState, TimeStep]]
-    num_actions: int
-    observation_space: gymnasium.spaces.Box
-    threshold: float | None
-    max_steps: int
+    num_actions: int  # discrete ones
+    observation_space: gymnasium.spaces.Box  # bounds, shape and dtype of an observation
+    threshold: float | None  # the mean return at which the task counts as solved, if there is one
+    max_steps: int  # the time limit
 
     @property
     def action_space(self) -> gymnasium.spaces.Discrete:
@@ -46,13 +40,7 @@ class Environment(NamedTuple):
 def step_and_reset(
     env: Environment, key: Array, state: EnvState, action: Array
 ) -> tuple[EnvState, Array, TimeStep]:
-    """Steps one environment, and begins a new episode if the step ended one.
-
-    Args:
-      env: the environment.
-      key: `[]` PRNG key.
-      state: the state of the environment.
-      action: `[]` int.
+    """Steps one environment by an action `[]`, and begins a new episode if the step ended one.
 
     Returns:
       `(state, obs_to_act_on [*obs], timestep)`. State and observation are those of the new episode
@@ -62,9 +50,6 @@ def step_and_reset(
     next_state, timestep = env.step(step_key, state, action)
     reset_state, reset_obs = env.reset(reset_key)
     ended = timestep.terminated | timestep.truncated
-    state, obs = jax.tree.map(
-        lambda new, old: jnp.where(ended, new, old),
-        (reset_state, reset_obs),
-        (next_state, timestep.obs),
-    )
+    begin, go_on = (reset_state, reset_obs), (next_state, timestep.obs)
+    state, obs = jax.tree.map(lambda new, old: jnp.where(ended, new, old), begin, go_on)
     return state, obs, timestep

@@ -35,21 +35,13 @@ RESET_BOUND = 0.05
 
 @flax.struct.dataclass
 class CartPoleState:
-    """One cart with its pole.
+    """One cart with its pole."""
 
-    Attributes:
-      x: `[]` m, position of the cart.
-      x_dot: `[]` m / s.
-      theta: `[]` rad, angle of the pole from upright.
-      theta_dot: `[]` rad / s.
-      num_steps: `[]` int32, steps taken in this episode.
-    """
-
-    x: Array
-    x_dot: Array
-    theta: Array
-    theta_dot: Array
-    num_steps: Array
+    x: Array  # [] m, position of the cart
+    x_dot: Array  # [] m / s
+    theta: Array  # [] rad, angle of the pole from upright
+    theta_dot: Array  # [] rad / s
+    num_steps: Array  # [] int32, steps taken in this episode
 
 
 def _observe(state: CartPoleState) -> Array:
@@ -59,33 +51,24 @@ def _observe(state: CartPoleState) -> Array:
 def reset(key: Array) -> tuple[CartPoleState, Array]:
     """Begins an episode: draws all four numbers uniformly from [-0.05, 0.05).
 
-    Args:
-      key: `[]` PRNG key.
-
     Returns:
       `(state, obs [4])`, in JAX's default float type (float64 under x64).
     """
     values = jax.random.uniform(key, (4,), minval=-RESET_BOUND, maxval=RESET_BOUND)
     x, x_dot, theta, theta_dot = values
-    state = CartPoleState(x, x_dot, theta, theta_dot, num_steps=jnp.zeros((), jnp.int32))
+    state = CartPoleState(x, x_dot, theta, theta_dot, jnp.zeros((), jnp.int32))
     return state, _observe(state)
 
 
 def step(
     key: Array, state: CartPoleState, action: Array, *, max_steps: int
 ) -> tuple[CartPoleState, TimeStep]:
-    """Pushes the cart for 0.02 seconds.
-
-    Args:
-      key: `[]` PRNG key, unused: the dynamics are deterministic.
-      state: `CartPoleState`.
-      action: `[]` int, 0 pushes to the left and 1 to the right.
-      max_steps: the time limit in steps.
+    """Pushes the cart for 0.02 seconds: an action `[]` of 0 to the left, and 1 to the right.
 
     Returns:
       `(state, TimeStep)`, with a reward of 1 for every step, also the last one.
     """
-    del key
+    del key  # the dynamics are deterministic
     force = jnp.where(action == 1, FORCE, -FORCE).astype(state.x.dtype)
     cos_theta, sin_theta = jnp.cos(state.theta), jnp.sin(state.theta)
     push = (force + POLE_MASS_LENGTH * jnp.square(state.theta_dot) * sin_theta) / TOTAL_MASS
@@ -100,16 +83,10 @@ def step(
         theta_dot=state.theta_dot + TAU * theta_acc,
         num_steps=state.num_steps + 1,
     )
-    terminated = (jnp.abs(next_state.x) > X_THRESHOLD) | (
-        jnp.abs(next_state.theta) > THETA_THRESHOLD
-    )
-    timestep = TimeStep(
-        obs=_observe(next_state),
-        reward=jnp.ones((), state.x.dtype),
-        terminated=terminated,
-        truncated=next_state.num_steps >= max_steps,
-    )
-    return next_state, timestep
+    is_off_track = jnp.abs(next_state.x) > X_THRESHOLD
+    terminated = is_off_track | (jnp.abs(next_state.theta) > THETA_THRESHOLD)
+    reward, truncated = jnp.ones((), state.x.dtype), next_state.num_steps >= max_steps
+    return next_state, TimeStep(_observe(next_state), reward, terminated, truncated)
 
 
 def cartpole(name: str, max_steps: int, threshold: float | None) -> Environment:

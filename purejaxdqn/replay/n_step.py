@@ -1,8 +1,4 @@
-"""Transitions of several steps, from any replay.
-
-n-step returns: Watkins, "Learning from delayed rewards" (1989), chapter 7; Sutton and Barto,
-"Reinforcement learning" (2018), section 7.1.
-"""
+"""Transitions of several steps, from any replay."""
 
 from __future__ import annotations
 
@@ -13,15 +9,12 @@ from purejaxdqn.types import Array, ArrayTree, ConfigError, Replay, Sample, Tran
 
 
 def n_step_transition(window: Window, discount: Array | float) -> Transition:
-    """Makes the transition of ONE window.
+    """Makes the transition of ONE window of m steps, from the first observation to the last one.
 
-    Args:
-      window: of m steps, at least 1.
-      discount: `[]` gamma, per step.
-
-    Returns:
-      The `Transition` from the first observation to the last one. `r_t` is the sum of gamma^k times
-      the k-th reward (from 0 on), and `discount_t` is gamma^m, or 0 if the last step terminated.
+    With the discount gamma `[]` per step, `r_t` is the sum of gamma^k times the k-th reward (from 0
+    on), and `discount_t` is gamma^m, or 0 if the last step terminated. Watkins, "Learning from
+    delayed rewards" (1989), chapter 7; Sutton and Barto, "Reinforcement learning" (2018), section
+    7.1.
     """
     powers = discount ** jnp.arange(len(window.reward))
     terminates = jnp.any(window.terminated & window.is_inside)
@@ -37,16 +30,10 @@ def n_step_transition(window: Window, discount: Array | float) -> Transition:
 def n_step_replay(replay: Replay, n_step: int) -> Replay:
     """Makes a replay whose windows span `n_step` steps, or fewer: see `Window`.
 
-    The new replay draws, remembers and updates as the given one does, with the same indices and
-    probabilities. The actions in between are those that were played, without any correction. Where
-    one such replay is made of another, the outer one says how many steps.
-
-    Args:
-      replay: any that has `window_at`.
-      n_step: `n`, the most steps that a window spans; 1 changes nothing.
-
-    Returns:
-      A `Replay` over the given one's state.
+    The new replay draws, remembers and updates as the given one does, over its state, with the same
+    indices and probabilities; an `n_step` of 1 changes nothing. The actions in between are those
+    that were played, without any correction. Where one such replay is made of another, the outer
+    one says how many steps.
 
     Raises:
       ConfigError: if `n_step` is not positive, or the replay has no `window_at`.

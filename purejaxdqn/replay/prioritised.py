@@ -1,16 +1,12 @@
 """A circular replay buffer that samples in proportion to priorities.
 
-Schaul, Quan, Antonoglou and Silver, "Prioritized experience replay" (2016): the proportional
-variant, section 3.3 and equation 1.
-
-The paper keeps priorities in a binary tree of sums, and adds differences to the sums. Here the tree
-is wide, with three levels of about `capacity ** (1 / 3)` children each: groups of blocks of leaves.
-A sum is always made anew from all that it sums, so that rounding never adds up.
+Schaul et al. (2016) keep priorities in a binary tree of sums, and add differences to the sums. Here
+the tree is wide, with three levels of about `capacity ** (1 / 3)` children each: groups of blocks
+of leaves. A sum is always made anew from all that it sums, so that rounding never adds up.
 """
 
 from __future__ import annotations
 
-import functools
 import math
 
 import flax.struct
@@ -27,14 +23,10 @@ class SumTree:
 
     `K * K` leaves are a block, and `K * K` blocks a group. The sums of the groups are not kept:
     making them of all blocks takes no longer than finding those that changed.
-
-    Attributes:
-      leaves: `[G * K^4]` the numbers, one block after another; 0 is never drawn.
-      sums: `[G, K, K]` the sum of each block, a group a row.
     """
 
-    leaves: Array
-    sums: Array
+    leaves: Array  # [G * K^4] the numbers, one block after another; 0 is never drawn
+    sums: Array  # [G, K, K] the sum of each block, a group a row
 
     @property
     def block_size(self) -> int:
@@ -111,43 +103,24 @@ def leaf_at(tree: SumTree, fractions: Array) -> Array:
     return block * tree.block_size + _cell_at(tree.blocks[block], fractions[3:])
 
 
-@flax.struct.dataclass
-class PrioritisedReplayState:
-    """A ring of transitions and a priority for each of them.
-
-    Attributes:
-      replay: the ring.
-      tree: a leaf for each entry of the ring: its `p^exponent`, or 0 if it was never written.
-      max_priority: `[]` the largest `p^exponent` so far, 1 before any update.
-    """
-
-    replay: UniformReplayState
-    tree: SumTree
-    max_priority: Array
-
-
-def _add_step(ring: Replay, state: PrioritisedReplayState, step: Step) -> PrioritisedReplayState:
-    """Writes a step `[E, ...]` over the oldest row, with the largest priority so far."""
-    num_envs = state.replay.num_envs
-    priorities = jnp.broadcast_to(state.max_priority, (num_envs,))
-    tree = set_range(state.tree, state.replay.insert_row * num_envs, priorities)
-    return PrioritisedReplayState(ring.add(state.replay, step), tree, state.max_priority)
-
-
 def _draw_leaves(tree: SumTree, key: Array, num: int) -> tuple[Array, Array]:
-    """Draws `num` leaves in proportion to what they hold, a stratum each.
-
-    Returns:
-      `(indices [num], probabilities [num])`.
-    """
+    """Draws leaves `[num]`, a stratum each, and says with which probabilities `[num]`."""
     fractions = jax.random.uniform(key, (num, 5))
     strata = (jnp.arange(num) + fractions[:, 0]) / num
-    fractions = fractions.at[:, 0].set(strata)
-    indices = jax.vmap(leaf_at, in_axes=(None, 0))(tree, fractions)
+    indices = jax.vmap(leaf_at, (None, 0))(tree, fractions.at[:, 0].set(strata))
     probabilities = tree.leaves[indices] / tree.sums.sum()
     # The condition always holds. It makes the indices depend on the tree, so that XLA cannot start
     # `update` early and copy the tree.
     return jnp.where(probabilities > 0, indices, 0), probabilities
+
+
+@flax.struct.dataclass
+class PrioritisedReplayState:
+    """A ring of transitions and a priority for each of them."""
+
+    replay: UniformReplayState
+    tree: SumTree  # a leaf for each entry of the ring: p^exponent, or 0 if it was never written
+    max_priority: Array  # [] the largest p^exponent so far, 1 before any update
 
 
 def prioritised_replay(
@@ -159,20 +132,16 @@ def prioritised_replay(
 ) -> Replay:
     """Makes a circular replay buffer that samples in proportion to `p^exponent`.
 
-    An entry's priority p is `|priority| + epsilon`, where `priority` is what `update` was given
-    last for it (Schaul et al. 2016, section 3.3, equation 1). A new entry has the largest p so far,
-    so that it is soon seen; that of the entry it overwrites is forgotten.
+    Schaul et al., "Prioritized experience replay" (2016), section 3.3 and equation 1: an entry's
+    priority p is `|priority| + epsilon`, of what `update` was given last for it. A new entry has
+    the largest p so far, so that it is soon seen; that of the entry it overwrites is forgotten.
 
     A batch is stratified (appendix B.2.1) over the groups of the tree, some `capacity ** (1 / 3)`
     parts of the ring, and within each its draws are independent. So an entry is expected
     `batch_size` times its probability in a batch, which may hold it more than once.
 
-    Args:
-      capacity: as in `uniform_replay`, like the next two.
-      batch_size: `B`.
-      time_limit: the least number of steps between two truncations of an environment.
-      exponent: alpha; 0 samples uniformly.
-      epsilon: keeps entries without any error in play.
+    The first three arguments are those of `uniform_replay`. An `exponent`, alpha, of 0 samples
+    uniformly. The `epsilon` keeps entries without any error in play.
 
     Returns:
       A `Replay` over `PrioritisedReplayState`. `Sample.probabilities` are `p^exponent` over the sum
@@ -186,6 +155,12 @@ def prioritised_replay(
 
     def init(step: Step) -> PrioritisedReplayState:
         return PrioritisedReplayState(ring.init(step), make_sum_tree(capacity), jnp.ones(()))
+
+    def add(state: PrioritisedReplayState, step: Step) -> PrioritisedReplayState:
+        num_envs = state.replay.num_envs
+        priorities = jnp.broadcast_to(state.max_priority, (num_envs,))
+        tree = set_range(state.tree, state.replay.insert_row * num_envs, priorities)
+        return PrioritisedReplayState(ring.add(state.replay, step), tree, state.max_priority)
 
     def sample(state: PrioritisedReplayState, key: Array) -> Sample:
         is_empty = state.replay.num_rows == 0
@@ -206,4 +181,4 @@ def prioritised_replay(
     def window_at(state: PrioritisedReplayState, index: Array, num_steps: int) -> Window:
         return read_window(state.replay, index, num_steps, time_limit)
 
-    return Replay(init, functools.partial(_add_step, ring), sample, update, window_at)
+    return Replay(init, add, sample, update, window_at)

@@ -1,9 +1,5 @@
 """A circular replay buffer with uniform sampling.
 
-Lin, "Self-improving reactive agents based on reinforcement learning, planning and teaching"
-(1992); uniform sampling as in Mnih et al., "Human-level control through deep reinforcement
-learning" (2015), Methods.
-
 The buffer keeps every observation once. It is a ring of rows of `E` entries, one row a time step.
 The observation that follows a row is the one in the next row, with two exceptions, which have rows
 of their own behind the ring. The first is the observation that follows the newest row. The second
@@ -16,40 +12,34 @@ observation. That place is addressed by time alone and written in place, and all
 
 from __future__ import annotations
 
+import functools
+
 import flax.struct
 import jax
 import jax.numpy as jnp
 
 from purejaxdqn.types import Array, Replay, Sample, Step, Window, shared_counter
 
+_COLUMNS = ("action", "reward", "terminated", "truncated")  # of the ring, beside observations
+
 
 @flax.struct.dataclass
 class UniformReplayState:
     """A ring of `T` rows of `E` entries each, one per environment; entry `row * E + env` of all.
 
-    Attributes:
-      obs: `[T + 1 + K, E, *obs]` in the observations' own dtype: those of the ring, then a row for
-        what followed the newest one, then `K` rows, one a block, for the last observations of
-        truncated episodes.
-      action: `[T, E]` int32.
-      reward: `[T, E]`.
-      terminated: `[T, E]` bool.
-      truncated: `[T, E]` bool.
-      insert_row: `[]` int32, the row that is written next.
-      num_rows: `[]` int32, rows written, at most `T`.
-      block: `[]` int32, the block of the newest row, modulo `K`.
-      row_in_block: `[]` int32, where in its block the newest row lies.
+    The observations `[T + 1 + K, E, *obs]`, of their own dtype, are those of the ring, then a row
+    for what followed the newest one, then a row for each of `K` blocks.
     """
 
     obs: Array
-    action: Array
-    reward: Array
-    terminated: Array
-    truncated: Array
-    insert_row: Array = shared_counter()
-    num_rows: Array = shared_counter()
-    block: Array = shared_counter()
-    row_in_block: Array = shared_counter()
+    action: Array  # [T, E] int32
+    reward: Array  # [T, E]
+    terminated: Array  # [T, E] bool
+    truncated: Array  # [T, E] bool
+    insert_row: Array = shared_counter()  # [] int32, the row that is written next
+    num_rows: Array = shared_counter()  # [] int32, rows written, at most T
+    block: Array = shared_counter()  # [] int32, the block of the newest row, modulo K
+    row_in_block: Array = shared_counter()  # [] int32, where in its block the newest row lies
 
     @property
     def max_rows(self) -> int:
@@ -64,7 +54,7 @@ class UniformReplayState:
     @property
     def max_blocks(self) -> int:
         """The number of blocks, `K`."""
-        return self.obs.shape[0] - self.max_rows - 1
+        return len(self.obs) - self.max_rows - 1
 
 
 def _make_empty_state(step: Step, capacity: int, time_limit: int) -> UniformReplayState:
@@ -78,16 +68,9 @@ def _make_empty_state(step: Step, capacity: int, time_limit: int) -> UniformRepl
     max_rows = capacity // num_envs
     # Any max_rows rows one after another touch at most so many.
     max_blocks = (max_rows - 1) // time_limit + 2
-
-    def empty(example: Array, num_rows: int) -> Array:
-        return jnp.zeros((num_rows, *example.shape), example.dtype)
-
     return UniformReplayState(
-        obs=empty(step.obs, max_rows + 1 + max_blocks),
-        action=empty(step.action, max_rows),
-        reward=empty(step.reward, max_rows),
-        terminated=empty(step.terminated, max_rows),
-        truncated=empty(step.truncated, max_rows),
+        obs=jnp.zeros((max_rows + 1 + max_blocks, *step.obs.shape), step.obs.dtype),
+        **{x: jnp.zeros((max_rows, num_envs), getattr(step, x).dtype) for x in _COLUMNS},
         insert_row=jnp.zeros((), jnp.int32),
         num_rows=jnp.zeros((), jnp.int32),
         block=jnp.zeros((), jnp.int32),
@@ -97,13 +80,10 @@ def _make_empty_state(step: Step, capacity: int, time_limit: int) -> UniformRepl
 
 def _add_step(state: UniformReplayState, step: Step, time_limit: int) -> UniformReplayState:
     """Writes a step `[E, ...]` over the oldest row."""
+    # An index that is the same in every run of a batch: written in place, also under vmap.
+    write = functools.partial(jax.lax.dynamic_update_index_in_dim, axis=0)
     enters_block = state.row_in_block + 1 == time_limit
     block = jnp.where(enters_block, (state.block + 1) % state.max_blocks, state.block)
-
-    def write(buffer: Array, row: Array, at: Array | int) -> Array:
-        # An index that is the same in every run of a batch: written in place, also under vmap.
-        return jax.lax.dynamic_update_index_in_dim(buffer, row, at, axis=0)
-
     newest_row, block_row = state.max_rows, state.max_rows + 1 + block
     last_obs = jax.lax.dynamic_index_in_dim(state.obs, block_row, keepdims=False)
     truncated = step.truncated.reshape(-1, *(1,) * (step.obs.ndim - 1))
@@ -111,10 +91,7 @@ def _add_step(state: UniformReplayState, step: Step, time_limit: int) -> Uniform
     obs = write(write(obs, step.next_obs, newest_row), step.obs, state.insert_row)
     return UniformReplayState(
         obs=obs,
-        action=write(state.action, step.action, state.insert_row),
-        reward=write(state.reward, step.reward, state.insert_row),
-        terminated=write(state.terminated, step.terminated, state.insert_row),
-        truncated=write(state.truncated, step.truncated, state.insert_row),
+        **{x: write(getattr(state, x), getattr(step, x), state.insert_row) for x in _COLUMNS},
         insert_row=(state.insert_row + 1) % state.max_rows,
         num_rows=jnp.minimum(state.num_rows + 1, state.max_rows),
         block=block,
@@ -122,56 +99,37 @@ def _add_step(state: UniformReplayState, step: Step, time_limit: int) -> Uniform
     )
 
 
-def _flatten_rows(rows: Array) -> Array:
-    """Puts the rows of a buffer `[R, E, ...]` one after another, `[R * E, ...]`."""
-    return rows.reshape(-1, *rows.shape[2:])
-
-
 def read_window(state: UniformReplayState, index: Array, num_steps: int, time_limit: int) -> Window:
     """Reads the window that starts at ONE entry: `Replay.window_at` of a ring.
 
-    Args:
-      state: the ring.
-      index: `[]` int32, the entry of the first step.
-      num_steps: `n`, the most steps that the window spans.
-      time_limit: that of `uniform_replay`.
-
-    Returns:
-      The `Window`. Only two observations are read.
+    `time_limit` is that of `uniform_replay`. Only two observations are read.
     """
+    # The rows of each buffer [R, E, ...] one after another, [R * E, ...].
+    obs, actions, rewards, terminated, truncated = (
+        rows.reshape(-1, *rows.shape[2:])
+        for rows in (state.obs, state.action, state.reward, state.terminated, state.truncated)
+    )
     row, env = index // state.num_envs, index % state.num_envs
     age = (state.insert_row - 1 - row) % state.max_rows
     offsets = jnp.arange(num_steps)
     entries = (row + offsets) % state.max_rows * state.num_envs + env
-    terminated = _flatten_rows(state.terminated)[entries]
-    truncated = _flatten_rows(state.truncated)[entries]
+    terminated, truncated = terminated[entries], truncated[entries]
     ends = terminated | truncated
     ended_before = jnp.cumsum(ends) - ends > 0
     is_inside = ~ended_before & (offsets <= age)
     num_inside = is_inside.sum()
-
     last = num_inside - 1
     last_age = age - last
     # Floor division: rows before the newest one's block lie in blocks before it.
     block = (state.block + (state.row_in_block - last_age) // time_limit) % state.max_blocks
     next_row = jnp.where(last_age == 0, state.max_rows, (row + num_inside) % state.max_rows)
     next_row = jnp.where(truncated[last], state.max_rows + 1 + block, next_row)
-    # The first action is read on its own: a transition needs no other, so the gather below is
-    # dropped when compiled.
-    actions = _flatten_rows(state.action)
-    later_actions = actions[entries[1:]]
-    # One gather of whole observations: choosing between two row numbers is cheaper than choosing
-    # between two observations.
-    obs = _flatten_rows(state.obs)
-    return Window(
-        obs=obs[index],
-        action=jnp.concatenate([actions[index][jnp.newaxis], later_actions]),
-        reward=_flatten_rows(state.reward)[entries],
-        terminated=terminated,
-        truncated=truncated,
-        is_inside=is_inside,
-        next_obs=obs[next_row * state.num_envs + env],
-    )
+    # A transition needs the first action alone: the other gather is dropped when compiled.
+    action = jnp.concatenate([actions[index][jnp.newaxis], actions[entries[1:]]])
+    # Choosing between two row numbers is cheaper than choosing between two observations.
+    next_obs = obs[next_row * state.num_envs + env]
+    reward = rewards[entries]
+    return Window(obs[index], action, reward, terminated, truncated, is_inside, next_obs)
 
 
 def _draw_indices(key: Array, num: int, bound: Array) -> Array:
@@ -180,8 +138,7 @@ def _draw_indices(key: Array, num: int, bound: Array) -> Array:
     Takes the high half of the product of 32 random bits and `bound`, summed from 16-bit halves.
     `jax.random.randint` takes four calls of the generator and a division for the same.
     """
-    bits = jax.random.bits(key, (num,), jnp.uint32)
-    bound = bound.astype(jnp.uint32)
+    bits, bound = jax.random.bits(key, (num,), jnp.uint32), bound.astype(jnp.uint32)
     bits_high, bits_low = bits >> 16, bits & 0xFFFF
     bound_high, bound_low = bound >> 16, bound & 0xFFFF
     # No sum here can reach 2**32.
@@ -203,8 +160,7 @@ def _draw_different_indices(key: Array, num: int, bound: Array) -> Array:
     def swap(i: Array, state: tuple[Array, Array]) -> tuple[Array, Array]:
         moved, drawn = state
 
-        def read(position: Array) -> Array:
-            """Reads what the last swap with this position put there; without one, itself."""
+        def read(position: Array) -> Array:  # what the last swap put there; without one, itself
             last = jnp.max(jnp.where((positions < i) & (partners == position), positions, -1))
             return jnp.where(last < 0, position, moved[last])
 
@@ -217,6 +173,10 @@ def uniform_replay(
     capacity: int, batch_size: int, time_limit: int = 1, with_replacement: bool = True
 ) -> Replay:
     """Makes a circular replay buffer that samples uniformly.
+
+    Lin, "Self-improving reactive agents based on reinforcement learning, planning and teaching"
+    (1992); sampling as in Mnih et al., "Human-level control through deep reinforcement learning"
+    (2015), Methods.
 
     A sample costs as much as its batch is large, whatever the capacity. Without replacement the
     cost grows with the square of the batch. Each window is one step; `n_step_replay` makes them
@@ -248,6 +208,7 @@ def uniform_replay(
             "a batch holds no entry twice"
         )
     draw_indices = _draw_indices if with_replacement else _draw_different_indices
+    window_at = functools.partial(read_window, time_limit=time_limit)
 
     def sample(state: UniformReplayState, key: Array) -> Sample:
         num_entries = state.num_rows * state.num_envs
@@ -261,13 +222,6 @@ def uniform_replay(
         windows = jax.vmap(lambda index: window_at(state, index, 1))(indices)
         return Sample(windows, indices, jnp.full((batch_size,), 1.0) / num_entries)
 
-    def window_at(state: UniformReplayState, index: Array, num_steps: int) -> Window:
-        return read_window(state, index, num_steps, time_limit)
-
-    return Replay(
-        init=lambda step: _make_empty_state(step, capacity, time_limit),
-        add=lambda state, step: _add_step(state, step, time_limit),
-        sample=sample,
-        update=lambda state, indices, priorities: state,
-        window_at=window_at,
-    )
+    init = functools.partial(_make_empty_state, capacity=capacity, time_limit=time_limit)
+    add = functools.partial(_add_step, time_limit=time_limit)
+    return Replay(init, add, sample, lambda state, indices, priorities: state, window_at)

@@ -1,4 +1,1 @@
-"""What training runs are made of: settings, the loop, the learner, acting, evaluation.
-
-Everything here serves every agent: nothing may know one, or read a setting of one alone.
-"""
+"""What training runs are made of. Nothing here may know an agent, or a setting of one alone."""

@@ -1,12 +1,10 @@
 """Measures five things inside a learner that returns do not show, as pure functions.
 
-`diagnose` measures all of them in one run, and a sweep with `diagnostics=True` does so at each
-evaluation. They change nothing in the run, and draw from a key of their own.
+They change nothing in the run, and draw from a key of their own.
 """
 
 from __future__ import annotations
 
-import functools
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -16,59 +14,47 @@ import numpy as np
 import optax
 
 from purejaxdqn.environments import Environment
-from purejaxdqn.types import Array, Learner, LearnerState, Network, Params, TrainState, Transition
+from purejaxdqn.types import Array, Learner, LearnerState, Network, Params, TrainState
 
 NUM_STATES = 256  # on which networks are measured; no effective rank can be larger
 NUM_EPISODES = 10  # with whose returns values are compared
 
-_LONG_NAMES = {
-    "value_bias": "value minus discounted Monte-Carlo return, over greedy episodes",
-    "dormant_units": "share of hidden units at most 0.025 times as active as their layer's mean",
-    "effective_rank": f"effective rank of the features of {NUM_STATES} states (delta 0.01)",
-    "gradient_norm": "global norm of a batch's gradient before clipping, mean over batches",
-    "policy_churn": "share of states with another greedy action than at the step before",
-}
+# The diagnostics by name, with the attributes that they have in a results file.
 DIAGNOSTICS: dict[str, dict[str, str]] = {
     name: {"long_name": text, "units": "discounted return" if name == "value_bias" else "1"}
-    for name, text in _LONG_NAMES.items()
+    for name, text in {
+        "value_bias": "value minus discounted Monte-Carlo return, over greedy episodes",
+        "dormant_units": "share of hidden units at most 0.025 times as active as their layer's "
+        "mean",
+        "effective_rank": f"effective rank of the features of {NUM_STATES} states (delta 0.01)",
+        "gradient_norm": "global norm of a batch's gradient before clipping, mean over batches",
+        "policy_churn": "share of states with another greedy action than at the step before",
+    }.items()
 }
-"""The diagnostics by name, with the attributes that they have in a results file."""
 
 
 class Probe(NamedTuple):
-    """What a training run shows of itself.
-
-    Attributes:
-      network: the value network.
-      discount: `[]` gamma, per step of one environment.
-      observe: `(TrainState, key) -> (obs [N, *obs], gradient_norm [])`: states drawn as for
-        the next updates, `NUM_STATES` at most, and the mean norm of their batches' gradients.
-    """
+    """What a training run shows of itself."""
 
     network: Network[Any]
-    discount: Array | float
+    discount: Array | float  # [] gamma, per step of one environment
+    # (TrainState, key) -> (obs [N, *obs], gradient_norm []): states drawn as for the next updates,
+    # NUM_STATES at most, and the mean norm of their batches' gradients
     observe: Callable[[TrainState, Array], tuple[Array, Array]]
 
 
 def diagnose(
     probe: Probe, env: Environment, state: TrainState, params_before: Params, key: Array
 ) -> dict[str, Array]:
-    """Measures, for one run, all diagnostics but the effective rank.
+    """Measures, for one run, all of `DIAGNOSTICS`; a sweep does so at each evaluation.
 
-    The host computes the effective rank from `features`.
-
-    Args:
-      probe: what the run shows of itself.
-      env: the environment.
-      state: the state of the run.
-      params_before: the weights from which churn is counted.
-      key: `[]` PRNG key, used for nothing else.
+    Churn is counted from the weights `params_before`. The `key` `[]` serves nothing else.
 
     Returns:
-      `[]` float32 for each name in `DIAGNOSTICS`, but `features [N, F]` in place of the effective
-      rank: `effective_rank` computes it on the host. Dormant units and the effective rank are NaN
-      for a network that shows no hidden units or features (see `make_network`), and so is the
-      gradient's norm for a learner without `gradient`. All are NaN where weights are NaN.
+      `[]` float32 by name, but `features [N, F]` in place of the effective rank, which the host
+      computes of them. Dormant units and the effective rank are NaN for a network that shows no
+      hidden units or features (see `make_network`), and so is the gradient's norm for a learner
+      without `gradient`. All are NaN where weights are NaN.
     """
     network, params = probe.network, state.learner.params
     observe_key, play_key = jax.random.split(key)
@@ -90,43 +76,6 @@ def diagnose(
     }
 
 
-def value_bias(
-    network: Network[Any],
-    params: Params,
-    env: Environment,
-    discount: Array | float,
-    key: Array,
-    num_episodes: int,
-) -> Array:
-    """Measures how much too high values are: the highest one minus the return, over all states.
-
-    As van Hasselt et al., "Deep reinforcement learning with double Q-learning" (2016), figure 3,
-    compare values with the discounted returns of the greedy policy.
-
-    The return of an episode that a time limit cut short is bootstrapped with the network's own
-    value of the last state. For a state m steps before the limit, only 1 - gamma^m of its return
-    was observed, so it gets that weight. A bias that is the same in all states is thus
-    measured exactly, with and without a time limit.
-
-    Args:
-      network: the value network.
-      params: its weights.
-      env: the environment.
-      discount: `[]` gamma, per step.
-      key: `[]` PRNG key.
-      num_episodes: greedy episodes, at least 1.
-
-    Returns:
-      `[]` above 0 where values are too high. NaN if nothing was tested: no episode terminated, and
-      gamma is 1. With losses whose values are no expected return (soft, Munchausen) it is the gap
-      between the two.
-    """
-    play = functools.partial(_play_greedily, network, params, env, discount)
-    excess, tested = jax.vmap(play)(jax.random.split(key, num_episodes))
-    tested = jnp.sum(tested)
-    return jnp.where(tested > 0, jnp.sum(excess) / tested, jnp.nan)
-
-
 class _Episode(NamedTuple):
     num_steps: Array
     env_state: Any
@@ -137,38 +86,57 @@ class _Episode(NamedTuple):
     excess: Array  # values minus returns, summed over these states
 
 
-def _play_greedily(
-    network: Network[Any], params: Params, env: Environment, discount: Array | float, key: Array
-) -> tuple[Array, Array]:
-    """Plays one episode, and sums over its states: value minus return, and the share tested."""
+def value_bias(
+    network: Network[Any],
+    params: Params,
+    env: Environment,
+    discount: Array | float,
+    key: Array,
+    num_episodes: int,
+) -> Array:
+    """Measures how much too high values are: the highest one minus the return, over all states.
+
+    Van Hasselt et al., "Deep reinforcement learning with double Q-learning" (2016), figure 3,
+    compare values so with the discounted returns of greedy episodes; gamma is per step.
+
+    The return of an episode that a time limit cut short is bootstrapped with the network's own
+    value of the last state. A state m steps before the limit gets the weight 1 - gamma^m, the share
+    of its return that was observed. So a bias that is the same in all states is measured exactly.
+
+    Returns:
+      `[]` above 0 where values are too high. NaN if nothing was tested: no episode terminated, and
+      gamma is 1. With losses whose values are no expected return (soft, Munchausen) it is the gap
+      between the two.
+    """
 
     def action_values(obs: Array) -> Array:
         return network.action_values(network.apply(params, obs))
 
-    def step(episode: _Episode) -> _Episode:
-        q_values = action_values(episode.obs)
-        action = jnp.argmax(q_values).astype(jnp.int32)
-        step_key = jax.random.fold_in(play_key, episode.num_steps)
-        env_state, timestep = env.step(step_key, episode.env_state, action)
-        trace = 1 + discount * episode.trace
-        return _Episode(
-            episode.num_steps + 1,
-            env_state,
-            timestep.obs,
-            ~(timestep.terminated | timestep.truncated),
-            timestep.terminated,
-            trace,
-            episode.excess + jnp.max(q_values) - trace * timestep.reward,
-        )
+    def play(key: Array) -> tuple[Array, Array]:
+        """Plays an episode, and sums over its states: value minus return, and the share tested."""
 
-    reset_key, play_key = jax.random.split(key)
-    env_state, obs = env.reset(reset_key)
-    zero, true = jnp.zeros(()), jnp.ones((), bool)
-    start = _Episode(jnp.zeros((), jnp.int32), env_state, obs, true, ~true, zero, zero)
-    end = jax.lax.while_loop(lambda episode: episode.running, step, start)
-    # The sum over the states of gamma^m, by which the last state's value enters each return.
-    untested = jnp.where(end.terminated, 0.0, discount * end.trace)
-    return end.excess - untested * jnp.max(action_values(end.obs)), end.num_steps - untested
+        def step(episode: _Episode) -> _Episode:
+            q_values = action_values(episode.obs)
+            step_key = jax.random.fold_in(play_key, episode.num_steps)
+            action = jnp.argmax(q_values).astype(jnp.int32)
+            env_state, timestep = env.step(step_key, episode.env_state, action)
+            obs, reward, terminated, truncated = timestep
+            trace = 1 + discount * episode.trace
+            excess = episode.excess + jnp.max(q_values) - trace * reward
+            running, at = ~(terminated | truncated), episode.num_steps + 1
+            return _Episode(at, env_state, obs, running, terminated, trace, excess)
+
+        reset_key, play_key = jax.random.split(key)
+        env_state, obs = env.reset(reset_key)
+        zero, true = jnp.zeros(()), jnp.ones((), bool)
+        start = _Episode(jnp.zeros((), jnp.int32), env_state, obs, true, ~true, zero, zero)
+        end = jax.lax.while_loop(lambda episode: episode.running, step, start)
+        # The sum over the states of gamma^m, by which the last state's value enters each return.
+        untested = jnp.where(end.terminated, 0.0, discount * end.trace)
+        return end.excess - untested * jnp.max(action_values(end.obs)), end.num_steps - untested
+
+    excess, tested = jax.tree.map(jnp.sum, jax.vmap(play)(jax.random.split(key, num_episodes)))
+    return jnp.where(tested > 0, excess / tested, jnp.nan)
 
 
 def dormant_units(hidden: tuple[Array, ...], threshold: float = 0.025) -> Array:
@@ -176,16 +144,11 @@ def dormant_units(hidden: tuple[Array, ...], threshold: float = 0.025) -> Array:
 
     Sokar et al., "The dormant neuron phenomenon in deep reinforcement learning" (2023), definitions
     3.1 and 3.2: a unit's score is its mean absolute activation over that of its layer, and it is
-    dormant at a score of at most the threshold. A silent layer is dormant as a whole.
+    dormant at a score of at most the threshold tau. A silent layer is dormant as a whole.
 
-    Args:
-      hidden: an array `[N, ..., units]` for each hidden layer, of N observations; a channel of a
-        convolution is one unit.
-      threshold: tau, 0.025 in the paper.
-
-    Returns:
-      `[]` between 0 and 1, over the units of all layers; NaN if there are none, or if an activation
-      is not finite.
+    `hidden` is an array `[N, ..., units]` for each hidden layer, of N observations; a channel of a
+    convolution is one unit. The share `[]` is over the units of all layers; NaN if there are none,
+    or if an activation is not finite.
     """
     dormant, num_units, total = jnp.zeros(()), 0, jnp.zeros(())
     for layer in hidden:
@@ -200,20 +163,14 @@ def dormant_units(hidden: tuple[Array, ...], threshold: float = 0.025) -> Array:
 def effective_rank(features: np.ndarray | Array, delta: float = 0.01) -> np.ndarray:
     """Counts the directions that the features of many states span, in NumPy on the host.
 
-    XLA's decomposition on the CPU stalled when several devices called it at once.
-
     Kumar et al., "Implicit under-parameterization inhibits data-efficient deep reinforcement
     learning" (2021), definition 1 (srank): the smallest k for which the k largest singular values
     make up at least 1 - delta of the sum of all.
 
-    Args:
-      features: `[..., N, F]` of N states.
-      delta: between 0 and 1, 0.01 in the paper.
-
-    Returns:
-      `[...]` float32, whole numbers from 0 (all features are 0) to the smaller of N and F; NaN
-      without features, or if one is not finite.
+    Of features `[..., N, F]` of N states it is `[...]` float32, whole numbers from 0 (all features
+    are 0) to the smaller of N and F; NaN without features, or if one is not finite.
     """
+    # In NumPy, because XLA's decomposition stalled where several CPU devices called it at once.
     features = np.asarray(features, np.float32)
     if not features.size:
         return np.full(features.shape[:-2], np.nan, np.float32)
@@ -226,42 +183,22 @@ def effective_rank(features: np.ndarray | Array, delta: float = 0.01) -> np.ndar
     return np.where(finite, rank, np.nan).astype(np.float32)
 
 
-def gradient_norm(
-    learner: Learner,
-    state: LearnerState,
-    transition: Transition,
-    key: Array,
-    weights: Array | None = None,
-) -> Array:
-    """Measures the global norm of one batch's gradient before any clipping.
+def gradient_norm(learner: Learner, state: LearnerState, *batch: Any) -> Array:
+    """Measures the global norm `[]` of one batch's gradient before any clipping.
 
-    Args:
-      learner: computes the gradient.
-      state: the learner's state.
-      transition: `[B, ...]`.
-      key: `[]` PRNG key of the loss.
-      weights: `[B]` what each transition counts; 1 without.
-
-    Returns:
-      `[]` NaN if the learner has no `gradient`.
+    A `batch` is what `Learner.update` takes besides the state. NaN if there is no `gradient`.
     """
     if learner.gradient is None:
         return jnp.full((), jnp.nan)
-    return optax.global_norm(learner.gradient(state, transition, key, weights))
+    return optax.global_norm(learner.gradient(state, *batch))
 
 
 def policy_churn(q_before: Array, q_after: Array) -> Array:
     """Measures the share of states whose greedy action has changed.
 
     Schaul et al., "The phenomenon of policy churn" (2022), section 2. There it is counted from one
-    gradient step to the next; a sweep counts it from one evaluation to the next.
-
-    Args:
-      q_before: `[N, A]` action values of N states with the earlier weights.
-      q_after: `[N, A]` those with the later ones.
-
-    Returns:
-      `[]` between 0 and 1; NaN if a value is not finite.
+    gradient step to the next; a sweep counts it from one evaluation to the next. Both arguments are
+    action values `[N, A]` of N states. The share `[]` is NaN if a value is not finite.
     """
     changed = jnp.argmax(q_before, axis=-1) != jnp.argmax(q_after, axis=-1)
     finite = jnp.all(jnp.isfinite(q_before) & jnp.isfinite(q_after))

@@ -15,22 +15,24 @@ Policy = Callable[[Array, Array], Array]  # (key [], obs [*obs]) -> action []
 
 
 class EpisodeStats(NamedTuple):
-    """One number per episode.
+    """One number per episode."""
 
-    Attributes:
-      episode_return: `[N]` float32, undiscounted.
-      length: `[N]` int32, steps.
-    """
+    episode_return: Array  # [N] float32, undiscounted
+    length: Array  # [N] int32, steps
 
-    episode_return: Array
-    length: Array
+
+class _Carry(NamedTuple):
+    num_steps: Array
+    env_state: object
+    obs: Array
+    running: Array
+    stats: EpisodeStats
 
 
 def greedy_policy(network: Network[Any], params: Params) -> Policy:
     """Makes the policy that takes the action of the highest value, without noise or exploration."""
 
-    def policy(key: Array, obs: Array) -> Array:
-        del key
+    def policy(_: Array, obs: Array) -> Array:
         q_values = network.action_values(network.apply(params, obs))
         return jnp.argmax(q_values).astype(jnp.int32)
 
@@ -38,52 +40,24 @@ def greedy_policy(network: Network[Any], params: Params) -> Policy:
 
 
 def evaluate(policy: Policy, env: Environment, key: Array, num_episodes: int) -> EpisodeStats:
-    """Plays one episode to its end in each of `num_episodes` new environments.
+    """Plays one episode to its end in each of `N = num_episodes` new environments.
 
     A second episode where the first was short would favour short episodes.
-
-    Args:
-      policy: `(key, obs [*obs]) -> action []`.
-      env: the environment.
-      key: `[]` PRNG key.
-      num_episodes: `N`.
-
-    Returns:
-      `EpisodeStats`.
     """
 
-    class Carry(NamedTuple):
-        num_steps: Array
-        env_state: object
-        obs: Array
-        running: Array
-        stats: EpisodeStats
-
-    def cond(carry: Carry) -> Array:
-        return carry.running.any()
-
-    def body(carry: Carry) -> Carry:
+    def body(carry: _Carry) -> _Carry:
         keys = jax.random.split(jax.random.fold_in(play_key, carry.num_steps), 2 * num_episodes)
         act_keys, step_keys = keys.reshape(2, num_episodes)
         actions = jax.vmap(policy)(act_keys, carry.obs)
         env_state, timestep = jax.vmap(env.step)(step_keys, carry.env_state, actions)
-        stats = EpisodeStats(
-            carry.stats.episode_return
-            + jnp.where(carry.running, timestep.reward, 0.0).astype(jnp.float32),
-            carry.stats.length + carry.running,
-        )
+        reward = jnp.where(carry.running, timestep.reward, 0.0).astype(jnp.float32)
+        episode_return, length = carry.stats
+        stats = EpisodeStats(episode_return + reward, length + carry.running)
         running = carry.running & ~(timestep.terminated | timestep.truncated)
-        return Carry(carry.num_steps + 1, env_state, timestep.obs, running, stats)
+        return _Carry(carry.num_steps + 1, env_state, timestep.obs, running, stats)
 
     reset_key, play_key = jax.random.split(key)
     env_state, obs = jax.vmap(env.reset)(jax.random.split(reset_key, num_episodes))
-    start = Carry(
-        num_steps=jnp.zeros((), jnp.int32),
-        env_state=env_state,
-        obs=obs,
-        running=jnp.ones(num_episodes, bool),
-        stats=EpisodeStats(
-            jnp.zeros(num_episodes, jnp.float32), jnp.zeros(num_episodes, jnp.int32)
-        ),
-    )
-    return jax.lax.while_loop(cond, body, start).stats
+    stats = EpisodeStats(jnp.zeros(num_episodes, jnp.float32), jnp.zeros(num_episodes, jnp.int32))
+    start = _Carry(jnp.zeros((), jnp.int32), env_state, obs, jnp.ones(num_episodes, bool), stats)
+    return jax.lax.while_loop(lambda carry: carry.running.any(), body, start).stats

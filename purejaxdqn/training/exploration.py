@@ -10,7 +10,7 @@ import jax.numpy as jnp
 from purejaxdqn.training.settings import RunConfig
 from purejaxdqn.types import Array
 
-Schedule = Callable[[Array], Array]  # a count -> a value
+Schedule = Callable[[Array], Array]  # count [] -> value []
 
 
 def epsilon_greedy(key: Array, q_values: Array, epsilon: Array | float) -> Array:
@@ -18,13 +18,8 @@ def epsilon_greedy(key: Array, q_values: Array, epsilon: Array | float) -> Array
 
     Sutton and Barto, "Reinforcement Learning: An Introduction" (2018), section 2.2.
 
-    Args:
-      key: `[]` PRNG key.
-      q_values: `[A]` action values.
-      epsilon: `[]` between 0 and 1; 0 never explores, 1 always does.
-
-    Returns:
-      `[]` int32 action. Ties go to the lowest action.
+    The values are `[A]`, the action `[]` int32; ties go to the lowest action. Epsilon `[]` is
+    between 0 (never explores) and 1 (always does).
     """
     num_actions = q_values.shape[-1]
     # One draw of two numbers is cheaper than two draws.
@@ -34,15 +29,10 @@ def epsilon_greedy(key: Array, q_values: Array, epsilon: Array | float) -> Array
 
 
 def linear_schedule(start: Array | float, end: Array | float, duration: Array | float) -> Schedule:
-    """Goes from `start` to `end` in a straight line over `duration` counts, then stays.
+    """Goes from `start` at count 0 to `end` in a straight line over `duration` counts, then stays.
 
-    Args:
-      start: the value at count 0.
-      end: the value from `duration` on; with a duration of 0, from count 0 on.
-      duration: in the unit of the count (environment steps or gradient steps).
-
-    Returns:
-      `count [] -> value []`. All three may be tracers, unlike those of `optax.linear_schedule`.
+    With a duration of 0 it is `end` from the start. A count is of environment steps or of gradient
+    steps. All three may be tracers, unlike those of `optax.linear_schedule`.
     """
 
     def schedule(count: Array) -> Array:
@@ -55,15 +45,9 @@ def linear_schedule(start: Array | float, end: Array | float, duration: Array | 
 def multiplicative_schedule(
     start: Array | float, decay: Array | float, end: Array | float = 0.0
 ) -> Schedule:
-    """Multiplies `start` by `decay` at every count, down to `end`.
+    """Multiplies `start` by `decay` (between 0 and 1) at every count from 0 on, down to `end`.
 
-    Args:
-      start: the value at count 0, and at counts below it.
-      decay: the factor, between 0 and 1.
-      end: the least value.
-
-    Returns:
-      `count [] -> value []`. All three may be tracers.
+    Below a count of 0 it is `start`. All three may be tracers.
     """
 
     def schedule(count: Array) -> Array:

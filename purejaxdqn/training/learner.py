@@ -1,4 +1,4 @@
-"""The learner: one gradient step on a batch of transitions, and the target network's update."""
+"""The learner: one gradient step on a batch of transitions, and when the target network moves."""
 
 from __future__ import annotations
 
@@ -11,7 +11,6 @@ import optax
 
 from purejaxdqn.training.exploration import Schedule, linear_schedule
 from purejaxdqn.training.settings import RunConfig, reserved_names
-from purejaxdqn.training.target_network import TargetUpdate
 from purejaxdqn.types import (
     Array,
     ConfigError,
@@ -25,6 +24,7 @@ from purejaxdqn.types import (
 )
 
 MakeOptimizer = Callable[[Schedule], optax.GradientTransformation]
+TargetUpdate = Callable[[Params, Params, Array], Params]  # (params, target_params, num_updates)
 
 
 def linear_learning_rate(config: RunConfig, learning_rate: Array | float) -> Schedule:
@@ -39,22 +39,35 @@ def make_clipped_optimizer(
     learning_rate: Schedule,
     max_grad_norm: Array | float,
 ) -> optax.GradientTransformation:
-    """Puts an optimiser behind the clipping of the gradients' global norm.
+    """Puts an optimiser, or else the agent's own, behind the clipping of gradients' global norm.
 
-    Args:
-      optimizer: `learning-rate schedule -> optax optimiser`; None for `default`.
-      default: makes the agent's own optimiser, in the same way.
-      learning_rate: `num_updates -> step size`.
-      max_grad_norm: `[]` above 0.
-
-    Returns:
-      The optimiser.
+    Each is made of its learning rate, `num_updates -> step size`. The norm is `[]` above 0.
     """
     clip = optax.clip_by_global_norm(max_grad_norm)
     if optimizer is not None:
         return optax.chain(clip, optimizer(learning_rate))
     # All weights as one vector: a few long operations where each layer would have its own.
     return optax.flatten(optax.chain(clip, default(learning_rate)))
+
+
+def periodic_target_update(period: int, step_size: Array | float = 1.0) -> TargetUpdate:
+    """Makes the rule that moves the target network every `period` gradient steps.
+
+    A step size `[]` of 1 is the hard copy of Mnih et al. (2015); a period of 1 with a small step
+    size above 0 is Polyak averaging, Lillicrap et al., "Continuous control with deep reinforcement
+    learning" (2016), algorithm 1.
+
+    It is `(params, target_params, num_updates []) -> target_params`, with `num_updates` counting
+    the step just taken.
+    """
+
+    def target_update(params: Params, target_params: Params, num_updates: Array) -> Params:
+        # A select and no branch: under vmap both sides of a branch would run anyway.
+        is_due = num_updates % period == 0
+        moved = optax.incremental_update(params, target_params, step_size)
+        return jax.tree.map(lambda new, old: jnp.where(is_due, new, old), moved, target_params)
+
+    return target_update
 
 
 def make_learner(
@@ -65,17 +78,9 @@ def make_learner(
 ) -> Learner:
     """Makes the learner: the mean loss of a batch, one optimiser step, the target's update.
 
-    This function is long, because its four functions share the same parts.
-
-    Args:
-      network: the value network.
-      loss_fn: loss of ONE transition.
-      optimizer: any optax optimiser.
-      target_update: such as `periodic_target_update(50)`. Without it there is no target network,
-        and the loss is given the weights themselves in its place.
-
-    Returns:
-      The `Learner`. Its metrics are the loss function's own, averaged over the batch, and `loss`.
+    Without a `target_update`, such as `periodic_target_update(50)`, there is no target network, and
+    the loss is given the weights themselves in its place. The learner's metrics are the loss
+    function's own, averaged over the batch, and `loss`.
 
     Raises:
       ConfigError: from `update`, if a metric has one of the `reserved_names`.
@@ -83,19 +88,14 @@ def make_learner(
 
     def init(key: Array, obs: Array) -> LearnerState:
         params = network.init(key, obs)
-        return LearnerState(
-            params=params,
-            # Copied: one buffer cannot be donated twice.
-            target_params=None if target_update is None else jax.tree.map(jnp.copy, params),
-            opt_state=optimizer.init(params),
-            num_updates=jnp.zeros((), jnp.int32),
-        )
+        # Copied: one buffer cannot be donated twice.
+        target_params = None if target_update is None else jax.tree.map(jnp.copy, params)
+        return LearnerState(params, target_params, optimizer.init(params), jnp.zeros((), jnp.int32))
 
     def differentiate(
-        state: LearnerState, transition: Transition, key: Array, weights: Array | None
+        state: LearnerState, transition: Transition, key: Array, weights: Array | None = None
     ) -> tuple[tuple[Array, LossOutput], Params]:
         keys = jax.random.split(key, transition.r_t.shape[0])
-
         bootstrap_params = state.params if target_update is None else state.target_params
 
         def mean_loss(params: Params) -> tuple[Array, LossOutput]:
@@ -117,17 +117,11 @@ def make_learner(
             )
         updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
         params = optax.apply_updates(state.params, updates)
-        num_updates = state.num_updates + 1
-        target_params = None
+        num_updates, target_params = state.num_updates + 1, None
         if target_update is not None:
             target_params = target_update(params, state.target_params, num_updates)
         metrics = {"loss": loss, **jax.tree.map(jnp.mean, output.metrics)}
         state = LearnerState(params, target_params, opt_state, num_updates)
         return state, output.priority, metrics
 
-    def gradient(
-        state: LearnerState, transition: Transition, key: Array, weights: Array | None = None
-    ) -> Params:
-        return differentiate(state, transition, key, weights)[1]
-
-    return Learner(init, update, gradient)
+    return Learner(init, update, lambda *batch: differentiate(*batch)[1])

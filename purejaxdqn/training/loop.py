@@ -18,37 +18,26 @@ from purejaxdqn.types import Array, Learner, Network, Params, Replay, Step, Trai
 
 
 class ChunkOutputs(NamedTuple):
-    """The outputs of a chunk of at most `M` iterations; rows that were not run are NaN.
+    """The outputs of a chunk of at most `M` iterations; rows that were not run are NaN."""
 
-    Attributes:
-      episode_return: `[M, k, E]` the return of the episode that ended at this step, NaN where none
-        did.
-      metrics: `[M]` each of the learner's metrics, averaged over the iteration's updates.
-    """
-
-    episode_return: Array
-    metrics: dict[str, Array]
+    episode_return: Array  # [M, k, E] of the episode that ended at this step, NaN where none did
+    metrics: dict[str, Array]  # [M] each, averaged over the iteration's updates
 
 
 class Train(NamedTuple):
     """A training run as pure functions of arrays.
 
-    Attributes:
-      init: `key -> TrainState`, before anything is learned. It must be compiled apart from `chunk`.
-      chunk: `(TrainState, num_iterations [], max_iterations) -> (TrainState, ChunkOutputs)`. The
-        number of iterations is an argument of the compiled program, so that any chunking runs the
-        same program and gives the same bits. Only `max_iterations`, the room in the outputs, is
-        static.
-      policy: `params -> greedy policy`, for evaluation.
-      env: the environment.
-      probe: what diagnostics look at; None for a run without diagnostics.
+    The number of iterations is an argument of the compiled program, so that any chunking runs the
+    same program and gives the same bits. Only `max_iterations`, the room in the outputs, is static.
     """
 
+    # key -> TrainState, before anything is learned; must be compiled apart from chunk
     init: Callable[[Array], TrainState]
+    # (TrainState, num_iterations [], max_iterations) -> (TrainState, ChunkOutputs)
     chunk: Callable[[TrainState, Array, int], tuple[TrainState, ChunkOutputs]]
-    policy: Callable[[Params], Policy]
+    policy: Callable[[Params], Policy]  # the greedy one, for evaluation
     env: Environment
-    probe: Probe | None = None
+    probe: Probe | None = None  # what diagnostics look at; None for a run without diagnostics
 
 
 Experiment = Callable[[Any], Train]  # of a `RunConfig`, or of one of its kinds
@@ -58,49 +47,21 @@ Iteration = Callable[[TrainState], tuple[TrainState, ChunkOutputs]]
 def make_first_state(
     key: Array, env: Environment, num_envs: int, learner: Learner, replay: Replay | None = None
 ) -> TrainState:
-    """Makes the state of a run before its first step.
-
-    Args:
-      key: `[]` PRNG key.
-      env: the environment.
-      num_envs: `E`, environments stepped side by side.
-      learner: makes the weights.
-      replay: remembers steps; None for an agent without one.
-
-    Returns:
-      `TrainState`, its replay empty.
-    """
+    """Makes the state of a run of `E = num_envs` environments before its first step."""
     key, env_key, network_key = jax.random.split(key, 3)
     env_state, obs = jax.vmap(env.reset)(jax.random.split(env_key, num_envs))
-    first_step = Step(
-        obs=obs,
-        action=jnp.zeros(num_envs, jnp.int32),
-        reward=jnp.zeros(num_envs),
-        terminated=jnp.zeros(num_envs, bool),
-        truncated=jnp.zeros(num_envs, bool),
-        next_obs=obs,
-    )
-    return TrainState(
-        learner=learner.init(network_key, obs[0]),
-        replay=None if replay is None else replay.init(first_step),
-        env_state=env_state,
-        obs=obs,
-        episode_return=jnp.zeros(num_envs),
-        key=key,
-        num_steps=jnp.zeros((), jnp.int32),
-    )
+    zeros, flags = jnp.zeros(num_envs), jnp.zeros(num_envs, bool)
+    first_step = Step(obs, jnp.zeros(num_envs, jnp.int32), zeros, flags, flags, next_obs=obs)
+    learner_state = learner.init(network_key, obs[0])
+    replay_state = None if replay is None else replay.init(first_step)
+    num_steps = jnp.zeros((), jnp.int32)
+    return TrainState(learner_state, replay_state, env_state, obs, zeros, key, num_steps)
 
 
 def act(
     env: Environment, network: Network[Any], state: TrainState, epsilon: Array | float
 ) -> tuple[TrainState, Step, Array]:
     """Takes one epsilon-greedy step in every environment.
-
-    Args:
-      env: the environment.
-      network: the value network.
-      state: the run's.
-      epsilon: `[]` probability of a random action.
 
     Returns:
       `(state, step [E, ...], episode_return [E])`: the returns are those of the episodes that ended
@@ -110,24 +71,15 @@ def act(
     # All keys in one call of the generator: a call costs more than a key.
     keys = jax.random.split(state.key, 1 + 3 * num_envs)
     next_key, (explore_keys, network_keys, env_keys) = keys[0], keys[1:].reshape(3, num_envs)
-    outputs = jax.vmap(network.apply, in_axes=(None, 0, 0))(
-        state.learner.params, state.obs, network_keys
-    )
+    apply = jax.vmap(network.apply, in_axes=(None, 0, 0))
+    outputs = apply(state.learner.params, state.obs, network_keys)
     q_values = jax.vmap(network.action_values)(outputs)
     action = jax.vmap(epsilon_greedy, in_axes=(0, 0, None))(explore_keys, q_values, epsilon)
-    env_state, obs, timestep = jax.vmap(functools.partial(step_and_reset, env))(
-        env_keys, state.env_state, action
-    )
-    step = Step(
-        obs=state.obs,
-        action=action,
-        reward=timestep.reward,
-        terminated=timestep.terminated,
-        truncated=timestep.truncated,
-        next_obs=timestep.obs,
-    )
-    episode_return = state.episode_return + timestep.reward
-    ended = timestep.terminated | timestep.truncated
+    step_all = jax.vmap(functools.partial(step_and_reset, env))
+    env_state, obs, timestep = step_all(env_keys, state.env_state, action)
+    next_obs, reward, terminated, truncated = timestep
+    step = Step(state.obs, action, reward, terminated, truncated, next_obs)
+    episode_return, ended = state.episode_return + reward, terminated | truncated
     state = dataclasses.replace(
         state,
         env_state=env_state,
@@ -144,14 +96,8 @@ def run_chunk(
 ) -> tuple[TrainState, ChunkOutputs]:
     """Runs some iterations; with the first argument filled in, this is `Train.chunk`.
 
-    Args:
-      iteration: `state -> (state, outputs)`, whose outputs have no axis of iterations.
-      state: the run's.
-      num_iterations: `[]` int32, at most `max_iterations`.
-      max_iterations: room in the outputs.
-
-    Returns:
-      `(state, outputs [max_iterations, ...])`, NaN in the rows that were not run.
+    The outputs of `iteration` have no axis of iterations; those of the chunk have one, `[M, ...]`.
+    `num_iterations` is `[]` int32, at most `M = max_iterations`.
     """
     run_iteration = jax.jit(iteration)  # traced once, for its shapes and for the loop
 
@@ -162,7 +108,5 @@ def run_chunk(
         return state, jax.tree.map(write, outputs, output)
 
     shapes = jax.eval_shape(run_iteration, state)[1]
-    empty = jax.tree.map(
-        lambda leaf: jnp.full((max_iterations, *leaf.shape), jnp.nan, leaf.dtype), shapes
-    )
+    empty = jax.tree.map(lambda x: jnp.full((max_iterations, *x.shape), jnp.nan, x.dtype), shapes)
     return jax.lax.fori_loop(0, num_iterations, body, (state, empty))

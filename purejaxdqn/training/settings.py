@@ -1,16 +1,10 @@
-"""The settings of a run, as a class that every kind of settings derives from.
-
-A class of settings is a frozen dataclass derived from `RunConfig`. It is a pytree. Its floats are
-the leaves: they enter a compiled program as arguments, so that `jax.vmap` sweeps them. All other
-settings are static: a program is compiled for each of their values.
-"""
+"""The settings of a run, as a class that every kind of settings derives from."""
 
 from __future__ import annotations
 
 import dataclasses
 import functools
-import types
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -32,19 +26,17 @@ NAMES_OF_RESULTS = frozenset(
     | {"gymnasium_return", "step", "seed", "episode", "run", "sample", "settings", "diverged"}
     | set(DIAGNOSTICS)
 )
-_KINDS: dict[str, type[RunConfig]] = {}  # every class of settings that was used, by its whole name
+KINDS: dict[str, type[RunConfig]] = {}  # every class that this process has used, by `name_of_kind`
+_FRACTION: dict[str, Any] = {"at_least": 0, "at_most": 1}
+_EXPLORATION: dict[str, Any] = {"group": "exploration", **_FRACTION}
 
 
 @functools.cache
 def _register(kind: type[RunConfig]) -> None:
-    """Makes a class of settings a pytree whose leaves are its traced settings.
-
-    Raises:
-      ConfigError: if it declares settings but is no frozen dataclass.
-    """
-    is_dataclass = "__dataclass_fields__" in vars(kind)
-    own = vars(kind).get("__annotations__", {})
-    if (own and not is_dataclass) or not kind.__dataclass_params__.frozen:  # type: ignore[attr-defined]
+    """Makes a class of settings a pytree whose leaves are its traced settings, or refuses it."""
+    own = vars(kind)
+    forgotten = own.get("__annotations__") and "__dataclass_fields__" not in own
+    if forgotten or not kind.__dataclass_params__.frozen:  # type: ignore[attr-defined]
         raise ConfigError(
             f"{kind.__name__} must be a frozen dataclass: put @dataclasses.dataclass(frozen=True) "
             "above the class"
@@ -64,12 +56,10 @@ def _register(kind: type[RunConfig]) -> None:
                 f"{kind.__name__}.{name} is read only where {', '.join(unknown)} has some value, "
                 "but there is no such setting: correct read_if"
             )
-    jax.tree_util.register_dataclass(
-        kind,
-        data_fields=[name for name, one in declared.items() if one.is_traced],
-        meta_fields=[name for name, one in declared.items() if not one.is_traced],
-    )
-    _KINDS[name_of_kind(kind)] = kind
+    traced = [name for name, one in declared.items() if one.is_traced]
+    static = [name for name in declared if name not in traced]
+    jax.tree_util.register_dataclass(kind, data_fields=traced, meta_fields=static)
+    KINDS[name_of_kind(kind)] = kind
 
 
 def name_of_kind(kind: type[RunConfig]) -> str:
@@ -78,18 +68,16 @@ def name_of_kind(kind: type[RunConfig]) -> str:
     return kind.__name__ if is_own else f"{kind.__module__}.{kind.__qualname__}"
 
 
-def known_kinds() -> Mapping[str, type[RunConfig]]:
-    """Returns every class of settings that this process has used, by `name_of_kind`."""
-    return types.MappingProxyType(_KINDS)
-
-
 @dataclasses.dataclass(frozen=True)
 class RunConfig:
     """The settings that every training run has. Sweeps and reports read no others.
 
-    A class of one's own derives from this one, or from `DQNConfig` or `PQNConfig`, and declares its
-    settings with `setting`. Writing `x = 3` in a derived class changes the parent's default. For a
-    new name it declares a setting without help or range.
+    A class of one's own is a frozen dataclass that derives from this one, or from `DQNConfig` or
+    `PQNConfig`, and declares its settings with `setting`. Writing `x = 3` in it changes the
+    parent's default. For a new name it declares a setting without help or range.
+
+    Settings are a pytree. Floats are its leaves: they enter a compiled program as arguments, so
+    that `jax.vmap` sweeps them. A program is compiled for each value of all other settings.
     """
 
     agent: str = setting("", "The named agent that the settings belong to.", group="run")
@@ -106,15 +94,14 @@ class RunConfig:
     layer_norm: bool = setting(
         False, "Whether hidden layers are normalised before their ReLU.", group="network"
     )
-    discount: float = setting(0.99, "Gamma, per step of one environment.", at_least=0, at_most=1)
+    discount: float = setting(0.99, "Gamma, per step of one environment.", **_FRACTION)
     learning_rate: float = setting(
         3e-4, "The optimiser's step size at the first gradient step.", above=0
     )
     learning_rate_end_fraction: float = setting(
         0.05,
         "Fraction of learning_rate left at the last gradient step, falling linearly; 1: constant.",
-        at_least=0,
-        at_most=1,
+        **_FRACTION,
     )
     adam_epsilon: float = setting(
         1e-3,
@@ -130,28 +117,19 @@ class RunConfig:
         remedy="inf turns clipping off",
     )
     epsilon_start: float = setting(
-        1.0,
-        "Probability of a random action at first.",
-        group="exploration",
-        at_least=0,
-        at_most=1,
-        read_if={"noisy": False},
+        1.0, "Probability of a random action at first.", read_if={"noisy": False}, **_EXPLORATION
     )
     epsilon_end: float = setting(
         0.04,
         "Probability of a random action once exploration has decayed.",
-        group="exploration",
-        at_least=0,
-        at_most=1,
         read_if=({"noisy": False}, {"td_error": "expected_sarsa"}),
+        **_EXPLORATION,
     )
     epsilon_fraction: float = setting(
         0.2,
         "Fraction of total_steps over which epsilon falls in a straight line.",
-        group="exploration",
-        at_least=0,
-        at_most=1,
         read_if={"noisy": False, "epsilon_schedule": "linear"},
+        **_EXPLORATION,
     )
     eval_interval: int = setting(
         5_000,
@@ -175,8 +153,7 @@ class RunConfig:
     def __setstate__(self, state: dict[str, Any]) -> None:
         """Registers the class where a pickle brings the first settings of it into a process."""
         vars(self).update(state)
-        kind: Any = type(self)
-        _register(kind)
+        self.__post_init__()
 
     @property
     def prefill_steps(self) -> int:
@@ -211,9 +188,8 @@ class RunConfig:
         """
         declared = settings_of(type(self)).values()
         problems = [p for one in declared if (p := one.problem(getattr(self, one.name)))]
-        if not problems:  # the relations below divide by these numbers
-            problems = [*self.problems_together()]
-        if problems:
+        # The relations divide by these numbers.
+        if problems := problems or [*self.problems_together()]:
             raise ConfigError("\n".join(problems))
         environments.make(self.env)
 
@@ -229,14 +205,13 @@ class RunConfig:
         """Yields what is wrong with a setting that is no multiple of a number, called `of`."""
         value = getattr(self, name)
         if value % base:
-            below, above = value // base * base, (value // base + 1) * base
-            nearest = f"{below} or {above}" if below else f"{above}"
-            yield f"{name} ({value}) must be a multiple of {of} ({base}): try {nearest}"
+            below = value // base * base
+            near = f"{below} or {below + base}" if below else below + base
+            yield f"{name} ({value}) must be a multiple of {of} ({base}): try {near}"
 
     def whole_iteration_problems(self, of: str) -> Iterator[str]:
         """Yields what keeps a run from being whole iterations, whose length is called `of`."""
-        # So that every multiple of eval_interval, and the last step, fall on the end of an
-        # iteration.
+        # Evaluations and the last step then fall on the end of an iteration.
         for name in ("eval_interval", "prefill_steps", "total_steps"):
             yield from self.multiple_problems(name, of, self.steps_per_update)
         if self.num_updates > LARGEST_INT:
@@ -247,11 +222,7 @@ class RunConfig:
 
 
 def ensure_kind(config: Any, kind: type[RunConfig]) -> None:
-    """Refuses settings that an experiment cannot take.
-
-    Raises:
-      ConfigError: if they are not of this kind.
-    """
+    """Refuses settings of another kind than an experiment takes, with a `ConfigError`."""
     if not isinstance(config, kind):
         raise ConfigError(
             f"the experiment takes settings of {kind.__name__}, and not of "
@@ -261,4 +232,4 @@ def ensure_kind(config: Any, kind: type[RunConfig]) -> None:
 
 def reserved_names() -> frozenset[str]:
     """Returns the names that no metric of a loss may have: those of results and of all settings."""
-    return NAMES_OF_RESULTS.union(*map(settings_of, _KINDS.values()))
+    return NAMES_OF_RESULTS.union(*map(settings_of, KINDS.values()))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Literal, get_args, get_origin
 
@@ -12,12 +12,19 @@ from scipy import stats
 
 from purejaxdqn.storage.provenance import to_jsonable
 from purejaxdqn.training.declaration import Setting, settings_of
-from purejaxdqn.training.settings import RunConfig, known_kinds, name_of_kind
+from purejaxdqn.training.settings import KINDS, RunConfig, name_of_kind
 from purejaxdqn.types import ConfigError
 
-_DISTRIBUTIONS: dict[str, Callable[[float, float], Any]] = {
-    "uniform": lambda low, high: stats.uniform(low, high - low),
-    "loguniform": stats.loguniform,
+_READERS: dict[Any, tuple[Callable[[str], Any], str]] = {
+    bool: (lambda text: {"true": True, "false": False}[text.lower()], "true or false"),
+    int: (lambda text: int(text.replace("_", "")), "a whole number"),
+    float: (float, "a number"),
+    str: (str, "a name"),
+    Path: (Path, "a path"),
+    tuple[int, ...]: (
+        lambda text: () if text == "none" else tuple(int(part) for part in text.split("x")),
+        "whole numbers with x between them, such as 64x64",
+    ),
 }
 
 
@@ -35,52 +42,32 @@ def parse(setting: Setting, text: str, may_be_drawn: bool = False) -> Any:
     Raises:
       ConfigError: if the text is neither.
     """
-    name, annotation = setting.name, setting.type
-    word, *limits = text.split(":")
-    if annotation is float and limits and may_be_drawn:
-        return _parse_distribution(name, text, word, limits)
-    if get_origin(annotation) is Literal:
-        if text not in get_args(annotation):
-            raise ConfigError(f"{name} ({text!r}) must be one of {', '.join(get_args(annotation))}")
-        return text
-    read, wanted = _READERS[annotation]
-    if annotation is float and may_be_drawn:
+    if get_origin(setting.type) is Literal:
+        choices = get_args(setting.type)
+        read, wanted = {name: name for name in choices}.__getitem__, f"one of {', '.join(choices)}"
+    else:
+        read, wanted = _READERS[setting.type]
+    if setting.type is float and may_be_drawn:
         wanted += ", or a distribution such as loguniform:1e-5:1e-2"
+        if ":" in text:
+            read = _read_distribution
+            wanted = (
+                "uniform or loguniform with two limits, such as uniform:0.9:1 or "
+                "loguniform:1e-5:1e-2: finite limits, the lower one first, of loguniform above 0"
+            )
     try:
         return read(text)
     except (ValueError, KeyError):
-        raise ConfigError(f"{name} ({text!r}) must be {wanted}") from None
+        raise ConfigError(f"{setting} ({text!r}) must be {wanted}") from None
 
 
-_READERS: dict[Any, tuple[Callable[[str], Any], str]] = {
-    bool: (lambda text: {"true": True, "false": False}[text.lower()], "true or false"),
-    int: (lambda text: int(text.replace("_", "")), "a whole number"),
-    float: (float, "a number"),
-    str: (str, "a name"),
-    Path: (Path, "a path"),
-    tuple[int, ...]: (
-        lambda text: () if text == "none" else tuple(int(part) for part in text.split("x")),
-        "whole numbers with x between them, such as 64x64",
-    ),
-}
-
-
-def _parse_distribution(name: str, text: str, word: str, limits: Sequence[str]) -> Any:
-    def refuse(rule: str) -> ConfigError:
-        example = "such as loguniform:1e-5:1e-2 or uniform:0.9:1"
-        return ConfigError(f"{name} ({text!r}) must {rule}, {example}")
-
-    if word not in _DISTRIBUTIONS:
-        raise refuse(f"name one of {', '.join(_DISTRIBUTIONS)}")
-    try:
-        low, high = map(float, limits)
-    except ValueError:
-        raise refuse("have two limits") from None
-    if not (np.isfinite([low, high]).all() and low < high):
-        raise refuse("have finite limits, the lower one first")
-    if word == "loguniform" and low <= 0:
-        raise refuse("have limits above 0")
-    return _DISTRIBUTIONS[word](low, high)
+def _read_distribution(text: str) -> Any:
+    word, *limits = text.split(":")
+    low, high = map(float, limits)
+    least = {"uniform": -np.inf, "loguniform": 0.0}[word]
+    if not least < low < high < np.inf:
+        raise ValueError
+    return stats.uniform(low, high - low) if word == "uniform" else stats.loguniform(low, high)
 
 
 def config_to_dict(config: RunConfig) -> dict[str, Any]:
@@ -107,24 +94,21 @@ def config_from_json(text: str, kind: type[RunConfig] | None = None) -> RunConfi
     """
     facts = json.loads(text)
     name = facts.pop("kind")
-    kind = kind or known_kinds().get(name)
+    kind = kind or KINDS.get(name)
     if kind is None:
         raise ConfigError(
             f"the settings' class {name} is not known here: import the module that registers its "
             "agent (--import), or give the class, to rerun as config_class"
         )
-    types = settings_of(kind)
-    if unknown := [name for name in facts if name not in types]:
+    declared = settings_of(kind)
+    if unknown := [name for name in facts if name not in declared]:
         raise ConfigError(
             f"{kind.__name__} has no {', '.join(unknown)}: it is another class than the one that "
             "was trained with"
         )
-    read: dict[str, Any] = {
-        name: tuple(value)
-        if isinstance(value, list)
-        else float(value)  # also "inf"
-        if types[name].type is float
-        else value
-        for name, value in facts.items()
-    }
-    return kind(**read)
+    for name, value in facts.items():
+        if isinstance(value, list):
+            facts[name] = tuple(value)
+        elif declared[name].type is float:
+            facts[name] = float(value)  # also "inf"
+    return kind(**facts)

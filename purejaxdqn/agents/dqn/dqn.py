@@ -42,6 +42,7 @@ from purejaxdqn.training.learner import (
     linear_learning_rate,
     make_clipped_optimizer,
     make_learner,
+    periodic_target_update,
 )
 from purejaxdqn.training.loop import (
     ChunkOutputs,
@@ -51,7 +52,6 @@ from purejaxdqn.training.loop import (
     run_chunk,
 )
 from purejaxdqn.training.settings import ensure_kind
-from purejaxdqn.training.target_network import periodic_target_update
 from purejaxdqn.types import Array, Learner, LossFn, Network, Replay, TrainState, Transition
 
 # ------------------------------------------------------------------------------------- training run
