@@ -56,12 +56,9 @@ class SweepProgress:
     def update(self, env_steps: int, training_return: np.ndarray, speed: float) -> None:
         """Moves the bar to `env_steps`; `training_return [n]` is NaN where no episode has ended."""
         known = training_return[np.isfinite(training_return)]
-        self._bar.update(
-            self._task,
-            completed=env_steps,
-            speed=f"{speed:,.0f} steps/s",
-            mean_return=f"{known.mean():.1f}" if len(known) else "-",
-        )
+        shown = f"{known.mean():.1f}" if len(known) else "-"
+        fields: dict[str, Any] = {"speed": f"{speed:,.0f} steps/s", "mean_return": shown}
+        self._bar.update(self._task, completed=env_steps, **fields)
 
     def add_event(
         self, event: Event, facts: dict[str, Any], trained_steps: int, env_steps: int
@@ -78,13 +75,10 @@ class SweepProgress:
     def show_evaluation(self, step: int, episode_return: np.ndarray) -> None:
         """Prints a line about one evaluation, `episode_return [n, N]`."""
         means = episode_return.mean(axis=1)
-        if len(means) <= _MOST_SEEDS_SHOWN:
-            shown = " ".join(f"{mean:5.0f}" for mean in means)
-        else:
-            low, middle, high = np.percentile(means, [0, 50, 100])
-            shown = (
-                f"lowest {low:.0f}, median {middle:.0f}, highest {high:.0f} of {len(means)} runs"
-            )
+        shown = " ".join(f"{mean:5.0f}" for mean in means)
+        if len(means) > _MOST_SEEDS_SHOWN:
+            low, mid, high = np.percentile(means, [0, 50, 100])
+            shown = f"lowest {low:.0f}, median {mid:.0f}, highest {high:.0f} of {len(means)} runs"
         self._console.print(f"step {step:>9,}  greedy return per run: {shown}", soft_wrap=True)
 
     def attempt(self, action: Callable[[], object]) -> None:
@@ -98,3 +92,10 @@ class SweepProgress:
             if time.monotonic() - self._last_complaint >= _COMPLAINT_SECONDS:
                 self._last_complaint = time.monotonic()
                 self.message(f"could not save for now, going on: {error}")
+
+
+def format_duration(seconds: float) -> str:
+    """Formats a time, such as "about 3 min"."""
+    if seconds < 90:
+        return f"about {max(seconds, 1):.0f} s"
+    return f"about {seconds / 60:.0f} min" if seconds < 5400 else f"about {seconds / 3600:.1f} h"

@@ -67,11 +67,8 @@ class Record:
         cls, config: RunConfig, arrays: Sequence[np.ndarray], facts: Mapping[str, Any]
     ) -> Record:
         """Makes a record of the arrays and facts that `to_arrays` returned."""
-        record = cls(config, len(arrays[0]))
-        names = facts["curves"]
-        record.evaluation_return, record.diverged = (np.array(x) for x in arrays[:2])
-        record.curves = {
-            name: np.array(x) for name, x in zip(names, arrays[2 : 2 + len(names)], strict=True)
-        }
-        record.params = [*arrays[2 + len(names) :]]
+        record, end = cls(config, len(arrays[0])), 2 + len(facts["curves"])
+        record.evaluation_return, record.diverged, *curves = map(np.array, arrays[:end])
+        record.curves = dict(zip(facts["curves"], curves, strict=True))
+        record.params = [*arrays[end:]]
         return record

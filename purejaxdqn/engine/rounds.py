@@ -7,6 +7,7 @@ interrupted run that goes on from what was kept has the same bits too.
 
 from __future__ import annotations
 
+import itertools
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import NamedTuple
@@ -17,13 +18,14 @@ import numpy as np
 from threadpoolctl import threadpool_limits
 
 from purejaxdqn.engine.programs import Programs
-from purejaxdqn.engine.run import Run
+from purejaxdqn.engine.run import Run, max_iterations_of
 from purejaxdqn.training.diagnostics import effective_rank
 from purejaxdqn.training.loop import ChunkOutputs
 from purejaxdqn.training.settings import RunConfig
 from purejaxdqn.types import ArrayTree, Params, TrainState
 
 _CHUNK_SECONDS = 0.5  # signals are handled between chunks
+_FORECAST_SECONDS = 1.0  # of training, from which a forecast is made
 
 
 class Games(NamedTuple):
@@ -47,7 +49,7 @@ class Kept(NamedTuple):
       step: environment steps of each run so far.
       state: `TrainState`.
       params_before: the weights at the last evaluation, for diagnostics; None without.
-      window: the sums since then, see `EvaluationWindow`.
+      window: sums of the training numbers since then, `[n]` float64 by name.
     """
 
     step: int
@@ -116,8 +118,7 @@ def train_round(
     Yields:
       An `Event` for each chunk and each evaluation.
     """
-    lap = _Lap()
-    trained = _Round(programs, config, runs, kept, lap)
+    trained = _Round(programs, config, runs, kept)
     iterations = 1  # the first chunk is short, because the speed is not known yet
     # A checkpoint lies before the evaluation at its own step, so that one is still to be done.
     for next_step in [at for at in steps or evaluation_steps(config) if at >= trained.step]:
@@ -126,39 +127,46 @@ def train_round(
             if not active.any():
                 return
             left = (next_step - trained.step) // config.steps_per_update
-            iterations = min(iterations, left, programs.max_iterations)
+            iterations = min(iterations, left, max_iterations_of(config))
             event = trained.train_chunk(active, iterations)
             yield event
-            lap()
+            trained.lap()
             # Double at most, so that one quick chunk does not make the next one long.
             wished = int(iterations * _CHUNK_SECONDS / event.train_seconds)
             iterations = max(1, min(2 * iterations, wished))
         yield trained.evaluate()
-        lap()
+        trained.lap()
+
+
+def estimate_round_seconds(programs: Programs, config: RunConfig, runs: Sequence[Run]) -> float:
+    """Estimates how many seconds one round of runs takes, by training it for a second.
+
+    All evaluations are taken to be as long as the first one.
+    """
+    events = train_round(programs, config, runs)
+    evaluation_seconds = next(events).evaluation_seconds
+    step, train_seconds, per_step = config.prefill_steps, 0.0, 0.0
+    for event in itertools.takewhile(lambda event: event.kept is not None, events):
+        train_seconds += event.train_seconds
+        per_step = event.train_seconds / (event.step - step)  # of the longest chunk yet
+        step = event.step
+        if train_seconds > _FORECAST_SECONDS:
+            break
+    seconds = per_step * (config.total_steps - config.prefill_steps)
+    return seconds + len(evaluation_steps(config)) * evaluation_seconds
 
 
 class _Round:
     """The state of a round on the devices, and the programs that change it.
 
-    Slots without a run of their own repeat the last run.
-
-    Args:
-      programs: compiled for the settings of the runs.
-      config: the settings that all runs share.
-      runs: at most as many as there are slots.
-      kept: where to go on from; from the start if None.
-      lap: measures the seconds of the events.
+    It takes the arguments of `train_round`. Slots without a run of their own repeat the last run.
     """
 
     def __init__(
-        self,
-        programs: Programs,
-        config: RunConfig,
-        runs: Sequence[Run],
-        kept: Kept | None,
-        lap: _Lap,
+        self, programs: Programs, config: RunConfig, runs: Sequence[Run], kept: Kept | None
     ) -> None:
-        self._programs, self._num_runs, self._lap = programs, len(runs), lap
+        self._last_lap = time.perf_counter()
+        self._programs, self._num_runs = programs, len(runs)
         self._steps_per_update = config.steps_per_update
         slots = [*runs, *[runs[-1]] * (programs.plan.slots_per_round - len(runs))]
         self._configs = jax.tree.map(
@@ -169,8 +177,12 @@ class _Round:
         if kept is None:
             state = jax.block_until_ready(programs.init(self._configs, self._seeds))
             kept = Kept(config.prefill_steps, state, None, {})
-        self.step, self._state, self._params_before, sums = kept
-        self._window = EvaluationWindow(sums)
+        self.step, self._state, self._params_before, self._window = kept
+
+    def lap(self) -> float:
+        """Returns the seconds since the call before, or since the beginning."""
+        last, self._last_lap = self._last_lap, time.perf_counter()
+        return self._last_lap - last
 
     def active_devices(self, wanted: Callable[[], np.ndarray] | None) -> np.ndarray:
         """Finds which devices have a run that is wanted, `[devices]` bool."""
@@ -184,40 +196,32 @@ class _Round:
         counts = self._programs.place(np.where(active, iterations, 0).astype(np.int32))
         self._state, outputs = self._programs.chunk(self._configs, self._state, counts)
         outputs = jax.tree.map(lambda x: x[:, :iterations], self._to_host(outputs))
-        self._window.add(outputs)
+        self._window = _add_outputs(self._window, outputs)
         games = _find_ended_episodes(np.asarray(outputs.episode_return), self.step)
         self.step += iterations * self._steps_per_update
-        return Event(
-            step=self.step,
-            train_seconds=self._lap(),
-            evaluation_seconds=0.0,
-            training_return=self._window.training_return(self._num_runs),
-            games=games,
-            episode_return=None,
-            metrics={},
-            params=None,
-            kept=Kept(self.step, self._state, self._params_before, self._window.sums),
-        )
+        kept = Kept(self.step, self._state, self._params_before, self._window)
+        returns = self._training_return()
+        return Event(self.step, self.lap(), 0.0, returns, games, None, {}, None, kept)
 
     def evaluate(self) -> Event:
         """Evaluates the greedy policies, measures the diagnostics, and begins a new window."""
-        train_seconds, params = self._lap(), self._state.learner.params
+        train_seconds, params = self.lap(), self._state.learner.params
         step = np.int32(self.step)
         returns = self._to_host(self._programs.evaluate(self._configs, params, self._seeds, step))
-        metrics = self._window.metrics() | self._diagnose(step)
+        metrics = _mean_metrics(self._window) | self._diagnose(step)
         if self._programs.diagnose is not None:
             self._params_before = jax.tree.map(jnp.copy, params)  # a chunk donates its state
         event = Event(
             step=self.step,
             train_seconds=train_seconds,
-            evaluation_seconds=self._lap(),
-            training_return=self._window.training_return(self._num_runs),
+            evaluation_seconds=self.lap(),
+            training_return=self._training_return(),
             games=[],
             episode_return=returns,
             metrics=metrics,
             params=self._to_host(params),
         )
-        self._window = EvaluationWindow({})
+        self._window = {}
         return event
 
     def _diagnose(self, step: np.int32) -> dict[str, np.ndarray]:
@@ -236,6 +240,12 @@ class _Round:
             values["policy_churn"] = np.full(self._num_runs, np.nan, np.float32)
         return values
 
+    def _training_return(self) -> np.ndarray:
+        """Computes the mean return `[n]` of the episodes that ended, NaN where none has."""
+        none = np.zeros(self._num_runs)
+        count, total = (self._window.get(name, none) for name in (_EPISODES, _RETURN))
+        return np.where(count > 0, total / np.maximum(count, 1), np.nan)
+
     def _to_host(self, tree: ArrayTree) -> ArrayTree:
         """Copies the rows of the runs `[n, ...]` to the host."""
         return jax.tree.map(lambda x: np.array(x[: self._num_runs]), jax.device_get(tree))
@@ -251,65 +261,31 @@ def _find_ended_episodes(episode_return: np.ndarray, step: int) -> list[Games]:
     return games
 
 
-class _Lap:
-    """A stopwatch: each call returns the seconds since the call before."""
-
-    def __init__(self) -> None:
-        self._last = time.perf_counter()
-
-    def __call__(self) -> float:
-        last, self._last = self._last, time.perf_counter()
-        return self._last - last
-
-
 _RETURN, _EPISODES, _ITERATIONS = "episode_return/sum", "episode_return/count", "iterations"
 
 
-class EvaluationWindow:
-    """Sums of the training numbers since the last evaluation.
+def _add_outputs(window: Mapping[str, np.ndarray], outputs: ChunkOutputs) -> dict[str, np.ndarray]:
+    """Adds the outputs `[n, iterations, ...]` of a chunk to the sums since the last evaluation.
 
     They are added in float64 and in order, so that chunking changes no bit.
-
-    Args:
-      sums: `[n]` each, by name, from which to go on.
     """
+    num_runs, iterations = outputs.episode_return.shape[:2]
+    returns = np.asarray(outputs.episode_return).reshape(num_runs, -1)
+    ended = ~np.isnan(returns)
+    added = {
+        _EPISODES: ended.sum(axis=1, keepdims=True),
+        _RETURN: np.where(ended, returns, 0.0),
+        _ITERATIONS: np.full((num_runs, 1), iterations),
+        **outputs.metrics,
+    }
+    sums = {}
+    for name, rows in added.items():
+        columns = np.column_stack([window.get(name, np.zeros(num_runs)), rows]).astype(np.float64)
+        sums[name] = np.add.accumulate(columns, axis=1)[:, -1]  # `sum` would add them in pairs
+    return sums
 
-    def __init__(self, sums: Mapping[str, np.ndarray]) -> None:
-        self._sums = dict(sums)
 
-    @property
-    def sums(self) -> dict[str, np.ndarray]:
-        """The sums by name, `[n]` float64 each."""
-        return dict(self._sums)
-
-    def add(self, outputs: ChunkOutputs) -> None:
-        """Adds the outputs `[n, iterations, ...]` of a chunk."""
-        num_runs, iterations = outputs.episode_return.shape[:2]
-        returns = np.asarray(outputs.episode_return).reshape(num_runs, -1)
-        ended = ~np.isnan(returns)
-        self._add(_EPISODES, ended.sum(axis=1, keepdims=True))
-        self._add(_RETURN, np.where(ended, returns, 0.0))
-        self._add(_ITERATIONS, np.full((num_runs, 1), iterations))
-        for name, rows in outputs.metrics.items():
-            self._add(name, np.asarray(rows))
-
-    def _add(self, name: str, rows: np.ndarray) -> None:
-        """Adds each column of `rows [n, M]` in turn; `sum` would add them in pairs."""
-        total = self._sums.get(name, np.zeros(len(rows)))
-        columns = np.column_stack([total, rows]).astype(np.float64)
-        self._sums[name] = np.add.accumulate(columns, axis=1)[:, -1]
-
-    def training_return(self, num_runs: int) -> np.ndarray:
-        """Computes the mean return `[n]` of the episodes that ended, NaN where none has."""
-        count = self._sums.get(_EPISODES, np.zeros(num_runs))
-        total = self._sums.get(_RETURN, np.zeros(num_runs))
-        return np.where(count > 0, total / np.maximum(count, 1), np.nan)
-
-    def metrics(self) -> dict[str, np.ndarray]:
-        """Computes the mean of each of the learner's metrics, `[n]` each."""
-        own = (_RETURN, _EPISODES, _ITERATIONS)
-        return {
-            name: total / self._sums[_ITERATIONS]
-            for name, total in self._sums.items()
-            if name not in own
-        }
+def _mean_metrics(window: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+    """Computes the mean of each of the learner's metrics, `[n]` each."""
+    names = [name for name in window if name not in (_RETURN, _EPISODES, _ITERATIONS)]
+    return {name: window[name] / window[_ITERATIONS] for name in names}

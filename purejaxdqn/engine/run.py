@@ -21,6 +21,7 @@ Label = float | int | bool | str  # a coordinate of the results
 
 SEED = jax.ShapeDtypeStruct((), np.uint32)
 COUNT = jax.ShapeDtypeStruct((), np.int32)  # of steps or iterations
+COUNTS = jax.ShapeDtypeStruct((1,), np.int32)  # the part of one device
 
 _CHUNK_STEPS = 20_000  # of one run, for which a chunk's outputs have room
 
@@ -55,26 +56,22 @@ class RunKeys(NamedTuple):
 def run_keys(seed: Array) -> RunKeys:
     """Makes the keys of a run from its seed."""
     key = jax.random.key(seed)
-    training_key, evaluation_key = jax.random.split(key)
+    training, evaluation = jax.random.split(key)
     # The split took 0 and 1: folding in 2 gives a third stream of its own.
-    return RunKeys(training_key, evaluation_key, jax.random.fold_in(key, 2))
+    return RunKeys(training, evaluation, jax.random.fold_in(key, 2))
 
 
 class OneRun(NamedTuple):
     """The functions of one run, to be traced, with the shapes of their arguments.
 
-    Attributes:
-      init: `(config, seed) -> TrainState`.
-      chunk: `(config, TrainState, num_iterations [1]) -> (TrainState, ChunkOutputs)`.
-      evaluate: `(config, params, seed, step) -> episode returns [N]`.
-      diagnose: `(config, TrainState, params before, seed, step) -> diagnostics` by name.
-      config: the settings, with a shape for each traced one.
-      state: the shapes of the state that `init` makes.
+    They are those of `Programs` without the axis of slots; a chunk takes `num_iterations [1]`.
+    `diagnose` raises `ConfigError` if the training run has no `probe`. `config` has a shape for
+    each traced setting, and `state` those of the state that `init` makes.
     """
 
-    init: Callable[[RunConfig, Array], TrainState]
-    chunk: Callable[[RunConfig, TrainState, Array], tuple[TrainState, ChunkOutputs]]
-    evaluate: Callable[[RunConfig, Params, Array, Array], Array]
+    init: Callable[..., TrainState]
+    chunk: Callable[..., tuple[TrainState, ChunkOutputs]]
+    evaluate: Callable[..., Array]
     diagnose: Callable[..., dict[str, Array]]
     config: RunConfig
     state: TrainState
@@ -89,27 +86,28 @@ def make_run_functions(experiment: Experiment, config: RunConfig) -> OneRun:
       experiment: `config -> Train`, called inside the traced functions.
       config: the settings; the values of the traced ones do not matter here.
 
-    Returns:
-      The functions; `diagnose` raises `ConfigError` if the training run has no `probe`.
-
     Raises:
       ConfigError: if the experiment needs the value of a traced setting.
     """
-    max_iterations = max_iterations_of(config)
+    explaining = functools.partial(_explaining, config)
 
+    @explaining
     def init(config: RunConfig, seed: Array) -> TrainState:
         return experiment(config).init(run_keys(seed).training)
 
+    @explaining
     def chunk(
         config: RunConfig, state: TrainState, num_iterations: Array
     ) -> tuple[TrainState, ChunkOutputs]:
-        return experiment(config).chunk(state, num_iterations[0], max_iterations)
+        return experiment(config).chunk(state, num_iterations[0], max_iterations_of(config))
 
+    @explaining
     def evaluate_run(config: RunConfig, params: Params, seed: Array, step: Array) -> Array:
         train = experiment(config)
         key = jax.random.fold_in(run_keys(seed).evaluation, step)
         return evaluate(train.policy(params), train.env, key, config.eval_episodes).episode_return
 
+    @explaining
     def diagnose_run(
         config: RunConfig, state: TrainState, params_before: Params, seed: Array, step: Array
     ) -> dict[str, Array]:
@@ -122,21 +120,10 @@ def make_run_functions(experiment: Experiment, config: RunConfig) -> OneRun:
         key = jax.random.fold_in(run_keys(seed).diagnostics, step)
         return diagnose(train.probe, train.env, state, params_before, key)
 
-    def start(config: RunConfig, seed: Array) -> None:
-        """Does once all that a run does."""
-        state, _ = chunk(config, init(config, seed), jax.numpy.ones(1, np.int32))
-        params, step = state.learner.params, state.num_steps
-        evaluate_run(config, params, seed, step)
-        if experiment(config).probe is not None:
-            diagnose_run(config, state, params, seed, step)
-
     shapes = jax.tree.map(lambda _: jax.ShapeDtypeStruct((), np.float32), config)
-    explain = functools.partial(_explaining, start=start, config=config)
-    state = jax.eval_shape(explain(init), shapes, SEED)
-    jax.eval_shape(explain(chunk), shapes, state, jax.ShapeDtypeStruct((1,), COUNT.dtype))
-    return OneRun(
-        explain(init), explain(chunk), explain(evaluate_run), explain(diagnose_run), shapes, state
-    )
+    state = jax.eval_shape(init, shapes, SEED)
+    jax.eval_shape(chunk, shapes, state, COUNTS)
+    return OneRun(init, chunk, evaluate_run, diagnose_run, shapes, state)
 
 
 _NEEDS_A_VALUE = (  # raised by JAX if Python asks for the value of an argument
@@ -146,42 +133,29 @@ _NEEDS_A_VALUE = (  # raised by JAX if Python asks for the value of an argument
 )
 
 
-def _explaining(
-    function: Callable[..., Any], start: Callable[[RunConfig, Array], None], config: RunConfig
-) -> Callable[..., Any]:
+def _explaining(config: RunConfig, function: Callable[..., Any]) -> Callable[..., Any]:
     """Makes a function name the traced setting for whose value it asks."""
 
     @functools.wraps(function)
-    def call(*args: Any) -> Any:
+    def call(traced: RunConfig, *args: Any) -> Any:
+        def asks_for(name: str) -> bool:
+            try:
+                function(dataclasses.replace(config, **{name: getattr(traced, name)}), *args)
+            except _NEEDS_A_VALUE:
+                return True
+            return False
+
         try:
-            return function(*args)
+            return function(traced, *args)
         except _NEEDS_A_VALUE as error:
-            raise _explain(error, start, config) from error
+            for setting in settings_of(type(config)).values():
+                if setting.is_traced and asks_for(setting.name):
+                    raise ConfigError(
+                        f"the experiment needs the value of {setting.name} while it is traced, but "
+                        "it is an argument of the compiled program, which has no value yet: "
+                        "compute with it, as with jnp.where, or declare it static, such as "
+                        f"{setting.name}: float = setting({setting.default!r}, help, static=True)"
+                    ) from error
+            raise
 
     return call
-
-
-def _explain(
-    error: Exception, start: Callable[[RunConfig, Array], None], config: RunConfig
-) -> Exception:
-    """Makes an error that names the traced setting for whose value an experiment asks."""
-
-    def asks_for(name: str) -> bool:
-        def start_with(value: Array, seed: Array) -> None:
-            start(dataclasses.replace(config, **{name: value}), seed)  # type: ignore[arg-type]
-
-        try:
-            jax.eval_shape(start_with, jax.ShapeDtypeStruct((), np.float32), SEED)
-        except _NEEDS_A_VALUE:
-            return True
-        return False
-
-    for setting in settings_of(type(config)).values():
-        if setting.is_traced and asks_for(setting.name):
-            return ConfigError(
-                f"the experiment needs the value of {setting.name} while it is traced, but it is "
-                "an argument of the compiled program, which has no value yet: compute with it, as "
-                "with jnp.where, or declare it static, such as "
-                f"{setting.name}: float = setting({setting.default!r}, help, static=True)"
-            )
-    return error

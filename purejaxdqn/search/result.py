@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from typing import Any, NamedTuple
 
-import numpy as np
 import xarray as xr
 from rich.console import Console
 from rich.table import Table
@@ -51,16 +49,13 @@ class SearchResult(NamedTuple):
 
     def print(self, console: Console, at_most: int = 10) -> None:
         """Prints a table of the best trials that were trained to their end, and the best flags."""
-        dataset = self.dataset
-        of_trials = [str(n) for n in dataset.coords if dataset[n].dims == ("trial",)]
-        names = [name for name in of_trials if name != "trial"]
-        complete = dataset.isel(trial=dataset.state.values == "complete")
-        order = np.argsort(-complete.score.isel(step=-1).values, kind="stable")[:at_most]
+        coords = self.dataset.coords.items()
+        names = [str(n) for n, values in coords if values.dims == ("trial",) and n != "trial"]
+        scores = self.dataset.score.isel(step=-1, trial=self.dataset.state.values == "complete")
         table = Table("trial", "score", *names)
-        for at in order:
-            trial = complete.isel(trial=at)
-            settings = [f"{float(trial[name]):.4g}" for name in names]
-            table.add_row(str(int(trial.trial)), f"{float(trial.score[-1]):.1f}", *settings)
+        for one in scores.sortby(-scores)[:at_most]:
+            settings = [f"{float(one[name]):.4g}" for name in names]
+            table.add_row(str(int(one.trial)), f"{float(one):.1f}", *settings)
         console.print(table)
         if self.best is None:
             console.print("no trial was trained to its end")
@@ -72,13 +67,12 @@ class SearchResult(NamedTuple):
     def summary(self) -> dict[str, Any]:
         """Returns the counts and the best trial, ready for JSON."""
         states = self.dataset.state.values.tolist()
-        counts = {state: states.count(state) for state in ("complete", "pruned", "diverged")}
-        facts = {"status": self.dataset.attrs["status"], "num_trials": len(states), **counts}
-        if self.best is None:
-            return {**facts, "best": None}
-        trial, settings, score, _ = self.best
-        found = {"trial": trial, "score": score, "settings": to_jsonable(settings)}
-        return {**facts, "best": found}
+        facts = {"status": self.dataset.attrs["status"], "num_trials": len(states), "best": None}
+        facts |= {state: states.count(state) for state in ("complete", "pruned", "diverged")}
+        if self.best is not None:
+            trial, settings, score, _ = self.best
+            facts["best"] = {"trial": trial, "score": score, "settings": to_jsonable(settings)}
+        return facts
 
 
 class SearchInterrupted(Interrupted):
@@ -86,8 +80,3 @@ class SearchInterrupted(Interrupted):
 
     Its `result` is the `SearchResult` of the batches that were finished, None without any.
     """
-
-
-def format_settings(settings: Mapping[str, float]) -> str:
-    """Formats settings, such as "learning_rate=0.000312, discount=0.98"."""
-    return ", ".join(f"{name}={value:.4g}" for name, value in settings.items())

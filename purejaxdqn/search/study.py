@@ -17,13 +17,14 @@ from purejaxdqn.types import ConfigError
 try:
     import optuna
     from optuna.exceptions import StorageInternalError
+    from optuna.trial import TrialState
     from sqlalchemy import URL
     from sqlalchemy.exc import SQLAlchemyError
 except ModuleNotFoundError:  # an extra of the package, see `require_optuna`
     optuna = None  # type: ignore[assignment]
 
 if TYPE_CHECKING:
-    from optuna.distributions import BaseDistribution, CategoricalDistribution, FloatDistribution
+    from optuna.distributions import CategoricalDistribution, FloatDistribution
     from optuna.pruners import BasePruner
     from optuna.samplers import BaseSampler
     from optuna.trial import FrozenTrial
@@ -31,7 +32,6 @@ if TYPE_CHECKING:
     Distribution = FloatDistribution | CategoricalDistribution
 
 STUDY_FILE = "study.db"
-STUDY_NAME = "search"
 
 
 def require_optuna() -> None:
@@ -79,8 +79,7 @@ def list_extremes(one: Distribution) -> Sequence[Any]:
 
 def to_json(one: Distribution) -> dict[str, Any]:
     """Converts a distribution to what JSON holds."""
-    found: dict[str, Any] = json.loads(optuna.distributions.distribution_to_json(one))
-    return found
+    return json.loads(optuna.distributions.distribution_to_json(one))
 
 
 def default_pruner(total_steps: int) -> BasePruner:
@@ -115,18 +114,13 @@ def open_study(path: Path, pruner: BasePruner) -> Iterator[optuna.Study]:
             stack.callback(storage.engine.dispose)
             stack.callback(storage.remove_session)
             study = optuna.create_study(
-                study_name=STUDY_NAME,
                 storage=storage,
                 pruner=pruner,
+                study_name="search",
                 direction="maximize",
                 load_if_exists=True,
             )
-        except (
-            sqlite3.Error,
-            SQLAlchemyError,
-            StorageInternalError,
-            RuntimeError,
-        ) as error:
+        except (sqlite3.Error, SQLAlchemyError, StorageInternalError, RuntimeError) as error:
             reason = str(error).splitlines()[0]
             raise ConfigError(
                 f"{path} cannot be read as a study of Optuna ({reason}): put a copy back, choose "
@@ -140,50 +134,36 @@ def open_study(path: Path, pruner: BasePruner) -> Iterator[optuna.Study]:
             raise OSError(f"{path} cannot be written: {error}") from error
 
 
-class Proposals:
-    """Asks a study for batches of trials, and tells it how they ended.
+def read_done(study: optuna.Study) -> list[FrozenTrial]:
+    """Reads the trials that count, in order: those trained to their end, and pruned ones."""
+    return study.get_trials(deepcopy=False, states=(TrialState.COMPLETE, TrialState.PRUNED))
 
-    `make_sampler` makes a sampler from a seed, anew for each batch; `seed` is that of all batches.
+
+def read_running(study: optuna.Study) -> list[int]:
+    """Reads the numbers of the trials that were proposed, and whose end is not told yet."""
+    running = study.get_trials(deepcopy=False, states=(TrialState.RUNNING,))
+    return [trial.number for trial in running]
+
+
+def ask(
+    study: optuna.Study,
+    num_trials: int,
+    distributions: Mapping[str, Distribution],
+    make_sampler: Callable[[int], BaseSampler],
+    seed: int,
+) -> list[optuna.Trial]:
+    """Proposes trials, which depend on the seed and the trials that are done alone."""
+    sequence = np.random.SeedSequence([seed, len(read_done(study))])
+    study.sampler = make_sampler(int(sequence.generate_state(1)[0]))
+    return [study.ask({**distributions}) for _ in range(num_trials)]
+
+
+def tell(study: optuna.Study, number: int, score: float | None) -> None:
+    """Records how a trial ended: with a score, before its end (NaN), or failed (None).
+
+    No proposal learns from failed trials.
     """
-
-    def __init__(
-        self,
-        study: optuna.Study,
-        distributions: Mapping[str, BaseDistribution],
-        make_sampler: Callable[[int], BaseSampler],
-        seed: int,
-    ) -> None:
-        self._study, self._distributions = study, {**distributions}
-        self._make_sampler, self._seed = make_sampler, seed
-
-    def read_done(self) -> list[FrozenTrial]:
-        """Reads the trials that count, in order: those trained to their end, and pruned ones."""
-        states = (optuna.trial.TrialState.COMPLETE, optuna.trial.TrialState.PRUNED)
-        return self._study.get_trials(deepcopy=False, states=states)
-
-    def read_running(self) -> list[int]:
-        """Reads the numbers of the trials that were proposed, and whose end is not told yet."""
-        states = (optuna.trial.TrialState.RUNNING,)
-        return [trial.number for trial in self._study.get_trials(deepcopy=False, states=states)]
-
-    def ask(self, num_trials: int) -> list[optuna.Trial]:
-        """Proposes trials, which depend on the seed and the trials that are done alone."""
-        sequence = np.random.SeedSequence([self._seed, len(self.read_done())])
-        self._study.sampler = self._make_sampler(int(sequence.generate_state(1)[0]))
-        return [self._study.ask(self._distributions) for _ in range(num_trials)]
-
-    def tell(self, number: int, score: float) -> None:
-        """Records how a trial ended: with a score, or, where that is NaN, before its end."""
-        if math.isfinite(score):
-            self._study.tell(number, score)
-        else:
-            self._study.tell(number, state=optuna.trial.TrialState.PRUNED)
-
-    def fail(self, number: int) -> None:
-        """Records that a trial failed; no proposal learns from it."""
-        self._study.tell(number, state=optuna.trial.TrialState.FAIL)
-
-
-def is_complete(trial: FrozenTrial) -> bool:
-    """Tells whether a trial was trained to its end."""
-    return trial.state == optuna.trial.TrialState.COMPLETE
+    if score is not None and math.isfinite(score):
+        study.tell(number, score)
+    else:
+        study.tell(number, state=TrialState.FAIL if score is None else TrialState.PRUNED)

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import functools
 import math
 from collections.abc import Callable, Mapping, Sequence
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import jax
@@ -19,15 +19,14 @@ from purejaxdqn.engine.progress import SweepProgress
 from purejaxdqn.engine.record import Record
 from purejaxdqn.engine.rounds import train_round
 from purejaxdqn.engine.run import Run
+from purejaxdqn.runtime.devices import Plan
 from purejaxdqn.runtime.interrupts import EXIT_INTERRUPTED, StopRequest
 from purejaxdqn.search import study
-from purejaxdqn.search.result import Best, SearchInterrupted, SearchResult, format_settings
-from purejaxdqn.search.study import Proposals
+from purejaxdqn.search.result import Best, SearchInterrupted, SearchResult
 from purejaxdqn.storage import provenance, results
 from purejaxdqn.sweep.dataset import to_dataset
 from purejaxdqn.sweep.design import grid_design
 from purejaxdqn.sweep.folder import SweepFolder
-from purejaxdqn.sweep.plan import SweepPlan
 from purejaxdqn.training.loop import Experiment
 from purejaxdqn.training.settings import RunConfig
 
@@ -35,9 +34,8 @@ if TYPE_CHECKING:
     import optuna
     from optuna.trial import FrozenTrial
 
-    from purejaxdqn.search.study import Distribution
-
 Statistic = Callable[[np.ndarray], float]  # scores [num_seeds] -> score
+_TIMES = ("compile_seconds", "train_seconds", "evaluation_seconds", "env_steps_per_second")
 
 
 class SearchRequest(NamedTuple):
@@ -49,7 +47,7 @@ class SearchRequest(NamedTuple):
     experiment: Experiment
     config: RunConfig
     space: Mapping[str, Any]
-    distributions: Mapping[str, Distribution]
+    distributions: Mapping[str, study.Distribution]
     seeds: Sequence[int]
     statistic: Statistic
     sampler_seed: int
@@ -58,75 +56,59 @@ class SearchRequest(NamedTuple):
 
 
 class TrialTrainer:
-    """Trains proposed trials, batch by batch, and keeps their records by the study's numbers.
+    """Trains proposed trials, batch by batch, each laid out as in `layout`.
 
-    Each batch is laid out as in `plan`. `attrs` are added to the attributes of the dataset.
+    `attrs` are added to the attributes of the dataset.
     """
 
     def __init__(
         self,
         request: SearchRequest,
-        proposals: Proposals,
-        plan: SweepPlan,
+        opened: optuna.Study,
+        layout: Plan,
         devices: Sequence[jax.Device],
         folder: SweepFolder,
         bar: SweepProgress,
         attrs: dict[str, Any],
     ) -> None:
-        self._experiment, self._config = request.experiment, request.config
-        self._statistic = request.statistic
-        self._proposals, self._plan, self._devices = proposals, plan, devices
-        self._folder, self._bar = folder, bar
-        self._seeds = plan.design.seeds
-        self._layout = plan.groups[0].plan
-        self._at_once = self._layout.slots_per_round // len(self._seeds)  # trials of a round
-        self._records: dict[int, Record] = {}  # of the trials that are done, by number
+        self._request, self._study, self._bar = request, opened, bar
+        self._config, self._seeds = request.config, request.seeds
+        self._layout, self._devices, self._output = layout, devices, folder.output
+        self._at_once = layout.slots_per_round // len(request.seeds)  # trials of a round
+        self._save = folder.save_finished
+        self._load = functools.cache(lambda n: folder.load_finished(n, request.config))
         self._trained_steps = 0
         self._facts: dict[str, Any] = {
-            "width": plan.width,
+            "width": layout.width,
             "device": devices[0].device_kind,
-            "num_devices": self._layout.num_devices,
-            "peak_bytes": 0,
-            "compile_seconds": 0.0,
-            "train_seconds": 0.0,
-            "evaluation_seconds": 0.0,
-            "env_steps_per_second": 0.0,
+            "num_devices": layout.num_devices,
+            **dict.fromkeys(_TIMES, 0.0),
             **attrs,
         }
 
     def read_earlier(self, num_trials: int) -> SearchResult | None:
         """Reads the trials of earlier processes; returns the result if so many are done already."""
-        known = self._proposals.read_done()
+        known, under_way = self._read_done(), study.read_running(self._study)
         for trial in known:
-            numbers = self._folder.load_finished(trial.number, self._config)
-            if numbers is None:
+            if self._load(trial.number) is None:
                 self._bar.message(
                     f"trial {trial.number} is not trained again: its score stays in the study, but "
                     "its numbers are lost"
                 )
-            else:
-                self._records[trial.number] = numbers
-        under_way = self._proposals.read_running()
         self._tell_batch()
-        done = self._proposals.read_done()
-        if len(done) >= num_trials and (dataset := self._load_results()) is not None:
-            self._bar.message(f"the search in {self._output} is finished already")
-            return SearchResult(dataset, self._find_best())
+        numbers = [trial.number for trial in self._read_done()]
+        if len(numbers) >= num_trials:
+            with contextlib.suppress(OSError):
+                dataset = results.load(self._output)
+                is_finished = dataset.attrs.get("status") == "finished"
+                if is_finished and dataset.trial.values.tolist() == numbers:
+                    self._bar.message(f"the search in {self._output} is finished already")
+                    return SearchResult(dataset, self._find_best())
         if known or under_way:
-            text = f"going on after {len(done)} trial(s)"
-            if again := len(known) + len(under_way) - len(done):
+            text = f"going on after {len(numbers)} trial(s)"
+            if again := len(known) + len(under_way) - len(numbers):
                 text += f"; {again} that were under way are proposed again"
             self._bar.message(text)
-        return None
-
-    def _load_results(self) -> xr.Dataset | None:
-        """Loads the results that an earlier process has written, if all trials are in them."""
-        with contextlib.suppress(OSError):
-            dataset = results.load(self._output)
-            numbers = [trial.number for trial in self._proposals.read_done()]
-            is_finished = dataset.attrs.get("status") == "finished"
-            if is_finished and dataset.trial.values.tolist() == numbers:
-                return dataset
         return None
 
     def run(self, num_trials: int, trials_per_batch: int, stop: StopRequest) -> SearchResult:
@@ -135,42 +117,38 @@ class TrialTrainer:
         Raises:
           SearchInterrupted: when `stop` was asked for.
         """
-        exit_code: int | None = None
-        programs: Programs | None = None
+        request = self._request
+        sampling = (request.distributions, request.sampler, request.sampler_seed)
         try:
-            while (left := num_trials - len(self._proposals.read_done())) > 0:
-                programs = programs or self._compile()
+            while (left := num_trials - len(self._read_done())) > 0:
+                programs = self._programs
                 stop.is_deferred = True
-                self._train_batch(programs, self._proposals.ask(min(trials_per_batch, left)), stop)
+                trials = study.ask(self._study, min(trials_per_batch, left), *sampling)
+                self._train_batch(programs, trials, stop)
                 self._bar.attempt(lambda: results.save(self._make_dataset("running"), self._output))
                 stop.raise_if_requested()
                 stop.is_deferred = False
         except KeyboardInterrupt as error:
-            exit_code = getattr(error, "exit_code", EXIT_INTERRUPTED)
-        stop.is_deferred = True  # only the results are still to be written
-        if exit_code is not None:
+            stop.is_deferred = True  # only the results are still to be written
             self._tell_batch()
-        result = None
-        if self._proposals.read_done():
-            dataset = self._make_dataset("finished" if exit_code is None else "interrupted")
-            results.save_or_rescue(dataset, self._output)
-            result = SearchResult(dataset, self._find_best())
-        if exit_code is not None:
+            result = self._write("interrupted") if self._read_done() else None
             text = f"the search was interrupted; the same call goes on (in {self._output})"
-            raise SearchInterrupted(text, result, exit_code)
-        assert result is not None
-        return result
+            exit_code = getattr(error, "exit_code", EXIT_INTERRUPTED)
+            raise SearchInterrupted(text, result, exit_code) from None
+        stop.is_deferred = True
+        return self._write("finished")
 
-    @property
-    def _output(self) -> Path:
-        return self._folder.output
+    def _read_done(self) -> list[FrozenTrial]:
+        return study.read_done(self._study)
 
-    def _compile(self) -> Programs:
+    @functools.cached_property
+    def _programs(self) -> Programs:
         self._bar.message(
             f"{self._at_once} trial(s) of {len(self._seeds)} seed(s) at a time, "
-            f"{self._plan.width} run(s) a device; compiling ..."
+            f"{self._layout.width} run(s) a device; compiling ..."
         )
-        programs = compile_programs(self._experiment, self._config, self._layout, self._devices)
+        experiment = self._request.experiment
+        programs = compile_programs(experiment, self._config, self._layout, self._devices)
         self._facts["compile_seconds"] = programs.compile_seconds
         self._bar.message(f"compiled in {programs.compile_seconds:.1f} s")
         return programs
@@ -182,136 +160,111 @@ class TrialTrainer:
     ) -> None:
         """Trains a batch of trials, as many side by side as there is room for."""
         records: dict[int, Record] = {}
-        steps_each = len(self._seeds) * self._config.total_steps
-        steps_before = len(self._proposals.read_done()) * steps_each
         for begin in range(0, len(trials), self._at_once):
             side_by_side = trials[begin : begin + self._at_once]
-            records |= self._train_round(programs, side_by_side, steps_before, stop)
-            steps_before += len(side_by_side) * steps_each
+            records |= self._train_round(programs, side_by_side, begin, stop)
         # All are saved before the study learns of any: a kill in between leaves nothing half done.
-        for number, numbers in records.items():
-            self._folder.save_finished(number, numbers)
+        for number, record in records.items():
+            self._save(number, record)
         self._tell_batch()
 
     def _train_round(
-        self,
-        programs: Programs,
-        trials: Sequence[optuna.Trial],
-        steps_before: int,
-        stop: StopRequest,
+        self, programs: Programs, trials: Sequence[optuna.Trial], before: int, stop: StopRequest
     ) -> dict[int, Record]:
-        """Trains some trials side by side, and returns their records by number."""
-        num_seeds = len(self._seeds)
-        runs = [
-            Run(seed, dataclasses.replace(self._config, **trial.params), trial.params)
-            for trial in trials
-            for seed in self._seeds
-        ]
-        records = [Record(self._config, num_seeds) for _ in trials]
+        """Trains some trials side by side, and returns their records by number.
+
+        So many of their batch have been trained `before` them.
+        """
+        num_seeds, config = len(self._seeds), self._config
+        configs = [dataclasses.replace(config, **trial.params) for trial in trials]
+        runs = [Run(seed, one, {}) for one in configs for seed in self._seeds]
+        records = {trial.number: Record(config, num_seeds) for trial in trials}
         goes_on = np.ones(len(trials), bool)
         for trial in trials:
-            self._bar.message(f"trial {trial.number}: {format_settings(trial.params)}")
-        last_step = self._config.prefill_steps
-        for event in train_round(
-            programs, self._config, runs, wanted=lambda: np.repeat(goes_on, num_seeds)
-        ):
+            shown = ", ".join(f"{name}={value:.4g}" for name, value in trial.params.items())
+            self._bar.message(f"trial {trial.number}: {shown}")
+        steps_before = (len(self._read_done()) + before) * num_seeds * config.total_steps
+        last_step = config.prefill_steps
+        wanted = functools.partial(np.repeat, goes_on, num_seeds)
+        for event in train_round(programs, config, runs, wanted=wanted):
             self._trained_steps += int(goes_on.sum()) * num_seeds * (event.step - last_step)
             last_step = event.step
             env_steps = steps_before + len(runs) * event.step
             self._bar.add_event(event, self._facts, self._trained_steps, env_steps)
-            if event.step < self._config.total_steps:
+            if event.step < config.total_steps:
                 stop.raise_if_requested()
             if event.episode_return is None:
                 continue
             notes = []
-            for i, (trial, numbers) in enumerate(zip(trials, records, strict=True)):
+            for i, (trial, record) in enumerate(zip(trials, records.values(), strict=True)):
                 if goes_on[i]:
-                    numbers.add(event, slice(i * num_seeds, (i + 1) * num_seeds))
-                    goes_on[i], note = self._report(trial, numbers, event.step)
+                    record.add(event, slice(i * num_seeds, (i + 1) * num_seeds))
+                    goes_on[i], note = self._report(trial, record, event.step)
                     notes.append(f"trial {trial.number}: {note}")
             self._bar.message(f"step {event.step:>9,}  {', '.join(notes)}")
-        for numbers in records:
-            numbers.params = []  # the weights of hundreds of trials would fill the disk
-        return {trial.number: numbers for trial, numbers in zip(trials, records, strict=True)}
+        for record in records.values():
+            record.params = []  # the weights of hundreds of trials would fill the disk
+        return records
 
-    def _report(self, trial: optuna.Trial, numbers: Record, step: int) -> tuple[bool, str]:
+    def _report(self, trial: optuna.Trial, record: Record, step: int) -> tuple[bool, str]:
         """Reports an evaluation to the study; returns whether the trial goes on, and a note."""
-        score = self._compute_score(numbers, numbers.steps.index(step))
-        if step == numbers.steps[0]:
-            return True, f"{score:.1f}"  # before learning, which says nothing about the settings
-        trial.report(score, step)
-        if not math.isfinite(score):
-            return False, "diverged"
-        if step < numbers.steps[-1] and trial.should_prune():
-            return False, f"{score:.1f} (pruned)"
+        score = self._compute_score(record, record.steps.index(step))
+        if step > record.steps[0]:  # before learning it says nothing about the settings
+            trial.report(score, step)
+            if not math.isfinite(score):
+                return False, "diverged"
+            if step < record.steps[-1] and trial.should_prune():
+                return False, f"{score:.1f} (pruned)"
         return True, f"{score:.1f}"
 
-    def _compute_score(self, numbers: Record, at: int) -> float:
+    def _compute_score(self, record: Record, at: int) -> float:
         """Computes the score at an evaluation; NaN if a seed diverged, or has not reached it."""
-        means = numbers.evaluation_return[:, at].mean(axis=1, dtype=np.float64)
-        if numbers.diverged.any() or not np.isfinite(means).all():
+        means = record.evaluation_return[:, at].mean(axis=1, dtype=np.float64)
+        if record.diverged.any() or not np.isfinite(means).all():
             return math.nan
-        return float(self._statistic(means))
+        return float(self._request.statistic(means))
 
     def _tell_batch(self) -> None:
         """Tells the study of the batch under way, or fails it unless all of it is on the disk."""
-        numbers = self._proposals.read_running()
-        records = {n: self._folder.load_finished(n, self._config) for n in numbers}
-        kept = {n: one for n, one in records.items() if one is not None}
-        if len(kept) < len(numbers):
-            for number in numbers:
-                self._proposals.fail(number)
-            return
-        for number, one in kept.items():
-            self._proposals.tell(number, self._compute_score(one, -1))
-        self._records |= kept
+        loaded = {number: self._load(number) for number in study.read_running(self._study)}
+        kept = {number: record for number, record in loaded.items() if record is not None}
+        for number in loaded:
+            is_whole = len(kept) == len(loaded)
+            score = self._compute_score(kept[number], -1) if is_whole else None
+            study.tell(self._study, number, score)
 
     # ----------------------------------------------------------------------------- put together
 
+    def _write(self, status: str) -> SearchResult:
+        dataset = self._make_dataset(status)
+        results.save_or_rescue(dataset, self._output)
+        return SearchResult(dataset, self._find_best())
+
     def _make_dataset(self, status: str) -> xr.Dataset:
-        trials = self._proposals.read_done()
+        trials = self._read_done()
         configs = {t.number: dataclasses.replace(self._config, **t.params) for t in trials}
         design = grid_design(lambda trial: configs[trial], self._seeds, {"trial": [*configs]})
-        num_seeds = len(self._seeds)
-        members = [range(i * num_seeds, (i + 1) * num_seeds) for i in range(len(trials))]
-        records = {
-            i: self._records[trial.number]
-            for i, trial in enumerate(trials)
-            if trial.number in self._records
-        }
+        members = np.arange(len(design.runs)).reshape(len(trials), -1).tolist()
+        loaded = {i: self._load(number) for i, number in enumerate(configs)}
+        records = {i: record for i, record in loaded.items() if record is not None}
         dataset = to_dataset(design, members, records)
         steps = dataset.step.values.tolist()
         scores = [[t.intermediate_values.get(s, math.nan) for s in steps] for t in trials]
-        settings = {
-            name: ("trial", [trial.params[name] for trial in trials]) for name in trials[0].params
-        }
+        # The last report of a trial that has diverged is NaN, which the study keeps no value of.
+        states = ["diverged" if t.value is None else t.state.name.lower() for t in trials]
+        settings = {name: ("trial", [t.params[name] for t in trials]) for name in trials[0].params}
         fixed = {k: v for k, v in dataclasses.asdict(self._config).items() if k not in settings}
+        attrs = provenance.collect_provenance(fixed, self._request.experiment)
         self._facts["peak_bytes"] = peak_bytes()
         return (
-            dataset.assign(
-                state=("trial", [self._name_state(trial) for trial in trials]),
-                score=(("trial", "step"), np.array(scores)),
-            )
+            dataset.assign(state=("trial", states), score=(("trial", "step"), np.array(scores)))
             .assign_coords(settings)
-            .assign_attrs(
-                provenance.collect_provenance(fixed, self._experiment), status=status, **self._facts
-            )
+            .assign_attrs(attrs, status=status, **self._facts)
         )
 
-    def _name_state(self, trial: FrozenTrial) -> str:
-        if study.is_complete(trial):
-            return "complete"
-        numbers = self._records.get(trial.number)
-        return "diverged" if numbers is not None and numbers.diverged.any() else "pruned"
-
     def _find_best(self) -> Best | None:
-        complete = [
-            (trial.value, trial)
-            for trial in self._proposals.read_done()
-            if trial.value is not None and study.is_complete(trial)
-        ]
-        if not complete:
-            return None
-        score, trial = max(complete, key=lambda pair: pair[0])
-        config = dataclasses.replace(self._config, **trial.params)
-        return Best(trial.number, trial.params, score, config)
+        for best in self._study.best_trials:  # the first of several that are as good
+            assert best.value is not None
+            config = dataclasses.replace(self._config, **best.params)
+            return Best(best.number, best.params, best.value, config)
+        return None

@@ -321,13 +321,13 @@ def proposals(seed, num_failed=0):
     """Two batches, the second of which the estimator proposes; failed trials go before it."""
     one = optuna.create_study(direction="maximize")
     distributions = {name: study.make_distribution(name, source) for name, source in SPACE.items()}
-    asker = study.Proposals(one, distributions, study.default_sampler, seed)
-    first = asker.ask(12)
+    sampling = (distributions, study.default_sampler, seed)
+    first = study.ask(one, 12, *sampling)
     for trial in first:
-        asker.tell(trial.number, -abs(np.log10(trial.params["learning_rate"]) + 2))
-    for trial in asker.ask(num_failed):
-        asker.fail(trial.number)
-    return [trial.params for trial in [*first, *asker.ask(4)]]
+        study.tell(one, trial.number, -abs(np.log10(trial.params["learning_rate"]) + 2))
+    for trial in study.ask(one, num_failed, *sampling):
+        study.tell(one, trial.number, None)
+    return [trial.params for trial in [*first, *study.ask(one, 4, *sampling)]]
 
 
 def test_proposals_hang_on_the_seed_and_not_on_what_was_killed():
@@ -356,15 +356,15 @@ def test_a_killed_search_goes_on_and_ends_with_the_same_numbers(whole, tmp_path,
 def test_a_batch_that_was_kept_but_not_told_is_not_trained_again(whole, tmp_path, monkeypatch):
     told: list[int] = []
 
-    def tell(self, number, score):
+    def tell(opened, number, score):
         if len(told) == 6:
             raise Killed
         told.append(number)
-        original(self, number, score)
+        original(opened, number, score)
 
-    original = study.Proposals.tell
+    original = study.tell
     with monkeypatch.context() as patch:
-        patch.setattr(study.Proposals, "tell", tell)
+        patch.setattr(study, "tell", tell)
         with pytest.raises(Killed):
             run(tmp_path)
     assert states(tmp_path)[4:] == ["COMPLETE", "COMPLETE", "RUNNING", "RUNNING"]
