@@ -20,17 +20,11 @@ from purejaxdqn.types import ArrayTree, TrainState
 
 
 class RunBytes(NamedTuple):
-    """Memory of one run, in bytes.
+    """Memory of one run, in bytes."""
 
-    Attributes:
-      parts: on the device while the run trains, by the setting that makes each part big.
-      state: the part of these that stays between two chunks.
-      result: on the host until the end, the numbers and the last weights.
-    """
-
-    parts: dict[str, int]
-    state: int
-    result: int
+    parts: dict[str, int]  # on the device while it trains, by the setting that makes each part big
+    state: int  # the part of these that stays between two chunks
+    result: int  # on the host until the end, the numbers and the last weights
 
     @property
     def running(self) -> int:
@@ -39,17 +33,10 @@ class RunBytes(NamedTuple):
 
 
 class TracedRun(NamedTuple):
-    """The shapes of a run, and the memory of its intermediate results.
+    """The shapes of a run, and the most bytes that its intermediate results take at a time."""
 
-    Attributes:
-      state: its `TrainState`, as shapes.
-      outputs: the outputs of a chunk, as shapes.
-      chunk_bytes: the most that intermediate results of a chunk take.
-      evaluation_bytes: the most that those of an evaluation take.
-    """
-
-    state: TrainState
-    outputs: ChunkOutputs
+    state: TrainState  # as shapes
+    outputs: ChunkOutputs  # of a chunk, as shapes
     chunk_bytes: int
     evaluation_bytes: int
 
@@ -127,10 +114,6 @@ def trace_memory(function: Callable[..., Any], *args: ArrayTree) -> tuple[int, A
     An elementwise result read by one elementwise operation is fused, and counts nothing. One read
     by a reduction counts: XLA hands reductions to a library, for which it writes their arguments to
     memory. The compiled program may take a third more or less.
-
-    Args:
-      function: the function, which is traced and not compiled.
-      *args: its arguments, or their shapes.
 
     Returns:
       Bytes, and the function's results as shapes.

@@ -16,7 +16,7 @@ from purejaxdqn.engine.run import COUNT, SEED, make_run_functions
 from purejaxdqn.runtime.devices import Plan, compiler_options
 from purejaxdqn.training.loop import ChunkOutputs, Experiment
 from purejaxdqn.training.settings import RunConfig
-from purejaxdqn.types import Array, ArrayTree, Params, TrainState, run_axes
+from purejaxdqn.types import Array, ArrayTree, TrainState, run_axes
 
 # 0: an array has an entry for each run.
 # _PER_DEVICE: it has an entry for each device, which all of its runs share.
@@ -38,23 +38,19 @@ class Programs(NamedTuple):
       evaluate: `(config, params, seeds [slots], step []) -> episode returns [slots, N]`.
       diagnose: `(config, TrainState, params before, seeds [slots], step []) -> diagnostics
         [slots]` by name; None if it was not asked for. The state is not donated.
-      plan: how the runs are laid out.
-      mesh: the devices.
-      state: the `TrainState`, as shapes with their shardings.
-      round_bytes: bytes on all devices while a round trains or is evaluated, from XLA's own
-        analysis; 0 if it has none.
-      compile_seconds: seconds of tracing, lowering and compiling.
+      round_bytes: bytes on all devices while a round trains or is evaluated, as XLA says; 0 if it
+        does not.
     """
 
-    init: Callable[[RunConfig, Array], TrainState]
-    chunk: Callable[[RunConfig, TrainState, Array], tuple[TrainState, ChunkOutputs]]
-    evaluate: Callable[[RunConfig, Params, Array, np.int32], Array]
+    init: Callable[..., TrainState]
+    chunk: Callable[..., tuple[TrainState, ChunkOutputs]]
+    evaluate: Callable[..., Array]
     diagnose: Callable[..., dict[str, Array]] | None
-    plan: Plan
+    plan: Plan  # how the runs are laid out
     mesh: Mesh
-    state: TrainState
+    state: TrainState  # as shapes, with their shardings
     round_bytes: int
-    compile_seconds: float
+    compile_seconds: float  # of tracing, lowering and compiling
 
     def place(self, values: np.ndarray) -> Array:
         """Puts a host array with one entry per slot, or per device, onto the devices."""
@@ -100,14 +96,8 @@ def compile_programs(
 ) -> Programs:
     """Compiles initialisation, training and evaluation for one round of a plan, each on its own.
 
-    Diagnostics are one more program, and leave the others as they are.
-
-    Args:
-      experiment: as in `make_run_functions`.
-      config: as in `make_run_functions`.
-      plan: how the runs are laid out.
-      devices: at least `plan.num_devices`.
-      diagnostics: whether to compile them too.
+    Diagnostics are one more program, and leave the others as they are. `experiment` and `config`
+    are as in `make_run_functions`; there must be at least as many `devices` as in the plan.
 
     Raises:
       ConfigError: as `make_run_functions`, and for diagnostics of a training run without a `probe`.

@@ -1,16 +1,16 @@
-"""Trains and evaluates one round of runs on the devices, chunk by chunk.
+"""Trains and evaluates one round of runs on the devices, chunk by chunk, and records its numbers.
 
-A run is a function of its config, its seed and the width (runs per device program). Neither the
-runs beside it, nor its slot, nor the number of devices, nor the chunking changes a bit of it. An
-interrupted run that goes on from what was kept has the same bits too.
+Neither the runs beside a run, nor its slot, nor the number of devices, nor the chunking, nor an
+interruption changes a bit of it: it is a function of its config, its seed and the width.
 """
 
 from __future__ import annotations
 
+import functools
 import itertools
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -29,62 +29,38 @@ _FORECAST_SECONDS = 1.0  # of training, from which a forecast is made
 
 
 class Games(NamedTuple):
-    """Training episodes of one run, in the order in which they ended.
+    """Training episodes of one run, in the order in which they ended."""
 
-    Attributes:
-      step: `[G]` environment steps of the run when the episode ended.
-      episode_return: `[G]` undiscounted returns.
-    """
-
-    step: np.ndarray
-    episode_return: np.ndarray
+    step: np.ndarray  # [G] environment steps of the run when the episode ended
+    episode_return: np.ndarray  # [G] undiscounted returns
 
 
 class Kept(NamedTuple):
     """Everything that one round needs to go on; arrays have an entry per slot `[slots]`.
 
     The state stays on the devices. A sweep's `Paused` is the copy of one batch of it on the host.
-
-    Attributes:
-      step: environment steps of each run so far.
-      state: `TrainState`.
-      params_before: the weights at the last evaluation, for diagnostics; None without.
-      window: sums of the training numbers since then, `[n]` float64 by name.
     """
 
-    step: int
+    step: int  # environment steps of each run so far
     state: TrainState
-    params_before: Params
-    window: dict[str, np.ndarray]
+    params_before: Params  # the weights at the last evaluation, for diagnostics; None without
+    window: dict[str, np.ndarray]  # sums of the training numbers since then, [n] float64
 
 
 class Event(NamedTuple):
-    """The numbers of a round after a chunk, or at an evaluation; arrays have an entry per run.
+    """The numbers of a round after a chunk, or at an evaluation; arrays have an entry per run."""
 
-    Attributes:
-      step: environment steps of each run so far.
-      train_seconds: seconds of training since the event before.
-      evaluation_seconds: seconds of evaluation since the event before.
-      training_return: `[n]` mean return of the training episodes that ended since the last
-        evaluation, NaN if none.
-      games: per run, the training episodes that ended since the event before, without those of the
-        prefill.
-      episode_return: `[n, N]` greedy returns; None after a chunk.
-      metrics: `[n]` the learner's metrics, means since the last evaluation, and the diagnostics if
-        there are any; empty after a chunk.
-      params: the weights; None after a chunk.
-      kept: after a chunk, all that the round needs to go on. Read it before the next event.
-    """
-
-    step: int
-    train_seconds: float
-    evaluation_seconds: float
-    training_return: np.ndarray
-    games: list[Games]
-    episode_return: np.ndarray | None
+    step: int  # environment steps of each run so far
+    train_seconds: float  # since the event before
+    evaluation_seconds: float  # since the event before
+    training_return: np.ndarray  # [n] mean of the training episodes since the last evaluation; NaN
+    games: list[Games]  # per run, those that ended since the event before, without the prefill's
+    episode_return: np.ndarray | None  # [n, N] greedy returns; None after a chunk
+    # [n] means of the learner's metrics since the last evaluation, and the diagnostics if there are
+    # any; empty after a chunk.
     metrics: dict[str, np.ndarray]
-    params: Params
-    kept: Kept | None = None
+    params: Params  # the weights; None after a chunk
+    kept: Kept | None = None  # after a chunk; to be read before the next event
 
 
 def evaluation_steps(config: RunConfig) -> list[int]:
@@ -118,12 +94,13 @@ def train_round(
     Yields:
       An `Event` for each chunk and each evaluation.
     """
+    wanted = wanted or functools.partial(np.ones, len(runs), bool)
     trained = _Round(programs, config, runs, kept)
     iterations = 1  # the first chunk is short, because the speed is not known yet
     # A checkpoint lies before the evaluation at its own step, so that one is still to be done.
     for next_step in [at for at in steps or evaluation_steps(config) if at >= trained.step]:
         while trained.step < next_step:
-            active = trained.active_devices(wanted)
+            active = trained.active_devices(wanted())
             if not active.any():
                 return
             left = (next_step - trained.step) // config.steps_per_update
@@ -184,11 +161,10 @@ class _Round:
         last, self._last_lap = self._last_lap, time.perf_counter()
         return self._last_lap - last
 
-    def active_devices(self, wanted: Callable[[], np.ndarray] | None) -> np.ndarray:
-        """Finds which devices have a run that is wanted, `[devices]` bool."""
+    def active_devices(self, wanted: np.ndarray) -> np.ndarray:
+        """Finds which devices have a run that is `wanted [n]`, `[devices]` bool."""
         plan = self._programs.plan
-        by_slot = np.zeros(plan.slots_per_round, bool)
-        by_slot[: self._num_runs] = True if wanted is None else wanted()
+        by_slot = np.pad(wanted, (0, plan.slots_per_round - len(wanted)))
         return np.asarray(by_slot.reshape(plan.num_devices, plan.width).any(axis=1))
 
     def train_chunk(self, active: np.ndarray, iterations: int) -> Event:
@@ -211,18 +187,10 @@ class _Round:
         metrics = _mean_metrics(self._window) | self._diagnose(step)
         if self._programs.diagnose is not None:
             self._params_before = jax.tree.map(jnp.copy, params)  # a chunk donates its state
-        event = Event(
-            step=self.step,
-            train_seconds=train_seconds,
-            evaluation_seconds=self.lap(),
-            training_return=self._training_return(),
-            games=[],
-            episode_return=returns,
-            metrics=metrics,
-            params=self._to_host(params),
-        )
+        seconds, training_return = (train_seconds, self.lap()), self._training_return()
         self._window = {}
-        return event
+        weights = self._to_host(params)
+        return Event(self.step, *seconds, training_return, [], returns, metrics, weights)
 
     def _diagnose(self, step: np.int32) -> dict[str, np.ndarray]:
         """Measures the diagnostics `[n]` by name; none if they were not compiled."""
@@ -289,3 +257,59 @@ def _mean_metrics(window: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
     """Computes the mean of each of the learner's metrics, `[n]` each."""
     names = [name for name in window if name not in (_RETURN, _EPISODES, _ITERATIONS)]
     return {name: window[name] / window[_ITERATIONS] for name in names}
+
+
+class Record:
+    """The numbers so far of `n` runs, which share all static settings."""
+
+    def __init__(self, config: RunConfig, num_runs: int) -> None:
+        self.steps = evaluation_steps(config)
+        shape = (num_runs, len(self.steps))
+        # [n, S, N], NaN from the step that a run has not reached.
+        self.evaluation_return = np.full((*shape, config.eval_episodes), np.nan, np.float32)
+        # [n, S] each: the learner's metrics and diagnostics too.
+        self.curves = {"training_return": np.full(shape, np.nan)}
+        self.diverged = np.zeros(num_runs, bool)  # whether weights or returns ever were not finite
+        self.params: list[np.ndarray] = []  # the last weights [n, ...], after the last evaluation
+
+    @property
+    def has_begun(self) -> bool:
+        """Tells whether there is any evaluation."""
+        return not np.isnan(self.evaluation_return).all()
+
+    def add(self, event: Event, rows: slice) -> np.ndarray:
+        """Adds one evaluation, of which these runs are the given rows.
+
+        Returns:
+          `[n]` whether a run diverged since the one before.
+        """
+        before = self.diverged.copy()
+        at = self.steps.index(event.step)
+        assert event.episode_return is not None
+        self.evaluation_return[:, at] = event.episode_return[rows]
+        for name, values in {"training_return": event.training_return, **event.metrics}.items():
+            curve = self.curves.setdefault(name, np.full(self.evaluation_return.shape[:2], np.nan))
+            curve[:, at] = values[rows]
+        params = [leaf[rows] for leaf in jax.tree.leaves(event.params)]
+        for leaf in [self.evaluation_return[:, at], *params]:
+            if np.issubdtype(leaf.dtype, np.floating):
+                self.diverged |= ~np.isfinite(leaf).all(axis=tuple(range(1, leaf.ndim)))
+        if event.step == self.steps[-1]:
+            self.params = params
+        return self.diverged & ~before
+
+    def to_arrays(self) -> tuple[list[np.ndarray], dict[str, Any]]:
+        """Converts the numbers to arrays, and the facts that `from_arrays` needs beside them."""
+        arrays = [self.evaluation_return, self.diverged, *self.curves.values(), *self.params]
+        return arrays, {"curves": list(self.curves)}
+
+    @classmethod
+    def from_arrays(
+        cls, config: RunConfig, arrays: Sequence[np.ndarray], facts: Mapping[str, Any]
+    ) -> Record:
+        """Makes a record of the arrays and facts that `to_arrays` returned."""
+        record, end = cls(config, len(arrays[0])), 2 + len(facts["curves"])
+        record.evaluation_return, record.diverged, *curves = map(np.array, arrays[:end])
+        record.curves = dict(zip(facts["curves"], curves, strict=True))
+        record.params = [*arrays[end:]]
+        return record

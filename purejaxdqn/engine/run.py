@@ -27,17 +27,11 @@ _CHUNK_STEPS = 20_000  # of one run, for which a chunk's outputs have room
 
 
 class Run(NamedTuple):
-    """One run of an experiment: its settings and its seed.
+    """One run of an experiment: its settings and its seed."""
 
-    Attributes:
-      seed: from 0 to 2**32 - 1.
-      config: all settings.
-      labels: the swept settings and the seed by name, with values as the results show them.
-    """
-
-    seed: int
+    seed: int  # from 0 to 2**32 - 1
     config: RunConfig
-    labels: Mapping[str, Label]
+    labels: Mapping[str, Label]  # the swept settings and the seed, as the results show them
 
 
 def max_iterations_of(config: RunConfig) -> int:
@@ -45,36 +39,27 @@ def max_iterations_of(config: RunConfig) -> int:
     return max(1, min(_CHUNK_STEPS // config.steps_per_update, config.num_iterations))
 
 
-class RunKeys(NamedTuple):
-    """The PRNG keys `[]` of a run, one for each purpose."""
-
-    training: Array
-    evaluation: Array
-    diagnostics: Array
-
-
-def run_keys(seed: Array) -> RunKeys:
-    """Makes the keys of a run from its seed."""
+def run_keys(seed: Array) -> tuple[Array, Array, Array]:
+    """Makes the keys `[]` of a run for training, evaluation and diagnostics from its seed."""
     key = jax.random.key(seed)
-    training, evaluation = jax.random.split(key)
+    training_key, evaluation_key = jax.random.split(key)
     # The split took 0 and 1: folding in 2 gives a third stream of its own.
-    return RunKeys(training, evaluation, jax.random.fold_in(key, 2))
+    return training_key, evaluation_key, jax.random.fold_in(key, 2)
 
 
 class OneRun(NamedTuple):
     """The functions of one run, to be traced, with the shapes of their arguments.
 
     They are those of `Programs` without the axis of slots; a chunk takes `num_iterations [1]`.
-    `diagnose` raises `ConfigError` if the training run has no `probe`. `config` has a shape for
-    each traced setting, and `state` those of the state that `init` makes.
+    `diagnose` raises `ConfigError` if the training run has no `probe`.
     """
 
     init: Callable[..., TrainState]
     chunk: Callable[..., tuple[TrainState, ChunkOutputs]]
     evaluate: Callable[..., Array]
     diagnose: Callable[..., dict[str, Array]]
-    config: RunConfig
-    state: TrainState
+    config: RunConfig  # with a shape for each traced setting
+    state: TrainState  # as shapes
 
 
 def make_run_functions(experiment: Experiment, config: RunConfig) -> OneRun:
@@ -93,7 +78,8 @@ def make_run_functions(experiment: Experiment, config: RunConfig) -> OneRun:
 
     @explaining
     def init(config: RunConfig, seed: Array) -> TrainState:
-        return experiment(config).init(run_keys(seed).training)
+        training_key, _, _ = run_keys(seed)
+        return experiment(config).init(training_key)
 
     @explaining
     def chunk(
@@ -104,7 +90,8 @@ def make_run_functions(experiment: Experiment, config: RunConfig) -> OneRun:
     @explaining
     def evaluate_run(config: RunConfig, params: Params, seed: Array, step: Array) -> Array:
         train = experiment(config)
-        key = jax.random.fold_in(run_keys(seed).evaluation, step)
+        _, key, _ = run_keys(seed)
+        key = jax.random.fold_in(key, step)
         return evaluate(train.policy(params), train.env, key, config.eval_episodes).episode_return
 
     @explaining
@@ -117,7 +104,8 @@ def make_run_functions(experiment: Experiment, config: RunConfig) -> OneRun:
                 "diagnostics (True) need a training run with a probe: give its Train one, as "
                 "make_train of DQN does, or leave diagnostics False"
             )
-        key = jax.random.fold_in(run_keys(seed).diagnostics, step)
+        _, _, key = run_keys(seed)
+        key = jax.random.fold_in(key, step)
         return diagnose(train.probe, train.env, state, params_before, key)
 
     shapes = jax.tree.map(lambda _: jax.ShapeDtypeStruct((), np.float32), config)

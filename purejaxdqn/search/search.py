@@ -2,22 +2,20 @@
 
 All batches use the same compiled program: the searched settings are floats, which enter it as
 arguments. A trial is one proposal, trained with all seeds. Its score at an evaluation is a
-statistic, over seeds, of each seed's mean greedy return. The study receives the score of each
-evaluation but the one before learning; where the pruner says so, the trial ends there. A device all
-of whose trials have ended stands still, which changes no bit of the other runs. A trial of which
-any seed diverges (weights or returns that are no finite numbers) ends at the next evaluation. The
-study has it as pruned, with a last report of NaN: from failed trials the sampler would not learn to
-stay away.
+statistic, over seeds, of each seed's mean greedy return. The study receives all scores but those
+before learning; where the pruner says so, the trial ends there. That changes no bit of the others.
+A trial of which any seed diverges (weights or returns that are no finite numbers) ends at the next
+evaluation. The study has it as pruned, with a last report of NaN: from failed trials the sampler
+would not learn to stay away.
 
 The folder of a search holds what `purejaxdqn.sweep.folder` keeps there, with `results.nc` written
 after each batch, and `study.db`: Optuna's own SQLite storage, for its dashboard and its plots. The
-study learns of a batch as a whole, once its numbers are on the disk. After a kill the trials that
-were under way are failed in the study, and proposed again. The sampler is seeded anew for each
-batch, from `sampler_seed` and the number of trials that were done before it. So the same arguments
-give the same proposals and results, bit for bit, killed and resumed or not, on the same kind of
-processor and with the same versions; only failed trials keep their numbers, and later trials count
-on from there. Samplers that remember more than the finished trials (such as `QMCSampler`) keep that
-promise only without a kill.
+study learns of a batch as a whole, once its numbers are on the disk. A kill fails the trials under
+way in the study; they are proposed again, under later numbers. The sampler is seeded anew for each
+batch, from `sampler_seed` and the number of trials done before it. So the same arguments give the
+same proposals and results, bit for bit, killed and resumed or not, on the same kind of processor
+and with the same versions. Samplers that remember more than the finished trials (such as
+`QMCSampler`) keep that promise only without a kill.
 """
 
 from __future__ import annotations
@@ -36,10 +34,8 @@ from purejaxdqn.engine.progress import SweepProgress
 from purejaxdqn.report.statistics import interquartile_mean
 from purejaxdqn.runtime.devices import Plan, ensure_devices, max_width
 from purejaxdqn.runtime.interrupts import catch_signals
-from purejaxdqn.search import study
-from purejaxdqn.search.result import Best, SearchInterrupted, SearchResult
-from purejaxdqn.search.study import STUDY_FILE
-from purejaxdqn.search.trials import SearchRequest, Statistic, TrialTrainer
+from purejaxdqn.search import study, trials
+from purejaxdqn.search.trials import Best, SearchInterrupted, SearchRequest, SearchResult, Statistic
 from purejaxdqn.storage import results
 from purejaxdqn.storage.provenance import name_experiment, to_jsonable
 from purejaxdqn.sweep.design import MOST_RUNS, grid_design, random_design
@@ -47,7 +43,6 @@ from purejaxdqn.sweep.folder import SweepFolder
 from purejaxdqn.sweep.options import SweepOptions, check_whole, take_options
 from purejaxdqn.sweep.plan import plan_sweep
 from purejaxdqn.sweep.resume import begin_or_resume
-from purejaxdqn.training.declaration import settings_of
 from purejaxdqn.training.loop import Experiment
 from purejaxdqn.training.settings import RunConfig
 from purejaxdqn.training.settings_text import config_to_json
@@ -94,8 +89,7 @@ def search(
       num_trials: trials in all, with those that an earlier call has done; pruned ones count.
       trials_per_batch: trials that are proposed together; by default as many as train at the same
         time, but at most a quarter of `num_trials`. A search that goes on keeps it.
-      statistic: `scores [num_seeds] -> score`; by default the interquartile mean, which of fewer
-        than four seeds is the mean.
+      statistic: `scores [num_seeds] -> score`; by default the interquartile mean.
       sampler_seed: seed of the proposals.
       sampler: makes a sampler from a seed; by default Optuna's `TPESampler`.
       pruner: by default Optuna's `MedianPruner`, which spares the first quarter of a run.
@@ -105,25 +99,32 @@ def search(
         `devices`, `memory_budget` and `progress` are as for a sweep; the others are refused.
       **option_fields: those fields of `SweepOptions`.
 
-    Returns:
-      The `SearchResult`.
-
     Raises:
       ConfigError: for what cannot be searched, before anything is compiled.
       SearchInterrupted: on Ctrl-C and SIGTERM, with everything that was finished.
     """
     options = take_options(options, option_fields, "search", _NOT_TAKEN)
     study.require_optuna()
-    distributions = _make_distributions(config, space)
-    _check(config, distributions, seeds, num_trials, trials_per_batch, sampler_seed)
+    distributions = study.make_distributions(config, space)
+    check_whole("num_trials", num_trials, 1)
+    check_whole("sampler_seed", sampler_seed, 0)
+    check_whole("trials_per_batch", 1 if trials_per_batch is None else trials_per_batch, 1)
+    # Refuses unknown names, bad seeds, and values that are wrong alone or two together.
+    for names in itertools.combinations(distributions, min(2, len(distributions))):
+        values = {name: study.list_extremes(distributions[name]) for name in names}
+        grid_design(config, seeds, values)
     seeds = [int(seed) for seed in seeds]
-    sampling = (sampler_seed, sampler, pruner or study.default_pruner(config.total_steps))
-    request = SearchRequest(experiment, config, space, distributions, seeds, statistic, *sampling)
+    given = (experiment, config, space, distributions, seeds, statistic, sampler_seed, sampler)
+    pruner = pruner or study.default_pruner(config.total_steps)
+    request = SearchRequest(*given, pruner)
     return _search(request, num_trials, trials_per_batch, options)
 
 
 def _search(
-    request: SearchRequest, num_trials: int, trials_per_batch: int | None, options: SweepOptions
+    request: SearchRequest,
+    num_trials: int,
+    trials_per_batch: int | None,
+    options: SweepOptions,
 ) -> SearchResult:
     """Opens the folder and the study, and searches."""
     output, overwrite, num_seeds = options.output, options.overwrite, len(request.seeds)
@@ -146,18 +147,18 @@ def _search(
         if folder.is_begun() and not overwrite:
             begun = folder.read_begun()["asked"]
         at_once = len(devices) * max(1, max_width() // num_seeds)
-        default = min(at_once, math.ceil(num_trials / _MIN_BATCHES))
-        trials_per_batch = trials_per_batch or begun.get("trials_per_batch", default)
-        default = _choose_width(min(trials_per_batch, at_once), num_seeds, len(devices))
-        width = options.width or begun.get("width", default)
+        chosen = min(at_once, math.ceil(num_trials / _MIN_BATCHES))
+        trials_per_batch = trials_per_batch or begun.get("trials_per_batch", chosen)
+        chosen = _choose_width(min(trials_per_batch, at_once), num_seeds, len(devices))
+        width = options.width or begun.get("width", chosen)
         layout = _plan_batch(request, trials_per_batch, width, devices, options.memory_budget)
         facts = _describe(request, trials_per_batch, width)
         history = _begin(folder, facts, overwrite, bar.message)
-        opened = stack.enter_context(study.open_study(output / STUDY_FILE, request.pruner))
+        opened = stack.enter_context(study.open_study(output / study.STUDY_FILE, request.pruner))
         for name, value in facts.items():
             opened.set_user_attr(name, value)
         attrs = {"num_trials": num_trials, "trials_per_batch": trials_per_batch, **history}
-        trainer = TrialTrainer(request, opened, layout, devices, folder, bar, attrs)
+        trainer = trials.TrialTrainer(request, opened, layout, devices, folder, bar, attrs)
         stop = stack.enter_context(catch_signals())
         if (known := trainer.read_earlier(num_trials)) is not None:
             return known
@@ -174,6 +175,9 @@ def _plan_batch(
 ) -> Plan:
     """Lays out a batch of trials, with as many runs as every batch will have."""
     rng, num_seeds = np.random.default_rng(0), len(request.seeds)
+    if trials_per_batch * num_seeds > MOST_RUNS:
+        shown = f"trials_per_batch ({trials_per_batch}) of {num_seeds} seeds"
+        raise ConfigError(f"{shown} are too many runs: at most {MOST_RUNS:,}")
     batch = random_design(request.config, request.seeds, request.space, trials_per_batch, rng)
     plan = plan_sweep(request.experiment, batch, devices, width=width, memory_budget=memory_budget)
     layout = plan.groups[0].plan
@@ -208,7 +212,7 @@ def _begin(
     folder: SweepFolder, facts: dict[str, Any], overwrite: bool, say: Callable[[str], None]
 ) -> dict[str, Any]:
     """Begins or resumes a search. Refuses a folder whose study is missing or foreign."""
-    path = folder.output / STUDY_FILE
+    path = folder.output / study.STUDY_FILE
     if overwrite:
         path.unlink(missing_ok=True)
         path.with_name(f"{path.name}-journal").unlink(missing_ok=True)
@@ -224,55 +228,6 @@ def _begin(
             "folder with --output, or start again with --overwrite"
         )
     return history
-
-
-# -------------------------------------------------------------------------------------- the space
-
-
-def _make_distributions(
-    config: RunConfig, space: Mapping[str, Any]
-) -> dict[str, study.Distribution]:
-    """Makes Optuna's distributions of a space; refuses settings that are not floats."""
-    if not space:
-        raise ConfigError(
-            "space is empty: give at least one setting to search, such as "
-            "learning_rate=scipy.stats.loguniform(1e-5, 1e-2), on a command line "
-            "--learning-rate loguniform:1e-5:1e-2"
-        )
-    declared = settings_of(type(config))
-    found = {}
-    for name, source in space.items():
-        if name in declared and not declared[name].is_traced:
-            raise ConfigError(
-                f"{name} cannot be searched: all trials share one compiled program, in which only "
-                "floats vary, such as learning_rate; fix it, or sweep over it with "
-                "purejaxdqn.sweep.run.run_sweep"
-            )
-        found[name] = study.make_distribution(name, source)
-    return found
-
-
-def _check(
-    config: RunConfig,
-    distributions: Mapping[str, study.Distribution],
-    seeds: Sequence[int],
-    num_trials: int,
-    trials_per_batch: int | None,
-    sampler_seed: int,
-) -> None:
-    """Refuses bad numbers, unknown names, and values that are wrong alone or two together."""
-    check_whole("num_trials", num_trials, 1)
-    check_whole("sampler_seed", sampler_seed, 0)
-    for names in itertools.combinations(distributions, min(2, len(distributions))):
-        values = {name: study.list_extremes(distributions[name]) for name in names}
-        grid_design(config, seeds, values)
-    together = 1 if trials_per_batch is None else trials_per_batch
-    check_whole("trials_per_batch", together, 1)
-    if together * len(seeds) > MOST_RUNS:
-        raise ConfigError(
-            f"trials_per_batch ({together}) of {len(seeds)} seeds are too many runs: at most "
-            f"{MOST_RUNS:,}"
-        )
 
 
 def _choose_width(num_trials: int, num_seeds: int, num_devices: int) -> int:

@@ -12,6 +12,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from purejaxdqn.training.declaration import settings_of
+from purejaxdqn.training.settings import RunConfig
 from purejaxdqn.types import ConfigError
 
 try:
@@ -44,13 +46,31 @@ def require_optuna() -> None:
         raise ConfigError("a search needs Optuna: pip install 'purejaxdqn[search]'")
 
 
-def make_distribution(name: str, source: Any) -> Distribution:
-    """Makes Optuna's distribution of a setting.
+def make_distributions(config: RunConfig, space: Mapping[str, Any]) -> dict[str, Distribution]:
+    """Makes Optuna's distributions of a space; see `purejaxdqn.search.search.search`.
 
     Raises:
-      ConfigError: unless `source` is a frozen uniform or loguniform distribution of `scipy.stats`,
-        or a list of numbers.
+      ConfigError: for a space that is empty, a setting that is no float, and values that are
+        neither a uniform or loguniform distribution nor a list of numbers.
     """
+    if not space:
+        raise ConfigError(
+            "space is empty: give at least one setting to search, such as "
+            "learning_rate=scipy.stats.loguniform(1e-5, 1e-2), on a command line "
+            "--learning-rate loguniform:1e-5:1e-2"
+        )
+    declared = settings_of(type(config))
+    for name in space:
+        if name in declared and not declared[name].is_traced:
+            raise ConfigError(
+                f"{name} cannot be searched: all trials share one compiled program, in which only "
+                "floats vary, such as learning_rate; fix it, or sweep over it with "
+                "purejaxdqn.sweep.run.run_sweep"
+            )
+    return {name: _make_distribution(name, source) for name, source in space.items()}
+
+
+def _make_distribution(name: str, source: Any) -> Distribution:
     kind = getattr(getattr(source, "dist", None), "name", None)
     if kind in ("uniform", "loguniform", "reciprocal"):
         low, high = map(float, source.support())
@@ -83,10 +103,7 @@ def to_json(one: Distribution) -> dict[str, Any]:
 
 
 def default_pruner(total_steps: int) -> BasePruner:
-    """Makes a pruner of trials below the median so far; it spares the first quarter of a run.
-
-    Early on, a curve says little about its end.
-    """
+    """Makes a pruner of trials below the median so far; it spares the first quarter of a run."""
     return optuna.pruners.MedianPruner(n_warmup_steps=total_steps // 4)
 
 
@@ -102,9 +119,9 @@ def open_study(path: Path, pruner: BasePruner) -> Iterator[optuna.Study]:
     Raises:
       ConfigError: if the file cannot be read as one.
     """
-    verbosity = optuna.logging.get_verbosity()
-    optuna.logging.set_verbosity(optuna.logging.WARNING)  # else it logs that it made a study
     with contextlib.ExitStack() as stack:
+        stack.callback(optuna.logging.set_verbosity, optuna.logging.get_verbosity())
+        optuna.logging.set_verbosity(optuna.logging.WARNING)  # else it logs that it made a study
         try:
             if path.exists():  # Optuna leaves a connection open to what it cannot read
                 with contextlib.closing(sqlite3.connect(path)) as database:
@@ -126,8 +143,6 @@ def open_study(path: Path, pruner: BasePruner) -> Iterator[optuna.Study]:
                 f"{path} cannot be read as a study of Optuna ({reason}): put a copy back, choose "
                 "another folder with --output, or start again with --overwrite"
             ) from error
-        finally:
-            optuna.logging.set_verbosity(verbosity)
         try:
             yield study
         except StorageInternalError as error:  # such as of a full disk
@@ -137,12 +152,6 @@ def open_study(path: Path, pruner: BasePruner) -> Iterator[optuna.Study]:
 def read_done(study: optuna.Study) -> list[FrozenTrial]:
     """Reads the trials that count, in order: those trained to their end, and pruned ones."""
     return study.get_trials(deepcopy=False, states=(TrialState.COMPLETE, TrialState.PRUNED))
-
-
-def read_running(study: optuna.Study) -> list[int]:
-    """Reads the numbers of the trials that were proposed, and whose end is not told yet."""
-    running = study.get_trials(deepcopy=False, states=(TrialState.RUNNING,))
-    return [trial.number for trial in running]
 
 
 def ask(
@@ -158,12 +167,20 @@ def ask(
     return [study.ask({**distributions}) for _ in range(num_trials)]
 
 
-def tell(study: optuna.Study, number: int, score: float | None) -> None:
-    """Records how a trial ended: with a score, before its end (NaN), or failed (None).
+def tell_batch(study: optuna.Study, is_kept: Callable[[int], bool], last_step: int) -> int:
+    """Records how the trials under way ended: at their last step with a score, or before it.
 
-    No proposal learns from failed trials.
+    All fail unless all of their numbers are kept. No proposal learns from failed trials.
+
+    Returns:
+      How many failed.
     """
-    if score is not None and math.isfinite(score):
-        study.tell(number, score)
-    else:
-        study.tell(number, state=TrialState.FAIL if score is None else TrialState.PRUNED)
+    running = study.get_trials(deepcopy=False, states=(TrialState.RUNNING,))
+    is_whole = all(is_kept(trial.number) for trial in running)
+    for trial in running:
+        score = trial.intermediate_values.get(last_step, math.nan)
+        if is_whole and math.isfinite(score):
+            study.tell(trial.number, score)
+        else:
+            study.tell(trial.number, state=TrialState.PRUNED if is_whole else TrialState.FAIL)
+    return 0 if is_whole else len(running)

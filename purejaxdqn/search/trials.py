@@ -1,4 +1,4 @@
-"""Trains the trials that Optuna proposes, batch by batch, and prunes them between chunks."""
+"""Trains the trials that Optuna proposes, batch by batch, to the numbers that a search returns."""
 
 from __future__ import annotations
 
@@ -12,17 +12,17 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import jax
 import numpy as np
 import xarray as xr
+from rich.console import Console
+from rich.table import Table
 
 from purejaxdqn.engine.memory import peak_bytes
 from purejaxdqn.engine.programs import Programs, compile_programs
 from purejaxdqn.engine.progress import SweepProgress
-from purejaxdqn.engine.record import Record
-from purejaxdqn.engine.rounds import train_round
+from purejaxdqn.engine.rounds import Record, train_round
 from purejaxdqn.engine.run import Run
 from purejaxdqn.runtime.devices import Plan
-from purejaxdqn.runtime.interrupts import EXIT_INTERRUPTED, StopRequest
+from purejaxdqn.runtime.interrupts import EXIT_INTERRUPTED, Interrupted, StopRequest
 from purejaxdqn.search import study
-from purejaxdqn.search.result import Best, SearchInterrupted, SearchResult
 from purejaxdqn.storage import provenance, results
 from purejaxdqn.sweep.dataset import to_dataset
 from purejaxdqn.sweep.design import grid_design
@@ -36,6 +36,72 @@ if TYPE_CHECKING:
 
 Statistic = Callable[[np.ndarray], float]  # scores [num_seeds] -> score
 _TIMES = ("compile_seconds", "train_seconds", "evaluation_seconds", "env_steps_per_second")
+
+
+class Best(NamedTuple):
+    """The trial with the highest score, of those that were trained to their end.
+
+    Attributes:
+      trial: its number in the study.
+      settings: the searched settings, by name.
+      score: the statistic over its seeds. It is too good an estimate, because it chose this trial
+        out of many: other seeds say how good the settings are.
+      config: all settings.
+    """
+
+    trial: int
+    settings: dict[str, float]
+    score: float
+    config: RunConfig
+
+
+class SearchResult(NamedTuple):
+    """The numbers of a search.
+
+    The dataset has the dimensions `(trial, seed, step, episode)` and the variables of a
+    `SweepResult`, NaN from where a trial ended, and beside these
+      - the coordinates `trial`, the study's numbers, and for each of them the searched settings;
+      - `state (trial)`: "complete", "pruned" or "diverged";
+      - `score (trial, step)`: the scores that were reported to the study, NaN where none was.
+
+    Attributes:
+      dataset: the numbers, labelled.
+      best: the best trial; None where none was trained to its end.
+    """
+
+    dataset: xr.Dataset
+    best: Best | None
+
+    def print(self, console: Console, at_most: int = 10) -> None:
+        """Prints a table of the best trials that were trained to their end, and the best flags."""
+        coords = self.dataset.coords.items()
+        names = [str(n) for n, values in coords if values.dims == ("trial",) and n != "trial"]
+        scores = self.dataset.score.isel(step=-1, trial=self.dataset.state.values == "complete")
+        table = Table("trial", "score", *names)
+        for one in scores.sortby(-scores)[:at_most]:
+            settings = [f"{float(one[name]):.4g}" for name in names]
+            table.add_row(str(int(one.trial)), f"{float(one):.1f}", *settings)
+        console.print(table)
+        if self.best is None:
+            console.print("no trial was trained to its end")
+            return
+        flags = " ".join(f"--{n.replace('_', '-')} {v}" for n, v in self.best.settings.items())
+        console.print(f"best: {flags}", soft_wrap=True)
+        console.print("It was chosen by its score: only other seeds say how good it is.")
+
+    def summary(self) -> dict[str, Any]:
+        """Returns the counts and the best trial, ready for JSON."""
+        states = self.dataset.state.values.tolist()
+        facts = {"status": self.dataset.attrs["status"], "num_trials": len(states), "best": None}
+        facts |= {state: states.count(state) for state in ("complete", "pruned", "diverged")}
+        if self.best is not None:
+            best = provenance.to_jsonable(self.best._asdict())
+            facts["best"] = {name: best[name] for name in ("trial", "score", "settings")}
+        return facts
+
+
+class SearchInterrupted(Interrupted):
+    """Ctrl-C or SIGTERM; `result` is the `SearchResult` so far, None without a finished batch."""
 
 
 class SearchRequest(NamedTuple):
@@ -88,14 +154,13 @@ class TrialTrainer:
 
     def read_earlier(self, num_trials: int) -> SearchResult | None:
         """Reads the trials of earlier processes; returns the result if so many are done already."""
-        known, under_way = self._read_done(), study.read_running(self._study)
-        for trial in known:
+        for trial in self._read_done():
             if self._load(trial.number) is None:
                 self._bar.message(
                     f"trial {trial.number} is not trained again: its score stays in the study, but "
                     "its numbers are lost"
                 )
-        self._tell_batch()
+        num_failed = self._tell_batch()
         numbers = [trial.number for trial in self._read_done()]
         if len(numbers) >= num_trials:
             with contextlib.suppress(OSError):
@@ -104,11 +169,9 @@ class TrialTrainer:
                 if is_finished and dataset.trial.values.tolist() == numbers:
                     self._bar.message(f"the search in {self._output} is finished already")
                     return SearchResult(dataset, self._find_best())
-        if known or under_way:
-            text = f"going on after {len(numbers)} trial(s)"
-            if again := len(known) + len(under_way) - len(numbers):
-                text += f"; {again} that were under way are proposed again"
-            self._bar.message(text)
+        if numbers or num_failed:
+            again = f"; {num_failed} that were under way are proposed again" if num_failed else ""
+            self._bar.message(f"going on after {len(numbers)} trial(s){again}")
         return None
 
     def run(self, num_trials: int, trials_per_batch: int, stop: StopRequest) -> SearchResult:
@@ -124,7 +187,15 @@ class TrialTrainer:
                 programs = self._programs
                 stop.is_deferred = True
                 trials = study.ask(self._study, min(trials_per_batch, left), *sampling)
-                self._train_batch(programs, trials, stop)
+                records: dict[int, Record] = {}
+                for begin in range(0, len(trials), self._at_once):
+                    side_by_side = trials[begin : begin + self._at_once]
+                    records |= self._train_round(programs, side_by_side, begin, stop)
+                # All are saved before the study learns of any: a kill leaves nothing half done.
+                for number, record in records.items():
+                    record.params = []  # the weights of hundreds of trials would fill the disk
+                    self._save(number, record)
+                self._tell_batch()
                 self._bar.attempt(lambda: results.save(self._make_dataset("running"), self._output))
                 stop.raise_if_requested()
                 stop.is_deferred = False
@@ -141,6 +212,11 @@ class TrialTrainer:
     def _read_done(self) -> list[FrozenTrial]:
         return study.read_done(self._study)
 
+    def _tell_batch(self) -> int:
+        """Tells the study how the trials under way ended; returns how many of them failed."""
+        last_step = self._config.total_steps
+        return study.tell_batch(self._study, lambda n: self._load(n) is not None, last_step)
+
     @functools.cached_property
     def _programs(self) -> Programs:
         self._bar.message(
@@ -153,28 +229,10 @@ class TrialTrainer:
         self._bar.message(f"compiled in {programs.compile_seconds:.1f} s")
         return programs
 
-    # ------------------------------------------------------------------------ a batch, and its end
-
-    def _train_batch(
-        self, programs: Programs, trials: Sequence[optuna.Trial], stop: StopRequest
-    ) -> None:
-        """Trains a batch of trials, as many side by side as there is room for."""
-        records: dict[int, Record] = {}
-        for begin in range(0, len(trials), self._at_once):
-            side_by_side = trials[begin : begin + self._at_once]
-            records |= self._train_round(programs, side_by_side, begin, stop)
-        # All are saved before the study learns of any: a kill in between leaves nothing half done.
-        for number, record in records.items():
-            self._save(number, record)
-        self._tell_batch()
-
     def _train_round(
         self, programs: Programs, trials: Sequence[optuna.Trial], before: int, stop: StopRequest
     ) -> dict[int, Record]:
-        """Trains some trials side by side, and returns their records by number.
-
-        So many of their batch have been trained `before` them.
-        """
+        """Trains trials side by side, after so many of their batch; returns records by number."""
         num_seeds, config = len(self._seeds), self._config
         configs = [dataclasses.replace(config, **trial.params) for trial in trials]
         runs = [Run(seed, one, {}) for one in configs for seed in self._seeds]
@@ -202,13 +260,14 @@ class TrialTrainer:
                     goes_on[i], note = self._report(trial, record, event.step)
                     notes.append(f"trial {trial.number}: {note}")
             self._bar.message(f"step {event.step:>9,}  {', '.join(notes)}")
-        for record in records.values():
-            record.params = []  # the weights of hundreds of trials would fill the disk
         return records
 
     def _report(self, trial: optuna.Trial, record: Record, step: int) -> tuple[bool, str]:
         """Reports an evaluation to the study; returns whether the trial goes on, and a note."""
-        score = self._compute_score(record, record.steps.index(step))
+        returns = record.evaluation_return[:, record.steps.index(step)]
+        means = returns.mean(axis=1, dtype=np.float64)
+        is_finite = np.isfinite(means).all() and not record.diverged.any()
+        score = float(self._request.statistic(means)) if is_finite else math.nan
         if step > record.steps[0]:  # before learning it says nothing about the settings
             trial.report(score, step)
             if not math.isfinite(score):
@@ -216,24 +275,6 @@ class TrialTrainer:
             if step < record.steps[-1] and trial.should_prune():
                 return False, f"{score:.1f} (pruned)"
         return True, f"{score:.1f}"
-
-    def _compute_score(self, record: Record, at: int) -> float:
-        """Computes the score at an evaluation; NaN if a seed diverged, or has not reached it."""
-        means = record.evaluation_return[:, at].mean(axis=1, dtype=np.float64)
-        if record.diverged.any() or not np.isfinite(means).all():
-            return math.nan
-        return float(self._request.statistic(means))
-
-    def _tell_batch(self) -> None:
-        """Tells the study of the batch under way, or fails it unless all of it is on the disk."""
-        loaded = {number: self._load(number) for number in study.read_running(self._study)}
-        kept = {number: record for number, record in loaded.items() if record is not None}
-        for number in loaded:
-            is_whole = len(kept) == len(loaded)
-            score = self._compute_score(kept[number], -1) if is_whole else None
-            study.tell(self._study, number, score)
-
-    # ----------------------------------------------------------------------------- put together
 
     def _write(self, status: str) -> SearchResult:
         dataset = self._make_dataset(status)

@@ -13,8 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from purejaxdqn.engine.record import Record
-from purejaxdqn.engine.rounds import Event
+from purejaxdqn.engine.rounds import Event, Record
 from purejaxdqn.runtime.interrupts import StopRequest
 from purejaxdqn.runtime.modules import list_imported
 from purejaxdqn.storage import provenance
