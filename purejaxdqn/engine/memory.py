@@ -12,8 +12,8 @@ import jax
 import psutil
 from jax.extend.core import Jaxpr, Var, jaxprs_in_params
 
+from purejaxdqn.engine.programs import COUNT, COUNTS, SEED, make_run_functions
 from purejaxdqn.engine.rounds import evaluation_steps
-from purejaxdqn.engine.run import COUNT, COUNTS, SEED, make_run_functions
 from purejaxdqn.training.loop import ChunkOutputs, Experiment
 from purejaxdqn.training.settings import RunConfig
 from purejaxdqn.types import ArrayTree, TrainState

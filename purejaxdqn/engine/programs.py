@@ -1,10 +1,15 @@
-"""Compiles any experiment for a round of runs: vmapped on each device, sharded over all."""
+"""Makes the functions of one run of any experiment, and compiles them for a round of runs.
+
+They are vmapped over the runs of each device, and sharded over all devices.
+"""
 
 from __future__ import annotations
 
+import dataclasses
+import functools
 import itertools
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any, NamedTuple
 
@@ -12,11 +17,147 @@ import jax
 import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
-from purejaxdqn.engine.run import COUNT, SEED, make_run_functions
 from purejaxdqn.runtime.devices import Plan, compiler_options
+from purejaxdqn.training.declaration import settings_of
+from purejaxdqn.training.diagnostics import diagnose
+from purejaxdqn.training.evaluation import evaluate
 from purejaxdqn.training.loop import ChunkOutputs, Experiment
 from purejaxdqn.training.settings import RunConfig
-from purejaxdqn.types import Array, ArrayTree, TrainState, run_axes
+from purejaxdqn.types import Array, ArrayTree, ConfigError, Params, TrainState, run_axes
+
+Label = float | int | bool | str  # a coordinate of the results
+
+SEED = jax.ShapeDtypeStruct((), np.uint32)
+COUNT = jax.ShapeDtypeStruct((), np.int32)  # of steps or iterations
+COUNTS = jax.ShapeDtypeStruct((1,), np.int32)  # the part of one device
+
+_CHUNK_STEPS = 20_000  # of one run, for which a chunk's outputs have room
+
+
+class Run(NamedTuple):
+    """One run of an experiment: its settings and its seed."""
+
+    seed: int  # from 0 to 2**32 - 1
+    config: RunConfig
+    labels: Mapping[str, Label]  # the swept settings and the seed, as the results show them
+
+
+def max_iterations_of(config: RunConfig) -> int:
+    """Computes how many iterations a chunk can run: its outputs have room for so many."""
+    return max(1, min(_CHUNK_STEPS // config.steps_per_update, config.num_iterations))
+
+
+def run_keys(seed: Array) -> tuple[Array, Array, Array]:
+    """Makes the keys `[]` of a run for training, evaluation and diagnostics from its seed."""
+    key = jax.random.key(seed)
+    training_key, evaluation_key = jax.random.split(key)
+    # The split took 0 and 1: folding in 2 gives a third stream of its own.
+    return training_key, evaluation_key, jax.random.fold_in(key, 2)
+
+
+class OneRun(NamedTuple):
+    """The functions of one run, to be traced, with the shapes of their arguments.
+
+    They are those of `Programs` without the axis of slots; a chunk takes `num_iterations [1]`.
+    `diagnose` raises `ConfigError` if the training run has no `probe`.
+    """
+
+    init: Callable[..., TrainState]
+    chunk: Callable[..., tuple[TrainState, ChunkOutputs]]
+    evaluate: Callable[..., Array]
+    diagnose: Callable[..., dict[str, Array]]
+    config: RunConfig  # with a shape for each traced setting
+    state: TrainState  # as shapes
+
+
+def make_run_functions(experiment: Experiment, config: RunConfig) -> OneRun:
+    """Makes the functions of a run, which take the traced settings as arguments.
+
+    Settings that are constants in the program would give other bits, so floats must stay arguments.
+
+    Args:
+      experiment: `config -> Train`, called inside the traced functions.
+      config: the settings; the values of the traced ones do not matter here.
+
+    Raises:
+      ConfigError: if the experiment needs the value of a traced setting.
+    """
+    explaining = functools.partial(_explaining, config)
+
+    @explaining
+    def init(config: RunConfig, seed: Array) -> TrainState:
+        training_key, _, _ = run_keys(seed)
+        return experiment(config).init(training_key)
+
+    @explaining
+    def chunk(
+        config: RunConfig, state: TrainState, num_iterations: Array
+    ) -> tuple[TrainState, ChunkOutputs]:
+        return experiment(config).chunk(state, num_iterations[0], max_iterations_of(config))
+
+    @explaining
+    def evaluate_run(config: RunConfig, params: Params, seed: Array, step: Array) -> Array:
+        train = experiment(config)
+        _, key, _ = run_keys(seed)
+        key = jax.random.fold_in(key, step)
+        return evaluate(train.policy(params), train.env, key, config.eval_episodes).episode_return
+
+    @explaining
+    def diagnose_run(
+        config: RunConfig, state: TrainState, params_before: Params, seed: Array, step: Array
+    ) -> dict[str, Array]:
+        train = experiment(config)
+        if train.probe is None:
+            raise ConfigError(
+                "diagnostics (True) need a training run with a probe: give its Train one, as "
+                "make_train of DQN does, or leave diagnostics False"
+            )
+        _, _, key = run_keys(seed)
+        key = jax.random.fold_in(key, step)
+        return diagnose(train.probe, train.env, state, params_before, key)
+
+    shapes = jax.tree.map(lambda _: jax.ShapeDtypeStruct((), np.float32), config)
+    state = jax.eval_shape(init, shapes, SEED)
+    jax.eval_shape(chunk, shapes, state, COUNTS)
+    return OneRun(init, chunk, evaluate_run, diagnose_run, shapes, state)
+
+
+_NEEDS_A_VALUE = (  # raised by JAX if Python asks for the value of an argument
+    jax.errors.ConcretizationTypeError,
+    jax.errors.TracerArrayConversionError,
+    jax.errors.TracerIntegerConversionError,
+)
+
+
+def _explaining(config: RunConfig, function: Callable[..., Any]) -> Callable[..., Any]:
+    """Makes a function name the traced setting for whose value it asks."""
+
+    @functools.wraps(function)
+    def call(traced: RunConfig, *args: Any) -> Any:
+        def asks_for(name: str) -> bool:
+            try:
+                function(dataclasses.replace(config, **{name: getattr(traced, name)}), *args)
+            except _NEEDS_A_VALUE:
+                return True
+            return False
+
+        try:
+            return function(traced, *args)
+        except _NEEDS_A_VALUE as error:
+            for setting in settings_of(type(config)).values():
+                if setting.is_traced and asks_for(setting.name):
+                    raise ConfigError(
+                        f"the experiment needs the value of {setting.name} while it is traced, but "
+                        "it is an argument of the compiled program, which has no value yet: "
+                        "compute with it, as with jnp.where, or declare it static, such as "
+                        f"{setting.name}: float = setting({setting.default!r}, help, static=True)"
+                    ) from error
+            raise
+
+    return call
+
+
+# ------------------------------------------------------------------------------ a round of runs
 
 # 0: an array has an entry for each run.
 # _PER_DEVICE: it has an entry for each device, which all of its runs share.
@@ -109,44 +250,34 @@ def compile_programs(
     configs, seeds, step, counts = (0, run.config), (0, SEED), (None, COUNT), (_PER_DEVICE, COUNT)
     state, params = (axes, run.state), (0, run.state.learner.params)
     with ThreadPoolExecutor() as pool:
-
-        def begin(
-            of_run: Callable[..., Any], out_axes: ArrayTree, *args: _Argument, **options: Any
-        ) -> Future[jax.stages.Compiled]:
-            """Traces a function now, and lets XLA compile it while the next one is traced."""
-            lowered = _lower(of_run, out_axes, args, mesh, plan, **options)
-            return pool.submit(lowered.compile, compiler_options=compiler_options())
-
+        begin = functools.partial(_begin_compiling, pool, mesh, plan)
         # The quick ones to trace come first: what one of them refuses is refused before compiling.
-        beside = [begin(run.evaluate, 0, configs, params, seeds, step)]
+        begun = {"evaluate": begin(run.evaluate, 0, configs, params, seeds, step)}
         if diagnostics:
-            beside.append(begin(run.diagnose, 0, configs, state, params, seeds, step))
-        chunk = begin(run.chunk, (axes, 0), configs, state, counts, donate_argnums=1)
-        init = begin(run.init, axes, configs, seeds)
-    evaluate, *diagnose = (program.result() for program in beside)
-    device_bytes = _device_bytes(chunk.result(), evaluate, *diagnose)
+            begun["diagnose"] = begin(run.diagnose, 0, configs, state, params, seeds, step)
+        begun["chunk"] = begin(run.chunk, (axes, 0), configs, state, counts, donate_argnums=1)
+        begun["init"] = begin(run.init, axes, configs, seeds)
+    compiled: dict[str, Any] = {name: program.result() for name, program in begun.items()}
     return Programs(
-        init=init.result(),
-        chunk=chunk.result(),
-        evaluate=evaluate,
-        diagnose=diagnose[0] if diagnostics else None,
+        **{"diagnose": None, **compiled},
         plan=plan,
         mesh=mesh,
         state=_add_axes(*state, mesh, plan),
-        round_bytes=plan.num_devices * device_bytes,
+        round_bytes=plan.num_devices * _device_bytes(compiled),
         compile_seconds=time.perf_counter() - start,
     )
 
 
-def _lower(
-    of_run: Callable[..., Any],
-    out_axes: ArrayTree,
-    args: Sequence[_Argument],
+def _begin_compiling(
+    pool: ThreadPoolExecutor,
     mesh: Mesh,
     plan: Plan,
+    of_run: Callable[..., Any],
+    out_axes: ArrayTree,
+    *args: _Argument,
     **options: Any,
-) -> jax.stages.Lowered:
-    """Lowers a function of one run for all slots of a round."""
+) -> Future[jax.stages.Compiled]:
+    """Traces a function for all slots now, and lets XLA compile it while the next one is traced."""
     in_axes = tuple(axes for axes, _ in args)
     over_runs = jax.shard_map(
         _on_device(of_run, plan.width, in_axes, out_axes),
@@ -155,7 +286,9 @@ def _lower(
         out_specs=_map_axes(_spec, out_axes),
         check_vma=False,
     )
-    return jax.jit(over_runs, **options).lower(*(_add_axes(*arg, mesh, plan) for arg in args))
+    shapes = (_add_axes(*arg, mesh, plan) for arg in args)
+    lowered = jax.jit(over_runs, **options).lower(*shapes)
+    return pool.submit(lowered.compile, compiler_options=compiler_options())
 
 
 def _add_axes(axes: ArrayTree, tree: ArrayTree, mesh: Mesh, plan: Plan) -> ArrayTree:
@@ -166,7 +299,7 @@ def _add_axes(axes: ArrayTree, tree: ArrayTree, mesh: Mesh, plan: Plan) -> Array
         sharding = NamedSharding(mesh, _spec(axis))
         return jax.ShapeDtypeStruct((*lengths[axis], *x.shape), x.dtype, sharding=sharding)
 
-    return _map_axes(lambda axis, part: jax.tree.map(lambda x: add(axis, x), part), axes, tree)
+    return _map_axes(add, axes, tree)
 
 
 def _on_device(
@@ -178,25 +311,23 @@ def _on_device(
         return jax.vmap(of_run, in_axes=batched, out_axes=out_axes)
 
     def index(axes: ArrayTree, tree: ArrayTree, at: Any) -> ArrayTree:
-        def part(axis: Axis, subtree: ArrayTree) -> ArrayTree:
-            return jax.tree.map(lambda x: x[at], subtree) if axis == 0 else subtree
-
-        return _map_axes(part, axes, tree)
+        return _map_axes(lambda axis, x: x[at] if axis == 0 else x, axes, tree)
 
     return lambda *args: index(out_axes, of_run(*index(in_axes, args, 0)), None)
 
 
-def _device_bytes(*programs: jax.stages.Compiled) -> int:
+def _device_bytes(compiled: Mapping[str, jax.stages.Compiled]) -> int:
     """Computes the most bytes that a device holds, in a chunk or in a program beside its state.
 
-    The chunk comes first. Returns 0 if XLA has no analysis.
+    Returns 0 if XLA has no analysis.
     """
-    sizes: list[Any] = [program.memory_analysis() for program in programs]
-    if None in sizes:
+    sizes: dict[str, Any] = {name: one.memory_analysis() for name, one in compiled.items()}
+    del sizes["init"]
+    if None in sizes.values():
         return 0
-    return sizes[0].argument_size_in_bytes + max(
+    return sizes["chunk"].argument_size_in_bytes + max(
         size.output_size_in_bytes - size.alias_size_in_bytes + size.temp_size_in_bytes
-        for size in sizes
+        for size in sizes.values()
     )
 
 
@@ -209,5 +340,10 @@ def _spec(axis: Axis) -> PartitionSpec:
 
 
 def _map_axes(function: Callable[..., Any], axes: ArrayTree, *trees: ArrayTree) -> ArrayTree:
-    """Calls `jax.tree.map` over a prefix of axes, in which None is a value of its own."""
-    return jax.tree.map(function, axes, *trees, is_leaf=lambda axis: axis is None)
+    """Calls a function of each axis and each leaf below it; None is an axis of its own."""
+
+    def over_leaves(axis: Axis, *parts: ArrayTree) -> ArrayTree:
+        one = functools.partial(function, axis)
+        return jax.tree.map(one, *parts) if parts else one()
+
+    return jax.tree.map(over_leaves, axes, *trees, is_leaf=lambda axis: axis is None)

@@ -20,9 +20,7 @@ _COMPLAINT_SECONDS = 60.0  # between two lines about a disk that cannot be writt
 class SweepProgress:
     """Shows a bar within its block, with steps, speed and return, and messages at any time.
 
-    Args:
-      total_steps: environment steps of all runs together; 0 shows messages alone.
-      enabled: whether anything is shown.
+    `total_steps` are those of all runs together; 0 shows messages alone.
     """
 
     def __init__(self, total_steps: int, enabled: bool = True) -> None:
@@ -63,10 +61,7 @@ class SweepProgress:
     def add_event(
         self, event: Event, facts: dict[str, Any], trained_steps: int, env_steps: int
     ) -> None:
-        """Adds an event's seconds to the facts of a sweep, and moves the bar to `env_steps`.
-
-        The speed that it shows is `trained_steps` divided by all seconds of training.
-        """
+        """Adds an event's seconds to the facts; shows `env_steps`, and the speed of training."""
         facts["train_seconds"] += event.train_seconds
         facts["evaluation_seconds"] += event.evaluation_seconds
         facts["env_steps_per_second"] = trained_steps / max(facts["train_seconds"], 1e-9)
@@ -82,10 +77,7 @@ class SweepProgress:
         self._console.print(f"step {step:>9,}  greedy return per run: {shown}", soft_wrap=True)
 
     def attempt(self, action: Callable[[], object]) -> None:
-        """Runs an action that writes to disk; an `OSError` becomes a message and nothing more.
-
-        The message comes at most once a minute, because the sweep soon tries again.
-        """
+        """Runs an action that writes to disk; an `OSError` is told once a minute at most."""
         try:
             action()
         except OSError as error:

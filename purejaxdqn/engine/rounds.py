@@ -17,8 +17,7 @@ import jax.numpy as jnp
 import numpy as np
 from threadpoolctl import threadpool_limits
 
-from purejaxdqn.engine.programs import Programs
-from purejaxdqn.engine.run import Run, max_iterations_of
+from purejaxdqn.engine.programs import Programs, Run, max_iterations_of
 from purejaxdqn.training.diagnostics import effective_rank
 from purejaxdqn.training.loop import ChunkOutputs
 from purejaxdqn.training.settings import RunConfig

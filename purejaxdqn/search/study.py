@@ -37,11 +37,7 @@ STUDY_FILE = "study.db"
 
 
 def require_optuna() -> None:
-    """Makes sure that Optuna is installed.
-
-    Raises:
-      ConfigError: if it is not.
-    """
+    """Raises `ConfigError` unless Optuna is installed."""
     if optuna is None:
         raise ConfigError("a search needs Optuna: pip install 'purejaxdqn[search]'")
 
@@ -170,10 +166,8 @@ def ask(
 def tell_batch(study: optuna.Study, is_kept: Callable[[int], bool], last_step: int) -> int:
     """Records how the trials under way ended: at their last step with a score, or before it.
 
-    All fail unless all of their numbers are kept. No proposal learns from failed trials.
-
-    Returns:
-      How many failed.
+    All fail unless all of their numbers are kept; no proposal learns from those. Returns how many
+    have failed.
     """
     running = study.get_trials(deepcopy=False, states=(TrialState.RUNNING,))
     is_whole = all(is_kept(trial.number) for trial in running)

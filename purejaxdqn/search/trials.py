@@ -16,10 +16,9 @@ from rich.console import Console
 from rich.table import Table
 
 from purejaxdqn.engine.memory import peak_bytes
-from purejaxdqn.engine.programs import Programs, compile_programs
+from purejaxdqn.engine.programs import Programs, Run, compile_programs
 from purejaxdqn.engine.progress import SweepProgress
 from purejaxdqn.engine.rounds import Record, train_round
-from purejaxdqn.engine.run import Run
 from purejaxdqn.runtime.devices import Plan
 from purejaxdqn.runtime.interrupts import EXIT_INTERRUPTED, Interrupted, StopRequest
 from purejaxdqn.search import study
@@ -41,17 +40,13 @@ _TIMES = ("compile_seconds", "train_seconds", "evaluation_seconds", "env_steps_p
 class Best(NamedTuple):
     """The trial with the highest score, of those that were trained to their end.
 
-    Attributes:
-      trial: its number in the study.
-      settings: the searched settings, by name.
-      score: the statistic over its seeds. It is too good an estimate, because it chose this trial
-        out of many: other seeds say how good the settings are.
-      config: all settings.
+    The score is too good an estimate, because it chose this trial out of many: other seeds say how
+    good the settings are.
     """
 
-    trial: int
-    settings: dict[str, float]
-    score: float
+    trial: int  # its number in the study
+    settings: dict[str, float]  # the searched ones, by name
+    score: float  # the statistic over its seeds
     config: RunConfig
 
 
@@ -63,14 +58,10 @@ class SearchResult(NamedTuple):
       - the coordinates `trial`, the study's numbers, and for each of them the searched settings;
       - `state (trial)`: "complete", "pruned" or "diverged";
       - `score (trial, step)`: the scores that were reported to the study, NaN where none was.
-
-    Attributes:
-      dataset: the numbers, labelled.
-      best: the best trial; None where none was trained to its end.
     """
 
     dataset: xr.Dataset
-    best: Best | None
+    best: Best | None  # None where no trial was trained to its end
 
     def print(self, console: Console, at_most: int = 10) -> None:
         """Prints a table of the best trials that were trained to their end, and the best flags."""
@@ -105,15 +96,12 @@ class SearchInterrupted(Interrupted):
 
 
 class SearchRequest(NamedTuple):
-    """The arguments of a search that its numbers depend on; see `purejaxdqn.search.search.search`.
-
-    `distributions` is the `space` as Optuna has it.
-    """
+    """The arguments of `search` that its numbers depend on."""
 
     experiment: Experiment
     config: RunConfig
     space: Mapping[str, Any]
-    distributions: Mapping[str, study.Distribution]
+    distributions: Mapping[str, study.Distribution]  # the space as Optuna has it
     seeds: Sequence[int]
     statistic: Statistic
     sampler_seed: int
@@ -175,11 +163,7 @@ class TrialTrainer:
         return None
 
     def run(self, num_trials: int, trials_per_batch: int, stop: StopRequest) -> SearchResult:
-        """Searches until so many trials are done.
-
-        Raises:
-          SearchInterrupted: when `stop` was asked for.
-        """
+        """Searches until so many trials are done; raises `SearchInterrupted` if asked to stop."""
         request = self._request
         sampling = (request.distributions, request.sampler, request.sampler_seed)
         try:

@@ -16,8 +16,8 @@ import jax
 from purejaxdqn import rerun
 from purejaxdqn.agents.dqn.dqn import dqn
 from purejaxdqn.engine import programs
+from purejaxdqn.engine.programs import Run
 from purejaxdqn.engine.rounds import train_round
-from purejaxdqn.engine.run import Run
 from purejaxdqn.search import search
 from purejaxdqn.storage import results
 from purejaxdqn.types import ConfigError
