@@ -74,10 +74,7 @@ def make_run_functions(experiment: Experiment, config: RunConfig) -> OneRun:
     """Makes the functions of a run, which take the traced settings as arguments.
 
     Settings that are constants in the program would give other bits, so floats must stay arguments.
-
-    Args:
-      experiment: `config -> Train`, called inside the traced functions.
-      config: the settings; the values of the traced ones do not matter here.
+    Their values in `config` do not matter. The experiment, `config -> Train`, is called in tracing.
 
     Raises:
       ConfigError: if the experiment needs the value of a traced setting.
@@ -171,26 +168,20 @@ class Programs(NamedTuple):
     """The compiled programs of a round of runs, one in each slot.
 
     Arrays have a leading axis of slots, sharded over the devices.
-
-    Attributes:
-      init: `(config, seeds [slots]) -> TrainState`.
-      chunk: `(config, TrainState, num_iterations [devices]) -> (TrainState, ChunkOutputs)`; the
-        state is donated. A device without a run gets 0 iterations.
-      evaluate: `(config, params, seeds [slots], step []) -> episode returns [slots, N]`.
-      diagnose: `(config, TrainState, params before, seeds [slots], step []) -> diagnostics
-        [slots]` by name; None if it was not asked for. The state is not donated.
-      round_bytes: bytes on all devices while a round trains or is evaluated, as XLA says; 0 if it
-        does not.
     """
 
-    init: Callable[..., TrainState]
+    init: Callable[..., TrainState]  # of (config, seeds [slots])
+    # Of (config, TrainState, num_iterations [devices]): the state is donated. A device without a
+    # run gets 0 iterations.
     chunk: Callable[..., tuple[TrainState, ChunkOutputs]]
+    # Of (config, params, seeds [slots], step []): episode returns [slots, N].
     evaluate: Callable[..., Array]
-    diagnose: Callable[..., dict[str, Array]] | None
+    # Of (config, TrainState, params before, seeds [slots], step []): diagnostics [slots] by name.
+    diagnose: Callable[..., dict[str, Array]] | None  # None if it was not asked for
     plan: Plan  # how the runs are laid out
     mesh: Mesh
     state: TrainState  # as shapes, with their shardings
-    round_bytes: int
+    round_bytes: int  # on all devices while a round trains or is evaluated, by XLA; 0 if unknown
     compile_seconds: float  # of tracing, lowering and compiling
 
     def place(self, values: np.ndarray) -> Array:

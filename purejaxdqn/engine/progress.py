@@ -26,7 +26,6 @@ class SweepProgress:
     def __init__(self, total_steps: int, enabled: bool = True) -> None:
         self._enabled = enabled
         self._last_complaint = -math.inf
-        self._console = make_console(stderr=True, quiet=not enabled, highlight=False)
         # Together below 80 columns: the rest of a longer line would be cut off.
         self._bar = Progress(
             BarColumn(bar_width=8),
@@ -35,7 +34,7 @@ class SweepProgress:
             TextColumn("return {task.fields[mean_return]}"),
             TimeRemainingColumn(),
             TextColumn("left"),
-            console=self._console,
+            console=make_console(stderr=True, quiet=not enabled, highlight=False),
             disable=not (enabled and total_steps),
         )
         self._task = self._bar.add_task("train", total=total_steps, speed="", mean_return="-")
@@ -49,7 +48,7 @@ class SweepProgress:
 
     def message(self, text: str) -> None:
         """Prints a line above the bar."""
-        self._console.print(text)
+        self._bar.console.print(text)
 
     def update(self, env_steps: int, training_return: np.ndarray, speed: float) -> None:
         """Moves the bar to `env_steps`; `training_return [n]` is NaN where no episode has ended."""
@@ -74,7 +73,7 @@ class SweepProgress:
         if len(means) > _MOST_SEEDS_SHOWN:
             low, mid, high = np.percentile(means, [0, 50, 100])
             shown = f"lowest {low:.0f}, median {mid:.0f}, highest {high:.0f} of {len(means)} runs"
-        self._console.print(f"step {step:>9,}  greedy return per run: {shown}", soft_wrap=True)
+        self._bar.console.print(f"step {step:>9,}  greedy return per run: {shown}", soft_wrap=True)
 
     def attempt(self, action: Callable[[], object]) -> None:
         """Runs an action that writes to disk; an `OSError` is told once a minute at most."""

@@ -34,8 +34,9 @@ from purejaxdqn.engine.progress import SweepProgress
 from purejaxdqn.report.statistics import interquartile_mean
 from purejaxdqn.runtime.devices import Plan, ensure_devices, max_width
 from purejaxdqn.runtime.interrupts import catch_signals
-from purejaxdqn.search import study, trials
-from purejaxdqn.search.trials import Best, SearchInterrupted, SearchRequest, SearchResult, Statistic
+from purejaxdqn.search import study
+from purejaxdqn.search.study import SearchRequest, Statistic
+from purejaxdqn.search.trials import Best, SearchInterrupted, SearchResult, TrialTrainer
 from purejaxdqn.storage import results
 from purejaxdqn.storage.provenance import name_experiment, to_jsonable
 from purejaxdqn.sweep.design import MOST_RUNS, grid_design, random_design
@@ -104,7 +105,6 @@ def search(
       SearchInterrupted: on Ctrl-C and SIGTERM, with everything that was finished.
     """
     options = take_options(options, option_fields, "search", _NOT_TAKEN)
-    study.require_optuna()
     distributions = study.make_distributions(config, space)
     check_whole("num_trials", num_trials, 1)
     check_whole("sampler_seed", sampler_seed, 0)
@@ -151,14 +151,15 @@ def _search(
         trials_per_batch = trials_per_batch or begun.get("trials_per_batch", chosen)
         chosen = _choose_width(min(trials_per_batch, at_once), num_seeds, len(devices))
         width = options.width or begun.get("width", chosen)
-        layout = _plan_batch(request, trials_per_batch, width, devices, options.memory_budget)
+        how = {"width": width, "memory_budget": options.memory_budget}
+        layout = _plan_batch(request, trials_per_batch, devices, **how)
         facts = _describe(request, trials_per_batch, width)
         history = _begin(folder, facts, overwrite, bar.message)
         opened = stack.enter_context(study.open_study(output / study.STUDY_FILE, request.pruner))
         for name, value in facts.items():
             opened.set_user_attr(name, value)
         attrs = {"num_trials": num_trials, "trials_per_batch": trials_per_batch, **history}
-        trainer = trials.TrialTrainer(request, opened, layout, devices, folder, bar, attrs)
+        trainer = TrialTrainer(request, opened, layout, devices, folder, bar, attrs)
         stop = stack.enter_context(catch_signals())
         if (known := trainer.read_earlier(num_trials)) is not None:
             return known
@@ -167,11 +168,7 @@ def _search(
 
 
 def _plan_batch(
-    request: SearchRequest,
-    trials_per_batch: int,
-    width: int,
-    devices: Sequence[jax.Device],
-    memory_budget: float | None,
+    request: SearchRequest, trials_per_batch: int, devices: Sequence[jax.Device], **options: Any
 ) -> Plan:
     """Lays out a batch of trials, with as many runs as every batch will have."""
     rng, num_seeds = np.random.default_rng(0), len(request.seeds)
@@ -179,8 +176,7 @@ def _plan_batch(
         shown = f"trials_per_batch ({trials_per_batch}) of {num_seeds} seeds"
         raise ConfigError(f"{shown} are too many runs: at most {MOST_RUNS:,}")
     batch = random_design(request.config, request.seeds, request.space, trials_per_batch, rng)
-    plan = plan_sweep(request.experiment, batch, devices, width=width, memory_budget=memory_budget)
-    layout = plan.groups[0].plan
+    layout = plan_sweep(request.experiment, batch, devices, **options).groups[0].plan
     if layout.slots_per_round < num_seeds:
         raise ConfigError(
             f"the {num_seeds} seeds of a trial must train at the same time, but at width "

@@ -8,11 +8,12 @@ import math
 import sqlite3
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
 from purejaxdqn.training.declaration import settings_of
+from purejaxdqn.training.loop import Experiment
 from purejaxdqn.training.settings import RunConfig
 from purejaxdqn.types import ConfigError
 
@@ -22,7 +23,7 @@ try:
     from optuna.trial import TrialState
     from sqlalchemy import URL
     from sqlalchemy.exc import SQLAlchemyError
-except ModuleNotFoundError:  # an extra of the package, see `require_optuna`
+except ModuleNotFoundError:  # an extra of the package, see `make_distributions`
     optuna = None  # type: ignore[assignment]
 
 if TYPE_CHECKING:
@@ -34,21 +35,32 @@ if TYPE_CHECKING:
     Distribution = FloatDistribution | CategoricalDistribution
 
 STUDY_FILE = "study.db"
+Statistic = Callable[[np.ndarray], float]  # scores [num_seeds] -> score
 
 
-def require_optuna() -> None:
-    """Raises `ConfigError` unless Optuna is installed."""
-    if optuna is None:
-        raise ConfigError("a search needs Optuna: pip install 'purejaxdqn[search]'")
+class SearchRequest(NamedTuple):
+    """The arguments of `search` that its numbers depend on."""
+
+    experiment: Experiment
+    config: RunConfig
+    space: Mapping[str, Any]
+    distributions: Mapping[str, Distribution]  # the space as Optuna has it
+    seeds: Sequence[int]
+    statistic: Statistic
+    sampler_seed: int
+    sampler: Callable[[int], BaseSampler]
+    pruner: BasePruner
 
 
 def make_distributions(config: RunConfig, space: Mapping[str, Any]) -> dict[str, Distribution]:
     """Makes Optuna's distributions of a space; see `purejaxdqn.search.search.search`.
 
     Raises:
-      ConfigError: for a space that is empty, a setting that is no float, and values that are
-        neither a uniform or loguniform distribution nor a list of numbers.
+      ConfigError: without Optuna, for a space that is empty, a setting that is no float, and values
+        that are neither a uniform or loguniform distribution nor a list of numbers.
     """
+    if optuna is None:
+        raise ConfigError("a search needs Optuna: pip install 'purejaxdqn[search]'")
     if not space:
         raise ConfigError(
             "space is empty: give at least one setting to search, such as "
@@ -88,9 +100,7 @@ def _make_distribution(name: str, source: Any) -> Distribution:
 
 def list_extremes(one: Distribution) -> Sequence[Any]:
     """Returns the ends of a distribution, or all values of a list: if these are valid, all are."""
-    if isinstance(one, optuna.distributions.CategoricalDistribution):
-        return one.choices
-    return one.low, one.high
+    return one.choices if hasattr(one, "choices") else (one.low, one.high)
 
 
 def to_json(one: Distribution) -> dict[str, Any]:
@@ -150,17 +160,11 @@ def read_done(study: optuna.Study) -> list[FrozenTrial]:
     return study.get_trials(deepcopy=False, states=(TrialState.COMPLETE, TrialState.PRUNED))
 
 
-def ask(
-    study: optuna.Study,
-    num_trials: int,
-    distributions: Mapping[str, Distribution],
-    make_sampler: Callable[[int], BaseSampler],
-    seed: int,
-) -> list[optuna.Trial]:
+def ask(study: optuna.Study, request: SearchRequest, num_trials: int) -> list[optuna.Trial]:
     """Proposes trials, which depend on the seed and the trials that are done alone."""
-    sequence = np.random.SeedSequence([seed, len(read_done(study))])
-    study.sampler = make_sampler(int(sequence.generate_state(1)[0]))
-    return [study.ask({**distributions}) for _ in range(num_trials)]
+    sequence = np.random.SeedSequence([request.sampler_seed, len(read_done(study))])
+    study.sampler = request.sampler(int(sequence.generate_state(1)[0]))
+    return [study.ask({**request.distributions}) for _ in range(num_trials)]
 
 
 def tell_batch(study: optuna.Study, is_kept: Callable[[int], bool], last_step: int) -> int:

@@ -6,7 +6,7 @@ import contextlib
 import dataclasses
 import functools
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import jax
@@ -26,14 +26,11 @@ from purejaxdqn.storage import provenance, results
 from purejaxdqn.sweep.dataset import to_dataset
 from purejaxdqn.sweep.design import grid_design
 from purejaxdqn.sweep.folder import SweepFolder
-from purejaxdqn.training.loop import Experiment
 from purejaxdqn.training.settings import RunConfig
 
 if TYPE_CHECKING:
     import optuna
-    from optuna.trial import FrozenTrial
 
-Statistic = Callable[[np.ndarray], float]  # scores [num_seeds] -> score
 _TIMES = ("compile_seconds", "train_seconds", "evaluation_seconds", "env_steps_per_second")
 
 
@@ -95,20 +92,6 @@ class SearchInterrupted(Interrupted):
     """Ctrl-C or SIGTERM; `result` is the `SearchResult` so far, None without a finished batch."""
 
 
-class SearchRequest(NamedTuple):
-    """The arguments of `search` that its numbers depend on."""
-
-    experiment: Experiment
-    config: RunConfig
-    space: Mapping[str, Any]
-    distributions: Mapping[str, study.Distribution]  # the space as Optuna has it
-    seeds: Sequence[int]
-    statistic: Statistic
-    sampler_seed: int
-    sampler: Callable[[int], optuna.samplers.BaseSampler]
-    pruner: optuna.pruners.BasePruner
-
-
 class TrialTrainer:
     """Trains proposed trials, batch by batch, each laid out as in `layout`.
 
@@ -117,7 +100,7 @@ class TrialTrainer:
 
     def __init__(
         self,
-        request: SearchRequest,
+        request: study.SearchRequest,
         opened: optuna.Study,
         layout: Plan,
         devices: Sequence[jax.Device],
@@ -142,14 +125,14 @@ class TrialTrainer:
 
     def read_earlier(self, num_trials: int) -> SearchResult | None:
         """Reads the trials of earlier processes; returns the result if so many are done already."""
-        for trial in self._read_done():
+        for trial in study.read_done(self._study):
             if self._load(trial.number) is None:
                 self._bar.message(
                     f"trial {trial.number} is not trained again: its score stays in the study, but "
                     "its numbers are lost"
                 )
         num_failed = self._tell_batch()
-        numbers = [trial.number for trial in self._read_done()]
+        numbers = [trial.number for trial in study.read_done(self._study)]
         if len(numbers) >= num_trials:
             with contextlib.suppress(OSError):
                 dataset = results.load(self._output)
@@ -164,13 +147,11 @@ class TrialTrainer:
 
     def run(self, num_trials: int, trials_per_batch: int, stop: StopRequest) -> SearchResult:
         """Searches until so many trials are done; raises `SearchInterrupted` if asked to stop."""
-        request = self._request
-        sampling = (request.distributions, request.sampler, request.sampler_seed)
         try:
-            while (left := num_trials - len(self._read_done())) > 0:
+            while (left := num_trials - len(study.read_done(self._study))) > 0:
                 programs = self._programs
                 stop.is_deferred = True
-                trials = study.ask(self._study, min(trials_per_batch, left), *sampling)
+                trials = study.ask(self._study, self._request, min(trials_per_batch, left))
                 records: dict[int, Record] = {}
                 for begin in range(0, len(trials), self._at_once):
                     side_by_side = trials[begin : begin + self._at_once]
@@ -186,15 +167,12 @@ class TrialTrainer:
         except KeyboardInterrupt as error:
             stop.is_deferred = True  # only the results are still to be written
             self._tell_batch()
-            result = self._write("interrupted") if self._read_done() else None
+            result = self._write("interrupted") if study.read_done(self._study) else None
             text = f"the search was interrupted; the same call goes on (in {self._output})"
             exit_code = getattr(error, "exit_code", EXIT_INTERRUPTED)
             raise SearchInterrupted(text, result, exit_code) from None
         stop.is_deferred = True
         return self._write("finished")
-
-    def _read_done(self) -> list[FrozenTrial]:
-        return study.read_done(self._study)
 
     def _tell_batch(self) -> int:
         """Tells the study how the trials under way ended; returns how many of them failed."""
@@ -225,7 +203,7 @@ class TrialTrainer:
         for trial in trials:
             shown = ", ".join(f"{name}={value:.4g}" for name, value in trial.params.items())
             self._bar.message(f"trial {trial.number}: {shown}")
-        steps_before = (len(self._read_done()) + before) * num_seeds * config.total_steps
+        steps_before = (len(study.read_done(self._study)) + before) * num_seeds * config.total_steps
         last_step = config.prefill_steps
         wanted = functools.partial(np.repeat, goes_on, num_seeds)
         for event in train_round(programs, config, runs, wanted=wanted):
@@ -266,7 +244,7 @@ class TrialTrainer:
         return SearchResult(dataset, self._find_best())
 
     def _make_dataset(self, status: str) -> xr.Dataset:
-        trials = self._read_done()
+        trials = study.read_done(self._study)
         configs = {t.number: dataclasses.replace(self._config, **t.params) for t in trials}
         design = grid_design(lambda trial: configs[trial], self._seeds, {"trial": [*configs]})
         members = np.arange(len(design.runs)).reshape(len(trials), -1).tolist()
@@ -280,11 +258,10 @@ class TrialTrainer:
         settings = {name: ("trial", [t.params[name] for t in trials]) for name in trials[0].params}
         fixed = {k: v for k, v in dataclasses.asdict(self._config).items() if k not in settings}
         attrs = provenance.collect_provenance(fixed, self._request.experiment)
-        self._facts["peak_bytes"] = peak_bytes()
         return (
             dataset.assign(state=("trial", states), score=(("trial", "step"), np.array(scores)))
             .assign_coords(settings)
-            .assign_attrs(attrs, status=status, **self._facts)
+            .assign_attrs(attrs, status=status, peak_bytes=peak_bytes(), **self._facts)
         )
 
     def _find_best(self) -> Best | None:

@@ -13,6 +13,7 @@ pytest.importorskip("optuna", reason="Optuna is an extra: pip install 'purejaxdq
 
 import optuna
 
+from purejaxdqn.agents.dqn.dqn import dqn
 from purejaxdqn.engine.rounds import train_round
 from purejaxdqn.search import search, study, trials
 from purejaxdqn.storage import results
@@ -80,13 +81,15 @@ def test_optuna_reads_the_study(whole):
 def proposals(seed, num_failed=0):
     """Two batches, the second of which the estimator proposes; failed trials go before it."""
     one = optuna.create_study(direction="maximize")
-    sampling = (study.make_distributions(TINY, SPACE), study.default_sampler, seed)
-    first = study.ask(one, 12, *sampling)
+    distributions = study.make_distributions(TINY, SPACE)
+    sampling = (seed, study.default_sampler, study.default_pruner(480))
+    request = study.SearchRequest(dqn, TINY, SPACE, distributions, (0,), np.mean, *sampling)
+    first = study.ask(one, request, 12)
     for trial in first:
         one.tell(trial, -abs(np.log10(trial.params["learning_rate"]) + 2))
-    for trial in study.ask(one, num_failed, *sampling):
+    for trial in study.ask(one, request, num_failed):
         one.tell(trial, state=optuna.trial.TrialState.FAIL)
-    return [trial.params for trial in [*first, *study.ask(one, 4, *sampling)]]
+    return [trial.params for trial in [*first, *study.ask(one, request, 4)]]
 
 
 def test_proposals_hang_on_the_seed_and_not_on_what_was_killed():
