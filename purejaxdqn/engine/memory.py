@@ -189,8 +189,7 @@ def free_bytes(devices: Sequence[jax.Device]) -> int:
     if devices[0].platform != "cpu" and all(stats):
         return sum(one["bytes_limit"] - one["bytes_in_use"] for one in stats if one is not None)
     free = psutil.virtual_memory().available
-    limit = _container_limit()
-    if limit is not None:
+    if (limit := _container_limit()) is not None:
         free = min(free, limit - memory_bytes())
     return max(int(free), 1)
 

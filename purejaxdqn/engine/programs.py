@@ -1,7 +1,4 @@
-"""Makes the functions of one run of any experiment, and compiles them for a round of runs.
-
-They are vmapped over the runs of each device, and sharded over all devices.
-"""
+"""Makes the functions of one run, and compiles them: vmapped on each device, sharded over all."""
 
 from __future__ import annotations
 
@@ -198,18 +195,15 @@ class Programs(NamedTuple):
         return [[np.asarray(of[device]) for of in shards] for device in self.mesh.devices]
 
     def join(self, by_device: Sequence[list[np.ndarray]], weights_only: bool = False) -> ArrayTree:
-        """Puts the lists of `split` back onto the devices, for as many of them or fewer.
-
-        It empties the lists as it goes, so that not all arrays are in memory twice.
-        """
+        """Puts the lists of `split`, of as many devices or fewer, back; empties them on the way."""
         tree = self.state.learner.params if weights_only else self.state
         leaves, structure = jax.tree.flatten(tree)
         joined = []
         for leaf in leaves:
             shards: list[Array] = []
             for device, host in itertools.zip_longest(self.mesh.devices, by_device):
-                if host is not None:  # a device without a run takes any arrays of the right shape
-                    part = host.pop(0)
+                if host is not None:  # a device without a run takes the arrays of another
+                    part = host.pop(0)  # so that not all arrays are in memory twice
                 # Without the copy, NumPy's memory would stay beside the state that trains.
                 shards.append(jax.device_put(part, device, may_alias=False).block_until_ready())
             del part
@@ -308,10 +302,7 @@ def _on_device(
 
 
 def _device_bytes(compiled: Mapping[str, jax.stages.Compiled]) -> int:
-    """Computes the most bytes that a device holds, in a chunk or in a program beside its state.
-
-    Returns 0 if XLA has no analysis.
-    """
+    """Computes the most bytes on a device, in a chunk or beside its state; 0 if XLA cannot say."""
     sizes: dict[str, Any] = {name: one.memory_analysis() for name, one in compiled.items()}
     del sizes["init"]
     if None in sizes.values():

@@ -1,7 +1,7 @@
-"""Trains and evaluates one round of runs on the devices, chunk by chunk, and records its numbers.
+"""Trains one round of runs on the devices, chunk by chunk, and records its numbers.
 
-Neither the runs beside a run, nor its slot, nor the number of devices, nor the chunking, nor an
-interruption changes a bit of it: it is a function of its config, its seed and the width.
+A run is a function of its config, its seed and the width: no neighbour, slot, device, chunk or
+interruption changes a bit of it.
 """
 
 from __future__ import annotations
@@ -52,12 +52,10 @@ class Event(NamedTuple):
     step: int  # environment steps of each run so far
     train_seconds: float  # since the event before
     evaluation_seconds: float  # since the event before
-    training_return: np.ndarray  # [n] mean of the training episodes since the last evaluation; NaN
+    training_return: np.ndarray  # [n] mean of training episodes since the last evaluation, or NaN
     games: list[Games]  # per run, those that ended since the event before, without the prefill's
     episode_return: np.ndarray | None  # [n, N] greedy returns; None after a chunk
-    # [n] means of the learner's metrics since the last evaluation, and the diagnostics if there are
-    # any; empty after a chunk.
-    metrics: dict[str, np.ndarray]
+    metrics: dict[str, np.ndarray]  # [n] means of the learner's, diagnostics; {} after a chunk
     params: Params  # the weights; None after a chunk
     kept: Kept | None = None  # after a chunk; to be read before the next event
 
@@ -115,10 +113,7 @@ def train_round(
 
 
 def estimate_round_seconds(programs: Programs, config: RunConfig, runs: Sequence[Run]) -> float:
-    """Estimates how many seconds one round of runs takes, by training it for a second.
-
-    All evaluations are taken to be as long as the first one.
-    """
+    """Estimates the seconds of a round by training it for one; evaluations last as the first."""
     events = train_round(programs, config, runs)
     evaluation_seconds = next(events).evaluation_seconds
     step, train_seconds, per_step = config.prefill_steps, 0.0, 0.0
@@ -133,10 +128,7 @@ def estimate_round_seconds(programs: Programs, config: RunConfig, runs: Sequence
 
 
 class _Round:
-    """The state of a round on the devices, and the programs that change it.
-
-    It takes the arguments of `train_round`. Slots without a run of their own repeat the last run.
-    """
+    """The state of a round on the devices; slots without a run of their own repeat the last run."""
 
     def __init__(
         self, programs: Programs, config: RunConfig, runs: Sequence[Run], kept: Kept | None
@@ -232,10 +224,7 @@ _RETURN, _EPISODES, _ITERATIONS = "episode_return/sum", "episode_return/count", 
 
 
 def _add_outputs(window: Mapping[str, np.ndarray], outputs: ChunkOutputs) -> dict[str, np.ndarray]:
-    """Adds the outputs `[n, iterations, ...]` of a chunk to the sums since the last evaluation.
-
-    They are added in float64 and in order, so that chunking changes no bit.
-    """
+    """Adds the outputs `[n, iterations, ...]` of a chunk to the sums since the last evaluation."""
     num_runs, iterations = outputs.episode_return.shape[:2]
     returns = np.asarray(outputs.episode_return).reshape(num_runs, -1)
     ended = ~np.isnan(returns)
@@ -247,8 +236,9 @@ def _add_outputs(window: Mapping[str, np.ndarray], outputs: ChunkOutputs) -> dic
     }
     sums = {}
     for name, rows in added.items():
+        # In float64 and in order, where `sum` would add in pairs: chunking changes no bit.
         columns = np.column_stack([window.get(name, np.zeros(num_runs)), rows]).astype(np.float64)
-        sums[name] = np.add.accumulate(columns, axis=1)[:, -1]  # `sum` would add them in pairs
+        sums[name] = np.add.accumulate(columns, axis=1)[:, -1]
     return sums
 
 
@@ -277,11 +267,7 @@ class Record:
         return not np.isnan(self.evaluation_return).all()
 
     def add(self, event: Event, rows: slice) -> np.ndarray:
-        """Adds one evaluation, of which these runs are the given rows.
-
-        Returns:
-          `[n]` whether a run diverged since the one before.
-        """
+        """Adds these runs' rows of an evaluation; returns which have diverged in it, `[n]`."""
         before = self.diverged.copy()
         at = self.steps.index(event.step)
         assert event.episode_return is not None

@@ -120,11 +120,7 @@ def default_sampler(seed: int) -> BaseSampler:
 
 @contextlib.contextmanager
 def open_study(path: Path, pruner: BasePruner) -> Iterator[optuna.Study]:
-    """Opens the study in an SQLite file within the block, or makes it.
-
-    Raises:
-      ConfigError: if the file cannot be read as one.
-    """
+    """Opens the study in an SQLite file within the block, or makes it; refuses other files."""
     with contextlib.ExitStack() as stack:
         stack.callback(optuna.logging.set_verbosity, optuna.logging.get_verbosity())
         optuna.logging.set_verbosity(optuna.logging.WARNING)  # else it logs that it made a study
@@ -168,10 +164,9 @@ def ask(study: optuna.Study, request: SearchRequest, num_trials: int) -> list[op
 
 
 def tell_batch(study: optuna.Study, is_kept: Callable[[int], bool], last_step: int) -> int:
-    """Records how the trials under way ended: at their last step with a score, or before it.
+    """Records how the trials under way ended, and returns how many have failed.
 
-    All fail unless all of their numbers are kept; no proposal learns from those. Returns how many
-    have failed.
+    All fail unless all of their numbers are kept; no proposal learns from failed trials.
     """
     running = study.get_trials(deepcopy=False, states=(TrialState.RUNNING,))
     is_whole = all(is_kept(trial.number) for trial in running)

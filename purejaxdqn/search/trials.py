@@ -80,12 +80,13 @@ class SearchResult(NamedTuple):
     def summary(self) -> dict[str, Any]:
         """Returns the counts and the best trial, ready for JSON."""
         states = self.dataset.state.values.tolist()
-        facts = {"status": self.dataset.attrs["status"], "num_trials": len(states), "best": None}
-        facts |= {state: states.count(state) for state in ("complete", "pruned", "diverged")}
-        if self.best is not None:
-            best = provenance.to_jsonable(self.best._asdict())
-            facts["best"] = {name: best[name] for name in ("trial", "score", "settings")}
-        return facts
+        counts = {state: states.count(state) for state in ("complete", "pruned", "diverged")}
+        facts = {"status": self.dataset.attrs["status"], "num_trials": len(states), **counts}
+        if self.best is None:
+            return {**facts, "best": None}
+        trial, settings, score, _ = self.best
+        found = {"trial": trial, "score": score, "settings": provenance.to_jsonable(settings)}
+        return {**facts, "best": found}
 
 
 class SearchInterrupted(Interrupted):
@@ -93,10 +94,7 @@ class SearchInterrupted(Interrupted):
 
 
 class TrialTrainer:
-    """Trains proposed trials, batch by batch, each laid out as in `layout`.
-
-    `attrs` are added to the attributes of the dataset.
-    """
+    """Trains proposed trials in batches that are laid out alike; `attrs` go into the dataset."""
 
     def __init__(
         self,
