@@ -1,36 +1,30 @@
-"""Measures memory: what a run will take, from its shapes, and what the machine has free."""
+"""Measures memory: what a run will take, from its traced shapes, and what the machine has free."""
 
 from __future__ import annotations
 
 import math
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
 import psutil
+from jax.extend.core import Jaxpr, Var, jaxprs_in_params
 
+from purejaxdqn.engine.programs import COUNT, COUNTS, SEED, make_run_functions
 from purejaxdqn.engine.rounds import evaluation_steps
-from purejaxdqn.engine.run import COUNT, SEED, make_run_functions
-from purejaxdqn.engine.traced_memory import trace_memory
 from purejaxdqn.training.loop import ChunkOutputs, Experiment
 from purejaxdqn.training.settings import RunConfig
 from purejaxdqn.types import ArrayTree, TrainState
 
 
 class RunBytes(NamedTuple):
-    """Memory of one run, in bytes.
+    """Memory of one run, in bytes."""
 
-    Attributes:
-      parts: on the device while the run trains, by the setting that makes each part big.
-      state: the part of these that stays between two chunks.
-      result: on the host until the end, the numbers and the last weights.
-    """
-
-    parts: dict[str, int]
-    state: int
-    result: int
+    parts: dict[str, int]  # on the device while it trains, by the setting that makes each part big
+    state: int  # the part of these that stays between two chunks
+    result: int  # on the host until the end, the numbers and the last weights
 
     @property
     def running(self) -> int:
@@ -39,17 +33,10 @@ class RunBytes(NamedTuple):
 
 
 class TracedRun(NamedTuple):
-    """The shapes of a run, and the memory of its intermediate results.
+    """The shapes of a run, and the most bytes that its intermediate results take at a time."""
 
-    Attributes:
-      state: its `TrainState`, as shapes.
-      outputs: the outputs of a chunk, as shapes.
-      chunk_bytes: the most that intermediate results of a chunk take.
-      evaluation_bytes: the most that those of an evaluation take.
-    """
-
-    state: TrainState
-    outputs: ChunkOutputs
+    state: TrainState  # as shapes
+    outputs: ChunkOutputs  # of a chunk, as shapes
     chunk_bytes: int
     evaluation_bytes: int
 
@@ -57,9 +44,8 @@ class TracedRun(NamedTuple):
 def trace_run(experiment: Experiment, config: RunConfig) -> TracedRun:
     """Traces a run of these settings; computes nothing."""
     run = make_run_functions(experiment, config)
-    counts = jax.ShapeDtypeStruct((1,), COUNT.dtype)
     chunk_bytes, outputs = trace_memory(
-        lambda *args: run.chunk(*args)[1], run.config, run.state, counts
+        lambda *args: run.chunk(*args)[1], run.config, run.state, COUNTS
     )
     params = run.state.learner.params
     evaluation_bytes, _ = trace_memory(run.evaluate, run.config, params, SEED, COUNT)
@@ -69,13 +55,10 @@ def trace_run(experiment: Experiment, config: RunConfig) -> TracedRun:
 def run_bytes(config: RunConfig, run: TracedRun) -> RunBytes:
     """Computes the memory that a run takes from its shapes."""
     state, outputs, working = run.state, run.outputs, run.chunk_bytes
-    learner = tree_bytes(state.learner)
     params = tree_bytes(state.learner.params)
-    num_evaluations = len(evaluation_steps(config))
-    num_curves = 1 + len(outputs.metrics)
     parts = {
         # Gradients and optimiser updates are as large as the weights.
-        "hidden_sizes": learner + 2 * params,
+        "hidden_sizes": tree_bytes(state.learner) + 2 * params,
         "num_envs": tree_bytes((state.env_state, state.obs, outputs)),
         # An evaluation runs between two chunks: only what it takes beyond theirs counts.
         "eval_episodes": max(0, run.evaluation_bytes - working),
@@ -88,7 +71,8 @@ def run_bytes(config: RunConfig, run: TracedRun) -> RunBytes:
         parts["batch_size"] = max(layers, working - 2 * params)
     else:
         parts["num_envs"] += max(0, working - 2 * params)  # all steps are learned from at once
-    numbers = 4 * num_evaluations * config.eval_episodes + 8 * num_evaluations * num_curves
+    num_curves = 1 + len(outputs.metrics)
+    numbers = len(evaluation_steps(config)) * (4 * config.eval_episodes + 8 * num_curves)
     own = {name: size for name, size in parts.items() if hasattr(config, name)}
     own["num_envs"] += sum(parts.values()) - sum(own.values())  # of settings under other names
     return RunBytes(own, tree_bytes(state), 2 * numbers + 2 * params)
@@ -96,13 +80,107 @@ def run_bytes(config: RunConfig, run: TracedRun) -> RunBytes:
 
 def tree_bytes(tree: ArrayTree) -> int:
     """Adds up the bytes of arrays, or of their shapes."""
+    return sum(math.prod(leaf.shape) * leaf.dtype.itemsize for leaf in jax.tree.leaves(tree))
 
-    def size(leaf: Any) -> int:
-        if jax.numpy.issubdtype(leaf.dtype, jax.dtypes.prng_key):
-            leaf = jax.eval_shape(jax.random.key_data, leaf)
-        return math.prod(leaf.shape) * leaf.dtype.itemsize
 
-    return sum(map(size, jax.tree.leaves(tree)))
+# -------------------------------------------------------------------------- intermediate results
+
+_CALLS = {"pjit", "jit", "closed_call", "custom_jvp_call", "custom_vjp_call", "checkpoint"}
+_VIEWS = {"reshape", "squeeze", "expand_dims"}  # of the same bytes
+# XLA computes these element by element where they are needed, and does not write them to memory.
+_ELEMENTWISE = {"abs", "add", "and", "broadcast_in_dim", "ceil", "clamp", "convert_element_type"}
+_ELEMENTWISE |= {"copy", "cos", "div", "eq", "exp", "exp2", "expm1", "floor", "ge", "gt", "iota"}
+_ELEMENTWISE |= {"integer_pow", "is_finite", "le", "log", "log1p", "logistic", "lt", "max", "min"}
+_ELEMENTWISE |= {"mul", "ne", "neg", "not", "or", "pow", "rsqrt", "select_n", "shift_left"}
+_ELEMENTWISE |= {"shift_right_logical", "sign", "sin", "slice", "sqrt", "square", "stop_gradient"}
+_ELEMENTWISE |= {"sub", "tanh", "transpose", "xor"}
+_IN_PLACE = ("scatter", "scatter-add", "scatter_add", "dynamic_update_slice")
+
+
+class _Step(NamedTuple):
+    """One operation; the first `num_in_place` of its outputs reuse the memory of inputs."""
+
+    name: str
+    inputs: list[Var]
+    outputs: list[Var]
+    bodies: list[Jaxpr]
+    num_in_place: int
+
+
+def trace_memory(function: Callable[..., Any], *args: ArrayTree) -> tuple[int, ArrayTree]:
+    """Estimates the most bytes that a function's intermediate results take at a time.
+
+    Arguments do not count, nor results that reuse their memory, such as the state of a loop.
+    An elementwise result read by one elementwise operation is fused, and counts nothing. One read
+    by a reduction counts: XLA hands reductions to a library, for which it writes their arguments to
+    memory. The compiled program may take a third more or less.
+
+    Returns:
+      Bytes, and the function's results as shapes.
+    """
+    jaxpr, results = jax.make_jaxpr(function, return_shape=True)(*args)
+    return _most_alive(jaxpr.jaxpr), results
+
+
+def _most_alive(jaxpr: Jaxpr) -> int:
+    names: dict[Var, Var] = {}
+    steps = [*_flat(jaxpr, names)]
+    readers: dict[Var, list[int]] = {}  # by number, in order
+    for at, step in enumerate(steps):
+        for var in step.inputs:
+            readers.setdefault(var, []).append(at)
+    results = {names.get(v, v) for v in jaxpr.outvars if isinstance(v, Var)}
+    last = {var: ats[-1] for var, ats in readers.items()}
+    last |= dict.fromkeys(results, len(steps))
+    fused: set[Var] = set()
+    for at in reversed(range(len(steps))):
+        step = steps[at]
+        if step.name not in _ELEMENTWISE or step.outputs[0] in results:
+            continue
+        read_by = [steps[i].name for i in readers.get(step.outputs[0], [])]
+        if len(read_by) <= 1 and {*read_by} <= _ELEMENTWISE:
+            fused.add(step.outputs[0])
+            for var in step.inputs:  # read again wherever this output is computed
+                last[var] = max(last[var], last.get(step.outputs[0], at))
+    alive: dict[Var, int] = {}
+    most = 0
+    for at, step in enumerate(steps):
+        for var in step.outputs[step.num_in_place :]:
+            alive[var] = 0 if var in fused else tree_bytes(var.aval)
+        inner = max(map(_most_alive, step.bodies), default=0)
+        most = max(most, sum(alive.values()) + inner)
+        alive = {var: size for var, size in alive.items() if last.get(var, at) > at}
+    return most
+
+
+def _flat(jaxpr: Jaxpr, names: dict[Var, Var]) -> Iterator[_Step]:
+    """Yields the operations of a jaxpr, with those of the functions that it calls."""
+
+    def rename(new: Any, old: Any) -> None:
+        if isinstance(old, Var):
+            names[new] = names.get(old, old)
+
+    for eqn in jaxpr.eqns:
+        name, bodies = eqn.primitive.name, [*jaxprs_in_params(eqn.params)]
+        if name in _CALLS and len(bodies) == 1:
+            for inner, outer in zip(bodies[0].invars, eqn.invars, strict=True):
+                rename(inner, outer)
+            yield from _flat(bodies[0], names)
+            for outer, result in zip(eqn.outvars, bodies[0].outvars, strict=True):
+                rename(outer, result)
+        elif name in _VIEWS and isinstance(eqn.invars[0], Var):
+            rename(eqn.outvars[0], eqn.invars[0])
+        else:
+            in_place = {**dict.fromkeys(_IN_PLACE, 1), "while": len(eqn.outvars)}
+            if name == "scan":
+                # A carried value keeps its shape; a stacked one has one axis more than in the body.
+                pairs: Any = zip(eqn.outvars, bodies[0].outvars, strict=True)
+                in_place["scan"] = sum(out.aval.ndim == own.aval.ndim for out, own in pairs)
+            inputs = [names.get(v, v) for v in eqn.invars if isinstance(v, Var)]
+            yield _Step(name, inputs, [*eqn.outvars], bodies, in_place.get(name, 0))
+
+
+# ------------------------------------------------------------------------- the machine's memory
 
 
 def free_bytes(devices: Sequence[jax.Device]) -> int:
@@ -111,40 +189,38 @@ def free_bytes(devices: Sequence[jax.Device]) -> int:
     if devices[0].platform != "cpu" and all(stats):
         return sum(one["bytes_limit"] - one["bytes_in_use"] for one in stats if one is not None)
     free = psutil.virtual_memory().available
-    limit = _container_limit()
-    if limit is not None:
+    if (limit := _container_limit()) is not None:
         free = min(free, limit - memory_bytes())
     return max(int(free), 1)
 
 
 def _container_limit() -> int | None:
     """Reads the limit of a container or a cluster's job, if any (control groups 2 and 1)."""
+
+    def lines(path: Path) -> list[str]:
+        try:
+            return path.read_text().split()
+        except OSError:
+            return []
+
     root = Path("/sys/fs/cgroup")
     limits = []
-    for line in _lines(Path("/proc/self/cgroup")):
+    for line in lines(Path("/proc/self/cgroup")):
         _, controllers, path = line.split(":", 2)
         base = root / "memory" if "memory" in controllers.split(",") else root
         name = "memory.limit_in_bytes" if base != root else "memory.max"
         folder = base / path.lstrip("/")
         for parent in (folder, *folder.parents):
-            limits += [int(text) for text in _lines(parent / name) if text.isdigit()]
+            limits += [int(text) for text in lines(parent / name) if text.isdigit()]
             if parent == root:
                 break
     total = psutil.virtual_memory().total
     return min((limit for limit in limits if limit < total), default=None)
 
 
-def _lines(path: Path) -> list[str]:
-    try:
-        return path.read_text().split()
-    except OSError:
-        return []
-
-
 def memory_bytes() -> int:
     """Returns the memory that this process has now."""
-    resident: int = psutil.Process().memory_info().rss
-    return resident
+    return int(psutil.Process().memory_info().rss)
 
 
 def peak_bytes() -> int:

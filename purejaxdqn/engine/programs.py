@@ -1,10 +1,12 @@
-"""Compiles any experiment for a round of runs: vmapped on each device, sharded over all."""
+"""Makes the functions of one run, and compiles them: vmapped on each device, sharded over all."""
 
 from __future__ import annotations
 
+import dataclasses
+import functools
 import itertools
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any, NamedTuple
 
@@ -12,58 +14,203 @@ import jax
 import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
-from purejaxdqn.engine.run import COUNT, SEED, make_run_functions, max_iterations_of
 from purejaxdqn.runtime.devices import Plan, compiler_options
+from purejaxdqn.training.declaration import settings_of
+from purejaxdqn.training.diagnostics import diagnose
+from purejaxdqn.training.evaluation import evaluate
 from purejaxdqn.training.loop import ChunkOutputs, Experiment
 from purejaxdqn.training.settings import RunConfig
-from purejaxdqn.types import Array, ArrayTree, Params, TrainState, run_axes
+from purejaxdqn.types import Array, ArrayTree, ConfigError, Params, TrainState, run_axes
+
+Label = float | int | bool | str  # a coordinate of the results
+
+SEED = jax.ShapeDtypeStruct((), np.uint32)
+COUNT = jax.ShapeDtypeStruct((), np.int32)  # of steps or iterations
+COUNTS = jax.ShapeDtypeStruct((1,), np.int32)  # the part of one device
+
+_CHUNK_STEPS = 20_000  # of one run, for which a chunk's outputs have room
+
+
+class Run(NamedTuple):
+    """One run of an experiment: its settings and its seed."""
+
+    seed: int  # from 0 to 2**32 - 1
+    config: RunConfig
+    labels: Mapping[str, Label]  # the swept settings and the seed, as the results show them
+
+
+def max_iterations_of(config: RunConfig) -> int:
+    """Computes how many iterations a chunk can run: its outputs have room for so many."""
+    return max(1, min(_CHUNK_STEPS // config.steps_per_update, config.num_iterations))
+
+
+def run_keys(seed: Array) -> tuple[Array, Array, Array]:
+    """Makes the keys `[]` of a run for training, evaluation and diagnostics from its seed."""
+    key = jax.random.key(seed)
+    training_key, evaluation_key = jax.random.split(key)
+    # The split took 0 and 1: folding in 2 gives a third stream of its own.
+    return training_key, evaluation_key, jax.random.fold_in(key, 2)
+
+
+class OneRun(NamedTuple):
+    """The functions of one run, to be traced, with the shapes of their arguments.
+
+    They are those of `Programs` without the axis of slots; a chunk takes `num_iterations [1]`.
+    `diagnose` raises `ConfigError` if the training run has no `probe`.
+    """
+
+    init: Callable[..., TrainState]
+    chunk: Callable[..., tuple[TrainState, ChunkOutputs]]
+    evaluate: Callable[..., Array]
+    diagnose: Callable[..., dict[str, Array]]
+    config: RunConfig  # with a shape for each traced setting
+    state: TrainState  # as shapes
+
+
+def make_run_functions(experiment: Experiment, config: RunConfig) -> OneRun:
+    """Makes the functions of a run, which take the traced settings as arguments.
+
+    Settings that are constants in the program would give other bits, so floats must stay arguments.
+    Their values in `config` do not matter. The experiment, `config -> Train`, is called in tracing.
+
+    Raises:
+      ConfigError: if the experiment needs the value of a traced setting.
+    """
+    explaining = functools.partial(_explaining, config)
+
+    @explaining
+    def init(config: RunConfig, seed: Array) -> TrainState:
+        training_key, _, _ = run_keys(seed)
+        return experiment(config).init(training_key)
+
+    @explaining
+    def chunk(
+        config: RunConfig, state: TrainState, num_iterations: Array
+    ) -> tuple[TrainState, ChunkOutputs]:
+        return experiment(config).chunk(state, num_iterations[0], max_iterations_of(config))
+
+    @explaining
+    def evaluate_run(config: RunConfig, params: Params, seed: Array, step: Array) -> Array:
+        train = experiment(config)
+        _, key, _ = run_keys(seed)
+        key = jax.random.fold_in(key, step)
+        return evaluate(train.policy(params), train.env, key, config.eval_episodes).episode_return
+
+    @explaining
+    def diagnose_run(
+        config: RunConfig, state: TrainState, params_before: Params, seed: Array, step: Array
+    ) -> dict[str, Array]:
+        train = experiment(config)
+        if train.probe is None:
+            raise ConfigError(
+                "diagnostics (True) need a training run with a probe: give its Train one, as "
+                "make_train of DQN does, or leave diagnostics False"
+            )
+        _, _, key = run_keys(seed)
+        key = jax.random.fold_in(key, step)
+        return diagnose(train.probe, train.env, state, params_before, key)
+
+    shapes = jax.tree.map(lambda _: jax.ShapeDtypeStruct((), np.float32), config)
+    state = jax.eval_shape(init, shapes, SEED)
+    jax.eval_shape(chunk, shapes, state, COUNTS)
+    return OneRun(init, chunk, evaluate_run, diagnose_run, shapes, state)
+
+
+_NEEDS_A_VALUE = (  # raised by JAX if Python asks for the value of an argument
+    jax.errors.ConcretizationTypeError,
+    jax.errors.TracerArrayConversionError,
+    jax.errors.TracerIntegerConversionError,
+)
+
+
+def _explaining(config: RunConfig, function: Callable[..., Any]) -> Callable[..., Any]:
+    """Makes a function name the traced setting for whose value it asks."""
+
+    @functools.wraps(function)
+    def call(traced: RunConfig, *args: Any) -> Any:
+        def asks_for(name: str) -> bool:
+            try:
+                function(dataclasses.replace(config, **{name: getattr(traced, name)}), *args)
+            except _NEEDS_A_VALUE:
+                return True
+            return False
+
+        try:
+            return function(traced, *args)
+        except _NEEDS_A_VALUE as error:
+            for setting in settings_of(type(config)).values():
+                if setting.is_traced and asks_for(setting.name):
+                    raise ConfigError(
+                        f"the experiment needs the value of {setting.name} while it is traced, but "
+                        "it is an argument of the compiled program, which has no value yet: "
+                        "compute with it, as with jnp.where, or declare it static, such as "
+                        f"{setting.name}: float = setting({setting.default!r}, help, static=True)"
+                    ) from error
+            raise
+
+    return call
+
+
+# ------------------------------------------------------------------------------ a round of runs
 
 # 0: an array has an entry for each run.
-# _PER_DEVICE: it has an entry for each device.
+# _PER_DEVICE: it has an entry for each device, which all of its runs share.
 # None: all runs share it.
 Axis = int | str | None
-
-_SHARED = PartitionSpec()
-_PER_RUN = PartitionSpec("runs")
-_PER_DEVICE = "device"  # an axis with an entry for each device, which all of its runs share
+_PER_DEVICE = "device"
+_Argument = tuple[ArrayTree, ArrayTree]  # its axes, a prefix of its shapes in one run
 
 
 class Programs(NamedTuple):
     """The compiled programs of a round of runs, one in each slot.
 
     Arrays have a leading axis of slots, sharded over the devices.
-
-    Attributes:
-      init: `(config, seeds [slots]) -> TrainState`.
-      chunk: `(config, TrainState, num_iterations [devices]) -> (TrainState, ChunkOutputs)`; the
-        state is donated. A device without a run gets 0 iterations.
-      evaluate: `(config, params, seeds [slots], step []) -> episode returns [slots, N]`.
-      diagnose: `(config, TrainState, params before, seeds [slots], step []) -> diagnostics
-        [slots]` by name; None if it was not asked for. The state is not donated.
-      place: puts a host array with one entry per slot onto the devices.
-      split: `TrainState or weights -> a list of host arrays for each device`. On a CPU these share
-        the memory of the devices: read them before it is donated.
-      join: `(lists, weights_only=False) -> TrainState or weights`; puts the lists of `split` back,
-        for as many devices or fewer. It empties the lists as it goes, so that not all arrays are in
-        memory twice.
-      plan: how the runs are laid out.
-      max_iterations: the most iterations that a chunk can run.
-      round_bytes: bytes on all devices while a round trains or is evaluated, from XLA's own
-        analysis; 0 if it has none.
-      compile_seconds: seconds of tracing, lowering and compiling.
     """
 
-    init: Callable[[RunConfig, Array], TrainState]
-    chunk: Callable[[RunConfig, TrainState, Array], tuple[TrainState, ChunkOutputs]]
-    evaluate: Callable[[RunConfig, Params, Array, np.int32], Array]
-    diagnose: Callable[..., dict[str, Array]] | None
-    place: Callable[[np.ndarray], Array]
-    split: Callable[[ArrayTree], list[list[np.ndarray]]]
-    join: Callable[..., ArrayTree]
-    plan: Plan
-    max_iterations: int
-    round_bytes: int
-    compile_seconds: float
+    init: Callable[..., TrainState]  # of (config, seeds [slots])
+    # Of (config, TrainState, num_iterations [devices]): the state is donated. A device without a
+    # run gets 0 iterations.
+    chunk: Callable[..., tuple[TrainState, ChunkOutputs]]
+    # Of (config, params, seeds [slots], step []): episode returns [slots, N].
+    evaluate: Callable[..., Array]
+    # Of (config, TrainState, params before, seeds [slots], step []): diagnostics [slots] by name.
+    diagnose: Callable[..., dict[str, Array]] | None  # None if it was not asked for
+    plan: Plan  # how the runs are laid out
+    mesh: Mesh
+    state: TrainState  # as shapes, with their shardings
+    round_bytes: int  # on all devices while a round trains or is evaluated, by XLA; 0 if unknown
+    compile_seconds: float  # of tracing, lowering and compiling
+
+    def place(self, values: np.ndarray) -> Array:
+        """Puts a host array with one entry per slot, or per device, onto the devices."""
+        return jax.device_put(values, NamedSharding(self.mesh, _spec(0)))
+
+    def split(self, tree: ArrayTree) -> list[list[np.ndarray]]:
+        """Copies a `TrainState` or weights to a list of host arrays for each device.
+
+        On a CPU these share the memory of the devices: read them before it is donated.
+        """
+        arrays = [jax.random.key_data(x) if _is_key(x) else x for x in jax.tree.leaves(tree)]
+        shards = [{shard.device: shard.data for shard in x.addressable_shards} for x in arrays]
+        return [[np.asarray(of[device]) for of in shards] for device in self.mesh.devices]
+
+    def join(self, by_device: Sequence[list[np.ndarray]], weights_only: bool = False) -> ArrayTree:
+        """Puts the lists of `split`, of as many devices or fewer, back; empties them on the way."""
+        tree = self.state.learner.params if weights_only else self.state
+        leaves, structure = jax.tree.flatten(tree)
+        joined = []
+        for leaf in leaves:
+            shards: list[Array] = []
+            for device, host in itertools.zip_longest(self.mesh.devices, by_device):
+                if host is not None:  # a device without a run takes the arrays of another
+                    part = host.pop(0)  # so that not all arrays are in memory twice
+                # Without the copy, NumPy's memory would stay beside the state that trains.
+                shards.append(jax.device_put(part, device, may_alias=False).block_until_ready())
+            del part
+            shape = (*leaf.shape, *shards[0].shape[leaf.ndim :])  # the data of a key has an axis
+            data = jax.make_array_from_single_device_arrays(shape, leaf.sharding, shards)
+            joined.append(jax.random.wrap_key_data(data) if _is_key(leaf) else data)
+        return jax.tree.unflatten(structure, joined)
 
 
 def compile_programs(
@@ -75,185 +222,110 @@ def compile_programs(
 ) -> Programs:
     """Compiles initialisation, training and evaluation for one round of a plan, each on its own.
 
-    Diagnostics are one more program, and leave the others as they are.
-
-    Args:
-      experiment: as in `make_run_functions`.
-      config: as in `make_run_functions`.
-      plan: how the runs are laid out.
-      devices: at least `plan.num_devices`.
-      diagnostics: whether to compile them too.
-
-    Returns:
-      The `Programs`.
+    Diagnostics are one more program, and leave the others as they are. `experiment` and `config`
+    are as in `make_run_functions`; there must be at least as many `devices` as in the plan.
 
     Raises:
       ConfigError: as `make_run_functions`, and for diagnostics of a training run without a `probe`.
     """
     start = time.perf_counter()
     run = make_run_functions(experiment, config)
-    config_shapes, state, params = run.config, run.state, run.state.learner.params
-    axes = run_axes(state)
+    axes = run_axes(run.state)
     mesh = Mesh(np.array(devices[: plan.num_devices]), ("runs",))
+    configs, seeds, step, counts = (0, run.config), (0, SEED), (None, COUNT), (_PER_DEVICE, COUNT)
+    state, params = (axes, run.state), (0, run.state.learner.params)
     with ThreadPoolExecutor() as pool:
-        compiler = _Compiler(mesh, plan, pool)
+        begin = functools.partial(_begin_compiling, pool, mesh, plan)
         # The quick ones to trace come first: what one of them refuses is refused before compiling.
-        args: tuple[ArrayTree, ...] = (config_shapes, params, SEED, COUNT)
-        beside = [compiler.start(run.evaluate, (0, 0, 0, None), 0, args)]
+        begun = {"evaluate": begin(run.evaluate, 0, configs, params, seeds, step)}
         if diagnostics:
-            args = (config_shapes, state, params, SEED, COUNT)
-            beside.append(compiler.start(run.diagnose, (0, axes, 0, 0, None), 0, args))
-        args = (config_shapes, state, COUNT)
-        chunk = compiler.start(run.chunk, (0, axes, _PER_DEVICE), (axes, 0), args, donate_argnums=1)
-        init = compiler.start(run.init, (0, 0), axes, (config_shapes, SEED))
-    device_bytes = _device_bytes(chunk.result(), [program.result() for program in beside])
-    layout = _Layout(mesh, plan, state, axes)
+            begun["diagnose"] = begin(run.diagnose, 0, configs, state, params, seeds, step)
+        begun["chunk"] = begin(run.chunk, (axes, 0), configs, state, counts, donate_argnums=1)
+        begun["init"] = begin(run.init, axes, configs, seeds)
+    compiled: dict[str, Any] = {name: program.result() for name, program in begun.items()}
     return Programs(
-        init=init.result(),
-        chunk=chunk.result(),
-        evaluate=beside[0].result(),
-        diagnose=beside[1].result() if diagnostics else None,
-        place=lambda values: jax.device_put(values, NamedSharding(mesh, _PER_RUN)),
-        split=layout.split,
-        join=layout.join,
+        **{"diagnose": None, **compiled},
         plan=plan,
-        max_iterations=max_iterations_of(config),
-        round_bytes=plan.num_devices * device_bytes,
+        mesh=mesh,
+        state=_add_axes(*state, mesh, plan),
+        round_bytes=plan.num_devices * _device_bytes(compiled),
         compile_seconds=time.perf_counter() - start,
     )
 
 
-class _Compiler:
-    """Compiles functions of one run for all slots of a round, several at the same time."""
-
-    def __init__(self, mesh: Mesh, plan: Plan, pool: ThreadPoolExecutor) -> None:
-        self._mesh, self._plan, self._pool = mesh, plan, pool
-
-    def start(
-        self,
-        of_run: Callable[..., Any],
-        in_axes: tuple[Any, ...],
-        out_axes: Any,
-        args: tuple[Any, ...],
-        **options: Any,
-    ) -> Future[jax.stages.Compiled]:
-        """Traces a function now, and lets XLA compile it while the next one is traced.
-
-        Args:
-          of_run: the function of one run.
-          in_axes: a prefix of `args`, which axis each has over the runs.
-          out_axes: the same of the outputs.
-          args: their shapes in one run.
-          **options: for `jax.jit`.
-        """
-        over_runs = jax.shard_map(
-            _on_device(of_run, self._plan.width, in_axes, out_axes),
-            mesh=self._mesh,
-            in_specs=_map_axes(_spec, in_axes),
-            out_specs=_map_axes(_spec, out_axes),
-            check_vma=False,
-        )
-        lowered = jax.jit(over_runs, **options).lower(*self._add_axes(in_axes, args))
-        return self._pool.submit(lowered.compile, compiler_options=compiler_options())
-
-    def _add_axes(self, axes: ArrayTree, tree: ArrayTree) -> ArrayTree:
-        """Adds the axes of a round to the shapes of one run, with their shardings."""
-        plan = self._plan
-        lengths = {None: (), 0: (plan.slots_per_round,), _PER_DEVICE: (plan.num_devices,)}
-
-        def add(axis: Axis, x: jax.ShapeDtypeStruct) -> jax.ShapeDtypeStruct:
-            shape, sharding = (*lengths[axis], *x.shape), NamedSharding(self._mesh, _spec(axis))
-            return jax.ShapeDtypeStruct(shape, x.dtype, sharding=sharding)
-
-        return _map_axes(lambda axis, part: jax.tree.map(lambda x: add(axis, x), part), axes, tree)
-
-
-def _device_bytes(chunk: jax.stages.Compiled, beside: Sequence[jax.stages.Compiled]) -> int:
-    """Computes the most bytes that a device holds, in a chunk or in a program beside its state.
-
-    Returns 0 if XLA has no analysis.
-    """
-    sizes: list[Any] = [program.memory_analysis() for program in (chunk, *beside)]
-    if None in sizes:
-        return 0
-    state: int = sizes[0].argument_size_in_bytes
-    return state + max(
-        size.output_size_in_bytes - size.alias_size_in_bytes + size.temp_size_in_bytes
-        for size in sizes
+def _begin_compiling(
+    pool: ThreadPoolExecutor,
+    mesh: Mesh,
+    plan: Plan,
+    of_run: Callable[..., Any],
+    out_axes: ArrayTree,
+    *args: _Argument,
+    **options: Any,
+) -> Future[jax.stages.Compiled]:
+    """Traces a function for all slots now, and lets XLA compile it while the next one is traced."""
+    in_axes = tuple(axes for axes, _ in args)
+    over_runs = jax.shard_map(
+        _on_device(of_run, plan.width, in_axes, out_axes),
+        mesh=mesh,
+        in_specs=_map_axes(_spec, in_axes),
+        out_specs=_map_axes(_spec, out_axes),
+        check_vma=False,
     )
+    shapes = (_add_axes(*arg, mesh, plan) for arg in args)
+    lowered = jax.jit(over_runs, **options).lower(*shapes)
+    return pool.submit(lowered.compile, compiler_options=compiler_options())
 
 
-class _Layout:
-    """Moves the arrays of a round between the shards on the devices and lists on the host."""
+def _add_axes(axes: ArrayTree, tree: ArrayTree, mesh: Mesh, plan: Plan) -> ArrayTree:
+    """Adds the axes of a round to the shapes of one run, with their shardings."""
+    lengths = {None: (), 0: (plan.slots_per_round,), _PER_DEVICE: (plan.num_devices,)}
 
-    def __init__(self, mesh: Mesh, plan: Plan, state: ArrayTree, axes: ArrayTree) -> None:
-        self._mesh, self._plan, self._state = mesh, plan, state
-        spread = _map_axes(
-            lambda axis, part: jax.tree.map(lambda _: _spec(axis), part), axes, state
-        )
-        self._specs = jax.tree.leaves(spread, is_leaf=lambda x: isinstance(x, PartitionSpec))
+    def add(axis: Axis, x: jax.ShapeDtypeStruct) -> jax.ShapeDtypeStruct:
+        sharding = NamedSharding(mesh, _spec(axis))
+        return jax.ShapeDtypeStruct((*lengths[axis], *x.shape), x.dtype, sharding=sharding)
 
-    def _parts(self, weights_only: bool) -> tuple[ArrayTree, list[PartitionSpec]]:
-        if not weights_only:
-            return self._state, self._specs
-        params = self._state.learner.params
-        return params, [_PER_RUN] * len(jax.tree.leaves(params))
+    return _map_axes(add, axes, tree)
 
-    def split(self, tree: ArrayTree) -> list[list[np.ndarray]]:
-        by_device: list[list[np.ndarray]] = [[] for _ in self._mesh.devices]
-        for leaf in jax.tree.leaves(tree):
-            data = jax.random.key_data(leaf) if _is_key(leaf) else leaf
-            shards = {shard.device: shard.data for shard in data.addressable_shards}
-            for host, device in zip(by_device, self._mesh.devices, strict=True):
-                host.append(np.asarray(shards[device]))
-        return by_device
 
-    def join(self, by_device: Sequence[list[np.ndarray]], weights_only: bool = False) -> Any:
-        structure, specs = self._parts(weights_only)
-        leaves = []
-        for leaf, spec in zip(jax.tree.leaves(structure), specs, strict=True):
-            shards: list[Array] = []
-            for device, host in itertools.zip_longest(self._mesh.devices, by_device):
-                if host is not None:  # a device without a run takes any arrays of the right shape
-                    part = host.pop(0)
-                # Without the copy, NumPy's memory would stay beside the state that trains.
-                shards.append(jax.device_put(part, device, may_alias=False).block_until_ready())
-            del part
-            shape = shards[0].shape
-            if spec == _PER_RUN:
-                shape = (self._plan.slots_per_round, *shape[1:])
-            data = jax.make_array_from_single_device_arrays(
-                shape, NamedSharding(self._mesh, spec), shards
-            )
-            leaves.append(jax.random.wrap_key_data(data) if _is_key(leaf) else data)
-        return jax.tree.unflatten(jax.tree.structure(structure), leaves)
+def _on_device(
+    of_run: Callable[..., Any], width: int, in_axes: tuple[ArrayTree, ...], out_axes: ArrayTree
+) -> Callable[..., Any]:
+    """Maps a function over the `width` runs of one device; a single run is not batched at all."""
+    if width > 1:
+        batched = _map_axes(lambda axis: None if axis == _PER_DEVICE else axis, in_axes)
+        return jax.vmap(of_run, in_axes=batched, out_axes=out_axes)
+
+    def index(axes: ArrayTree, tree: ArrayTree, at: Any) -> ArrayTree:
+        return _map_axes(lambda axis, x: x[at] if axis == 0 else x, axes, tree)
+
+    return lambda *args: index(out_axes, of_run(*index(in_axes, args, 0)), None)
+
+
+def _device_bytes(compiled: Mapping[str, jax.stages.Compiled]) -> int:
+    """Computes the most bytes on a device, in a chunk or beside its state; 0 if XLA cannot say."""
+    sizes: dict[str, Any] = {name: one.memory_analysis() for name, one in compiled.items()}
+    del sizes["init"]
+    if None in sizes.values():
+        return 0
+    return sizes["chunk"].argument_size_in_bytes + max(
+        size.output_size_in_bytes - size.alias_size_in_bytes + size.temp_size_in_bytes
+        for size in sizes.values()
+    )
 
 
 def _is_key(leaf: Any) -> bool:
     return bool(jax.numpy.issubdtype(leaf.dtype, jax.dtypes.prng_key))
 
 
-def _on_device(
-    run: Callable[..., Any], width: int, in_axes: tuple[Any, ...], out_axes: Any
-) -> Callable[..., Any]:
-    """Maps `run` over the `width` runs of one device; a single run is not batched at all."""
-    if width > 1:
-        batched = _map_axes(lambda axis: None if axis == _PER_DEVICE else axis, in_axes)
-        return jax.vmap(run, in_axes=batched, out_axes=out_axes)
-
-    def index(axes: ArrayTree, tree: ArrayTree, at: Any) -> ArrayTree:
-        def part(axis: Axis, subtree: ArrayTree) -> ArrayTree:
-            return jax.tree.map(lambda x: x[at], subtree) if axis == 0 else subtree
-
-        return _map_axes(part, axes, tree)
-
-    return lambda *args: index(out_axes, run(*index(in_axes, args, 0)), None)
-
-
 def _spec(axis: Axis) -> PartitionSpec:
-    return _SHARED if axis is None else _PER_RUN
+    return PartitionSpec() if axis is None else PartitionSpec("runs")
 
 
 def _map_axes(function: Callable[..., Any], axes: ArrayTree, *trees: ArrayTree) -> ArrayTree:
-    """Calls `jax.tree.map` over a prefix of axes, in which None is a value of its own."""
-    return jax.tree.map(function, axes, *trees, is_leaf=lambda axis: axis is None)
+    """Calls a function of each axis and each leaf below it; None is an axis of its own."""
+
+    def over_leaves(axis: Axis, *parts: ArrayTree) -> ArrayTree:
+        one = functools.partial(function, axis)
+        return jax.tree.map(one, *parts) if parts else one()
+
+    return jax.tree.map(over_leaves, axes, *trees, is_leaf=lambda axis: axis is None)

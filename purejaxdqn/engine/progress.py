@@ -20,15 +20,12 @@ _COMPLAINT_SECONDS = 60.0  # between two lines about a disk that cannot be writt
 class SweepProgress:
     """Shows a bar within its block, with steps, speed and return, and messages at any time.
 
-    Args:
-      total_steps: environment steps of all runs together; 0 shows messages alone.
-      enabled: whether anything is shown.
+    `total_steps` are those of all runs together; 0 shows messages alone.
     """
 
     def __init__(self, total_steps: int, enabled: bool = True) -> None:
         self._enabled = enabled
         self._last_complaint = -math.inf
-        self._console = make_console(stderr=True, quiet=not enabled, highlight=False)
         # Together below 80 columns: the rest of a longer line would be cut off.
         self._bar = Progress(
             BarColumn(bar_width=8),
@@ -37,7 +34,7 @@ class SweepProgress:
             TextColumn("return {task.fields[mean_return]}"),
             TimeRemainingColumn(),
             TextColumn("left"),
-            console=self._console,
+            console=make_console(stderr=True, quiet=not enabled, highlight=False),
             disable=not (enabled and total_steps),
         )
         self._task = self._bar.add_task("train", total=total_steps, speed="", mean_return="-")
@@ -51,25 +48,19 @@ class SweepProgress:
 
     def message(self, text: str) -> None:
         """Prints a line above the bar."""
-        self._console.print(text)
+        self._bar.console.print(text)
 
     def update(self, env_steps: int, training_return: np.ndarray, speed: float) -> None:
         """Moves the bar to `env_steps`; `training_return [n]` is NaN where no episode has ended."""
         known = training_return[np.isfinite(training_return)]
-        self._bar.update(
-            self._task,
-            completed=env_steps,
-            speed=f"{speed:,.0f} steps/s",
-            mean_return=f"{known.mean():.1f}" if len(known) else "-",
-        )
+        shown = f"{known.mean():.1f}" if len(known) else "-"
+        fields: dict[str, Any] = {"speed": f"{speed:,.0f} steps/s", "mean_return": shown}
+        self._bar.update(self._task, completed=env_steps, **fields)
 
     def add_event(
         self, event: Event, facts: dict[str, Any], trained_steps: int, env_steps: int
     ) -> None:
-        """Adds an event's seconds to the facts of a sweep, and moves the bar to `env_steps`.
-
-        The speed that it shows is `trained_steps` divided by all seconds of training.
-        """
+        """Adds an event's seconds to the facts; shows `env_steps`, and the speed of training."""
         facts["train_seconds"] += event.train_seconds
         facts["evaluation_seconds"] += event.evaluation_seconds
         facts["env_steps_per_second"] = trained_steps / max(facts["train_seconds"], 1e-9)
@@ -78,23 +69,24 @@ class SweepProgress:
     def show_evaluation(self, step: int, episode_return: np.ndarray) -> None:
         """Prints a line about one evaluation, `episode_return [n, N]`."""
         means = episode_return.mean(axis=1)
-        if len(means) <= _MOST_SEEDS_SHOWN:
-            shown = " ".join(f"{mean:5.0f}" for mean in means)
-        else:
-            low, middle, high = np.percentile(means, [0, 50, 100])
-            shown = (
-                f"lowest {low:.0f}, median {middle:.0f}, highest {high:.0f} of {len(means)} runs"
-            )
-        self._console.print(f"step {step:>9,}  greedy return per run: {shown}", soft_wrap=True)
+        shown = " ".join(f"{mean:5.0f}" for mean in means)
+        if len(means) > _MOST_SEEDS_SHOWN:
+            low, mid, high = np.percentile(means, [0, 50, 100])
+            shown = f"lowest {low:.0f}, median {mid:.0f}, highest {high:.0f} of {len(means)} runs"
+        self._bar.console.print(f"step {step:>9,}  greedy return per run: {shown}", soft_wrap=True)
 
     def attempt(self, action: Callable[[], object]) -> None:
-        """Runs an action that writes to disk; an `OSError` becomes a message and nothing more.
-
-        The message comes at most once a minute, because the sweep soon tries again.
-        """
+        """Runs an action that writes to disk; an `OSError` is told once a minute at most."""
         try:
             action()
         except OSError as error:
             if time.monotonic() - self._last_complaint >= _COMPLAINT_SECONDS:
                 self._last_complaint = time.monotonic()
                 self.message(f"could not save for now, going on: {error}")
+
+
+def format_duration(seconds: float) -> str:
+    """Formats a time, such as "about 3 min"."""
+    if seconds < 90:
+        return f"about {max(seconds, 1):.0f} s"
+    return f"about {seconds / 60:.0f} min" if seconds < 5400 else f"about {seconds / 3600:.1f} h"

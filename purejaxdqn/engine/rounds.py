@@ -1,88 +1,63 @@
-"""Trains and evaluates one round of runs on the devices, chunk by chunk.
+"""Trains one round of runs on the devices, chunk by chunk, and records its numbers.
 
-A run is a function of its config, its seed and the width (runs per device program). Neither the
-runs beside it, nor its slot, nor the number of devices, nor the chunking changes a bit of it. An
-interrupted run that goes on from what was kept has the same bits too.
+A run is a function of its config, its seed and the width: no neighbour, slot, device, chunk or
+interruption changes a bit of it.
 """
 
 from __future__ import annotations
 
+import functools
+import itertools
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from threadpoolctl import threadpool_limits
 
-from purejaxdqn.engine.programs import Programs
-from purejaxdqn.engine.run import Run
+from purejaxdqn.engine.programs import Programs, Run, max_iterations_of
 from purejaxdqn.training.diagnostics import effective_rank
 from purejaxdqn.training.loop import ChunkOutputs
 from purejaxdqn.training.settings import RunConfig
 from purejaxdqn.types import ArrayTree, Params, TrainState
 
 _CHUNK_SECONDS = 0.5  # signals are handled between chunks
+_FORECAST_SECONDS = 1.0  # of training, from which a forecast is made
 
 
 class Games(NamedTuple):
-    """Training episodes of one run, in the order in which they ended.
+    """Training episodes of one run, in the order in which they ended."""
 
-    Attributes:
-      step: `[G]` environment steps of the run when the episode ended.
-      episode_return: `[G]` undiscounted returns.
-    """
-
-    step: np.ndarray
-    episode_return: np.ndarray
+    step: np.ndarray  # [G] environment steps of the run when the episode ended
+    episode_return: np.ndarray  # [G] undiscounted returns
 
 
 class Kept(NamedTuple):
     """Everything that one round needs to go on; arrays have an entry per slot `[slots]`.
 
     The state stays on the devices. A sweep's `Paused` is the copy of one batch of it on the host.
-
-    Attributes:
-      step: environment steps of each run so far.
-      state: `TrainState`.
-      params_before: the weights at the last evaluation, for diagnostics; None without.
-      window: the sums since then, see `EvaluationWindow`.
     """
 
-    step: int
+    step: int  # environment steps of each run so far
     state: TrainState
-    params_before: Params
-    window: dict[str, np.ndarray]
+    params_before: Params  # the weights at the last evaluation, for diagnostics; None without
+    window: dict[str, np.ndarray]  # sums of the training numbers since then, [n] float64
 
 
 class Event(NamedTuple):
-    """The numbers of a round after a chunk, or at an evaluation; arrays have an entry per run.
+    """The numbers of a round after a chunk, or at an evaluation; arrays have an entry per run."""
 
-    Attributes:
-      step: environment steps of each run so far.
-      train_seconds: seconds of training since the event before.
-      evaluation_seconds: seconds of evaluation since the event before.
-      training_return: `[n]` mean return of the training episodes that ended since the last
-        evaluation, NaN if none.
-      games: per run, the training episodes that ended since the event before, without those of the
-        prefill.
-      episode_return: `[n, N]` greedy returns; None after a chunk.
-      metrics: `[n]` the learner's metrics, means since the last evaluation, and the diagnostics if
-        there are any; empty after a chunk.
-      params: the weights; None after a chunk.
-      kept: after a chunk, all that the round needs to go on. Read it before the next event.
-    """
-
-    step: int
-    train_seconds: float
-    evaluation_seconds: float
-    training_return: np.ndarray
-    games: list[Games]
-    episode_return: np.ndarray | None
-    metrics: dict[str, np.ndarray]
-    params: Params
-    kept: Kept | None = None
+    step: int  # environment steps of each run so far
+    train_seconds: float  # since the event before
+    evaluation_seconds: float  # since the event before
+    training_return: np.ndarray  # [n] mean of training episodes since the last evaluation, or NaN
+    games: list[Games]  # per run, those that ended since the event before, without the prefill's
+    episode_return: np.ndarray | None  # [n, N] greedy returns; None after a chunk
+    metrics: dict[str, np.ndarray]  # [n] means of the learner's, diagnostics; {} after a chunk
+    params: Params  # the weights; None after a chunk
+    kept: Kept | None = None  # after a chunk; to be read before the next event
 
 
 def evaluation_steps(config: RunConfig) -> list[int]:
@@ -116,49 +91,50 @@ def train_round(
     Yields:
       An `Event` for each chunk and each evaluation.
     """
-    lap = _Lap()
-    trained = _Round(programs, config, runs, kept, lap)
+    wanted = wanted or functools.partial(np.ones, len(runs), bool)
+    trained = _Round(programs, config, runs, kept)
     iterations = 1  # the first chunk is short, because the speed is not known yet
     # A checkpoint lies before the evaluation at its own step, so that one is still to be done.
     for next_step in [at for at in steps or evaluation_steps(config) if at >= trained.step]:
         while trained.step < next_step:
-            active = trained.active_devices(wanted)
+            active = trained.active_devices(wanted())
             if not active.any():
                 return
             left = (next_step - trained.step) // config.steps_per_update
-            iterations = min(iterations, left, programs.max_iterations)
+            iterations = min(iterations, left, max_iterations_of(config))
             event = trained.train_chunk(active, iterations)
             yield event
-            lap()
+            trained.lap()
             # Double at most, so that one quick chunk does not make the next one long.
             wished = int(iterations * _CHUNK_SECONDS / event.train_seconds)
             iterations = max(1, min(2 * iterations, wished))
         yield trained.evaluate()
-        lap()
+        trained.lap()
+
+
+def estimate_round_seconds(programs: Programs, config: RunConfig, runs: Sequence[Run]) -> float:
+    """Estimates the seconds of a round by training it for one; evaluations last as the first."""
+    events = train_round(programs, config, runs)
+    evaluation_seconds = next(events).evaluation_seconds
+    step, train_seconds, per_step = config.prefill_steps, 0.0, 0.0
+    for event in itertools.takewhile(lambda event: event.kept is not None, events):
+        train_seconds += event.train_seconds
+        per_step = event.train_seconds / (event.step - step)  # of the longest chunk yet
+        step = event.step
+        if train_seconds > _FORECAST_SECONDS:
+            break
+    seconds = per_step * (config.total_steps - config.prefill_steps)
+    return seconds + len(evaluation_steps(config)) * evaluation_seconds
 
 
 class _Round:
-    """The state of a round on the devices, and the programs that change it.
-
-    Slots without a run of their own repeat the last run.
-
-    Args:
-      programs: compiled for the settings of the runs.
-      config: the settings that all runs share.
-      runs: at most as many as there are slots.
-      kept: where to go on from; from the start if None.
-      lap: measures the seconds of the events.
-    """
+    """The state of a round on the devices; slots without a run of their own repeat the last run."""
 
     def __init__(
-        self,
-        programs: Programs,
-        config: RunConfig,
-        runs: Sequence[Run],
-        kept: Kept | None,
-        lap: _Lap,
+        self, programs: Programs, config: RunConfig, runs: Sequence[Run], kept: Kept | None
     ) -> None:
-        self._programs, self._num_runs, self._lap = programs, len(runs), lap
+        self._last_lap = time.perf_counter()
+        self._programs, self._num_runs = programs, len(runs)
         self._steps_per_update = config.steps_per_update
         slots = [*runs, *[runs[-1]] * (programs.plan.slots_per_round - len(runs))]
         self._configs = jax.tree.map(
@@ -169,14 +145,17 @@ class _Round:
         if kept is None:
             state = jax.block_until_ready(programs.init(self._configs, self._seeds))
             kept = Kept(config.prefill_steps, state, None, {})
-        self.step, self._state, self._params_before, sums = kept
-        self._window = EvaluationWindow(sums)
+        self.step, self._state, self._params_before, self._window = kept
 
-    def active_devices(self, wanted: Callable[[], np.ndarray] | None) -> np.ndarray:
-        """Finds which devices have a run that is wanted, `[devices]` bool."""
+    def lap(self) -> float:
+        """Returns the seconds since the call before, or since the beginning."""
+        last, self._last_lap = self._last_lap, time.perf_counter()
+        return self._last_lap - last
+
+    def active_devices(self, wanted: np.ndarray) -> np.ndarray:
+        """Finds which devices have a run that is `wanted [n]`, `[devices]` bool."""
         plan = self._programs.plan
-        by_slot = np.zeros(plan.slots_per_round, bool)
-        by_slot[: self._num_runs] = True if wanted is None else wanted()
+        by_slot = np.pad(wanted, (0, plan.slots_per_round - len(wanted)))
         return np.asarray(by_slot.reshape(plan.num_devices, plan.width).any(axis=1))
 
     def train_chunk(self, active: np.ndarray, iterations: int) -> Event:
@@ -184,41 +163,25 @@ class _Round:
         counts = self._programs.place(np.where(active, iterations, 0).astype(np.int32))
         self._state, outputs = self._programs.chunk(self._configs, self._state, counts)
         outputs = jax.tree.map(lambda x: x[:, :iterations], self._to_host(outputs))
-        self._window.add(outputs)
+        self._window = _add_outputs(self._window, outputs)
         games = _find_ended_episodes(np.asarray(outputs.episode_return), self.step)
         self.step += iterations * self._steps_per_update
-        return Event(
-            step=self.step,
-            train_seconds=self._lap(),
-            evaluation_seconds=0.0,
-            training_return=self._window.training_return(self._num_runs),
-            games=games,
-            episode_return=None,
-            metrics={},
-            params=None,
-            kept=Kept(self.step, self._state, self._params_before, self._window.sums),
-        )
+        kept = Kept(self.step, self._state, self._params_before, self._window)
+        returns = self._training_return()
+        return Event(self.step, self.lap(), 0.0, returns, games, None, {}, None, kept)
 
     def evaluate(self) -> Event:
         """Evaluates the greedy policies, measures the diagnostics, and begins a new window."""
-        train_seconds, params = self._lap(), self._state.learner.params
+        train_seconds, params = self.lap(), self._state.learner.params
         step = np.int32(self.step)
         returns = self._to_host(self._programs.evaluate(self._configs, params, self._seeds, step))
-        metrics = self._window.metrics() | self._diagnose(step)
+        metrics = _mean_metrics(self._window) | self._diagnose(step)
         if self._programs.diagnose is not None:
             self._params_before = jax.tree.map(jnp.copy, params)  # a chunk donates its state
-        event = Event(
-            step=self.step,
-            train_seconds=train_seconds,
-            evaluation_seconds=self._lap(),
-            training_return=self._window.training_return(self._num_runs),
-            games=[],
-            episode_return=returns,
-            metrics=metrics,
-            params=self._to_host(params),
-        )
-        self._window = EvaluationWindow({})
-        return event
+        seconds, training_return = (train_seconds, self.lap()), self._training_return()
+        self._window = {}
+        weights = self._to_host(params)
+        return Event(self.step, *seconds, training_return, [], returns, metrics, weights)
 
     def _diagnose(self, step: np.int32) -> dict[str, np.ndarray]:
         """Measures the diagnostics `[n]` by name; none if they were not compiled."""
@@ -236,6 +199,12 @@ class _Round:
             values["policy_churn"] = np.full(self._num_runs, np.nan, np.float32)
         return values
 
+    def _training_return(self) -> np.ndarray:
+        """Computes the mean return `[n]` of the episodes that ended, NaN where none has."""
+        none = np.zeros(self._num_runs)
+        count, total = (self._window.get(name, none) for name in (_EPISODES, _RETURN))
+        return np.where(count > 0, total / np.maximum(count, 1), np.nan)
+
     def _to_host(self, tree: ArrayTree) -> ArrayTree:
         """Copies the rows of the runs `[n, ...]` to the host."""
         return jax.tree.map(lambda x: np.array(x[: self._num_runs]), jax.device_get(tree))
@@ -251,65 +220,81 @@ def _find_ended_episodes(episode_return: np.ndarray, step: int) -> list[Games]:
     return games
 
 
-class _Lap:
-    """A stopwatch: each call returns the seconds since the call before."""
-
-    def __init__(self) -> None:
-        self._last = time.perf_counter()
-
-    def __call__(self) -> float:
-        last, self._last = self._last, time.perf_counter()
-        return self._last - last
-
-
 _RETURN, _EPISODES, _ITERATIONS = "episode_return/sum", "episode_return/count", "iterations"
 
 
-class EvaluationWindow:
-    """Sums of the training numbers since the last evaluation.
+def _add_outputs(window: Mapping[str, np.ndarray], outputs: ChunkOutputs) -> dict[str, np.ndarray]:
+    """Adds the outputs `[n, iterations, ...]` of a chunk to the sums since the last evaluation."""
+    num_runs, iterations = outputs.episode_return.shape[:2]
+    returns = np.asarray(outputs.episode_return).reshape(num_runs, -1)
+    ended = ~np.isnan(returns)
+    added = {
+        _EPISODES: ended.sum(axis=1, keepdims=True),
+        _RETURN: np.where(ended, returns, 0.0),
+        _ITERATIONS: np.full((num_runs, 1), iterations),
+        **outputs.metrics,
+    }
+    sums = {}
+    for name, rows in added.items():
+        # In float64 and in order, where `sum` would add in pairs: chunking changes no bit.
+        columns = np.column_stack([window.get(name, np.zeros(num_runs)), rows]).astype(np.float64)
+        sums[name] = np.add.accumulate(columns, axis=1)[:, -1]
+    return sums
 
-    They are added in float64 and in order, so that chunking changes no bit.
 
-    Args:
-      sums: `[n]` each, by name, from which to go on.
-    """
+def _mean_metrics(window: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+    """Computes the mean of each of the learner's metrics, `[n]` each."""
+    names = [name for name in window if name not in (_RETURN, _EPISODES, _ITERATIONS)]
+    return {name: window[name] / window[_ITERATIONS] for name in names}
 
-    def __init__(self, sums: Mapping[str, np.ndarray]) -> None:
-        self._sums = dict(sums)
+
+class Record:
+    """The numbers so far of `n` runs, which share all static settings."""
+
+    def __init__(self, config: RunConfig, num_runs: int) -> None:
+        self.steps = evaluation_steps(config)
+        shape = (num_runs, len(self.steps))
+        # [n, S, N], NaN from the step that a run has not reached.
+        self.evaluation_return = np.full((*shape, config.eval_episodes), np.nan, np.float32)
+        # [n, S] each: the learner's metrics and diagnostics too.
+        self.curves = {"training_return": np.full(shape, np.nan)}
+        self.diverged = np.zeros(num_runs, bool)  # whether weights or returns ever were not finite
+        self.params: list[np.ndarray] = []  # the last weights [n, ...], after the last evaluation
 
     @property
-    def sums(self) -> dict[str, np.ndarray]:
-        """The sums by name, `[n]` float64 each."""
-        return dict(self._sums)
+    def has_begun(self) -> bool:
+        """Tells whether there is any evaluation."""
+        return not np.isnan(self.evaluation_return).all()
 
-    def add(self, outputs: ChunkOutputs) -> None:
-        """Adds the outputs `[n, iterations, ...]` of a chunk."""
-        num_runs, iterations = outputs.episode_return.shape[:2]
-        returns = np.asarray(outputs.episode_return).reshape(num_runs, -1)
-        ended = ~np.isnan(returns)
-        self._add(_EPISODES, ended.sum(axis=1, keepdims=True))
-        self._add(_RETURN, np.where(ended, returns, 0.0))
-        self._add(_ITERATIONS, np.full((num_runs, 1), iterations))
-        for name, rows in outputs.metrics.items():
-            self._add(name, np.asarray(rows))
+    def add(self, event: Event, rows: slice) -> np.ndarray:
+        """Adds these runs' rows of an evaluation; returns which have diverged in it, `[n]`."""
+        before = self.diverged.copy()
+        at = self.steps.index(event.step)
+        assert event.episode_return is not None
+        self.evaluation_return[:, at] = event.episode_return[rows]
+        for name, values in {"training_return": event.training_return, **event.metrics}.items():
+            curve = self.curves.setdefault(name, np.full(self.evaluation_return.shape[:2], np.nan))
+            curve[:, at] = values[rows]
+        params = [leaf[rows] for leaf in jax.tree.leaves(event.params)]
+        for leaf in [self.evaluation_return[:, at], *params]:
+            if np.issubdtype(leaf.dtype, np.floating):
+                self.diverged |= ~np.isfinite(leaf).all(axis=tuple(range(1, leaf.ndim)))
+        if event.step == self.steps[-1]:
+            self.params = params
+        return self.diverged & ~before
 
-    def _add(self, name: str, rows: np.ndarray) -> None:
-        """Adds each column of `rows [n, M]` in turn; `sum` would add them in pairs."""
-        total = self._sums.get(name, np.zeros(len(rows)))
-        columns = np.column_stack([total, rows]).astype(np.float64)
-        self._sums[name] = np.add.accumulate(columns, axis=1)[:, -1]
+    def to_arrays(self) -> tuple[list[np.ndarray], dict[str, Any]]:
+        """Converts the numbers to arrays, and the facts that `from_arrays` needs beside them."""
+        arrays = [self.evaluation_return, self.diverged, *self.curves.values(), *self.params]
+        return arrays, {"curves": list(self.curves)}
 
-    def training_return(self, num_runs: int) -> np.ndarray:
-        """Computes the mean return `[n]` of the episodes that ended, NaN where none has."""
-        count = self._sums.get(_EPISODES, np.zeros(num_runs))
-        total = self._sums.get(_RETURN, np.zeros(num_runs))
-        return np.where(count > 0, total / np.maximum(count, 1), np.nan)
-
-    def metrics(self) -> dict[str, np.ndarray]:
-        """Computes the mean of each of the learner's metrics, `[n]` each."""
-        own = (_RETURN, _EPISODES, _ITERATIONS)
-        return {
-            name: total / self._sums[_ITERATIONS]
-            for name, total in self._sums.items()
-            if name not in own
-        }
+    @classmethod
+    def from_arrays(
+        cls, config: RunConfig, arrays: Sequence[np.ndarray], facts: Mapping[str, Any]
+    ) -> Record:
+        """Makes a record of the arrays and facts that `to_arrays` returned."""
+        record, end = cls(config, len(arrays[0])), 2 + len(facts["curves"])
+        record.evaluation_return, record.diverged, *curves = map(np.array, arrays[:end])
+        record.curves = dict(zip(facts["curves"], curves, strict=True))
+        record.params = [*arrays[end:]]
+        return record

@@ -2,26 +2,20 @@
 
 All batches use the same compiled program: the searched settings are floats, which enter it as
 arguments. A trial is one proposal, trained with all seeds. Its score at an evaluation is a
-statistic, over seeds, of each seed's mean greedy return. The study receives the score of each
-evaluation but the one before learning; where the pruner says so, the trial ends there. A device all
-of whose trials have ended stands still, which changes no bit of the other runs.
-
+statistic, over seeds, of each seed's mean greedy return. The study receives all scores but those
+before learning; where the pruner says so, the trial ends there. That changes no bit of the others.
 A trial of which any seed diverges (weights or returns that are no finite numbers) ends at the next
 evaluation. The study has it as pruned, with a last report of NaN: from failed trials the sampler
 would not learn to stay away.
 
-The folder of a search holds, beside what `purejaxdqn.sweep.folder` keeps there,
-
-    study.db     Optuna's own SQLite storage, for its dashboard and its plots
-    results.nc   every number of every trial, written after each batch
-
-The study learns of a batch as a whole, once its numbers are on the disk. After a kill the trials
-that were under way are failed in the study, and proposed again. The sampler is seeded anew for each
-batch, from `sampler_seed` and the number of trials that were done before it. So the same arguments
-give the same proposals and results, bit for bit, killed and resumed or not, on the same kind of
-processor and with the same versions; only failed trials keep their numbers, and later trials count
-on from there. Samplers that remember more than the finished trials (such as `QMCSampler`) keep that
-promise only without a kill.
+The folder of a search holds what `purejaxdqn.sweep.folder` keeps there, with `results.nc` written
+after each batch, and `study.db`: Optuna's own SQLite storage, for its dashboard and its plots. The
+study learns of a batch as a whole, once its numbers are on the disk. A kill fails the trials under
+way in the study; they are proposed again, under later numbers. The sampler is seeded anew for each
+batch, from `sampler_seed` and the number of trials done before it. So the same arguments give the
+same proposals and results, bit for bit, killed and resumed or not, on the same kind of processor
+and with the same versions. Samplers that remember more than the finished trials (such as
+`QMCSampler`) keep that promise only without a kill.
 """
 
 from __future__ import annotations
@@ -38,20 +32,18 @@ import numpy as np
 
 from purejaxdqn.engine.progress import SweepProgress
 from purejaxdqn.report.statistics import interquartile_mean
-from purejaxdqn.runtime.devices import ensure_devices, max_width
+from purejaxdqn.runtime.devices import Plan, ensure_devices, max_width
 from purejaxdqn.runtime.interrupts import catch_signals
 from purejaxdqn.search import study
-from purejaxdqn.search.result import Best, SearchInterrupted, SearchResult, format_settings
-from purejaxdqn.search.study import STUDY_FILE, Proposals
-from purejaxdqn.search.trials import SearchRequest, Statistic, TrialTrainer
+from purejaxdqn.search.study import SearchRequest, Statistic
+from purejaxdqn.search.trials import Best, SearchInterrupted, SearchResult, TrialTrainer
 from purejaxdqn.storage import results
 from purejaxdqn.storage.provenance import name_experiment, to_jsonable
 from purejaxdqn.sweep.design import MOST_RUNS, grid_design, random_design
 from purejaxdqn.sweep.folder import SweepFolder
 from purejaxdqn.sweep.options import SweepOptions, check_whole, take_options
-from purejaxdqn.sweep.plan import SweepPlan, plan_sweep
+from purejaxdqn.sweep.plan import plan_sweep
 from purejaxdqn.sweep.resume import begin_or_resume
-from purejaxdqn.training.declaration import settings_of
 from purejaxdqn.training.loop import Experiment
 from purejaxdqn.training.settings import RunConfig
 from purejaxdqn.training.settings_text import config_to_json
@@ -60,7 +52,7 @@ from purejaxdqn.types import ConfigError
 if TYPE_CHECKING:
     import optuna
 
-__all__ = ["Best", "SearchInterrupted", "SearchResult", "Statistic", "format_settings", "search"]
+__all__ = ["Best", "SearchInterrupted", "SearchResult", "Statistic", "search"]
 
 _MIN_BATCHES = 4  # by default: proposals of one batch cannot learn from each other
 _NOT_TAKEN = {
@@ -98,8 +90,7 @@ def search(
       num_trials: trials in all, with those that an earlier call has done; pruned ones count.
       trials_per_batch: trials that are proposed together; by default as many as train at the same
         time, but at most a quarter of `num_trials`. A search that goes on keeps it.
-      statistic: `scores [num_seeds] -> score`; by default the interquartile mean, which of fewer
-        than four seeds is the mean.
+      statistic: `scores [num_seeds] -> score`; by default the interquartile mean.
       sampler_seed: seed of the proposals.
       sampler: makes a sampler from a seed; by default Optuna's `TPESampler`.
       pruner: by default Optuna's `MedianPruner`, which spares the first quarter of a run.
@@ -109,31 +100,34 @@ def search(
         `devices`, `memory_budget` and `progress` are as for a sweep; the others are refused.
       **option_fields: those fields of `SweepOptions`.
 
-    Returns:
-      The `SearchResult`.
-
     Raises:
       ConfigError: for what cannot be searched, before anything is compiled.
       SearchInterrupted: on Ctrl-C and SIGTERM, with everything that was finished.
     """
     options = take_options(options, option_fields, "search", _NOT_TAKEN)
-    study.require_optuna()
-    distributions = _make_distributions(config, space)
+    distributions = study.make_distributions(config, space)
     check_whole("num_trials", num_trials, 1)
     check_whole("sampler_seed", sampler_seed, 0)
-    _check_space(config, distributions, seeds)
-    _check_batch(trials_per_batch, len(seeds))
+    check_whole("trials_per_batch", 1 if trials_per_batch is None else trials_per_batch, 1)
+    # Refuses unknown names, bad seeds, and values that are wrong alone or two together.
+    for names in itertools.combinations(distributions, min(2, len(distributions))):
+        values = {name: study.list_extremes(distributions[name]) for name in names}
+        grid_design(config, seeds, values)
     seeds = [int(seed) for seed in seeds]
-    sampling = (sampler_seed, sampler, pruner or study.default_pruner(config.total_steps))
-    request = SearchRequest(experiment, config, space, distributions, seeds, statistic, *sampling)
+    given = (experiment, config, space, distributions, seeds, statistic, sampler_seed, sampler)
+    pruner = pruner or study.default_pruner(config.total_steps)
+    request = SearchRequest(*given, pruner)
     return _search(request, num_trials, trials_per_batch, options)
 
 
 def _search(
-    request: SearchRequest, num_trials: int, trials_per_batch: int | None, options: SweepOptions
+    request: SearchRequest,
+    num_trials: int,
+    trials_per_batch: int | None,
+    options: SweepOptions,
 ) -> SearchResult:
     """Opens the folder and the study, and searches."""
-    output, overwrite = options.output, options.overwrite
+    output, overwrite, num_seeds = options.output, options.overwrite, len(request.seeds)
     if output is None:
         raise ConfigError("output (None) must be the folder of the search: give output")
     results.prepare_output(output, overwrite, resume=not overwrite)
@@ -144,30 +138,28 @@ def _search(
             "jax.distributed"
         )
     with contextlib.ExitStack() as stack:
-        total_steps = num_trials * len(request.seeds) * request.config.total_steps
+        total_steps = num_trials * num_seeds * request.config.total_steps
         bar = SweepProgress(total_steps, enabled=options.progress)
         folder = SweepFolder(output, bar.message)
         folder.lock()
         stack.callback(folder.unlock)
-        width = options.width
+        begun: dict[str, Any] = {}
         if folder.is_begun() and not overwrite:
             begun = folder.read_begun()["asked"]
-            trials_per_batch = trials_per_batch or begun.get("trials_per_batch")
-            width = width or begun["width"]
-        at_once = len(devices) * max(1, max_width() // len(request.seeds))
-        if trials_per_batch is None:
-            trials_per_batch = min(at_once, math.ceil(num_trials / _MIN_BATCHES))
-        if width is None:
-            width = _choose_width(min(trials_per_batch, at_once), len(request.seeds), len(devices))
-        plan = _plan_batch(request, trials_per_batch, width, devices, options.memory_budget)
+        at_once = len(devices) * max(1, max_width() // num_seeds)
+        chosen = min(at_once, math.ceil(num_trials / _MIN_BATCHES))
+        trials_per_batch = trials_per_batch or begun.get("trials_per_batch", chosen)
+        chosen = _choose_width(min(trials_per_batch, at_once), num_seeds, len(devices))
+        width = options.width or begun.get("width", chosen)
+        how = {"width": width, "memory_budget": options.memory_budget}
+        layout = _plan_batch(request, trials_per_batch, devices, **how)
         facts = _describe(request, trials_per_batch, width)
         history = _begin(folder, facts, overwrite, bar.message)
-        opened = stack.enter_context(study.open_study(output / STUDY_FILE, request.pruner))
+        opened = stack.enter_context(study.open_study(output / study.STUDY_FILE, request.pruner))
         for name, value in facts.items():
             opened.set_user_attr(name, value)
-        proposals = Proposals(opened, request.distributions, request.sampler, request.sampler_seed)
         attrs = {"num_trials": num_trials, "trials_per_batch": trials_per_batch, **history}
-        trainer = TrialTrainer(request, proposals, plan, devices, folder, bar, attrs)
+        trainer = TrialTrainer(request, opened, layout, devices, folder, bar, attrs)
         stop = stack.enter_context(catch_signals())
         if (known := trainer.read_earlier(num_trials)) is not None:
             return known
@@ -176,29 +168,27 @@ def _search(
 
 
 def _plan_batch(
-    request: SearchRequest,
-    trials_per_batch: int,
-    width: int,
-    devices: Sequence[jax.Device],
-    memory_budget: float | None,
-) -> SweepPlan:
-    """Plans a batch of trials, with as many runs as every batch will have."""
-    rng = np.random.default_rng(0)
+    request: SearchRequest, trials_per_batch: int, devices: Sequence[jax.Device], **options: Any
+) -> Plan:
+    """Lays out a batch of trials, with as many runs as every batch will have."""
+    rng, num_seeds = np.random.default_rng(0), len(request.seeds)
+    if trials_per_batch * num_seeds > MOST_RUNS:
+        shown = f"trials_per_batch ({trials_per_batch}) of {num_seeds} seeds"
+        raise ConfigError(f"{shown} are too many runs: at most {MOST_RUNS:,}")
     batch = random_design(request.config, request.seeds, request.space, trials_per_batch, rng)
-    plan = plan_sweep(request.experiment, batch, devices, width=width, memory_budget=memory_budget)
-    num_seeds, layout = len(plan.design.seeds), plan.groups[0].plan
+    layout = plan_sweep(request.experiment, batch, devices, **options).groups[0].plan
     if layout.slots_per_round < num_seeds:
         raise ConfigError(
             f"the {num_seeds} seeds of a trial must train at the same time, but at width "
             f"({layout.width}) the {layout.num_devices} device(s) have {layout.slots_per_round} "
             "slots: raise the width, take fewer seeds, or train on more devices"
         )
-    return plan
+    return layout
 
 
 def _describe(request: SearchRequest, trials_per_batch: int, width: int) -> dict[str, Any]:
     """Describes everything that the numbers of a search depend on, as JSON holds it."""
-    facts: dict[str, Any] = to_jsonable(
+    return to_jsonable(
         {
             **name_experiment(request.experiment),
             "settings": json.loads(config_to_json(request.config)),
@@ -212,14 +202,13 @@ def _describe(request: SearchRequest, trials_per_batch: int, width: int) -> dict
             "pruner": type(request.pruner).__name__,
         }
     )
-    return facts
 
 
 def _begin(
     folder: SweepFolder, facts: dict[str, Any], overwrite: bool, say: Callable[[str], None]
 ) -> dict[str, Any]:
     """Begins or resumes a search. Refuses a folder whose study is missing or foreign."""
-    path = folder.output / STUDY_FILE
+    path = folder.output / study.STUDY_FILE
     if overwrite:
         path.unlink(missing_ok=True)
         path.with_name(f"{path.name}-journal").unlink(missing_ok=True)
@@ -235,52 +224,6 @@ def _begin(
             "folder with --output, or start again with --overwrite"
         )
     return history
-
-
-# -------------------------------------------------------------------------------------- the space
-
-
-def _make_distributions(
-    config: RunConfig, space: Mapping[str, Any]
-) -> dict[str, study.Distribution]:
-    """Makes Optuna's distributions of a space; refuses settings that are not floats."""
-    if not space:
-        raise ConfigError(
-            "space is empty: give at least one setting to search, such as "
-            "learning_rate=scipy.stats.loguniform(1e-5, 1e-2), on a command line "
-            "--learning-rate loguniform:1e-5:1e-2"
-        )
-    declared = settings_of(type(config))
-    found = {}
-    for name, source in space.items():
-        if name in declared and not declared[name].is_traced:
-            raise ConfigError(
-                f"{name} cannot be searched: all trials share one compiled program, in which only "
-                "floats vary, such as learning_rate; fix it, or sweep over it with "
-                "purejaxdqn.sweep.run.run_sweep"
-            )
-        found[name] = study.make_distribution(name, source)
-    return found
-
-
-def _check_space(
-    config: RunConfig, distributions: Mapping[str, study.Distribution], seeds: Sequence[int]
-) -> None:
-    """Refuses unknown names, bad seeds, and values that are wrong alone or two together."""
-    for names in itertools.combinations(distributions, min(2, len(distributions))):
-        values = {name: study.list_extremes(distributions[name]) for name in names}
-        grid_design(config, seeds, values)
-
-
-def _check_batch(trials_per_batch: int | None, num_seeds: int) -> None:
-    if trials_per_batch is None:
-        return
-    check_whole("trials_per_batch", trials_per_batch, 1)
-    if trials_per_batch * num_seeds > MOST_RUNS:
-        raise ConfigError(
-            f"trials_per_batch ({trials_per_batch}) of {num_seeds} seeds are too many runs: at "
-            f"most {MOST_RUNS:,}"
-        )
 
 
 def _choose_width(num_trials: int, num_seeds: int, num_devices: int) -> int:

@@ -8,22 +8,26 @@ import math
 import sqlite3
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
+from purejaxdqn.training.declaration import settings_of
+from purejaxdqn.training.loop import Experiment
+from purejaxdqn.training.settings import RunConfig
 from purejaxdqn.types import ConfigError
 
 try:
     import optuna
     from optuna.exceptions import StorageInternalError
+    from optuna.trial import TrialState
     from sqlalchemy import URL
     from sqlalchemy.exc import SQLAlchemyError
-except ModuleNotFoundError:  # an extra of the package, see `require_optuna`
+except ModuleNotFoundError:  # an extra of the package, see `make_distributions`
     optuna = None  # type: ignore[assignment]
 
 if TYPE_CHECKING:
-    from optuna.distributions import BaseDistribution, CategoricalDistribution, FloatDistribution
+    from optuna.distributions import CategoricalDistribution, FloatDistribution
     from optuna.pruners import BasePruner
     from optuna.samplers import BaseSampler
     from optuna.trial import FrozenTrial
@@ -31,26 +35,50 @@ if TYPE_CHECKING:
     Distribution = FloatDistribution | CategoricalDistribution
 
 STUDY_FILE = "study.db"
-STUDY_NAME = "search"
+Statistic = Callable[[np.ndarray], float]  # scores [num_seeds] -> score
 
 
-def require_optuna() -> None:
-    """Makes sure that Optuna is installed.
+class SearchRequest(NamedTuple):
+    """The arguments of `search` that its numbers depend on."""
+
+    experiment: Experiment
+    config: RunConfig
+    space: Mapping[str, Any]
+    distributions: Mapping[str, Distribution]  # the space as Optuna has it
+    seeds: Sequence[int]
+    statistic: Statistic
+    sampler_seed: int
+    sampler: Callable[[int], BaseSampler]
+    pruner: BasePruner
+
+
+def make_distributions(config: RunConfig, space: Mapping[str, Any]) -> dict[str, Distribution]:
+    """Makes Optuna's distributions of a space; see `purejaxdqn.search.search.search`.
 
     Raises:
-      ConfigError: if it is not.
+      ConfigError: without Optuna, for a space that is empty, a setting that is no float, and values
+        that are neither a uniform or loguniform distribution nor a list of numbers.
     """
     if optuna is None:
         raise ConfigError("a search needs Optuna: pip install 'purejaxdqn[search]'")
+    if not space:
+        raise ConfigError(
+            "space is empty: give at least one setting to search, such as "
+            "learning_rate=scipy.stats.loguniform(1e-5, 1e-2), on a command line "
+            "--learning-rate loguniform:1e-5:1e-2"
+        )
+    declared = settings_of(type(config))
+    for name in space:
+        if name in declared and not declared[name].is_traced:
+            raise ConfigError(
+                f"{name} cannot be searched: all trials share one compiled program, in which only "
+                "floats vary, such as learning_rate; fix it, or sweep over it with "
+                "purejaxdqn.sweep.run.run_sweep"
+            )
+    return {name: _make_distribution(name, source) for name, source in space.items()}
 
 
-def make_distribution(name: str, source: Any) -> Distribution:
-    """Makes Optuna's distribution of a setting.
-
-    Raises:
-      ConfigError: unless `source` is a frozen uniform or loguniform distribution of `scipy.stats`,
-        or a list of numbers.
-    """
+def _make_distribution(name: str, source: Any) -> Distribution:
     kind = getattr(getattr(source, "dist", None), "name", None)
     if kind in ("uniform", "loguniform", "reciprocal"):
         low, high = map(float, source.support())
@@ -72,22 +100,16 @@ def make_distribution(name: str, source: Any) -> Distribution:
 
 def list_extremes(one: Distribution) -> Sequence[Any]:
     """Returns the ends of a distribution, or all values of a list: if these are valid, all are."""
-    if isinstance(one, optuna.distributions.CategoricalDistribution):
-        return one.choices
-    return one.low, one.high
+    return one.choices if hasattr(one, "choices") else (one.low, one.high)
 
 
 def to_json(one: Distribution) -> dict[str, Any]:
     """Converts a distribution to what JSON holds."""
-    found: dict[str, Any] = json.loads(optuna.distributions.distribution_to_json(one))
-    return found
+    return json.loads(optuna.distributions.distribution_to_json(one))
 
 
 def default_pruner(total_steps: int) -> BasePruner:
-    """Makes a pruner of trials below the median so far; it spares the first quarter of a run.
-
-    Early on, a curve says little about its end.
-    """
+    """Makes a pruner of trials below the median so far; it spares the first quarter of a run."""
     return optuna.pruners.MedianPruner(n_warmup_steps=total_steps // 4)
 
 
@@ -98,14 +120,10 @@ def default_sampler(seed: int) -> BaseSampler:
 
 @contextlib.contextmanager
 def open_study(path: Path, pruner: BasePruner) -> Iterator[optuna.Study]:
-    """Opens the study in an SQLite file within the block, or makes it.
-
-    Raises:
-      ConfigError: if the file cannot be read as one.
-    """
-    verbosity = optuna.logging.get_verbosity()
-    optuna.logging.set_verbosity(optuna.logging.WARNING)  # else it logs that it made a study
+    """Opens the study in an SQLite file within the block, or makes it; refuses other files."""
     with contextlib.ExitStack() as stack:
+        stack.callback(optuna.logging.set_verbosity, optuna.logging.get_verbosity())
+        optuna.logging.set_verbosity(optuna.logging.WARNING)  # else it logs that it made a study
         try:
             if path.exists():  # Optuna leaves a connection open to what it cannot read
                 with contextlib.closing(sqlite3.connect(path)) as database:
@@ -115,75 +133,47 @@ def open_study(path: Path, pruner: BasePruner) -> Iterator[optuna.Study]:
             stack.callback(storage.engine.dispose)
             stack.callback(storage.remove_session)
             study = optuna.create_study(
-                study_name=STUDY_NAME,
                 storage=storage,
                 pruner=pruner,
+                study_name="search",
                 direction="maximize",
                 load_if_exists=True,
             )
-        except (
-            sqlite3.Error,
-            SQLAlchemyError,
-            StorageInternalError,
-            RuntimeError,
-        ) as error:
+        except (sqlite3.Error, SQLAlchemyError, StorageInternalError, RuntimeError) as error:
             reason = str(error).splitlines()[0]
             raise ConfigError(
                 f"{path} cannot be read as a study of Optuna ({reason}): put a copy back, choose "
                 "another folder with --output, or start again with --overwrite"
             ) from error
-        finally:
-            optuna.logging.set_verbosity(verbosity)
         try:
             yield study
         except StorageInternalError as error:  # such as of a full disk
             raise OSError(f"{path} cannot be written: {error}") from error
 
 
-class Proposals:
-    """Asks a study for batches of trials, and tells it how they ended.
+def read_done(study: optuna.Study) -> list[FrozenTrial]:
+    """Reads the trials that count, in order: those trained to their end, and pruned ones."""
+    return study.get_trials(deepcopy=False, states=(TrialState.COMPLETE, TrialState.PRUNED))
 
-    `make_sampler` makes a sampler from a seed, anew for each batch; `seed` is that of all batches.
+
+def ask(study: optuna.Study, request: SearchRequest, num_trials: int) -> list[optuna.Trial]:
+    """Proposes trials, which depend on the seed and the trials that are done alone."""
+    sequence = np.random.SeedSequence([request.sampler_seed, len(read_done(study))])
+    study.sampler = request.sampler(int(sequence.generate_state(1)[0]))
+    return [study.ask({**request.distributions}) for _ in range(num_trials)]
+
+
+def tell_batch(study: optuna.Study, is_kept: Callable[[int], bool], last_step: int) -> int:
+    """Records how the trials under way ended, and returns how many have failed.
+
+    All fail unless all of their numbers are kept; no proposal learns from failed trials.
     """
-
-    def __init__(
-        self,
-        study: optuna.Study,
-        distributions: Mapping[str, BaseDistribution],
-        make_sampler: Callable[[int], BaseSampler],
-        seed: int,
-    ) -> None:
-        self._study, self._distributions = study, {**distributions}
-        self._make_sampler, self._seed = make_sampler, seed
-
-    def read_done(self) -> list[FrozenTrial]:
-        """Reads the trials that count, in order: those trained to their end, and pruned ones."""
-        states = (optuna.trial.TrialState.COMPLETE, optuna.trial.TrialState.PRUNED)
-        return self._study.get_trials(deepcopy=False, states=states)
-
-    def read_running(self) -> list[int]:
-        """Reads the numbers of the trials that were proposed, and whose end is not told yet."""
-        states = (optuna.trial.TrialState.RUNNING,)
-        return [trial.number for trial in self._study.get_trials(deepcopy=False, states=states)]
-
-    def ask(self, num_trials: int) -> list[optuna.Trial]:
-        """Proposes trials, which depend on the seed and the trials that are done alone."""
-        sequence = np.random.SeedSequence([self._seed, len(self.read_done())])
-        self._study.sampler = self._make_sampler(int(sequence.generate_state(1)[0]))
-        return [self._study.ask(self._distributions) for _ in range(num_trials)]
-
-    def tell(self, number: int, score: float) -> None:
-        """Records how a trial ended: with a score, or, where that is NaN, before its end."""
-        if math.isfinite(score):
-            self._study.tell(number, score)
+    running = study.get_trials(deepcopy=False, states=(TrialState.RUNNING,))
+    is_whole = all(is_kept(trial.number) for trial in running)
+    for trial in running:
+        score = trial.intermediate_values.get(last_step, math.nan)
+        if is_whole and math.isfinite(score):
+            study.tell(trial.number, score)
         else:
-            self._study.tell(number, state=optuna.trial.TrialState.PRUNED)
-
-    def fail(self, number: int) -> None:
-        """Records that a trial failed; no proposal learns from it."""
-        self._study.tell(number, state=optuna.trial.TrialState.FAIL)
-
-
-def is_complete(trial: FrozenTrial) -> bool:
-    """Tells whether a trial was trained to its end."""
-    return trial.state == optuna.trial.TrialState.COMPLETE
+            study.tell(trial.number, state=TrialState.PRUNED if is_whole else TrialState.FAIL)
+    return 0 if is_whole else len(running)

@@ -14,11 +14,10 @@ import numpy as np
 import xarray as xr
 from rich.filesize import decimal
 
-from purejaxdqn.engine.forecast import estimate_round_seconds, format_duration
 from purejaxdqn.engine.memory import memory_bytes, peak_bytes
 from purejaxdqn.engine.programs import Programs, compile_programs
-from purejaxdqn.engine.record import Record
-from purejaxdqn.engine.rounds import Event, Kept, train_round
+from purejaxdqn.engine.progress import format_duration
+from purejaxdqn.engine.rounds import Event, Kept, Record, estimate_round_seconds, train_round
 from purejaxdqn.runtime import processes
 from purejaxdqn.runtime.interrupts import EXIT_INTERRUPTED, StopRequest, catch_signals
 from purejaxdqn.storage import provenance, results

@@ -9,8 +9,7 @@ import jax
 import numpy as np
 import xarray as xr
 
-from purejaxdqn.engine.record import Record
-from purejaxdqn.engine.rounds import evaluation_steps
+from purejaxdqn.engine.rounds import Record, evaluation_steps
 from purejaxdqn.runtime.interrupts import Interrupted
 from purejaxdqn.sweep.design import Design
 from purejaxdqn.training.diagnostics import DIAGNOSTICS

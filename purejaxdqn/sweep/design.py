@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 
-from purejaxdqn.engine.run import Label, Run
+from purejaxdqn.engine.programs import Label, Run
 from purejaxdqn.training.settings import RunConfig
 from purejaxdqn.training.settings_text import config_to_dict
 from purejaxdqn.types import ConfigError

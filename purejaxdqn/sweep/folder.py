@@ -28,8 +28,7 @@ import filelock
 import numpy as np
 
 from purejaxdqn.engine.programs import Programs
-from purejaxdqn.engine.record import Record
-from purejaxdqn.engine.rounds import Kept
+from purejaxdqn.engine.rounds import Kept, Record
 from purejaxdqn.storage import checkpoint, results
 from purejaxdqn.storage.checkpoint import CheckpointDamaged
 from purejaxdqn.storage.files import find_half_written

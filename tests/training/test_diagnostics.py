@@ -17,7 +17,6 @@ from hypothesis import strategies as st
 from purejaxdqn.agents.dqn.dqn import dqn
 from purejaxdqn.agents.pqn.pqn import pqn
 from purejaxdqn.engine import programs
-from purejaxdqn.engine import run as engine_run
 from purejaxdqn.environments import Environment
 from purejaxdqn.losses import bellman_loss, q_learning
 from purejaxdqn.networks import value_network
@@ -296,7 +295,7 @@ def test_off_nothing_is_compiled_and_the_programs_are_the_same(monkeypatch):
 
     diagnose_on, on = compiled(True)
     assert diagnose_on is not None
-    monkeypatch.setattr(engine_run, "diagnose", None)  # whoever calls it fails
+    monkeypatch.setattr(programs, "diagnose", None)  # whoever calls it fails
     diagnose_off, off = compiled(False)
     assert diagnose_off is None
     assert on == off
@@ -360,5 +359,5 @@ def test_a_training_run_without_a_probe_is_refused():
 
 
 def test_their_stream_is_their_own():
-    keys = [tuple(np.asarray(jax.random.key_data(k))) for k in engine_run.run_keys(jnp.uint32(7))]
+    keys = [tuple(np.asarray(jax.random.key_data(k))) for k in programs.run_keys(jnp.uint32(7))]
     assert len(set(keys)) == 3

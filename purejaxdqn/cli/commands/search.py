@@ -22,8 +22,7 @@ from purejaxdqn.cli.sweeps import list_seeds, print_json, refuse_unread, seed_fl
 from purejaxdqn.report.files import save_summary
 from purejaxdqn.runtime.console import make_console
 from purejaxdqn.runtime.devices import use_every_core
-from purejaxdqn.search.result import SearchInterrupted, SearchResult
-from purejaxdqn.search.search import search
+from purejaxdqn.search.search import SearchInterrupted, SearchResult, search
 from purejaxdqn.sweep.options import SweepOptions
 from purejaxdqn.training.declaration import setting, settings_of
 

@@ -24,8 +24,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from purejaxdqn.engine.record import Record
-from purejaxdqn.engine.rounds import Event
+from purejaxdqn.engine.rounds import Event, Record
 from purejaxdqn.runtime.devices import ensure_devices
 from purejaxdqn.runtime.interrupts import StopRequest, catch_signals
 from purejaxdqn.runtime.modules import IMPORTED

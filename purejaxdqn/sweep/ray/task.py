@@ -15,7 +15,7 @@ import numpy as np
 
 from purejaxdqn.engine.memory import peak_bytes
 from purejaxdqn.engine.progress import SweepProgress
-from purejaxdqn.engine.record import Record
+from purejaxdqn.engine.rounds import Record
 from purejaxdqn.runtime.devices import use_every_core
 from purejaxdqn.runtime.interrupts import EXIT_TERMINATED, Stopped, StopRequest, catch_signals
 from purejaxdqn.runtime.modules import import_module_or_file

@@ -9,9 +9,8 @@ import pytest
 
 from purejaxdqn import agents
 from purejaxdqn.agents.pqn.settings import PQNConfig
-from purejaxdqn.engine.memory import trace_run
-from purejaxdqn.engine.run import max_iterations_of
-from purejaxdqn.engine.traced_memory import trace_memory
+from purejaxdqn.engine.memory import trace_memory, trace_run
+from purejaxdqn.engine.programs import max_iterations_of
 from purejaxdqn.training.evaluation import evaluate
 
 SQUARE = jax.ShapeDtypeStruct((100, 100), np.float32)
