@@ -10,26 +10,21 @@ from purejaxdqn.losses.bellman_loss import TD_ERROR_ARGUMENTS
 from purejaxdqn.runtime.modules import describe_error, import_module_or_file
 from purejaxdqn.testing import fixed_points
 from purejaxdqn.testing.losses.check_loss import loss_report
-from purejaxdqn.testing.losses.td_error import LOSS_ARGUMENTS
+from purejaxdqn.testing.losses.interface import LOSS_ARGUMENTS
 from purejaxdqn.testing.report import Report
 from purejaxdqn.training.declaration import setting, settings_of
 from purejaxdqn.types import ConfigError
+
+_FixedPointName = Literal[
+    "declared", "optimal", "epsilon_greedy", "soft", "munchausen", "persistent", "return", "none"
+]
 
 
 @dataclasses.dataclass(frozen=True)
 class LossOptions:
     """The arguments of `check_loss` that a command line can give."""
 
-    fixed_point: Literal[
-        "declared",
-        "optimal",
-        "epsilon_greedy",
-        "soft",
-        "munchausen",
-        "persistent",
-        "return",
-        "none",
-    ] = setting(
+    fixed_point: _FixedPointName = setting(
         "declared",
         "The values that the loss converges to: those that it declares (else the optimal ones), "
         "other known ones, or none that are judged.",
@@ -88,9 +83,8 @@ def load_loss(name: str) -> Any:
     try:
         parameters = inspect.signature(loss).parameters.values()
     except (TypeError, ValueError):
-        raise ConfigError(
-            f"{name} does not say what arguments it takes: wrap it in a function"
-        ) from None
+        message = f"{name} does not say what arguments it takes: wrap it in a function"
+        raise ConfigError(message) from None
     if any(p.kind is p.VAR_POSITIONAL or p.default is p.empty for p in parameters):
         return loss
     try:
@@ -109,12 +103,12 @@ def report_on_named_loss(name: str, options: LossOptions) -> Report:
       ConfigError: if there is no such loss, or an option is out of range.
     """
     loss = load_loss(name)
-    discount, temperature, coefficient = options.discount, options.temperature, options.coefficient
     declared = settings_of(LossOptions).values()
     if problems := [p for one in declared if (p := one.problem(getattr(options, one.name)))]:
         raise ConfigError("\n".join(problems))
-    if not discount < 1:
-        raise ConfigError(f"discount ({discount}) must be at least 0 and below 1")
+    if not options.discount < 1:
+        raise ConfigError(f"discount ({options.discount}) must be at least 0 and below 1")
+    temperature, coefficient = options.temperature, options.coefficient
     soft = fixed_points.soft(temperature)
     known = {
         "optimal": fixed_points.OPTIMAL,
@@ -125,14 +119,10 @@ def report_on_named_loss(name: str, options: LossOptions) -> Report:
         "return": fixed_points.RETURN,
         "none": None,
     }
-    chosen: dict[str, Any] = {}
+    as_given = ("discount", "learns_other_actions", "learns_next_obs")
+    chosen: dict[str, Any] = {name: getattr(options, name) for name in as_given}
     if options.fixed_point != "declared":
         chosen["fixed_point"] = known[options.fixed_point]
-    return loss_report(
-        loss,
-        bootstrap=None if options.bootstrap == "declared" else options.bootstrap,
-        discount=discount,
-        learns_other_actions=options.learns_other_actions,
-        learns_next_obs=options.learns_next_obs,
-        **chosen,
-    )
+    if options.bootstrap != "declared":
+        chosen["bootstrap"] = options.bootstrap
+    return loss_report(loss, **chosen)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any, cast
+from typing import Any
 
 import numpy as np
 
@@ -13,11 +13,16 @@ from purejaxdqn.testing.fixed_points import OPTIMAL, Bootstrap, FixedPoint
 from purejaxdqn.testing.losses.convergence import check_fixed_point
 from purejaxdqn.testing.losses.distributions import check_distribution
 from purejaxdqn.testing.losses.gradients import check_finite, check_gradients
-from purejaxdqn.testing.losses.interface import check_interface, choose_table
+from purejaxdqn.testing.losses.interface import (
+    check_error_sign,
+    check_interface,
+    choose_table,
+    is_td_error,
+    make_loss,
+)
 from purejaxdqn.testing.losses.penalties import check_asymmetry, check_penalty, check_priority
 from purejaxdqn.testing.losses.single_transitions import Subject, make_subject
 from purejaxdqn.testing.losses.target_parts import check_declared_target, check_target_parts
-from purejaxdqn.testing.losses.td_error import check_error_sign, is_td_error, make_loss
 from purejaxdqn.testing.report import Check, Report, attempt, print_and_raise, without_printing
 from purejaxdqn.types import LossFn, Network, Transition
 
@@ -97,58 +102,52 @@ def check_loss(
     if table is None or not checks[1].passed:
         return Report(name, tuple(checks))
     if is_td_error(loss):
-        title = "the TD error is target less prediction"
-        checks.append(attempt(title, lambda: check_error_sign(cast(TDError, loss))))
+        checks.append(attempt("the TD error is target less prediction", check_error_sign, loss))
     if fixed_point is _DECLARED:
         fixed_point = declared.fixed_point or OPTIMAL
     elif fixed_point is not None and not isinstance(fixed_point, FixedPoint):
         fixed_point = FixedPoint(getattr(fixed_point, "__name__", "declared"), fixed_point)
-    bootstrap = bootstrap or declared.bootstrap
+    told = (fixed_point, bootstrap or declared.bootstrap, learns_other_actions, learns_next_obs)
     try:
-        subject = make_subject(
-            loss_fn, table, fixed_point, bootstrap, learns_other_actions, learns_next_obs
-        )
+        subject = make_subject(loss_fn, table, *told)
     except Exception as error:
         message = f"raises {type(error).__name__} with float64 values: {error}"
         checks.append(Check("runs in float64", False, type(error).__name__, message))
-        return Report(name, tuple(checks))
-    return Report(name, (*checks, *_check_subject(subject, discount, checks)))
+    else:
+        _check_subject(subject, discount, checks)
+    return Report(name, tuple(checks))
 
 
 loss_report = without_printing(check_loss)
 
 
-def _check_subject(subject: Subject, discount: float, before: list[Check]) -> list[Check]:
-    """Makes the rows on gradient, target, penalty and fixed point."""
+def _check_subject(subject: Subject, discount: float, checks: list[Check]) -> None:
+    """Adds the rows on gradient, target, penalty and fixed point."""
     fixed_point, representation = subject.fixed_point, subject.table.representation
-    rows = [attempt("finite at a million, and at zero", lambda: check_finite(subject))]
-    wrong = ""
+    finite = attempt("finite at a million, and at zero", check_finite, subject)
+    rows, wrong = [finite], ""
     if all(np.isfinite(x).all() for x in subject.answers):  # else nothing can be told
-        rows = [*check_gradients(subject), *rows, *check_target_parts(subject)]
+        rows = [*check_gradients(subject), finite, *check_target_parts(subject)]
         if fixed_point is not None:
             declared, wrong = check_declared_target(subject, fixed_point)
             rows.append(declared)
             if representation != "categorical":
                 title = "errors of both signs" if representation == "values" else "the fractions"
-                rows.append(attempt(title, lambda: check_asymmetry(subject)))
+                rows.append(attempt(title, check_asymmetry, subject))
             if all(check.passed is not False for check in rows):  # else the errors are not known
-                rows += _check_errors(subject)
+                if representation != "categorical":
+                    rows.append(attempt("the penalty", check_penalty, subject))
+                why = "it is the same whatever the error is"
+                rows.append(attempt("the priority", check_priority, subject, why_not=why))
             if fixed_point.name == "optimal" and representation != "values":
-                why_not = "it learns a mean alone, as a distribution"
-                rows.append(
-                    attempt("the whole distribution", lambda: check_distribution(subject), why_not)
-                )
+                why = "it learns a mean alone, as a distribution"
+                title = "the whole distribution"
+                rows.append(attempt(title, check_distribution, subject, why_not=why))
+    checks += rows
     if fixed_point is None:
-        return [*rows, Check("fixed point", None, "", "none is declared: it is not judged")]
-    failed = next((check.name for check in (*before, *rows) if check.passed is False), None)
+        checks.append(Check("fixed point", None, "", "none is declared: it is not judged"))
+        return
+    failed = next((check.name for check in checks if check.passed is False), None)
     if failed and not wrong:
         wrong = f"see what is said of: {failed}"
-    return rows + check_fixed_point(subject, fixed_point, discount, wrong)
-
-
-def _check_errors(subject: Subject) -> list[Check]:
-    rows = []
-    if subject.table.representation != "categorical":
-        rows.append(attempt("the penalty", lambda: check_penalty(subject)))
-    why_not = "it is the same whatever the error is"
-    return [*rows, attempt("the priority", lambda: check_priority(subject), why_not)]
+    checks += check_fixed_point(subject, fixed_point, discount, wrong)
