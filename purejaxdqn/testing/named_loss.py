@@ -18,6 +18,9 @@ from purejaxdqn.types import ConfigError
 _FixedPointName = Literal[
     "declared", "optimal", "epsilon_greedy", "soft", "munchausen", "persistent", "return", "none"
 ]
+_SOFT = {"fixed_point": ("soft", "munchausen")}
+_EPSILON_GREEDY = {"fixed_point": "epsilon_greedy"}
+_SCALED = {"fixed_point": ("munchausen", "persistent")}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -35,24 +38,11 @@ class LossOptions:
         '"none" where the reward is a whole return.',
     )
     discount: float = setting(0.99, "The largest gamma of the decision processes.", at_least=0)
-    temperature: float = setting(
-        0.03,
-        "What a nat of entropy is worth.",
-        above=0,
-        read_if={"fixed_point": ("soft", "munchausen")},
-    )
+    temperature: float = setting(0.03, "What a nat of entropy is worth.", above=0, read_if=_SOFT)
     epsilon: float = setting(
-        0.05,
-        "The share of random actions.",
-        at_least=0,
-        at_most=1,
-        read_if={"fixed_point": "epsilon_greedy"},
+        0.05, "The share of random actions.", at_least=0, at_most=1, read_if=_EPSILON_GREEDY
     )
-    coefficient: float = setting(
-        0.9,
-        "How much the bonus or the gap counts.",
-        read_if={"fixed_point": ("munchausen", "persistent")},
-    )
+    coefficient: float = setting(0.9, "How much the bonus or the gap counts.", read_if=_SCALED)
     learns_other_actions: bool = setting(
         False, "The loss is meant to move other actions than the one that was taken."
     )

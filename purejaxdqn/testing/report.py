@@ -35,7 +35,7 @@ class CheckError(AssertionError):
     def __init__(self, report: Report) -> None:
         self.report = report
         lines = [f"{check.name}: {check.message}" for check in report.failures]
-        super().__init__(f"{report.subject} fails {len(lines)} checks\n" + "\n".join(lines))
+        super().__init__("\n".join([f"{report.subject} fails {len(lines)} checks", *lines]))
 
 
 class Report(NamedTuple):
@@ -58,13 +58,13 @@ class Report(NamedTuple):
         """Prints the table, then the message of each row that has one."""
         table = Table("check", "", "measured", title=Text(self.subject), title_justify="left")
         for check in self.checks:
-            word, style = _VERDICTS[check.passed]
-            table.add_row(Text(check.name), Text(word, style), Text(check.measured))
+            table.add_row(Text(check.name), Text(*_VERDICTS[check.passed]), Text(check.measured))
         console = make_console()
         console.print(table)
         for check in self.checks:
             if check.message:
-                console.print(Text(f"{check.name}: ", _VERDICTS[check.passed][1]) + check.message)
+                style = _VERDICTS[check.passed][1]
+                console.print(Text(f"{check.name}: ", style) + check.message)
 
     def raise_if_failed(self) -> Report:
         """Returns itself, or raises a `CheckError` if a row failed."""

@@ -31,14 +31,8 @@ def check_fixed_point(
 ) -> list[Check]:
     """Makes a row for each decision process, and one for known quantiles.
 
-    Args:
-      subject: the loss.
-      fixed_point: what it is declared to converge to.
-      discount: the largest gamma.
-      wrong: a mistake that was found already, as the reason for values that are wrong.
-
-    Raises:
-      ConfigError: if what is declared has no values.
+    `discount` is the largest gamma; `wrong` is a mistake that was found already, as the reason for
+    values that are wrong. Raises a ConfigError if what is declared has no values.
     """
     mdp = make_mdps(discount)
     start, bandit = draw_start_values(mdp), mdp.states_of("bandit")
@@ -64,9 +58,10 @@ def check_fixed_point(
         else:
             checks.append(attempt(title, _compare_values, *pair, fixed_point.name, hint))
     if not is_mean:
-        why_not = "its minimiser is neither a mean nor a quantile"
-        arguments = (subject, learned[bandit][0] if is_quantile else None, wrong)
-        checks.append(attempt("known quantiles", _check_quantiles, *arguments, why_not=why_not))
+        why = "its minimiser is neither a mean nor a quantile"
+        outputs = learned[bandit][0] if is_quantile else None
+        row = "known quantiles"
+        checks.append(attempt(row, _check_quantiles, subject, outputs, wrong, why_not=why))
     return checks
 
 
@@ -131,42 +126,36 @@ def _find_minimiser(subject: Subject) -> tuple[bool, bool]:
     """
     if subject.table.representation == "categorical":
         return True, False  # the minimiser is the targets' mixture, which has their mean
-    base, near, far, farther, farthest = (
-        subject.pull(q_tm1=-by) for by in (0.0, 1.0, 1e3, 1e5, 1e7)
-    )
+    errors = (0.0, 1.0, 1e3, 1e5, 1e7)
+    base, near, far, farther, farthest = (subject.pull(q_tm1=-by) for by in errors)
     is_mean = np.allclose(far - base, 1e3 * (near - base), rtol=1e-3)
     return is_mean, np.allclose(farther, farthest, rtol=1e-3)
 
 
 def _compare_values(found: np.ndarray, expected: np.ndarray, name: str, hint: str) -> str:
     """Compares action values `[S, A]` of one process with those of the fixed point `name`."""
-    error = np.nan_to_num(np.abs(found - expected), nan=np.inf)
-    state, action = np.unravel_index(error.argmax(), error.shape)
+    error = np.abs(found - expected)
+    worst = np.unravel_index(error.argmax(), error.shape)
     wrong = (
-        f"the value of action {action} in state {state} converges to {found[state, action]:.4g}, "
-        f"and that of the declared fixed point ({name}) is {expected[state, action]:.4g}: {hint}"
+        f"the value of action {worst[1]} in state {worst[0]} converges to {found[worst]:.4g}, and "
+        f"that of the declared fixed point ({name}) is {expected[worst]:.4g}: {hint}"
     )
-    is_right = error.max() < _TOLERANCE * max(1.0, find_size(expected) / 10)
-    return expect(is_right, f"{error.max():.1e}", wrong)
+    is_right = error[worst] < _TOLERANCE * max(1.0, find_size(expected) / 10)
+    return expect(is_right, f"{error[worst]:.1e}", wrong)
 
 
 def _check_quantiles(subject: Subject, learned: np.ndarray | None, wrong: str) -> str | None:
-    """Judges the values `[A, ...]` of the bandit, whose rewards lie far apart, if there are any."""
+    """Judges outputs `[A, ...]` of the bandit, whose rewards lie far apart, if there are any."""
     if learned is None:
         return None
-    is_quantile = subject.table.representation == "quantile"
-    fractions = FRACTIONS if is_quantile else np.array([0.5])
+    fractions = FRACTIONS if subject.table.representation == "quantile" else np.array([0.5])
     expected = BANDIT_REWARDS[np.floor(fractions * len(BANDIT_REWARDS)).astype(int)]
     found = learned.reshape(len(learned), -1)
-    scale = float(np.ptp(BANDIT_REWARDS))
-    error = np.abs(found - expected) / scale
-    worst = float(np.nan_to_num(error, nan=np.inf).max())
-    i = int(error.max(0).argmax())
-    why = wrong or (
-        "the asymmetry must be |fraction - (error < 0)|, with the fraction of the prediction"
-    )
+    share = np.abs(found - expected).max(0) / np.ptp(BANDIT_REWARDS)
+    i = int(share.argmax())
+    rule = "the asymmetry must be |fraction - (error < 0)|, with the fraction of the prediction"
     message = (
         f"the quantile {fractions[i]:.4g} of rewards that are all as likely converges to "
-        f"{found[0, i]:.6g} and is {expected[i]:.6g}: {why}"
+        f"{found[0, i]:.6g} and is {expected[i]:.6g}: {wrong or rule}"
     )
-    return expect(worst < 1e-2, f"{worst:.1e}", message)
+    return expect(share[i] < 1e-2, f"{share[i]:.1e}", message)

@@ -19,9 +19,7 @@ def check_distribution(subject: Subject) -> str | None:
     """Checks the distribution that a loss teaches.
 
     It must be that of the action with the highest mean, scaled by `discount_t` and moved by `r_t`.
-
-    Returns:
-      What was measured; None where only means are carried over, as two-hot losses do.
+    Where only means are carried over, as two-hot losses do, it is not judged.
     """
     is_quantile = subject.table.representation == "quantile"
     return _check_quantiles(subject) if is_quantile else _check_categories(subject)
@@ -30,9 +28,6 @@ def check_distribution(subject: Subject) -> str | None:
 def _move(cases: Cases, values: np.ndarray) -> np.ndarray:
     """Moves quantiles or atoms `[N, M]` at time t to where the target has them."""
     return cases.r_t[:, np.newaxis] + cases.discount_t[:, np.newaxis] * values
-
-
-# -------------------------------------------------------------------------------------- quantiles
 
 
 def _check_quantiles(subject: Subject) -> str:
@@ -58,8 +53,7 @@ def _check_quantiles(subject: Subject) -> str:
 
 def _compare_quantiles(found: np.ndarray, cases: Cases, values: np.ndarray) -> float:
     """Returns how far quantiles are from those of a target with `values` `[N, M]` at time t."""
-    difference = find_size(np.sort(found, 1) - np.sort(_move(cases, values), 1)) / _FAR
-    return difference if np.isfinite(difference) else np.inf
+    return find_size(np.sort(found, 1) - np.sort(_move(cases, values), 1)) / _FAR
 
 
 def _name_quantile_mistake(
@@ -77,19 +71,17 @@ def _name_quantile_mistake(
         "median": np.median(values, 2),
         "middle quantile": values[:, :, NUM_QUANTILES // 2],
     }
+    means, highest = np.repeat(best.mean(1, keepdims=True), NUM_QUANTILES, 1), values.max(1)
     others = {
-        "only the mean of the target's quantiles counts: each of them must": np.repeat(
-            best.mean(1, keepdims=True), NUM_QUANTILES, 1
-        ),
+        "only the mean of the target's quantiles counts: each of them must": means,
         "the maximum is taken quantile by quantile, and not the action with the highest mean": (
-            values.max(1)
+            highest
         ),
-        **{
-            f"the action at time t is picked by its {name} and not by its mean": (
-                values[lanes, by.argmax(1)]
-            )
-            for name, by in picked.items()
-        },
+    }
+    for name, by in picked.items():
+        text = f"the action at time t is picked by its {name} and not by its mean"
+        others[text] = values[lanes, by.argmax(1)]
+    others |= {
         "it takes the quantiles of a_tm1 at time t": values[lanes, moved.a_tm1],
         "the quantiles are averaged over the actions": values.mean(1),
     }
@@ -122,9 +114,6 @@ def _check_all_pairs(subject: Subject, cases: Cases, tables: np.ndarray, best: n
     expect(error < 1e-2, f"{error:.1e}", wrong)
 
 
-# ------------------------------------------------------------------------------------- categories
-
-
 def _check_categories(subject: Subject) -> str | None:
     cases, table = subject.cases, subject.table
     num, num_actions = cases.q_t.shape
@@ -142,26 +131,23 @@ def _check_categories(subject: Subject) -> str | None:
         learned = softmax(subject.settle_both(cases, (tables, tables))[1], axis=-1)
         return np.nan_to_num(learned, nan=1.0)
 
-    kinds = (
-        (
-            "the distribution that is learned",
-            (cases.r_t, cases.discount_t),
+    kinds = {
+        "the distribution that is learned": (
+            *(cases.r_t, cases.discount_t),
             "an atom's mass goes to its neighbours, the more the nearer, and the action at time t "
             "is the one with the highest mean",
         ),
-        (
-            "where atoms of the target fall on atoms of the support, the distribution",
-            (2 * _ATOM_WIDTH * sides, np.full(num, 0.5)),
+        "where atoms of the target fall on atoms of the support, the distribution": (
+            *(2 * _ATOM_WIDTH * sides, np.full(num, 0.5)),
             "all of their mass belongs there, and none is to be lost",
         ),
-        (
-            "where atoms of the target fall outside of the support, the distribution",
-            (17 * sides, np.full(num, 0.9)),
+        "where atoms of the target fall outside of the support, the distribution": (
+            *(17 * sides, np.full(num, 0.9)),
             "all of their mass belongs to its end: clip them, and lose none",
         ),
-    )
+    }
     largest = 0.0
-    for what, (r_t, discount_t), hint in kinds:
+    for what, (r_t, discount_t, hint) in kinds.items():
         changed = cases._replace(r_t=r_t, discount_t=discount_t)
         found = settle(changed, logits)
         expected = _project(best, _locate(changed))
@@ -201,22 +187,20 @@ def _name_category_mistake(
     lanes, num = np.arange(len(best)), len(SUPPORT)
     places = _locate(cases)
     below = np.floor(places)
+    swapped, wider = 2 * below + 1 - places, places * num / (num - 1)
+    of_a_tm1, mean = probabilities[lanes, cases.a_tm1], probabilities.mean(1)
     picked = probabilities[lanes, probabilities.max(2).argmax(1)]
     others = {
         "each atom's mass goes to the atom below as a whole (floor on both sides?)": (best, below),
         "each atom's mass goes to the atom above as a whole": (best, np.ceil(places)),
         "each atom's mass goes to the nearest atom as a whole": (best, np.round(places)),
-        "the shares of the atom below and of the one above are swapped": (
-            (best, 2 * below + 1 - places)
-        ),
+        "the shares of the atom below and of the one above are swapped": (best, swapped),
         "the distance between atoms is taken as their range over N, and not over N - 1": (
-            (best, places * num / (num - 1))
+            (best, wider)
         ),
         "the atoms are not moved by reward and discount at all": (best, np.arange(num)[np.newaxis]),
-        "it takes the distribution of a_tm1 at time t": (
-            (probabilities[lanes, cases.a_tm1], places)
-        ),
-        "the distributions of the actions are averaged": (probabilities.mean(1), places),
+        "it takes the distribution of a_tm1 at time t": (of_a_tm1, places),
+        "the distributions of the actions are averaged": (mean, places),
         "the action at time t is picked by its highest probability, and not by its mean": (
             (picked, places)
         ),

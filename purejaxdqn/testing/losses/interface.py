@@ -22,7 +22,6 @@ from purejaxdqn.losses.bellman_loss import (
 )
 from purejaxdqn.networks import value_network
 from purejaxdqn.testing.compiled_functions import COMPILABLE, Program, find_types, to_numpy
-from purejaxdqn.testing.losses.single_transitions import draw_cases
 from purejaxdqn.testing.report import Check, attempt, expect, find_true
 from purejaxdqn.testing.requirements import (
     NUM_LANES,
@@ -55,9 +54,6 @@ _NUM_ACTIONS = 3
 _OUTPUTS: dict[str, Any] = {"quantile": Quantiles, "categorical": Categorical}
 
 
-# -------------------------------------------------------------------------------------- TD errors
-
-
 def is_td_error(loss: Any) -> bool:
     """Tells whether a function is a TD error, not a whole loss, by the names of its arguments."""
     return not {*TD_ERROR_ARGUMENTS, *ALIASES}.isdisjoint(inspect.signature(loss).parameters)
@@ -66,9 +62,8 @@ def is_td_error(loss: Any) -> bool:
 def make_loss(loss: Any) -> LossFn[Any]:
     """Makes a loss out of what may be a TD error.
 
-    Raises:
-      AssertionError: if it is neither, such as a loss that the learner could not call with five
-        arguments by their places.
+    Raises an AssertionError if it is neither: the learner calls a loss with five arguments by their
+    places.
     """
     if is_td_error(loss):
         try:
@@ -107,12 +102,14 @@ def check_error_sign(td_error: TDError) -> str:
 
     Its size must change by as much as the prediction does.
     """
-    cases = draw_cases(NUM_LANES, _NUM_ACTIONS)
+    q_tm1, q_t = np.random.default_rng(3).normal(size=(2, NUM_LANES, _NUM_ACTIONS))
+    action = np.arange(NUM_LANES, dtype=np.int32) % _NUM_ACTIONS
     mapped = jax.jit(jax.vmap(functools.partial(call_by_name, td_error)))
 
-    def evaluate(r_t: float, more: float = 0.0) -> np.ndarray:
-        moved = cases.shift(q_tm1=more).set(r_t=r_t)
-        return np.asarray(mapped({name: getattr(moved, name) for name in TD_ERROR_ARGUMENTS}))
+    def evaluate(reward: float, more: float = 0.0) -> np.ndarray:
+        r_t, discount_t = (np.full(NUM_LANES, x, np.float32) for x in (reward, 0.9))
+        values = (np.float32(q_tm1 + more), action, r_t, discount_t, *[np.float32(q_t)] * 2)
+        return np.asarray(mapped(dict(zip(TD_ERROR_ARGUMENTS, values, strict=True))))
 
     above, below = evaluate(1e3), evaluate(-1e3)
     share = float(((above > 0) & (below < 0)).mean())
@@ -137,9 +134,6 @@ def check_error_sign(td_error: TDError) -> str:
     return expect(not is_scaled, f"{factor:.3g} times", wrong)
 
 
-# --------------------------------------------------------------------------------------- networks
-
-
 def choose_table(loss_fn: LossFn[Any], network: Network[Any] | None) -> Table | None:
     """Chooses the kind of table that a loss works with; None for another representation."""
     if network is not None:
@@ -156,11 +150,11 @@ def choose_table(loss_fn: LossFn[Any], network: Network[Any] | None) -> Table | 
 
 def _find_error(loss_fn: LossFn[Any], table: Table) -> Exception | None:
     """Returns what a loss raises with a kind of table."""
-    obs, key = jnp.eye(2), jax.random.key(0)
-    transition = Transition(obs[0], jnp.int32(0), jnp.float32(0), jnp.float32(0.9), obs[1])
-    params = jnp.asarray(table.from_values(np.zeros((2, _NUM_ACTIONS))), jnp.float32)
+    one = jax.tree.map(lambda x: x[0], _draw_transitions())
+    params = table.from_values(np.zeros((len(one.obs_t), _NUM_ACTIONS))).astype(np.float32)
+    loss = functools.partial(loss_fn, table.network)
     try:
-        jax.eval_shape(lambda *args: loss_fn(table.network, *args), params, params, transition, key)
+        jax.eval_shape(loss, params, params, one, jax.random.key(0))
     except Exception as error:
         return error
     return None
@@ -186,9 +180,6 @@ def _draw_transitions() -> Transition:
     discount_t = np.where(np.arange(NUM_LANES) % 4 == 3, 0.0, 0.99)
     scalars: Any = np.stack([rng.normal(size=NUM_LANES), discount_t]).astype(np.float32)
     return Transition._make((obs_tm1, a_tm1, *scalars, obs_t))
-
-
-# ------------------------------------------------------------------------------------ whole losses
 
 
 def check_interface(

@@ -15,9 +15,6 @@ _HUBER = "a Huber loss is error^2 / 2 up to delta, and delta * (|error| - delta 
 _PRIORITY = "a priority is the size of the error, such as jnp.abs(target - prediction)"
 
 
-# ---------------------------------------------------------------------------- errors of both signs
-
-
 def check_asymmetry(subject: Subject) -> str:
     """Checks which quantile is learned, by how much errors of either sign pull at the prediction.
 
@@ -67,24 +64,21 @@ def _describe_fractions(share: np.ndarray) -> str:
         "i / (N - 1)": i / (num - 1),
         "(i + 1) / (N + 1)": (i + 1) / (num + 1),
     }
+    known = {text: find_size(share - xs) < _SHARE for text, xs in formulas.items()}
+    formula = "".join(find_true(known)[:1])
+    is_mirrored = find_size(share - FRACTIONS[::-1]) < _SHARE
     why = {
         "that of 1 - fraction: the sign of the error, or the asymmetry, is the wrong way round": (
-            find_size(share - FRACTIONS[::-1]) < _SHARE
+            is_mirrored
         ),
-        **{
-            f"those are {formula}, and the midpoints belong, (i + 0.5) / N: take the fractions "
-            "that the network gives": find_size(share - fractions) < _SHARE
-            for formula, fractions in formulas.items()
-        },
+        f"those are {formula}, and the midpoints belong, (i + 0.5) / N: take the fractions that "
+        "the network gives": formula,
         "all are the same: is the fraction that of the prediction, on its own axis, and the "
         "asymmetry |fraction - (error < 0)|?": np.ptp(share) < _SHARE,
         "the asymmetry must be |fraction - (error < 0)|, with the network's fractions": True,
     }
     learned, right = (", ".join(f"{x:.3g}" for x in xs) for xs in (share, FRACTIONS))
     return f"the fractions are {right}, and those learned are {learned}: {find_true(why)[0]}"
-
-
-# --------------------------------------------------------------------------------- errors by size
 
 
 def check_penalty(subject: Subject) -> str:
@@ -133,9 +127,6 @@ def check_penalty(subject: Subject) -> str:
     return f"{largest:.1e}"
 
 
-# ------------------------------------------------------------------------------------- priorities
-
-
 def check_priority(subject: Subject) -> str | None:
     """Checks that the priority grows with the error's size on both sides, and depends on it alone.
 
@@ -153,10 +144,9 @@ def check_priority(subject: Subject) -> str | None:
     nothing, *both = all_three
     grows = [float((x > nothing).mean()) for x in both]
     sides = " and ".join(find_true({"above": grows[0] < 1, "below": grows[1] < 1}))
+    is_fixed = np.ptp(all_three, axis=0).max() < 1e-9
     why = {
-        "it does not depend on the prediction q_tm1[a_tm1], but on other things": (
-            np.ptp(all_three, axis=0).max() < 1e-9
-        ),
+        "it does not depend on the prediction q_tm1[a_tm1], but on other things": is_fixed,
         "it falls as the error grows": np.max(both) < nothing.min(),
         f"it does not grow with the error where the prediction is {sides} it": True,
     }

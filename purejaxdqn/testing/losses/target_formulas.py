@@ -168,10 +168,8 @@ def name_target(
             if find_size(target - settled) < TOLERANCE:
                 return Formula("another one", [*filter(None, (wrong, own_row.mistake))])
     is_optimal = fixed_point.name == "optimal"
-    values = [
-        *_list_declared(fixed_point, cases, sources, own_rows),
-        *_list_values(cases, sources, is_optimal),
-    ]
+    values = [*_list_declared(fixed_point, cases, sources, own_rows)]
+    values += _list_values(cases, sources, is_optimal)
     fits = (
         formula
         for reward in _list_rewards(cases)
@@ -223,29 +221,26 @@ def _write_formula(factors: np.ndarray, reward: Part, discount: Part, value: Par
         a, b, c, d = 1.0, b / a, c / a, 1.0
     has_reward, bootstraps = not _is_close(a, 0), not _is_close(d, 0)
     swapped = not has_reward and _is_close(b, 1)
-    written = discount.text == "1" and not _is_close(d, 1)
-    twice = discount.text == "discount_t" and 0 < d < 1 and not _is_close(d, 1)
+    has_offset = not (_is_close(b, 0) or swapped)
+    written = discount.text == "1" and not _is_close(d, 0, 1)
+    twice = discount.text == "discount_t" and 0 < d < 1 and not _is_close(d, 0, 1)
+    is_scaled = not (_is_close(d, -1, 0, 1) or written or twice)
+    factor = f"{d:.3g} * discount_t"
     known = {
         "r_t and discount_t are swapped": swapped,
         "the reward r_t is lost": not (has_reward or swapped),
         reward.mistake: has_reward,
         "the reward has the wrong sign": _is_close(a, -1),
         f"the reward is scaled by {a:.3g}": not _is_close(a, -1, 0, 1),
-        f"{b:.3g} * discount_t is added: the value at time t is off by {b:.3g}": (
-            not (_is_close(b, 0) or swapped)
-        ),
+        f"{b:.3g} * discount_t is added: the value at time t is off by {b:.3g}": has_offset,
         f"a constant of {c:.3g} is added to the target": not _is_close(c, 0),
         "nothing of time t counts: there is no bootstrap": not bootstraps,
-        f"a discount of {d:.3g} is written into it: discount_t is lost": bootstraps and written,
-        f"the discount is applied twice, as {d:.3g} * discount_t: discount_t is gamma itself": (
-            bootstraps and twice
-        ),
+        f"a discount of {d:.3g} is written into it: discount_t is lost": written,
+        f"the discount is applied twice, as {factor}: discount_t is gamma itself": twice,
         discount.mistake: bootstraps and not (written or twice),
         value.mistake: bootstraps,
         "what comes from time t has the wrong sign": _is_close(d, -1),
-        f"what comes from time t counts {d:.3g} times": (
-            not (_is_close(d, -1, 0, 1) or written or twice)
-        ),
+        f"what comes from time t counts {d:.3g} times": is_scaled,
     }
     product = value.text if discount.text == "1" else f"{discount.text} * {value.text}"
     terms = ((a, reward.text), (b, "discount_t"), (c, ""), (d, product))

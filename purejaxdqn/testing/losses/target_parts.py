@@ -164,15 +164,10 @@ def _check_bootstrap(subject: Subject) -> str:
     return max(measured, key=float)
 
 
-# ------------------------------------------------------- differences from the declared target
-
-
 def _find_difference(subject: Subject, fixed_point: FixedPoint) -> tuple[float, str, str]:
     """Compares the target with the declared one, where both networks agree.
 
-    Returns:
-      The largest difference, an example of it, and what it depends on; no texts where there is
-      none.
+    Returns the largest difference, an example of it, and what it depends on: no texts without one.
     """
 
     def differ(cases: Cases) -> np.ndarray:
@@ -182,20 +177,19 @@ def _find_difference(subject: Subject, fixed_point: FixedPoint) -> tuple[float, 
         declared = fixed_point.target(moved.q_tm1, *cases[4:], cases.q_t)
         return np.where(np.isfinite(settled), settled - declared, np.inf)
 
-    def describe_large(*_: object) -> str:
-        return "at values of a thousand the target is clipped or bent"
-
     cases = subject.cases.equate_networks()
     stages: list[tuple[Cases, float, Callable[..., str]]] = [
         (cases, TOLERANCE, _describe_dependence),
         (cases.set(discount_t=0.0), TOLERANCE, _describe_end),
     ]
     if subject.table.representation != "categorical":  # its support ends before a thousand
-        stages.append((cases.scale(1e3), 1e3 * TOLERANCE, describe_large))
+        said = "at values of a thousand the target is clipped or bent"
+        stages.append((cases.scale(1e3), 1e3 * TOLERANCE, lambda *_: said))
+    sizes = []
     for cases, tolerance, describe in stages:
         difference = differ(cases)
-        size = find_size(difference)
-        if size > tolerance:
+        sizes.append(find_size(difference))
+        if sizes[-1] > tolerance:
             i = int(np.argmax(np.abs(difference)))
             settled = subject.settle(cases)[i]
             example = (
@@ -203,8 +197,8 @@ def _find_difference(subject: Subject, fixed_point: FixedPoint) -> tuple[float, 
                 f"[{', '.join(f'{q:.3g}' for q in cases.q_t[i])}], the target is {settled:.4g} and "
                 f"{fixed_point.name} declares {settled - difference[i]:.4g}"
             )
-            return size, example, describe(subject, cases, difference, differ)
-    return size, "", ""
+            return sizes[-1], example, describe(subject, cases, difference, differ)
+    return sizes[0], "", ""
 
 
 def _describe_end(subject: Subject, ended: Cases, difference: np.ndarray, _: _Differ) -> str:
@@ -230,10 +224,8 @@ def _describe_dependence(
     subject: Subject, cases: Cases, difference: np.ndarray, differ: _Differ
 ) -> str:
     """Describes what changes the difference to the declared target, and how."""
-    fields = {
-        **{name: name for name in ("r_t", "discount_t", "a_tm1")},
-        **{"the values at obs_tm1": "target_q_tm1", "the values at obs_t": "q_t"},
-    }
+    fields = {name: name for name in ("r_t", "discount_t", "a_tm1")}
+    fields |= {"the values at obs_tm1": "target_q_tm1", "the values at obs_t": "q_t"}
     moves = {}
     for name, field in fields.items():
         other = cases._replace(**{field: np.roll(getattr(cases, field), 1, axis=0)})
