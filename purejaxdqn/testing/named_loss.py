@@ -54,8 +54,7 @@ class LossOptions:
 def load_loss(name: str) -> Any:
     """Loads the loss that `module:name` or `file.py:name` names; calls what makes one.
 
-    Raises:
-      ConfigError: if there is none.
+    Raises a ConfigError if there is none.
     """
     place, colon, attribute = name.rpartition(":")
     if not colon or not place or not attribute:
@@ -89,8 +88,7 @@ def load_loss(name: str) -> Any:
 def report_on_named_loss(name: str, options: LossOptions) -> Report:
     """Checks the loss that `module:name` or `file.py:name` names.
 
-    Raises:
-      ConfigError: if there is no such loss, or an option is out of range.
+    Raises a ConfigError if there is no such loss, or an option is out of range.
     """
     loss = load_loss(name)
     declared = settings_of(LossOptions).values()

@@ -61,8 +61,7 @@ def _name_quantile_mistake(
 ) -> str:
     """Names what is wrong with the quantiles `found` `[N, M]` of the cases `moved`.
 
-    `values` `[N, A, M]` are the quantiles at time t, `best` `[N, M]` those of the action with the
-    highest mean.
+    `values` `[N, A, M]` are those at time t, `best` `[N, M]` those of the best action.
     """
     lanes = np.arange(len(found))
     picked = {
