@@ -9,8 +9,7 @@ from typing import Any, Literal
 from purejaxdqn.losses.bellman_loss import TD_ERROR_ARGUMENTS
 from purejaxdqn.runtime.modules import describe_error, import_module_or_file
 from purejaxdqn.testing import fixed_points
-from purejaxdqn.testing.losses.check_loss import loss_report
-from purejaxdqn.testing.losses.interface import LOSS_ARGUMENTS
+from purejaxdqn.testing.losses.check_loss import LOSS_ARGUMENTS, loss_report
 from purejaxdqn.testing.report import Report
 from purejaxdqn.training.declaration import setting, settings_of
 from purejaxdqn.types import ConfigError

@@ -1,9 +1,8 @@
-"""Tells a TD error from a loss; checks types, purity, the same answer alone and in any batch."""
+"""Checks that a loss is a `LossFn`: types, purity, the same answer alone and in any batch."""
 
 from __future__ import annotations
 
 import functools
-import inspect
 import re
 from collections.abc import Callable
 from typing import Any
@@ -12,14 +11,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from purejaxdqn.losses.bellman_loss import (
-    ALIASES,
-    SELECTOR,
-    TD_ERROR_ARGUMENTS,
-    TDError,
-    bellman_loss,
-    call_by_name,
-)
+from purejaxdqn.losses.bellman_loss import TD_ERROR_ARGUMENTS, TDError, call_by_name
 from purejaxdqn.networks import value_network
 from purejaxdqn.testing.compiled_functions import COMPILABLE, Program, find_types, to_numpy
 from purejaxdqn.testing.report import Check, attempt, expect, find_true
@@ -33,68 +25,14 @@ from purejaxdqn.testing.requirements import (
 )
 from purejaxdqn.testing.tabular.table_networks import TABLES, Table
 from purejaxdqn.training.settings import reserved_names
-from purejaxdqn.types import (
-    Array,
-    Categorical,
-    ConfigError,
-    LossFn,
-    LossOutput,
-    Network,
-    Params,
-    Quantiles,
-    Transition,
-)
+from purejaxdqn.types import Array, Categorical, LossFn, LossOutput, Network, Quantiles, Transition
 
-LOSS_ARGUMENTS = ("network", "params", "target_params", "transition", "key")
 _REMEDY = (
     "It is a function of ONE transition: scalars without a batch axis, mapped over a batch with "
     f"vmap. {COMPILABLE}"
 )
 _NUM_ACTIONS = 3
 _OUTPUTS: dict[str, Any] = {"quantile": Quantiles, "categorical": Categorical}
-
-
-def is_td_error(loss: Any) -> bool:
-    """Tells whether a function is a TD error, not a whole loss, by the names of its arguments."""
-    return not {*TD_ERROR_ARGUMENTS, *ALIASES}.isdisjoint(inspect.signature(loss).parameters)
-
-
-def make_loss(loss: Any) -> LossFn[Any]:
-    """Makes a loss out of what may be a TD error.
-
-    Raises an AssertionError if it is neither: the learner calls a loss with five arguments by their
-    places.
-    """
-    if is_td_error(loss):
-        try:
-            return bellman_loss(loss)
-        except ConfigError as error:
-            raise AssertionError(str(error)) from error
-    parameters = inspect.signature(loss).parameters.values()
-    if all(parameter.kind is parameter.VAR_POSITIONAL for parameter in parameters):
-        return loss
-    names = [
-        parameter.name
-        for parameter in parameters
-        if parameter.kind in (parameter.POSITIONAL_ONLY, parameter.POSITIONAL_OR_KEYWORD)
-        and parameter.default is parameter.empty
-    ]
-    takes = f"takes ({', '.join(names)})"
-    rule = (
-        f"a TD error takes {', '.join(TD_ERROR_ARGUMENTS)} by these names (without {SELECTOR}, if "
-        f"it has no use for it), a loss ({', '.join(LOSS_ARGUMENTS)}) by their places"
-    )
-    if len(names) != len(LOSS_ARGUMENTS):
-        hint = "; if it makes a loss, call it and pass what it gives" if len(names) < 4 else ""
-        raise AssertionError(f"{takes}: {rule}{hint}")
-    swapped = [
-        f"{mine} where {theirs} comes"
-        for mine, theirs in zip(names, LOSS_ARGUMENTS, strict=True)
-        if mine != theirs and mine in LOSS_ARGUMENTS
-    ]
-    if swapped:
-        raise AssertionError(f"{takes}: {'; '.join(swapped)} (swapped arguments): {rule}")
-    return loss
 
 
 def check_error_sign(td_error: TDError) -> str:
@@ -270,7 +208,7 @@ def _examine(
     over_batch = jax.vmap(loss, in_axes=(None, None, 0, 0))
 
     def gradient(batch: Transition, keys: Array) -> Any:
-        def mean_loss(params: Params) -> tuple[Array, LossOutput]:
+        def mean_loss(params: Any) -> tuple[Array, LossOutput]:
             output = over_batch(params, target_params, batch, keys)
             return jnp.mean(output.loss), output
 
