@@ -9,17 +9,12 @@ from typing import Any, NamedTuple
 from purejaxdqn import losses
 from purejaxdqn.losses.recipe import read_recipe
 from purejaxdqn.testing import fixed_points
-from purejaxdqn.testing.fixed_points import OPTIMAL, RETURN, Bootstrap, FixedPoint
+from purejaxdqn.testing.fixed_points import OPTIMAL, RETURN, Bootstrap, FixedPoint, soft
 from purejaxdqn.types import LossFn
 
 
 class Declared(NamedTuple):
-    """What a loss is judged by.
-
-    Attributes:
-      fixed_point: what it converges to; None where nothing is declared.
-      bootstrap: the network whose values at time t are in its target.
-    """
+    """What a loss converges to, if that is declared, and the network its target bootstraps from."""
 
     fixed_point: FixedPoint | None
     bootstrap: Bootstrap = "target"
@@ -35,20 +30,18 @@ def _munchausen(
     return inner._replace(fixed_point=raised)
 
 
-def _quantile(temperature: Any) -> Declared:
-    return Declared(OPTIMAL if temperature is None else fixed_points.soft(temperature))
-
-
 # Each TD error, and each maker of losses, with a function of those of its own settings that count.
 KNOWN_LOSSES: dict[Callable[..., Any], Callable[..., Declared]] = {
     losses.q_learning: lambda: Declared(OPTIMAL),
     losses.double_q_learning: lambda: Declared(OPTIMAL),
     losses.expected_sarsa: lambda epsilon: Declared(fixed_points.epsilon_greedy(epsilon)),
-    losses.soft_q_learning: lambda temperature: Declared(fixed_points.soft(temperature)),
+    losses.soft_q_learning: lambda temperature: Declared(soft(temperature)),
     losses.return_error: lambda: Declared(RETURN, "none"),
     losses.bellman_loss: lambda td_error: find_declared(td_error),
     losses.categorical_loss: lambda: Declared(OPTIMAL),
-    losses.quantile_loss: _quantile,
+    losses.quantile_loss: (
+        lambda temperature: Declared(OPTIMAL if temperature is None else soft(temperature))
+    ),
     losses.munchausen: _munchausen,
     losses.persistent_advantage_learning_loss: (
         lambda coefficient: Declared(fixed_points.persistent(coefficient))
@@ -63,25 +56,22 @@ def find_declared(loss: Callable[..., Any]) -> Declared:
     `functools.partial` and behind a wrapper that names what it wraps. Without either there is no
     fixed point.
     """
+    # A `functools.partial` has defaults of its own.
+    defaults = {name: p.default for name, p in inspect.signature(loss).parameters.items()}
     function: Any = loss
     while function is not None:
         if hasattr(function, "fixed_point"):
             said = function.fixed_point
             if not isinstance(said, FixedPoint):
-                said = _call_with_settings(said, _defaults(loss))
+                said = _call_with_settings(said, defaults)
             return Declared(said, function.bootstrap)
         if recipe := read_recipe(function):
             return _call_with_settings(KNOWN_LOSSES[recipe.maker], recipe.arguments)
         for known, make in KNOWN_LOSSES.items():
             if function is known:
-                return _call_with_settings(make, _defaults(loss))
+                return _call_with_settings(make, defaults)
         function = getattr(function, "func", getattr(function, "__wrapped__", None))
     return Declared(None)
-
-
-def _defaults(function: Callable[..., Any]) -> dict[str, Any]:
-    """Lists the defaults of a function's arguments; a `functools.partial` has its own."""
-    return {name: p.default for name, p in inspect.signature(function).parameters.items()}
 
 
 def _call_with_settings(make: Callable[..., Any], settings: dict[str, Any]) -> Any:

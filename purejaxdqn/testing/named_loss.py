@@ -9,27 +9,24 @@ from typing import Any, Literal
 from purejaxdqn.losses.bellman_loss import TD_ERROR_ARGUMENTS
 from purejaxdqn.runtime.modules import describe_error, import_module_or_file
 from purejaxdqn.testing import fixed_points
-from purejaxdqn.testing.losses.check_loss import loss_report
-from purejaxdqn.testing.losses.td_error import LOSS_ARGUMENTS
+from purejaxdqn.testing.losses.check_loss import LOSS_ARGUMENTS, loss_report
 from purejaxdqn.testing.report import Report
 from purejaxdqn.training.declaration import setting, settings_of
 from purejaxdqn.types import ConfigError
+
+_FixedPointName = Literal[
+    "declared", "optimal", "epsilon_greedy", "soft", "munchausen", "persistent", "return", "none"
+]
+_SOFT = {"fixed_point": ("soft", "munchausen")}
+_EPSILON_GREEDY = {"fixed_point": "epsilon_greedy"}
+_SCALED = {"fixed_point": ("munchausen", "persistent")}
 
 
 @dataclasses.dataclass(frozen=True)
 class LossOptions:
     """The arguments of `check_loss` that a command line can give."""
 
-    fixed_point: Literal[
-        "declared",
-        "optimal",
-        "epsilon_greedy",
-        "soft",
-        "munchausen",
-        "persistent",
-        "return",
-        "none",
-    ] = setting(
+    fixed_point: _FixedPointName = setting(
         "declared",
         "The values that the loss converges to: those that it declares (else the optimal ones), "
         "other known ones, or none that are judged.",
@@ -40,24 +37,11 @@ class LossOptions:
         '"none" where the reward is a whole return.',
     )
     discount: float = setting(0.99, "The largest gamma of the decision processes.", at_least=0)
-    temperature: float = setting(
-        0.03,
-        "What a nat of entropy is worth.",
-        above=0,
-        read_if={"fixed_point": ("soft", "munchausen")},
-    )
+    temperature: float = setting(0.03, "What a nat of entropy is worth.", above=0, read_if=_SOFT)
     epsilon: float = setting(
-        0.05,
-        "The share of random actions.",
-        at_least=0,
-        at_most=1,
-        read_if={"fixed_point": "epsilon_greedy"},
+        0.05, "The share of random actions.", at_least=0, at_most=1, read_if=_EPSILON_GREEDY
     )
-    coefficient: float = setting(
-        0.9,
-        "How much the bonus or the gap counts.",
-        read_if={"fixed_point": ("munchausen", "persistent")},
-    )
+    coefficient: float = setting(0.9, "How much the bonus or the gap counts.", read_if=_SCALED)
     learns_other_actions: bool = setting(
         False, "The loss is meant to move other actions than the one that was taken."
     )
@@ -69,8 +53,7 @@ class LossOptions:
 def load_loss(name: str) -> Any:
     """Loads the loss that `module:name` or `file.py:name` names; calls what makes one.
 
-    Raises:
-      ConfigError: if there is none.
+    Raises a ConfigError if there is none.
     """
     place, colon, attribute = name.rpartition(":")
     if not colon or not place or not attribute:
@@ -88,9 +71,8 @@ def load_loss(name: str) -> Any:
     try:
         parameters = inspect.signature(loss).parameters.values()
     except (TypeError, ValueError):
-        raise ConfigError(
-            f"{name} does not say what arguments it takes: wrap it in a function"
-        ) from None
+        message = f"{name} does not say what arguments it takes: wrap it in a function"
+        raise ConfigError(message) from None
     if any(p.kind is p.VAR_POSITIONAL or p.default is p.empty for p in parameters):
         return loss
     try:
@@ -105,16 +87,15 @@ def load_loss(name: str) -> Any:
 def report_on_named_loss(name: str, options: LossOptions) -> Report:
     """Checks the loss that `module:name` or `file.py:name` names.
 
-    Raises:
-      ConfigError: if there is no such loss, or an option is out of range.
+    Raises a ConfigError if there is no such loss, or an option is out of range.
     """
     loss = load_loss(name)
-    discount, temperature, coefficient = options.discount, options.temperature, options.coefficient
     declared = settings_of(LossOptions).values()
     if problems := [p for one in declared if (p := one.problem(getattr(options, one.name)))]:
         raise ConfigError("\n".join(problems))
-    if not discount < 1:
-        raise ConfigError(f"discount ({discount}) must be at least 0 and below 1")
+    if not options.discount < 1:
+        raise ConfigError(f"discount ({options.discount}) must be at least 0 and below 1")
+    temperature, coefficient = options.temperature, options.coefficient
     soft = fixed_points.soft(temperature)
     known = {
         "optimal": fixed_points.OPTIMAL,
@@ -125,14 +106,10 @@ def report_on_named_loss(name: str, options: LossOptions) -> Report:
         "return": fixed_points.RETURN,
         "none": None,
     }
-    chosen: dict[str, Any] = {}
+    as_given = ("discount", "learns_other_actions", "learns_next_obs")
+    chosen: dict[str, Any] = {name: getattr(options, name) for name in as_given}
     if options.fixed_point != "declared":
         chosen["fixed_point"] = known[options.fixed_point]
-    return loss_report(
-        loss,
-        bootstrap=None if options.bootstrap == "declared" else options.bootstrap,
-        discount=discount,
-        learns_other_actions=options.learns_other_actions,
-        learns_next_obs=options.learns_next_obs,
-        **chosen,
-    )
+    if options.bootstrap != "declared":
+        chosen["bootstrap"] = options.bootstrap
+    return loss_report(loss, **chosen)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 import inspect
 from collections.abc import Callable
-from typing import NamedTuple, ParamSpec
+from typing import Any, NamedTuple, ParamSpec
 
 from rich.table import Table
 from rich.text import Text
@@ -13,16 +13,14 @@ from rich.text import Text
 from purejaxdqn.runtime.console import make_console
 
 P = ParamSpec("P")
+_VERDICTS = {True: ("pass", "green"), False: ("FAIL", "bold red"), None: ("-", "dim")}
 
 
 class Check(NamedTuple):
-    """One row of a report.
+    """One row of a report: what was checked, whether it holds, and what was measured.
 
-    Attributes:
-      name: what was checked.
-      passed: whether it holds; None where it was not judged.
-      measured: what was measured.
-      message: what is wrong and the remedy, or why it was not judged; empty where it holds.
+    `passed` is None where it was not judged. `message` says what is wrong and the remedy, or why it
+    was not judged; it is empty where it holds.
     """
 
     name: str
@@ -37,7 +35,7 @@ class CheckError(AssertionError):
     def __init__(self, report: Report) -> None:
         self.report = report
         lines = [f"{check.name}: {check.message}" for check in report.failures]
-        super().__init__(f"{report.subject} fails {len(lines)} checks\n" + "\n".join(lines))
+        super().__init__("\n".join([f"{report.subject} fails {len(lines)} checks", *lines]))
 
 
 class Report(NamedTuple):
@@ -58,16 +56,15 @@ class Report(NamedTuple):
 
     def print(self) -> None:
         """Prints the table, then the message of each row that has one."""
-        verdict = {True: ("pass", "green"), False: ("FAIL", "bold red"), None: ("-", "dim")}
         table = Table("check", "", "measured", title=Text(self.subject), title_justify="left")
         for check in self.checks:
-            word, style = verdict[check.passed]
-            table.add_row(Text(check.name), Text(word, style), Text(check.measured))
+            table.add_row(Text(check.name), Text(*_VERDICTS[check.passed]), Text(check.measured))
         console = make_console()
         console.print(table)
         for check in self.checks:
             if check.message:
-                console.print(Text(f"{check.name}: ", verdict[check.passed][1]) + check.message)
+                style = _VERDICTS[check.passed][1]
+                console.print(Text(f"{check.name}: ", style) + check.message)
 
     def raise_if_failed(self) -> Report:
         """Returns itself, or raises a `CheckError` if a row failed."""
@@ -93,16 +90,14 @@ def without_printing(check: Callable[P, Report]) -> Callable[P, Report]:
     return inspect.unwrap(check)
 
 
-def attempt(name: str, look: Callable[[], str | None], why_not: str = "") -> Check:
-    """Runs a check, and turns its answer or its error into a row.
+def attempt(name: str, look: Callable[..., str | None], *args: Any, why_not: str = "") -> Check:
+    """Runs a check with its arguments, and turns its answer or its error into a row.
 
-    Args:
-      name: what is checked.
-      look: returns what was measured, or None where the row cannot be judged; raises what is wrong.
-      why_not: the message where it is not judged.
+    `look` returns what was measured, or None where the row is not judged (`why_not` says why); it
+    raises what is wrong.
     """
     try:
-        measured = look()
+        measured = look(*args)
         return Check(name, None, "", why_not) if measured is None else Check(name, True, measured)
     except AssertionError as error:
         measured, message = error.args if len(error.args) == 2 else ("", str(error))
@@ -116,3 +111,8 @@ def expect(condition: object, measured: str, message: str) -> str:
     if not condition:
         raise AssertionError(measured, message)
     return measured
+
+
+def find_true(texts: dict[str, Any]) -> list[str]:
+    """Lists the texts of `{text: whether it is true}` that are true, but no empty one."""
+    return [text for text, is_true in texts.items() if text and is_true]

@@ -24,38 +24,33 @@ def require_same_types(a: ArrayTree, b: ArrayTree, message: str, remedy: str) ->
     one, other = str(jax.tree.structure(a)), str(jax.tree.structure(b))
     require(one == other, f"{message}: {one} and then {other}; {remedy}")
     for path, x, y in pair_leaves(a, b):
-        require(
-            x.shape == y.shape and x.dtype == y.dtype,
-            f"{message}: {path} is {describe_type(x)} and then {describe_type(y)}; {remedy}",
-        )
+        wrong = f"{message}: {path} is {describe_type(x)} and then {describe_type(y)}; {remedy}"
+        require(x.shape == y.shape and x.dtype == y.dtype, wrong)
 
 
 def require_close(a: ArrayTree, b: ArrayTree, message: str, remedy: str) -> None:
     """Fails where two trees differ by more than sums in another order do."""
     for path, x, y in pair_leaves(a, b):
-        require(
-            np.allclose(x, y, rtol=1e-3, atol=1e-5, equal_nan=True),
-            f"{message}: {path} is {write_some(x)} and then {write_some(y)}; {remedy}",
-        )
+        wrong = f"{message}: {path} is {write_some(x)} and then {write_some(y)}; {remedy}"
+        require(np.allclose(x, y, rtol=1e-3, atol=1e-5, equal_nan=True), wrong)
 
 
 def require_finite(tree: ArrayTree, name: str) -> None:
     """Fails where a leaf holds NaN or infinity."""
     for path, leaf in jax.tree_util.tree_leaves_with_path(tree):
-        is_finite = np.isfinite(leaf) if leaf.dtype != jax.dtypes.float0 else np.array(True)
-        require(
-            is_finite.all(),
-            f"{name}{jax.tree_util.keystr(path)} holds {write_some(leaf[~is_finite])}: it must be "
-            "finite; look for a division by 0, a logarithm of 0 or the gradient of a root at 0",
-        )
+        if leaf.dtype != jax.dtypes.float0:
+            wrong = (
+                f"{name}{jax.tree_util.keystr(path)} holds {write_some(leaf[~np.isfinite(leaf)])}: "
+                "it must be finite; look for a division by 0, a logarithm of 0 or the gradient of "
+                "a root at 0"
+            )
+            require(np.isfinite(leaf).all(), wrong)
 
 
 def require_float_scalar(x: Any, name: str) -> None:
     """Fails unless `x` is a float scalar."""
-    require(
-        getattr(x, "shape", None) == () and jnp.issubdtype(x.dtype, jnp.floating),
-        f"{name} is {describe_type(x)}: it must be a float scalar, float32[]",
-    )
+    is_right = getattr(x, "shape", None) == () and jnp.issubdtype(x.dtype, jnp.floating)
+    require(is_right, f"{name} is {describe_type(x)}: it must be a float scalar, float32[]")
 
 
 def pair_leaves(a: ArrayTree, b: ArrayTree) -> list[tuple[str, Any, Any]]:

@@ -2,25 +2,26 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable
-from typing import Any, cast
+from typing import Any
 
 import numpy as np
 
-from purejaxdqn.losses.bellman_loss import TDError
+from purejaxdqn.losses.bellman_loss import ALIASES, TD_ERROR_ARGUMENTS, TDError, bellman_loss
 from purejaxdqn.testing.declared_fixed_points import find_declared
 from purejaxdqn.testing.fixed_points import OPTIMAL, Bootstrap, FixedPoint
 from purejaxdqn.testing.losses.convergence import check_fixed_point
 from purejaxdqn.testing.losses.distributions import check_distribution
 from purejaxdqn.testing.losses.gradients import check_finite, check_gradients
-from purejaxdqn.testing.losses.interface import check_interface, choose_table
+from purejaxdqn.testing.losses.interface import check_error_sign, check_interface, choose_table
 from purejaxdqn.testing.losses.penalties import check_asymmetry, check_penalty, check_priority
 from purejaxdqn.testing.losses.single_transitions import Subject, make_subject
 from purejaxdqn.testing.losses.target_parts import check_declared_target, check_target_parts
-from purejaxdqn.testing.losses.td_error import check_error_sign, is_td_error, make_loss
 from purejaxdqn.testing.report import Check, Report, attempt, print_and_raise, without_printing
-from purejaxdqn.types import LossFn, Network, Transition
+from purejaxdqn.types import ConfigError, LossFn, Network, Transition
 
+LOSS_ARGUMENTS = ("network", "params", "target_params", "transition", "key")
 _DECLARED: Any = object()
 
 
@@ -85,8 +86,8 @@ def check_loss(
     found: list[Any] = []
 
     def recognise() -> str:
-        found.extend([make_loss(loss), find_declared(loss)])
-        return "a TD error" if is_td_error(loss) else "a loss"
+        found.extend([_make_loss(loss), find_declared(loss)])
+        return "a TD error" if _is_td_error(loss) else "a loss"
 
     checks = [attempt("is a TD error or a loss", recognise)]
     if not found:
@@ -96,59 +97,97 @@ def check_loss(
     table = choose_table(loss_fn, network)
     if table is None or not checks[1].passed:
         return Report(name, tuple(checks))
-    if is_td_error(loss):
-        title = "the TD error is target less prediction"
-        checks.append(attempt(title, lambda: check_error_sign(cast(TDError, loss))))
+    if _is_td_error(loss):
+        checks.append(attempt("the TD error is target less prediction", check_error_sign, loss))
     if fixed_point is _DECLARED:
         fixed_point = declared.fixed_point or OPTIMAL
     elif fixed_point is not None and not isinstance(fixed_point, FixedPoint):
         fixed_point = FixedPoint(getattr(fixed_point, "__name__", "declared"), fixed_point)
-    bootstrap = bootstrap or declared.bootstrap
+    told = (fixed_point, bootstrap or declared.bootstrap, learns_other_actions, learns_next_obs)
     try:
-        subject = make_subject(
-            loss_fn, table, fixed_point, bootstrap, learns_other_actions, learns_next_obs
-        )
+        subject = make_subject(loss_fn, table, *told)
     except Exception as error:
         message = f"raises {type(error).__name__} with float64 values: {error}"
         checks.append(Check("runs in float64", False, type(error).__name__, message))
-        return Report(name, tuple(checks))
-    return Report(name, (*checks, *_check_subject(subject, discount, checks)))
+    else:
+        _check_subject(subject, discount, checks)
+    return Report(name, tuple(checks))
 
 
 loss_report = without_printing(check_loss)
 
 
-def _check_subject(subject: Subject, discount: float, before: list[Check]) -> list[Check]:
-    """Makes the rows on gradient, target, penalty and fixed point."""
+def _is_td_error(loss: Any) -> bool:
+    """Tells whether a function is a TD error, not a whole loss, by the names of its arguments."""
+    return not {*TD_ERROR_ARGUMENTS, *ALIASES}.isdisjoint(inspect.signature(loss).parameters)
+
+
+def _make_loss(loss: Any) -> LossFn[Any]:
+    """Makes a loss out of what may be a TD error.
+
+    Raises an AssertionError if it is neither: the learner calls a loss with five arguments by their
+    places.
+    """
+    if _is_td_error(loss):
+        try:
+            return bellman_loss(loss)
+        except ConfigError as error:
+            raise AssertionError(str(error)) from error
+    parameters = inspect.signature(loss).parameters.values()
+    if all(parameter.kind is parameter.VAR_POSITIONAL for parameter in parameters):
+        return loss
+    names = [
+        parameter.name
+        for parameter in parameters
+        if parameter.kind in (parameter.POSITIONAL_ONLY, parameter.POSITIONAL_OR_KEYWORD)
+        and parameter.default is parameter.empty
+    ]
+    takes = f"takes ({', '.join(names)})"
+    rule = (
+        f"a TD error takes {', '.join(TD_ERROR_ARGUMENTS)} by these names (without "
+        f"{TD_ERROR_ARGUMENTS[-1]}, if it has no use for it), a loss ({', '.join(LOSS_ARGUMENTS)}) "
+        "by their places"
+    )
+    if len(names) != len(LOSS_ARGUMENTS):
+        hint = "; if it makes a loss, call it and pass what it gives" if len(names) < 4 else ""
+        raise AssertionError(f"{takes}: {rule}{hint}")
+    swapped = [
+        f"{mine} where {theirs} comes"
+        for mine, theirs in zip(names, LOSS_ARGUMENTS, strict=True)
+        if mine != theirs and mine in LOSS_ARGUMENTS
+    ]
+    if swapped:
+        raise AssertionError(f"{takes}: {'; '.join(swapped)} (swapped arguments): {rule}")
+    return loss
+
+
+def _check_subject(subject: Subject, discount: float, checks: list[Check]) -> None:
+    """Adds the rows on gradient, target, penalty and fixed point."""
     fixed_point, representation = subject.fixed_point, subject.table.representation
-    rows = [attempt("finite at a million, and at zero", lambda: check_finite(subject))]
-    wrong = ""
+    finite = attempt("finite at a million, and at zero", check_finite, subject)
+    rows, wrong = [finite], ""
     if all(np.isfinite(x).all() for x in subject.answers):  # else nothing can be told
-        rows = [*check_gradients(subject), *rows, *check_target_parts(subject)]
+        rows = [*check_gradients(subject), finite, *check_target_parts(subject)]
         if fixed_point is not None:
             declared, wrong = check_declared_target(subject, fixed_point)
             rows.append(declared)
             if representation != "categorical":
                 title = "errors of both signs" if representation == "values" else "the fractions"
-                rows.append(attempt(title, lambda: check_asymmetry(subject)))
+                rows.append(attempt(title, check_asymmetry, subject))
             if all(check.passed is not False for check in rows):  # else the errors are not known
-                rows += _check_errors(subject)
+                if representation != "categorical":
+                    rows.append(attempt("the penalty", check_penalty, subject))
+                why = "it is the same whatever the error is"
+                rows.append(attempt("the priority", check_priority, subject, why_not=why))
             if fixed_point.name == "optimal" and representation != "values":
-                why_not = "it learns a mean alone, as a distribution"
-                rows.append(
-                    attempt("the whole distribution", lambda: check_distribution(subject), why_not)
-                )
+                why = "it learns a mean alone, as a distribution"
+                title = "the whole distribution"
+                rows.append(attempt(title, check_distribution, subject, why_not=why))
+    checks += rows
     if fixed_point is None:
-        return [*rows, Check("fixed point", None, "", "none is declared: it is not judged")]
-    failed = next((check.name for check in (*before, *rows) if check.passed is False), None)
+        checks.append(Check("fixed point", None, "", "none is declared: it is not judged"))
+        return
+    failed = next((check.name for check in checks if check.passed is False), None)
     if failed and not wrong:
         wrong = f"see what is said of: {failed}"
-    return rows + check_fixed_point(subject, fixed_point, discount, wrong)
-
-
-def _check_errors(subject: Subject) -> list[Check]:
-    rows = []
-    if subject.table.representation != "categorical":
-        rows.append(attempt("the penalty", lambda: check_penalty(subject)))
-    why_not = "it is the same whatever the error is"
-    return [*rows, attempt("the priority", lambda: check_priority(subject), why_not)]
+    checks += check_fixed_point(subject, fixed_point, discount, wrong)

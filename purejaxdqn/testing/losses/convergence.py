@@ -9,8 +9,8 @@ import jax.numpy as jnp
 import numpy as np
 
 from purejaxdqn.testing.fixed_points import FixedPoint
-from purejaxdqn.testing.losses.single_transitions import FAST_COMPILE, Subject
-from purejaxdqn.testing.report import Check
+from purejaxdqn.testing.losses.single_transitions import FAST_COMPILE, Subject, find_size
+from purejaxdqn.testing.report import Check, attempt, expect
 from purejaxdqn.testing.tabular.decision_processes import (
     BANDIT_REWARDS,
     MDP,
@@ -18,7 +18,7 @@ from purejaxdqn.testing.tabular.decision_processes import (
     make_mdps,
     value_iteration,
 )
-from purejaxdqn.testing.tabular.table_networks import FRACTIONS, Table
+from purejaxdqn.testing.tabular.table_networks import FRACTIONS
 from purejaxdqn.types import Array, Transition
 
 _TOLERANCE = 5e-3  # of values up to 10; with 0.99 some 500 copies leave a hundredth of the start
@@ -31,19 +31,17 @@ def check_fixed_point(
 ) -> list[Check]:
     """Makes a row for each decision process, and one for known quantiles.
 
-    Args:
-      subject: the loss.
-      fixed_point: what it is declared to converge to.
-      discount: the largest gamma.
-      wrong: a mistake that was found already, as the reason for values that are wrong.
-
-    Raises:
-      ConfigError: if what is declared has no values.
+    `discount` is the largest gamma; `wrong` is a mistake that was found already, as the reason for
+    values that are wrong. Raises a ConfigError if what is declared has no values.
     """
     mdp = make_mdps(discount)
-    expected = value_iteration(mdp, fixed_point, draw_start_values(mdp))
-    learned = _iterate(subject, mdp, _draw_near(mdp, expected))
-    found = _read_action_values(subject.table, learned)
+    start, bandit = draw_start_values(mdp), mdp.states_of("bandit")
+    expected = value_iteration(mdp, fixed_point, start)
+    # It starts near the expected values, as some losses settle slowly.
+    noise = np.random.default_rng(5).normal(size=expected.shape) * 0.3
+    near = np.where(mdp.is_final[:, np.newaxis], expected, expected + noise)
+    near[bandit] = start[bandit]
+    learned, found = _iterate(subject, mdp, near)
     is_mean, is_quantile = _find_minimiser(subject)
     hint = wrong or (
         "what a loss is meant to converge to can be declared: fixed_point=soft(0.1) and others of "
@@ -51,62 +49,45 @@ def check_fixed_point(
     )
     checks = []
     for name in _PROCESSES:
-        title = f"fixed point, {name}"
+        title, rows = f"fixed point, {name}", mdp.states_of(name)
+        used = ~mdp.is_final[rows]
+        pair = found[rows][used], expected[rows][used]
         if name == "stochastic" and not is_mean:
             why = "the penalty is no square: its minimiser is not the mean"
             checks.append(Check(title, None, "", why))
-            continue
-        rows = mdp.states_of(name)
-        used = ~mdp.is_final[rows]
-        pair = found[rows][used], expected[rows][used]
-        scale = max(1.0, np.abs(expected[rows]).max() / 10)
-        checks.append(_compare_values(title, *pair, _TOLERANCE * scale, fixed_point.name, hint))
+        else:
+            checks.append(attempt(title, _compare_values, *pair, fixed_point.name, hint))
     if not is_mean:
-        bandit = learned[mdp.states_of("bandit")][0]
-        checks.append(_check_quantiles(subject.table, bandit, is_quantile, wrong))
+        why = "its minimiser is neither a mean nor a quantile"
+        outputs = learned[bandit][0] if is_quantile else None
+        row = "known quantiles"
+        checks.append(attempt(row, _check_quantiles, subject, outputs, wrong, why_not=why))
     return checks
 
 
-def _draw_near(mdp: MDP, expected: np.ndarray) -> np.ndarray:
-    """Draws values near the expected ones to start from, as some losses settle slowly."""
-    noise = np.random.default_rng(5).normal(size=expected.shape) * 0.3
-    start = np.where(mdp.is_final[:, np.newaxis], expected, expected + noise)
-    start[mdp.states_of("bandit")] = draw_start_values(mdp)[mdp.states_of("bandit")]
-    return start
-
-
-def _iterate(subject: Subject, mdp: MDP, q_values: np.ndarray) -> np.ndarray:
+def _iterate(subject: Subject, mdp: MDP, q_values: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Learns a table from every transition at once, each as often as its probability says.
 
-    Without a target network (bootstrap "online") the target network holds noise instead.
-
-    Args:
-      subject: the loss.
-      mdp: the transitions.
-      q_values: `[S, A]` to start from.
-
-    Returns:
-      `[S, A, ...]` the table that was learned, in 64 bits.
+    It starts from `q_values` `[S, A]`. Without a target network (bootstrap "online") the target
+    network holds noise instead. Returns the table `[S, A, ...]` that was learned, in 64 bits, and
+    its action values `[S, A]`.
     """
-    loss_fn, table = subject.loss_fn, subject.table
+    table, network = subject.table, subject.table.network
     # Each state has two observations, before and after a step, so that the online network too can
     # be held still at time t.
     observations = np.eye(2 * mdp.num_states, dtype=np.float32)
     process = mdp.process
 
-    def learn(start: Array, noise: Array) -> Array:
+    def learn(start: Array, noise: Array) -> tuple[Array, Array]:
+        obs_tm1, obs_t = observations[mdp.state], observations[mdp.num_states + mdp.next_state]
         transitions = Transition(
-            jnp.asarray(observations[mdp.state]),
-            jnp.asarray(mdp.action),
-            jnp.asarray(mdp.reward),
-            jnp.asarray(mdp.discount),
-            jnp.asarray(observations[mdp.num_states + mdp.next_state]),
+            *map(jnp.asarray, (obs_tm1, mdp.action, mdp.reward, mdp.discount, obs_t))
         )
+        over_transitions = jax.vmap(subject.loss_fn, in_axes=(None, None, None, 0, 0))
 
         def expected_loss(online: Array, still: Array, target: Array, keys: Array) -> Array:
             both = jnp.concatenate([online, still])
-            over_transitions = jax.vmap(loss_fn, in_axes=(None, None, None, 0, 0))
-            losses = over_transitions(table.network, both, target, transitions, keys).loss
+            losses = over_transitions(network, both, target, transitions, keys).loss
             return jnp.sum(jnp.asarray(mdp.probability) * losses)
 
         def step(carry: Any, key: Array) -> tuple[Any, None]:
@@ -126,21 +107,15 @@ def _iterate(subject: Subject, mdp: MDP, q_values: np.ndarray) -> np.ndarray:
             return (learned, jax.ops.segment_max(change, process, len(mdp.names))), None
 
         keys = jax.random.split(jax.random.key(0), _NUM_COPIES)
-        return jax.lax.scan(copy, (start, jnp.ones(len(mdp.names))), keys)[0][0]
+        learned = jax.lax.scan(copy, (start, jnp.ones(len(mdp.names))), keys)[0][0]
+        over_states = jax.vmap(lambda obs: network.action_values(network.apply(learned, obs)))
+        return learned, over_states(jnp.eye(mdp.num_states))
 
     with jax.enable_x64(True), jax.numpy_rank_promotion("raise"):
         noise = np.random.default_rng(3).normal(size=(2 * len(q_values), q_values.shape[1]))
         tables = [table.from_values(x).astype(np.float64) for x in (q_values, noise)]
-        return np.asarray(jax.jit(learn, compiler_options=FAST_COMPILE)(*tables))
-
-
-def _read_action_values(table: Table, learned: np.ndarray) -> np.ndarray:
-    """Reads action values `[S, A]` out of a table `[S, A, ...]`."""
-    with jax.enable_x64(True):
-        observations = jnp.eye(len(learned))
-        network = table.network
-        values = jax.vmap(lambda obs: network.action_values(network.apply(learned, obs)))
-        return np.asarray(values(observations))
+        learned, found = jax.jit(learn, compiler_options=FAST_COMPILE)(*tables)
+        return np.asarray(learned), np.asarray(found)
 
 
 def _find_minimiser(subject: Subject) -> tuple[bool, bool]:
@@ -151,57 +126,36 @@ def _find_minimiser(subject: Subject) -> tuple[bool, bool]:
     """
     if subject.table.representation == "categorical":
         return True, False  # the minimiser is the targets' mixture, which has their mean
-    base, near, far, farther, farthest = (
-        subject.evaluate(subject.cases.shift(q_tm1=-by)).pull for by in (0.0, 1.0, 1e3, 1e5, 1e7)
-    )
+    errors = (0.0, 1.0, 1e3, 1e5, 1e7)
+    base, near, far, farther, farthest = (subject.pull(q_tm1=-by) for by in errors)
     is_mean = np.allclose(far - base, 1e3 * (near - base), rtol=1e-3)
-    return bool(is_mean), bool(np.allclose(farther, farthest, rtol=1e-3))
+    return is_mean, np.allclose(farther, farthest, rtol=1e-3)
 
 
-def _compare_values(
-    title: str, found: np.ndarray, expected: np.ndarray, tolerance: float, name: str, hint: str
-) -> Check:
+def _compare_values(found: np.ndarray, expected: np.ndarray, name: str, hint: str) -> str:
     """Compares action values `[S, A]` of one process with those of the fixed point `name`."""
     error = np.abs(found - expected)
-    error = np.where(np.isfinite(error), error, np.inf)
-    state, action = np.unravel_index(error.argmax(), error.shape)
-    worst = float(error.max())
-    if worst < tolerance:
-        return Check(title, True, f"{worst:.1e}")
-    message = (
-        f"the value of action {action} in state {state} converges to {found[state, action]:.4g}, "
-        f"and that of the declared fixed point ({name}) is {expected[state, action]:.4g}: {hint}"
+    worst = np.unravel_index(error.argmax(), error.shape)
+    wrong = (
+        f"the value of action {worst[1]} in state {worst[0]} converges to {found[worst]:.4g}, and "
+        f"that of the declared fixed point ({name}) is {expected[worst]:.4g}: {hint}"
     )
-    return Check(title, False, f"{worst:.3g}", message)
+    is_right = error[worst] < _TOLERANCE * max(1.0, find_size(expected) / 10)
+    return expect(is_right, f"{error[worst]:.1e}", wrong)
 
 
-def _check_quantiles(table: Table, learned: np.ndarray, is_quantile: bool, wrong: str) -> Check:
-    """Makes the row of the bandit, whose rewards lie far apart; `learned` is `[A, ...]`."""
-    title = "known quantiles"
-    if not is_quantile:
-        why = "its minimiser is neither a mean nor a quantile"
-        return Check(title, None, "", why)
-    fractions = FRACTIONS if table.representation == "quantile" else np.array([0.5])
+def _check_quantiles(subject: Subject, learned: np.ndarray | None, wrong: str) -> str | None:
+    """Judges outputs `[A, ...]` of the bandit, whose rewards lie far apart, if there are any."""
+    if learned is None:
+        return None
+    fractions = FRACTIONS if subject.table.representation == "quantile" else np.array([0.5])
     expected = BANDIT_REWARDS[np.floor(fractions * len(BANDIT_REWARDS)).astype(int)]
     found = learned.reshape(len(learned), -1)
-    scale = float(np.ptp(BANDIT_REWARDS))
-    error = np.abs(found - expected[np.newaxis]) / scale
-    worst = float(np.where(np.isfinite(error), error, np.inf).max())
-    if worst < 1e-2:
-        return Check(title, True, f"{worst:.1e}")
-    i = int(error.max(0).argmax())
-    mirrored = np.abs(found - expected[::-1][np.newaxis]).max() / scale < 1e-2
-    same = len(fractions) > 1 and np.ptp(found, axis=1).max() / scale < 1e-2
-    why = (
-        "it learns the quantile of 1 - fraction: the sign of the error, or the asymmetry "
-        "|fraction - (error < 0)|, is the wrong way round"
-        if mirrored
-        else "all quantiles are the same: is the fraction that of the prediction, on its own axis?"
-        if same
-        else "the asymmetry must be |fraction - (error < 0)|, with the fraction of the prediction"
-    )
+    share = np.abs(found - expected).max(0) / np.ptp(BANDIT_REWARDS)
+    i = int(share.argmax())
+    rule = "the asymmetry must be |fraction - (error < 0)|, with the fraction of the prediction"
     message = (
         f"the quantile {fractions[i]:.4g} of rewards that are all as likely converges to "
-        f"{found[0, i]:.6g} and is {expected[i]:.6g}: {wrong or why}"
+        f"{found[0, i]:.6g} and is {expected[i]:.6g}: {wrong or rule}"
     )
-    return Check(title, False, f"{worst:.3g}", message)
+    return expect(share[i] < 1e-2, f"{share[i]:.1e}", message)

@@ -18,7 +18,7 @@ from purejaxdqn.testing.tabular.decision_processes import NUM_ACTIONS
 from purejaxdqn.testing.tabular.table_networks import Table
 from purejaxdqn.types import Array, LossFn, Transition
 
-NUM_CASES = 48
+_NUM_CASES = 48
 _SETTLING_STEPS = 160
 FAST_COMPILE = {"xla_backend_optimization_level": 1}
 
@@ -26,96 +26,101 @@ FAST_COMPILE = {"xla_backend_optimization_level": 1}
 class Cases(NamedTuple):
     """`N` transitions, each between two observations of its own.
 
-    Attributes:
-      online: `[N, 2, A]` the online network's values at `obs_tm1` and at `obs_t`.
-      target: `[N, 2, A]` the target network's.
-      a_tm1: `[N]` int32.
-      r_t: `[N]`.
-      discount_t: `[N]`.
+    The online network has the values `q_tm1` at `obs_tm1` and `q_t_selector` at `obs_t`, the target
+    network `target_q_tm1` and `q_t`: all `[N, A]`. The others are `[N]`.
     """
 
-    online: np.ndarray
-    target: np.ndarray
+    q_tm1: np.ndarray
+    q_t_selector: np.ndarray
+    target_q_tm1: np.ndarray
+    q_t: np.ndarray
     a_tm1: np.ndarray
     r_t: np.ndarray
     discount_t: np.ndarray
 
-    def shift(self, **fields: np.ndarray | float) -> Cases:
-        """Adds to fields: `q_tm1`, `q_t`, `q_t_selector`, `target_q_tm1` or `r_t`."""
-        online, target = self.online.copy(), self.target.copy()
-        rows = {
-            "q_tm1": online[:, 0],
-            "q_t_selector": online[:, 1],
-            "target_q_tm1": target[:, 0],
-            "q_t": target[:, 1],
-        }
-        r_t = self.r_t
-        for name, by in fields.items():
-            if name == "r_t":
-                r_t = r_t + by
-            else:
-                rows[name] += np.reshape(by, (*np.shape(by), *(1,) * (2 - np.ndim(by))))
-        return self._replace(online=online, target=target, r_t=r_t)
+    @property
+    def is_taken(self) -> np.ndarray:
+        """`[N, A]` which action is `a_tm1`."""
+        return np.arange(self.q_tm1.shape[1]) == self.a_tm1[:, np.newaxis]
 
-    def terminate(self) -> Cases:
-        """Ends the episode in each case."""
-        return self._replace(discount_t=0 * self.discount_t)
+    def shift(self, **fields: np.ndarray | float) -> Cases:
+        """Adds to fields, a number or `[N]` to the values of all actions alike."""
+        moved = {name: (getattr(self, name).T + np.transpose(by)).T for name, by in fields.items()}
+        return self._replace(**moved)
+
+    def set(self, **fields: np.ndarray | float) -> Cases:
+        """Sets fields; a number counts in each case."""
+        full = {name: np.broadcast_to(x, getattr(self, name).shape) for name, x in fields.items()}
+        return self._replace(**full)
+
+    def scale(self, factor: float) -> Cases:
+        """Multiplies all values and rewards."""
+        values = [factor * x for x in self[:4]]
+        return Cases._make((*values, self.a_tm1, factor * self.r_t, self.discount_t))
+
+    def predict(self, values: np.ndarray) -> Cases:
+        """Sets the online network's values of the actions taken to `values` `[N]`."""
+        q_tm1 = np.where(self.is_taken, values[:, np.newaxis], self.q_tm1)
+        return self._replace(q_tm1=q_tm1)
 
     def equate_networks(self) -> Cases:
         """Sets the online network's values to the target network's."""
-        return self._replace(online=self.target)
+        return self._replace(q_tm1=self.target_q_tm1, q_t_selector=self.q_t)
 
-    def read_predictions(self) -> np.ndarray:
-        """Returns `[N]` the online network's values of the actions taken."""
-        return self.online[np.arange(len(self.r_t)), 0, self.a_tm1]
+    def make_tables(self, table: Table) -> list[np.ndarray]:
+        """Makes both networks' tables `[N, 2, A, ...]`, of outputs at `obs_tm1` and at `obs_t`."""
+        online, target = self[:2], self[2:4]
+        return [table.from_values(np.stack(values, 1)) for values in (online, target)]
 
 
 def draw_cases(num: int, num_actions: int) -> Cases:
     """Draws cases in which all values differ, and so do the greedy actions: the same each time."""
     rng = np.random.default_rng(2)
-    online, target = rng.uniform(-2, 2, (2, num, 2, num_actions))
+    values = rng.uniform(-2, 2, (2, num, 2, num_actions))
+    rows = np.moveaxis(values, 2, 1).reshape(4, num, num_actions)
     a_tm1 = (np.arange(num) % num_actions).astype(np.int32)
-    return Cases(online, target, a_tm1, rng.uniform(-1, 1, num), rng.uniform(0.3, 0.95, num))
+    scalars = (a_tm1, rng.uniform(-1, 1, num), rng.uniform(0.3, 0.95, num))
+    return Cases._make((*rows, *scalars))
+
+
+def find_size(x: np.ndarray) -> float:
+    """Returns the largest magnitude."""
+    return float(np.abs(x).max(initial=0))
 
 
 class Answers(NamedTuple):
-    """A loss and its gradients in `N` cases.
+    """A loss, its priority and its pull in `N` cases, all `[N]`, and its gradients.
 
-    Attributes:
-      loss: `[N]`.
-      priority: `[N]`.
-      grad: `[N, 2, A, ...]` of the online network's table.
-      target_grad: `[N, 2, A, ...]` of the target network's.
-      pull: `[N]` of each case.
+    `grad` and `target_grad` `[N, 2, A, ...]` are those of the networks' tables, `taken` `[N, ...]`
+    is that of the online network's outputs for `a_tm1`.
     """
 
     loss: np.ndarray
     priority: np.ndarray
     grad: np.ndarray
     target_grad: np.ndarray
+    taken: np.ndarray
     pull: np.ndarray
+
+    @property
+    def sizes(self) -> np.ndarray:
+        """`[N, A]` the gradient's size at `obs_tm1`."""
+        grad = self.grad[:, 0]
+        return np.abs(grad).reshape(*grad.shape[:2], -1).max(-1)
 
 
 class Subject(NamedTuple):
-    """A loss that is checked: what is declared of it, and how it answers to cases.
+    """A loss that is checked: what `check_loss` was told of it, and how it answers to cases.
 
     Attributes:
-      loss_fn: the loss.
-      table: the kind of network that it works with.
-      fixed_point: what it is declared to converge to; None where that is not judged.
-      bootstrap: the network whose values at time t are in the target.
-      learns_other_actions: as `check_loss` has it.
-      learns_next_obs: as `check_loss` has it.
-      evaluate: `(Cases, dtype=float64, scale=1, nudge=0, outputs=None) -> Answers`; `scale`
-        multiplies the tables, `nudge` `[N, 2, A, ...]` is added to the online network's; with
-        `outputs` `[N, 2, A, ...]` both networks are these tables.
-      settle: `Cases -> [N]` the value of `a_tm1` at which the loss settles: its target,
-        whatever its penalty.
-      settle_outputs: `(Cases, tables [N, 2, A, ...]) -> [N, ...]` the network's output for `a_tm1`
-        in the end, where both networks are these tables and not those of the cases' values.
-      cases: cases in which all values differ.
-      answers: to these cases.
-      settled: `[N]` the targets of these cases.
+      loss_fn: the loss; `table` is the kind of network that it works with.
+      fixed_point: what it is declared to converge to, None where that is not judged; this and the
+        next three are as `check_loss` has them.
+      evaluate: `(Cases, tables=None, dtype=float64) -> Answers`; tables are those of both networks
+        where they are not made of the cases' values.
+      settle_both: `(Cases, tables=None) -> (values [N], outputs [N, ...])` of `a_tm1` at which the
+        loss settles.
+      cases: cases in which all values differ; `answers` and `settled` `[N]` are those to them.
     """
 
     loss_fn: LossFn[Any]
@@ -125,38 +130,44 @@ class Subject(NamedTuple):
     learns_other_actions: bool
     learns_next_obs: bool
     evaluate: Callable[..., Answers]
-    settle: Callable[[Cases], np.ndarray]
-    settle_outputs: Callable[[Cases, np.ndarray], np.ndarray]
+    settle_both: Callable[..., tuple[np.ndarray, np.ndarray]]
     cases: Cases
     answers: Answers
     settled: np.ndarray
 
+    def settle(self, cases: Cases) -> np.ndarray:
+        """Finds the value `[N]` at which the loss settles: its target, whatever its penalty."""
+        return self.settle_both(cases)[0]
 
-def make_subject(
-    loss_fn: LossFn[Any],
-    table: Table,
-    fixed_point: FixedPoint | None,
-    bootstrap: Bootstrap,
-    learns_other_actions: bool,
-    learns_next_obs: bool,
-) -> Subject:
-    """Compiles a loss with tables for networks, and evaluates it: see `Subject`."""
-    network = table.network
+    def pull(self, **shift: np.ndarray | float) -> np.ndarray:
+        """Finds the pull `[N]` in the subject's cases, shifted."""
+        return self.evaluate(self.cases.shift(**shift)).pull
+
+    def compare(self, one: Cases, other: Cases) -> float:
+        """Returns how far the losses of two cases differ, as a share."""
+        loss = self.evaluate(one).loss
+        return find_size((loss - self.evaluate(other).loss) / (1 + np.abs(loss)))
+
+
+def make_subject(loss_fn: LossFn[Any], table: Table, *declared: Any) -> Subject:
+    """Compiles a loss with tables for networks, and evaluates it.
+
+    What is `declared` are the fields of `Subject` from `fixed_point` to `learns_next_obs`.
+    """
     obs_tm1, obs_t = np.eye(2, dtype=np.float32)
 
-    def loss(
-        online: Array, target: Array, key: Array, a_tm1: Array, r_t: Array, discount_t: Array
-    ) -> tuple[Array, Array]:
-        transition = Transition(jnp.asarray(obs_tm1), a_tm1, r_t, discount_t, jnp.asarray(obs_t))
-        output = loss_fn(network, online, target, transition, key)
+    def loss(online: Array, target: Array, key: Array, *scalars: Array) -> tuple[Array, Array]:
+        transition = Transition._make((jnp.asarray(obs_tm1), *scalars, jnp.asarray(obs_t)))
+        output = loss_fn(table.network, online, target, transition, key)
         return output.loss, output.priority
 
-    def answer(online: Array, target: Array, key: Array, *scalars: Array) -> Answers:
-        (found, priority), (grad, target_grad) = jax.value_and_grad(
-            loss, argnums=(0, 1), has_aux=True
-        )(online, target, key, *scalars)
-        pull = -jnp.sum(grad[0, scalars[0]] * table.pull.astype(grad.dtype))
-        return Answers._make((found, priority, grad, target_grad, pull))
+    def answer(online: Array, target: Array, key: Array, *scalars: Array) -> Any:
+        answers, (grad, target_grad) = jax.value_and_grad(loss, (0, 1), has_aux=True)(
+            online, target, key, *scalars
+        )
+        taken = grad[0, scalars[0]]
+        pull = -jnp.sum(taken * table.pull.astype(grad.dtype))
+        return Answers._make((*answers, grad, target_grad, taken, pull))
 
     def settle(online: Array, target: Array, key: Array, *scalars: Array) -> tuple[Array, Array]:
         def step(carry: Any, _: None) -> tuple[Any, None]:
@@ -167,45 +178,25 @@ def make_subject(
 
         start = (table.init(online, jnp.full((), 0.1)), online)
         (_, online), _ = jax.lax.scan(step, start, length=_SETTLING_STEPS)
-        values = network.action_values(network.apply(online, jnp.asarray(obs_tm1)))
-        return values[scalars[0]], online[0, scalars[0]]
+        output = table.network.apply(online, jnp.asarray(obs_tm1))
+        return table.network.action_values(output)[scalars[0]], online[0, scalars[0]]
 
-    evaluate, settle_both = (_map_over_cases(f, table) for f in (answer, settle))
-    cases = draw_cases(NUM_CASES, NUM_ACTIONS)
-    return Subject(
-        loss_fn,
-        table,
-        fixed_point,
-        bootstrap,
-        learns_other_actions,
-        learns_next_obs,
-        evaluate,
-        lambda cases: settle_both(cases)[0],
-        lambda cases, tables: settle_both(cases, outputs=tables)[1],
-        cases,
-        evaluate(cases),
-        settle_both(cases)[0],
-    )
+    evaluate, settle_both = (_map_over_cases(function, table) for function in (answer, settle))
+    cases = draw_cases(_NUM_CASES, NUM_ACTIONS)
+    known = (cases, evaluate(cases), settle_both(cases)[0])
+    return Subject._make((loss_fn, table, *declared, evaluate, settle_both, *known))
 
 
 def _map_over_cases(function: Callable[..., Any], table: Table) -> Callable[..., Any]:
     """Compiles `(online, target, key, a_tm1, r_t, discount_t) -> ...` as a function of `Cases`."""
     program = jax.jit(jax.vmap(function), compiler_options=FAST_COMPILE)
 
-    def run(
-        cases: Cases,
-        dtype: Any = np.float64,
-        scale: float = 1.0,
-        nudge: np.ndarray | float = 0.0,
-        outputs: np.ndarray | None = None,
-    ) -> Any:
+    def run(cases: Cases, tables: Any = None, dtype: Any = np.float64) -> Any:
         with jax.enable_x64(dtype == np.float64), jax.numpy_rank_promotion("raise"):
-            values = (cases.online, cases.target)
-            made = [table.from_values(x) if outputs is None else outputs for x in values]
-            tables = [(scale * x).astype(dtype) for x in made]
-            tables[0] = tables[0] + np.asarray(nudge, dtype)
-            scalars = (cases.a_tm1, cases.r_t.astype(dtype), cases.discount_t.astype(dtype))
-            keys = jax.random.split(jax.random.key(0), len(cases.r_t))
-            return jax.tree.map(np.asarray, program(*tables, keys, *scalars))
+            inputs = (*(tables or cases.make_tables(table)), cases.r_t, cases.discount_t)
+            online, target, r_t, discount_t = (np.asarray(x, dtype) for x in inputs)
+            keys = jax.random.split(jax.random.key(0), len(r_t))
+            answers = program(online, target, keys, cases.a_tm1, r_t, discount_t)
+            return jax.tree.map(np.asarray, answers)
 
     return run

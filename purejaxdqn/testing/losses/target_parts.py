@@ -2,36 +2,29 @@
 
 from __future__ import annotations
 
-import functools
+from collections.abc import Callable
 
 import numpy as np
 
-from purejaxdqn.testing.fixed_points import FixedPoint
-from purejaxdqn.testing.losses.gradients import FAR, compare_losses, find_size, split_by_action
-from purejaxdqn.testing.losses.single_transitions import Cases, Subject
-from purejaxdqn.testing.losses.target_differences import (
-    describe_discount,
-    describe_reward,
-    describe_rounding,
-    find_difference,
-)
-from purejaxdqn.testing.losses.target_formulas import Formula, name_target
-from purejaxdqn.testing.report import Check, attempt, expect
+from purejaxdqn.testing.fixed_points import FixedPoint, take_value
+from purejaxdqn.testing.losses.gradients import FAR
+from purejaxdqn.testing.losses.single_transitions import Cases, Subject, find_size
+from purejaxdqn.testing.losses.target_formulas import TOLERANCE, Formula, name_target
+from purejaxdqn.testing.report import Check, attempt, expect, find_true
+
+_Differ = Callable[[Cases], np.ndarray]
 
 
 def check_target_parts(subject: Subject) -> list[Check]:
     """Makes the rows on each part of the target."""
-    reward = attempt("the reward counts once", functools.partial(_check_reward, subject))
+    reward = attempt("the reward counts once", _check_reward, subject)
     if reward.passed is False and subject.fixed_point is None:
         why = "no fixed point is declared, and a regulariser may depend on q_tm1 too"
         reward = reward._replace(passed=None, message=why)
-    rows = {
-        "the discount counts once": _check_discount,
-        f"bootstraps from: {subject.bootstrap}": _check_bootstrap,
-    }
-    if subject.bootstrap == "none":
-        rows = {"bootstraps from: none": _check_no_bootstrap}
-    return [reward, *(attempt(row, functools.partial(f, subject)) for row, f in rows.items())]
+    rows = [reward]
+    if subject.bootstrap != "none":
+        rows.append(attempt("the discount counts once", _check_discount, subject))
+    return [*rows, attempt(f"bootstraps from: {subject.bootstrap}", _check_bootstrap, subject)]
 
 
 def check_declared_target(subject: Subject, fixed_point: FixedPoint) -> tuple[Check, str]:
@@ -41,15 +34,14 @@ def check_declared_target(subject: Subject, fixed_point: FixedPoint) -> tuple[Ch
     def look() -> str:
         nonlocal wrong
         size = find_size(subject.settled)
-        expect(
-            np.isfinite(size) and size < FAR / 2,
-            f"{size:.1e}",
+        unsettled = (
             f"minimised with all else held fixed, q_tm1[a_tm1] goes to {size:.3g} and does not "
             "settle: the loss, or the prediction in it, has the wrong sign, or the error has no "
-            "penalty",
+            "penalty"
         )
+        expect(np.isfinite(size) and size < FAR / 2, f"{size:.1e}", unsettled)
         formula = _find_formula(subject, fixed_point)
-        difference, example, wrong = find_difference(subject, fixed_point)
+        difference, example, wrong = _find_difference(subject, fixed_point)
         # A bootstrap from both networks may mix them: it is judged only where they agree.
         if formula is not None and formula.mistakes and (example or subject.bootstrap != "both"):
             wrong = "; ".join(formula.mistakes)
@@ -60,28 +52,31 @@ def check_declared_target(subject: Subject, fixed_point: FixedPoint) -> tuple[Ch
 
 
 def _find_formula(subject: Subject, fixed_point: FixedPoint) -> Formula | None:
-    cases, settled = subject.cases, subject.settled
-    q_tm1 = cases.online[:, 0].copy()
-    q_tm1[np.arange(len(settled)), cases.a_tm1] = settled
-    formula = name_target(settled, q_tm1, cases, fixed_point, subject.bootstrap)
-    if formula is None:  # the target may depend on the very values that were moved
-        reached = _find_targets_by_reward(subject)
-        if find_size(reached) > FAR / 2:
-            return None  # no reward makes the prediction stay
-        q_tm1 = cases.online[:, 0]
-        formula = name_target(reached, q_tm1, cases, fixed_point, subject.bootstrap)
-    return formula
-
-
-def _find_targets_by_reward(subject: Subject) -> np.ndarray:
-    """Finds the targets `[N]` from the reward that makes each prediction stay, by bisection."""
-    cases = subject.cases
-    low, high = (np.full(len(cases.r_t), by) for by in (-FAR, FAR))
+    cases, settled, declared = subject.cases, subject.settled, (fixed_point, subject.bootstrap)
+    if formula := name_target(settled, cases.predict(settled), *declared):
+        return formula
+    # The target may depend on the very values that were moved: by bisection, find the reward that
+    # makes each prediction stay.
+    low, high = np.full((2, len(settled)), [[-FAR], [FAR]])
     for _ in range(45):
         middle = (low + high) / 2
-        rises = subject.evaluate(cases.shift(r_t=middle)).pull > 0
+        rises = subject.pull(r_t=middle) > 0
         low, high = np.where(rises, low, middle), np.where(rises, middle, high)
-    return cases.read_predictions() - middle
+    reached = take_value(cases.q_tm1, cases.a_tm1) - middle
+    if find_size(reached) > FAR / 2:
+        return None  # no reward does
+    return name_target(reached, cases, *declared)
+
+
+def _expect_alike(
+    subject: Subject, one: Cases, other: Cases, wrong: str, *why: str | Callable[[], str]
+) -> str:
+    """Fails where two cases have other losses, with the first reason that says something."""
+    change = subject.compare(one, other)
+    if not change < 1e-6:
+        texts = (text if isinstance(text, str) else text() for text in why)
+        wrong = f"{wrong} by a share of up to {change:.3g}: {next(filter(None, texts))}"
+    return expect(change < 1e-6, f"{change:.1e}", wrong)
 
 
 def _describe_weights(subject: Subject, expected: np.ndarray | float, *others: Cases) -> str:
@@ -97,97 +92,230 @@ def _describe_weights(subject: Subject, expected: np.ndarray | float, *others: C
 
 def _check_reward(subject: Subject) -> str:
     cases = subject.cases
-    change = compare_losses(subject, cases, cases.shift(r_t=1.0, q_tm1=1.0))
-    if change < 1e-6:
-        return f"{change:.1e}"
-    why = (
-        _describe_weights(subject, 1.0, cases.shift(r_t=1.0))
-        or describe_rounding(subject)
-        or describe_reward(subject)
-        or "r_t must count once in the target, undiscounted and with a plus sign, and "
-        "q_tm1[a_tm1] be taken off"
-    )
-    raise AssertionError(
-        f"{change:.1e}",
-        "1 more of reward and of all q_tm1 changes the loss, by a share of up to "
-        f"{change:.3g}: {why}",
+    return _expect_alike(
+        *(subject, cases, cases.shift(r_t=1.0, q_tm1=1.0)),
+        "1 more of reward and of all q_tm1 changes the loss,",
+        lambda: _describe_weights(subject, 1.0, cases.shift(r_t=1.0)),
+        lambda: _describe_rounding(subject),
+        lambda: _describe_reward(subject),
+        "r_t must count once in the target, undiscounted and with a plus sign, and q_tm1[a_tm1] be "
+        "taken off",
     )
 
 
 def _check_discount(subject: Subject) -> str:
-    cases = subject.cases
-    names = {"target": ("q_t",), "online": ("q_t_selector",), "both": ("q_t", "q_t_selector")}
-    raised = cases.shift(**dict.fromkeys(names[subject.bootstrap], 1.0))
+    cases, both = subject.cases, ["q_t", "q_t_selector"]
+    names = {"target": both[:1], "online": both[1:]}.get(subject.bootstrap, both)
+    values = " and ".join(names)
+    raised = cases.shift(**dict.fromkeys(names, 1.0))
     rewarded = cases.shift(r_t=cases.discount_t)
-    change = compare_losses(subject, raised, rewarded)
-    if change < 1e-6:
-        return f"{change:.1e}"
-    values = " and ".join(names[subject.bootstrap])
-    if compare_losses(subject, raised, cases) == 0:
-        why = f"{values} does not count at all: is the target built from other values?"
-    else:
-        why = (
-            _describe_weights(subject, cases.discount_t, raised, rewarded)
-            or describe_discount(subject)
-            or describe_reward(subject)
-            or "discount_t must multiply what comes from time t, once"
-        )
-    raise AssertionError(
-        f"{change:.1e}",
-        f"1 more of {values} must be worth as much as discount_t more of r_t, and the loss differs "
-        f"by a share of up to {change:.3g}: {why}",
-    )
-
-
-def _check_no_bootstrap(subject: Subject) -> str:
-    cases = subject.cases
-    change = compare_losses(subject, cases, cases.shift(q_t=1.0, q_t_selector=1.0))
-    return expect(
-        change < 1e-6,
-        f"{change:.1e}",
-        f"the loss changes with the values at obs_t, by a share of up to {change:.3g}, although it "
-        "is said not to bootstrap (bootstrap='none')",
+    unused = f"{values} does not count at all: is the target built from other values?"
+    return _expect_alike(
+        *(subject, raised, rewarded),
+        f"1 more of {values} must be worth as much as discount_t more of r_t, and the loss differs",
+        lambda: unused if subject.compare(cases, raised) == 0 else "",
+        lambda: _describe_weights(subject, cases.discount_t, raised, rewarded),
+        lambda: _describe_discount(subject),
+        lambda: _describe_reward(subject),
+        "discount_t must multiply what comes from time t, once",
     )
 
 
 def _check_bootstrap(subject: Subject) -> str:
+    """Checks that the loss does not change with values that are not to count."""
     cases, bootstrap = subject.cases, subject.bootstrap
     rng = np.random.default_rng(4)
-    changed: list[tuple[str, Cases, str]] = []
+    others: list[tuple[str, Cases, str]] = []
+    if bootstrap == "none":
+        why = "it is said not to bootstrap (bootstrap='none')"
+        others.append(("the values at obs_t", cases.shift(q_t=1.0, q_t_selector=1.0), why))
     if bootstrap == "target":
-        message = (
+        why = (
             "the target takes values of the online network (params, q_t_selector), which may pick "
             "an action but not judge it: they belong to the target network (target_params, q_t). "
             "Where that is meant: bootstrap='online'"
         )
-        changed.append(("1 more of all q_t_selector", cases.shift(q_t_selector=1.0), message))
+        others.append(("1 more of all q_t_selector", cases.shift(q_t_selector=1.0), why))
     if bootstrap == "online":
-        message = (
+        why = (
             "it uses target_params although it is said to do without a target network "
             "(bootstrap='online')"
         )
-        q_t, target_q_tm1 = rng.normal(size=(2, 1, cases.target.shape[2])).repeat(
-            len(cases.r_t), axis=1
-        )
+        q_t, target_q_tm1 = rng.normal(size=(2, 1, cases.q_t.shape[1]))
         other = cases.shift(q_t=q_t, target_q_tm1=target_q_tm1)
-        changed.append(("the target network's values", other, message))
-    message = "the target takes values of obs_tm1 where those of obs_t belong"
-    other = cases.shift(target_q_tm1=1.0)
-    changed.append(("1 more of all the target network's q_tm1", other, message))
-    sizes, is_taken = split_by_action(subject.answers, cases)
+        others.append(("the target network's values", other, why))
+    if bootstrap != "none":
+        why = "the target takes values of obs_tm1 where those of obs_t belong"
+        other = cases.shift(target_q_tm1=1.0)
+        others.append(("1 more of all the target network's q_tm1", other, why))
     # Where other actions have a gradient, a row of its own says so.
-    is_learned = subject.learns_other_actions or sizes[~is_taken].any()
-    if bootstrap != "online" and not is_learned:
-        message = (
+    is_learned = subject.learns_other_actions or subject.answers.sizes[~cases.is_taken].any()
+    if bootstrap in ("target", "both") and not is_learned:
+        why = (
             "the target takes the online network's values at obs_tm1. For a loss that is meant to "
             "learn of other actions: learns_other_actions=True"
         )
-        other = cases.shift(q_tm1=~is_taken * rng.normal(size=is_taken.shape))
-        changed.append(("q_tm1 of actions not taken", other, message))
-    largest = 0.0
-    for what, other, message in changed:
-        change = compare_losses(subject, cases, other)
-        largest = max(largest, change)
-        wrong = f"the loss changes with {what}, by a share of up to {change:.3g}: {message}"
-        expect(change < 1e-6, f"{change:.1e}", wrong)
-    return f"{largest:.1e}"
+        other = cases.shift(q_tm1=~cases.is_taken * rng.normal(size=cases.q_tm1.shape))
+        others.append(("q_tm1 of actions not taken", other, why))
+    measured = [
+        _expect_alike(subject, cases, other, f"the loss changes with {what},", why)
+        for what, other, why in others
+    ]
+    return max(measured, key=float)
+
+
+def _find_difference(subject: Subject, fixed_point: FixedPoint) -> tuple[float, str, str]:
+    """Compares the target with the declared one, where both networks agree.
+
+    Returns the largest difference, an example of it, and what it depends on: no texts without one.
+    """
+
+    def differ(cases: Cases) -> np.ndarray:
+        settled = subject.settle(cases)
+        # Without a target network its own prediction has moved meanwhile.
+        moved = cases.predict(settled) if subject.bootstrap == "online" else cases
+        declared = fixed_point.target(moved.q_tm1, *cases[4:], cases.q_t)
+        return np.where(np.isfinite(settled), settled - declared, np.inf)
+
+    cases = subject.cases.equate_networks()
+    stages: list[tuple[Cases, float, Callable[..., str]]] = [
+        (cases, TOLERANCE, _describe_dependence),
+        (cases.set(discount_t=0.0), TOLERANCE, _describe_end),
+    ]
+    if subject.table.representation != "categorical":  # its support ends before a thousand
+        said = "at values of a thousand the target is clipped or bent"
+        stages.append((cases.scale(1e3), 1e3 * TOLERANCE, lambda *_: said))
+    sizes = []
+    for cases, tolerance, describe in stages:
+        difference = differ(cases)
+        sizes.append(find_size(difference))
+        if sizes[-1] > tolerance:
+            i = int(np.argmax(np.abs(difference)))
+            settled = subject.settle(cases)[i]
+            example = (
+                f"where r_t is {cases.r_t[i]:.3g}, discount_t {cases.discount_t[i]:.3g} and q_t "
+                f"[{', '.join(f'{q:.3g}' for q in cases.q_t[i])}], the target is {settled:.4g} and "
+                f"{fixed_point.name} declares {settled - difference[i]:.4g}"
+            )
+            return sizes[-1], example, describe(subject, cases, difference, differ)
+    return sizes[0], "", ""
+
+
+def _describe_end(subject: Subject, ended: Cases, difference: np.ndarray, _: _Differ) -> str:
+    """Describes what is wrong with the targets of terminal transitions alone."""
+    end = "where the episode terminated (discount_t = 0)"
+    predictions = take_value(ended.q_tm1, ended.a_tm1)
+    if find_size(subject.settle(ended) - predictions) < TOLERANCE:
+        return f"{end} nothing is learned, although such a transition counts like any other"
+    features = np.stack([ended.r_t, np.ones_like(ended.r_t)], 1)
+    factors = np.linalg.lstsq(features, difference, rcond=None)[0]
+    if find_size(features @ factors - difference) > TOLERANCE:
+        return f"{end} the target is another one"
+    times, more = 1 + factors[0], factors[1]
+    said = {
+        "the reward r_t is lost": abs(times) < TOLERANCE,
+        f"the reward counts {times:.3g} times": min(abs(times), abs(times - 1)) > TOLERANCE,
+        f"a constant of {more:.3g} is added to the target": abs(more) > TOLERANCE,
+    }
+    return f"{end} {' and '.join(find_true(said))}"
+
+
+def _describe_dependence(
+    subject: Subject, cases: Cases, difference: np.ndarray, differ: _Differ
+) -> str:
+    """Describes what changes the difference to the declared target, and how."""
+    fields = {name: name for name in ("r_t", "discount_t", "a_tm1")}
+    fields |= {"the values at obs_tm1": "target_q_tm1", "the values at obs_t": "q_t"}
+    moves = {}
+    for name, field in fields.items():
+        other = cases._replace(**{field: np.roll(getattr(cases, field), 1, axis=0)})
+        moves[name] = find_size(differ(other.equate_networks()) - difference) > TOLERANCE
+    names = ", ".join(find_true(moves))
+    nothing = subject.cases.scale(0.0)
+    constant = differ(nothing)
+    i = int(np.argmax(np.abs(constant)))
+    known = {
+        f"the difference depends on {names}" if names else "it differs": True,
+        _describe_rounding(subject): True,
+        _describe_reward(subject): True,
+        _describe_discount(subject): True,
+        _describe_values(subject): True,
+        f"with r_t and all values 0 the target is {subject.settle(nothing)[i]:.3g} where "
+        f"discount_t is {nothing.discount_t[i]:.3g}: something is added to it": (
+            abs(constant[i]) > TOLERANCE
+        ),
+    }
+    return "; ".join(find_true(known))
+
+
+def _describe_factors(what: str, given: list[float], found: list[np.ndarray], wrong: str) -> str:
+    """Describes how sizes `given` count, from `found` `[N]` of each; "" if as themselves."""
+    counted = [float(x.mean()) for x in found]
+    if any(np.ptp(x) > TOLERANCE for x in found) or np.allclose(counted, given, 0, TOLERANCE):
+        return ""
+    factor = counted[-1] / given[-1]
+    if np.allclose(counted, factor * np.array(given), 0, TOLERANCE):
+        return f"{what} counts {factor:.3g} times"
+    texts = (", ".join(f"{x:.3g}" for x in xs) for xs in (given, counted))
+    return f"{what} of {' counts as '.join(texts)}: {wrong}"
+
+
+def _describe_rounding(subject: Subject) -> str:
+    """Describes a rounded reward: a little more of it does not move the target."""
+    cases = subject.cases.equate_networks()
+    still, a_little, more = (subject.settle(cases.shift(r_t=by)) for by in (0.0, 1e-4, 1.0))
+    share = float(((np.abs(a_little - still) < 1e-6) & (np.abs(more - still) > 0.5)).mean())
+    if share < 0.5:
+        return ""
+    return (
+        f"in {share:.0%} of cases 0.0001 more of r_t does not move the target: it is rounded, or "
+        "cast to a type of fewer digits"
+    )
+
+
+def _describe_reward(subject: Subject) -> str:
+    """Describes how rewards of several sizes count in the target; "" if as themselves."""
+    cases = subject.cases.equate_networks()
+    sizes = [-3.0, -0.5, 0.5, 3.0]
+    zero, *found = (subject.settle(cases.set(r_t=size)) for size in (0.0, *sizes))
+    wrong = "the reward is clipped or bent"
+    return _describe_factors("r_t", sizes, [x - zero for x in found], wrong)
+
+
+def _describe_discount(subject: Subject) -> str:
+    """Describes how discounts count in the target; "" if as themselves."""
+    if subject.bootstrap == "none":
+        return ""
+    cases = subject.cases.equate_networks()
+    sizes = [0.25, 0.5, 0.75, 0.95]
+    at = [cases.set(discount_t=size) for size in sizes]
+    found = [subject.settle(x.shift(q_t=1.0, q_t_selector=1.0)) - subject.settle(x) for x in at]
+    wrong = (
+        f"a discount of {found[0].mean():.3g} is written into it, discount_t is lost"
+        if np.ptp(np.stack(found)) < TOLERANCE
+        else "the discount is bent: discount_t is gamma itself"
+    )
+    return _describe_factors("discount_t", sizes, found, wrong)
+
+
+def _describe_values(subject: Subject) -> str:
+    """Says which actions' values at time t do not count, and whether they are bent."""
+    cases = subject.cases.equate_networks()
+    still = subject.settle(cases)
+
+    def move(by: np.ndarray | float) -> np.ndarray:
+        return subject.settle(cases.shift(q_t=by, q_t_selector=by)) - still
+
+    num_actions = cases.q_t.shape[1]
+    said = [
+        f"the value of action {action} at obs_t does not count"
+        for action, by in enumerate(4.0 * np.eye(num_actions))
+        if find_size(move(by[np.newaxis])) < TOLERANCE
+    ]
+    if len(said) == num_actions:
+        return "no value at obs_t counts"
+    slope = move(4.0) / 4
+    bends = [(move(by) - by * slope) / cases.discount_t for by in (-4.0, -1.0, 1.0)]
+    if any(find_size(bend) > 10 * TOLERANCE for bend in bends):
+        said.append("the values at obs_t, or the target, are clipped or bent")
+    return "; ".join(said)

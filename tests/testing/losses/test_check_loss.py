@@ -67,13 +67,10 @@ def test_every_loss_of_the_package_passes(name):
 )
 def test_each_near_miss_of_a_fixed_point_has_its_name(fixed_point):
     cases = draw_cases(48, 3)
-    lanes = np.arange(48)
     for wrong, off in fixed_point.near_misses:
-        arguments = (cases.a_tm1, cases.r_t, cases.discount_t, cases.target[:, 1])
-        settled = off.target(cases.target[:, 0], *arguments)
-        q_tm1 = cases.online[:, 0].copy()
-        q_tm1[lanes, cases.a_tm1] = settled
-        formula = name_target(settled, q_tm1, cases, fixed_point, "target")
+        arguments = (cases.a_tm1, cases.r_t, cases.discount_t, cases.q_t)
+        settled = off.target(cases.target_q_tm1, *arguments)
+        formula = name_target(settled, cases.predict(settled), fixed_point, "target")
         assert formula is not None
         assert wrong in formula.mistakes
 

@@ -49,10 +49,10 @@ def next_values_beside(output, network, params, target_params, transition, key):
 
 
 def of_the_batch(output, network, params, target_params, transition, key):
-    # The callback's thread does not see `jax.enable_x64`: its type is that of the reward here.
+    # Single precision always, as the callback's thread does not see `jax.enable_x64`.
     scale = jax.pure_callback(
-        lambda r: np.full(r.shape, 1.0 + r.size, transition.r_t.dtype),
-        jax.ShapeDtypeStruct((), transition.r_t.dtype),
+        lambda r: np.full(r.shape, 1.0 + r.size, np.float32),
+        jax.ShapeDtypeStruct((), np.float32),
         transition.r_t,
         vmap_method="broadcast_all",
     )
