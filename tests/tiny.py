@@ -48,3 +48,12 @@ def bits(tree):
         ).tobytes()
         for x in jax.tree.leaves(tree)
     ]
+
+
+def assert_same_dataset(one, other):
+    """Compares every variable of two datasets, to the bit."""
+    assert set(one.variables) == set(other.variables)
+    for name in one.variables:
+        a, b = one[name].values, other[name].values
+        assert (a.dtype, a.shape) == (b.dtype, b.shape), name
+        assert (a == b).all() if a.dtype.kind == "U" else a.tobytes() == b.tobytes(), name
