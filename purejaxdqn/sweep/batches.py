@@ -245,16 +245,17 @@ class BatchTrainer:
             batch = self._plan.batches[number]
             rows[number] = slice(len(members), len(members) + len(batch))
             members += batch
-            fresh = number not in paused
-            self._records[number] = Record(config, len(batch)) if fresh else paused[number].record
-        kept = copy_to_devices(programs, [*paused.values()]) if paused else None
-        paused.clear()  # of large arrays, which are on the devices now
-        if kept is not None:
+            record = paused[number].record if number in paused else Record(config, len(batch))
+            self._records[number] = record
+        kept, last_step = None, config.prefill_steps
+        if paused:
+            kept = copy_to_devices(programs, [*paused.values()])
+            paused.clear()  # of large arrays, which are on the devices now
+            last_step = kept.step
             self._bar.message(
-                f"going on at step {kept.step:,} with {len(members)} run(s) that were under way"
+                f"going on at step {last_step:,} with {len(members)} run(s) that were under way"
             )
         steps_before = sum(map(self._count_steps, self._finished))
-        last_step = config.prefill_steps if kept is None else kept.step
         stop.is_deferred = True
         for event in train_round(programs, config, [self._runs[i] for i in members], kept=kept):
             self._trained_steps += len(members) * (event.step - last_step)

@@ -24,10 +24,7 @@ MOST_RUNS = 10**5  # in one sweep
 
 
 class Point(NamedTuple):
-    """The settings of the runs that differ in nothing but their seeds.
-
-    `labels` are the swept settings by name, with values as the results show them.
-    """
+    """The settings of runs that differ in their seeds alone; `labels` are as those of `Run`."""
 
     config: RunConfig
     labels: Mapping[str, Label]
@@ -38,7 +35,7 @@ class Design(NamedTuple):
 
     Attributes:
       points: of a grid in the order of `itertools.product`.
-      seeds: the seeds at each point.
+      seeds: those at each point.
       axes: the swept settings by name, with the labels along each; empty for one point. Those of a
         random search have a label for each point.
       is_grid: whether the points are all combinations of the axes, or drawn at random.
@@ -65,7 +62,7 @@ class Design(NamedTuple):
 
 
 def group_by_program(configs: Iterable[RunConfig]) -> list[list[int]]:
-    """Groups the numbers of runs, given by their settings, by the compiled program that they share.
+    """Groups runs, given by their settings, by the compiled program that they share.
 
     Such settings are of one class, and have the same values where they are not traced.
     """

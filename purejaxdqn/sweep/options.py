@@ -12,7 +12,7 @@ from typing import Any, Literal
 import jax
 
 from purejaxdqn.tracking import Tracker
-from purejaxdqn.training.declaration import setting, settings_of
+from purejaxdqn.training.declaration import Setting, setting, settings_of
 from purejaxdqn.types import ConfigError, suggest_names
 
 SeedMode = Literal["vmap", "map"]
@@ -89,11 +89,9 @@ class SweepOptions:
 
     def __post_init__(self) -> None:
         """Refuses bad values, and makes a `Path` of an output folder that is text."""
-        declared = settings_of(type(self)).values()
+        declared = [*settings_of(type(self)).values(), Setting("progress", bool, True)]
         if problems := [p for one in declared if (p := one.problem(getattr(self, one.name)))]:
             raise ConfigError("\n".join(problems))
-        if not isinstance(self.progress, bool):
-            raise ConfigError(f"progress ({self.progress!r:.60}) must be True or False")
         if self.output is not None:
             object.__setattr__(self, "output", Path(self.output))
         devices = self.devices
@@ -115,9 +113,9 @@ class SweepOptions:
                 "resume (True) and overwrite (True) exclude each other: --resume goes on with what "
                 "is there, --overwrite starts again"
             )
-        if (self.resume or self.overwrite) and self.output is None:
-            name = "resume" if self.resume else "overwrite"
-            raise ConfigError(f"{name} (True) needs an output folder: give output")
+        for name in ("resume", "overwrite"):
+            if getattr(self, name) and self.output is None:
+                raise ConfigError(f"{name} (True) needs an output folder: give output")
 
     @property
     def runs_per_batch(self) -> int | None:
@@ -145,6 +143,7 @@ def split_keywords(
     options = SweepOptions() if options is None else options
     if not isinstance(options, SweepOptions):
         raise ConfigError(f"options ({options!r:.60}) must be SweepOptions, such as SweepOptions()")
+    others = {name: value for name, value in keywords.items() if name not in _DEFAULTS}
     given = {name: value for name, value in keywords.items() if name in _DEFAULTS}
     for name, value in given.items():
         if (there := getattr(options, name)) != _DEFAULTS[name]:
@@ -152,7 +151,6 @@ def split_keywords(
                 f"{name} is given twice, in options ({there!r:.60}) and as a keyword "
                 f"({value!r:.60}): leave one of them out"
             )
-    others = {name: value for name, value in keywords.items() if name not in _DEFAULTS}
     return dataclasses.replace(options, **given), others
 
 

@@ -27,9 +27,7 @@ class Group(NamedTuple):
     Attributes:
       config: the settings of the first one; only floats of the others differ.
       batches: the numbers of their batches.
-      num_runs: how many they are.
       plan: how their batches are laid out over the devices.
-      run_bytes: the memory of each run.
       params: the weights of one run, as shapes.
     """
 
@@ -50,10 +48,8 @@ class SweepPlan(NamedTuple):
     """A sweep, laid out over batches, programs and devices.
 
     Attributes:
-      design: its runs.
       width: runs per batch; a run's bits depend on it.
       batches: which runs each batch has; a batch is what trains on one device at a time.
-      groups: the runs of each compiled program.
       budget: bytes that runs may take on the devices at a time.
     """
 

@@ -85,12 +85,10 @@ def _plan_alike(design: Design, plan: Callable[..., SweepPlan], width: int | Non
 
 def _describe(experiment: Experiment, plan: SweepPlan, options: SweepOptions) -> dict[str, Any]:
     """Describes everything that the numbers of a sweep depend on, as JSON holds it."""
-    settings = {
-        ", ".join(f"{name}={value}" for name, value in point.labels.items()): json.loads(
-            config_to_json(point.config)
-        )
-        for point in plan.design.points
-    }
+    settings = {}
+    for point in plan.design.points:
+        labels = ", ".join(f"{name}={value}" for name, value in point.labels.items())
+        settings[labels] = json.loads(config_to_json(point.config))
     if len(settings) == 1:
         (settings,) = settings.values()
     request = {
