@@ -31,6 +31,13 @@ def nearest_names(name: str, names: Iterable[str]) -> str:
     return ", ".join(difflib.get_close_matches(str(name), names, n=3) or names)
 
 
+def suggest_names(name: str, names: Iterable[str]) -> str:
+    """Asks whether the names nearest to one were meant, or offers all where none is near."""
+    names = list(names)
+    is_near = difflib.get_close_matches(name, names, n=1)
+    return f"{'did you mean' if is_near else 'choose one of'} {nearest_names(name, names)}"
+
+
 def is_same_definition(one: Callable[..., Any], other: Callable[..., Any]) -> bool:
     """Tells whether two functions are one definition, run twice if a notebook's cell ran again.
 

@@ -12,6 +12,7 @@ from hypothesis import HealthCheck, settings
 
 from purejaxdqn.cli.main import main
 from purejaxdqn.runtime.devices import use_every_core
+from tiny import assert_same_dataset
 
 EXPERIMENTS = Path(__file__).parents[1] / "experiments"
 
@@ -48,6 +49,7 @@ def pytest_configure(config: pytest.Config) -> None:
 # Which take longest, in this order: begun first, so that no process waits long for the other at the
 # end. The files of a folder that is not here come last.
 SLOW_FILES = (
+    "sweep/test_kills.py",
     "sweep/test_resume.py",
     "testing/losses/",
     "runtime/test_processes.py",
@@ -94,11 +96,7 @@ def assert_same_bits():
     """Compares two `SweepResult`s: every variable and all weights, to the bit."""
 
     def compare(one, other):
-        assert set(one.dataset.variables) == set(other.dataset.variables)
-        for name in one.dataset.variables:
-            a, b = (result.dataset[name].values for result in (one, other))
-            assert (a.dtype, a.shape) == (b.dtype, b.shape), name
-            assert (a == b).all() if a.dtype.kind == "U" else a.tobytes() == b.tobytes(), name
+        assert_same_dataset(one.dataset, other.dataset)
         for a, b in zip(*(jax.tree.leaves(x.params) for x in (one, other)), strict=True):
             assert a.tobytes() == b.tobytes(), "weights"
 

@@ -57,3 +57,12 @@ def step_of(num_envs: int, number: Any = 0.0) -> Step:
     obs, flag = jnp.full((num_envs, 2), number), jnp.zeros(num_envs, bool)
     action, reward = jnp.zeros(num_envs, jnp.int32), jnp.full(num_envs, number)
     return Step(obs, action, reward, flag, flag, obs)
+
+
+def assert_same_dataset(one, other):
+    """Compares every variable of two datasets, to the bit."""
+    assert set(one.variables) == set(other.variables)
+    for name in one.variables:
+        a, b = one[name].values, other[name].values
+        assert (a.dtype, a.shape) == (b.dtype, b.shape), name
+        assert (a == b).all() if a.dtype.kind == "U" else a.tobytes() == b.tobytes(), name

@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-import contextlib
 import functools
 import math
 import uuid
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import jax
 import numpy as np
-import xarray as xr
 from rich.filesize import decimal
 
 from purejaxdqn.engine.memory import memory_bytes, peak_bytes
@@ -21,16 +19,17 @@ from purejaxdqn.engine.rounds import Event, Kept, Record, estimate_round_seconds
 from purejaxdqn.runtime import processes
 from purejaxdqn.runtime.interrupts import EXIT_INTERRUPTED, StopRequest, catch_signals
 from purejaxdqn.storage import provenance, results
+from purejaxdqn.storage.checkpoint import estimate_write_memory
 from purejaxdqn.storage.files import WriteSchedule
 from purejaxdqn.sweep.dataset import SweepInterrupted, SweepResult, stack_params, to_dataset
 from purejaxdqn.sweep.folder import Paused, copy_from_devices, copy_to_devices
-from purejaxdqn.sweep.plan import Group, estimate_peak_memory
+from purejaxdqn.sweep.plan import Group
 from purejaxdqn.sweep.resume import OpenSweep
 from purejaxdqn.tracking import Evaluated
-from purejaxdqn.training.settings import RunConfig
 
 _SAVE_SECONDS = 5.0  # between two writes of results that are not finished, at least
 _CHECKPOINT_SECONDS = 10.0  # between two checkpoints, at least
+_DISBELIEF_FACTOR = 1.6  # ignore XLA's estimate of memory if ours is this many times larger
 TIMES = ("compile_seconds", "train_seconds", "evaluation_seconds", "checkpoint_seconds")
 
 
@@ -72,9 +71,7 @@ class BatchTrainer:
           SweepInterrupted: on Ctrl-C and SIGTERM, with everything that was finished.
         """
         with catch_signals() as stop:
-            self._read_times()
-            known = self._read_result()
-            if known is not None:
+            if (known := self._read_earlier()) is not None:
                 return known
             with self._bar:
                 return self._train_and_write(stop)
@@ -85,58 +82,49 @@ class BatchTrainer:
             if self._options.progress:
                 self.compile_and_forecast()
             self._train(self._all, stop)
-            self._gather()
+            own = {n: self._records[n] for n in self._finished if processes.is_assigned_here(n)}
+            for records, unsaved in processes.gather((own, self._unsaved)):
+                self._records |= records
+                self._unsaved |= unsaved
         except KeyboardInterrupt as error:
             exit_code = getattr(error, "exit_code", EXIT_INTERRUPTED)
         stop.is_deferred = True  # only the results are still to be written
         if exit_code is not None:
             self._read_finished(self._all)  # those of other processes
         result = self._make_result("finished" if exit_code is None else "interrupted")
-        if self._folder is not None and processes.is_first_process():
-            if any(record.has_begun for record in self._records.values()):
-                results.save_or_rescue(result.dataset, self._folder.output)
-            if exit_code is None and not self._unsaved:
-                self._folder.delete_running()
+        text = "the sweep was interrupted"
+        if self._folder is not None:
+            text += f"; resume=True goes on from what is kept in {self._folder.output}"
+            if processes.is_first_process():
+                if any(record.has_begun for record in self._records.values()):
+                    results.save_or_rescue(result.dataset, self._folder.output)
+                if exit_code is None and not self._unsaved:
+                    self._folder.delete_running()
         if exit_code is not None:
-            text = "the sweep was interrupted"
-            if self._folder is not None:
-                text += f"; resume=True goes on from what is kept in {self._folder.output}"
             raise SweepInterrupted(text, result, exit_code)
         return result
 
-    # -------------------------------------------------------------- the work of earlier processes
-
-    def _read_times(self) -> None:
-        """Adds what earlier processes have spent; from here on this one's times are kept."""
-        if self._folder is None:
-            return
+    def _read_earlier(self) -> SweepResult | None:
+        """Reads times and finished batches; where all are finished, also the result as written."""
+        if (folder := self._folder) is None:
+            return None
         process = f"{jax.process_index()}-"
-        for times in self._folder.read_times(process):
-            for name in self._spent:
-                self._spent[name] += times[name]
         self._times_file = f"{process}{uuid.uuid4().hex[:8]}"
+        for times in folder.read_times(process):
+            self._spent = {name: spent + times[name] for name, spent in self._spent.items()}
         self._facts |= {name: self._spent[name] for name in TIMES}
         if trained := self._spent["trained_steps"]:
             self._trained_steps = int(trained)
             self._facts["env_steps_per_second"] = trained / max(self._spent["train_seconds"], 1e-9)
-
-    def _read_result(self) -> SweepResult | None:
-        """Reads the finished batches; where all are finished, also the result as it was written."""
-        folder = self._folder
-        if folder is None:
-            return None
         self._read_finished(self._all)
         # The processes may see different files, but must all decide the same.
-        if not all(processes.gather(len(self._finished) == len(self._plan.batches))):
+        if not all(processes.gather(len(self._finished) == len(self._all))):
             return None
-
-        def load() -> xr.Dataset | None:
-            with contextlib.suppress(OSError):
-                return results.load(folder.output)
+        try:
+            dataset = processes.run_on_first_process(lambda: results.load(folder.output))
+        except OSError:
             return None
-
-        dataset = processes.run_on_first_process(load)
-        if dataset is None or dataset.attrs.get("status") != "finished":
+        if dataset.attrs.get("status") != "finished":
             return None
         # It may be damaged, or of a sweep before this one that was to be overwritten.
         known = self._make_result("finished")
@@ -153,22 +141,24 @@ class BatchTrainer:
         """Reads those batches that are finished on disk, and not known yet."""
         if self._folder is None:
             return
-        for number in numbers:
-            if number not in self._finished:
-                record = self._folder.load_finished(number, self._configs[number])
-                if record is not None:
-                    self._records[number] = record
-                    self._finished.add(number)
-
-    # ---------------------------------------------------------------------------------- the plan
+        for number in [number for number in numbers if number not in self._finished]:
+            if record := self._folder.load_finished(number, self._configs[number]):
+                self._records[number] = record
+                self._finished.add(number)
 
     def compile_and_forecast(self) -> None:
         """Compiles all programs that are needed, runs each for a second, and shows the plan."""
         self._bar.message(f"{self._plan.describe()}\ncompiling ...")
         groups = [group for group in self._plan.groups if self._unfinished(group)]
-        programs = [self._compile(group) for group in groups]
+        for group in groups:
+            self._compile(group)
         now = memory_bytes()  # before the short runs below, which leave memory behind
-        seconds = sum(map(self._estimate_seconds, groups, programs))
+        seconds = 0.0
+        for group in groups:
+            at_once, left = group.plan.num_devices, self._unfinished(group)
+            first = [self._runs[i] for number in left[:at_once] for i in self._plan.batches[number]]
+            round_seconds = estimate_round_seconds(self._compile(group), group.config, first)
+            seconds += math.ceil(len(left) / at_once) * round_seconds
         self._plan_peak_memory(now, seconds)
         compiled = self._facts["compile_seconds"] - self._spent["compile_seconds"]
         peak = decimal(self._facts["planned_peak_bytes"])
@@ -177,25 +167,25 @@ class BatchTrainer:
             f"{format_duration(seconds)}"
         )
 
-    def _estimate_seconds(self, group: Group, programs: Programs) -> float:
-        at_once, left = group.plan.num_devices, self._unfinished(group)
-        first = [self._runs[i] for number in left[:at_once] for i in self._plan.batches[number]]
-        seconds = estimate_round_seconds(programs, group.config, first)
-        return math.ceil(len(left) / at_once) * seconds
-
     def _plan_peak_memory(self, now: int, seconds: float) -> None:
-        """Writes into the facts how much memory this process is going to have."""
-        compiled = {key: programs.round_bytes for key, programs in self._compiled.items()}
-        folder = self._folder
-        self._facts["planned_peak_bytes"] = estimate_peak_memory(
-            self._plan,
-            compiled,
-            now,
-            is_in_process=self._devices[0].platform == "cpu",
-            is_kept=folder is not None,
-            is_resumed=folder is not None and folder.has_running(),
-            is_checkpointed=self._checkpointing.comes_within(seconds),
-        )
+        """Notes how much memory this process is going to have; it has `now` bytes without runs."""
+        groups, running = self._plan.groups, 0
+        for group in groups:
+            compiled = self._compiled.get(group.batches[0])
+            by_xla = 0 if compiled is None else compiled.round_bytes  # 0 too if it does not know
+            # XLA knows its own buffers better than we do, but not those of libraries that it calls.
+            is_known = by_xla > group.round_bytes / _DISBELIEF_FACTOR
+            running = max(running, by_xla if is_known else group.round_bytes)
+        if self._folder is not None:
+            if self._folder.has_running():
+                # A batch that is read from the disk is there beside its copy on the device.
+                running += self._plan.width * max(group.run_bytes.state for group in groups)
+            states = max(group.plan.slots_per_round * group.run_bytes.state for group in groups)
+            is_checkpointed = self._checkpointing.comes_within(seconds)
+            running += estimate_write_memory(states if is_checkpointed else 0)
+        in_process = running if self._devices[0].platform == "cpu" else 0
+        planned = now + in_process + self._plan.result_bytes
+        self._facts["planned_peak_bytes"] = max(peak_bytes(), planned)
 
     def _unfinished(self, group: Group) -> list[int]:
         """Lists the batches of a group that this process has still to train."""
@@ -206,14 +196,11 @@ class BatchTrainer:
         """Compiles the programs of a group, once."""
         key = group.batches[0]
         if key not in self._compiled:
-            programs = compile_programs(
+            self._compiled[key] = compile_programs(
                 self._experiment, group.config, group.plan, self._devices, self._options.diagnostics
             )
-            self._facts["compile_seconds"] += programs.compile_seconds
-            self._compiled[key] = programs
+            self._facts["compile_seconds"] += self._compiled[key].compile_seconds
         return self._compiled[key]
-
-    # ---------------------------------------------------------------------------------- training
 
     def _train(self, numbers: Sequence[int], stop: StopRequest) -> None:
         """Trains batches, those of this process that are not finished."""
@@ -221,70 +208,65 @@ class BatchTrainer:
             wanted = [number for number in self._unfinished(group) if number in numbers]
             if not wanted:
                 continue
-            programs = self._compile(group)
+            self._compile(group)
             if not self._facts["planned_peak_bytes"]:
                 self._plan_peak_memory(memory_bytes(), math.inf)
             self._saving.start()
             self._checkpointing.start()
             while wanted:
-                paused = self._load_paused(wanted, group.config, group.plan.num_devices)
+                paused = self._load_paused(wanted, group)
                 taken = [*paused] or wanted[: group.plan.num_devices]
-                self._train_round(programs, group.config, taken, paused, stop)
+                self._train_round(group, taken, paused, stop)
                 wanted = [number for number in wanted if number not in taken]
 
-    def _load_paused(
-        self, wanted: Sequence[int], config: RunConfig, at_most: int
-    ) -> dict[int, Paused]:
+    def _load_paused(self, wanted: Sequence[int], group: Group) -> dict[int, Paused]:
         """Reads the first wanted batch, if it is under way, and others at the same step."""
         paused: dict[int, Paused] = {}
-        if self._folder is None:
-            return paused
         for number in wanted:
-            one = self._folder.load_running(number, config)
-            if not paused and one is None:
+            folder = self._folder
+            one = None if folder is None else folder.load_running(number, group.config)
+            if one is None and not paused:
                 break
-            if one is not None and len({one.step, *(p.step for p in paused.values())}) == 1:
+            if one is not None and all(one.step == other.step for other in paused.values()):
                 paused[number] = one
-            if len(paused) == at_most:
+            if len(paused) == group.plan.num_devices:
                 break
         return paused
 
     def _train_round(
-        self,
-        programs: Programs,
-        config: RunConfig,
-        numbers: Sequence[int],
-        paused: dict[int, Paused],
-        stop: StopRequest,
+        self, group: Group, numbers: Sequence[int], paused: dict[int, Paused], stop: StopRequest
     ) -> None:
         """Trains some batches side by side, from their start or their checkpoint to their end."""
-        batches = {number: self._plan.batches[number] for number in numbers}
-        members = np.array([run for batch in batches.values() for run in batch])
-        ends = np.cumsum([len(batch) for batch in batches.values()])
-        rows = {n: slice(e - len(batches[n]), e) for n, e in zip(numbers, ends, strict=True)}
-        for number, batch in batches.items():
-            fresh = number not in paused
-            self._records[number] = Record(config, len(batch)) if fresh else paused[number].record
-        kept = copy_to_devices(programs, [*paused.values()]) if paused else None
-        paused.clear()  # of large arrays, which are on the devices now
-        if kept is not None:
+        programs, config = self._compile(group), group.config
+        members: list[int] = []
+        rows: dict[int, slice] = {}
+        for number in numbers:
+            batch = self._plan.batches[number]
+            rows[number] = slice(len(members), len(members) + len(batch))
+            members += batch
+            record = paused[number].record if number in paused else Record(config, len(batch))
+            self._records[number] = record
+        kept, last_step = None, config.prefill_steps
+        if paused:
+            kept = copy_to_devices(programs, [*paused.values()])
+            paused.clear()  # of large arrays, which are on the devices now
+            last_step = kept.step
             self._bar.message(
-                f"going on at step {kept.step:,} with {len(members)} run(s) that were under way"
+                f"going on at step {last_step:,} with {len(members)} run(s) that were under way"
             )
         steps_before = sum(map(self._count_steps, self._finished))
-        last_step = config.prefill_steps if kept is None else kept.step
         stop.is_deferred = True
         for event in train_round(programs, config, [self._runs[i] for i in members], kept=kept):
             self._trained_steps += len(members) * (event.step - last_step)
             last_step = event.step
             env_steps = steps_before + len(members) * event.step
             self._bar.add_event(event, self._facts, self._trained_steps, env_steps)
-            if event.kept is not None:
-                if stop.number is not None or self._checkpointing.is_due():
-                    self._write_checkpoint(programs, event.kept, rows)
-                stop.raise_if_requested()
-            else:
+            if event.kept is None:
                 self._take_evaluation(event, rows, members)
+                continue
+            if stop.number is not None or self._checkpointing.is_due():
+                self._write_checkpoint(programs, event.kept, rows)
+            stop.raise_if_requested()
         self._finished |= {*numbers}
         self._unsaved |= {*numbers}
         self._save_finished()
@@ -296,37 +278,27 @@ class BatchTrainer:
         """Returns the environment steps of a finished batch."""
         return len(self._plan.batches[number]) * self._configs[number].total_steps
 
-    def _take_evaluation(self, event: Event, rows: dict[int, slice], members: np.ndarray) -> None:
+    def _take_evaluation(
+        self, event: Event, rows: Mapping[int, slice], members: Sequence[int]
+    ) -> None:
         """Records an evaluation, shows it, hands it to the tracker, and saves results if due."""
         assert event.episode_return is not None
+        labels = [dict(self._runs[run].labels) for run in members]
         for number, at in rows.items():
-            diverged = self._records[number].add(event, at)
-            for row in np.flatnonzero(diverged):
-                labels = self._runs[self._plan.batches[number][row]].labels
-                shown = ", ".join(f"{name}={value}" for name, value in labels.items())
+            for row in np.flatnonzero(self._records[number].add(event, at)):
+                shown = ", ".join(f"{k}={value}" for k, value in labels[at][row].items())
                 self._bar.message(
                     f"the run with {shown} diverged by step {event.step:,}: it is marked, and "
                     "the others go on"
                 )
         self._bar.show_evaluation(event.step, event.episode_return)
         if self._options.on_evaluation is not None:
-            self._options.on_evaluation(
-                Evaluated(
-                    event.step,
-                    members,
-                    [self._runs[run].labels for run in members],
-                    event.episode_return,
-                    event.training_return,
-                    event.metrics,
-                )
-            )
+            numbers = (event.episode_return, event.training_return, event.metrics)
+            self._options.on_evaluation(Evaluated(event.step, np.array(members), labels, *numbers))
         self._save_results()
 
-    # ---------------------------------------------------------------------------------- on disk
-
-    def _write_checkpoint(self, programs: Programs, kept: Kept, rows: dict[int, slice]) -> None:
-        folder = self._folder
-        if folder is None:
+    def _write_checkpoint(self, programs: Programs, kept: Kept, rows: Mapping[int, slice]) -> None:
+        if (folder := self._folder) is None:
             return
         paused = copy_from_devices(programs, kept, rows, self._records)
         with self._checkpointing.measure():
@@ -338,16 +310,14 @@ class BatchTrainer:
 
     def _write_times(self) -> None:
         folder, file = self._folder, self._times_file
-        if folder is None or file is None:
-            return
-        now = {**self._facts, "trained_steps": self._trained_steps}
-        own = {name: now[name] - before for name, before in self._spent.items()}
-        self._bar.attempt(lambda: folder.write_times(file, own))
+        if folder is not None and file is not None:
+            now = {**self._facts, "trained_steps": self._trained_steps}
+            own = {name: now[name] - before for name, before in self._spent.items()}
+            self._bar.attempt(lambda: folder.write_times(file, own))
 
     def _save_finished(self) -> None:
         """Writes finished batches, also those that the disk had no room for before."""
-        folder = self._folder
-        if folder is None:
+        if (folder := self._folder) is None:
             return
 
         def save(number: int) -> None:
@@ -360,30 +330,19 @@ class BatchTrainer:
     def _save_results(self) -> None:
         """Writes the results so far, if it is time, and this process writes them."""
         folder = self._folder
-        if folder is None or not processes.is_first_process() or not self._saving.is_due():
-            return
-        with self._saving.measure():
-            self._bar.attempt(
-                lambda: results.save(self._make_result("running").dataset, folder.output)
-            )
-
-    # ------------------------------------------------------------------------------ the result
-
-    def _gather(self) -> None:
-        """Collects the numbers of all processes in each."""
-        own = {n: self._records[n] for n in self._finished if processes.is_assigned_here(n)}
-        for records, unsaved in processes.gather((own, self._unsaved)):
-            self._records |= records
-            self._unsaved |= unsaved
+        if folder is not None and processes.is_first_process() and self._saving.is_due():
+            with self._saving.measure():
+                self._bar.attempt(
+                    lambda: results.save(self._make_result("running").dataset, folder.output)
+                )
 
     def _make_result(self, status: str) -> SweepResult:
         self._facts["peak_bytes"] = max(self._facts["peak_bytes"], peak_bytes())
         design, batches = self._plan.design, self._plan.batches
         dataset = to_dataset(design, batches, self._records)
         attrs = provenance.collect_provenance(design.shared, self._experiment)
-        dataset = dataset.assign_attrs(attrs, status=status, **self._facts)
         params = None
         if status != "running":
             structure = jax.tree.structure(self._plan.groups[0].params)
-            params = stack_params(design, batches, self._records, structure)
-        return SweepResult(dataset, params)
+            params = stack_params(dataset.diverged.shape, batches, self._records, structure)
+        return SweepResult(dataset.assign_attrs(attrs, status=status, **self._facts), params)

@@ -3,19 +3,20 @@
 from __future__ import annotations
 
 import dataclasses
-import difflib
+import functools
 import itertools
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import jax
 import numpy as np
 
 from purejaxdqn.engine.programs import Label, Run
+from purejaxdqn.sweep.options import check_whole
 from purejaxdqn.training.settings import RunConfig
 from purejaxdqn.training.settings_text import config_to_dict
-from purejaxdqn.types import ConfigError
+from purejaxdqn.types import ConfigError, suggest_names
 
 Configure = Callable[..., RunConfig]  # swept settings by name -> all settings
 
@@ -23,12 +24,7 @@ MOST_RUNS = 10**5  # in one sweep
 
 
 class Point(NamedTuple):
-    """The settings of the runs that differ in nothing but their seeds.
-
-    Attributes:
-      config: all settings.
-      labels: the swept settings by name, with values as the results show them.
-    """
+    """The settings of runs that differ in their seeds alone; `labels` are as those of `Run`."""
 
     config: RunConfig
     labels: Mapping[str, Label]
@@ -39,7 +35,7 @@ class Design(NamedTuple):
 
     Attributes:
       points: of a grid in the order of `itertools.product`.
-      seeds: the seeds at each point.
+      seeds: those at each point.
       axes: the swept settings by name, with the labels along each; empty for one point. Those of a
         random search have a label for each point.
       is_grid: whether the points are all combinations of the axes, or drawn at random.
@@ -64,24 +60,22 @@ class Design(NamedTuple):
             for seed in self.seeds
         ]
 
-    def groups(self) -> list[list[int]]:
-        """Groups the numbers of the runs by the compiled program that they share.
 
-        Such runs have settings of one class, and the same values of those that are not traced.
-        """
-        members: dict[Any, list[int]] = {}
-        for index, run in enumerate(self.runs):
-            members.setdefault(jax.tree.structure(run.config), []).append(index)
-        return list(members.values())
+def group_by_program(configs: Iterable[RunConfig]) -> list[list[int]]:
+    """Groups runs, given by their settings, by the compiled program that they share.
+
+    Such settings are of one class, and have the same values where they are not traced.
+    """
+    members: dict[Any, list[int]] = {}
+    for index, config in enumerate(configs):
+        members.setdefault(jax.tree.structure(config), []).append(index)
+    return list(members.values())
 
 
 def find_common(settings: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
     """Finds the settings that are in all of some mappings, with the same value."""
-    return {
-        name: value
-        for name, value in settings[0].items()
-        if all(name in other and other[name] == value for other in settings[1:])
-    }
+    first, *rest = settings
+    return {n: x for n, x in first.items() if all(n in other and other[n] == x for other in rest)}
 
 
 def grid_design(
@@ -95,21 +89,16 @@ def grid_design(
       seeds: whole numbers from 0 to 2**32 - 1, no two the same.
       grid: values by the name of any setting.
 
-    Returns:
-      The `Design`.
-
     Raises:
       ConfigError: if a seed, a name or a value is not allowed, or the runs are too many.
     """
-    configure = _configure(config)
-    _check_seeds(seeds)
     for name, values in grid.items():
-        _check_values(name, values, config)
-    _check_number(math.prod(map(len, grid.values())) * len(seeds))
-    grid = {name: [_to_python(value) for value in values] for name, values in grid.items()}
-    swept = [dict(zip(grid, values, strict=True)) for values in itertools.product(*grid.values())]
+        _check_name(name, config)
+        _check_values(name, values)
+    swept = (dict(zip(grid, point, strict=True)) for point in itertools.product(*grid.values()))
+    points = _make_points(config, seeds, math.prod(map(len, grid.values())), swept)
     axes = {name: [to_label(value) for value in values] for name, values in grid.items()}
-    return Design(_make_points(configure, swept), tuple(map(int, seeds)), axes)
+    return Design(points, tuple(map(int, seeds)), axes)
 
 
 def random_design(
@@ -119,43 +108,29 @@ def random_design(
     num_samples: int,
     rng: np.random.Generator,
 ) -> Design:
-    """Designs a sweep with every seed at points that are drawn at random.
+    """Designs a sweep with every seed at `num_samples` points that are drawn with `rng`.
 
-    Args:
-      config: as in `grid_design`.
-      seeds: as in `grid_design`.
-      space: by the name of a setting, a frozen distribution of `scipy.stats`, such as
-        `loguniform(1e-5, 1e-2)`, or a list of values that are equally likely.
-      num_samples: the number of points.
-      rng: draws them.
-
-    Returns:
-      The `Design`.
-
-    Raises:
-      ConfigError: as `grid_design`.
+    The `space` has, by the name of a setting, a frozen distribution of `scipy.stats`, such as
+    `loguniform(1e-5, 1e-2)`, or a list of values that are equally likely. Everything else is as in
+    `grid_design`.
     """
-    configure = _configure(config)
-    _check_seeds(seeds)
-    if isinstance(num_samples, bool) or not isinstance(num_samples, int) or num_samples < 1:
-        raise ConfigError(f"num_samples ({num_samples!r}) must be a whole number of at least 1")
-    _check_number(num_samples * len(seeds))
+    check_whole("num_samples", num_samples, 1)
     for name, source in space.items():
-        if hasattr(source, "rvs"):
-            _check_name(name, config)
-        else:
-            _check_values(name, source, config)
-    swept = [
+        _check_name(name, config)
+        if not hasattr(source, "rvs"):
+            _check_values(name, source)
+    swept = (
         {name: _draw(name, source, rng) for name, source in space.items()}
         for _ in range(num_samples)
-    ]
-    axes = {name: [to_label(drawn[name]) for drawn in swept] for name in space}
-    return Design(_make_points(configure, swept), tuple(map(int, seeds)), axes, is_grid=False)
+    )
+    points = _make_points(config, seeds, num_samples, swept)
+    axes = {name: [point.labels[name] for point in points] for name in space}
+    return Design(points, tuple(map(int, seeds)), axes, is_grid=False)
 
 
 def _draw(name: str, source: Any, rng: np.random.Generator) -> Any:
     if not hasattr(source, "rvs"):
-        return _to_python(source[int(rng.integers(len(source)))])
+        return source[int(rng.integers(len(source)))]
     value = np.asarray(source.rvs(random_state=rng))
     if value.size != 1:
         raise ConfigError(
@@ -165,69 +140,63 @@ def _draw(name: str, source: Any, rng: np.random.Generator) -> Any:
     return value.item()  # whole numbers stay whole
 
 
-def _to_python(value: Any) -> Any:
-    """Turns a number of NumPy's into one of Python's."""
-    return value.item() if isinstance(value, np.generic) else value
-
-
-def _configure(config: RunConfig | Configure) -> Configure:
-    if not isinstance(config, RunConfig):
-        if not callable(config):
-            raise ConfigError(
-                f"config ({config!r:.60}) must be settings, such as DQNConfig(), or a function "
-                "that makes them of the swept ones"
-            )
-        return config
-    config.validate()
-    return lambda **swept: dataclasses.replace(config, **swept)
-
-
 def _make_points(
-    configure: Configure, swept_settings: Sequence[Mapping[str, Any]]
+    config: RunConfig | Configure,
+    seeds: Sequence[int],
+    num_points: int,
+    swept: Iterable[Mapping[str, Any]],
 ) -> tuple[Point, ...]:
-    points = []
-    for swept in swept_settings:
-        config = configure(**swept)
-        if not isinstance(config, RunConfig):
-            raise ConfigError(
-                f"config ({configure!r:.60}) must make settings, such as DQNConfig(), and made "
-                f"{config!r:.60}"
-            )
+    """Makes the points from their swept settings, after a check of all arguments before these."""
+    if isinstance(config, RunConfig):
         config.validate()
-        points.append(Point(config, {name: to_label(value) for name, value in swept.items()}))
+        make: Configure = functools.partial(dataclasses.replace, config)
+    elif callable(config):
+        make = config
+    else:
+        raise ConfigError(
+            f"config ({config!r:.60}) must be settings, such as DQNConfig(), or a function that "
+            "makes them of the swept ones"
+        )
+    _check_seeds(seeds, num_points)
+    points = []
+    for given in swept:
+        values = {n: x.item() if isinstance(x, np.generic) else x for n, x in given.items()}
+        made = make(**values)
+        if not isinstance(made, RunConfig):
+            raise ConfigError(
+                f"config ({config!r:.60}) must make settings, such as DQNConfig(), and made "
+                f"{made!r:.60}"
+            )
+        made.validate()
+        points.append(Point(made, {name: to_label(value) for name, value in values.items()}))
     return tuple(points)
 
 
-def _check_seeds(seeds: Sequence[int]) -> None:
+def _check_seeds(seeds: Sequence[int], num_points: int) -> None:
     _check_sequence("seeds", seeds, f"range({seeds!r})")
-    if not len(seeds):
-        raise ConfigError("seeds is empty: give at least one, such as range(10)")
-    _check_number(len(seeds))
+    if (num_runs := num_points * len(seeds)) > MOST_RUNS:
+        raise ConfigError(
+            f"{num_runs:,} runs are too many for one sweep: at most {MOST_RUNS:,}, so make several "
+            "of it, into a folder each"
+        )
     for seed in seeds:
-        if isinstance(seed, bool) or not (
-            isinstance(seed, (int, np.integer)) and 0 <= seed < 2**32
-        ):
+        is_whole = isinstance(seed, (int, np.integer)) and not isinstance(seed, bool)
+        if not (is_whole and 0 <= seed < 2**32):
             raise ConfigError(f"seed ({seed!r}) must be a whole number from 0 to {2**32 - 1}")
     if len(set(seeds)) < len(seeds):
         raise ConfigError(f"seeds {list(seeds)} must differ from each other")
 
 
-def _check_number(num_runs: int) -> None:
-    if num_runs > MOST_RUNS:
-        raise ConfigError(
-            f"{num_runs:,} runs are too many for one sweep: at most {MOST_RUNS:,}, so make several "
-            "of it, into a folder each"
-        )
-
-
-def _check_sequence(what: str, values: Any, example: str) -> None:
+def _check_sequence(name: str, values: Any, example: str) -> None:
     is_array = isinstance(values, np.ndarray) and values.ndim > 0
     if not (is_array or isinstance(values, Sequence)) or isinstance(values, str):
-        raise ConfigError(f"{what} ({values!r}) must be a sequence, such as {example}")
+        raise ConfigError(f"{name} ({values!r}) must be a sequence, such as {example}")
     try:
-        len(values)
+        is_empty = not len(values)
     except OverflowError:  # of a range
-        raise ConfigError(f"{what} ({values!r}) are too many: at most {MOST_RUNS:,}") from None
+        raise ConfigError(f"{name} ({values!r}) are too many: at most {MOST_RUNS:,}") from None
+    if is_empty:
+        raise ConfigError(f"{name} is empty: give at least one value")
 
 
 def _check_name(name: str, config: RunConfig | Configure) -> None:
@@ -240,24 +209,20 @@ def _check_name(name: str, config: RunConfig | Configure) -> None:
         )
     names = [field.name for field in dataclasses.fields(config)]
     if name not in names:
-        nearest = difflib.get_close_matches(name, names, n=3)
         raise ConfigError(
             f"{name!r} is no setting of {type(config).__name__}, so that it cannot be swept: "
-            f"{'did you mean ' if nearest else 'choose one of '}{', '.join(nearest or names)}"
+            f"{suggest_names(name, names)}"
         )
 
 
-def _check_values(name: str, values: Any, config: RunConfig | Configure) -> None:
-    _check_name(name, config)
+def _check_values(name: str, values: Any) -> None:
     _check_sequence(name, values, f"[{values!r}]")
-    if not len(values):
-        raise ConfigError(f"the values of {name} are empty: give at least one")
     labels = [to_label(value) for value in values]
-    for value in labels:
-        if not isinstance(value, (bool, int, float, str)):
+    for label in labels:
+        if not isinstance(label, (bool, int, float, str)):
             raise ConfigError(
                 f"the values of {name} must be numbers, names or sizes such as (64, 64), and not "
-                f"{value!r:.60}"
+                f"{label!r:.60}"
             )
     if len(set(labels)) < len(labels):
         raise ConfigError(f"the values of {name} {list(values)} must differ from each other")

@@ -1,26 +1,18 @@
 """Keeps a sweep on disk: nothing finished is lost, and the sweep can be resumed after a kill.
 
-    results.nc              the numbers so far, written every few seconds
-    checkpoint/sweep        the runs that are trained, and the versions; written once
-    checkpoint/changes/*    other versions that it was resumed with, which may give other bits
-    checkpoint/times/*      how long each process has worked on it
-    checkpoint/finished/3   the numbers and the last weights of batch 3
-    checkpoint/running/*    everything that batches under way need to be resumed
-    checkpoint/lock         held by the process that began, and puts the numbers together
-
-Each of these but the lock is a checkpoint as `purejaxdqn.storage.checkpoint` writes it. A batch is
-as many runs as the width, always the same ones; it is what trains on one device. Several processes,
-on several machines, may keep their batches in the same folder: no two write under one name, and
-none drops what another may need.
+docs/architecture.md says what lies in the folder; all of it but the results and the lock are
+checkpoints of `purejaxdqn.storage.checkpoint`. Several processes, on several machines, may keep
+their batches in one folder: no two write under one name, and none drops what another may need.
 """
 
 from __future__ import annotations
 
+import collections
 import contextlib
-import re
+import itertools
 import shutil
 import uuid
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -40,17 +32,10 @@ _KEPT_EACH = 2  # checkpoints of a batch under way, so that a damaged one has on
 
 
 class Paused(NamedTuple):
-    """One batch under way, as a checkpoint has it.
+    """One batch under way, as a checkpoint has it: on the host, and with the numbers so far.
 
-    It is on the host and has the numbers so far. The engine's `Kept` is a whole round of batches,
-    on the devices and without these numbers.
-
-    Attributes:
-      step: environment steps of each run so far.
-      state: the `TrainState`, as a list of host arrays.
-      params_before: the weights at the evaluation before, likewise; empty without diagnostics.
-      window: sums since the last evaluation, `[n]` by name.
-      record: the numbers so far.
+    The engine's `Kept` is a whole round of batches, on the devices and without these numbers. Here
+    trees are lists of arrays, and `params_before` is empty without diagnostics.
     """
 
     step: int
@@ -63,23 +48,17 @@ class Paused(NamedTuple):
 def copy_from_devices(
     programs: Programs, kept: Kept, rows: Mapping[int, slice], records: Mapping[int, Record]
 ) -> dict[int, Paused]:
-    """Copies the batches of a round from the devices, by number.
+    """Copies the batches of a round, which have these rows, from the devices, by number.
 
-    `rows` are the rows of the round that each batch has, in the order of the devices. On a CPU the
-    arrays are the devices' own memory, to be read before the next chunk.
+    On a CPU the arrays are the devices' own memory, to be read before the next chunk.
     """
-    states = programs.split(kept.state)
-    before = None if kept.params_before is None else programs.split(kept.params_before)
-    return {
-        number: Paused(
-            kept.step,
-            states[device],
-            [] if before is None else before[device],
-            {name: sums[at] for name, sums in kept.window.items()},
-            records[number],
-        )
-        for device, (number, at) in enumerate(rows.items())
-    }
+    states, before = programs.split(kept.state), programs.split(kept.params_before)
+    paused = {}
+    for device, (number, at) in enumerate(rows.items()):
+        window = {name: sums[at] for name, sums in kept.window.items()}
+        parts = (states[device], before[device], window, records[number])
+        paused[number] = Paused(kept.step, *parts)
+    return paused
 
 
 def copy_to_devices(programs: Programs, paused: Sequence[Paused]) -> Kept:
@@ -95,9 +74,7 @@ def copy_to_devices(programs: Programs, paused: Sequence[Paused]) -> Kept:
 class SweepFolder:
     """Reads and writes the folder of one sweep. Writing raises `OSError` where the disk is full.
 
-    Args:
-      output: an existing folder.
-      say: takes messages for the user.
+    The folder exists already; `say` takes messages for the user.
     """
 
     def __init__(self, output: Path, say: Callable[[str], None] = print) -> None:
@@ -107,14 +84,8 @@ class SweepFolder:
         self._lock = filelock.FileLock(self._root / results.LOCK)
         self._damaged: set[str] = set()  # checkpoints that could not be read
 
-    # ------------------------------------------------------------------------------ the whole sweep
-
     def lock(self) -> None:
-        """Locks the folder until `unlock`, or the end of this process, however it ends.
-
-        Raises:
-          ConfigError: if another process has it.
-        """
+        """Locks the folder until `unlock` or the end of this process; refused if another has it."""
         self._root.mkdir(parents=True, exist_ok=True)
         results.acquire_lock(self._lock, self.output)
         for half_written in self._root.rglob(f"{checkpoint.TEMPORARY}*"):
@@ -138,11 +109,7 @@ class SweepFolder:
         checkpoint.write(self._root / "sweep", [], {**facts, "format": FORMAT})
 
     def read_begun(self) -> dict[str, Any]:
-        """Reads the description of the sweep that was begun here.
-
-        Raises:
-          ConfigError: if it cannot be read, or another version of the package wrote the folder.
-        """
+        """Reads what sweep was begun here; refuses damaged folders, and those of other versions."""
         path = self._root / "sweep"
         remedy = "choose another folder with --output, or start again with --overwrite"
         try:
@@ -160,22 +127,25 @@ class SweepFolder:
             )
         return facts
 
-    def note_change(self, line: str) -> None:
-        """Writes why runs from here on may have other bits than those before."""
-        name = f"{len(self._change_folders())}-{uuid.uuid4().hex[:8]}"
-        checkpoint.write(self._root / "changes" / name, [], {"line": line})
+    def read_width(self) -> int | None:
+        """Reads the width of the sweep that was begun here; None if none was."""
+        return self.read_begun()["asked"]["width"] if self.is_begun() else None
 
-    def read_changes(self) -> list[str]:
-        """Reads why later runs may have other bits than earlier ones."""
-        lines = []
-        for folder in self._change_folders():
+    def note_changes(self, lines: Iterable[str]) -> list[str]:
+        """Notes why runs from here on may have other bits than those before; returns all notes."""
+        folders = sorted(filter(_numbers, (self._root / "changes").glob("*")), key=_numbers)
+        noted = []
+        for folder in folders:
             try:
-                line = checkpoint.read(folder)[1]["line"]
+                noted.append(checkpoint.read(folder)[1]["line"])
             except CheckpointDamaged as error:
-                line = f"{folder.name}: what changed can no longer be read ({error})"
-            if line not in lines:
-                lines.append(line)
-        return lines
+                noted.append(f"{folder.name}: what changed can no longer be read ({error})")
+        for line in lines:
+            if line not in noted:
+                name = f"{len(noted)}-{uuid.uuid4().hex[:8]}"
+                checkpoint.write(self._root / "changes" / name, [], {"line": line})
+                noted.append(line)
+        return [*dict.fromkeys(noted)]
 
     def write_times(self, name: str, times: Mapping[str, float]) -> None:
         """Writes what a process has spent so far, under a name of its own."""
@@ -187,18 +157,9 @@ class SweepFolder:
             with contextlib.suppress(CheckpointDamaged):  # times change no result
                 yield checkpoint.read(folder)[1]
 
-    def _change_folders(self) -> list[Path]:
-        """Lists the folders of changes, the first one first."""
-        paths = (self._root / "changes").glob("*")
-        noted = [path for path in paths if re.match(r"\d+-", path.name)]
-        return sorted(noted, key=lambda path: int(path.name.partition("-")[0]))
-
-    # ----------------------------------------------------------------------------- finished batches
-
     def save_finished(self, batch: int, record: Record) -> None:
         """Writes a finished batch's numbers and weights."""
-        arrays, facts = record.to_arrays()
-        checkpoint.write(self._root / "finished" / str(batch), arrays, facts)
+        checkpoint.write(self._root / "finished" / str(batch), *record.to_arrays())
 
     def has_finished(self) -> bool:
         """Tells whether any batch is finished."""
@@ -215,28 +176,20 @@ class SweepFolder:
             self._say(f"{folder} is damaged ({error}): its runs are trained again")
             return None
 
-    # ---------------------------------------------------------------------------- batches under way
-
     def save_running(self, paused: Mapping[int, Paused]) -> None:
         """Writes one checkpoint of the batches under way in a round, by number."""
         arrays: list[np.ndarray] = []
-        facts = []
+        batches = []
         for number, batch in paused.items():
-            numbers, record_facts = batch.record.to_arrays()
-            lists = [batch.state, batch.params_before, [*batch.window.values()], numbers]
-            arrays += [array for part in lists for array in part]
-            facts.append(
-                {
-                    "batch": number,
-                    "lengths": [len(part) for part in lists],
-                    "window": list(batch.window),
-                    "record": record_facts,
-                }
-            )
+            numbers, record = batch.record.to_arrays()
+            parts = [batch.state, batch.params_before, [*batch.window.values()], numbers]
+            arrays += itertools.chain(*parts)
+            facts = {"batch": number, "lengths": [*map(len, parts)], "window": [*batch.window]}
+            batches.append({**facts, "record": record})
         (step,) = {batch.step for batch in paused.values()}  # batches of one round share it
         # A process that was thought dead may still write the same batches: never under one name.
         name = f"{step}-{min(paused)}-{uuid.uuid4().hex[:8]}"
-        checkpoint.write(self._root / "running" / name, arrays, {"step": step, "batches": facts})
+        checkpoint.write(self._root / "running" / name, arrays, {"step": step, "batches": batches})
         self._drop_old_checkpoints()
 
     def load_running(self, batch: int, config: RunConfig) -> Paused | None:
@@ -245,15 +198,20 @@ class SweepFolder:
             if folder.name in self._damaged:
                 continue
             try:
-                if batch not in _batches(checkpoint.read_manifest(folder)["facts"]):
+                if batch not in _find_batches(checkpoint.read_manifest(folder)["facts"]):
                     continue
-                arrays, facts = checkpoint.read(folder, lambda facts: _arrays_of(batch, facts))
+                arrays, facts = checkpoint.read(folder, lambda x: _find_batches(x)[batch])
             except CheckpointDamaged as error:
                 if folder.exists():  # else another process has dropped it
                     self._damaged.add(folder.name)
                     self._say(f"{folder} is damaged ({error}): going back to the checkpoint before")
                 continue
-            return _unpack(batch, arrays, facts, config)
+            (one,) = (one for one in facts["batches"] if one["batch"] == batch)
+            rest = iter(arrays)
+            state, before, sums, numbers = ([*itertools.islice(rest, n)] for n in one["lengths"])
+            window = dict(zip(one["window"], sums, strict=True))
+            record = Record.from_arrays(config, numbers, one["record"])
+            return Paused(facts["step"], state, before, window, record)
         return None
 
     def has_running(self) -> bool:
@@ -266,62 +224,38 @@ class SweepFolder:
 
     def _list_running(self) -> list[Path]:
         """Lists the checkpoints of batches under way, those of the latest step first."""
-        folder = self._root / "running"
-        paths = [*folder.iterdir()] if folder.exists() else []
-        return sorted(filter(_step_and_batch, paths), key=_step_and_batch, reverse=True)
+        paths = [x for x in (self._root / "running").glob("*") if len(_numbers(x)) == 2]
+        return sorted(paths, key=_numbers, reverse=True)
 
     def _drop_old_checkpoints(self) -> None:
         """Drops checkpoints all of whose batches are finished, or have enough newer ones."""
-        newer: dict[int, int] = {}
+        newer: collections.Counter[int] = collections.Counter()
         for folder in self._list_running():
-            try:
-                batches = _batches(checkpoint.read_manifest(folder)["facts"])
-            except CheckpointDamaged:
-                batches = _step_and_batch(folder)[1:]  # it may only be out of reach for now
-            if folder.name in self._damaged:
-                batches = []
-            wanted = [
-                batch
+            batches: Sequence[int] = []
+            if folder.name not in self._damaged:
+                try:
+                    batches = [*_find_batches(checkpoint.read_manifest(folder)["facts"])]
+                except CheckpointDamaged:
+                    batches = _numbers(folder)[1:]  # it may only be out of reach for now
+            is_wanted = any(
+                newer[batch] < _KEPT_EACH and not (self._root / "finished" / str(batch)).exists()
                 for batch in batches
-                if newer.get(batch, 0) < _KEPT_EACH
-                and not (self._root / "finished" / str(batch)).exists()
-            ]
-            for batch in batches:
-                newer[batch] = newer.get(batch, 0) + 1
-            if not wanted:
+            )
+            newer.update(batches)
+            if not is_wanted:
                 shutil.rmtree(folder, ignore_errors=True)
 
 
-def _step_and_batch(folder: Path) -> list[int]:
-    """Reads the step of a checkpoint and its first batch from its name; nothing of other names."""
-    match = re.match(r"(\d+)-(\d+)-", folder.name)
-    return [] if match is None else [*map(int, match.groups())]
+def _numbers(folder: Path) -> list[int]:
+    """Reads a change's number, or step and first batch of those under way; else nothing."""
+    *numbers, _ = folder.name.split("-")
+    return [*map(int, numbers)] if all(number.isdecimal() for number in numbers) else []
 
 
-def _batches(facts: Mapping[str, Any]) -> list[int]:
-    return [one["batch"] for one in facts["batches"]]
-
-
-def _arrays_of(batch: int, facts: Mapping[str, Any]) -> range:
-    """Finds the arrays of a batch in a checkpoint."""
-    begin = 0
+def _find_batches(facts: Mapping[str, Any]) -> dict[int, range]:
+    """Finds the arrays of each batch in a checkpoint of batches under way."""
+    found, end = {}, 0
     for one in facts["batches"]:
-        end = begin + sum(one["lengths"])
-        if one["batch"] == batch:
-            return range(begin, end)
-        begin = end
-    raise AssertionError(f"batch {batch} is not in the checkpoint")
-
-
-def _unpack(
-    batch: int, arrays: Sequence[np.ndarray], facts: Mapping[str, Any], config: RunConfig
-) -> Paused:
-    """Makes a batch of its arrays in a checkpoint."""
-    one = next(one for one in facts["batches"] if one["batch"] == batch)
-    ends = np.cumsum(one["lengths"])
-    state, params_before, sums, numbers = (
-        [*arrays[end - length : end]] for end, length in zip(ends, one["lengths"], strict=True)
-    )
-    window = dict(zip(one["window"], sums, strict=True))
-    record = Record.from_arrays(config, numbers, one["record"])
-    return Paused(facts["step"], state, params_before, window, record)
+        begin, end = end, end + sum(one["lengths"])
+        found[one["batch"]] = range(begin, end)
+    return found

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import difflib
 import math
 import re
 from collections.abc import Mapping, Sequence
@@ -13,8 +12,8 @@ from typing import Any, Literal
 import jax
 
 from purejaxdqn.tracking import Tracker
-from purejaxdqn.training.declaration import setting, settings_of
-from purejaxdqn.types import ConfigError
+from purejaxdqn.training.declaration import Setting, setting, settings_of
+from purejaxdqn.types import ConfigError, suggest_names
 
 SeedMode = Literal["vmap", "map"]
 _NOT_A_FLAG: dict[str, Any] = {"is_no_flag": True}
@@ -90,11 +89,9 @@ class SweepOptions:
 
     def __post_init__(self) -> None:
         """Refuses bad values, and makes a `Path` of an output folder that is text."""
-        declared = settings_of(type(self)).values()
+        declared = [*settings_of(type(self)).values(), Setting("progress", bool, True)]
         if problems := [p for one in declared if (p := one.problem(getattr(self, one.name)))]:
             raise ConfigError("\n".join(problems))
-        if not isinstance(self.progress, bool):
-            raise ConfigError(f"progress ({self.progress!r:.60}) must be True or False")
         if self.output is not None:
             object.__setattr__(self, "output", Path(self.output))
         devices = self.devices
@@ -116,9 +113,9 @@ class SweepOptions:
                 "resume (True) and overwrite (True) exclude each other: --resume goes on with what "
                 "is there, --overwrite starts again"
             )
-        if (self.resume or self.overwrite) and self.output is None:
-            name = "resume" if self.resume else "overwrite"
-            raise ConfigError(f"{name} (True) needs an output folder: give output")
+        for name in ("resume", "overwrite"):
+            if getattr(self, name) and self.output is None:
+                raise ConfigError(f"{name} (True) needs an output folder: give output")
 
     @property
     def runs_per_batch(self) -> int | None:
@@ -127,11 +124,7 @@ class SweepOptions:
 
 
 def check_whole(name: str, value: Any, at_least: int) -> None:
-    """Refuses a value that is no whole number of at least `at_least`.
-
-    Raises:
-      ConfigError: naming the value and the limit.
-    """
+    """Refuses a value that is no whole number of at least `at_least`, with a `ConfigError`."""
     if isinstance(value, bool) or not isinstance(value, int) or value < at_least:
         raise ConfigError(f"{name} ({value!r}) must be a whole number of at least {at_least}")
 
@@ -140,27 +133,25 @@ _DEFAULTS = {field.name: field.default for field in dataclasses.fields(SweepOpti
 
 
 def split_keywords(
-    options: SweepOptions | None, option_fields: Mapping[str, Any]
+    options: SweepOptions | None, keywords: Mapping[str, Any]
 ) -> tuple[SweepOptions, dict[str, Any]]:
     """Puts those keywords of a call that are fields of `SweepOptions` into its options.
 
-    Returns:
-      The options, and all other keywords.
-
-    Raises:
-      ConfigError: if `options` is of another type, sets the same field, or has a bad value.
+    The other keywords come back as they are. Refuses `options` of another type, a field that is
+    given in both, and bad values.
     """
-    if not isinstance(options, SweepOptions | None):
+    options = SweepOptions() if options is None else options
+    if not isinstance(options, SweepOptions):
         raise ConfigError(f"options ({options!r:.60}) must be SweepOptions, such as SweepOptions()")
-    given = {name: value for name, value in option_fields.items() if name in _DEFAULTS}
+    others = {name: value for name, value in keywords.items() if name not in _DEFAULTS}
+    given = {name: value for name, value in keywords.items() if name in _DEFAULTS}
     for name, value in given.items():
-        if options is not None and (there := getattr(options, name)) != _DEFAULTS[name]:
+        if (there := getattr(options, name)) != _DEFAULTS[name]:
             raise ConfigError(
                 f"{name} is given twice, in options ({there!r:.60}) and as a keyword "
                 f"({value!r:.60}): leave one of them out"
             )
-    others = {name: value for name, value in option_fields.items() if name not in _DEFAULTS}
-    return dataclasses.replace(options or SweepOptions(), **given), others
+    return dataclasses.replace(options, **given), others
 
 
 def take_options(
@@ -171,42 +162,25 @@ def take_options(
 ) -> SweepOptions:
     """Puts the keywords of a call, all of which must be options, into its options.
 
-    Args:
-      options: the options that the call was given as a whole.
-      option_fields: the keywords of the call.
-      caller: the name of the called function, for messages.
-      not_taken: fields that this function has no use for, each with what to do instead.
-
-    Raises:
-      ConfigError: as `split_keywords` does; for other keywords; for fields that are not taken.
+    Messages name the `caller`, which has no use for the fields `not_taken`: these are refused with
+    what to do instead.
     """
     taken, others = split_keywords(options, option_fields)
     for name in others:
-        nearest = difflib.get_close_matches(name, _DEFAULTS, n=3)
-        raise ConfigError(
-            f"{name!r} is no option of {caller}: "
-            f"{'did you mean ' if nearest else 'choose one of '}{', '.join(nearest or _DEFAULTS)}"
-        )
+        raise ConfigError(f"{name!r} is no option of {caller}: {suggest_names(name, _DEFAULTS)}")
     for name, remedy in (not_taken or {}).items():
         if (value := getattr(taken, name)) != _DEFAULTS[name]:
             raise ConfigError(f"{name} ({value!r:.60}) is no option of {caller}: {remedy}")
     return taken
 
 
-_UNITS = {"": 1, "k": 10**3, "m": 10**6, "g": 10**9, "t": 10**12}
-_UNITS |= {f"{unit}i": 2 ** (10 * power) for power, unit in enumerate("kmgt", 1)}
-
-
 def parse_bytes(text: str) -> int:
-    """Reads an amount of memory, such as "4GB", "500 MiB" or "1e9", as bytes.
-
-    Raises:
-      ConfigError: if it is no positive amount of memory.
-    """
-    match = re.fullmatch(
-        r"\s*(?P<amount>\d+\.?\d*(?:e\+?\d+)?|\.\d+)\s*(?P<unit>[kmgt]i?)?b?\s*", text.lower()
-    )
-    amount = float(match["amount"]) * _UNITS[match["unit"] or ""] if match else 0.0
+    """Reads an amount of memory, such as "4GB", "500 MiB" or "1e9", as bytes, or refuses it."""
+    pattern = r"\s*(\d+\.?\d*(?:e\+?\d+)?|\.\d+)\s*(?:([kmgt])(i?))?b?\s*"
+    amount = 0.0
+    if match := re.fullmatch(pattern, text.lower()):
+        number, unit, binary = match.groups()
+        amount = float(number) * (1024 if binary else 1000) ** " kmgt".index(unit or " ")
     if not 1 <= amount < math.inf:
         raise ConfigError(
             f"memory_budget ({text!r}) must be an amount of memory, such as 4GB or 500MiB"

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import math
 import warnings
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -15,8 +14,10 @@ import xarray as xr
 
 from purejaxdqn import agents
 from purejaxdqn.storage import provenance, results
-from purejaxdqn.sweep import design
+from purejaxdqn.sweep.design import group_by_program, to_label
 from purejaxdqn.sweep.folder import SweepFolder
+from purejaxdqn.sweep.options import SweepOptions
+from purejaxdqn.sweep.plan import cut_into_batches
 from purejaxdqn.sweep.resume import find_differences
 from purejaxdqn.sweep.run import run_sweep
 from purejaxdqn.training.diagnostics import DIAGNOSTICS
@@ -26,11 +27,7 @@ from purejaxdqn.training.settings_text import config_from_json
 from purejaxdqn.types import ConfigError, Params
 
 # What files of older versions call the package's experiments.
-_OLD_NAMES = {
-    "purejaxdqn.dqn.dqn",
-    "purejaxdqn.pqn.pqn",
-    "purejaxdqn.agents.train_by_kind",
-}
+_OLD_NAMES = ("purejaxdqn.dqn.dqn", "purejaxdqn.pqn.pqn", "purejaxdqn.agents.train_by_kind")
 
 
 def rerun(
@@ -58,7 +55,7 @@ def rerun(
         of a random search also `run=17`. Labels with only one value may be left out.
 
     Returns:
-      A dataset `(step, episode)` of that run.
+      The dataset `(step, episode)` of that run.
 
     Raises:
       ConfigError: if the labels name no run or several, or the file does not say what was trained.
@@ -71,36 +68,29 @@ def rerun(
     config = config_from_json(str(run.settings.item()), config_class)
     if experiment is None:
         experiment = _find_experiment(dataset, config)
-    for line in find_differences(_read_versions(dataset), provenance.collect_versions()):
+    now = provenance.collect_versions()
+    then = {name: dataset.attrs.get(name) for name in now}
+    then["versions"] = json.loads(dataset.attrs["versions"])
+    for line in find_differences(then, now):
         warnings.warn(f"the run may get other bits than it had: {line}", stacklevel=2)
-    result = run_sweep(
-        experiment,
-        config,
-        [int(run.seed)],
-        width=int(dataset.attrs["width"]),
-        devices=devices,
-        progress=progress,
-        diagnostics=any(name in dataset for name in DIAGNOSTICS),
+    width, looks_inside = int(dataset.attrs["width"]), any(name in dataset for name in DIAGNOSTICS)
+    options = SweepOptions(
+        width=width, devices=devices, progress=progress, diagnostics=looks_inside
     )
-    return result.dataset.isel(seed=0)
+    return run_sweep(experiment, config, [int(run.seed)], options=options).dataset.isel(seed=0)
 
 
 def select_run(dataset: xr.Dataset, labels: Mapping[str, Any]) -> xr.Dataset:
-    """Selects the one run that has these labels.
-
-    Raises:
-      ConfigError: if there is none, or several.
-    """
+    """Selects the one run that has these labels; refuses labels of none, and of several."""
     # A label that the caller has chosen already, such as with `sel`, has no dimension any more.
-    chosen = [n for n in dataset.coords if dataset[n].ndim == 0 and n not in ("step", "episode")]
-    dataset = dataset.expand_dims([name for name in chosen if name in labels])
+    chosen = {n for n in dataset.coords if dataset[n].ndim == 0} - {"step", "episode"}
+    dataset = dataset.expand_dims([name for name in labels if name in chosen])
     dims = [dim for dim in dataset.final_return.dims if dim != "episode"]
     names = [str(name) for name in dataset.coords if dataset[name].dims in [(d,) for d in dims]]
-    for name in labels:
+    for name, value in labels.items():
         if name not in names:
             raise ConfigError(f"{name!r} is no label of these runs: they have {', '.join(names)}")
-    for name, value in labels.items():
-        value = design.to_label(value)
+        value = to_label(value)
         (matches,) = np.nonzero(dataset[name].values == value)
         if not len(matches):
             values = ", ".join(str(x) for x in np.unique(dataset[name].values)[:20])
@@ -116,43 +106,31 @@ def select_run(dataset: xr.Dataset, labels: Mapping[str, Any]) -> xr.Dataset:
 
 
 def _find_experiment(dataset: xr.Dataset, config: RunConfig) -> Experiment:
-    """Finds the registered agent's experiment; nothing is imported because a file names it.
+    """Finds the registered agent's experiment, or refuses that the file was made by another.
 
-    Raises:
-      ConfigError: if the file was made by something else than the registered agent.
+    Nothing is imported because a file names it.
     """
     experiment = agents.experiment_of(config)
-    names = {name: dataset.attrs[name] for name in provenance.name_experiment(experiment)}
-    for known in (experiment, agents.train):
-        if names == provenance.name_experiment(known):
-            return experiment
-    if names["experiment"] in _OLD_NAMES and names["experiment_arguments"] == "{}":
+    known = [provenance.name_experiment(one) for one in (experiment, agents.train)]
+    known += [{"experiment": name, "experiment_arguments": "{}"} for name in _OLD_NAMES]
+    names = {name: dataset.attrs[name] for name in known[0]}
+    if names in known:
         return experiment
     passed = json.loads(names["experiment_arguments"])
-    shown = (
-        f" with {', '.join(f'{key}={value}' for key, value in passed.items())}" if passed else ""
-    )
+    shown = ", ".join(f"{name}={value}" for name, value in passed.items())
     raise ConfigError(
-        f"the file was made by {names['experiment']}{shown}, which is not the experiment of agent "
-        f"{config.agent!r}: give it to rerun again, as experiment"
+        f"the file was made by {names['experiment']}{' with ' if shown else ''}{shown}, which is "
+        f"not the experiment of agent {config.agent!r}: give it to rerun again, as experiment"
     )
 
 
 def load_params(
     folder: Path, dataset: xr.Dataset, labels: Mapping[str, Any]
 ) -> tuple[Train, Params]:
-    """Loads the last weights of one run from the folder of its sweep.
+    """Loads the last weights of one run, and its `Train`, from the folder of its sweep.
 
-    Args:
-      folder: of the sweep.
-      dataset: its results.
-      labels: which run; see `rerun`.
-
-    Returns:
-      The training run, and its weights.
-
-    Raises:
-      ConfigError: if the labels name no run or several, or the folder does not have the weights.
+    `dataset` has the results of that sweep; `labels` are as in `rerun`. Refuses labels of no run or
+    several, and a folder without the weights.
     """
     if "trial" in dataset.dims:
         raise ConfigError("a search keeps no weights: train its best settings first")
@@ -163,7 +141,10 @@ def load_params(
     config = config_from_json(str(run.settings.item()))
     train = _find_experiment(dataset, config)(config)
     configs = [config_from_json(str(text)) for text in settings.values.ravel()]
-    batch, row = _find_batch(configs, int(run.number), int(dataset.attrs["width"]))
+    groups, width = group_by_program(configs), int(dataset.attrs["width"])
+    batches = [batch for group in groups for batch in cut_into_batches(group, width)]
+    number = int(run.number)
+    (batch,) = (i for i, members in enumerate(batches) if number in members)
     kept = SweepFolder(folder)
     if kept.is_begun():
         kept.read_begun()  # refuses a folder of another version
@@ -173,24 +154,6 @@ def load_params(
             f"{folder} does not have the weights of batch {batch}: train it to its end with "
             "--resume"
         )
+    row = batches[batch].index(number)
     structure = jax.tree.structure(jax.eval_shape(train.init, jax.random.key(0)).learner.params)
     return train, jax.tree.unflatten(structure, [leaf[row] for leaf in record.params])
-
-
-def _find_batch(configs: Sequence[RunConfig], run: int, width: int) -> tuple[int, int]:
-    """Finds the batch that a run was trained in, as `plan_sweep` numbers it, and its row there."""
-    groups: dict[Any, list[int]] = {}
-    for index, config in enumerate(configs):
-        groups.setdefault(jax.tree.structure(config), []).append(index)
-    first = 0
-    for members in groups.values():
-        if run in members:
-            batch, row = divmod(members.index(run), width)
-            return first + batch, row
-        first += math.ceil(len(members) / width)
-    raise AssertionError("every run is in a group")
-
-
-def _read_versions(dataset: xr.Dataset) -> dict[str, Any]:
-    known = {name: dataset.attrs.get(name) for name in provenance.collect_versions()}
-    return known | {"versions": json.loads(dataset.attrs["versions"])}

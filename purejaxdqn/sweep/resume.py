@@ -7,11 +7,12 @@ import json
 from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
 
+import jax
+
 from purejaxdqn.engine.progress import SweepProgress
-from purejaxdqn.runtime.processes import run_on_first_process
+from purejaxdqn.runtime.processes import run_on_every_process, run_on_first_process
 from purejaxdqn.storage import provenance, results
-from purejaxdqn.sweep import design
-from purejaxdqn.sweep.design import Design
+from purejaxdqn.sweep.design import Design, find_common
 from purejaxdqn.sweep.folder import SweepFolder
 from purejaxdqn.sweep.options import SweepOptions
 from purejaxdqn.sweep.plan import SweepPlan
@@ -21,17 +22,10 @@ from purejaxdqn.types import ConfigError
 
 
 class OpenSweep(NamedTuple):
-    """A sweep that is about to be trained.
+    """A sweep that is about to be trained, in a `folder` that is locked; None keeps nothing.
 
-    Attributes:
-      experiment: `config -> Train`.
-      plan: the runs, laid out.
-      options: how they are trained and kept.
-      request: what the sweep was asked to train: everything that its numbers depend on, as JSON
-        holds it.
-      folder: where everything is kept, locked for this process; None keeps nothing.
-      bar: shows progress.
-      attrs: attributes of the dataset: how it is trained, and what happened before.
+    `request` is everything that its numbers depend on, as JSON holds it. `attrs` say in the dataset
+    how it is trained, and what happened before.
     """
 
     experiment: Experiment
@@ -45,40 +39,27 @@ class OpenSweep(NamedTuple):
 
 @contextlib.contextmanager
 def open_sweep(
-    experiment: Experiment,
-    design: Design,
-    plan: Callable[..., SweepPlan],
-    options: SweepOptions,
+    experiment: Experiment, design: Design, plan: Callable[..., SweepPlan], options: SweepOptions
 ) -> Iterator[OpenSweep]:
     """Plans a sweep, and locks its folder within the block.
 
-    Args:
-      experiment: `config -> Train`.
-      design: the runs.
-      plan: lays the runs out at a `width`, or with None at one that it chooses.
-      options: how to train and keep them.
-
-    Yields:
-      The `OpenSweep`.
-
-    Raises:
-      ConfigError: for what cannot be kept or resumed, before anything is compiled.
+    `plan(width=width)` lays the design out, with None at a width that it chooses. What cannot be
+    kept or resumed is refused before anything is compiled.
     """
     width, resume, output = options.runs_per_batch, options.resume, options.output
     total_steps = sum(run.config.total_steps for run in design.runs)
     bar = SweepProgress(total_steps, enabled=options.progress)
-    folder = None if output is None else SweepFolder(output, bar.message)
     with contextlib.ExitStack() as stack:
         history: dict[str, Any] = {"begun": provenance.current_time()}
-        if folder is not None:
-            run_on_first_process(
-                lambda: results.prepare_output(folder.output, options.overwrite, resume)
-            )
+        folder = None
+        if output is not None:
+            folder = SweepFolder(output, bar.message)
+            run_on_first_process(lambda: results.prepare_output(output, options.overwrite, resume))
             run_on_first_process(folder.lock)
             stack.callback(folder.unlock)
-            if width is None:
-                width = run_on_first_process(lambda: _read_width(folder, resume))
-        planned = plan(width=width)
+            if width is None and resume:
+                width = run_on_first_process(folder.read_width)
+        planned = _plan_alike(design, plan, width)
         request = _describe(experiment, planned, options)
         if folder is not None:
             history = run_on_first_process(
@@ -88,14 +69,26 @@ def open_sweep(
         yield OpenSweep(experiment, planned, options, request, folder, bar, attrs)
 
 
+def _plan_alike(design: Design, plan: Callable[..., SweepPlan], width: int | None) -> SweepPlan:
+    """Plans the same batches in each process, of a width that all processes have room for."""
+    if jax.process_count() > 1:
+        plans = run_on_every_process(lambda: (design, plan(width=width).width))
+        for process, (other, _) in enumerate(plans):
+            if other != plans[0][0]:
+                raise ConfigError(
+                    f"process {process} was given another design than process 0: give all "
+                    "processes the same settings and seeds"
+                )
+        width = min(width for _, width in plans)
+    return plan(width=width)
+
+
 def _describe(experiment: Experiment, plan: SweepPlan, options: SweepOptions) -> dict[str, Any]:
     """Describes everything that the numbers of a sweep depend on, as JSON holds it."""
-    settings = {
-        ", ".join(f"{name}={value}" for name, value in point.labels.items()): json.loads(
-            config_to_json(point.config)
-        )
-        for point in plan.design.points
-    }
+    settings = {}
+    for point in plan.design.points:
+        labels = ", ".join(f"{name}={value}" for name, value in point.labels.items())
+        settings[labels] = json.loads(config_to_json(point.config))
     if len(settings) == 1:
         (settings,) = settings.values()
     request = {
@@ -110,11 +103,6 @@ def _describe(experiment: Experiment, plan: SweepPlan, options: SweepOptions) ->
     return json.loads(json.dumps(provenance.to_jsonable(request)))
 
 
-def _read_width(folder: SweepFolder, resume: bool) -> int | None:
-    """Reads the width of the sweep that is to be resumed in a folder; None without one."""
-    return folder.read_begun()["asked"]["width"] if resume and folder.is_begun() else None
-
-
 def begin_or_resume(
     folder: SweepFolder,
     request: dict[str, Any],
@@ -122,20 +110,10 @@ def begin_or_resume(
     say: Callable[[str], None],
     what: str = "sweep",
 ) -> dict[str, Any]:
-    """Begins a sweep in a folder, or makes sure that the one begun there is the same.
+    """Begins a sweep in a folder, or resumes it there; refuses another sweep, and lone results.
 
-    Args:
-      folder: of the sweep.
-      request: see `OpenSweep`.
-      resume: whether to resume what was begun there.
-      say: takes warnings.
-      what: its name in messages.
-
-    Returns:
-      Attributes that say what happened before.
-
-    Raises:
-      ConfigError: if another sweep was begun there, or results lie there without a sweep.
+    `request` is as in `OpenSweep`; `say` takes warnings, and messages call the sweep `what`.
+    Returns attributes that say what happened before.
     """
     versions = provenance.collect_versions()
     if not (resume and folder.is_begun()):
@@ -160,43 +138,31 @@ def begin_or_resume(
 def _compare(begun: dict[str, Any], request: dict[str, Any]) -> list[str]:
     """Lists where the sweep that was begun differs from the one asked for now, in few lines."""
     axes, now = begun.get("axes", {}), request.get("axes", {})
+    lines = find_differences({**begun, "settings": None}, {**request, "settings": None})
     # Each point of a sweep has its own settings: those that all points share are compared once.
-    shared, shared_now = _find_shared(begun.get("settings", {})), _find_shared(request["settings"])
-    both = [name for name in shared if name in shared_now and name not in {**axes, **now}]
-    lines = find_differences(
-        {**begun, "settings": {name: shared[name] for name in both}},
-        {**request, "settings": {name: shared_now[name] for name in both}},
-    )
+    shared = [
+        find_common([x for x in settings.values() if isinstance(x, dict)] or [settings])
+        for settings in (begun.get("settings", {}), request["settings"])
+    ]
+    for name, value in shared[0].items():
+        if name in shared[1] and name not in {**axes, **now}:
+            lines += find_differences(value, shared[1][name], f"settings.{name}")
     if [*axes] != [*now] and {*axes} == {*now}:
         lines += find_differences([*axes], [*now], "order of the axes")
     return lines or find_differences(begun.get("settings"), request["settings"], "settings")
 
 
-def _find_shared(settings: dict[str, Any]) -> dict[str, Any]:
-    """Returns the settings that are the same in all points of a sweep; of one point, all."""
-    points = [one for one in settings.values() if isinstance(one, dict)] or [settings]
-    return design.find_common(points)
-
-
 def note_changes(
     folder: SweepFolder, versions: dict[str, Any], say: Callable[[str], None]
 ) -> dict[str, Any]:
-    """Warns if a part of a sweep is trained with other versions, and notes that in its folder.
+    """Warns if a part of a sweep is trained with other `versions`, and notes that in its folder.
 
-    Args:
-      folder: of the sweep.
-      versions: `provenance.collect_versions()` where that part is trained.
-      say: takes warnings.
-
-    Returns:
-      The attribute `not_bitwise`, with all changes so far; no attribute without any.
+    Returns the attribute `not_bitwise`, with all changes so far; no attribute without any.
     """
-    known = folder.read_changes()
-    for line in find_differences(folder.read_begun()["made_with"], versions):
+    lines = find_differences(folder.read_begun()["made_with"], versions)
+    for line in lines:
         say(f"warning: what is trained from here on may have other bits: {line}")
-        if line not in known:
-            folder.note_change(line)
-    changed = folder.read_changes()
+    changed = folder.note_changes(lines)
     return {"not_bitwise": json.dumps(changed)} if changed else {}
 
 
@@ -206,22 +172,13 @@ _NOTHING = object()  # where JSON has no value, not even null
 def find_differences(begun: Any, request: Any, name: str = "") -> list[str]:
     """Lists where two JSON values differ, such as "seeds: [0, 1] there, [0, 2] now"."""
     if isinstance(begun, dict) and isinstance(request, dict):
-        return [
-            line
-            for key in {**begun, **request}
-            for line in find_differences(
-                begun.get(key, _NOTHING),
-                request.get(key, _NOTHING),
-                f"{name}.{key}" if name else key,
-            )
-        ]
+        lines = []
+        for key in {**begun, **request}:
+            values = (begun.get(key, _NOTHING), request.get(key, _NOTHING))
+            lines += find_differences(*values, f"{name}.{key}" if name else key)
+        return lines
     if begun == request:
         return []
-    return [f"{name}: {_shorten(begun)} there, {_shorten(request)} now"]
-
-
-def _shorten(value: Any) -> str:
-    if value is _NOTHING:
-        return "nothing"
-    text = json.dumps(value)
-    return text if len(text) <= 60 else f"{text[:57]}..."
+    texts = ["nothing" if x is _NOTHING else json.dumps(x) for x in (begun, request)]
+    there, now = (text if len(text) <= 60 else f"{text[:57]}..." for text in texts)
+    return [f"{name}: {there} there, {now} now"]

@@ -1,9 +1,4 @@
-"""Runs a sweep: seeds times settings to one labelled dataset, over every device, in chunks.
-
-A run is a function of its config, its seed and the width (runs per device program). Neither the
-runs beside it, nor its slot, nor the number of devices, nor the chunking, nor a kill and a resume
-changes a bit of it.
-"""
+"""Runs a sweep: seeds times settings to one labelled dataset, over every device, in chunks."""
 
 from __future__ import annotations
 
@@ -16,27 +11,24 @@ from typing import Any
 import jax
 
 from purejaxdqn.engine.progress import SweepProgress
-from purejaxdqn.runtime import processes
 from purejaxdqn.runtime.devices import ensure_devices
 from purejaxdqn.runtime.interrupts import catch_signals
-from purejaxdqn.sweep import design
 from purejaxdqn.sweep.batches import BatchTrainer
 from purejaxdqn.sweep.dataset import SweepInterrupted, SweepResult
-from purejaxdqn.sweep.design import Design, grid_design
+from purejaxdqn.sweep.design import Configure, Design, grid_design
 from purejaxdqn.sweep.folder import SweepFolder
 from purejaxdqn.sweep.options import SweepOptions, split_keywords, take_options
 from purejaxdqn.sweep.plan import SweepPlan, plan_sweep
 from purejaxdqn.sweep.resume import OpenSweep, open_sweep
 from purejaxdqn.training.loop import Experiment
 from purejaxdqn.training.settings import RunConfig
-from purejaxdqn.types import ConfigError
 
 __all__ = ["SweepInterrupted", "SweepResult", "print_plan", "run_design", "run_sweep"]
 
 
 def run_sweep(
     experiment: Experiment,
-    config: RunConfig | design.Configure,
+    config: RunConfig | Configure,
     seeds: Sequence[int],
     *,
     options: SweepOptions | None = None,
@@ -55,9 +47,6 @@ def run_sweep(
         `learning_rate=[1e-4, 1e-3]`. All values of floats share one compiled program; other
         settings take one for each value.
 
-    Returns:
-      The `SweepResult`.
-
     Raises:
       ConfigError: for runs and options that cannot be, before anything is compiled.
       SweepInterrupted: on Ctrl-C and SIGTERM, with everything that was finished.
@@ -73,27 +62,21 @@ def run_design(
     options: SweepOptions | None = None,
     **option_fields: Any,
 ) -> SweepResult:
-    """Trains every run of a design, on every device.
+    """Trains every run of a design, of `grid_design` or `random_design`, on every device.
 
     With several processes (`jax.distributed`) each trains its share, and each returns all of it.
-
-    Args:
-      experiment: `config -> Train`.
-      design: the runs, of `grid_design` or `random_design`.
-      options: several fields of `SweepOptions` at once.
-      **option_fields: the fields of `SweepOptions`.
-
-    Returns:
-      The `SweepResult`. Its attributes say how it was made, and how long that took.
+    The other arguments are those of `run_sweep`. Attributes of the dataset say how it was made, and
+    how long that took.
 
     Raises:
       ConfigError: for options that cannot be, before anything is compiled.
       SweepInterrupted: on Ctrl-C and SIGTERM, with everything that was finished.
     """
     options = take_options(options, option_fields, "run_design")
-    devices = options.devices or ensure_devices()
+    devices, budget = options.devices or ensure_devices(), options.memory_budget
+    num_devices = len(devices) * jax.process_count()
     plan = functools.partial(
-        _plan_for_all_processes, experiment, design, devices, options.memory_budget
+        plan_sweep, experiment, design, devices, memory_budget=budget, num_devices=num_devices
     )
     with open_sweep(experiment, design, plan, options) as sweep:
         return BatchTrainer(sweep, devices).run()
@@ -115,45 +98,11 @@ def print_plan(
       ConfigError: for options that cannot be, before anything is compiled.
     """
     options = take_options(options, option_fields, "print_plan")
-    devices = options.devices or ensure_devices()
-    plan = plan_sweep(
-        experiment,
-        design,
-        devices,
-        width=options.runs_per_batch,
-        memory_budget=options.memory_budget,
-    )
+    devices, budget = options.devices or ensure_devices(), options.memory_budget
+    width = options.runs_per_batch
+    plan = plan_sweep(experiment, design, devices, width=width, memory_budget=budget)
     with SweepProgress(0) as bar, catch_signals(), tempfile.TemporaryDirectory() as stays_empty:
         folder = SweepFolder(Path(stays_empty), bar.message)
         sweep = OpenSweep(experiment, plan, options, {}, folder, bar, {})
         BatchTrainer(sweep, devices).compile_and_forecast()
     return plan
-
-
-def _plan_for_all_processes(
-    experiment: Experiment,
-    design: Design,
-    devices: Sequence[jax.Device],
-    memory_budget: float | None,
-    width: int | None,
-) -> SweepPlan:
-    """Plans the same batches in each process, of a width that all processes have room for."""
-    num_devices = len(devices) * jax.process_count()
-    plan = functools.partial(
-        plan_sweep,
-        experiment,
-        design,
-        devices,
-        memory_budget=memory_budget,
-        num_devices=num_devices,
-    )
-    if jax.process_count() > 1:
-        plans = processes.run_on_every_process(lambda: (design, plan(width=width).width))
-        for process, (other, _) in enumerate(plans):
-            if other != plans[0][0]:
-                raise ConfigError(
-                    f"process {process} was given another design than process 0: give all "
-                    "processes the same settings and seeds"
-                )
-        width = min(width for _, width in plans)
-    return plan(width=width)

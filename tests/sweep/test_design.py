@@ -13,7 +13,7 @@ from scipy import stats
 from purejaxdqn import agents
 from purejaxdqn.agents.dqn.settings import DQNConfig
 from purejaxdqn.agents.pqn.settings import PQNConfig
-from purejaxdqn.sweep.design import grid_design, random_design, to_label
+from purejaxdqn.sweep.design import grid_design, group_by_program, random_design, to_label
 from purejaxdqn.training.declaration import settings_of
 from purejaxdqn.training.settings_text import config_from_json, config_to_json, parse
 from purejaxdqn.types import ConfigError
@@ -68,7 +68,7 @@ def test_runs_that_differ_in_floats_and_seeds_share_a_program():
         range(3),
         {"dueling": [False, True], "discount": [0.9, 0.99], "batch_size": [32, 64]},
     )
-    groups = design.groups()
+    groups = group_by_program([run.config for run in design.runs])
     assert len(groups) == 4
     assert sorted(itertools.chain(*groups)) == list(range(24))
     for group in groups:
@@ -84,7 +84,7 @@ def test_agents_can_be_swept_and_bring_their_own_settings():
     configs = [point.config for point in design.points]
     assert configs[1] == dataclasses.replace(agents.get("rainbow").config, discount=0.9)
     assert configs[2] == PQNConfig(discount=0.9)
-    assert len(design.groups()) == 3
+    assert len(group_by_program([run.config for run in design.runs])) == 3
     with pytest.raises(
         ConfigError, match="'batch_sise' is no setting of agent 'double_n_step', did you"
     ):

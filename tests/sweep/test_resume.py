@@ -1,19 +1,9 @@
-"""Killed, stopped, damaged, and gone on with: the numbers are those of an undisturbed sweep."""
+"""Stopped, damaged, and gone on with: the numbers are those of an undisturbed sweep."""
 
-import concurrent.futures
 import dataclasses
 import functools
-import gc
 import json
-import os
-import random
-import re
 import shutil
-import signal
-import subprocess
-import sys
-import threading
-import time
 from pathlib import Path
 from typing import Any
 
@@ -24,26 +14,14 @@ import pytest
 
 from purejaxdqn.agents.dqn.dqn import dqn
 from purejaxdqn.agents.pqn.pqn import pqn
-from purejaxdqn.runtime.interrupts import Stopped, catch_signals
 from purejaxdqn.storage import checkpoint, provenance, results
 from purejaxdqn.sweep.folder import FORMAT, Paused, Record, SweepFolder
 from purejaxdqn.sweep.run import SweepInterrupted, run_sweep
 from purejaxdqn.types import ConfigError
-from tiny import TINY, TINY_PQN
+from tiny import TINY, TINY_PQN, assert_same_dataset
 
 quiet = functools.partial(run_sweep, progress=False)
 
-
-def assert_same(one, other):
-    """Every variable of two datasets, to the bit."""
-    assert set(one.variables) == set(other.variables)
-    for name in one.variables:
-        a, b = one[name].values, other[name].values
-        assert (a.dtype, a.shape) == (b.dtype, b.shape), name
-        assert (a == b).all() if a.dtype.kind == "U" else a.tobytes() == b.tobytes(), name
-
-
-# ------------------------------------------------------------------------------- in one process
 
 KINDS: dict[str, tuple[Any, Any]] = {
     "uniform replay": (dqn, TINY),
@@ -85,7 +63,7 @@ def test_what_goes_on_from_a_checkpoint_ends_as_if_nothing_had_happened(kind, tm
     )
     assert steps[0] > config.prefill_steps  # neither the first round nor the second began again
     assert "going on at step" in capsys.readouterr().err
-    assert_same(again.dataset, whole.dataset)
+    assert_same_dataset(again.dataset, whole.dataset)
     for a, b in zip(*map(jax.tree.leaves, (again.params, whole.params)), strict=True):
         assert a.tobytes() == b.tobytes()
 
@@ -101,7 +79,7 @@ def test_a_finished_sweep_is_only_read(finished, monkeypatch):
     before = (output / "results.nc").stat().st_mtime_ns
     monkeypatch.setattr("purejaxdqn.sweep.batches.compile_programs", None)
     again = quiet(dqn, TINY, range(3), width=2, output=output, resume=True)
-    assert_same(again.dataset, result.dataset)
+    assert_same_dataset(again.dataset, result.dataset)
     assert (output / "results.nc").stat().st_mtime_ns == before
     assert not (output / "checkpoint" / "running").exists()
 
@@ -122,7 +100,7 @@ def test_without_resume_nothing_that_is_there_is_dropped(finished, tmp_path):
         quiet(dqn, TINY, range(2), output=output)
     assert results.load(output).equals(finished[1].dataset)
     again = quiet(dqn, TINY, range(2), width=2, output=output, overwrite=True)
-    assert_same(again.dataset, finished[1].dataset.isel(seed=slice(2)))
+    assert_same_dataset(again.dataset, finished[1].dataset.isel(seed=slice(2)))
 
 
 def test_times_are_those_of_all_processes_that_it_took(finished, tmp_path):
@@ -144,7 +122,7 @@ def test_infinite_values_are_swept_and_gone_on_with(tmp_path):
     options = {"max_grad_norm": [1.0, float("inf")], "width": 2, "output": tmp_path}
     once = quiet(dqn, TINY, range(2), **options)
     assert once.dataset.max_grad_norm.values.tolist() == [1.0, float("inf")]
-    assert_same(quiet(dqn, TINY, range(2), **options, resume=True).dataset, once.dataset)
+    assert_same_dataset(quiet(dqn, TINY, range(2), **options, resume=True).dataset, once.dataset)
 
 
 def test_the_recorded_width_goes_before_the_plans_own(finished):
@@ -160,7 +138,7 @@ def test_a_damaged_finished_batch_is_trained_again(finished, tmp_path, capsys):
     manifest.write_text(manifest.read_text()[:-5])
     again = run_sweep(dqn, TINY, range(3), output=tmp_path / "copy", resume=True)
     assert "its runs are trained again" in " ".join(capsys.readouterr().err.split())
-    assert_same(again.dataset, result.dataset)
+    assert_same_dataset(again.dataset, result.dataset)
 
 
 def test_a_damaged_checkpoint_falls_back_to_the_one_before_and_says_so(finished, tmp_path, capsys):
@@ -189,7 +167,7 @@ def test_a_damaged_checkpoint_falls_back_to_the_one_before_and_says_so(finished,
     err = " ".join(capsys.readouterr().err.split())
     assert err.count("going back to the checkpoint before") == 1  # for two batches in it
     assert f"going on at step {steps[0]}" in err
-    assert_same(again.dataset, finished[1].dataset)
+    assert_same_dataset(again.dataset, finished[1].dataset)
 
 
 def _age(folder):
@@ -274,8 +252,8 @@ def test_results_that_are_not_those_of_the_finished_batches_are_written_again(
     else:
         path.write_bytes(content[: 0 if damage == "empty" else len(content) // 2])
     again = quiet(dqn, TINY, range(3), output=path.parent, resume=True)
-    assert_same(again.dataset, result.dataset)
-    assert_same(results.load(path), result.dataset)
+    assert_same_dataset(again.dataset, result.dataset)
+    assert_same_dataset(results.load(path), result.dataset)
 
 
 @pytest.mark.parametrize("number", [None, 0, FORMAT + 1], ids=["before numbers", "older", "newer"])
@@ -294,7 +272,7 @@ def test_a_folder_of_another_version_is_refused_by_name(number, finished, tmp_pa
     assert "\n" not in str(caught.value)
     assert results.load(output).equals(finished[1].dataset)  # results are still read
     again = quiet(dqn, TINY, range(3), width=2, output=output, overwrite=True)
-    assert_same(again.dataset, finished[1].dataset)
+    assert_same_dataset(again.dataset, finished[1].dataset)
 
 
 def test_what_a_sweep_was_is_not_guessed(finished, tmp_path):
@@ -318,7 +296,7 @@ def test_what_is_of_no_sweep_is_left_where_it_lies(finished, tmp_path):
         path.write_text("?")
     shutil.rmtree(root / "finished" / "1")
     again = quiet(dqn, TINY, range(3), output=tmp_path / "copy", resume=True)
-    assert_same(again.dataset, result.dataset)
+    assert_same_dataset(again.dataset, result.dataset)
 
 
 def test_nothing_is_dropped_from_under_a_sweep_that_is_running(tmp_path):
@@ -349,7 +327,7 @@ def test_a_full_disk_costs_nothing_that_is_finished(tmp_path, monkeypatch, capsy
     err = " ".join(capsys.readouterr().err.split())
     assert err.count("could not save for now, going on") == 1  # for a dozen attempts in vain
     again = quiet(dqn, TINY, range(3), output=tmp_path, resume=True)
-    assert_same(again.dataset, result.dataset)
+    assert_same_dataset(again.dataset, result.dataset)
     finished = {path.name for path in (tmp_path / "checkpoint" / "finished").iterdir()}
     assert finished == {"0", "1", "2"}
 
@@ -372,163 +350,3 @@ def test_checkpoints_of_other_batches_are_kept_until_they_are_gone_on_with(tmp_p
     folder.save_finished(1, record)
     folder.save_running({0: paused(60)})
     assert len([*(tmp_path / "checkpoint" / "running").iterdir()]) == 2
-
-
-# ---------------------------------------------------------------------------- killed processes
-
-VICTIM = """
-import json, signal, sys
-# What runs in the background of a shell inherits that SIGINT is ignored.
-signal.signal(signal.SIGINT, signal.default_int_handler)
-from pathlib import Path
-from purejaxdqn.cli.exits import exit_with
-from purejaxdqn.storage import results
-from purejaxdqn.agents.dqn.dqn import DQNConfig, dqn
-from purejaxdqn.sweep.run import run_sweep
-
-def main():
-    output, options = Path(sys.argv[1]), json.loads(sys.argv[2])
-    results.prepare_output(output, resume=True)
-    config = DQNConfig(**{**json.loads(sys.argv[3]), "hidden_sizes": (8,), "head_sizes": ()})
-    run_sweep(dqn, config, range(2), learning_rate=[1e-3, 3e-3], width=2, output=output,
-              resume=True, **options)
-
-exit_with(main)
-"""
-LONG = dataclasses.replace(TINY, total_steps=200_000, eval_interval=20_000)
-
-
-def start(output, config=LONG, **options):
-    code = [sys.executable, "-c", VICTIM, str(output), json.dumps(options)]
-    environment = {k: v for k, v in os.environ.items() if not k.startswith("JAX_")}
-    cache = {"XDG_CACHE_HOME": str(output.parent / "cache")}
-    return subprocess.Popen(
-        [*code, json.dumps(dataclasses.asdict(config))],
-        stderr=subprocess.PIPE,
-        text=True,
-        env=environment | cache,
-    )
-
-
-def checkpoints(output):
-    folder = output / "checkpoint" / "running"
-    return [path for path in folder.glob("*") if path.name[0].isdigit()]
-
-
-def is_writing(output, process):
-    return any((output / "checkpoint" / "running").glob(f".writing-*.{process.pid}.*"))
-
-
-def wait_for(condition, process):
-    while not condition() and process.poll() is None:
-        time.sleep(0.002)
-
-
-def kill_again_and_again(output, num_kills, rng):
-    """Kills a sweep so often, at random moments; says at which step each life began."""
-    starts = []
-    for life in range(num_kills):
-        process = start(output, checkpoint_seconds=0)
-        lines: list[str] = []
-        reader = threading.Thread(target=lambda p=process, x=lines: x.extend(p.stderr))
-        reader.start()
-        before = {path.name for path in checkpoints(output)}
-        if life % 2:  # in the middle of a checkpoint's write
-            for _ in range(rng.randrange(1, 6)):
-                wait_for(lambda p=process: is_writing(output, p), process)
-                wait_for(lambda p=process: not is_writing(output, p), process)
-            wait_for(lambda p=process: is_writing(output, p), process)
-        else:
-            wait_for(lambda b=before: {p.name for p in checkpoints(output)} - b, process)
-            time.sleep(rng.uniform(0, 0.5))
-        process.kill()
-        process.wait()
-        reader.join()
-        process.stderr.close()
-        found = re.search(r"going on at step ([\d,]+)", " ".join("".join(lines).split()))
-        starts.append(int(found[1].replace(",", "")) if found else 0)
-    return starts
-
-
-def check_kills(folder, num_kills):
-    """Two sweeps are killed so often in turn, side by side; both must end as if they never were."""
-    outputs = [folder / "one", folder / "other"]
-    whole = quiet(dqn, LONG, range(2), learning_rate=[1e-3, 3e-3], width=2)
-    with concurrent.futures.ThreadPoolExecutor() as pool:
-        futures = [
-            pool.submit(kill_again_and_again, output, num_kills, random.Random(i))
-            for i, output in enumerate(outputs)
-        ]
-        all_starts = [future.result() for future in futures]
-    for output, starts in zip(outputs, all_starts, strict=True):
-        assert starts[0] == 0
-        assert all(step > 0 for step in starts[1:]), starts
-        assert starts == sorted(starts)
-        resumed = quiet(dqn, LONG, range(2), learning_rate=[1e-3, 3e-3], output=output, resume=True)
-        assert_same(resumed.dataset, whole.dataset)
-        assert not [*(output / "checkpoint").rglob(".writing-*")]  # nothing half written is left
-
-
-def test_eight_kills_lose_nothing(tmp_path):
-    check_kills(tmp_path, 4)
-
-
-@pytest.mark.slow
-def test_a_hundred_kills_lose_nothing(tmp_path):
-    check_kills(tmp_path, 50)
-
-
-@pytest.mark.parametrize(
-    ("number", "exit_code"), [(signal.SIGTERM, 75), (signal.SIGINT, 130)], ids=["TERM", "INT"]
-)
-def test_a_signal_ends_with_a_checkpoint_and_says_how_to_go_on(number, exit_code, tmp_path):
-    output = tmp_path / "sweep"
-    endless = dataclasses.replace(LONG, total_steps=40_000_000)
-    process = start(output, endless, checkpoint_seconds=1e9)
-    wait_for((output / "results.nc").exists, process)
-    assert checkpoints(output) == []  # none is ever due
-    process.send_signal(number)
-    _, err = process.communicate()
-    assert process.returncode == exit_code, err
-    assert f"resume=True goes on from what is kept in {output}" in " ".join(err.split())
-    assert "Traceback" not in err
-    assert results.load(output).attrs["status"] == "interrupted"
-    assert len(checkpoints(output)) == 1
-
-
-def test_a_signal_that_python_drops_is_heard_again(capfd):
-    """What is raised in a callback of the garbage collector goes nowhere, with a traceback."""
-
-    def collected(*_):
-        gc.callbacks.remove(collected)
-        signal.raise_signal(signal.SIGTERM)
-
-    def collect():
-        gc.callbacks.append(collected)
-        gc.collect()
-        while True:
-            time.sleep(0.01)
-
-    with catch_signals() as stop, pytest.raises(Stopped):
-        collect()
-    assert stop.number == signal.SIGTERM
-    assert "Traceback" not in capfd.readouterr().err
-
-
-def test_two_sweeps_into_one_folder_are_one_too_many(tmp_path):
-    output = tmp_path / "sweep"
-    first = start(output, dataclasses.replace(LONG, total_steps=40_000_000))
-    wait_for((output / "results.nc").exists, first)
-    second = start(output, dataclasses.replace(LONG, total_steps=40_000_000))
-    _, err = second.communicate()
-    assert second.returncode == 2
-    assert "another process is writing" in " ".join(err.split())
-    assert "Traceback" not in err
-    assert first.poll() is None
-    first.kill()  # and the lock with it
-    first.communicate()
-    third = start(output, dataclasses.replace(LONG, total_steps=40_000_000))
-    wait_for(lambda: checkpoints(output), third)
-    assert third.poll() is None
-    third.kill()
-    third.communicate()
