@@ -117,7 +117,7 @@ def make_run_functions(experiment: Experiment, config: RunConfig) -> OneRun:
         if train.probe is None:
             raise ConfigError(
                 "diagnostics (True) need a training run with a probe: give its Train one, as "
-                "make_train of DQN does, or leave diagnostics False"
+                "dqn does, or leave diagnostics False"
             )
         key = jax.random.fold_in(run_keys(seed).diagnostics, step)
         return diagnose(train.probe, train.env, state, params_before, key)
