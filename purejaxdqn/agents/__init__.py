@@ -16,13 +16,4 @@ from purejaxdqn.agents.registry import (
     train,
 )
 
-__all__ = [
-    "DEFAULT",
-    "Agent",
-    "configure",
-    "experiment_of",
-    "get",
-    "names",
-    "register",
-    "train",
-]
+__all__ = ["DEFAULT", "Agent", "configure", "experiment_of", "get", "names", "register", "train"]

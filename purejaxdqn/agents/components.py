@@ -17,6 +17,7 @@ from purejaxdqn.types import ConfigError, nearest_names
 Component = Mapping[str, Any]  # settings by name; the first one is the switch
 Combination = tuple[bool, ...]  # of each component, whether it is in
 
+_DRAWN: Component = {"num_quantiles": 8, "adam_epsilon": 1e-5}
 COMPONENTS: dict[str, Component] = {
     "double": {"td_error": "double_q_learning"},
     "dueling": {"dueling": True},
@@ -27,16 +28,8 @@ COMPONENTS: dict[str, Component] = {
     "layer_norm": {"layer_norm": True},
     "categorical": {"representation": "categorical", "adam_epsilon": 1e-5},
     "quantile": {"representation": "quantile", "adam_epsilon": 1e-5},
-    "implicit_quantile": {
-        "representation": "implicit_quantile",
-        "num_quantiles": 8,
-        "adam_epsilon": 1e-5,
-    },
-    "proposed_quantile": {
-        "representation": "proposed_quantile",
-        "num_quantiles": 8,
-        "adam_epsilon": 1e-5,
-    },
+    "implicit_quantile": {"representation": "implicit_quantile", **_DRAWN},
+    "proposed_quantile": {"representation": "proposed_quantile", **_DRAWN},
     "expected_sarsa": {"td_error": "expected_sarsa"},
     "soft": {"td_error": "soft_q_learning"},
     "persistent": {"td_error": "persistent_advantage_learning"},
@@ -49,11 +42,7 @@ COMPONENTS: dict[str, Component] = {
 def find_components(names: Sequence[str], base: RunConfig) -> dict[str, Component]:
     """Finds components by name, in the order of `COMPONENTS`.
 
-    Components given as `setting=value` come last.
-
-    Args:
-      names: of `COMPONENTS`, or a setting of the base with its value, such as "discount=0.9".
-      base: the agent that has them or not.
+    A setting of the base with its value, such as "discount=0.9", is one too; these come last.
 
     Raises:
       ConfigError: for names that are none, or components that cannot stand beside each other or in
@@ -68,7 +57,7 @@ def find_components(names: Sequence[str], base: RunConfig) -> dict[str, Componen
     for one, other in itertools.combinations(found, 2):
         if (setting := _switch(found[one])) == _switch(found[other]):
             raise ConfigError(f"{one} and {other} both set {setting}: leave one of them out")
-    plain = find_plain(base)
+    plain = _find_plain(base)
     for name, component in found.items():
         setting = _switch(component)
         if not hasattr(base, setting):
@@ -85,20 +74,11 @@ def find_components(names: Sequence[str], base: RunConfig) -> dict[str, Componen
     return found
 
 
-def find_plain(base: RunConfig) -> RunConfig:
-    """Returns the settings without any component: plain DQN's, beside the defaults of a class."""
-    plain = type(base)()
-    if not isinstance(plain, DQNConfig):
-        return plain
-    dqn = config_to_dict(registry.get("dqn").config)
-    return dataclasses.replace(plain, **{**dqn, "agent": plain.agent})
-
-
 def configure(
     base: RunConfig, components: Mapping[str, Component], combination: Combination
 ) -> RunConfig:
     """Makes the base's settings with the components that are in, and without the others."""
-    plain = find_plain(base)
+    plain = _find_plain(base)
     changes: dict[str, Any] = {}
     for component, is_in in zip(components.values(), combination, strict=True):
         switch = _switch(component)
@@ -123,17 +103,22 @@ def configure_all(
       ConfigError: naming every combination that cannot be trained, and why.
     """
     base.validate()
+    declared = settings_of(type(base))
     configs, problems = {}, []
     for combination in itertools.product((False, True), repeat=len(components)):
-        config = configure(base, components, combination)
+        configs[combination] = config = configure(base, components, combination)
         chosen = [*itertools.compress(components, combination)]
-        reasons = _find_idle(config, {name: components[name] for name in chosen})
+        switches = {name: declared[_switch(components[name])] for name in chosen}
+        reasons = [
+            f"{name} changes nothing: {one} is read only where {one.read_only_where()}"
+            for name, one in switches.items()
+            if not one.is_read(config)
+        ]
         try:
             config.validate()
         except ConfigError as error:
             reasons += str(error).splitlines()
         problems += [f"{'+'.join(chosen) or 'none'}: {reason}" for reason in reasons]
-        configs[combination] = config
     for at, name in enumerate(components):
         pairs = [(one, (*one[:at], True, *one[at + 1 :])) for one in configs if not one[at]]
         if any(configs[without] == configs[with_it] for without, with_it in pairs):
@@ -141,6 +126,15 @@ def configure_all(
     if problems:
         raise ConfigError("combinations that cannot be trained: " + "; ".join(problems))
     return configs
+
+
+def _find_plain(base: RunConfig) -> RunConfig:
+    """Returns the settings without any component: plain DQN's, beside the defaults of a class."""
+    plain = type(base)()
+    if not isinstance(plain, DQNConfig):
+        return plain
+    dqn = config_to_dict(registry.get("dqn").config)
+    return dataclasses.replace(plain, **{**dqn, "agent": plain.agent})
 
 
 def _switch(component: Component) -> str:
@@ -163,14 +157,3 @@ def _read_component(name: str, base: RunConfig) -> Component:
             f"{nearest_names(setting, declared)}"
         )
     return {setting: parse(declared[setting], text)}
-
-
-def _find_idle(config: RunConfig, components: Mapping[str, Component]) -> list[str]:
-    """Lists the components that are in, but change nothing beside the other settings."""
-    declared = settings_of(type(config))
-    idle = []
-    for name, component in components.items():
-        one = declared[_switch(component)]
-        if not one.is_read(config):
-            idle.append(f"{name} changes nothing: {one} is read only where {one.read_only_where()}")
-    return idle

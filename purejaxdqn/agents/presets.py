@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Mapping
 from typing import Any
 
 from purejaxdqn.agents.dqn.dqn import dqn
@@ -25,22 +26,13 @@ _PLAIN: dict[str, Any] = {
     "replay_capacity": 30_000,
 }
 # Agents that learn faster need a shorter memory.
-_SHORT_MEMORY: dict[str, Any] = {"replay_capacity": 10_000}
+_FAST = {"replay_capacity": 10_000}
 # Their gradients are small, whatever the returns are: Adam's epsilon must not swallow them.
-_DISTRIBUTION: dict[str, Any] = {
-    "learning_rate": 1e-3,
-    "adam_epsilon": 1e-5,
-    **_SHORT_MEMORY,
-}
-_C51: dict[str, Any] = {"representation": "categorical", "value_max": 50.0, **_DISTRIBUTION}
+_DISTRIBUTION: dict[str, Any] = {"learning_rate": 1e-3, "adam_epsilon": 1e-5, **_FAST}
+_C51 = {"representation": "categorical", "value_max": 50.0, **_DISTRIBUTION}
 # Quantiles run away where the target network follows at once, and are slow to learn and to hold
 # what they learned one step at a time.
-_QUANTILES: dict[str, Any] = {
-    "td_error": "double_q_learning",
-    "n_step": 5,
-    "target_period": 50,
-    **_DISTRIBUTION,
-}
+_QUANTILES = {"td_error": "double_q_learning", "n_step": 5, "target_period": 50, **_DISTRIBUTION}
 _IQN: dict[str, Any] = {
     "representation": "implicit_quantile",
     "num_quantiles": 8,
@@ -50,62 +42,46 @@ _IQN: dict[str, Any] = {
     **_QUANTILES,
 }
 
-_FAMILY: dict[str, tuple[str, dict[str, Any]]] = {
-    "dqn": ("plain DQN, Mnih et al. (2015)", {}),
-    "double": ("double DQN, van Hasselt et al. (2016)", {"td_error": "double_q_learning"}),
-    "dueling": ("dueling network, Wang et al. (2016)", {"dueling": True}),
-    "n_step": ("5-step returns", {"n_step": 5, **_SHORT_MEMORY}),
-    "prioritised": (
-        "prioritised replay, Schaul et al. (2016)",
-        {"prioritised": True, **_SHORT_MEMORY},
-    ),
-    "c51": ("categorical distribution, Bellemare et al. (2017)", _C51),
-    "qr_dqn": (
-        "fixed quantiles, Dabney et al. (2018)",
-        {"representation": "quantile", **_QUANTILES},
-    ),
-    "iqn": ("implicit quantiles, Dabney et al. (2018)", _IQN),
-    "fqf": (
-        "proposed quantiles, Yang et al. (2019)",
-        {**_IQN, "representation": "proposed_quantile"},
-    ),
-    "munchausen": (
-        "Munchausen DQN, Vieillard et al. (2020)",
-        {"munchausen": True, **_SHORT_MEMORY},
-    ),
-    "m_iqn": (
-        "Munchausen IQN, Vieillard et al. (2020)",
-        {
-            **_IQN,
-            "munchausen": True,
-            "hidden_sizes": (64, 64),
-            "batch_size": 64,
-            "huber_threshold": 1.0,
-        },
-    ),
-    "noisy": (
-        "noisy network, Fortunato et al. (2018)",
-        {"noisy": True, "batch_size": 32, **_SHORT_MEMORY},
-    ),
-    "rainbow": (
-        "six extensions at once, Hessel et al. (2018)",
-        {
-            **_C51,
-            "td_error": "double_q_learning",
-            "dueling": True,
-            "n_step": 3,
-            "prioritised": True,
-            "noisy": True,
-            "steps_per_update": 8,
-            "batch_size": 32,
-            "hidden_sizes": (64, 64),
-        },
-    ),
-}
+
+def _add(name: str, help: str, shared: Mapping[str, Any] = {}, /, **changes: Any) -> None:
+    """Registers an agent of the family: plain DQN with some changes."""
+    register(name, dataclasses.replace(DQNConfig(), **{**_PLAIN, **shared, **changes}), dqn, help)
+
 
 register(DEFAULT, DQNConfig(), dqn, "the default: double DQN with 5-step returns")
-for _name, (_help, _changes) in _FAMILY.items():
-    register(_name, dataclasses.replace(DQNConfig(), **{**_PLAIN, **_changes}), dqn, _help)
+_add("dqn", "plain DQN, Mnih et al. (2015)")
+_add("double", "double DQN, van Hasselt et al. (2016)", td_error="double_q_learning")
+_add("dueling", "dueling network, Wang et al. (2016)", dueling=True)
+_add("n_step", "5-step returns", _FAST, n_step=5)
+_add("prioritised", "prioritised replay, Schaul et al. (2016)", _FAST, prioritised=True)
+_add("c51", "categorical distribution, Bellemare et al. (2017)", _C51)
+_add("qr_dqn", "fixed quantiles, Dabney et al. (2018)", _QUANTILES, representation="quantile")
+_add("iqn", "implicit quantiles, Dabney et al. (2018)", _IQN)
+_add("fqf", "proposed quantiles, Yang et al. (2019)", _IQN, representation="proposed_quantile")
+_add("munchausen", "Munchausen DQN, Vieillard et al. (2020)", _FAST, munchausen=True)
+_add(
+    "m_iqn",
+    "Munchausen IQN, Vieillard et al. (2020)",
+    _IQN,
+    munchausen=True,
+    hidden_sizes=(64, 64),
+    batch_size=64,
+    huber_threshold=1.0,
+)
+_add("noisy", "noisy network, Fortunato et al. (2018)", _FAST, noisy=True, batch_size=32)
+_add(
+    "rainbow",
+    "six extensions at once, Hessel et al. (2018)",
+    _C51,
+    td_error="double_q_learning",
+    dueling=True,
+    n_step=3,
+    prioritised=True,
+    noisy=True,
+    steps_per_update=8,
+    batch_size=32,
+    hidden_sizes=(64, 64),
+)
 register(
     "pqn", PQNConfig(), pqn, "Q(lambda) without replay or target network, Gallici et al. (2025)"
 )

@@ -15,16 +15,9 @@ from purejaxdqn.types import ConfigError, nearest_names
 
 
 class Agent(NamedTuple):
-    """A named agent: its settings, its experiment and a line of help.
+    """A named agent: what `register` was given, and the module that has registered it."""
 
-    Attributes:
-      config: its settings, a `RunConfig` of its own class whose `agent` is the name.
-      experiment: `config -> Train`.
-      help: what it is, in a line.
-      module: which module has registered it.
-    """
-
-    config: Any
+    config: Any  # a `RunConfig` of its own class, whose `agent` is the name
     experiment: Experiment
     help: str
     module: str

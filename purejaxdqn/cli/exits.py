@@ -31,20 +31,19 @@ def exit_with(action: Callable[[], int | None]) -> NoReturn:
     try:
         with catch_signals():
             exit_code = action()
-        sys.exit(exit_code or 0)
+        sys.exit(exit_code)
     except ConfigError as error:
-        print(f"error: {_join_lines(error)}", file=sys.stderr)
-        sys.exit(EXIT_REFUSED)
+        line, exit_code = f"error: {_join_lines(error)}", EXIT_REFUSED
     except OSError as error:
-        remedy = "".join(f"; once it can be, {note}" for note in _notes(error))
-        print(f"error: {_join_lines(error)}{remedy}", file=sys.stderr)
-        sys.exit(EXIT_FAILED)
+        remedy = "".join(f"; once it can be, {note}" for note in getattr(error, "__notes__", ()))
+        line, exit_code = f"error: {_join_lines(error)}{remedy}", EXIT_FAILED
     except KeyboardInterrupt as interrupt:
         exit_code = getattr(interrupt, "exit_code", EXIT_INTERRUPTED)
         cause = "stopped by SIGTERM" if exit_code == EXIT_TERMINATED else "interrupted"
-        remedy = "".join(f"; {note}" for note in _notes(interrupt))
-        print(f"{cause}{remedy}" if remedy else str(interrupt) or cause, file=sys.stderr)
-        sys.exit(exit_code)
+        notes = getattr(interrupt, "__notes__", ())
+        line = "; ".join([cause, *notes]) if notes else str(interrupt) or cause
+    print(line, file=sys.stderr)
+    sys.exit(exit_code)
 
 
 def run_script(main: Callable[[Args], int | None], args_type: type[Args]) -> NoReturn:
@@ -67,12 +66,8 @@ def saying_how_to_go_on(how: str) -> Iterator[None]:
         raise
 
 
-def _notes(error: BaseException) -> list[str]:
-    return list(getattr(error, "__notes__", []))
-
-
-def _join_lines(error: Exception) -> str:
-    return "; ".join(str(error).splitlines())
+def _join_lines(message: object) -> str:
+    return "; ".join(str(message).splitlines())
 
 
 def _format_in_a_line(
@@ -80,5 +75,5 @@ def _format_in_a_line(
 ) -> str:
     """Formats a warning to the user without its place in the code, which is no news to users."""
     if category is UserWarning:
-        return f"warning: {'; '.join(str(message).splitlines())}\n"
+        return f"warning: {_join_lines(message)}\n"
     return _format_warning(message, category, *where, **more)

@@ -11,6 +11,7 @@ import importlib
 import importlib.metadata
 import sys
 from collections.abc import Sequence
+from typing import Any
 
 from purejaxdqn.cli.exits import exit_with
 from purejaxdqn.types import ConfigError, nearest_names
@@ -46,30 +47,22 @@ def run(argv: Sequence[str]) -> int | None:
       ConfigError: for a command that there is not.
     """
     name = argv[0] if argv else "--help"
-    if name == "--version":
-        print(f"purejaxdqn {importlib.metadata.version('purejaxdqn')}")
-        return 0
-    if name in ("-h", "--help"):
-        _make_parser().print_help()
-        return 0
-    if name not in COMMANDS:
+    if name in COMMANDS:
+        file, _, function = COMMANDS[name][0].partition(":")
+        command: Any = importlib.import_module(f"{__package__}.commands.{file}")
+        code: int | None = getattr(command, function)(argv[1:])
+        return code
+    if name not in ("-h", "--help", "--version"):
         raise ConfigError(f"command ({name!r}) must be one of {nearest_names(name, COMMANDS)}")
-    file, _, function = COMMANDS[name][0].partition(":")
-    code: int | None = getattr(importlib.import_module(f"{__package__}.commands.{file}"), function)(
-        argv[1:]
-    )
-    return code
-
-
-def _make_parser() -> argparse.ArgumentParser:
-    """Makes what prints the list of commands."""
     parser = argparse.ArgumentParser(
         prog="purejaxdqn",
         description="Deep Q-learning research in pure JAX: many seeds at once.",
         epilog="purejaxdqn COMMAND --help lists the flags of a command.",
     )
-    parser.add_argument("--version", action="store_true", help="print the version")
+    version = f"purejaxdqn {importlib.metadata.version('purejaxdqn')}"
+    parser.add_argument("--version", action="version", version=version, help="print the version")
     commands = parser.add_subparsers(title="commands", metavar="COMMAND")
-    for name, (_, help_line) in COMMANDS.items():
-        commands.add_parser(name, help=help_line)
-    return parser
+    for command_name, (_, help_line) in COMMANDS.items():
+        commands.add_parser(command_name, help=help_line)
+    parser.parse_args([name])  # prints, and exits
+    return 0

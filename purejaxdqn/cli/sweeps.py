@@ -6,31 +6,28 @@ import contextlib
 import dataclasses
 import functools
 import json
-from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 import jax
 
-from purejaxdqn import agents, tracking
+from purejaxdqn import tracking
 from purejaxdqn.cli.exits import saying_how_to_go_on
 from purejaxdqn.runtime import processes
 from purejaxdqn.runtime.devices import use_every_core
 from purejaxdqn.storage import results
 from purejaxdqn.storage.provenance import to_jsonable
-from purejaxdqn.sweep.dataset import SweepResult
+from purejaxdqn.sweep.dataset import SweepInterrupted, SweepResult
 from purejaxdqn.sweep.design import MOST_RUNS, Design
-from purejaxdqn.sweep.options import SweepOptions, parse_bytes
+from purejaxdqn.sweep.options import SweepOptions
 from purejaxdqn.sweep.ray.cluster import run_on_cluster
 from purejaxdqn.sweep.run import run_design
-from purejaxdqn.tracking import Tracker
 from purejaxdqn.training.declaration import Setting, setting, settings_of
 from purejaxdqn.training.loop import Experiment
 from purejaxdqn.training.settings import RunConfig
 from purejaxdqn.types import ConfigError
-
-READERS = {"memory_budget": parse_bytes}  # such as 4GB
 
 
 @dataclasses.dataclass(frozen=True)
@@ -48,6 +45,7 @@ class _SeedFlags:
         "Print the summary as one JSON object on the last line of standard output.",
         group="run",
     )
+    output: Path = setting(Path("results"), "Folder for everything that is written.", group="run")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -93,39 +91,15 @@ class _MachineFlags:
 
 def seed_flags(output: str, num_seeds: int = 10) -> list[Setting]:
     """Returns the flags of every command that trains over seeds, with their defaults."""
-    flags = {**settings_of(_SeedFlags), "output": settings_of(SweepOptions)["output"]}
-    flags["num_seeds"] = flags["num_seeds"]._replace(default=num_seeds)
-    flags["output"] = flags["output"]._replace(
-        default=Path(output), help="Folder for everything that is written."
-    )
-    return [*flags.values()]
+    flags = settings_of(_SeedFlags)
+    changed = {"num_seeds": num_seeds, "output": Path(output)}
+    return [one._replace(default=changed.get(name, one.default)) for name, one in flags.items()]
 
 
 def sweep_flags(output: str, num_seeds: int = 10) -> list[Setting]:
     """Returns the flags of every command that trains a sweep, with their defaults."""
     options = [one for one in settings_of(SweepOptions).values() if one.name != "output"]
     return [*seed_flags(output, num_seeds), *options, *settings_of(_MachineFlags).values()]
-
-
-def agent_settings(bases: Iterable[RunConfig], agent_help: str) -> dict[str, Setting]:
-    """Collects the settings of agents, with those of the first that has one as its default."""
-    found: dict[str, Setting] = {}
-    for base in bases:
-        for name, one in settings_of(type(base)).items():
-            found.setdefault(name, one._replace(default=getattr(base, name)))
-    shown = f"{agent_help}, whose settings are the defaults here: {', '.join(agents.names())}."
-    return {**found, "agent": found["agent"]._replace(help=shown)}
-
-
-def explain_foreign_flags(names: Sequence[str]) -> dict[str, str]:
-    """Makes a hint for each setting of other agents: these agents do not have it."""
-
-    def settings_of_all(names: Iterable[str]) -> set[str]:
-        return {name for agent in names for name in settings_of(type(agents.get(agent).config))}
-
-    shown = " or ".join(map(repr, names))
-    foreign = settings_of_all(agents.names()) - settings_of_all(names)
-    return {name: f"{name!r} is no setting of agent {shown}" for name in foreign}
 
 
 def refuse_unread(names: Iterable[str], configs: Collection[RunConfig]) -> None:
@@ -150,11 +124,12 @@ def list_seeds(flags: SimpleNamespace) -> range:
     Raises:
       ConfigError: if the last one lies above 2**32 - 1.
     """
-    if flags.first_seed + flags.num_seeds > 2**32:
+    end = flags.first_seed + flags.num_seeds
+    if end > 2**32:
         raise ConfigError(
             f"first_seed ({flags.first_seed}) must be at least 0, and the last seed below {2**32}"
         )
-    return range(flags.first_seed, flags.first_seed + flags.num_seeds)
+    return range(flags.first_seed, end)
 
 
 def make_options(flags: SimpleNamespace) -> SweepOptions:
@@ -174,8 +149,7 @@ def make_options(flags: SimpleNamespace) -> SweepOptions:
             f"cluster ({flags.cluster!r}) and coordinator ({flags.coordinator!r}) exclude each "
             "other: leave one of them out"
         )
-    names = settings_of(SweepOptions)
-    return SweepOptions(**{name: getattr(flags, name) for name in names})
+    return SweepOptions(**{name: getattr(flags, name) for name in settings_of(SweepOptions)})
 
 
 def choose_devices(flags: SimpleNamespace) -> list[jax.Device]:
@@ -184,14 +158,21 @@ def choose_devices(flags: SimpleNamespace) -> list[jax.Device]:
     return found if found[0].platform == "cpu" else found[: flags.num_devices]
 
 
-@contextlib.contextmanager
-def trained_design(
-    experiment: Experiment, design: Design, flags: SimpleNamespace
-) -> Iterator[SweepResult]:
+def train_design(
+    experiment: Experiment,
+    design: Design,
+    flags: SimpleNamespace,
+    report: Callable[[SweepResult], None],
+) -> None:
     """Trains a design as the flags say, on this machine, a share of it, or a cluster.
 
-    Yields:
-      The result. A failed write or an interrupt, also within the block, says how to go on.
+    A failed write or an interrupt, also of the report, says how to go on.
+
+    Args:
+      experiment: `config -> Train`.
+      design: the runs.
+      flags: those of `sweep_flags`.
+      report: prints and writes the result, in the first process; also what an interrupt leaves.
 
     Raises:
       ConfigError: for what cannot be kept.
@@ -199,8 +180,9 @@ def trained_design(
     """
     options = make_options(flags)
     instead = " in place of --overwrite" if flags.overwrite else ""
-    how = f"the same command with --resume{instead} goes on (in {flags.output})"
-    with saying_how_to_go_on(how):
+    with saying_how_to_go_on(
+        f"the same command with --resume{instead} goes on (in {flags.output})"
+    ):
         processes.join_processes(flags.coordinator, flags.num_processes, flags.process_id)
         prepare = functools.partial(
             results.prepare_output, flags.output, flags.overwrite, flags.resume
@@ -210,26 +192,21 @@ def trained_design(
             processes.run_on_first_process(prepare)
         else:  # Ray starts before JAX does, which tells what the first process is
             prepare()
-        with _open_trackers(flags, design.shared) as tracker:
-            options = dataclasses.replace(options, on_evaluation=tracker)
-            if flags.cluster is None:
-                result = run_design(experiment, design, options=options)
-            else:
-                result = run_on_cluster(
-                    experiment,
-                    design,
-                    address=flags.cluster,
-                    num_cpus_per_task=flags.num_devices,
-                    num_gpus_per_task=flags.gpus_per_task,
-                    options=options,
-                )
-        yield result
+        try:
+            result = _train_with_trackers(experiment, design, flags, options)
+        except SweepInterrupted as interrupt:
+            if processes.is_first_process():
+                report(interrupt.result)
+            raise
+        if processes.is_first_process():
+            report(result)
 
 
-@contextlib.contextmanager
-def _open_trackers(flags: SimpleNamespace, settings: Mapping[str, Any]) -> Iterator[Tracker | None]:
-    """Opens all trackers that are asked for, as one; None without any."""
-    settings = to_jsonable(dict(settings))
+def _train_with_trackers(
+    experiment: Experiment, design: Design, flags: SimpleNamespace, options: SweepOptions
+) -> SweepResult:
+    """Trains a design while all trackers that are asked for are open."""
+    settings = to_jsonable(dict(design.shared))
     if flags.overwrite:
         tracking.forget(flags.output)
     with contextlib.ExitStack() as stack:
@@ -242,7 +219,17 @@ def _open_trackers(flags: SimpleNamespace, settings: Mapping[str, Any]) -> Itera
             for tracker in trackers:
                 tracker(event)
 
-        yield track if trackers else None
+        options = dataclasses.replace(options, on_evaluation=track if trackers else None)
+        if flags.cluster is None:
+            return run_design(experiment, design, options=options)
+        return run_on_cluster(
+            experiment,
+            design,
+            address=flags.cluster,
+            num_cpus_per_task=flags.num_devices,
+            num_gpus_per_task=flags.gpus_per_task,
+            options=options,
+        )
 
 
 def print_json(flags: SimpleNamespace, facts: Mapping[str, Any] | None) -> None:

@@ -104,7 +104,7 @@ def make_run_functions(experiment: Experiment, config: RunConfig) -> OneRun:
         if train.probe is None:
             raise ConfigError(
                 "diagnostics (True) need a training run with a probe: give its Train one, as "
-                "make_train of DQN does, or leave diagnostics False"
+                "dqn does, or leave diagnostics False"
             )
         _, _, key = run_keys(seed)
         key = jax.random.fold_in(key, step)

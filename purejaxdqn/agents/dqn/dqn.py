@@ -1,4 +1,4 @@
-"""Deep Q-learning from top to bottom: the training run, and how settings make it.
+"""Deep Q-learning from top to bottom: the training run, and how settings make its parts.
 
 `train.init(key)` fills the replay with random play. `train.chunk(state, n, m)` then repeats: act k
 times, learn n times. Both are pure: `jax.jit` compiles them, `jax.vmap` runs them for many seeds
@@ -13,7 +13,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 import math
-from typing import Any, assert_never
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -22,13 +22,8 @@ import optax
 from purejaxdqn import environments, losses, networks
 from purejaxdqn.agents.dqn.settings import DQNConfig
 from purejaxdqn.environments import Environment
-from purejaxdqn.losses.bellman_loss import Penalty
-from purejaxdqn.replay import (
-    n_step_replay,
-    n_step_transition,
-    prioritised_replay,
-    uniform_replay,
-)
+from purejaxdqn.losses.bellman_loss import Penalty, TDError
+from purejaxdqn.replay import n_step_replay, n_step_transition, prioritised_replay, uniform_replay
 from purejaxdqn.training.diagnostics import NUM_STATES, Probe, gradient_norm
 from purejaxdqn.training.evaluation import greedy_policy
 from purejaxdqn.training.exploration import (
@@ -44,64 +39,50 @@ from purejaxdqn.training.learner import (
     make_learner,
     periodic_target_update,
 )
-from purejaxdqn.training.loop import (
-    ChunkOutputs,
-    Train,
-    act,
-    make_first_state,
-    run_chunk,
-)
+from purejaxdqn.training.loop import ChunkOutputs, Train, act, make_first_state, run_chunk
 from purejaxdqn.training.settings import ensure_kind
-from purejaxdqn.types import Array, Learner, LossFn, Network, Replay, TrainState, Transition
-
-# ------------------------------------------------------------------------------------- training run
+from purejaxdqn.types import Array, LossFn, Network, Replay, TrainState, Transition
 
 
-def importance_weights(probabilities: Array, exponent: Array | float) -> Array:
-    """Computes what each transition of a batch counts, so that its sampling is corrected for.
-
-    Schaul et al., "Prioritized experience replay" (2016), section 3.4: `(N P)^-exponent` over the
-    largest of the batch, in which the number of transitions `N` cancels.
-
-    Args:
-      probabilities: `[B]` with which they were drawn, above 0.
-      exponent: `[]` 0 corrects nothing, 1 wholly.
-
-    Returns:
-      `[B]` above 0, at most 1.
-    """
-    return (probabilities / jnp.min(probabilities)) ** -exponent
-
-
-def make_train(
+def dqn(
     config: DQNConfig,
-    env: Environment,
-    network: Network[Any],
-    learner: Learner,
-    replay: Replay,
-    epsilon: Schedule,
-    importance_exponent: Schedule | None = None,
+    *,
+    env: Environment | None = None,
+    network: Network[Any] | None = None,
+    loss_fn: LossFn[Any] | None = None,
+    optimizer: MakeOptimizer | None = None,
 ) -> Train:
-    """Makes the training run out of its parts.
+    """Makes a training run of DQN from settings: an `Experiment`.
 
-    This function is long, so that the whole run can be read in one place.
+    To change a part, pass it: `partial(dqn, loss_fn=mine)`. This is called inside the traced
+    function, so that every float of the config may be a tracer. This function is long, so that the
+    whole run can be read in one place.
 
     Args:
-      config: for the counts (num_envs, prefill_steps, steps_per_update, updates_per_iteration,
-        batch_size), and the discount.
-      env: the environment.
-      network: the value network.
-      learner: takes the gradient steps.
-      replay: remembers what was played.
-      epsilon: `num_steps -> probability of a random action`, in environment steps.
-      importance_exponent: `num_updates -> exponent` of `importance_weights`, in gradient steps;
-        without it each transition counts the same.
+      config: the settings.
+      env: instead of the one that `config.env` names.
+      network: instead of the MLP of `config.hidden_sizes` with the head of `config.representation`.
+      loss_fn: instead of that of `config.representation`, `config.td_error` and `config.penalty`.
+      optimizer: `learning-rate schedule -> optax optimiser`, such as `optax.rmsprop`, instead of
+        the one that `config.optimizer` names; behind the clipping of the gradients' global norm.
+        FQF's proposal of fractions keeps its own.
 
-    Returns:
-      The `Train`.
+    Raises:
+      ConfigError: for settings of another kind.
     """
-    num_envs = config.num_envs
-    acts_per_iteration = config.steps_per_update // num_envs
+    ensure_kind(config, DQNConfig)
+    env = env or environments.make(config.env)
+    network = network or _make_network(config, env)
+    learner = make_learner(
+        network,
+        loss_fn or _make_loss(config, env),
+        _make_transformation(config, optimizer),
+        periodic_target_update(config.target_period, config.target_step_size),
+    )
+    replay = _make_replay(config, env)
+    epsilon = choose_epsilon(config)
+    importance_exponent = linear_schedule(config.importance_exponent, 1.0, config.num_updates)
+    to_transition = functools.partial(n_step_transition, discount=config.discount)
 
     def act_once(state: TrainState, epsilon: Array | float) -> tuple[TrainState, Array]:
         """Steps every environment once; also gives the returns `[E]` of episodes that ended."""
@@ -109,13 +90,11 @@ def make_train(
         state = dataclasses.replace(state, replay=replay.add(state.replay, step))
         return state, episode_return
 
-    to_transition = functools.partial(n_step_transition, discount=config.discount)
-
     def draw(state: TrainState, key: Array) -> tuple[Transition, Array | None, Array]:
         """Draws a batch; also says what each transition counts, and its index in the replay."""
         sample = replay.sample(state.replay, key)
         transitions = jax.vmap(to_transition)(sample.window)
-        if importance_exponent is None:
+        if not config.prioritised:
             return transitions, None, sample.indices
         exponent = importance_exponent(state.learner.num_updates)
         return transitions, importance_weights(sample.probabilities, exponent), sample.indices
@@ -135,7 +114,7 @@ def make_train(
         state, episode_return = jax.lax.scan(
             lambda state, _: act_once(state, epsilon(state.num_steps)),
             state,
-            length=acts_per_iteration,
+            length=config.steps_per_update // config.num_envs,
         )
         state, metrics = jax.lax.scan(
             lambda state, _: learn(state), state, length=config.updates_per_iteration
@@ -145,9 +124,9 @@ def make_train(
     def init(key: Array) -> TrainState:
         return jax.lax.fori_loop(
             0,
-            config.prefill_steps // num_envs,
+            config.prefill_steps // config.num_envs,
             lambda _, state: act_once(state, 1.0)[0],  # uniformly random
-            make_first_state(key, env, num_envs, learner, replay),
+            make_first_state(key, env, config.num_envs, learner, replay),
         )
 
     def observe(state: TrainState, key: Array) -> tuple[Array, Array]:
@@ -168,57 +147,23 @@ def make_train(
     return Train(init, chunk, functools.partial(greedy_policy, network), env, probe)
 
 
-# ------------------------------------------------------------------------------------- put together
+def importance_weights(probabilities: Array, exponent: Array | float) -> Array:
+    """Computes what each transition of a batch counts, so that its sampling is corrected for.
 
-
-def dqn(
-    config: DQNConfig,
-    *,
-    env: Environment | None = None,
-    network: Network[Any] | None = None,
-    loss_fn: LossFn[Any] | None = None,
-    optimizer: MakeOptimizer | None = None,
-) -> Train:
-    """Makes a training run of DQN from settings: an `Experiment`.
-
-    To change a part, pass it: `partial(dqn, loss_fn=mine)`. This is called inside the traced
-    function, so that every float of the config may be a tracer.
+    Schaul et al., "Prioritized experience replay" (2016), section 3.4: `(N P)^-exponent` over the
+    largest of the batch, in which the number of transitions `N` cancels.
 
     Args:
-      config: the settings.
-      env: instead of the one that `config.env` names.
-      network: instead of the MLP of `config.hidden_sizes` with the head of `config.representation`.
-      loss_fn: instead of that of `config.representation`, `config.td_error` and `config.penalty`.
-      optimizer: `learning-rate schedule -> optax optimiser`, such as `optax.rmsprop`, instead of
-        the one that `config.optimizer` names; behind the clipping of the gradients' global norm.
-        FQF's proposal of fractions keeps its own.
+      probabilities: `[B]` with which they were drawn, above 0.
+      exponent: `[]` 0 corrects nothing, 1 wholly.
 
     Returns:
-      The `Train`.
-
-    Raises:
-      ConfigError: for settings of another kind.
+      `[B]` above 0, at most 1.
     """
-    ensure_kind(config, DQNConfig)
-    env = env or environments.make(config.env)
-    network = network or _make_network(config, env)
-    learner = make_learner(
-        network,
-        loss_fn or _make_loss(config, env),
-        _make_transformation(config, optimizer),
-        periodic_target_update(config.target_period, config.target_step_size),
-    )
-    exponent = linear_schedule(config.importance_exponent, 1.0, config.num_updates)
-    return make_train(
-        config,
-        env,
-        network,
-        learner,
-        _make_replay(config, env),
-        # Noisy weights explore by themselves.
-        linear_schedule(0.0, 0.0, 0) if config.noisy else choose_epsilon(config),
-        exponent if config.prioritised else None,
-    )
+    return (probabilities / jnp.min(probabilities)) ** -exponent
+
+
+# ---------------------------------------------------------------------------- parts from settings
 
 
 def _make_network(config: DQNConfig, env: Environment) -> Network[Any]:
@@ -238,77 +183,57 @@ def _make_network(config: DQNConfig, env: Environment) -> Network[Any]:
     )
 
 
-def _choose_penalty(config: DQNConfig, env: Environment) -> Penalty:
-    match config.penalty:
-        case "squared":
-            return optax.l2_loss
-        case "huber":
-            return functools.partial(optax.huber_loss, delta=config.huber_threshold)
-        case "masked_squared":
-            return losses.masked_squared_error(env.num_actions)
-        case unknown:
-            assert_never(unknown)
-
-
 def _make_loss(config: DQNConfig, env: Environment) -> LossFn[Any]:
-    """Chooses the loss that the settings name."""
-    penalty = _choose_penalty(config, env)
     temperature, threshold = config.temperature, config.huber_threshold
+    is_double = config.td_error == "double_q_learning"
     munchausen = functools.partial(
         losses.munchausen, temperature=temperature, coefficient=config.munchausen_coefficient
     )
-    soft_q_learning = functools.partial(losses.soft_q_learning, temperature=temperature)
-    match config.representation, config.munchausen, config.td_error:
-        case "categorical", _, td_error:
-            return losses.categorical_loss(double=td_error == "double_q_learning")
-        case "quantile" | "implicit_quantile" | "proposed_quantile", True, _:
-            # A soft target has no next action to pick.
+    if config.representation == "categorical":
+        return losses.categorical_loss(double=is_double)
+    if config.representation != "values":
+        if config.munchausen:  # a soft target has no next action to pick
             return munchausen(losses.quantile_loss(False, threshold, temperature))
-        case "quantile" | "implicit_quantile" | "proposed_quantile", False, td_error:
-            return losses.quantile_loss(td_error == "double_q_learning", threshold)
-        case "values", True, _:
-            return munchausen(losses.bellman_loss(soft_q_learning, penalty))
-        case "values", False, "q_learning":
-            return losses.bellman_loss(losses.q_learning, penalty)
-        case "values", False, "double_q_learning":
-            return losses.bellman_loss(losses.double_q_learning, penalty)
-        case "values", False, "expected_sarsa":
-            sarsa = functools.partial(losses.expected_sarsa, epsilon=config.epsilon_end)
-            return losses.bellman_loss(sarsa, penalty)
-        case "values", False, "soft_q_learning":
-            return losses.bellman_loss(soft_q_learning, penalty)
-        case "values", False, "persistent_advantage_learning":
-            return losses.persistent_advantage_learning_loss(config.advantage_coefficient, penalty)
-        case unknown:
-            raise ValueError(f"no loss for {unknown}: config.validate() says what is allowed")
+        return losses.quantile_loss(is_double, threshold)
+    penalties: dict[str, Penalty] = {
+        "squared": optax.l2_loss,
+        "huber": functools.partial(optax.huber_loss, delta=threshold),
+        "masked_squared": losses.masked_squared_error(env.num_actions),
+    }
+    penalty = penalties[config.penalty]
+    soft_q_learning = functools.partial(losses.soft_q_learning, temperature=temperature)
+    if config.munchausen:
+        return munchausen(losses.bellman_loss(soft_q_learning, penalty))
+    if config.td_error == "persistent_advantage_learning":
+        return losses.persistent_advantage_learning_loss(config.advantage_coefficient, penalty)
+    td_errors: dict[str, TDError] = {
+        "q_learning": losses.q_learning,
+        "double_q_learning": losses.double_q_learning,
+        "expected_sarsa": functools.partial(losses.expected_sarsa, epsilon=config.epsilon_end),
+        "soft_q_learning": soft_q_learning,
+    }
+    return losses.bellman_loss(td_errors[config.td_error], penalty)
 
 
 def choose_optimizer(config: DQNConfig) -> MakeOptimizer:
     """Chooses the optimiser that `config.optimizer` names."""
-    match config.optimizer:
-        case "adam":
-            return functools.partial(optax.adam, eps=config.adam_epsilon)
-        case "rmsprop":
-            return functools.partial(optax.rmsprop, decay=0.9, eps=1e-7)
-        case unknown:
-            assert_never(unknown)
+    if config.optimizer == "adam":
+        return functools.partial(optax.adam, eps=config.adam_epsilon)
+    return functools.partial(optax.rmsprop, decay=0.9, eps=1e-7)
 
 
 def _make_transformation(
     config: DQNConfig, optimizer: MakeOptimizer | None
 ) -> optax.GradientTransformation:
     """Makes the optimiser of all weights; FQF's proposal of fractions has its own."""
+    learning_rate = linear_learning_rate(config, config.learning_rate)
     transformation = make_clipped_optimizer(
-        optimizer,
-        choose_optimizer(config),
-        linear_learning_rate(config, config.learning_rate),
-        config.max_grad_norm,
+        optimizer, choose_optimizer(config), learning_rate, config.max_grad_norm
     )
     if config.representation != "proposed_quantile":
         return transformation
-    proposal = optax.rmsprop(
-        linear_learning_rate(config, config.fraction_learning_rate), decay=0.95, eps=1e-5
-    )
+    rate = linear_learning_rate(config, config.fraction_learning_rate)
+    proposal = optax.rmsprop(rate, decay=0.95, eps=1e-5)
     return optax.multi_transform(
         {"value": transformation, "fraction_proposal": proposal}, networks.label_fraction_proposal
     )
@@ -325,13 +250,11 @@ def _make_replay(config: DQNConfig, env: Environment) -> Replay:
 
 def choose_epsilon(config: DQNConfig) -> Schedule:
     """Chooses the schedule of epsilon, in environment steps, that the settings name."""
-    match config.epsilon_schedule:
-        case "linear":
-            return linear_epsilon(config)
-        case "multiplicative":
-            schedule = multiplicative_schedule(
-                config.epsilon_start, config.epsilon_decay, config.epsilon_end
-            )
-            return lambda num_steps: schedule(num_steps - config.prefill_steps)
-        case unknown:
-            assert_never(unknown)
+    if config.noisy:  # noisy weights explore by themselves
+        return linear_schedule(0.0, 0.0, 0)
+    if config.epsilon_schedule == "linear":
+        return linear_epsilon(config)
+    schedule = multiplicative_schedule(
+        config.epsilon_start, config.epsilon_decay, config.epsilon_end
+    )
+    return lambda num_steps: schedule(num_steps - config.prefill_steps)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 from collections.abc import Iterator
 from typing import Any, Literal
 
@@ -16,6 +17,13 @@ _GREEDY_TARGETS = ("q_learning", "double_q_learning")
 _QUANTILES = ("quantile", "implicit_quantile", "proposed_quantile")
 _FRACTIONS: dict[str, Any] = {"at_least": 0, "at_most": 1}
 
+# Settings under a heading of `--help`, or of one component.
+_replay = functools.partial(setting, group="replay")
+_priorities = functools.partial(_replay, read_if={"prioritised": True}, **_FRACTIONS)
+_network = functools.partial(setting, group="network")
+_atoms = functools.partial(_network, read_if={"representation": "categorical"})
+_exploration = functools.partial(setting, group="exploration")
+
 
 @dataclasses.dataclass(frozen=True)
 class DQNConfig(RunConfig):
@@ -28,39 +36,28 @@ class DQNConfig(RunConfig):
         "num_envs.",
     )
     updates_per_iteration: int = setting(1, "Gradient steps in each round of updates.")
-    prefill_steps: int = setting(
-        1_000,
-        "Environment steps of uniformly random play before anything is learned.",
-        group="replay",
+    prefill_steps: int = _replay(
+        1_000, "Environment steps of uniformly random play before anything is learned."
     )
-    replay_capacity: int = setting(
-        10_000, "Transitions that the replay holds; the oldest are dropped.", group="replay"
+    replay_capacity: int = _replay(
+        10_000, "Transitions that the replay holds; the oldest are dropped."
     )
-    batch_size: int = setting(128, "Transitions per gradient step.", group="replay")
-    sample_with_replacement: bool = setting(
+    batch_size: int = _replay(128, "Transitions per gradient step.")
+    sample_with_replacement: bool = _replay(
         True,
         "Whether a batch may hold a transition twice; without, sampling takes batch_size^2 steps.",
-        group="replay",
     )
-    prioritised: bool = setting(
+    prioritised: bool = _replay(
         False,
         "Whether transitions are replayed in proportion to their priorities, and not uniformly.",
-        group="replay",
     )
-    priority_exponent: float = setting(
-        0.5,
-        "How much priorities count: 0 samples uniformly, 1 in proportion.",
-        group="replay",
-        read_if={"prioritised": True},
-        **_FRACTIONS,
+    priority_exponent: float = _priorities(
+        0.5, "How much priorities count: 0 samples uniformly, 1 in proportion."
     )
-    importance_exponent: float = setting(
+    importance_exponent: float = _priorities(
         0.4,
         "How far sampling by priority is corrected for at the first gradient step; rises in a "
         "straight line to 1, wholly, where the run ends.",
-        group="replay",
-        read_if={"prioritised": True},
-        **_FRACTIONS,
     )
     representation: Representation = setting(
         "values",
@@ -68,35 +65,17 @@ class DQNConfig(RunConfig):
         "atoms (C51), by fixed quantiles (QR-DQN), by drawn ones (IQN), or by proposed ones (FQF).",
         group="network",
     )
-    num_atoms: int = setting(
-        51,
-        "Atoms of the distribution.",
-        group="network",
-        at_least=2,
-        read_if={"representation": "categorical"},
+    num_atoms: int = _atoms(51, "Atoms of the distribution.", at_least=2)
+    value_min: float = _atoms(0.0, "The lowest atom: the least discounted return there may be.")
+    value_max: float = _atoms(
+        100.0, "The highest atom: the greatest discounted return there may be."
     )
-    value_min: float = setting(
-        0.0,
-        "The lowest atom: the least discounted return there may be.",
-        group="network",
-        read_if={"representation": "categorical"},
+    num_quantiles: int = _network(
+        32, "Quantiles of the distribution.", read_if={"representation": _QUANTILES}
     )
-    value_max: float = setting(
-        100.0,
-        "The highest atom: the greatest discounted return there may be.",
-        group="network",
-        read_if={"representation": "categorical"},
-    )
-    num_quantiles: int = setting(
-        32,
-        "Quantiles of the distribution.",
-        group="network",
-        read_if={"representation": _QUANTILES},
-    )
-    num_cosines: int = setting(
+    num_cosines: int = _network(
         64,
         "Cosines by which a fraction is told to the network.",
-        group="network",
         read_if={"representation": _QUANTILES[1:]},
     )
     fraction_learning_rate: float = setting(
@@ -106,21 +85,16 @@ class DQNConfig(RunConfig):
         above=0,
         read_if={"representation": "proposed_quantile"},
     )
-    dueling: bool = setting(
-        False,
-        "Whether the network is split into a state's value and the actions' advantages.",
-        group="network",
+    dueling: bool = _network(
+        False, "Whether the network is split into a state's value and the actions' advantages."
     )
-    head_sizes: tuple[int, ...] = setting(
+    head_sizes: tuple[int, ...] = _network(
         (),
         "Widths of hidden layers between features and outputs: a set in each stream of a dueling "
         "network, and behind the embedding of fractions.",
-        group="network",
     )
-    noisy: bool = setting(
-        False,
-        "Whether the network's weights are noisy, and explore in epsilon's place.",
-        group="exploration",
+    noisy: bool = _exploration(
+        False, "Whether the network's weights are noisy, and explore in epsilon's place."
     )
     td_error: Literal[
         "q_learning",
@@ -171,8 +145,7 @@ class DQNConfig(RunConfig):
         read_if=({"representation": "values", "penalty": "huber"}, {"representation": _QUANTILES}),
     )
     n_step: int = setting(
-        5,
-        "Steps of one environment that a transition spans: so many rewards before the bootstrap.",
+        5, "Steps of one environment that a transition spans: so many rewards before the bootstrap."
     )
     optimizer: Literal["adam", "rmsprop"] = setting(
         "adam", "Adam, or RMSprop with Keras's constants (decay 0.9, epsilon 1e-7, no momentum)."
@@ -189,18 +162,16 @@ class DQNConfig(RunConfig):
         at_most=1,
         remedy="1 copies the online network",
     )
-    epsilon_schedule: Literal["linear", "multiplicative"] = setting(
+    epsilon_schedule: Literal["linear", "multiplicative"] = _exploration(
         "linear",
         "How epsilon, the probability of a random action, falls from epsilon_start to "
         "epsilon_end: in a straight line from step 0, or by a factor at each step after the "
         "prefill.",
-        group="exploration",
         read_if={"noisy": False},
     )
-    epsilon_decay: float = setting(
+    epsilon_decay: float = _exploration(
         0.999,
         "Factor on epsilon per environment step.",
-        group="exploration",
         read_if={"epsilon_schedule": "multiplicative", "noisy": False},
         **_FRACTIONS,
     )
@@ -208,14 +179,9 @@ class DQNConfig(RunConfig):
     def problems_together(self) -> Iterator[str]:
         """Yields what settings that are allowed each by itself make wrong together."""
         yield from super().problems_together()
-        yield from self._learning_problems()
         for name in ("steps_per_update", "prefill_steps", "replay_capacity"):
             yield from self.multiple_problems(name, "num_envs", self.num_envs)
         yield from self.whole_iteration_problems("steps_per_update")
-        yield from self._size_problems()
-
-    def _learning_problems(self) -> Iterator[str]:
-        """Yields what is wrong about what is learned."""
         if not np.float32(self.value_min) < np.float32(self.value_max):
             yield (
                 f"value_min ({self.value_min}) must be below value_max ({self.value_max}), also in "
@@ -233,9 +199,6 @@ class DQNConfig(RunConfig):
             )
         if self.prioritised and not self.sample_with_replacement:
             yield "prioritised replay samples with replacement: leave sample_with_replacement True"
-
-    def _size_problems(self) -> Iterator[str]:
-        """Yields which counts do not fit each other."""
         if self.batch_size > self.replay_capacity:
             yield (
                 f"batch_size ({self.batch_size}) must be at most replay_capacity "

@@ -24,93 +24,65 @@ from purejaxdqn.agents.pqn.settings import PQNConfig
 from purejaxdqn.environments import Environment
 from purejaxdqn.training.diagnostics import NUM_STATES, Probe, gradient_norm
 from purejaxdqn.training.evaluation import greedy_policy
-from purejaxdqn.training.exploration import Schedule, linear_epsilon
+from purejaxdqn.training.exploration import linear_epsilon
 from purejaxdqn.training.learner import (
     MakeOptimizer,
     linear_learning_rate,
     make_clipped_optimizer,
     make_learner,
 )
-from purejaxdqn.training.loop import (
-    ChunkOutputs,
-    Train,
-    act,
-    make_first_state,
-    run_chunk,
-)
+from purejaxdqn.training.loop import ChunkOutputs, Train, act, make_first_state, run_chunk
 from purejaxdqn.training.settings import ensure_kind
 from purejaxdqn.types import (
     Array,
     ArrayTree,
-    Learner,
     LearnerState,
     LossFn,
     Network,
-    Params,
     Step,
     TrainState,
     Transition,
 )
 
-# ------------------------------------------------------------------------------------- training run
 
-
-def rollout_returns(
-    network: Network[Any],
-    params: Params,
-    steps: Step,
-    discount: Array | float,
-    lambda_: Array | float,
-) -> Array:
-    """Computes the Q(lambda) returns of the steps that ONE environment has played.
-
-    Args:
-      network: the value network.
-      params: its weights.
-      steps: `[T, ...]` consecutive steps, without the axis of environments.
-      discount: `[]` gamma.
-      lambda_: `[]` between 0 and 1.
-
-    Returns:
-      `[T]`, bootstrapped at a time limit from the true last observation.
-    """
-
-    def highest_value(obs: Array) -> Array:
-        return jnp.max(network.action_values(network.apply(params, obs)))
-
-    discount_t = jnp.where(steps.terminated, 0.0, discount)
-    v_t = jax.vmap(highest_value)(steps.next_obs)
-    return losses.q_lambda_returns(steps.reward, discount_t, steps.truncated, v_t, lambda_)
-
-
-def deal_minibatches(key: Array, transitions: Transition, num_minibatches: int) -> Transition:
-    """Deals shuffled transitions `[N, ...]` out to minibatches `[M, N / M, ...]`."""
-    order = jax.random.permutation(key, len(transitions.r_t))
-
-    def deal(x: Array) -> Array:
-        return x[order].reshape(num_minibatches, -1, *x.shape[1:])
-
-    return jax.tree.map(deal, transitions)
-
-
-def make_train(
-    config: PQNConfig, env: Environment, network: Network[Any], learner: Learner, epsilon: Schedule
+def pqn(
+    config: PQNConfig,
+    *,
+    env: Environment | None = None,
+    network: Network[Any] | None = None,
+    loss_fn: LossFn[Any] | None = None,
+    optimizer: MakeOptimizer | None = None,
 ) -> Train:
-    """Makes the training run out of its parts.
+    """Makes a training run of PQN from settings: an `Experiment`.
 
-    This function is long, so that the whole run can be read in one place.
+    Its parts can be changed, and it is called, as those of `dqn`. This function is long, so that
+    the whole run can be read in one place.
 
     Args:
-      config: for the counts (num_envs, num_steps, num_epochs, num_minibatches), the discount and
-        lambda.
-      env: the environment.
-      network: the value network.
-      learner: takes the gradient steps.
-      epsilon: `num_steps -> probability of a random action`, in environment steps.
+      config: the settings.
+      env: instead of that of `config.env`.
+      network: instead of the MLP of `config.hidden_sizes` and `config.layer_norm`.
+      loss_fn: instead of half the square of the TD error. It sees transitions whose `r_t` is the
+        Q(lambda) return and whose `discount_t` is 0; `target_params` are the weights themselves.
+      optimizer: as of `dqn`, instead of `optax.radam`.
 
-    Returns:
-      The `Train`.
+    Raises:
+      ConfigError: for settings of another kind.
     """
+    ensure_kind(config, PQNConfig)
+    env = env or environments.make(config.env)
+    network = network or networks.value_network(
+        env.num_actions, config.hidden_sizes, layer_norm=config.layer_norm
+    )
+    transformation = make_clipped_optimizer(
+        optimizer,
+        functools.partial(optax.radam, eps=config.adam_epsilon),
+        linear_learning_rate(config, config.learning_rate),
+        config.max_grad_norm,
+    )
+    loss_fn = loss_fn or losses.bellman_loss(losses.return_error)
+    learner = make_learner(network, loss_fn, transformation)
+    epsilon = linear_epsilon(config)
 
     def play(state: TrainState, _: None) -> tuple[TrainState, tuple[Step, Array]]:
         state, step, episode_return = act(env, network, state, epsilon(state.num_steps))
@@ -118,9 +90,19 @@ def make_train(
 
     def make_transitions(state: TrainState, steps: Step) -> Transition:
         """Makes transitions `[T * E, ...]` of the steps `[T, E, ...]` that were played."""
-        returns = jax.vmap(rollout_returns, in_axes=(None, None, 1, None, None), out_axes=1)(
-            network, state.learner.params, steps, config.discount, config.q_lambda
-        )
+
+        def highest_value(obs: Array) -> Array:
+            return jnp.max(network.action_values(network.apply(state.learner.params, obs)))
+
+        def compute_returns(steps: Step) -> Array:
+            """Computes the Q(lambda) returns `[T]` of the steps `[T, ...]` of ONE environment."""
+            discount_t = jnp.where(steps.terminated, 0.0, config.discount)
+            v_t = jax.vmap(highest_value)(steps.next_obs)  # at a time limit, of the true last one
+            return losses.q_lambda_returns(
+                steps.reward, discount_t, steps.truncated, v_t, config.q_lambda
+            )
+
+        returns = jax.vmap(compute_returns, in_axes=1, out_axes=1)(steps)
         # The return stands for all rewards: a discount of 0 leaves nothing to bootstrap.
         played = Transition(
             steps.obs, steps.action, returns, jnp.zeros_like(returns), steps.next_obs
@@ -174,46 +156,7 @@ def make_train(
     return Train(init, chunk, functools.partial(greedy_policy, network), env, probe)
 
 
-# ------------------------------------------------------------------------------------- put together
-
-
-def pqn(
-    config: PQNConfig,
-    *,
-    env: Environment | None = None,
-    network: Network[Any] | None = None,
-    loss_fn: LossFn[Any] | None = None,
-    optimizer: MakeOptimizer | None = None,
-) -> Train:
-    """Makes a training run of PQN from settings: an `Experiment`.
-
-    It is called inside the traced function, and its parts can be changed, as those of `dqn` can.
-
-    Args:
-      config: the settings; every float may be a tracer.
-      env: instead of that of `config.env`.
-      network: instead of the MLP of `config.hidden_sizes` and `config.layer_norm`.
-      loss_fn: instead of half the square of the TD error. It sees transitions whose `r_t` is the
-        Q(lambda) return and whose `discount_t` is 0; `target_params` are the weights themselves.
-      optimizer: `learning-rate schedule -> optax optimiser` instead of `optax.radam`; behind the
-        clipping of the gradients' global norm.
-
-    Returns:
-      The `Train`.
-
-    Raises:
-      ConfigError: for settings of another kind.
-    """
-    ensure_kind(config, PQNConfig)
-    env = env or environments.make(config.env)
-    network = network or networks.value_network(
-        env.num_actions, config.hidden_sizes, layer_norm=config.layer_norm
-    )
-    loss_fn = loss_fn or losses.bellman_loss(losses.return_error)
-    learning_rate = linear_learning_rate(config, config.learning_rate)
-    rectified = functools.partial(optax.radam, eps=config.adam_epsilon)
-    transformation = make_clipped_optimizer(
-        optimizer, rectified, learning_rate, config.max_grad_norm
-    )
-    learner = make_learner(network, loss_fn, transformation)
-    return make_train(config, env, network, learner, linear_epsilon(config))
+def deal_minibatches(key: Array, transitions: Transition, num_minibatches: int) -> Transition:
+    """Deals shuffled transitions `[N, ...]` out to minibatches `[M, N / M, ...]`."""
+    order = jax.random.permutation(key, len(transitions.r_t))
+    return jax.tree.map(lambda x: x[order].reshape(num_minibatches, -1, *x.shape[1:]), transitions)

@@ -26,8 +26,7 @@ class PQNConfig(RunConfig):
         4, "Times that a round of updates goes through all that was played since the one before."
     )
     num_minibatches: int = setting(
-        2,
-        "Gradient steps in each epoch; num_envs * num_steps transitions are dealt out to them.",
+        2, "Gradient steps in each epoch; num_envs * num_steps transitions are dealt out to them."
     )
     q_lambda: float = setting(
         0.9,

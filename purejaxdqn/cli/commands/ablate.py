@@ -15,62 +15,42 @@ learning_curves.html and summary.json. Progress goes to standard error.
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Sequence
-from types import SimpleNamespace
 
 from purejaxdqn import agents
 from purejaxdqn.agents.components import COMPONENTS, configure_all, find_components
 from purejaxdqn.cli.commands.train import read_training
-from purejaxdqn.cli.sweeps import list_seeds, print_json, refuse_unread, sweep_flags, trained_design
+from purejaxdqn.cli.sweeps import list_seeds, print_json, refuse_unread, sweep_flags, train_design
 from purejaxdqn.report.ablation import Metric, report_ablation
-from purejaxdqn.runtime import processes
-from purejaxdqn.sweep.design import Design, grid_design
-from purejaxdqn.training.declaration import setting, settings_of
+from purejaxdqn.sweep.dataset import SweepResult
+from purejaxdqn.sweep.design import grid_design
+from purejaxdqn.training.declaration import Setting
 from purejaxdqn.training.settings import RunConfig
 
-_PLAIN = "dqn"  # the agent where none is named
-
-
-@dataclasses.dataclass(frozen=True)
-class _AblationFlags:
-    components: tuple[str, ...] = setting(
+_FLAGS = [
+    Setting(
+        "components",
+        tuple[str, ...],
         ("double", "dueling", "n_step", "prioritised"),
         f"What is put in and left out, of: {', '.join(COMPONENTS)}; or any setting with its value, "
         "such as discount=0.9. Those that the agent has already are taken out of it.",
-        group="run",
-    )
-    metric: Metric = setting(
+        "run",
+    ),
+    Setting(
+        "metric",
+        Metric,
         "iqm",
         "How seeds are put together: by their interquartile mean or their mean.",
-        group="evaluation",
-    )
+        "evaluation",
+    ),
+]
 
 
 def run(argv: Sequence[str]) -> int:
     """Trains all combinations of the components, and prints the effect of each."""
-    design, components, config, flags = read_ablation(argv)
-    with trained_design(agents.experiment_of(config), design, flags) as (dataset, _):
-        if processes.is_first_process():
-            facts = report_ablation(dataset, flags.output, components, config.agent, flags.metric)
-            print_json(flags, facts)
-    return 0
-
-
-def read_ablation(
-    argv: Sequence[str],
-) -> tuple[Design, list[str], RunConfig, SimpleNamespace]:
-    """Reads all combinations as a grid of False and True, the components, the base and the flags.
-
-    Raises:
-      ConfigError: naming every combination that cannot be trained, and why.
-    """
-    own = [
-        *sweep_flags("results/ablation", num_seeds=5),
-        *settings_of(_AblationFlags).values(),
-    ]
+    own = [*sweep_flags("results/ablation", num_seeds=5), *_FLAGS]
     base, flags = read_training(
-        argv, "purejaxdqn ablate", __doc__ or "", own, default_agent=_PLAIN, total_steps=50_000
+        argv, "purejaxdqn ablate", __doc__, own, default_agent="dqn", total_steps=50_000
     )
     components = find_components(flags.components, base)
     configs = configure_all(base, components)
@@ -79,5 +59,14 @@ def read_ablation(
     def configure(**is_in: bool) -> RunConfig:
         return configs[tuple(is_in[name] for name in components)]
 
+    def report(result: SweepResult) -> None:
+        dataset = result.dataset
+        if dataset.attrs["status"] == "finished":
+            facts = report_ablation(
+                dataset, flags.output, flags.components, base.agent, flags.metric
+            )
+            print_json(flags, facts)
+
     design = grid_design(configure, list_seeds(flags), {name: [False, True] for name in components})
-    return design, [*flags.components], base, flags
+    train_design(agents.experiment_of(base), design, flags, report)
+    return 0

@@ -12,7 +12,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from purejaxdqn.cli.exits import EXIT_FAILED
-from purejaxdqn.cli.flags import import_modules, read_command_line
+from purejaxdqn.cli.flags import read_command_line
 from purejaxdqn.testing.named_loss import LossOptions, report_on_named_loss
 from purejaxdqn.training.declaration import Setting, settings_of
 from purejaxdqn.types import ConfigError
@@ -28,15 +28,14 @@ _LOSS = Setting(
 
 def run(argv: Sequence[str]) -> int:
     """Checks the named loss, and prints a row for each check."""
-    import_modules(argv)
     declared = settings_of(LossOptions)
-    line = read_command_line(
-        argv, "purejaxdqn check", __doc__ or "", declared.values(), positional=_LOSS
-    )
-    options = LossOptions(**{name: getattr(line.flags, name) for name in declared})
+    flags = read_command_line(
+        argv, "purejaxdqn check", __doc__, declared.values(), positional=_LOSS
+    ).flags
+    options = LossOptions(**{name: getattr(flags, name) for name in declared})
     for name, one in declared.items():
         if getattr(options, name) != one.default and not one.is_read(options):
             raise ConfigError(f"{name} is read only where {one.read_only_where()}: leave it out")
-    report = report_on_named_loss(line.flags.loss, options)
+    report = report_on_named_loss(flags.loss, options)
     report.print()
     return 0 if report.passed else EXIT_FAILED

@@ -13,34 +13,36 @@ from rich import box
 from rich.table import Table
 
 from purejaxdqn import agents, environments
-from purejaxdqn.cli.flags import format_value, import_modules, read_command_line
+from purejaxdqn.cli.flags import format_value, read_command_line
 from purejaxdqn.runtime.console import make_console
 from purejaxdqn.training.declaration import Setting, settings_of
 
 
 def run_agents(argv: Sequence[str]) -> int:
-    """Prints a row for each agent, or the settings of one."""
-    import_modules(argv)
+    """Prints a row for each agent, or the settings of one, with defaults where these differ."""
     asked = Setting("agent", str, "", "an agent, whose settings are listed")
-    flags = read_command_line(argv, "purejaxdqn agents", __doc__ or "", [], positional=asked).flags
-    if flags.agent:
-        make_console().print(_list_settings(flags.agent))
-        return 0
-    table = Table("agent", "settings", "what it is", box=box.SIMPLE_HEAD)
-    for name in agents.names():
-        agent = agents.get(name)
-        table.add_row(name, type(agent.config).__name__, agent.help)
+    name = read_command_line(argv, "purejaxdqn agents", __doc__, positional=asked).flags.agent
+    if name:
+        table = Table("setting", "value", "default", "what it is", box=box.SIMPLE_HEAD)
+        config = agents.get(name).config
+        for one in settings_of(type(config)).values():
+            value = getattr(config, one.name)
+            default = "" if value == one.default else format_value(one.default)
+            table.add_row(one.name, format_value(value), default, one.help)
+    else:
+        table = Table("agent", "settings", "what it is", box=box.SIMPLE_HEAD)
+        for name in agents.names():
+            agent = agents.get(name)
+            table.add_row(name, type(agent.config).__name__, agent.help)
     make_console().print(table)
     return 0
 
 
 def run_environments(argv: Sequence[str]) -> int:
     """Prints a row for each environment."""
-    import_modules(argv)
-    read_command_line(argv, "purejaxdqn environments", __doc__ or "", [])
-    table = Table(
-        "environment", "actions", "observation", "steps", "solved at", box=box.SIMPLE_HEAD
-    )
+    read_command_line(argv, "purejaxdqn environments", __doc__)
+    columns = ("environment", "actions", "observation", "steps", "solved at")
+    table = Table(*columns, box=box.SIMPLE_HEAD)
     for name in environments.names():
         env = environments.make(name)
         space = env.observation_space
@@ -49,14 +51,3 @@ def run_environments(argv: Sequence[str]) -> int:
         table.add_row(name, str(env.num_actions), shape, f"at most {env.max_steps:,}", solved)
     make_console().print(table)
     return 0
-
-
-def _list_settings(name: str) -> Table:
-    """Lists the settings of an agent, with the default of its class where that is another one."""
-    config = agents.get(name).config
-    table = Table("setting", "value", "default", "what it is", box=box.SIMPLE_HEAD)
-    for one in settings_of(type(config)).values():
-        value = getattr(config, one.name)
-        default = "" if value == one.default else format_value(one.default)
-        table.add_row(one.name, format_value(value), default, one.help)
-    return table

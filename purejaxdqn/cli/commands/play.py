@@ -9,7 +9,6 @@ value may be left out.
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -21,26 +20,20 @@ from purejaxdqn.report.films import FILM_NAME, is_in_gymnasium, play_in_gymnasiu
 from purejaxdqn.runtime.console import make_console
 from purejaxdqn.runtime.devices import use_every_core
 from purejaxdqn.sweep.rerun import load_params
-from purejaxdqn.training.declaration import setting, settings_of
+from purejaxdqn.training.declaration import Setting
 from purejaxdqn.types import ConfigError
 
-
-@dataclasses.dataclass(frozen=True)
-class _PlayFlags:
-    num_episodes: int = setting(100, "Episodes to play.", group="evaluation", at_most=10**5)
-    film: Path = setting(
-        Path(FILM_NAME), "Where the film goes; its folder must exist.", group="evaluation"
-    )
-    random_seed: int = setting(
-        0, "Seed of gymnasium's initial states.", group="evaluation", at_least=0
-    )
+_FILM = "Where the film goes; its folder must exist."
+_FLAGS = [
+    Setting("num_episodes", int, 100, "Episodes to play.", "evaluation", at_most=10**5),
+    Setting("film", Path, Path(FILM_NAME), _FILM, "evaluation"),
+    Setting("random_seed", int, 0, "Seed of gymnasium's initial states.", "evaluation", at_least=0),
+]
 
 
 def run(argv: Sequence[str]) -> int:
     """Plays a trained policy in Gymnasium, films it, and prints its mean return."""
-    place, dataset, labels, flags = read_run(
-        argv, "purejaxdqn play", __doc__ or "", [*settings_of(_PlayFlags).values()]
-    )
+    place, dataset, labels, flags = read_run(argv, "purejaxdqn play", __doc__, _FLAGS)
     use_every_core()
     train, params = load_params(place.parent if place.is_file() else place, dataset, labels)
     if not is_in_gymnasium(train.env.name):

@@ -19,7 +19,7 @@ import numpy as np
 import xarray as xr
 
 from purejaxdqn.cli.exits import EXIT_FAILED
-from purejaxdqn.cli.flags import format_value, import_modules, read_command_line
+from purejaxdqn.cli.flags import format_value, read_command_line
 from purejaxdqn.report.training import find_name
 from purejaxdqn.runtime.console import make_console
 from purejaxdqn.runtime.devices import use_every_core
@@ -28,12 +28,12 @@ from purejaxdqn.sweep.rerun import rerun, select_run
 from purejaxdqn.training.declaration import Setting
 from purejaxdqn.types import ConfigError
 
-FILE = Setting("file", str, "", "a results file, or the folder that it is in")
+_FILE = Setting("file", str, "", "a results file, or the folder that it is in")
 
 
 def run(argv: Sequence[str]) -> int:
     """Trains a run of a file again, and prints its mean return and which numbers differ."""
-    _, dataset, labels, _ = read_run(argv, "purejaxdqn rerun", __doc__ or "")
+    _, dataset, labels, _ = read_run(argv, "purejaxdqn rerun", __doc__)
     known = select_run(dataset, labels)
     use_every_core()
     again = rerun(dataset, **labels)
@@ -50,15 +50,11 @@ def run(argv: Sequence[str]) -> int:
 
 
 def read_run(
-    argv: Sequence[str], prog: str, description: str, own: Sequence[Setting] = ()
+    argv: Sequence[str], prog: str, description: str | None, own: Sequence[Setting] = ()
 ) -> tuple[Path, xr.Dataset, dict[str, Any], SimpleNamespace]:
     """Reads a results file and the labels of one of its runs.
 
-    Args:
-      argv: the words behind the command.
-      prog: how it is called.
-      description: what its help says.
-      own: its own flags.
+    Args: as `read_command_line`.
 
     Returns:
       The file or folder, the dataset, the labels, and the command's own flags.
@@ -67,38 +63,33 @@ def read_run(
       ConfigError: without a file, or for a label that its runs do not have.
       OSError: if the file cannot be read.
     """
-    import_modules(argv)
-    place = argv[0] if argv and not argv[0].startswith("-") else None
-    if place is None:
-        read_command_line(argv, prog, description, own, positional=FILE)  # may ask for help
+    if not argv or argv[0].startswith("-"):
+        read_command_line(argv, prog, description, own, positional=_FILE)  # may ask for help
         raise ConfigError(f"name a results file first: {prog} results/train --seed 0")
-    dataset = results.load(Path(place))
+    dataset = results.load(Path(argv[0]))
     names = [str(n) for n in dataset.coords if n not in ("step", "episode", "gymnasium_episode")]
     labels = [Setting(n, str, None, f"Which {n}.", "run") for n in names if dataset[n].size > 1]
-    flags = read_command_line(argv, prog, description, [*labels, *own], positional=FILE).flags
+    flags = read_command_line(argv, prog, description, [*labels, *own], positional=_FILE).flags
     found = {
-        one.name: _read_label(one.name, getattr(flags, one.name), dataset[one.name].values)
+        one.name: _read_label(text, dataset[one.name].values)
         for one in labels
-        if getattr(flags, one.name) is not None
+        if (text := getattr(flags, one.name)) is not None
     }
-    return Path(place), dataset, found, flags
+    return Path(argv[0]), dataset, found, flags
 
 
-def _read_label(name: str, text: str, values: np.ndarray) -> Any:
-    """Finds the value that a text means among those of a coordinate."""
+def _read_label(text: str, values: np.ndarray) -> Any:
+    """Finds the value that a text means among those of a coordinate; the text itself if none."""
     for value in values.ravel().tolist():
         if text in (str(value), format_value(value)):
             return value
         with contextlib.suppress(ValueError):
             if float(text) == value:
                 return value
-    known = ", ".join(map(str, np.unique(values)[:20]))
-    raise ConfigError(f"no run has {name} {text!r}: there are {known}")
+    return text
 
 
 def _same_bits(one: xr.DataArray, other: xr.DataArray) -> bool:
     """Compares numbers to the bit, but for those that the first one does not have."""
-    if one.dtype.kind != "f":
-        return one.values.tobytes() == other.values.tobytes()
-    is_known = ~np.isnan(one.values)
+    is_known = one.notnull().values
     return one.values[is_known].tobytes() == other.values[is_known].tobytes()

@@ -13,10 +13,9 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Sequence
-from types import SimpleNamespace
 
 from purejaxdqn import agents
-from purejaxdqn.cli.commands.sweep import is_drawn, read_swept_settings
+from purejaxdqn.cli.commands.sweep import read_swept_settings
 from purejaxdqn.cli.exits import saying_how_to_go_on
 from purejaxdqn.cli.sweeps import list_seeds, print_json, refuse_unread, seed_flags
 from purejaxdqn.report.files import save_summary
@@ -43,42 +42,31 @@ class _SearchFlags:
     sampler_seed: int = setting(0, "Seed of the proposals.", group="sweep", at_least=0)
 
 
-_OPTIONS = ("overwrite", "width", "memory_budget")
-
-
 def run(argv: Sequence[str]) -> int:
     """Trains the trials of a search, and prints their settings and scores."""
-    own = [
-        *seed_flags("results/search", num_seeds=4),
-        *(settings_of(SweepOptions)[name] for name in _OPTIONS),
-        *settings_of(_SearchFlags).values(),
-    ]
-    flags, values = read_swept_settings(argv, "purejaxdqn search", __doc__ or "", own)
-    fixed = {n: v[0] for n, v in values.items() if len(v) == 1 and not is_drawn(v[0])}
-    space = {n: v[0] if len(v) == 1 else v for n, v in values.items() if n not in fixed}
+    options = settings_of(SweepOptions)
+    own = {name: options[name] for name in ("overwrite", "width", "memory_budget")}
+    own |= settings_of(_SearchFlags)
+    flags, fixed, several = read_swept_settings(
+        argv, "purejaxdqn search", __doc__, [*seed_flags("results/search", 4), *own.values()]
+    )
+    space = {name: values[0] if len(values) == 1 else values for name, values in several.items()}
     config = agents.configure(**fixed)
-    refuse_unread(values, [config])
+    refuse_unread([*fixed, *space], [config])
+
+    def report(result: SearchResult) -> None:
+        result.print(make_console())
+        save_summary(result.summary(), flags.output)
+        print_json(flags, result.summary())
+
     without = " without --overwrite" if flags.overwrite else ""
+    keywords = {name: getattr(flags, name) for name in ("output", *own)}
     with saying_how_to_go_on(f"the same command{without} goes on (in {flags.output})"):
         use_every_core()
         try:
-            result = search(
-                agents.train,
-                config,
-                space,
-                seeds=list_seeds(flags),
-                **{name: getattr(flags, name) for name in settings_of(_SearchFlags)},
-                **{name: getattr(flags, name) for name in ("output", *_OPTIONS)},
-            )
+            report(search(agents.train, config, space, seeds=list_seeds(flags), **keywords))
         except SearchInterrupted as interrupt:
             if interrupt.result is not None:
-                _report(interrupt.result, flags)
+                report(interrupt.result)
             raise
-        _report(result, flags)
     return 0
-
-
-def _report(result: SearchResult, flags: SimpleNamespace) -> None:
-    result.print(make_console())
-    save_summary(result.summary(), flags.output)
-    print_json(flags, result.summary())

@@ -25,52 +25,47 @@ from typing import Any
 import numpy as np
 
 from purejaxdqn import agents
-from purejaxdqn.cli.flags import CommandLine, find_values, import_modules, read_command_line
+from purejaxdqn.cli.flags import read_command_line
 from purejaxdqn.cli.sweeps import (
-    READERS,
-    agent_settings,
     choose_devices,
-    explain_foreign_flags,
     list_seeds,
     make_options,
     print_json,
     refuse_unread,
     sweep_flags,
-    trained_design,
+    train_design,
 )
 from purejaxdqn.report.sweep import report_sweep
 from purejaxdqn.runtime import processes
-from purejaxdqn.sweep.dataset import SweepInterrupted
+from purejaxdqn.sweep.dataset import SweepResult
 from purejaxdqn.sweep.design import MOST_RUNS, Design, grid_design, random_design
 from purejaxdqn.sweep.run import print_plan
-from purejaxdqn.training.declaration import Setting, setting, settings_of
+from purejaxdqn.training.declaration import Setting
 from purejaxdqn.training.settings import RunConfig
 from purejaxdqn.types import ConfigError
 
-
-@dataclasses.dataclass(frozen=True)
-class _SampleFlags:
-    num_samples: int | None = setting(
+_SAMPLE_FLAGS = [
+    Setting(
+        "num_samples",
+        int,
         None,
         "Settings to draw, where some are drawn from distributions.",
-        group="sweep",
+        "sweep",
         at_most=MOST_RUNS,
-    )
-    sample_seed: int = setting(0, "Seed of that draw.", group="sweep", at_least=0)
+    ),
+    Setting("sample_seed", int, 0, "Seed of that draw.", "sweep", at_least=0),
+]
 
 
 def run(argv: Sequence[str]) -> int:
     """Trains every seed at every swept setting, and prints the table of the settings."""
     design, flags = read_sweep(argv, "purejaxdqn sweep")
-    try:
-        with trained_design(agents.train, design, flags) as (dataset, _):
-            if processes.is_first_process():
-                print_json(flags, report_sweep(dataset, flags.output))
-    except SweepInterrupted as interrupt:
-        dataset = interrupt.result.dataset
-        if dataset.evaluation_return.notnull().any() and processes.is_first_process():
-            print_json(flags, report_sweep(dataset, flags.output))
-        raise
+
+    def report(result: SweepResult) -> None:
+        if result.dataset.evaluation_return.notnull().any():
+            print_json(flags, report_sweep(result.dataset, flags.output))
+
+    train_design(agents.train, design, flags, report)
     return 0
 
 
@@ -83,9 +78,8 @@ def run_plan(argv: Sequence[str]) -> int:
         )
     options = make_options(flags)
     processes.join_processes(flags.coordinator, flags.num_processes, flags.process_id)
-    print_plan(
-        agents.train, design, options=dataclasses.replace(options, devices=choose_devices(flags))
-    )
+    options = dataclasses.replace(options, devices=choose_devices(flags))
+    print_plan(agents.train, design, options=options)
     return 0
 
 
@@ -95,18 +89,13 @@ def read_sweep(argv: Sequence[str], prog: str) -> tuple[Design, SimpleNamespace]
     Raises:
       ConfigError: for what cannot be run.
     """
-    line = read_swept_settings(
-        argv,
-        prog,
-        __doc__ or "",
-        [*sweep_flags("results/sweep"), *settings_of(_SampleFlags).values()],
-    )
-    flags, values = line
-    drawn = {name for name, several in values.items() if any(map(is_drawn, several))}
+    own = [*sweep_flags("results/sweep"), *_SAMPLE_FLAGS]
+    flags, fixed, swept = read_swept_settings(argv, prog, __doc__, own)
+    drawn = {name for name, values in swept.items() if any(map(is_drawn, values))}
     for name in drawn:
-        if len(values[name]) > 1:
+        if len(swept[name]) > 1:
             raise ConfigError(
-                f"{name} has {len(values[name])} values, a distribution among them: it must be one "
+                f"{name} has {len(swept[name])} values, a distribution among them: it must be one "
                 "distribution, or values"
             )
     if drawn and flags.num_samples is None:
@@ -118,42 +107,37 @@ def read_sweep(argv: Sequence[str], prog: str) -> tuple[Design, SimpleNamespace]
             f"num_samples ({flags.num_samples}) needs a setting that is drawn at random, such as "
             "--learning-rate loguniform:1e-5:1e-2"
         )
-    fixed = {n: several[0] for n, several in values.items() if len(several) == 1 and n not in drawn}
-    swept = {n: several[0] if n in drawn else several for n, several in values.items()}
-    swept = {name: several for name, several in swept.items() if name not in fixed}
 
     def configure(**point: Any) -> RunConfig:
         return agents.configure(**fixed, **point)
 
     if drawn:
+        space = {name: values[0] if name in drawn else values for name, values in swept.items()}
         rng = np.random.default_rng(flags.sample_seed)
-        design = random_design(configure, list_seeds(flags), swept, flags.num_samples, rng)
+        design = random_design(configure, list_seeds(flags), space, flags.num_samples, rng)
     else:
         design = grid_design(configure, list_seeds(flags), swept)
-    refuse_unread(values, [point.config for point in design.points])
+    refuse_unread([*fixed, *swept], [point.config for point in design.points])
     return design, flags
 
 
 def read_swept_settings(
-    argv: Sequence[str], prog: str, description: str, own: Sequence[Setting]
-) -> CommandLine:
-    """Reads the settings of one or several agents, each with all its values.
+    argv: Sequence[str], prog: str, description: str | None, own: Sequence[Setting]
+) -> tuple[SimpleNamespace, dict[str, Any], dict[str, list[Any]]]:
+    """Reads the settings of one or several agents.
+
+    Returns:
+      The command's own flags, the settings of one value, and all values of those that have several
+      or a distribution.
 
     Raises:
       ConfigError: for an agent, a setting or a flag that cannot be.
     """
-    import_modules(argv)
-    names = find_values(argv, "agent") or [agents.DEFAULT]
-    return read_command_line(
-        argv,
-        prog,
-        description,
-        own,
-        agent_settings([agents.get(name).config for name in names], "Agents"),
-        have_several_values=True,
-        readers=READERS,
-        hints_for_foreign_flags=explain_foreign_flags(names),
+    flags, given, _ = read_command_line(
+        argv, prog, description, own, default_agent=agents.DEFAULT, have_several_values=True
     )
+    fixed = {n: v[0] for n, v in given.items() if len(v) == 1 and not is_drawn(v[0])}
+    return flags, fixed, {n: v for n, v in given.items() if n not in fixed}
 
 
 def is_drawn(value: Any) -> bool:
