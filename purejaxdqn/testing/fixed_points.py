@@ -122,9 +122,9 @@ def soft(temperature: Any) -> FixedPoint:
                 -temperature * _logsumexp(-q_t / temperature)
             ),
         }
-        undiscounted = "the policy's entropy is not multiplied by discount_t"
-        found = {wrong: r_t + discount_t * value for wrong, value in values.items()}
-        return {**found, undiscounted: r_t + discount_t * mean + bonus}
+        return {wrong: r_t + discount_t * value for wrong, value in values.items()} | {
+            "the policy's entropy is not multiplied by discount_t": r_t + discount_t * mean + bonus
+        }
 
     return _make(f"soft({temperature})", targets)
 
