@@ -52,7 +52,7 @@ def parse(setting: Setting, text: str, may_be_drawn: bool = False) -> Any:
         if ":" in text:
             read = _read_distribution
             wanted = (
-                "uniform or loguniform with two limits, such as uniform:0.9:1 or "
+                "one of uniform, loguniform with two limits, such as uniform:0.9:1 or "
                 "loguniform:1e-5:1e-2: finite limits, the lower one first, of loguniform above 0"
             )
     try:
