@@ -95,7 +95,7 @@ def catch_signals() -> Iterator[StopRequest]:
 def defer_signals() -> Iterator[None]:
     """Delivers signals that come within the block only after it.
 
-    Libraries that write files, such as xarray and Orbax, hold locks. An exception in the midst of
+    Libraries that write files, such as xarray, hold locks. An exception in the midst of
     them may leave a lock closed, and the library would wait for itself for ever.
     """
     received: list[int] = []

@@ -81,12 +81,9 @@ class WriteSchedule:
 
     def is_due(self) -> bool:
         """Tells whether it is time to write."""
-        return self.comes_within(time.perf_counter() - self._last_end)
-
-    def comes_within(self, seconds: float) -> bool:
-        """Tells whether the interval is over after so many seconds."""
         chosen = max(self._at_least, _COST * self._last_cost)
-        return seconds >= (chosen if self._seconds is None else self._seconds)
+        interval = chosen if self._seconds is None else self._seconds
+        return time.perf_counter() - self._last_end >= interval
 
     @contextlib.contextmanager
     def measure(self) -> Iterator[None]:

@@ -19,7 +19,6 @@ from purejaxdqn.engine.rounds import Event, Kept, Record, estimate_round_seconds
 from purejaxdqn.runtime import processes
 from purejaxdqn.runtime.interrupts import EXIT_INTERRUPTED, StopRequest, catch_signals
 from purejaxdqn.storage import provenance, results
-from purejaxdqn.storage.checkpoint import estimate_write_memory
 from purejaxdqn.storage.files import WriteSchedule
 from purejaxdqn.sweep.dataset import SweepInterrupted, SweepResult, stack_params, to_dataset
 from purejaxdqn.sweep.folder import Paused, copy_from_devices, copy_to_devices
@@ -159,7 +158,7 @@ class BatchTrainer:
             first = [self._runs[i] for number in left[:at_once] for i in self._plan.batches[number]]
             round_seconds = estimate_round_seconds(self._compile(group), group.config, first)
             seconds += math.ceil(len(left) / at_once) * round_seconds
-        self._plan_peak_memory(now, seconds)
+        self._plan_peak_memory(now)
         compiled = self._facts["compile_seconds"] - self._spent["compile_seconds"]
         peak = decimal(self._facts["planned_peak_bytes"])
         self._bar.message(
@@ -167,7 +166,7 @@ class BatchTrainer:
             f"{format_duration(seconds)}"
         )
 
-    def _plan_peak_memory(self, now: int, seconds: float) -> None:
+    def _plan_peak_memory(self, now: int) -> None:
         """Notes how much memory this process is going to have; it has `now` bytes without runs."""
         groups, running = self._plan.groups, 0
         for group in groups:
@@ -176,13 +175,9 @@ class BatchTrainer:
             # XLA knows its own buffers better than we do, but not those of libraries that it calls.
             is_known = by_xla > group.round_bytes / _DISBELIEF_FACTOR
             running = max(running, by_xla if is_known else group.round_bytes)
-        if self._folder is not None:
-            if self._folder.has_running():
-                # A batch that is read from the disk is there beside its copy on the device.
-                running += self._plan.width * max(group.run_bytes.state for group in groups)
-            states = max(group.plan.slots_per_round * group.run_bytes.state for group in groups)
-            is_checkpointed = self._checkpointing.comes_within(seconds)
-            running += estimate_write_memory(states if is_checkpointed else 0)
+        if self._folder is not None and self._folder.has_running():
+            # A batch that is read from the disk is there beside its copy on the device.
+            running += self._plan.width * max(group.run_bytes.state for group in groups)
         in_process = running if self._devices[0].platform == "cpu" else 0
         planned = now + in_process + self._plan.result_bytes
         self._facts["planned_peak_bytes"] = max(peak_bytes(), planned)

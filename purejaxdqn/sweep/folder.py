@@ -27,7 +27,7 @@ from purejaxdqn.storage.files import find_half_written
 from purejaxdqn.training.settings import RunConfig
 from purejaxdqn.types import ConfigError
 
-FORMAT = 1  # of the folder; another number here means that older folders cannot be resumed
+FORMAT = 2  # of the folder; another number here means that older folders cannot be resumed
 _KEPT_EACH = 2  # checkpoints of a batch under way, so that a damaged one has one before it
 
 
