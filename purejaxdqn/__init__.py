@@ -3,8 +3,6 @@
 Every public name is imported when it is first used, so that `import purejaxdqn` costs nothing.
 """
 
-from __future__ import annotations
-
 import importlib
 from typing import TYPE_CHECKING, Any
 

@@ -1,7 +1,5 @@
 """Puts components into an agent, or leaves them out of it, in every combination of an ablation."""
 
-from __future__ import annotations
-
 import dataclasses
 import itertools
 from collections.abc import Mapping, Sequence

@@ -1,7 +1,5 @@
 """The named agents of the package: each is a choice of settings."""
 
-from __future__ import annotations
-
 import dataclasses
 from collections.abc import Mapping
 from typing import Any

@@ -1,7 +1,5 @@
 """The registry of agents: a name, its settings, and the experiment that trains with them."""
 
-from __future__ import annotations
-
 import dataclasses
 import difflib
 import sys

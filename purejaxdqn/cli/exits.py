@@ -1,7 +1,5 @@
 """Decides how a command ends: one line without a traceback, and an exit code."""
 
-from __future__ import annotations
-
 import contextlib
 import sys
 import warnings

@@ -4,8 +4,6 @@ tyro parses the words and prints the help. The values are read as every other te
 that a bad one is refused in the same words wherever it comes from.
 """
 
-from __future__ import annotations
-
 import argparse
 import collections
 import dataclasses

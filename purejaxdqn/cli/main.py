@@ -4,8 +4,6 @@ A new command is one file in `commands/`, with a function `run(argv) -> exit cod
 `COMMANDS`.
 """
 
-from __future__ import annotations
-
 import argparse
 import importlib
 import importlib.metadata

@@ -1,7 +1,5 @@
 """What the commands that train many runs share: their flags, and how they train a design."""
 
-from __future__ import annotations
-
 import contextlib
 import dataclasses
 import functools

@@ -1,7 +1,5 @@
 """Measures memory: what a run will take, from its traced shapes, and what the machine has free."""
 
-from __future__ import annotations
-
 import math
 import os
 from collections.abc import Callable, Iterator, Sequence

@@ -1,7 +1,5 @@
 """Makes the functions of one run, and compiles them: vmapped on each device, sharded over all."""
 
-from __future__ import annotations
-
 import dataclasses
 import functools
 import itertools

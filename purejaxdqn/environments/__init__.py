@@ -3,8 +3,6 @@
 A new environment is a file here, and a line at the end of this one.
 """
 
-from __future__ import annotations
-
 import functools
 from collections.abc import Callable
 

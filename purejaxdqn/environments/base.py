@@ -1,7 +1,5 @@
 """Says what an environment is: two pure functions of ONE environment, and facts about them."""
 
-from __future__ import annotations
-
 from collections.abc import Callable
 from typing import Any, NamedTuple
 

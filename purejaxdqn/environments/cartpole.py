@@ -6,8 +6,6 @@ dynamics of the cart-pole system" (2005), equations 23 and 24 without friction, 
 explicit Euler as gymnasium does.
 """
 
-from __future__ import annotations
-
 import functools
 import math
 

@@ -1,7 +1,5 @@
 """Transitions of several steps, from any replay."""
 
-from __future__ import annotations
-
 import jax
 import jax.numpy as jnp
 

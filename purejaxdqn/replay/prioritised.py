@@ -5,8 +5,6 @@ the tree is wide, with three levels of about `capacity ** (1 / 3)` children each
 of leaves. A sum is always made anew from all that it sums, so that rounding never adds up.
 """
 
-from __future__ import annotations
-
 import math
 
 import flax.struct

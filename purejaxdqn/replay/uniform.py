@@ -10,8 +10,6 @@ observation. That place is addressed by time alone and written in place, and all
 `1 / time_limit` of the ring.
 """
 
-from __future__ import annotations
-
 import functools
 
 import flax.struct

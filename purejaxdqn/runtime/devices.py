@@ -5,8 +5,6 @@ fastest with one single-threaded device per core and the runs spread over them. 
 devices when JAX first computes something, so `use_every_core` comes before; `run_sweep` calls it.
 """
 
-from __future__ import annotations
-
 import hashlib
 import math
 import os

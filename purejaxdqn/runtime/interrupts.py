@@ -4,8 +4,6 @@ Most code ends at once, with `Stopped`. A sweep asks for a deferred end while it
 between two chunks, and writes a checkpoint first. Files are always written to their end.
 """
 
-from __future__ import annotations
-
 import contextlib
 import os
 import signal

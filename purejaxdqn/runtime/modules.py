@@ -1,7 +1,5 @@
 """Imports modules and files that a user names on the command line."""
 
-from __future__ import annotations
-
 import importlib
 import importlib.util
 import sys

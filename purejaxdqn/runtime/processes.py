@@ -3,8 +3,6 @@
 Each process trains its own batches on its own devices, and none waits for another before the end.
 """
 
-from __future__ import annotations
-
 import itertools
 import pickle
 import threading

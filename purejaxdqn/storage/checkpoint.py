@@ -7,8 +7,6 @@ A checkpoint is a folder with two things in it:
                             SHA-256 of each array, and the caller's `facts`
 """
 
-from __future__ import annotations
-
 import hashlib
 import json
 import os

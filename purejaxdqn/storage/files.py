@@ -1,7 +1,5 @@
 """Writes files so that a kill or a full disk leaves the one before intact; says when one is due."""
 
-from __future__ import annotations
-
 import contextlib
 import os
 import tempfile

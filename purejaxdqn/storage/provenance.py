@@ -1,7 +1,5 @@
 """Records with what code, settings, versions and machine results were made, as JSON and text."""
 
-from __future__ import annotations
-
 import contextlib
 import dataclasses
 import datetime

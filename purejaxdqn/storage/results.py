@@ -1,7 +1,5 @@
 """Keeps the results of a sweep in one netCDF file, `results.nc`, in an output folder."""
 
-from __future__ import annotations
-
 import tempfile
 import warnings
 from pathlib import Path

@@ -1,7 +1,5 @@
 """Trains the batches of a planned sweep, writes their checkpoints, and collects their numbers."""
 
-from __future__ import annotations
-
 import functools
 import math
 import uuid
@@ -205,7 +203,7 @@ class BatchTrainer:
                 continue
             self._compile(group)
             if not self._facts["planned_peak_bytes"]:
-                self._plan_peak_memory(memory_bytes(), math.inf)
+                self._plan_peak_memory(memory_bytes())
             self._saving.start()
             self._checkpointing.start()
             while wanted:

@@ -1,7 +1,5 @@
 """Puts the numbers of a sweep together as one labelled dataset: what a sweep returns."""
 
-from __future__ import annotations
-
 import math
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple

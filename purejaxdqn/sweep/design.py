@@ -1,7 +1,5 @@
 """Says which runs a sweep trains: every seed at every point, on a grid or drawn at random."""
 
-from __future__ import annotations
-
 import dataclasses
 import functools
 import itertools

@@ -5,8 +5,6 @@ checkpoints of `purejaxdqn.storage.checkpoint`. Several processes, on several ma
 their batches in one folder: no two write under one name, and none drops what another may need.
 """
 
-from __future__ import annotations
-
 import collections
 import contextlib
 import itertools

@@ -1,7 +1,5 @@
 """Holds what every way to run a sweep can be asked for, beside its runs: `SweepOptions`."""
 
-from __future__ import annotations
-
 import dataclasses
 import math
 import re

@@ -1,7 +1,5 @@
 """Plans a sweep before anything runs: its programs, its batches, and the memory that they take."""
 
-from __future__ import annotations
-
 import math
 from collections.abc import Sequence
 from typing import NamedTuple

@@ -1,7 +1,5 @@
 """Takes up any single run of a results file: trains it again bit for bit, or loads its weights."""
 
-from __future__ import annotations
-
 import json
 import warnings
 from collections.abc import Mapping, Sequence

@@ -1,7 +1,5 @@
 """Begins a sweep in its folder, or resumes the one that was begun there if it is the same."""
 
-from __future__ import annotations
-
 import contextlib
 import json
 from collections.abc import Callable, Iterator

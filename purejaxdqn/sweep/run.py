@@ -1,7 +1,5 @@
 """Runs a sweep: seeds times settings to one labelled dataset, over every device, in chunks."""
 
-from __future__ import annotations
-
 import functools
 import tempfile
 from collections.abc import Sequence

@@ -1,7 +1,5 @@
 """Finds what a loss converges to: from a table of the package's losses, or from its decorator."""
 
-from __future__ import annotations
-
 import inspect
 from collections.abc import Callable
 from typing import Any, NamedTuple

@@ -1,7 +1,5 @@
 """Checks that an environment keeps its contract."""
 
-from __future__ import annotations
-
 import itertools
 from typing import Any
 

@@ -5,8 +5,6 @@ written in plain NumPy, apart from the losses' own code. The loss converges to t
 values that equals its expected targets. All functions work on any leading axes: `q_t [..., A]`.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable
 from typing import Any, Literal, NamedTuple, TypeVar
 

@@ -1,7 +1,5 @@
 """Checks a loss that the command line names, by options that the command line can give."""
 
-from __future__ import annotations
-
 import dataclasses
 import inspect
 from typing import Any, Literal

@@ -1,7 +1,5 @@
 """Checks that a network keeps its contract."""
 
-from __future__ import annotations
-
 from collections.abc import Callable
 from typing import Any
 

@@ -1,7 +1,5 @@
 """Compiles and runs the functions of a component, and checks that they are pure."""
 
-from __future__ import annotations
-
 import contextlib
 from collections.abc import Callable, Iterator
 from typing import Any

@@ -1,7 +1,5 @@
 """Checks that a replay keeps its contract."""
 
-from __future__ import annotations
-
 import re
 from collections.abc import Callable
 from typing import Any

@@ -1,7 +1,5 @@
 """Checks arrays against requirements, and describes them in messages."""
 
-from __future__ import annotations
-
 from typing import Any
 
 import jax

@@ -1,7 +1,5 @@
 """Checks a training run: on probe environments whose values are known, and over seeds."""
 
-from __future__ import annotations
-
 import dataclasses
 import itertools
 import math

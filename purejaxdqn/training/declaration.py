@@ -1,7 +1,5 @@
 """Declares settings and flags once: type, default, help, range, and whether traced or static."""
 
-from __future__ import annotations
-
 import dataclasses
 import functools
 import os

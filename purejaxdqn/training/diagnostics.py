@@ -3,8 +3,6 @@
 They change nothing in the run, and draw from a key of their own.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable
 from typing import Any, NamedTuple
 

@@ -1,7 +1,5 @@
 """Evaluates a policy by whole episodes, on environments and keys of their own."""
 
-from __future__ import annotations
-
 from collections.abc import Callable
 from typing import Any, NamedTuple
 

@@ -1,7 +1,5 @@
 """Explores: epsilon-greedy actions, and schedules for epsilon."""
 
-from __future__ import annotations
-
 from collections.abc import Callable
 
 import jax

@@ -1,7 +1,5 @@
 """The learner: one gradient step on a batch of transitions, and when the target network moves."""
 
-from __future__ import annotations
-
 from collections.abc import Callable
 from typing import Any
 

@@ -1,7 +1,5 @@
 """The training loop that all agents share: acting, and iterations that are run in chunks."""
 
-from __future__ import annotations
-
 import dataclasses
 import functools
 from collections.abc import Callable

@@ -1,7 +1,5 @@
 """Reads settings from a command line, and writes them as JSON and back."""
 
-from __future__ import annotations
-
 import json
 from collections.abc import Callable
 from pathlib import Path

@@ -8,8 +8,6 @@ Mnih et al., "Human-level control through deep reinforcement learning" (2015), a
 differences are in `docs/deviations.md`.
 """
 
-from __future__ import annotations
-
 import dataclasses
 import functools
 import math
@@ -22,7 +20,7 @@ import optax
 from purejaxdqn import environments, losses, networks
 from purejaxdqn.agents.dqn.settings import DQNConfig
 from purejaxdqn.environments import Environment
-from purejaxdqn.losses.bellman_loss import Penalty, TDError
+from purejaxdqn.losses.bellman_loss import Penalty
 from purejaxdqn.replay import n_step_replay, n_step_transition, prioritised_replay, uniform_replay
 from purejaxdqn.training.diagnostics import NUM_STATES, Probe, gradient_norm
 from purejaxdqn.training.evaluation import greedy_policy
@@ -184,35 +182,42 @@ def _make_network(config: DQNConfig, env: Environment) -> Network[Any]:
 
 
 def _make_loss(config: DQNConfig, env: Environment) -> LossFn[Any]:
+    """Chooses the loss that the settings name."""
     temperature, threshold = config.temperature, config.huber_threshold
     is_double = config.td_error == "double_q_learning"
-    munchausen = functools.partial(
-        losses.munchausen, temperature=temperature, coefficient=config.munchausen_coefficient
-    )
-    if config.representation == "categorical":
-        return losses.categorical_loss(double=is_double)
-    if config.representation != "values":
-        if config.munchausen:  # a soft target has no next action to pick
-            return munchausen(losses.quantile_loss(False, threshold, temperature))
-        return losses.quantile_loss(is_double, threshold)
     penalties: dict[str, Penalty] = {
         "squared": optax.l2_loss,
         "huber": functools.partial(optax.huber_loss, delta=threshold),
         "masked_squared": losses.masked_squared_error(env.num_actions),
     }
-    penalty = penalties[config.penalty]
+    loss_of = functools.partial(losses.bellman_loss, penalty=penalties[config.penalty])
     soft_q_learning = functools.partial(losses.soft_q_learning, temperature=temperature)
-    if config.munchausen:
-        return munchausen(losses.bellman_loss(soft_q_learning, penalty))
-    if config.td_error == "persistent_advantage_learning":
-        return losses.persistent_advantage_learning_loss(config.advantage_coefficient, penalty)
-    td_errors: dict[str, TDError] = {
-        "q_learning": losses.q_learning,
-        "double_q_learning": losses.double_q_learning,
-        "expected_sarsa": functools.partial(losses.expected_sarsa, epsilon=config.epsilon_end),
-        "soft_q_learning": soft_q_learning,
-    }
-    return losses.bellman_loss(td_errors[config.td_error], penalty)
+    munchausen = functools.partial(
+        losses.munchausen, temperature=temperature, coefficient=config.munchausen_coefficient
+    )
+    match config.representation, config.munchausen, config.td_error:
+        case "categorical", _, _:
+            return losses.categorical_loss(double=is_double)
+        case "quantile" | "implicit_quantile" | "proposed_quantile", True, _:
+            # A soft target has no next action to pick.
+            return munchausen(losses.quantile_loss(False, threshold, temperature))
+        case "quantile" | "implicit_quantile" | "proposed_quantile", False, _:
+            return losses.quantile_loss(is_double, threshold)
+        case "values", True, _:
+            return munchausen(loss_of(soft_q_learning))
+        case "values", False, "q_learning":
+            return loss_of(losses.q_learning)
+        case "values", False, "double_q_learning":
+            return loss_of(losses.double_q_learning)
+        case "values", False, "expected_sarsa":
+            return loss_of(functools.partial(losses.expected_sarsa, epsilon=config.epsilon_end))
+        case "values", False, "soft_q_learning":
+            return loss_of(soft_q_learning)
+        case "values", False, "persistent_advantage_learning":
+            penalty = penalties[config.penalty]
+            return losses.persistent_advantage_learning_loss(config.advantage_coefficient, penalty)
+        case unknown:
+            raise ValueError(f"no loss for {unknown}: config.validate() says what is allowed")
 
 
 def choose_optimizer(config: DQNConfig) -> MakeOptimizer:

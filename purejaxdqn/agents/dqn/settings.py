@@ -1,7 +1,5 @@
 """The settings of DQN and its extensions, and the rules that they keep together."""
 
-from __future__ import annotations
-
 import dataclasses
 import functools
 from collections.abc import Iterator

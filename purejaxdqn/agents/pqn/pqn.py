@@ -9,8 +9,6 @@ Gallici et al., "Simplifying deep temporal difference learning" (2025), the algo
 lambda-returns; the differences are in `docs/deviations.md`.
 """
 
-from __future__ import annotations
-
 import dataclasses
 import functools
 from typing import Any

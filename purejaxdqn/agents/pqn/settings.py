@@ -1,7 +1,5 @@
 """The settings of PQN, and the rules that they keep together."""
 
-from __future__ import annotations
-
 import dataclasses
 from collections.abc import Iterator
 

@@ -13,8 +13,6 @@ with a dimension per component: False without it, True with it), effects.png, .s
 learning_curves.html and summary.json. Progress goes to standard error.
 """
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 
 from purejaxdqn import agents

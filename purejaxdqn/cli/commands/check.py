@@ -7,8 +7,6 @@ Prints a table with a row a check. Exit code 0: the loss passes; 1: it fails; 2:
 loss, or a flag is refused.
 """
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 
 from purejaxdqn.cli.exits import EXIT_FAILED

@@ -5,8 +5,6 @@ purejaxdqn agents rainbow
 purejaxdqn environments --import my_environment.py
 """
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 
 from rich import box

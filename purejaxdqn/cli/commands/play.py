@@ -7,8 +7,6 @@ The other flags are the labels of the runs: the swept settings and the seed. A l
 value may be left out.
 """
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from pathlib import Path
 

@@ -7,8 +7,6 @@ The flags are the labels of the runs: the swept settings and the seed. A label w
 may be left out. Exit code 0: the same bits; 1: other numbers.
 """
 
-from __future__ import annotations
-
 import contextlib
 from collections.abc import Sequence
 from pathlib import Path

@@ -9,8 +9,6 @@ pruned. The same command again goes on with a search that was killed, or with mo
 results.nc, summary.json and study.db, which Optuna reads. Progress goes to standard error.
 """
 
-from __future__ import annotations
-
 import dataclasses
 from collections.abc import Sequence
 

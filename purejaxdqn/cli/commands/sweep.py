@@ -15,8 +15,6 @@ results.nc, learning_curves.html and summary.json. Progress goes to standard err
 same flags behind `purejaxdqn plan` say first how it would be run, and how long it would take.
 """
 
-from __future__ import annotations
-
 import dataclasses
 from collections.abc import Sequence
 from types import SimpleNamespace

@@ -10,8 +10,6 @@ policy.gif (the best seed's policy in gymnasium's rendered environment) and summ
 goes to standard error. What a killed run had reached is kept, and --resume goes on from there.
 """
 
-from __future__ import annotations
-
 import dataclasses
 from collections.abc import Sequence
 from types import SimpleNamespace

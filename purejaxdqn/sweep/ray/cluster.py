@@ -5,8 +5,6 @@ which all nodes see: started again, it goes on from there. The process that call
 is the driver, which shows progress and puts the numbers together as `run_design` does.
 """
 
-from __future__ import annotations
-
 import collections
 import contextlib
 import copy

@@ -1,7 +1,5 @@
 """Trains some batches of a sweep on a node of a Ray cluster, and reports to the driver."""
 
-from __future__ import annotations
-
 import contextlib
 import dataclasses
 import functools

@@ -1,7 +1,5 @@
 """Runs all the checks of this folder on one loss: `check_loss`."""
 
-from __future__ import annotations
-
 import inspect
 from collections.abc import Callable
 from typing import Any

@@ -1,7 +1,5 @@
 """Checks that a loss, iterated on tabular decision processes, finds the values that it declares."""
 
-from __future__ import annotations
-
 from typing import Any
 
 import jax

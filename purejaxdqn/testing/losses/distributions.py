@@ -1,7 +1,5 @@
 """Checks that a loss carries the whole distribution at time t over, and not only its mean."""
 
-from __future__ import annotations
-
 import numpy as np
 from scipy.special import softmax
 

@@ -1,7 +1,5 @@
 """Checks where the gradient of a loss goes, and that it leads towards the target."""
 
-from __future__ import annotations
-
 import numpy as np
 
 from purejaxdqn.testing.losses.single_transitions import Subject, find_size

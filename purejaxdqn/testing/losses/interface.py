@@ -1,7 +1,5 @@
 """Checks that a loss is a `LossFn`: types, purity, the same answer alone and in any batch."""
 
-from __future__ import annotations
-
 import functools
 import re
 from collections.abc import Callable

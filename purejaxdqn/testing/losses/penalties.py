@@ -1,7 +1,5 @@
 """Checks what errors of each sign and size cost, and which priority they get."""
 
-from __future__ import annotations
-
 import numpy as np
 
 from purejaxdqn.testing.losses.single_transitions import Cases, Subject, find_size

@@ -1,7 +1,5 @@
 """Finds the formula that a target follows, and the mistakes that it shows."""
 
-from __future__ import annotations
-
 from collections.abc import Iterator
 from typing import NamedTuple
 

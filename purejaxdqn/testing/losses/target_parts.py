@@ -1,7 +1,5 @@
 """Checks that reward, discount and bootstrap enter the target as in a Bellman equation."""
 
-from __future__ import annotations
-
 from collections.abc import Callable
 
 import numpy as np

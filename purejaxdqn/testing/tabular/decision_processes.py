@@ -1,7 +1,5 @@
 """Small tabular decision processes whose values are known, by value iteration in plain NumPy."""
 
-from __future__ import annotations
-
 from typing import NamedTuple
 
 import numpy as np

@@ -4,8 +4,6 @@ Their values show mistakes that a loss cannot see: a time limit that is learned 
 where gamma to the n belongs, rewards of another episode.
 """
 
-from __future__ import annotations
-
 import functools
 
 import gymnasium

@@ -1,7 +1,5 @@
 """Networks that are tables: every value is a number of its own, so that learning is exact."""
 
-from __future__ import annotations
-
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
