@@ -9,7 +9,7 @@ from purejaxdqn.agents import registry
 from purejaxdqn.agents.dqn.settings import DQNConfig
 from purejaxdqn.training.declaration import settings_of
 from purejaxdqn.training.settings import RunConfig
-from purejaxdqn.training.settings_text import config_to_dict, parse
+from purejaxdqn.training.settings_text import parse
 from purejaxdqn.types import ConfigError, nearest_names
 
 Component = Mapping[str, Any]  # settings by name; the first one is the switch
@@ -52,19 +52,19 @@ def find_components(names: Sequence[str], base: RunConfig) -> dict[str, Componen
         raise ConfigError(f"components {list(names)} must differ from each other")
     found = {name: COMPONENTS[name] for name in COMPONENTS if name in names}
     found |= {name: _read_component(name, base) for name in names if name not in COMPONENTS}
+    switches = {name: next(iter(component)) for name, component in found.items()}
     for one, other in itertools.combinations(found, 2):
-        if (setting := _switch(found[one])) == _switch(found[other]):
+        if (setting := switches[one]) == switches[other]:
             raise ConfigError(f"{one} and {other} both set {setting}: leave one of them out")
     plain = _find_plain(base)
-    for name, component in found.items():
-        setting = _switch(component)
+    for name, setting in switches.items():
         if not hasattr(base, setting):
             raise ConfigError(
                 f"{name} cannot be put in: the settings of {base.agent or type(base).__name__} "
                 f"have no {setting}"
             )
         value, without = getattr(base, setting), getattr(plain, setting)
-        if isinstance(value, str) and value not in (without, component[setting]):
+        if isinstance(value, str) and value not in (without, found[name][setting]):
             raise ConfigError(
                 f"{name} cannot be put in: the base has {setting} {value!r} already; leave the "
                 f"component out, or set --{setting.replace('_', '-')} {without}"
@@ -79,7 +79,7 @@ def configure(
     plain = _find_plain(base)
     changes: dict[str, Any] = {}
     for component, is_in in zip(components.values(), combination, strict=True):
-        switch = _switch(component)
+        switch = next(iter(component))
         in_base = getattr(base, switch) != getattr(plain, switch)
         for setting, value in component.items():
             without, own = getattr(plain, setting), getattr(base, setting)
@@ -106,7 +106,7 @@ def configure_all(
     for combination in itertools.product((False, True), repeat=len(components)):
         configs[combination] = config = configure(base, components, combination)
         chosen = [*itertools.compress(components, combination)]
-        switches = {name: declared[_switch(components[name])] for name in chosen}
+        switches = {name: declared[next(iter(components[name]))] for name in chosen}
         reasons = [
             f"{name} changes nothing: {one} is read only where {one.read_only_where()}"
             for name, one in switches.items()
@@ -131,13 +131,7 @@ def _find_plain(base: RunConfig) -> RunConfig:
     plain = type(base)()
     if not isinstance(plain, DQNConfig):
         return plain
-    dqn = config_to_dict(registry.get("dqn").config)
-    return dataclasses.replace(plain, **{**dqn, "agent": plain.agent})
-
-
-def _switch(component: Component) -> str:
-    """Returns the setting that a component is known by."""
-    return next(iter(component))
+    return dataclasses.replace(plain, **{**vars(registry.get("dqn").config), "agent": plain.agent})
 
 
 def _read_component(name: str, base: RunConfig) -> Component:

@@ -28,14 +28,13 @@ _AGENTS: dict[str, Agent] = {}
 def register(name: str, config: RunConfig, experiment: Experiment, help: str = "") -> Agent:
     """Registers settings and their experiment under a name that every command knows.
 
+    The returned `Agent` has the settings with this name.
+
     Args:
       name: such as "my_agent"; letters, digits and underscores.
       config: the agent's settings, which are the defaults of its flags.
       experiment: `config -> Train`, called inside the traced function.
       help: what the agent is, in a line.
-
-    Returns:
-      The `Agent`, whose settings have the name.
 
     Raises:
       ConfigError: for a name that is taken or is none, for settings that cannot be kept, or for an
@@ -95,13 +94,8 @@ def experiment_of(config: RunConfig) -> Experiment:
 
 
 def train(config: RunConfig) -> Train:
-    """Makes the training run of whichever agent settings belong to, as an `Experiment`.
-
-    Raises:
-      ConfigError: as `experiment_of`.
-    """
-    made: Train = experiment_of(config)(config)
-    return made
+    """Makes the training run of the agent that settings belong to, with its `experiment_of`."""
+    return experiment_of(config)(config)
 
 
 def configure(**settings: Any) -> RunConfig:

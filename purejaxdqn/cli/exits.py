@@ -59,8 +59,7 @@ def saying_how_to_go_on(how: str) -> Iterator[None]:
     try:
         yield
     except (OSError, KeyboardInterrupt) as error:
-        if how:
-            error.add_note(how)
+        error.add_note(how)
         raise
 
 

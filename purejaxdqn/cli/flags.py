@@ -37,17 +37,11 @@ _IMPORT = Setting(
 
 
 class CommandLine(NamedTuple):
-    """What a command line says.
+    """What a command line says."""
 
-    Attributes:
-      flags: the command's own flags by name, with defaults where they are not given.
-      given: the settings that are given, by name; lists for those that may have several values.
-      base: the settings of the agent, the first of several, before those that are given.
-    """
-
-    flags: SimpleNamespace
-    given: dict[str, Any]
-    base: Any
+    flags: SimpleNamespace  # the command's own by name, with defaults where they are not given
+    given: dict[str, Any]  # settings by name; lists where they may have several values
+    base: Any  # the settings of the agent, the first of several, before those that are given
 
 
 def read_command_line(
@@ -67,7 +61,7 @@ def read_command_line(
       argv: the words behind the command.
       prog: how the command is called, such as "purejaxdqn train".
       description: what the help says above the flags.
-      own: the command's own flags.
+      own: the command's flags that are no settings of an agent.
       positional: a value without a flag.
       default_agent: the agent where none is named; None for a command without an agent's settings.
       have_several_values: whether a setting takes several values, or a distribution.
@@ -116,8 +110,7 @@ def _find_values(argv: Sequence[str], name: str) -> list[str]:
     """Finds the values of one flag, on which other flags or their defaults depend."""
     parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
     parser.add_argument(f"--{name}", dest="values", nargs="*", default=[])
-    values: list[str] = parser.parse_known_args(list(argv))[0].values
-    return values
+    return [*parser.parse_known_args(argv)[0].values]
 
 
 def _collect_settings(bases: Sequence[Any], agent_help: str) -> dict[str, Setting]:
@@ -142,35 +135,28 @@ def _parse(
 ) -> tuple[dict[str, Any], str, list[str]]:
     """Parses with tyro: texts, or a bool, by each flag that is given; a word; unknown words."""
     make_kind: Any = TypedDict  # mypy knows those alone whose fields stand in the code
-    kinds: dict[str, Any] = {}
-    if positional is not None:
-        text = tyro.conf.arg(
-            metavar=positional.name.upper(), help=positional.help, help_behavior_hint=""
-        )
-        kinds["word"] = Annotated[str, tyro.conf.Positional, text]
-    switches: dict[str, dict[str, bool]] = {}  # those that are False where they are not given
+    groups: dict[str, Any] = {}
     for group in get_args(Group):
         members = {name: one for name, one in settings.items() if one.group == group}
         fields = {name: _make_field(one, name in several) for name, one in members.items()}
         if fields:
-            kinds[group] = make_kind(group, fields, total=False)
-            is_switch = tyro.conf.FlagCreatePairsOff
-            switches[group] = {n: False for n, x in fields.items() if is_switch in x.__metadata__}
+            groups[group] = make_kind(group, fields, total=False)
+    word = {}
+    if positional is not None:
+        text = tyro.conf.arg(
+            metavar=positional.name.upper(), help=positional.help, help_behavior_hint=""
+        )
+        word["word"] = Annotated[str, tyro.conf.Positional, text]
     parsed, unknown = tyro.cli(
-        make_kind("Flags", kinds),
+        make_kind("Flags", {**word, **groups}),
         prog=prog,
         description=_wrap(description or ""),
         args=argv,
-        default={"word": "", **switches},
+        default={"word": ""},
         config=(tyro.conf.OmitArgPrefixes,),
         return_unknown_args=True,
     )
-    found = {
-        name: value
-        for group, without in switches.items()
-        for name, value in parsed[group].items()
-        if value is not without.get(name)
-    }
+    found = {name: texts for group in groups for name, texts in parsed[group].items()}
     return found, parsed.get("word", ""), unknown
 
 
@@ -183,10 +169,8 @@ def _make_field(one: Setting, is_several: bool) -> Any:
         name=_flag(one.name),
         help=f"{one.help} Read only where {where}." if where else one.help,
         metavar=None if is_bool else _metavar(one) + (" ..." if is_several else ""),
-        help_behavior_hint=f"(default: {shown.title() if is_bool else shown})" if shown else "",
+        help_behavior_hint=f"(default: {shown})" if shown else "",
     )
-    if is_bool and one.default is False and one.group in ("run", "sweep", "machines"):
-        return Annotated[bool, argument, tyro.conf.FlagCreatePairsOff]
     return Annotated[bool if is_bool else tuple[str, ...], argument]
 
 

@@ -21,8 +21,8 @@ COMMANDS = {
     "plan": ("sweep:run_plan", "say how a sweep would be run and how long it would take"),
     "search": ("search:run", "search for good settings with Optuna"),
     "ablate": ("ablate:run", "measure what each component of an agent adds"),
-    "play": ("play:run", "play trained policies in gymnasium, and film one"),
-    "rerun": ("rerun:run", "train one run of a results file again, and compare the bits"),
+    "play": ("runs:run_play", "play trained policies in gymnasium, and film one"),
+    "rerun": ("runs:run_rerun", "train one run of a results file again, and compare the bits"),
     "check": ("check:run", "check whether a loss is sound"),
     "agents": ("lists:run_agents", "list the agents, or the settings of one"),
     "environments": ("lists:run_environments", "list the environments"),
@@ -30,20 +30,12 @@ COMMANDS = {
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    """Runs a command line, and exits.
-
-    Args:
-      argv: the words behind `purejaxdqn`; those that the process was started with by default.
-    """
+    """Runs the words behind `purejaxdqn`, by default those of the process, and exits."""
     exit_with(lambda: run(sys.argv[1:] if argv is None else argv))
 
 
 def run(argv: Sequence[str]) -> int | None:
-    """Runs a command line, and returns its exit code.
-
-    Raises:
-      ConfigError: for a command that there is not.
-    """
+    """Runs the words behind `purejaxdqn`, and returns an exit code."""
     name = argv[0] if argv else "--help"
     if name in COMMANDS:
         file, _, function = COMMANDS[name][0].partition(":")

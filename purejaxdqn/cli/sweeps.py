@@ -101,27 +101,18 @@ def sweep_flags(output: str, num_seeds: int = 10) -> list[Setting]:
 
 
 def refuse_unread(names: Iterable[str], configs: Collection[RunConfig]) -> None:
-    """Refuses settings that are given, but that none of the runs' settings leaves any effect.
-
-    Raises:
-      ConfigError: for the first of them, with where it is read.
-    """
+    """Refuses settings that are given, but that none of the runs' settings leaves any effect."""
     for name in names:
-        declared = [(config, settings_of(type(config)).get(name)) for config in configs]
-        known = [(config, one) for config, one in declared if one is not None]
-        if known and not any(one.is_read(config) for config, one in known):
+        known = [(one, c) for c in configs if (one := settings_of(type(c)).get(name)) is not None]
+        if known and not any(one.is_read(config) for one, config in known):
             raise ConfigError(
-                f"{name} changes nothing: it is read only where {known[0][1].read_only_where()}; "
+                f"{name} changes nothing: it is read only where {known[0][0].read_only_where()}; "
                 "leave it out, or set that too"
             )
 
 
 def list_seeds(flags: SimpleNamespace) -> range:
-    """Lists the seeds that the flags ask for.
-
-    Raises:
-      ConfigError: if the last one lies above 2**32 - 1.
-    """
+    """Lists the seeds that the flags ask for."""
     end = flags.first_seed + flags.num_seeds
     if end > 2**32:
         raise ConfigError(
@@ -131,11 +122,7 @@ def list_seeds(flags: SimpleNamespace) -> range:
 
 
 def make_options(flags: SimpleNamespace) -> SweepOptions:
-    """Makes the options that the flags ask for, and refuses flags that exclude each other.
-
-    Raises:
-      ConfigError: for values that cannot be kept.
-    """
+    """Makes the options that the flags ask for, and refuses flags that exclude each other."""
     for name in flags.tracker:
         tracking.check_name(name)
     if len({*flags.tracker}) < len(flags.tracker):
@@ -162,72 +149,53 @@ def train_design(
     flags: SimpleNamespace,
     report: Callable[[SweepResult], None],
 ) -> None:
-    """Trains a design as the flags say, on this machine, a share of it, or a cluster.
+    """Trains a design as `sweep_flags` say, on this machine, a share of it, or a cluster.
 
-    A failed write or an interrupt, also of the report, says how to go on.
-
-    Args:
-      experiment: `config -> Train`.
-      design: the runs.
-      flags: those of `sweep_flags`.
-      report: prints and writes the result, in the first process; also what an interrupt leaves.
-
-    Raises:
-      ConfigError: for what cannot be kept.
-      SweepInterrupted: on Ctrl-C and SIGTERM, with everything that was finished.
+    The first process reports the result, also what an interrupt leaves of it. A failed write or an
+    interrupt, also of the report, says how to go on.
     """
     options = make_options(flags)
     instead = " in place of --overwrite" if flags.overwrite else ""
-    with saying_how_to_go_on(
-        f"the same command with --resume{instead} goes on (in {flags.output})"
-    ):
+    how = f"the same command with --resume{instead} goes on (in {flags.output})"
+    with saying_how_to_go_on(how):
         processes.join_processes(flags.coordinator, flags.num_processes, flags.process_id)
         prepare = functools.partial(
             results.prepare_output, flags.output, flags.overwrite, flags.resume
         )
+        train: Callable[..., SweepResult] = run_design
         if flags.cluster is None:
             options = dataclasses.replace(options, devices=choose_devices(flags))
             processes.run_on_first_process(prepare)
-        else:  # Ray starts before JAX does, which tells what the first process is
-            prepare()
+        else:
+            prepare()  # Ray starts before JAX does, which tells what the first process is
+            train = functools.partial(
+                run_on_cluster,
+                address=flags.cluster,
+                num_cpus_per_task=flags.num_devices,
+                num_gpus_per_task=flags.gpus_per_task,
+            )
+        if flags.overwrite:
+            tracking.forget(flags.output)
         try:
-            result = _train_with_trackers(experiment, design, flags, options)
+            with contextlib.ExitStack() as stack:
+                settings = to_jsonable(dict(design.shared))
+                trackers = [
+                    stack.enter_context(tracking.open_tracker(name, flags.output, config=settings))
+                    for name in flags.tracker
+                ]
+
+                def track(event: tracking.Evaluated) -> None:
+                    for tracker in trackers:
+                        tracker(event)
+
+                options = dataclasses.replace(options, on_evaluation=track if trackers else None)
+                result = train(experiment, design, options=options)
         except SweepInterrupted as interrupt:
             if processes.is_first_process():
                 report(interrupt.result)
             raise
         if processes.is_first_process():
             report(result)
-
-
-def _train_with_trackers(
-    experiment: Experiment, design: Design, flags: SimpleNamespace, options: SweepOptions
-) -> SweepResult:
-    """Trains a design while all trackers that are asked for are open."""
-    settings = to_jsonable(dict(design.shared))
-    if flags.overwrite:
-        tracking.forget(flags.output)
-    with contextlib.ExitStack() as stack:
-        trackers = [
-            stack.enter_context(tracking.open_tracker(name, flags.output, config=settings))
-            for name in flags.tracker
-        ]
-
-        def track(event: tracking.Evaluated) -> None:
-            for tracker in trackers:
-                tracker(event)
-
-        options = dataclasses.replace(options, on_evaluation=track if trackers else None)
-        if flags.cluster is None:
-            return run_design(experiment, design, options=options)
-        return run_on_cluster(
-            experiment,
-            design,
-            address=flags.cluster,
-            num_cpus_per_task=flags.num_devices,
-            num_gpus_per_task=flags.gpus_per_task,
-            options=options,
-        )
 
 
 def print_json(flags: SimpleNamespace, facts: Mapping[str, Any] | None) -> None:

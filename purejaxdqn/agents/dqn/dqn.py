@@ -22,14 +22,9 @@ from purejaxdqn.agents.dqn.settings import DQNConfig
 from purejaxdqn.environments import Environment
 from purejaxdqn.losses.bellman_loss import Penalty
 from purejaxdqn.replay import n_step_replay, n_step_transition, prioritised_replay, uniform_replay
+from purejaxdqn.training import exploration
 from purejaxdqn.training.diagnostics import NUM_STATES, Probe, gradient_norm
 from purejaxdqn.training.evaluation import greedy_policy
-from purejaxdqn.training.exploration import (
-    Schedule,
-    linear_epsilon,
-    linear_schedule,
-    multiplicative_schedule,
-)
 from purejaxdqn.training.learner import (
     MakeOptimizer,
     linear_learning_rate,
@@ -79,7 +74,9 @@ def dqn(
     )
     replay = _make_replay(config, env)
     epsilon = choose_epsilon(config)
-    importance_exponent = linear_schedule(config.importance_exponent, 1.0, config.num_updates)
+    importance_exponent = exploration.linear_schedule(
+        config.importance_exponent, 1.0, config.num_updates
+    )
     to_transition = functools.partial(n_step_transition, discount=config.discount)
 
     def act_once(state: TrainState, epsilon: Array | float) -> tuple[TrainState, Array]:
@@ -146,22 +143,13 @@ def dqn(
 
 
 def importance_weights(probabilities: Array, exponent: Array | float) -> Array:
-    """Computes what each transition of a batch counts, so that its sampling is corrected for.
+    """Computes what transitions count `[B]` that were drawn with some probabilities `[B]`.
 
     Schaul et al., "Prioritized experience replay" (2016), section 3.4: `(N P)^-exponent` over the
-    largest of the batch, in which the number of transitions `N` cancels.
-
-    Args:
-      probabilities: `[B]` with which they were drawn, above 0.
-      exponent: `[]` 0 corrects nothing, 1 wholly.
-
-    Returns:
-      `[B]` above 0, at most 1.
+    largest of the batch, in which the number of transitions `N` cancels. An exponent of 0 corrects
+    nothing, 1 wholly.
     """
     return (probabilities / jnp.min(probabilities)) ** -exponent
-
-
-# ---------------------------------------------------------------------------- parts from settings
 
 
 def _make_network(config: DQNConfig, env: Environment) -> Network[Any]:
@@ -253,13 +241,13 @@ def _make_replay(config: DQNConfig, env: Environment) -> Replay:
     return n_step_replay(replay, config.n_step)
 
 
-def choose_epsilon(config: DQNConfig) -> Schedule:
+def choose_epsilon(config: DQNConfig) -> exploration.Schedule:
     """Chooses the schedule of epsilon, in environment steps, that the settings name."""
     if config.noisy:  # noisy weights explore by themselves
-        return linear_schedule(0.0, 0.0, 0)
+        return exploration.linear_schedule(0.0, 0.0, 0)
     if config.epsilon_schedule == "linear":
-        return linear_epsilon(config)
-    schedule = multiplicative_schedule(
+        return exploration.linear_epsilon(config)
+    schedule = exploration.multiplicative_schedule(
         config.epsilon_start, config.epsilon_decay, config.epsilon_end
     )
     return lambda num_steps: schedule(num_steps - config.prefill_steps)

@@ -3,7 +3,7 @@
 import dataclasses
 import functools
 from collections.abc import Iterator
-from typing import Any, Literal
+from typing import Literal
 
 import numpy as np
 
@@ -13,11 +13,11 @@ from purejaxdqn.training.settings import RunConfig
 
 _GREEDY_TARGETS = ("q_learning", "double_q_learning")
 _QUANTILES = ("quantile", "implicit_quantile", "proposed_quantile")
-_FRACTIONS: dict[str, Any] = {"at_least": 0, "at_most": 1}
 
-# Settings under a heading of `--help`, or of one component.
+# Settings of one range, under one heading of `--help`, or of one component.
+_fraction = functools.partial(setting, at_least=0, at_most=1)
 _replay = functools.partial(setting, group="replay")
-_priorities = functools.partial(_replay, read_if={"prioritised": True}, **_FRACTIONS)
+_priorities = functools.partial(_fraction, group="replay", read_if={"prioritised": True})
 _network = functools.partial(setting, group="network")
 _atoms = functools.partial(_network, read_if={"representation": "categorical"})
 _exploration = functools.partial(setting, group="exploration")
@@ -111,17 +111,13 @@ class DQNConfig(RunConfig):
         "Whether the reward is raised by the log-probability of the action taken, with a soft "
         "target in place of td_error (values and quantiles only).",
     )
-    munchausen_coefficient: float = setting(
-        0.9,
-        "How much of that log-probability is added.",
-        read_if={"munchausen": True},
-        **_FRACTIONS,
+    munchausen_coefficient: float = _fraction(
+        0.9, "How much of that log-probability is added.", read_if={"munchausen": True}
     )
-    advantage_coefficient: float = setting(
+    advantage_coefficient: float = _fraction(
         0.9,
         "How much of the gap to the best action is taken off.",
         read_if={"td_error": "persistent_advantage_learning"},
-        **_FRACTIONS,
     )
     temperature: float = setting(
         0.03,
@@ -167,11 +163,11 @@ class DQNConfig(RunConfig):
         "prefill.",
         read_if={"noisy": False},
     )
-    epsilon_decay: float = _exploration(
+    epsilon_decay: float = _fraction(
         0.999,
         "Factor on epsilon per environment step.",
+        group="exploration",
         read_if={"epsilon_schedule": "multiplicative", "noisy": False},
-        **_FRACTIONS,
     )
 
     def problems_together(self) -> Iterator[str]:
@@ -197,22 +193,15 @@ class DQNConfig(RunConfig):
             )
         if self.prioritised and not self.sample_with_replacement:
             yield "prioritised replay samples with replacement: leave sample_with_replacement True"
-        if self.batch_size > self.replay_capacity:
-            yield (
-                f"batch_size ({self.batch_size}) must be at most replay_capacity "
-                f"({self.replay_capacity}): lower the one or raise the other"
-            )
-        if self.batch_size > self.prefill_steps:
-            yield (
-                f"batch_size ({self.batch_size}) must be at most prefill_steps "
-                f"({self.prefill_steps}): learning starts when the prefill is over"
-            )
-        max_rows = self.replay_capacity // self.num_envs
-        if self.n_step > max_rows:
-            yield (
-                f"n_step ({self.n_step}) must be at most replay_capacity / num_envs ({max_rows}): "
-                "the replay would never hold a whole transition"
-            )
+        capacity, prefill = self.replay_capacity, self.prefill_steps
+        never = "the replay would never hold a whole transition"
+        for name, limit, most, why in (
+            ("batch_size", "replay_capacity", capacity, "lower the one or raise the other"),
+            ("batch_size", "prefill_steps", prefill, "learning starts when the prefill is over"),
+            ("n_step", "replay_capacity / num_envs", capacity // self.num_envs, never),
+        ):
+            if getattr(self, name) > most:
+                yield f"{name} ({getattr(self, name)}) must be at most {limit} ({most}): {why}"
         if self.prefill_steps >= self.total_steps:
             yield (
                 f"prefill_steps ({self.prefill_steps}) must be below total_steps "

@@ -31,16 +31,7 @@ from purejaxdqn.training.learner import (
 )
 from purejaxdqn.training.loop import ChunkOutputs, Train, act, make_first_state, run_chunk
 from purejaxdqn.training.settings import ensure_kind
-from purejaxdqn.types import (
-    Array,
-    ArrayTree,
-    LearnerState,
-    LossFn,
-    Network,
-    Step,
-    TrainState,
-    Transition,
-)
+from purejaxdqn.types import Array, LearnerState, LossFn, Network, Step, TrainState, Transition
 
 
 def pqn(
@@ -113,11 +104,11 @@ def pqn(
 
         def update(
             learner_state: LearnerState, batch: tuple[Transition, Array]
-        ) -> tuple[LearnerState, ArrayTree]:
+        ) -> tuple[LearnerState, dict[str, Array]]:
             learner_state, _, metrics = learner.update(learner_state, *batch)
             return learner_state, metrics
 
-        def epoch(learner_state: LearnerState, key: Array) -> tuple[LearnerState, ArrayTree]:
+        def epoch(learner_state: LearnerState, key: Array) -> tuple[LearnerState, dict[str, Array]]:
             shuffle_key, loss_key = jax.random.split(key)
             minibatches = deal_minibatches(shuffle_key, transitions, config.num_minibatches)
             loss_keys = jax.random.split(loss_key, config.num_minibatches)

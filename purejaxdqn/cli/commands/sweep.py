@@ -82,14 +82,10 @@ def run_plan(argv: Sequence[str]) -> int:
 
 
 def read_sweep(argv: Sequence[str], prog: str) -> tuple[Design, SimpleNamespace]:
-    """Reads the runs of a sweep, and the other flags.
-
-    Raises:
-      ConfigError: for what cannot be run.
-    """
+    """Reads the runs of a sweep, and the other flags."""
     own = [*sweep_flags("results/sweep"), *_SAMPLE_FLAGS]
     flags, fixed, swept = read_swept_settings(argv, prog, __doc__, own)
-    drawn = {name for name, values in swept.items() if any(map(is_drawn, values))}
+    drawn = {name for name, values in swept.items() if any(hasattr(x, "rvs") for x in values)}
     for name in drawn:
         if len(swept[name]) > 1:
             raise ConfigError(
@@ -122,22 +118,12 @@ def read_sweep(argv: Sequence[str], prog: str) -> tuple[Design, SimpleNamespace]
 def read_swept_settings(
     argv: Sequence[str], prog: str, description: str | None, own: Sequence[Setting]
 ) -> tuple[SimpleNamespace, dict[str, Any], dict[str, list[Any]]]:
-    """Reads the settings of one or several agents.
+    """Reads a command's own flags, and the settings of agents: of one value, and all others.
 
-    Returns:
-      The command's own flags, the settings of one value, and all values of those that have several
-      or a distribution.
-
-    Raises:
-      ConfigError: for an agent, a setting or a flag that cannot be.
+    Those others have several values, or a distribution (with `rvs`).
     """
     flags, given, _ = read_command_line(
         argv, prog, description, own, default_agent=agents.DEFAULT, have_several_values=True
     )
-    fixed = {n: v[0] for n, v in given.items() if len(v) == 1 and not is_drawn(v[0])}
+    fixed = {n: v[0] for n, v in given.items() if len(v) == 1 and not hasattr(v[0], "rvs")}
     return flags, fixed, {n: v for n, v in given.items() if n not in fixed}
-
-
-def is_drawn(value: Any) -> bool:
-    """Tells whether a value is a distribution."""
-    return hasattr(value, "rvs")

@@ -43,13 +43,7 @@ def read_training(
     default_agent: str = agents.DEFAULT,
     **defaults: Any,
 ) -> tuple[RunConfig, SimpleNamespace]:
-    """Reads the settings of one agent, and the flags of a command that trains it.
-
-    Args: as `read_command_line`.
-
-    Raises:
-      ConfigError: for an agent, a setting or a flag that cannot be.
-    """
+    """Reads the settings of one agent, and the flags of a command, as `read_command_line` does."""
     line = read_command_line(argv, prog, description, own, default_agent=default_agent, **defaults)
     config = dataclasses.replace(line.base, **line.given)
     config.validate()

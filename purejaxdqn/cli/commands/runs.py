@@ -1,11 +1,4 @@
-"""Trains one run of a results file again, alone, and says whether every number is the same.
-
-    purejaxdqn rerun results/rates --learning-rate 1e-3 --seed 7
-    purejaxdqn rerun results/mine --seed 3 --import my_agent.py
-
-The flags are the labels of the runs: the swept settings and the seed. A label with only one value
-may be left out. Exit code 0: the same bits; 1: other numbers.
-"""
+"""Takes up one run of a results file: trains it again, or plays its policy."""
 
 import contextlib
 from collections.abc import Sequence
@@ -13,25 +6,40 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+import jax
 import numpy as np
 import xarray as xr
 
 from purejaxdqn.cli.exits import EXIT_FAILED
 from purejaxdqn.cli.flags import format_value, read_command_line
+from purejaxdqn.report.films import FILM_NAME, is_in_gymnasium, play_in_gymnasium, save_gif
 from purejaxdqn.report.training import find_name
 from purejaxdqn.runtime.console import make_console
 from purejaxdqn.runtime.devices import use_every_core
 from purejaxdqn.storage import results
-from purejaxdqn.sweep.rerun import rerun, select_run
+from purejaxdqn.sweep.rerun import load_params, rerun, select_run
 from purejaxdqn.training.declaration import Setting
 from purejaxdqn.types import ConfigError
 
 _FILE = Setting("file", str, "", "a results file, or the folder that it is in")
+_FILM = "Where the film goes; its folder must exist."
+_PLAYING = [
+    Setting("num_episodes", int, 100, "Episodes to play.", "evaluation", at_most=10**5),
+    Setting("film", Path, Path(FILM_NAME), _FILM, "evaluation"),
+    Setting("random_seed", int, 0, "Seed of gymnasium's initial states.", "evaluation", at_least=0),
+]
 
 
-def run(argv: Sequence[str]) -> int:
-    """Trains a run of a file again, and prints its mean return and which numbers differ."""
-    _, dataset, labels, _ = read_run(argv, "purejaxdqn rerun", __doc__)
+def run_rerun(argv: Sequence[str]) -> int:
+    """Trains one run of a results file again, alone, and says whether every number is the same.
+
+        purejaxdqn rerun results/rates --learning-rate 1e-3 --seed 7
+        purejaxdqn rerun results/mine --seed 3 --import my_agent.py
+
+    The flags are the labels of the runs: the swept settings and the seed. A label with only one
+    value may be left out. Exit code 0: the same bits; 1: other numbers.
+    """
+    _, dataset, labels, _ = _read_run(argv, "purejaxdqn rerun", run_rerun.__doc__)
     known = select_run(dataset, labels)
     use_every_core()
     again = rerun(dataset, **labels)
@@ -47,20 +55,38 @@ def run(argv: Sequence[str]) -> int:
     return 0
 
 
-def read_run(
+def run_play(argv: Sequence[str]) -> int:
+    """Plays a trained policy in gymnasium's own environment, and films one episode.
+
+        purejaxdqn play results/train --seed 3
+        purejaxdqn play results/rates --learning-rate 1e-3 --seed 0 --film best.gif
+
+    The other flags are the labels of the runs: the swept settings and the seed. A label with only
+    one value may be left out.
+    """
+    place, dataset, labels, flags = _read_run(argv, "purejaxdqn play", run_play.__doc__, _PLAYING)
+    use_every_core()
+    train, params = load_params(place.parent if place.is_file() else place, dataset, labels)
+    if not is_in_gymnasium(train.env.name):
+        raise ConfigError(
+            f"gymnasium has no {train.env.name!r}: play policies of gymnasium's environments alone"
+        )
+    one = jax.tree.map(lambda x: x[np.newaxis], params)
+    returns = play_in_gymnasium(train, one, flags.num_episodes, flags.random_seed, progress=True)
+    filmed = save_gif(train, params, flags.film, flags.random_seed)
+    console = make_console()
+    console.print(
+        f"{train.env.name}: mean return {returns.mean():.1f} over {flags.num_episodes} episodes, "
+        f"lowest {returns.min():.1f}, highest {returns.max():.1f}"
+    )
+    console.print(f"written: {flags.film} (an episode of return {filmed:.1f})")
+    return 0
+
+
+def _read_run(
     argv: Sequence[str], prog: str, description: str | None, own: Sequence[Setting] = ()
 ) -> tuple[Path, xr.Dataset, dict[str, Any], SimpleNamespace]:
-    """Reads a results file and the labels of one of its runs.
-
-    Args: as `read_command_line`.
-
-    Returns:
-      The file or folder, the dataset, the labels, and the command's own flags.
-
-    Raises:
-      ConfigError: without a file, or for a label that its runs do not have.
-      OSError: if the file cannot be read.
-    """
+    """Reads a results file and the labels of one of its runs, and the command's own flags."""
     if not argv or argv[0].startswith("-"):
         read_command_line(argv, prog, description, own, positional=_FILE)  # may ask for help
         raise ConfigError(f"name a results file first: {prog} results/train --seed 0")
