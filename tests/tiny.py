@@ -6,6 +6,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+from hypothesis import strategies as st
 
 from purejaxdqn.agents.dqn.settings import DQNConfig
 from purejaxdqn.agents.pqn.settings import PQNConfig
@@ -66,3 +67,14 @@ def assert_same_dataset(one, other):
         a, b = one[name].values, other[name].values
         assert (a.dtype, a.shape) == (b.dtype, b.shape), name
         assert (a == b).all() if a.dtype.kind == "U" else a.tobytes() == b.tobytes(), name
+
+
+# Scores of seeds: whole numbers, so that permuting, shifting and doubling them rounds nothing.
+whole_scores = st.lists(st.integers(-1000, 1000).map(float), min_size=1, max_size=15)
+
+
+def limits(interval):
+    """Returns both ends of an interval that has them."""
+    assert interval.low is not None
+    assert interval.high is not None
+    return interval.low, interval.high

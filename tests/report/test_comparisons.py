@@ -6,18 +6,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from purejaxdqn.report.statistics import paired_effect, probability_of_improvement
-
-whole_scores = st.lists(st.integers(-1000, 1000).map(float), min_size=1, max_size=15)
+from tiny import limits, whole_scores
 
 
 def generator(seed=0):
     return np.random.default_rng(seed)
-
-
-def limits(interval):
-    assert interval.low is not None
-    assert interval.high is not None
-    return interval.low, interval.high
 
 
 def brute_force_probability(x, y):
