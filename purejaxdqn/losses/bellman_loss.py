@@ -1,4 +1,4 @@
-"""The Bellman loss: a TD error under a penalty, as a loss of ONE transition."""
+"""The Bellman loss: a TD error under a penalty; and what all losses have, such as a recipe."""
 
 import collections
 import inspect
@@ -11,7 +11,6 @@ import jax.numpy as jnp
 import optax
 
 from purejaxdqn.losses.bellman_targets import q_learning
-from purejaxdqn.losses.recipe import name_part, write_recipe
 from purejaxdqn.types import (
     Array,
     ConfigError,
@@ -29,6 +28,27 @@ Penalty = Callable[[Array], Array]
 SELECTOR = "q_t_selector"
 TD_ERROR_ARGUMENTS = ("q_tm1", "a_tm1", "r_t", "discount_t", "q_t", SELECTOR)
 ALIASES = {"q_t_value": "q_t"}  # what rlax.double_q_learning calls it
+
+
+class Recipe(NamedTuple):
+    """Which function made a loss, such as `bellman_loss`, and of what; numbers may be tracers."""
+
+    maker: Callable[..., LossFn[Any]]
+    arguments: dict[str, Any]
+
+
+def write_recipe(
+    loss_fn: LossFn[Output], name: str, maker: Callable[..., LossFn[Any]], /, **arguments: Any
+) -> LossFn[Output]:
+    """Writes on a loss how it was made, and its `name` in results files, and returns it."""
+    vars(loss_fn)["recipe"] = Recipe(maker, arguments)
+    loss_fn.__qualname__ = name  # type: ignore[attr-defined]
+    return loss_fn
+
+
+def name_part(part: Any) -> str:
+    """Names a function that a loss is made of, such as a penalty, for the loss's own name."""
+    return getattr(part, "__name__", repr(part))
 
 
 def masked_squared_error(num_actions: int) -> Penalty:
@@ -65,15 +85,9 @@ def check_arguments(td_error: TDError) -> None:
             f"td_error ({name}) takes ({', '.join(parameters)}), without {', '.join(missing)}: "
             f"{rule}. Name its arguments so, also those that it does not use"
         )
-    variadic = (inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD)
-    unknown = [
-        x
-        for x, parameter in known.items()
-        if x not in TD_ERROR_ARGUMENTS
-        and parameter.default is parameter.empty
-        and parameter.kind not in variadic
-    ]
-    if unknown:
+    # The values of `*args` and `**kwargs` may be none at all.
+    required = [x for x, p in known.items() if p.default is p.empty and "VAR" not in p.kind.name]
+    if unknown := [x for x in required if x not in TD_ERROR_ARGUMENTS]:
         renamed = f"; q_t_online is now {SELECTOR}" if "q_t_online" in unknown else ""
         raise ConfigError(
             f"td_error ({name}) needs {', '.join(unknown)}, which bellman_loss does not know: "
@@ -84,12 +98,10 @@ def check_arguments(td_error: TDError) -> None:
 def call_by_name(td_error: TDError, arguments: dict[str, Array]) -> Array:
     """Calls a TD error with those of the `TD_ERROR_ARGUMENTS` by name that it takes."""
     signature = inspect.signature(td_error)
-    passed: collections.OrderedDict[str, Array] = collections.OrderedDict()
-    for argument in signature.parameters:
-        known = ALIASES.get(argument, argument)
-        if known in arguments:
-            passed[argument] = arguments[known]
-    bound = inspect.BoundArguments(signature, passed)  # each in the place that its name has
+    known = {name: ALIASES.get(name, name) for name in signature.parameters}
+    passed = {name: arguments[x] for name, x in known.items() if x in arguments}
+    # Each in the place that its name has.
+    bound = inspect.BoundArguments(signature, collections.OrderedDict(passed))
     return td_error(*bound.args, **bound.kwargs)
 
 

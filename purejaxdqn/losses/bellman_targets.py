@@ -44,8 +44,7 @@ def q_learning(
       `[]` the TD error.
     """
     check_shapes(q_tm1, a_tm1, [r_t, discount_t], q_t, q_t_selector)
-    target_tm1 = r_t + discount_t * jnp.max(q_t)
-    return jax.lax.stop_gradient(target_tm1) - q_tm1[a_tm1]
+    return jax.lax.stop_gradient(r_t + discount_t * jnp.max(q_t)) - q_tm1[a_tm1]
 
 
 def double_q_learning(
@@ -58,8 +57,7 @@ def double_q_learning(
     equation 4: `r_t + discount_t * q_t[argmax_a q_t_selector[a]] - q_tm1[a_tm1]`.
     """
     check_shapes(q_tm1, a_tm1, [r_t, discount_t], q_t, q_t_selector)
-    target_tm1 = r_t + discount_t * q_t[jnp.argmax(q_t_selector)]
-    return jax.lax.stop_gradient(target_tm1) - q_tm1[a_tm1]
+    return jax.lax.stop_gradient(r_t + discount_t * q_t[jnp.argmax(q_t_selector)]) - q_tm1[a_tm1]
 
 
 def expected_sarsa(
@@ -82,8 +80,7 @@ def expected_sarsa(
     """
     check_shapes(q_tm1, a_tm1, [r_t, discount_t], q_t, q_t_selector)
     value_t = (1 - epsilon) * q_t[jnp.argmax(q_t_selector)] + epsilon * jnp.mean(q_t)
-    target_tm1 = r_t + discount_t * value_t
-    return jax.lax.stop_gradient(target_tm1) - q_tm1[a_tm1]
+    return jax.lax.stop_gradient(r_t + discount_t * value_t) - q_tm1[a_tm1]
 
 
 def softmax_log_policy(q_values: Array, temperature: Array | float) -> Array:
@@ -118,8 +115,7 @@ def soft_q_learning(
     check_shapes(q_tm1, a_tm1, [r_t, discount_t], q_t, q_t_selector)
     highest = jnp.max(q_t)
     value_t = highest + temperature * jax.nn.logsumexp((q_t - highest) / temperature)
-    target_tm1 = r_t + discount_t * value_t
-    return jax.lax.stop_gradient(target_tm1) - q_tm1[a_tm1]
+    return jax.lax.stop_gradient(r_t + discount_t * value_t) - q_tm1[a_tm1]
 
 
 def return_error(

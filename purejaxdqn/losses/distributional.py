@@ -4,9 +4,8 @@ import chex
 import jax
 import jax.numpy as jnp
 
-from purejaxdqn.losses.bellman_loss import Outputs, loss_of_outputs
+from purejaxdqn.losses.bellman_loss import Outputs, loss_of_outputs, write_recipe
 from purejaxdqn.losses.bellman_targets import softmax_log_policy
-from purejaxdqn.losses.recipe import write_recipe
 from purejaxdqn.types import (
     Array,
     Categorical,
@@ -120,14 +119,6 @@ def fraction_loss(boundaries: Array, boundary_values: Array, values: Array) -> A
     return jnp.sum(jax.lax.stop_gradient(slope) * boundaries)
 
 
-def _choose_quantiles(values: Array, q_t: Array, temperature: Array | float | None) -> Array:
-    """Chooses the next action's quantiles `[N]` of all `[A, N]`; see `quantile_loss`."""
-    if temperature is None:
-        return values[jnp.argmax(q_t)]
-    log_policy = softmax_log_policy(q_t, temperature)[:, jnp.newaxis]
-    return jnp.sum(jnp.exp(log_policy) * (values - temperature * log_policy), axis=0)
-
-
 def _regress(
     output: AnyQuantiles, action: Array, target: Array, weights: Array, threshold: Array | float
 ) -> Array:
@@ -173,7 +164,12 @@ def quantile_loss(
     def measure(outputs: Outputs[AnyQuantiles], transition: Transition) -> LossOutput:
         online_tm1, target_t, q_tm1, _, q_t_selector = outputs
         chex.assert_rank([online_tm1.values, target_t.values], 2)
-        values_t = _choose_quantiles(target_t.values, q_t_selector, temperature)
+        if temperature is None:
+            values_t = target_t.values[jnp.argmax(q_t_selector)]
+        else:
+            log_policy = softmax_log_policy(q_t_selector, temperature)[:, jnp.newaxis]
+            values_t = target_t.values - temperature * log_policy
+            values_t = jnp.sum(jnp.exp(log_policy) * values_t, axis=0)
         target_tm1 = jax.lax.stop_gradient(transition.r_t + transition.discount_t * values_t)
         weights = jax.lax.stop_gradient(target_t.weights)
         q_value = q_tm1[transition.a_tm1]

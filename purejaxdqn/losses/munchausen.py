@@ -6,9 +6,8 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from purejaxdqn.losses.bellman_loss import Penalty, measure_error
+from purejaxdqn.losses.bellman_loss import Penalty, measure_error, name_part, write_recipe
 from purejaxdqn.losses.bellman_targets import q_learning, softmax_log_policy
-from purejaxdqn.losses.recipe import name_part, write_recipe
 from purejaxdqn.types import Array, LossFn, LossOutput, Network, Output, Params, Transition
 
 

@@ -163,9 +163,8 @@ class FQF(Head):
         """Maps one observation `[*obs]` to `ProposedQuantiles`."""
         features = _features(self, obs)
         # Zeros, so that the parts are equal at first, as in QR-DQN.
-        proposal = nn.Dense(
-            self.num_quantiles, kernel_init=nn.initializers.zeros, name="fraction_proposal"
-        )
+        zeros = nn.initializers.zeros
+        proposal = nn.Dense(self.num_quantiles, kernel_init=zeros, name="fraction_proposal")
         weights = nn.softmax(proposal(jax.lax.stop_gradient(features)))
         ends = jnp.cumsum(weights)
         fractions, boundaries = ends - weights / 2, ends[:-1]

@@ -50,11 +50,9 @@ def report_ablation(
         "final_return": dataset.final_return.mean("episode").astype(float),
         "area": measure_area(dataset),
     }
-    rows = rank_combinations(components, scores, STATISTICS[metric])
-    effects = {
-        outcome: estimate_effects(components, score, STATISTICS[metric])
-        for outcome, score in scores.items()
-    }
+    statistic = STATISTICS[metric]
+    rows = rank_combinations(components, scores, statistic)
+    effects = {key: estimate_effects(components, x, statistic) for key, x in scores.items()}
     of_each = {name: {key: row[name] for key, row in effects.items()} for name in components}
     note = rows[0].intervals["final_return"].note
     console = make_console()
@@ -109,12 +107,10 @@ def rank_combinations(
     rows = []
     for values in itertools.product((False, True), repeat=len(components)):
         point = dict(zip(components, values, strict=True))
-        intervals = {
-            outcome: stats.bootstrap_interval(
-                score.sel(point).values, np.random.default_rng(0), statistic
-            )
-            for outcome, score in scores.items()
-        }
+        intervals = {}
+        for outcome, score in scores.items():
+            rng, seeds = np.random.default_rng(0), score.sel(point).values
+            intervals[outcome] = stats.bootstrap_interval(seeds, rng, statistic)
         name = "+".join(str(name) for name in scores[first].dims if point.get(str(name)))
         rows.append(Row(name or "none", point, intervals))
     return sorted(rows, key=lambda row: -row.intervals[first].estimate)
@@ -124,41 +120,33 @@ def estimate_effects(
     components: Sequence[str], score: xr.DataArray, statistic: Callable[..., Any]
 ) -> dict[str, Interval]:
     """Returns each component's mean difference over all pairs that differ in it alone."""
-
-    def select(name: str, is_in: bool) -> np.ndarray:
-        chosen = score.sel({name: is_in})
-        return chosen.transpose(..., "seed").values.reshape(-1, score.sizes["seed"])
-
-    return {
-        name: stats.paired_effect(
-            select(name, True), select(name, False), np.random.default_rng(0), statistic
-        )
-        for name in components
-    }
+    effects = {}
+    for name in components:
+        sides = score.sortby(name).transpose(name, ..., "seed").values
+        control, treated = sides.reshape(2, -1, score.sizes["seed"])
+        effects[name] = stats.paired_effect(treated, control, np.random.default_rng(0), statistic)
+    return effects
 
 
 def _make_table(
     title: str, column: str, rows: Mapping[str, Mapping[str, Interval]], sign: str = ""
 ) -> Table:
     """Makes a table of intervals by name and outcome, such as "+12.3 (-4.5 to 30.1)"."""
+
+    def write(interval: Interval) -> str:
+        estimate, low, high, *_ = interval
+        ends = "" if low is None else f" ({low:{sign}.1f} to {high:{sign}.1f})"
+        return f"{estimate:{sign}.1f}{ends}"
+
     table = Table(title=title)
     table.add_column(column, overflow="fold")
     for outcome in _OUTCOMES.values():
         table.add_column(outcome, justify="right")
     for name, intervals in rows.items():
-        table.add_row(name, *(_format(interval, sign) for interval in intervals.values()))
+        table.add_row(name, *map(write, intervals.values()))
     return table
 
 
-def _format(interval: Interval, sign: str) -> str:
-    estimate, low, high, *_ = interval
-    ends = "" if low is None else f" ({low:{sign}.1f} to {high:{sign}.1f})"
-    return f"{estimate:{sign}.1f}{ends}"
-
-
 def _to_json(intervals: Mapping[str, Interval]) -> dict[str, dict[str, float | None]]:
-    """Returns the intervals by outcome as plain numbers."""
-    return {
-        outcome: {name: getattr(interval, name) for name in ("estimate", "low", "high")}
-        for outcome, interval in intervals.items()
-    }
+    names = Interval._fields[:3]
+    return {key: dict(zip(names, interval[:3], strict=True)) for key, interval in intervals.items()}

@@ -9,7 +9,6 @@ import itertools
 from collections.abc import Mapping
 from typing import Any
 
-import matplotlib
 import numpy as np
 import xarray as xr
 from matplotlib.figure import Figure
@@ -17,6 +16,8 @@ from plotly.colors import qualitative
 
 from purejaxdqn.report.statistics import Interval, bootstrap_curve
 
+Curves = Mapping[str, xr.DataArray]
+Effects = Mapping[str, Mapping[str, Interval]]
 _COLOUR = "#1f5fa8"
 
 
@@ -30,24 +31,21 @@ def plot_learning_curve(dataset: xr.Dataset, title: str, threshold: float | None
     iqm, low, high = bootstrap_curve(curves, np.random.default_rng(0))
     figure = Figure(figsize=(7, 4.2), layout="constrained")
     axes = figure.add_subplot()
-    axes.plot(steps, curves.T, color="#8a8a8a", linewidth=0.7, alpha=0.7)
-    axes.plot([], [], color="#8a8a8a", linewidth=0.7, label=f"each of {len(curves)} seeds")
+    seeds = axes.plot(steps, curves.T, color="#8a8a8a", linewidth=0.7, alpha=0.7)
+    seeds[0].set_label(f"each of {len(curves)} seeds")
     axes.plot(steps, iqm, color=_COLOUR, linewidth=2.5, label="interquartile mean")
     if np.isfinite(low).any():
         label = "95 % bootstrap interval"
         axes.fill_between(steps, low, high, color=_COLOUR, alpha=0.25, linewidth=0, label=label)
     greedy = f"greedy return (mean of {dataset.sizes['episode']} episodes)"
-    axes.set(title=title, xlabel="environment steps per seed", ylabel=greedy)
-    axes.set_xlim(0, steps[-1])
-    axes.xaxis.set_major_formatter(matplotlib.ticker.StrMethodFormatter("{x:,.0f}"))
+    axes.set(title=title, xlabel="environment steps per seed", ylabel=greedy, xlim=(0, steps[-1]))
+    axes.xaxis.set_major_formatter("{x:,.0f}")
     _finish(axes, threshold)
     axes.legend(loc="lower right", frameon=False)
     return figure
 
 
-def plot_panels(
-    curves: Mapping[str, xr.DataArray], title: str, threshold: float | None = None
-) -> Figure:
+def plot_panels(curves: Curves, title: str, threshold: float | None = None) -> Figure:
     """Draws a panel per setting with a line per seed, all panels on the same scale."""
     figure = Figure(figsize=(3.2 * len(curves), 3.6), layout="constrained")
     panels = figure.subplots(1, len(curves), sharex=True, sharey=True, squeeze=False)[0]
@@ -69,7 +67,7 @@ def _finish(axes: Any, threshold: float | None) -> None:
     axes.spines[["top", "right"]].set_visible(False)
 
 
-def plot_comparison(panels: Mapping[str, Mapping[str, xr.DataArray]], title: str) -> Figure:
+def plot_comparison(panels: Mapping[str, Curves], title: str) -> Figure:
     """Draws a panel per quantity of curves: each setting's interquartile mean and its interval."""
     columns = min(len(panels), 3)
     rows = -(-len(panels) // columns)
@@ -92,7 +90,7 @@ def plot_comparison(panels: Mapping[str, Mapping[str, xr.DataArray]], title: str
     return figure
 
 
-def plot_effects(intervals: Mapping[str, Mapping[str, Interval]], title: str) -> Figure:
+def plot_effects(intervals: Effects, title: str) -> Figure:
     """Draws a panel per outcome; in it, each change's effect as a dot and its interval as a bar.
 
     `intervals` are by outcome and change; one that has no ends is a dot alone. Every outcome has
@@ -104,12 +102,11 @@ def plot_effects(intervals: Mapping[str, Mapping[str, Interval]], title: str) ->
     panels = figure.subplots(1, len(intervals), sharey=True, squeeze=False)[0]
     for axes, (outcome, rows) in zip(panels, intervals.items(), strict=True):
         axes.axvline(0, color="black", linestyle=":", linewidth=1)
-        for y, interval in enumerate(rows.values()):
-            if interval.low is not None:
-                axes.plot([interval.low, interval.high], [y, y], color=_COLOUR, linewidth=2.5)
-            axes.plot(interval.estimate, y, "o", color=_COLOUR)
-        axes.set(xlabel=f"effect on the {outcome}")
-        axes.set_yticks(range(len(names)), names)
+        for y, (estimate, low, high, *_) in enumerate(rows.values()):
+            if low is not None:
+                axes.plot([low, high], [y, y], color=_COLOUR, linewidth=2.5)
+            axes.plot(estimate, y, "o", color=_COLOUR)
+        axes.set(xlabel=f"effect on the {outcome}", yticks=range(len(names)), yticklabels=names)
         axes.tick_params(left=False)
         axes.spines[["top", "right", "left"]].set_visible(False)
     panels[0].set_ylim(len(names) - 0.5, -0.5)  # the first one on top

@@ -21,7 +21,6 @@ from purejaxdqn.types import Params
 FILM_NAME = "policy.gif"
 _EPISODES = 100  # played by each seed's policy
 _GIF_SIZE = (300, 200)  # pixels
-_GIF_SECONDS_PER_STEP = 0.02
 
 
 def play_and_film(train: Train, dataset: xr.Dataset, params: Params, output: Path) -> xr.Dataset:
@@ -65,10 +64,9 @@ def save_gif(train: Train, params: Params, path: Path, random_seed: int = 0) -> 
     batched = jax.tree.map(lambda x: x[None], params)
     returns = _play(train, batched, [[env]], [random_seed], frames=frames)
     # Every second frame, for half the bytes; 40 ms each keeps the film at the speed of life.
-    shown = [frame.quantize(16) for frame in frames[::2]]
-    duration = int(2000 * _GIF_SECONDS_PER_STEP)
+    first, *later = [frame.quantize(16) for frame in frames[::2]]
     with replace_file(path) as temporary:
-        shown[0].save(temporary, save_all=True, append_images=shown[1:], duration=duration, loop=0)
+        first.save(temporary, save_all=True, append_images=later, duration=40, loop=0)
     return float(returns[0, 0])
 
 
@@ -107,10 +105,7 @@ def _play(
 
 def is_in_gymnasium(name: str) -> bool:
     """Tells whether gymnasium has an environment of this name."""
-    try:
-        return gymnasium.spec(name) is not None
-    except gymnasium.error.Error:
-        return False
+    return name in gymnasium.registry
 
 
 def _make_env(name: str, **options: Any) -> gymnasium.Env:

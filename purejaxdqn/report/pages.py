@@ -4,19 +4,16 @@
 """
 
 import itertools
-from collections.abc import Mapping
 
 import numpy as np
-import xarray as xr
 from plotly.colors import qualitative
 from plotly.graph_objects import Figure as Page
 
-from purejaxdqn.report.statistics import Interval, interquartile_mean
+from purejaxdqn.report.figures import Curves, Effects
+from purejaxdqn.report.statistics import interquartile_mean
 
 
-def plot_interactive_curves(
-    curves: Mapping[str, xr.DataArray], title: str, threshold: float | None = None
-) -> Page:
+def plot_interactive_curves(curves: Curves, title: str, threshold: float | None = None) -> Page:
     """Draws a line per seed and, where no seed has gaps, the interquartile mean over the seeds.
 
     The array's name and that of its second dimension label the axes.
@@ -47,11 +44,13 @@ def plot_interactive_curves(
     return figure.update_layout(yaxis_rangemode="tozero", hovermode="closest", **axes)
 
 
-def plot_interactive_effects(intervals: Mapping[str, Mapping[str, Interval]], title: str) -> Page:
+def plot_interactive_effects(intervals: Effects, title: str) -> Page:
     """Draws what `figures.plot_effects` draws, all outcomes on the same axes."""
     figure = _make_page(title)
     for outcome, rows in intervals.items():
         known = list(rows.values())
+        above = [0 if i.high is None else max(0, i.high - i.estimate) for i in known]
+        below = [0 if i.low is None else max(0, i.estimate - i.low) for i in known]
         figure.add_scatter(
             x=[interval.estimate for interval in known],
             y=list(rows),
@@ -59,18 +58,14 @@ def plot_interactive_effects(intervals: Mapping[str, Mapping[str, Interval]], ti
             orientation="h",
             name=outcome,
             marker_size=10,
-            error_x={
-                "array": [0 if i.high is None else max(0, i.high - i.estimate) for i in known],
-                "arrayminus": [0 if i.low is None else max(0, i.estimate - i.low) for i in known],
-            },
-            customdata=[str(interval) for interval in known],
+            error_x={"array": above, "arrayminus": below},
+            customdata=list(map(str, known)),
             hovertemplate="%{y}<br>%{customdata}<extra>" + outcome + "</extra>",
         )
     figure.add_vline(0, line_dash="dot", line_width=1)
     # Grouped, outcomes stand beside each other, not on top of each other.
-    return figure.update_layout(
-        xaxis_title="effect", yaxis_autorange="reversed", scattermode="group"
-    )
+    axes = {"xaxis_title": "effect", "yaxis_autorange": "reversed"}
+    return figure.update_layout(scattermode="group", **axes)
 
 
 def _make_page(title: str) -> Page:

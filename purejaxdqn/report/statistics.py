@@ -48,11 +48,7 @@ class Interval(NamedTuple):
 
 
 class Curve(NamedTuple):
-    """Holds a learning curve over seeds: three arrays `[num_points]`.
-
-    They are the interquartile mean at each point and the ends of its pointwise interval, with NaN
-    where the scores do not say enough.
-    """
+    """Holds the interquartile mean at each point `[num_points]`, and the ends of its interval."""
 
     estimate: FloatArray
     low: FloatArray
@@ -83,7 +79,7 @@ def bootstrap_interval(
     rng: Generator,
     statistic: Callable[..., Any] = interquartile_mean,
     confidence: float = 0.95,
-    num_resamples: int = 10_000,
+    num_resamples: int = 10000,
 ) -> Interval:
     """Returns a statistic of the seeds' scores with its percentile bootstrap interval.
 
@@ -113,7 +109,7 @@ def bootstrap_interval(
 
 
 def bootstrap_curve(
-    scores: ArrayLike, rng: Generator, confidence: float = 0.95, num_resamples: int = 10_000
+    scores: ArrayLike, rng: Generator, confidence: float = 0.95, num_resamples: int = 10000
 ) -> Curve:
     """Returns the interquartile mean over seeds at each point of a curve, with its interval.
 
@@ -133,18 +129,13 @@ def bootstrap_curve(
     # Point by point, because the resamples of a whole curve may not fit into memory.
     for point in np.flatnonzero(np.isfinite(values).sum(axis=0) >= _MIN_SEEDS):
         resampled = _interquartile_mean_of_present(values[drawn, point])
-        resampled = resampled[np.isfinite(resampled)]
-        if resampled.size:
-            ends[:, point] = _percentiles(resampled, confidence)
+        if (is_known := np.isfinite(resampled)).any():
+            ends[:, point] = _percentiles(resampled[is_known], confidence)
     return Curve(_interquartile_mean_of_present(values.T), *ends)
 
 
 def probability_of_improvement(
-    x: ArrayLike,
-    y: ArrayLike,
-    rng: Generator,
-    confidence: float = 0.95,
-    num_resamples: int = 10_000,
+    x: ArrayLike, y: ArrayLike, rng: Generator, confidence: float = 0.95, num_resamples: int = 10000
 ) -> Interval:
     """Returns the probability that a seed of X scores above a seed of Y, with its interval.
 
@@ -171,7 +162,7 @@ def paired_effect(
     rng: Generator,
     statistic: Callable[..., Any] = interquartile_mean,
     confidence: float = 0.95,
-    num_resamples: int = 10_000,
+    num_resamples: int = 10000,
 ) -> Interval:
     """Returns what one change does to the scores, over pairs of settings that differ in it alone.
 
@@ -244,10 +235,8 @@ def _resample(
     sizes = [sample.shape[-1] for sample in samples]
     only = f"only {' and '.join(map(str, sizes))} {'seed' if sizes[-1] == 1 else 'seeds'}"
     if min(sizes) < _MIN_SEEDS:
-        note = (
-            f"{only}: no interval is honest with fewer than {_MIN_SEEDS}; "
-            f"train {_ADVISED_SEEDS} or more"
-        )
+        note = f"{only}: no interval is honest with fewer than {_MIN_SEEDS}"
+        note += f"; train {_ADVISED_SEEDS} or more"
         return Interval(estimate, None, None, confidence, note)
     few = f"{only}: with fewer than {_ADVISED_SEEDS} a bootstrap interval tends to be too narrow"
     low, high = _percentiles(checked_statistic(*map(resample, samples)), confidence)
@@ -255,7 +244,6 @@ def _resample(
 
 
 def _percentiles(resampled: FloatArray, confidence: float) -> list[float]:
-    """Returns the two ends of the middle part of `[num_resamples]` values."""
     return np.quantile(resampled, [(1 - confidence) / 2, (1 + confidence) / 2]).tolist()
 
 
@@ -301,12 +289,8 @@ def _check_settings(rng: Generator, confidence: float, num_resamples: int) -> fl
         raise ValueError(
             f"confidence must be above 0 and below 1, got {confidence}; write 0.95 for 95 %"
         )
-    if not isinstance(num_resamples, int | np.integer):
-        raise TypeError(
-            f"num_resamples must be an integer, got {num_resamples!r}; write 10_000 and not 1e4"
-        )
-    if num_resamples < 1:
-        raise ValueError(
-            f"num_resamples must be at least 1, got {num_resamples}; 10_000 is the usual number"
-        )
+    is_integer = isinstance(num_resamples, int | np.integer)
+    if not is_integer or num_resamples < 1:
+        wrong = f"num_resamples must be an integer of at least 1, got {num_resamples!r}"
+        raise (ValueError if is_integer else TypeError)(f"{wrong}; write 10_000 and not 1e4")
     return confidence

@@ -26,12 +26,13 @@ def report_sweep(dataset: xr.Dataset, output: Path) -> dict[str, Any]:
     settings = group_by_setting(dataset)
     rows: list[dict[str, Any]] = []
     for name, part in settings.items():
-        rows.append({"setting": name, **summarise_final_return(part, rng)})
-        rows[-1]["num_diverged"] = int(part.diverged.sum())
+        num_diverged = int(part.diverged.sum())
+        finals = summarise_final_return(part, rng)
+        rows.append({"setting": name, **finals, "num_diverged": num_diverged})
     rows.sort(key=lambda row: -np.inf if row["iqm"] is None else row["iqm"], reverse=True)
     make_console().print(_make_table(rows[:_MOST_ROWS]))
-    width = int(dataset.attrs["width"])
-    facts = {"status": dataset.attrs["status"], "width": width, "settings": rows}
+    facts = {"status": dataset.attrs["status"], "width": int(dataset.attrs["width"])}
+    facts["settings"] = rows
     best = [row["setting"] for row in rows[:_MOST_CURVES]]
     greedy = {name: settings[name].evaluation_return.mean("episode") for name in best}
     curves = {name: curve.rename("greedy return") for name, curve in greedy.items()}
@@ -50,9 +51,8 @@ def _make_table(rows: list[dict[str, Any]]) -> Table:
         low, high = row["iqm_low"], row["iqm_high"]
         interval = "-" if low is None else f"{low:.1f} to {high:.1f}"
         finished = f"{row['num_finished']} of {len(row['final_return'])}"
-        table.add_row(
-            row["setting"], show(row["iqm"]), interval, finished, str(row["num_diverged"])
-        )
+        numbers = show(row["iqm"]), interval, finished, str(row["num_diverged"])
+        table.add_row(row["setting"], *numbers)
     return table
 
 
@@ -75,17 +75,13 @@ def group_by_setting(dataset: xr.Dataset) -> dict[str, xr.Dataset]:
 def _name_points(points: list[dict[Any, Any]]) -> list[str]:
     """Names settings with as few digits as tell them apart, and numbers those that are equal."""
     names: list[str] = []
+
+    def write(value: Any, digits: str) -> str:
+        return format(value, digits if isinstance(value, float) else "")
+
     for digits in (".3g", ".6g", ""):
-        names = [
-            ", ".join(
-                f"{name}={value:{digits if isinstance(value, float) else ''}}"
-                for name, value in point.items()
-            )
-            for point in points
-        ]
+        names = [", ".join(f"{key}={write(x, digits)}" for key, x in p.items()) for p in points]
         if len({*names}) == len(names):
             return names
-    return [
-        f"{name} ({names[:i].count(name) + 1})" if names.count(name) > 1 else name
-        for i, name in enumerate(names)
-    ]
+    numbered = [f"{name} ({names[:i].count(name) + 1})" for i, name in enumerate(names)]
+    return [new if names.count(old) > 1 else old for old, new in zip(names, numbered, strict=True)]

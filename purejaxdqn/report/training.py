@@ -56,8 +56,7 @@ def summarise(
     """
     finals = summarise_final_return(dataset, rng)
     played: list[Any] = [None] * dataset.sizes["seed"]
-    reached: list[Any] = [None] * dataset.sizes["seed"]
-    num_solved = None
+    reached, num_solved = played, None
     if "gymnasium_return" in dataset:
         played = _to_json(dataset.gymnasium_return.mean("gymnasium_episode").values)
     if threshold is not None:
@@ -124,9 +123,8 @@ def print_summary(summary: dict[str, Any], console: Console) -> None:
     for column in ("seed", "greedy return", "in gymnasium", "steps to threshold"):
         table.add_column(column, justify="right")
     columns = ("seeds", "final_return", "gymnasium_return", "steps_to_threshold")
-    for seed, final, played, steps in zip(*(summary[name] for name in columns), strict=True):
-        cells = show(final, missing="not finished"), show(played), show(steps, ",")
-        table.add_row(str(seed), *cells)
+    for seed, final, played, steps in zip(*map(summary.get, columns), strict=True):
+        table.add_row(str(seed), show(final, ".1f", "not finished"), show(played), show(steps, ","))
     console.print(table)
     if summary["iqm"] is not None:
         interval = Interval(summary["iqm"], summary["iqm_low"], summary["iqm_high"], 0.95, "")

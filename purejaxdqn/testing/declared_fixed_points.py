@@ -5,7 +5,7 @@ from collections.abc import Callable
 from typing import Any, NamedTuple
 
 from purejaxdqn import losses
-from purejaxdqn.losses.recipe import read_recipe
+from purejaxdqn.losses.bellman_loss import Recipe
 from purejaxdqn.testing import fixed_points
 from purejaxdqn.testing.fixed_points import OPTIMAL, RETURN, Bootstrap, FixedPoint, soft
 from purejaxdqn.types import LossFn
@@ -63,7 +63,7 @@ def find_declared(loss: Callable[..., Any]) -> Declared:
             if not isinstance(said, FixedPoint):
                 said = _call_with_settings(said, defaults)
             return Declared(said, function.bootstrap)
-        if recipe := read_recipe(function):
+        if isinstance(recipe := getattr(function, "recipe", None), Recipe):
             return _call_with_settings(KNOWN_LOSSES[recipe.maker], recipe.arguments)
         for known, make in KNOWN_LOSSES.items():
             if function is known:

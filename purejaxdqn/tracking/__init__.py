@@ -4,13 +4,13 @@ A tracker is a function that receives each evaluation on the host, between compi
 run (one seed at one setting) is a curve of its own, and the seeds of a setting are grouped in the
 way of each library. A sweep that is resumed in the same folder goes on with the same curves.
 
-A new tracker is one function in `libraries.py` and one `register` line below; `curves.py` has what
-they share. Users register their own in the same way, from outside the package.
+A new tracker is one function in `libraries.py` and one `register` line below; users register their
+own in the same way, from outside the package.
 """
 
 import functools
 
-from purejaxdqn.tracking.curves import forget as forget
+from purejaxdqn.tracking.libraries import forget as forget
 from purejaxdqn.tracking.libraries import open_mlflow, open_tensorboard, open_trackio, open_wandb
 from purejaxdqn.tracking.registry import TRACKERS as TRACKERS
 from purejaxdqn.tracking.registry import Evaluated as Evaluated

@@ -3,24 +3,143 @@
 import contextlib
 import contextvars
 import functools
+import hashlib
+import importlib
 import io
 import json
 import os
+import shutil
 import subprocess
 import time
-from collections.abc import Mapping
+import urllib.parse
+import uuid
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from types import ModuleType
-from typing import Any
+from typing import Any, NamedTuple
 
-from purejaxdqn.tracking.curves import Curves, TrackedRun, import_library, shorten, track_runs
-from purejaxdqn.tracking.registry import PROJECT, Opened, join_lines
+import numpy as np
+
+from purejaxdqn.tracking.registry import PROJECT, Evaluated, Opened, Tracker, join_lines
 from purejaxdqn.types import ConfigError
 
+ID_FILE = "tracking_id"
 _MAX_FOLDER = 200  # characters of a folder's name; file systems take 255 bytes
 _MAX_NAME = 128  # characters of a name or a group of Weights & Biases
 _FLUSH_SECONDS = 1.0  # between writes to the disk by W&B; a killed process loses the rest
 _FINISH_SECONDS = 60.0  # to wait for uploads to W&B; the disk keeps what is not sent by then
+
+
+class TrackedRun(NamedTuple):
+    """Names one run, so that a library tells it from other runs and finds it again.
+
+    `swept` are the settings that the sweep varies, with this run's values, and `label` has the seed
+    too. `setting` is text such as "learning_rate=0.001,discount=0.9", which can name a file; it is
+    empty where the sweep varies nothing. `group` names all seeds of the setting, `name` the run.
+    `group_key` and `key` do so in characters that every library accepts.
+    """
+
+    swept: dict[str, Any]
+    label: dict[str, Any]
+    setting: str
+    group: str
+    name: str
+    group_key: str
+    key: str
+
+
+def _name_run(sweep: str, sweep_id: str, label: Mapping[str, Any]) -> TrackedRun:
+    """Names a run by its label: its swept settings and its "seed"."""
+    label = {name: x.item() if isinstance(x, np.generic) else x for name, x in label.items()}
+    swept = {name: x for name, x in label.items() if name != "seed"}
+    quoted = {name: urllib.parse.quote(str(value), safe="") for name, value in swept.items()}
+    setting = ",".join(f"{name}={value}" for name, value in quoted.items())
+    group, path = (f"{sweep}/{setting}", f"{setting}/") if setting else (sweep, "")
+    path += f"seed_{label['seed']}"
+    keys = [f"{sweep_id}-{_hash(text)}" for text in (group, path)]
+    return TrackedRun(swept, label, setting, group, f"{sweep}/{path}", *keys)
+
+
+def forget(folder: Path) -> None:
+    """Lets the next sweep in a folder begin new curves, as when its results are replaced."""
+    (folder / ID_FILE).unlink(missing_ok=True)
+    shutil.rmtree(folder / "tensorboard", ignore_errors=True)
+
+
+class Curves(NamedTuple):
+    """Writes the curves of one run into one library: `write(step, values)`, `close(failed)`.
+
+    `last_step` is the last environment step that an earlier process wrote; -1 if none did, or where
+    the library itself drops repeated steps.
+    """
+
+    last_step: int
+    write: Callable[[int, dict[str, float]], Any]
+    close: Callable[[bool], Any]
+
+
+@contextlib.contextmanager
+def track_runs(
+    folder: Path,
+    open_run: Callable[[TrackedRun], Curves],
+    close_groups: Callable[[bool], None] = lambda failed: None,
+) -> Iterator[Tracker]:
+    """Makes a tracker that opens each run of a folder's sweep at its first evaluation.
+
+    A run is closed at the first evaluation without it, or at the end, and the groups after all.
+    """
+    id_file = folder / ID_FILE  # moves with the sweep
+    if not id_file.exists():
+        folder.mkdir(parents=True, exist_ok=True)
+        id_file.write_text(uuid.uuid4().hex[:8] + "\n")
+    sweep_id = id_file.read_text().strip()
+    name_run = functools.partial(_name_run, f"{folder.resolve().name}-{sweep_id}", sweep_id)
+    open_runs: dict[str, Curves] = {}
+
+    def close(keys: set[str], failed: bool) -> None:
+        with contextlib.ExitStack() as stack:  # closes all of them, also when one fails
+            for key in keys:
+                stack.callback(open_runs.pop(key).close, failed)
+
+    def track(event: Evaluated) -> None:
+        runs = [name_run(label) for label in event.labels]
+        close({*open_runs} - {run.key for run in runs}, failed=False)
+        columns = {"training_return": event.training_return, **event.metrics}
+        columns["greedy_return"] = event.episode_return.mean(axis=1, dtype=np.float64)
+        for at, run in enumerate(runs):
+            if run.key not in open_runs:
+                open_runs[run.key] = open_run(run)
+            if event.step > open_runs[run.key].last_step:
+                known = {name: float(x[at]) for name, x in columns.items() if not np.isnan(x[at])}
+                open_runs[run.key].write(event.step, known)
+
+    failed = True
+    with contextlib.ExitStack() as stack:
+        stack.callback(lambda: close_groups(failed))
+        stack.callback(lambda: close({*open_runs}, failed))
+        yield track
+        failed = False
+
+
+def _import_library(name: str) -> ModuleType:
+    """Imports a tracker's library, named as its extra, or says how to install it."""
+    try:
+        return importlib.import_module(name)
+    except ImportError as error:
+        raise ConfigError(
+            f"the tracker {name!r} needs a library that cannot be imported ({join_lines(error)}): "
+            f'pip install "purejaxdqn[{name}]"'
+        ) from error
+
+
+def _shorten(text: str, length: int) -> str:
+    """Cuts a text to at most `length` characters; different texts stay different."""
+    digest = _hash(text)
+    return text if len(text) <= length else f"{text[: length - len(digest) - 1]}~{digest}"
+
+
+def _hash(text: str) -> str:
+    return hashlib.blake2s(text.encode(), digest_size=6).hexdigest()
 
 
 def open_tensorboard(folder: Path, project: str, config: Mapping[str, Any]) -> Opened:
@@ -29,14 +148,15 @@ def open_tensorboard(folder: Path, project: str, config: Mapping[str, Any]) -> O
     The settings are those of the HParams dashboard, which groups the seeds of a setting.
     """
     del project  # event files belong to their folder
-    import_library("tensorboard")
+    _import_library("tensorboard")
     from tensorboard.compat.proto.event_pb2 import Event, SessionLog
     from tensorboard.compat.proto.summary_pb2 import Summary
     from tensorboard.plugins.hparams.summary_v2 import hparams_pb
     from tensorboard.summary.writer.event_file_writer import EventFileWriter
 
     def open_run(run: TrackedRun) -> Curves:
-        path = folder / "tensorboard" / shorten(run.setting, _MAX_FOLDER) / f"seed_{run.seed}"
+        group = folder / "tensorboard" / _shorten(run.setting, _MAX_FOLDER)
+        path = group / f"seed_{run.label['seed']}"
         is_resumed = path.exists()
         writer = EventFileWriter(str(path))
 
@@ -71,33 +191,20 @@ def open_wandb(
     Offline it writes files only, which `wandb sync` in the folder sends later. The environment
     variable `WANDB_MODE` can ask for the same. Online somebody must be logged in.
     """
-    library = import_library("wandb")
+    library = _import_library("wandb")
     mode = "offline" if offline else os.environ.get("WANDB_MODE", "online")
     if mode == "online":
         _log_in(library)
     # One process trains all runs: its console output and its load belong to none of them.
-    settings = library.Settings(
-        project=project,
-        reinit="create_new",
-        console="off",
-        silent=True,
-        x_disable_stats=True,
-        x_transaction_log_flush_interval=_FLUSH_SECONDS,
-        finish_timeout=_FINISH_SECONDS,
-    )
+    quiet = {"console": "off", "silent": True, "x_disable_stats": True}
+    waits = {"x_transaction_log_flush_interval": _FLUSH_SECONDS, "finish_timeout": _FINISH_SECONDS}
+    settings = library.Settings(project=project, reinit="create_new", **quiet, **waits)
+    options = {"dir": str(folder), "mode": mode, "resume": "allow", "allow_val_change": True}
 
     def open_run(run: TrackedRun) -> Curves:
-        wandb_run = library.init(
-            dir=str(folder),
-            id=run.key,
-            name=shorten(run.name, _MAX_NAME),
-            group=shorten(run.group, _MAX_NAME),
-            config={**config, **run.label},
-            allow_val_change=True,
-            mode=mode,
-            resume="allow",
-            settings=settings,
-        )
+        name, group = (_shorten(text, _MAX_NAME) for text in (run.name, run.group))
+        names = {"id": run.key, "name": name, "group": group, "config": {**config, **run.label}}
+        wandb_run = library.init(settings=settings, **names, **options)
         return Curves(
             # No server knows of offline files, and `wandb sync` would move a repeated step.
             _offline_step(wandb_run) if mode == "offline" else wandb_run.starting_step - 1,
@@ -142,23 +249,24 @@ def open_trackio(folder: Path, project: str, config: Mapping[str, Any]) -> Opene
     They go where Trackio keeps all its projects: see the environment variables `TRACKIO_DIR` and
     `TRACKIO_SPACE_ID`.
     """
-    library = import_library("trackio")
+    library = _import_library("trackio")
     options = {"resume": "allow", "embed": False, "auto_log_gpu": False, "auto_log_cpu": False}
+
+    def quietly(call: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+        """Drops what a call prints, because a program may read standard output."""
+        with contextlib.redirect_stdout(io.StringIO()):
+            return call(*args, **kwargs)
 
     def open_run(run: TrackedRun) -> Curves:
         names = {"name": run.name, "group": run.group, "config": {**config, **run.label}}
-        init = functools.partial(library.init, project, **names, **options)
-        # In a context of its own, as `init` ends the run before it. What it prints is dropped,
-        # because a program may read standard output.
-        with contextlib.redirect_stdout(io.StringIO()):
-            trackio_run = contextvars.Context().run(init)
-        last_step = getattr(trackio_run, "_next_step", 0) - 1  # no public name tells it
-
-        def close(failed: bool) -> None:
-            with contextlib.redirect_stdout(io.StringIO()):
-                trackio_run.finish()
-
-        return Curves(last_step, lambda step, values: trackio_run.log(values, step=step), close)
+        # In a context of its own, as `init` ends the run before it.
+        alone = contextvars.Context().run
+        trackio_run = quietly(alone, library.init, project, **names, **options)
+        return Curves(
+            getattr(trackio_run, "_next_step", 0) - 1,  # no public name tells it
+            lambda step, values: trackio_run.log(values, step=step),
+            lambda failed: quietly(trackio_run.finish),
+        )
 
     return track_runs(folder, open_run)
 
@@ -169,7 +277,7 @@ def open_mlflow(folder: Path, project: str, config: Mapping[str, Any]) -> Opened
     They go to `folder/mlflow/mlflow.db`, or to the server that the environment variable
     `MLFLOW_TRACKING_URI` names.
     """
-    import_library("mlflow")
+    _import_library("mlflow")
     from mlflow import MlflowClient
     from mlflow.entities import Metric, Param
 
@@ -197,6 +305,9 @@ def open_mlflow(folder: Path, project: str, config: Mapping[str, Any]) -> Opened
         client.log_batch(run_id, params=params)
         return run_id, -1
 
+    def end(run_id: str, failed: bool) -> None:
+        client.set_terminated(run_id, "FAILED" if failed else "FINISHED")
+
     def open_run(run: TrackedRun) -> Curves:
         if run.group not in groups:
             groups[run.group], _ = start(run.group_key, run.group, run.swept)
@@ -208,9 +319,6 @@ def open_mlflow(folder: Path, project: str, config: Mapping[str, Any]) -> Opened
             client.log_batch(run_id, [Metric(name, x, now, step) for name, x in values.items()])
 
         return Curves(last_step, write, lambda failed: end(run_id, failed))
-
-    def end(run_id: str, failed: bool) -> None:
-        client.set_terminated(run_id, "FAILED" if failed else "FINISHED")
 
     def end_groups(failed: bool) -> None:
         for run_id in groups.values():

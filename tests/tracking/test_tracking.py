@@ -18,7 +18,7 @@ import pytest
 
 from purejaxdqn import tracking
 from purejaxdqn.tracking import Evaluated, open_tracker
-from purejaxdqn.tracking.curves import ID_FILE
+from purejaxdqn.tracking.libraries import ID_FILE
 from purejaxdqn.types import ConfigError
 
 CONFIG = {"env": "CartPole-v1", "discount": 0.99, "hidden_sizes": (8, 8), "learning_rate": 5e-4}
