@@ -11,16 +11,7 @@ import jax.numpy as jnp
 import optax
 
 from purejaxdqn.losses.bellman_targets import q_learning
-from purejaxdqn.types import (
-    Array,
-    ConfigError,
-    LossFn,
-    LossOutput,
-    Network,
-    Output,
-    Params,
-    Transition,
-)
+from purejaxdqn.types import Array, ConfigError, LossFn, LossOutput, Network, Output, Transition
 
 TDError = Callable[..., Array]
 Penalty = Callable[[Array], Array]
@@ -129,11 +120,7 @@ def loss_of_outputs(
     """
 
     def loss_fn(
-        network: Network[Output],
-        params: Params,
-        target_params: Params,
-        transition: Transition,
-        key: Array,
+        network: Network[Any], params: Any, target_params: Any, transition: Transition, key: Array
     ) -> LossOutput:
         key_tm1, key_t, selector_key = jax.random.split(key, 3)
         online_tm1 = network.apply(params, transition.obs_tm1, key_tm1)
@@ -182,5 +169,4 @@ def bellman_loss(td_error: TDError = q_learning, penalty: Penalty = optax.l2_los
 def measure_error(error: Array, q_value: Array, penalty: Penalty) -> LossOutput:
     """Makes the output of a loss from a TD error `[]` and the value `[]` of the action taken."""
     chex.assert_rank(error, 0)
-    metrics = {"q_value": q_value}
-    return LossOutput(loss=penalty(error), priority=jnp.abs(error), metrics=metrics)
+    return LossOutput(penalty(error), priority=jnp.abs(error), metrics={"q_value": q_value})

@@ -8,7 +8,7 @@ import optax
 
 from purejaxdqn.losses.bellman_loss import Penalty, measure_error, name_part, write_recipe
 from purejaxdqn.losses.bellman_targets import q_learning, softmax_log_policy
-from purejaxdqn.types import Array, LossFn, LossOutput, Network, Output, Params, Transition
+from purejaxdqn.types import Array, LossFn, LossOutput, Network, Output, Transition
 
 
 def munchausen(
@@ -36,11 +36,7 @@ def munchausen(
     """
 
     def munchausen_loss(
-        network: Network[Output],
-        params: Params,
-        target_params: Params,
-        transition: Transition,
-        key: Array,
+        network: Network[Any], params: Any, target_params: Any, transition: Transition, key: Array
     ) -> LossOutput:
         bonus_key, loss_key = jax.random.split(key)
         output = network.apply(target_params, transition.obs_tm1, bonus_key)
@@ -83,16 +79,12 @@ def persistent_advantage_learning_loss(
     """
 
     def loss_fn(
-        network: Network[Any],
-        params: Params,
-        target_params: Params,
-        transition: Transition,
-        key: Array,
+        network: Network[Any], params: Any, target_params: Any, transition: Transition, key: Array
     ) -> LossOutput:
         key_tm1, target_key_tm1, key_t = jax.random.split(key, 3)
         obs_tm1, a_tm1, r_t, discount_t, obs_t = transition
 
-        def values(params: Params, obs: Array, key: Array) -> Array:
+        def values(params: Any, obs: Array, key: Array) -> Array:
             return network.action_values(network.apply(params, obs, key))
 
         def gap(q_values: Array) -> Array:

@@ -14,11 +14,7 @@ DenseLayer = Callable[..., nn.Module]  # features -> layer, such as nn.Dense
 
 
 def hidden_layers(
-    module: nn.Module,
-    x: Array,
-    sizes: Sequence[int],
-    layer_norm: bool = False,
-    dense: DenseLayer = nn.Dense,
+    module: nn.Module, x: Array, sizes: Sequence[int], layer_norm: bool, dense: DenseLayer
 ) -> Array:
     """Adds layers with ReLU to the module that calls this, and maps `[..., F]` to `[..., size]`."""
     for i, size in enumerate(sizes):

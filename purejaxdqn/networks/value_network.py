@@ -26,7 +26,8 @@ class MLP(nn.Module):
     @nn.compact
     def __call__(self, obs: Array) -> Array:
         """Maps one observation `[*obs]` to `[num_outputs]`."""
-        x = layers.hidden_layers(self, jnp.ravel(obs).astype(jnp.float32), self.hidden_sizes)
+        x = jnp.ravel(obs).astype(jnp.float32)
+        x = layers.hidden_layers(self, x, self.hidden_sizes, False, nn.Dense)
         layers.sow_activation(self, "features", x)
         return nn.Dense(self.num_outputs)(x)
 
@@ -140,9 +141,8 @@ def value_network(
         )
     is_mlp = torso is None and not (dueling or noisy or layer_norm or head_sizes)
 
-    dense: layers.DenseLayer = (
-        functools.partial(layers.NoisyDense, sigma=noisy_sigma) if noisy else nn.Dense
-    )
+    noisy_dense = functools.partial(layers.NoisyDense, sigma=noisy_sigma)
+    dense: layers.DenseLayer = noisy_dense if noisy else nn.Dense
     torso = layers.MLPTorso(hidden_sizes, layer_norm, dense) if torso is None else torso
 
     def outputs(num_outputs: int) -> nn.Module:

@@ -17,7 +17,6 @@ from purejaxdqn.runtime.console import make_console
 
 Metric = Literal["iqm", "mean"]
 STATISTICS: dict[Metric, Callable[..., Any]] = {"iqm": stats.interquartile_mean, "mean": np.mean}
-_WORDS: dict[Metric, str] = {"iqm": "interquartile mean", "mean": "mean"}
 _OUTCOMES = {
     "final_return": "final greedy return",
     "area": "greedy return over the whole run",  # the area under the learning curve, per step
@@ -46,17 +45,16 @@ def report_ablation(
       first, and `effects` by component, each with `estimate`, `low` and `high` of both outcomes.
     """
     greedy = dataset.evaluation_return.mean("episode").rename("greedy return")
-    scores = {
-        "final_return": dataset.final_return.mean("episode").astype(float),
-        "area": measure_area(dataset),
-    }
+    finals = dataset.final_return.mean("episode").astype(float)
+    scores = {"final_return": finals, "area": measure_area(dataset)}
     statistic = STATISTICS[metric]
     rows = rank_combinations(components, scores, statistic)
     effects = {key: estimate_effects(components, x, statistic) for key, x in scores.items()}
     of_each = {name: {key: row[name] for key, row in effects.items()} for name in components}
     note = rows[0].intervals["final_return"].note
     console = make_console()
-    words = f"{_WORDS[metric]} over {dataset.sizes['seed']} seeds (95 % interval)"
+    name = statistic.__name__.replace("_", " ")
+    words = f"{name} over {dataset.sizes['seed']} seeds (95 % interval)"
     combined = {row.name: row.intervals for row in rows}
     console.print(_make_table(f"All combinations, {words}", "components", combined))
     console.print(_make_table(f"Effect of each component, {words}", "component", of_each, "+"))
@@ -81,11 +79,10 @@ def report_ablation(
         ],
         "effects": {name: _to_json(intervals) for name, intervals in of_each.items()},
     }
-    drawn = {
-        "effects": pages.plot_interactive_effects(named, title),
-        "learning_curves": pages.plot_interactive_curves(curves, f"All combinations on {env}"),
-    }
-    files.save_report(output, facts, {"effects": figures.plot_effects(named, title)}, drawn)
+    picture, page = figures.plot_effects(named, title), pages.plot_interactive_effects(named, title)
+    all_curves = pages.plot_interactive_curves(curves, f"All combinations on {env}")
+    drawn = {"effects": page, "learning_curves": all_curves}
+    files.save_report(output, facts, {"effects": picture}, drawn)
     return facts
 
 

@@ -45,11 +45,9 @@ def play_in_gymnasium(
     Returns undiscounted returns `[R, N]`: `params` have a leading axis of `R` runs, each of the `N`
     episodes has an environment of its own, and the initial states are the same for each run.
     """
-    num_runs = len(jax.tree.leaves(params)[0])
-    envs = [[_make_env(train.env.name) for _ in range(num_episodes)] for _ in range(num_runs)]
     # A seed is derived for each episode, because seed + i would overlap between calls.
     seeds = np.random.SeedSequence(random_seed).generate_state(num_episodes).tolist()
-    return _play(train, params, envs, seeds, progress)
+    return _play(train, params, seeds, progress, None)
 
 
 def save_gif(train: Train, params: Params, path: Path, random_seed: int = 0) -> float:
@@ -59,10 +57,9 @@ def save_gif(train: Train, params: Params, path: Path, random_seed: int = 0) -> 
     """
     # Frames are drawn on machines without a screen too.
     os.environ.setdefault("SDL_VIDEODRIVER", "dummy")
-    env = _make_env(train.env.name, render_mode="rgb_array")
     frames: list[Image.Image] = []
     batched = jax.tree.map(lambda x: x[None], params)
-    returns = _play(train, batched, [[env]], [random_seed], frames=frames)
+    returns = _play(train, batched, [random_seed], False, frames)
     # Every second frame, for half the bytes; 40 ms each keeps the film at the speed of life.
     first, *later = [frame.quantize(16) for frame in frames[::2]]
     with replace_file(path) as temporary:
@@ -71,14 +68,15 @@ def save_gif(train: Train, params: Params, path: Path, random_seed: int = 0) -> 
 
 
 def _play(
-    train: Train,
-    params: Params,
-    envs: list[list[gymnasium.Env]],
-    seeds: list[int],
-    progress: bool = False,
-    frames: list[Image.Image] | None = None,
+    train: Train, params: Params, seeds: list[int], progress: bool, frames: list[Image.Image] | None
 ) -> np.ndarray:
-    """Plays an episode in each of `[R][N]` environments; the first one's frames can be kept."""
+    """Plays an episode from each seed with each run's policy; adds frames of the first one."""
+    mode = None if frames is None else "rgb_array"
+    options: dict[str, Any] = {"render_mode": mode, "disable_env_checker": True}
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # gymnasium calls CartPole-v0 outdated at each make
+        runs = range(len(jax.tree.leaves(params)[0]))
+        envs = [[gymnasium.make(train.env.name, **options) for _ in seeds] for _ in runs]
 
     @jax.jit
     @jax.vmap
@@ -106,9 +104,3 @@ def _play(
 def is_in_gymnasium(name: str) -> bool:
     """Tells whether gymnasium has an environment of this name."""
     return name in gymnasium.registry
-
-
-def _make_env(name: str, **options: Any) -> gymnasium.Env:
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # gymnasium calls CartPole-v0 outdated at each make
-        return gymnasium.make(name, disable_env_checker=True, **options)

@@ -55,8 +55,8 @@ def summarise(
       `num_solved` (seeds whose final mean reached the threshold), and the sweep's times.
     """
     finals = summarise_final_return(dataset, rng)
-    played: list[Any] = [None] * dataset.sizes["seed"]
-    reached, num_solved = played, None
+    missing: list[Any] = [None] * dataset.sizes["seed"]
+    played, reached, num_solved = missing, missing, None
     if "gymnasium_return" in dataset:
         played = _to_json(dataset.gymnasium_return.mean("gymnasium_episode").values)
     if threshold is not None:

@@ -3,9 +3,7 @@
 A tracker is a function that receives each evaluation on the host, between compiled chunks. Every
 run (one seed at one setting) is a curve of its own, and the seeds of a setting are grouped in the
 way of each library. A sweep that is resumed in the same folder goes on with the same curves.
-
-A new tracker is one function in `libraries.py` and one `register` line below; users register their
-own in the same way, from outside the package.
+Users `register` their own trackers as it is done below, from outside the package.
 """
 
 import functools
