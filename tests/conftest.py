@@ -12,6 +12,7 @@ from hypothesis import HealthCheck, settings
 
 from purejaxdqn.cli.main import main
 from purejaxdqn.runtime.devices import use_every_core
+from purejaxdqn.runtime.modules import IMPORTED
 from tiny import assert_same_dataset
 
 EXPERIMENTS = Path(__file__).parents[1] / "experiments"
@@ -89,6 +90,14 @@ def pytest_terminal_summary(
     terminalreporter.section("seconds by folder")
     for folder, total in sorted(seconds.items()):
         terminalreporter.write_line(f"{total:8.0f} {folder}")
+
+
+@pytest.fixture(autouse=True)
+def forget_what_a_command_imported():
+    """Else a later test's nodes of a cluster would import it too."""
+    before = [*IMPORTED]
+    yield
+    IMPORTED[:] = before
 
 
 @pytest.fixture(scope="session")

@@ -1,7 +1,7 @@
 """TD errors and losses of ONE transition, and returns of ONE trajectory; callers map them.
 
 A new TD error goes into `bellman_targets.py` and the list below. Nothing here may know an agent,
-its settings, or what a loss converges to: `testing/declared_fixed_points.py` knows that.
+its settings, or what a loss converges to: `testing/losses/check_loss.py` knows that.
 """
 
 from purejaxdqn.losses.bellman_loss import bellman_loss as bellman_loss

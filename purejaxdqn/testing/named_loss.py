@@ -7,7 +7,7 @@ from typing import Any, Literal
 from purejaxdqn.losses.bellman_loss import TD_ERROR_ARGUMENTS
 from purejaxdqn.runtime.modules import describe_error, import_module_or_file
 from purejaxdqn.testing import fixed_points
-from purejaxdqn.testing.losses.check_loss import LOSS_ARGUMENTS, loss_report
+from purejaxdqn.testing.losses.check_loss import DECLARED, LOSS_ARGUMENTS, loss_report
 from purejaxdqn.testing.report import Report
 from purejaxdqn.training.declaration import setting, settings_of
 from purejaxdqn.types import ConfigError
@@ -96,6 +96,7 @@ def report_on_named_loss(name: str, options: LossOptions) -> Report:
     temperature, coefficient = options.temperature, options.coefficient
     soft = fixed_points.soft(temperature)
     known = {
+        "declared": DECLARED,
         "optimal": fixed_points.OPTIMAL,
         "epsilon_greedy": fixed_points.epsilon_greedy(options.epsilon),
         "soft": soft,
@@ -104,10 +105,7 @@ def report_on_named_loss(name: str, options: LossOptions) -> Report:
         "return": fixed_points.RETURN,
         "none": None,
     }
+    bootstrap = None if options.bootstrap == "declared" else options.bootstrap
     as_given = ("discount", "learns_other_actions", "learns_next_obs")
-    chosen: dict[str, Any] = {name: getattr(options, name) for name in as_given}
-    if options.fixed_point != "declared":
-        chosen["fixed_point"] = known[options.fixed_point]
-    if options.bootstrap != "declared":
-        chosen["bootstrap"] = options.bootstrap
-    return loss_report(loss, **chosen)
+    others: dict[str, Any] = {name: getattr(options, name) for name in as_given}
+    return loss_report(loss, fixed_point=known[options.fixed_point], bootstrap=bootstrap, **others)

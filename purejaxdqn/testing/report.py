@@ -11,22 +11,19 @@ from rich.table import Table
 from rich.text import Text
 
 from purejaxdqn.runtime.console import make_console
+from purejaxdqn.types import ConfigError
 
 P = ParamSpec("P")
 _VERDICTS = {True: ("pass", "green"), False: ("FAIL", "bold red"), None: ("-", "dim")}
 
 
 class Check(NamedTuple):
-    """One row of a report: what was checked, whether it holds, and what was measured.
+    """One row of a report."""
 
-    `passed` is None where it was not judged. `message` says what is wrong and the remedy, or why it
-    was not judged; it is empty where it holds.
-    """
-
-    name: str
-    passed: bool | None
+    name: str  # what was checked
+    passed: bool | None  # None where it was not judged
     measured: str = ""
-    message: str = ""
+    message: str = ""  # what is wrong and the remedy, or why it was not judged; "" where it holds
 
 
 class CheckError(AssertionError):
@@ -63,8 +60,7 @@ class Report(NamedTuple):
         console.print(table)
         for check in self.checks:
             if check.message:
-                style = _VERDICTS[check.passed][1]
-                console.print(Text(f"{check.name}: ", style) + check.message)
+                console.print(Text(f"{check.name}: ", _VERDICTS[check.passed][1]) + check.message)
 
     def raise_if_failed(self) -> Report:
         """Returns itself, or raises a `CheckError` if a row failed."""
@@ -91,15 +87,11 @@ def without_printing(check: Callable[P, Report]) -> Callable[P, Report]:
 
 
 def attempt(name: str, look: Callable[..., str | None], *args: Any, why_not: str = "") -> Check:
-    """Runs a check with its arguments, and turns its answer or its error into a row.
-
-    `look` returns what was measured, or None where the row is not judged (`why_not` says why); it
-    raises what is wrong.
-    """
+    """Runs a check, which raises what is wrong, or returns what it measured: None for `why_not`."""
     try:
         measured = look(*args)
         return Check(name, None, "", why_not) if measured is None else Check(name, True, measured)
-    except AssertionError as error:
+    except (AssertionError, ConfigError) as error:
         measured, message = error.args if len(error.args) == 2 else ("", str(error))
     except Exception as error:
         measured, message = type(error).__name__, f"raises {type(error).__name__}: {error}"

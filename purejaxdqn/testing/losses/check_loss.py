@@ -1,33 +1,36 @@
-"""Runs all the checks of this folder on one loss: `check_loss`."""
+"""Runs all the checks of this folder on one loss, judged by what it declares: `check_loss`."""
 
 import inspect
 from collections.abc import Callable
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
-from purejaxdqn.losses.bellman_loss import ALIASES, TD_ERROR_ARGUMENTS, TDError, bellman_loss
-from purejaxdqn.testing.declared_fixed_points import find_declared
-from purejaxdqn.testing.fixed_points import OPTIMAL, Bootstrap, FixedPoint
-from purejaxdqn.testing.losses.convergence import check_fixed_point
-from purejaxdqn.testing.losses.distributions import check_distribution
-from purejaxdqn.testing.losses.gradients import check_finite, check_gradients
+from purejaxdqn import losses
+from purejaxdqn.losses.bellman_loss import (
+    ALIASES,
+    TD_ERROR_ARGUMENTS,
+    Recipe,
+    TDError,
+    bellman_loss,
+)
+from purejaxdqn.testing import fixed_points
+from purejaxdqn.testing.fixed_points import OPTIMAL, RETURN, Bootstrap, FixedPoint, soft
+from purejaxdqn.testing.losses import convergence, distributions, gradients, target_parts
 from purejaxdqn.testing.losses.interface import check_error_sign, check_interface, choose_table
-from purejaxdqn.testing.losses.penalties import check_asymmetry, check_penalty, check_priority
 from purejaxdqn.testing.losses.single_transitions import Subject, make_subject
-from purejaxdqn.testing.losses.target_parts import check_declared_target, check_target_parts
 from purejaxdqn.testing.report import Check, Report, attempt, print_and_raise, without_printing
-from purejaxdqn.types import ConfigError, LossFn, Network, Transition
+from purejaxdqn.types import LossFn, Network, Transition
 
 LOSS_ARGUMENTS = ("network", "params", "target_params", "transition", "key")
-_DECLARED: Any = object()
+DECLARED: Any = object()
 
 
 @print_and_raise
 def check_loss(
     loss: LossFn[Any] | TDError,
     *,
-    fixed_point: FixedPoint | Callable[..., Any] | None = _DECLARED,
+    fixed_point: FixedPoint | Callable[..., Any] | None = DECLARED,
     bootstrap: Bootstrap | None = None,
     discount: float = 0.99,
     network: Network[Any] | None = None,
@@ -56,8 +59,8 @@ def check_loss(
     - Iterated on small decision processes it converges to the declared values. One whose minimiser
       is not the mean (Huber, quantiles) is judged on deterministic ones and by known quantiles.
 
-    `loss_report` has the same arguments, and neither prints nor raises. This one is
-    longer than other functions because it describes every row.
+    It is longer than other functions because it describes every row. `loss_report` has the same
+    arguments, and neither prints nor raises.
 
     Args:
       loss: a whole `LossFn`; or a TD error, judged in `bellman_loss`.
@@ -75,10 +78,7 @@ def check_loss(
       learns_next_obs: True for a loss that is meant to learn from `obs_t` whatever the discount.
 
     Returns:
-      The `Report`, all of whose rows passed.
-
-    Raises:
-      CheckError: an AssertionError with the message of every failure; its `report` has the rows.
+      The `Report`, or raises a `CheckError`, an AssertionError with it and every failure's message.
     """
     name = getattr(loss, "__qualname__", None) or repr(loss)
     found: list[Any] = []
@@ -97,7 +97,7 @@ def check_loss(
         return Report(name, tuple(checks))
     if _is_td_error(loss):
         checks.append(attempt("the TD error is target less prediction", check_error_sign, loss))
-    if fixed_point is _DECLARED:
+    if fixed_point is DECLARED:
         fixed_point = declared.fixed_point or OPTIMAL
     elif fixed_point is not None and not isinstance(fixed_point, FixedPoint):
         fixed_point = FixedPoint(getattr(fixed_point, "__name__", "declared"), fixed_point)
@@ -121,25 +121,14 @@ def _is_td_error(loss: Any) -> bool:
 
 
 def _make_loss(loss: Any) -> LossFn[Any]:
-    """Makes a loss out of what may be a TD error.
-
-    Raises an AssertionError if it is neither: the learner calls a loss with five arguments by their
-    places.
-    """
+    """Makes a loss out of what may be a TD error; raises what is wrong if it is neither."""
     if _is_td_error(loss):
-        try:
-            return bellman_loss(loss)
-        except ConfigError as error:
-            raise AssertionError(str(error)) from error
+        return bellman_loss(loss)
     parameters = inspect.signature(loss).parameters.values()
-    if all(parameter.kind is parameter.VAR_POSITIONAL for parameter in parameters):
+    if all(p.kind is p.VAR_POSITIONAL for p in parameters):
         return loss
-    names = [
-        parameter.name
-        for parameter in parameters
-        if parameter.kind in (parameter.POSITIONAL_ONLY, parameter.POSITIONAL_OR_KEYWORD)
-        and parameter.default is parameter.empty
-    ]
+    needed = [p for p in parameters if p.default is p.empty]
+    names = [p.name for p in needed if p.kind in (p.POSITIONAL_ONLY, p.POSITIONAL_OR_KEYWORD)]
     takes = f"takes ({', '.join(names)})"
     rule = (
         f"a TD error takes {', '.join(TD_ERROR_ARGUMENTS)} by these names (without "
@@ -149,12 +138,9 @@ def _make_loss(loss: Any) -> LossFn[Any]:
     if len(names) != len(LOSS_ARGUMENTS):
         hint = "; if it makes a loss, call it and pass what it gives" if len(names) < 4 else ""
         raise AssertionError(f"{takes}: {rule}{hint}")
-    swapped = [
-        f"{mine} where {theirs} comes"
-        for mine, theirs in zip(names, LOSS_ARGUMENTS, strict=True)
-        if mine != theirs and mine in LOSS_ARGUMENTS
-    ]
-    if swapped:
+    pairs = zip(names, LOSS_ARGUMENTS, strict=True)
+    moved = [(mine, theirs) for mine, theirs in pairs if mine != theirs and mine in LOSS_ARGUMENTS]
+    if swapped := [f"{mine} where {theirs} comes" for mine, theirs in moved]:
         raise AssertionError(f"{takes}: {'; '.join(swapped)} (swapped arguments): {rule}")
     return loss
 
@@ -162,25 +148,26 @@ def _make_loss(loss: Any) -> LossFn[Any]:
 def _check_subject(subject: Subject, discount: float, checks: list[Check]) -> None:
     """Adds the rows on gradient, target, penalty and fixed point."""
     fixed_point, representation = subject.fixed_point, subject.table.representation
-    finite = attempt("finite at a million, and at zero", check_finite, subject)
+    finite = attempt("finite at a million, and at zero", gradients.check_finite, subject)
     rows, wrong = [finite], ""
     if all(np.isfinite(x).all() for x in subject.answers):  # else nothing can be told
-        rows = [*check_gradients(subject), finite, *check_target_parts(subject)]
+        rows = [*gradients.check_gradients(subject), finite]
+        rows += target_parts.check_target_parts(subject)
         if fixed_point is not None:
-            declared, wrong = check_declared_target(subject, fixed_point)
+            declared, wrong = target_parts.check_declared_target(subject)
             rows.append(declared)
             if representation != "categorical":
                 title = "errors of both signs" if representation == "values" else "the fractions"
-                rows.append(attempt(title, check_asymmetry, subject))
+                rows.append(attempt(title, gradients.check_asymmetry, subject))
             if all(check.passed is not False for check in rows):  # else the errors are not known
                 if representation != "categorical":
-                    rows.append(attempt("the penalty", check_penalty, subject))
+                    rows.append(attempt("the penalty", gradients.check_penalty, subject))
                 why = "it is the same whatever the error is"
-                rows.append(attempt("the priority", check_priority, subject, why_not=why))
+                rows.append(attempt("the priority", gradients.check_priority, subject, why_not=why))
             if fixed_point.name == "optimal" and representation != "values":
                 why = "it learns a mean alone, as a distribution"
                 title = "the whole distribution"
-                rows.append(attempt(title, check_distribution, subject, why_not=why))
+                rows.append(attempt(title, distributions.check_distribution, subject, why_not=why))
     checks += rows
     if fixed_point is None:
         checks.append(Check("fixed point", None, "", "none is declared: it is not judged"))
@@ -188,4 +175,66 @@ def _check_subject(subject: Subject, discount: float, checks: list[Check]) -> No
     failed = next((check.name for check in checks if check.passed is False), None)
     if failed and not wrong:
         wrong = f"see what is said of: {failed}"
-    checks += check_fixed_point(subject, fixed_point, discount, wrong)
+    checks += convergence.check_fixed_point(subject, discount, wrong)
+
+
+class Declared(NamedTuple):
+    """What a loss converges to, if that is declared, and the network its target bootstraps from."""
+
+    fixed_point: FixedPoint | None
+    bootstrap: Bootstrap = "target"
+
+
+def _munchausen(loss_fn: Any, temperature: Any, coefficient: Any, log_policy_min: Any) -> Declared:
+    inner, bootstrap = find_declared(loss_fn)
+    if inner is not None:
+        inner = fixed_points.munchausen(inner, temperature, coefficient, log_policy_min)
+    return Declared(inner, bootstrap)
+
+
+def find_declared(loss: Callable[..., Any]) -> Declared:
+    """Finds what a loss or a TD error converges to: no fixed point where nothing says it.
+
+    `converges_to` wrote it on it, or `KNOWN_LOSSES` has it; also behind a `functools.partial` and a
+    wrapper that names what it wraps.
+    """
+    # A `functools.partial` has defaults of its own.
+    defaults = {name: p.default for name, p in inspect.signature(loss).parameters.items()}
+    function: Any = loss
+    while function is not None:
+        if hasattr(function, "fixed_point"):
+            said = function.fixed_point
+            if not isinstance(said, FixedPoint):
+                said = _call_with_settings(said, defaults)
+            return Declared(said, function.bootstrap)
+        recipe = getattr(function, "recipe", None)
+        maker, settings = recipe if isinstance(recipe, Recipe) else (function, defaults)
+        for known, make in KNOWN_LOSSES.items():
+            if maker is known:
+                return _call_with_settings(make, settings)
+        function = getattr(function, "func", getattr(function, "__wrapped__", None))
+    return Declared(None)
+
+
+def _call_with_settings(make: Callable[..., Any], settings: dict[str, Any]) -> Any:
+    """Calls a function with those of the settings that it has arguments for."""
+    return make(**{name: settings[name] for name in inspect.signature(make).parameters})
+
+
+# Each TD error, and each maker of losses, with a function of those of its own settings that count.
+KNOWN_LOSSES: dict[Callable[..., Any], Callable[..., Declared]] = {
+    losses.q_learning: lambda: Declared(OPTIMAL),
+    losses.double_q_learning: lambda: Declared(OPTIMAL),
+    losses.expected_sarsa: lambda epsilon: Declared(fixed_points.epsilon_greedy(epsilon)),
+    losses.soft_q_learning: lambda temperature: Declared(soft(temperature)),
+    losses.return_error: lambda: Declared(RETURN, "none"),
+    losses.bellman_loss: lambda td_error: find_declared(td_error),
+    losses.categorical_loss: lambda: Declared(OPTIMAL),
+    losses.quantile_loss: (
+        lambda temperature: Declared(OPTIMAL if temperature is None else soft(temperature))
+    ),
+    losses.munchausen: _munchausen,
+    losses.persistent_advantage_learning_loss: (
+        lambda coefficient: Declared(fixed_points.persistent(coefficient))
+    ),
+}

@@ -6,7 +6,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from purejaxdqn.testing.fixed_points import FixedPoint
 from purejaxdqn.testing.losses.single_transitions import FAST_COMPILE, Subject, find_size
 from purejaxdqn.testing.report import Check, attempt, expect
 from purejaxdqn.testing.tabular.decision_processes import (
@@ -20,21 +19,14 @@ from purejaxdqn.testing.tabular.table_networks import FRACTIONS
 from purejaxdqn.types import Array, Transition
 
 _TOLERANCE = 5e-3  # of values up to 10; with 0.99 some 500 copies leave a hundredth of the start
-_PROCESSES = ("deterministic", "stochastic", "terminal", "time limit")
 _NUM_COPIES = 600
 
 
-def check_fixed_point(
-    subject: Subject, fixed_point: FixedPoint, discount: float, wrong: str
-) -> list[Check]:
-    """Makes a row for each decision process, and one for known quantiles.
-
-    `discount` is the largest gamma; `wrong` is a mistake that was found already, as the reason for
-    values that are wrong. Raises a ConfigError if what is declared has no values.
-    """
+def check_fixed_point(subject: Subject, discount: float, wrong: str) -> list[Check]:
+    """Makes a row for each decision process, and for known quantiles; `wrong` is what is known."""
     mdp = make_mdps(discount)
     start, bandit = draw_start_values(mdp), mdp.states_of("bandit")
-    expected = value_iteration(mdp, fixed_point, start)
+    expected = value_iteration(mdp, subject.fixed_point, start)
     # It starts near the expected values, as some losses settle slowly.
     noise = np.random.default_rng(5).normal(size=expected.shape) * 0.3
     near = np.where(mdp.is_final[:, np.newaxis], expected, expected + noise)
@@ -46,30 +38,23 @@ def check_fixed_point(
         "purejaxdqn.testing.fixed_points, a function of one's own, or None"
     )
     checks = []
-    for name in _PROCESSES:
-        title, rows = f"fixed point, {name}", mdp.states_of(name)
-        used = ~mdp.is_final[rows]
-        pair = found[rows][used], expected[rows][used]
+    for name in ("deterministic", "stochastic", "terminal", "time limit"):
+        title, used = f"fixed point, {name}", mdp.states_of(name) & ~mdp.is_final
+        pair = found[used], expected[used]
         if name == "stochastic" and not is_mean:
             why = "the penalty is no square: its minimiser is not the mean"
             checks.append(Check(title, None, "", why))
         else:
-            checks.append(attempt(title, _compare_values, *pair, fixed_point.name, hint))
+            checks.append(attempt(title, _compare_values, *pair, subject.fixed_point.name, hint))
     if not is_mean:
         why = "its minimiser is neither a mean nor a quantile"
-        outputs = learned[bandit][0] if is_quantile else None
-        row = "known quantiles"
-        checks.append(attempt(row, _check_quantiles, subject, outputs, wrong, why_not=why))
+        given = (subject, learned[bandit][0] if is_quantile else None, wrong)
+        checks.append(attempt("known quantiles", _check_quantiles, *given, why_not=why))
     return checks
 
 
 def _iterate(subject: Subject, mdp: MDP, q_values: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Learns a table from every transition at once, each as often as its probability says.
-
-    It starts from `q_values` `[S, A]`. Without a target network (bootstrap "online") the target
-    network holds noise instead. Returns the table `[S, A, ...]` that was learned, in 64 bits, and
-    its action values `[S, A]`.
-    """
+    """Learns a table `[S, A, ...]`, and its values `[S, A]`, from the process as a whole."""
     table, network = subject.table, subject.table.network
     # Each state has two observations, before and after a step, so that the online network too can
     # be held still at time t.
@@ -78,9 +63,8 @@ def _iterate(subject: Subject, mdp: MDP, q_values: np.ndarray) -> tuple[np.ndarr
 
     def learn(start: Array, noise: Array) -> tuple[Array, Array]:
         obs_tm1, obs_t = observations[mdp.state], observations[mdp.num_states + mdp.next_state]
-        transitions = Transition(
-            *map(jnp.asarray, (obs_tm1, mdp.action, mdp.reward, mdp.discount, obs_t))
-        )
+        fields = (obs_tm1, mdp.action, mdp.reward, mdp.discount, obs_t)
+        transitions = Transition._make(map(jnp.asarray, fields))
         over_transitions = jax.vmap(subject.loss_fn, in_axes=(None, None, None, 0, 0))
 
         def expected_loss(online: Array, still: Array, target: Array, keys: Array) -> Array:
@@ -96,6 +80,7 @@ def _iterate(subject: Subject, mdp: MDP, q_values: np.ndarray) -> tuple[np.ndarr
 
         def copy(carry: Any, key: Array) -> tuple[Any, None]:
             online, moved = carry
+            # A loss that is said to do without a target network is shown noise in its place.
             target = noise if subject.bootstrap == "online" else jnp.concatenate([online, online])
             keys = jax.random.split(key, table.steps_per_copy)
             # First step size: how far this process moved since the last copy.
@@ -117,11 +102,7 @@ def _iterate(subject: Subject, mdp: MDP, q_values: np.ndarray) -> tuple[np.ndarr
 
 
 def _find_minimiser(subject: Subject) -> tuple[bool, bool]:
-    """Finds out whether the loss's minimiser is the mean, and whether it is a quantile.
-
-    It is the mean where the gradient grows as the error does. It is a quantile of targets that lie
-    far apart where the gradient of large errors stays the same.
-    """
+    """Tells whether the gradient grows as errors do (a mean), or stays the same (a quantile)."""
     if subject.table.representation == "categorical":
         return True, False  # the minimiser is the targets' mixture, which has their mean
     errors = (0.0, 1.0, 1e3, 1e5, 1e7)

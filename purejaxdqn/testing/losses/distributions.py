@@ -14,11 +14,7 @@ _ONE_ALONE = "each quantile is compared with one of the target alone, and not wi
 
 
 def check_distribution(subject: Subject) -> str | None:
-    """Checks the distribution that a loss teaches.
-
-    It must be that of the action with the highest mean, scaled by `discount_t` and moved by `r_t`.
-    Where only means are carried over, as two-hot losses do, it is not judged.
-    """
+    """Checks the distribution that is learned, unless means alone count, as in two-hot losses."""
     is_quantile = subject.table.representation == "quantile"
     return _check_quantiles(subject) if is_quantile else _check_categories(subject)
 
@@ -30,13 +26,12 @@ def _move(cases: Cases, values: np.ndarray) -> np.ndarray:
 
 def _check_quantiles(subject: Subject) -> str:
     cases = subject.cases
-    num, num_actions = cases.q_t.shape
-    values = np.random.default_rng(7).uniform(-_FAR, _FAR, (num, num_actions, NUM_QUANTILES))
+    values = np.random.default_rng(7).uniform(-_FAR, _FAR, (*cases.q_t.shape, NUM_QUANTILES))
     tables = cases.make_tables(subject.table)[1]
     tables[:, 1] = values
     moved = cases._replace(r_t=_FAR * cases.r_t)
     found = subject.settle_both(moved, (tables, tables))[1]
-    best = values[np.arange(num), values.mean(2).argmax(1)]
+    best = values[np.arange(len(values)), values.mean(2).argmax(1)]
     largest = _compare_quantiles(found, moved, best)
     is_right = largest < 1e-2 and find_size(found - np.sort(found, 1)) / _FAR < 1e-2
     why = "" if is_right else _name_quantile_mistake(subject, moved, found, values, best)
@@ -57,10 +52,7 @@ def _compare_quantiles(found: np.ndarray, cases: Cases, values: np.ndarray) -> f
 def _name_quantile_mistake(
     subject: Subject, moved: Cases, found: np.ndarray, values: np.ndarray, best: np.ndarray
 ) -> str:
-    """Names what is wrong with the quantiles `found` `[N, M]` of the cases `moved`.
-
-    `values` `[N, A, M]` are those at time t, `best` `[N, M]` those of the best action.
-    """
+    """Names what is wrong with quantiles `[N, M]`; `values` `[N, A, M]` are those at time t."""
     lanes = np.arange(len(found))
     picked = {
         "highest quantile": values.max(2),
@@ -68,20 +60,17 @@ def _name_quantile_mistake(
         "median": np.median(values, 2),
         "middle quantile": values[:, :, NUM_QUANTILES // 2],
     }
-    means, highest = np.repeat(best.mean(1, keepdims=True), NUM_QUANTILES, 1), values.max(1)
+    means = np.repeat(best.mean(1, keepdims=True), NUM_QUANTILES, 1)
     others = {
         "only the mean of the target's quantiles counts: each of them must": means,
-        "the maximum is taken quantile by quantile, and not the action with the highest mean": (
-            highest
-        ),
+        "the maximum is taken quantile by quantile, and not the action with the highest "
+        "mean": values.max(1),
+        "it takes the quantiles of a_tm1 at time t": values[lanes, moved.a_tm1],
+        "the quantiles are averaged over the actions": values.mean(1),
     }
     for name, by in picked.items():
         text = f"the action at time t is picked by its {name} and not by its mean"
         others[text] = values[lanes, by.argmax(1)]
-    others |= {
-        "it takes the quantiles of a_tm1 at time t": values[lanes, moved.a_tm1],
-        "the quantiles are averaged over the actions": values.mean(1),
-    }
     # An error ten times as large: a linear penalty pulls as much, a square ten times as much.
     near, far = (subject.pull(q_tm1=-by).mean() for by in (_FAR, 10 * _FAR))
     why = {
@@ -184,23 +173,19 @@ def _name_category_mistake(
     lanes, num = np.arange(len(best)), len(SUPPORT)
     places = _locate(cases)
     below = np.floor(places)
-    swapped, wider = 2 * below + 1 - places, places * num / (num - 1)
+    swapped, wider = 2 * below + 1 - places, (best, places * num / (num - 1))
     of_a_tm1, mean = probabilities[lanes, cases.a_tm1], probabilities.mean(1)
-    picked = probabilities[lanes, probabilities.max(2).argmax(1)]
+    picked = (probabilities[lanes, probabilities.max(2).argmax(1)], places)
     others = {
         "each atom's mass goes to the atom below as a whole (floor on both sides?)": (best, below),
         "each atom's mass goes to the atom above as a whole": (best, np.ceil(places)),
         "each atom's mass goes to the nearest atom as a whole": (best, np.round(places)),
         "the shares of the atom below and of the one above are swapped": (best, swapped),
-        "the distance between atoms is taken as their range over N, and not over N - 1": (
-            (best, wider)
-        ),
+        "the distance between atoms is taken as their range over N, and not over N - 1": wider,
         "the atoms are not moved by reward and discount at all": (best, np.arange(num)[np.newaxis]),
         "it takes the distribution of a_tm1 at time t": (of_a_tm1, places),
         "the distributions of the actions are averaged": (mean, places),
-        "the action at time t is picked by its highest probability, and not by its mean": (
-            (picked, places)
-        ),
+        "the action at time t is picked by its highest probability, and not by its mean": picked,
     }
     why = {
         text: find_size(found - _project(masses, at)) < 10 * _TOLERANCE

@@ -1,13 +1,19 @@
-"""Checks where the gradient of a loss goes, and that it leads towards the target."""
+"""Checks where the gradient of a loss goes, what errors cost by sign and size, and the priority."""
 
 import numpy as np
 
-from purejaxdqn.testing.losses.single_transitions import Subject, find_size
+from purejaxdqn.testing.losses.single_transitions import Answers, Cases, Subject, find_size
 from purejaxdqn.testing.report import Check, attempt, expect, find_true
+from purejaxdqn.testing.tabular.table_networks import FRACTIONS
 
 FAR = 1e3
 _STOP = "wrap the target in jax.lax.stop_gradient"
 _CLIPPED = "a large error has no gradient: clip the gradient (Huber), not the error"
+_SHARE = 1e-3
+_CHUNKS = 16  # of as many sizes as there are cases, so that nothing is compiled again
+_SMALL_ERROR = 0.1
+_HUBER = "a Huber loss is error^2 / 2 up to delta, and delta * (|error| - delta / 2) beyond"
+_PRIORITY = "a priority is the size of the error, such as jnp.abs(target - prediction)"
 
 
 def check_gradients(subject: Subject) -> list[Check]:
@@ -23,21 +29,20 @@ def check_gradients(subject: Subject) -> list[Check]:
     return [attempt(name, check, subject) for name, check, is_judged in rows if is_judged]
 
 
+def _expect_none(grad: np.ndarray, goes: str, most: float = 0.0) -> str:
+    size = find_size(grad)
+    return expect(size <= most, f"{size:.3g}", f"a gradient of up to {size:.3g} {goes}")
+
+
 def _check_target_network(subject: Subject) -> str:
     grad = subject.answers.target_grad
-    size = find_size(grad)
-    at = "obs_t" if find_size(grad[:, 1]) else "obs_tm1"
-    wrong = f"a gradient of up to {size:.3g} reaches target_params (its values at {at}): {_STOP}"
-    return expect(size == 0, f"{size:.3g}", wrong)
+    at = "obs_t" if grad[:, 1].any() else "obs_tm1"
+    return _expect_none(grad, f"reaches target_params (its values at {at}): {_STOP}")
 
 
 def _check_values_at_t(subject: Subject) -> str:
-    size = find_size(subject.answers.grad[:, 1])
-    wrong = (
-        f"a gradient of up to {size:.3g} flows through the target to the online network's values "
-        f"at obs_t: {_STOP} (no semi-gradient)"
-    )
-    return expect(size == 0, f"{size:.3g}", wrong)
+    goes = "flows through the target to the online network's values at obs_t"
+    return _expect_none(subject.answers.grad[:, 1], f"{goes}: {_STOP} (no semi-gradient)")
 
 
 def _check_prediction(subject: Subject) -> str:
@@ -45,12 +50,10 @@ def _check_prediction(subject: Subject) -> str:
     sizes, is_taken = answers.sizes, subject.cases.is_taken
     share = float((sizes[is_taken] > 0).mean())
     is_swapped = answers.target_grad.any() and not answers.grad.any()
-    is_of_obs_t = answers.grad[:, 1].any() and not sizes.any()
+    is_at_t = answers.grad[:, 1].any() and not sizes.any()
     why = {
         "the target network's weights are trained in its place (networks swapped)": is_swapped,
-        "the gradient flows through the target to obs_t (stop_gradient on the wrong side)": (
-            is_of_obs_t
-        ),
+        "the gradient flows through the target to obs_t (stop_gradient on the wrong side)": is_at_t,
         _CLIPPED: share > 0 and not sizes[~is_taken].any(),
         "another action's value is trained: index q_tm1 with a_tm1": sizes.any(),
         "stop that of the target alone, not of the prediction": True,
@@ -69,18 +72,17 @@ def _check_prediction(subject: Subject) -> str:
 
 def _check_other_actions(subject: Subject) -> str:
     sizes = subject.answers.sizes
-    size = find_size(sizes[~subject.cases.is_taken])
-    is_alike = np.ptp(sizes, axis=1).max() < 1e-6 * size
+    others = sizes[~subject.cases.is_taken]
     why = {
         "the same as reaches that of a_tm1, so that the error is a mean or a sum over the actions "
-        "(broadcast against all of q_tm1): index q_tm1 with a_tm1 before": is_alike,
+        "(broadcast against all of q_tm1): index q_tm1 with a_tm1 before": (
+            np.ptp(sizes, axis=1).max() < 1e-6 * find_size(others)
+        ),
         "index it with a_tm1, and stop the gradient of what belongs to the target": True,
     }
-    wrong = (
-        f"a gradient of up to {size:.3g} reaches q_tm1 of actions that were not taken: "
-        f"{find_true(why)[0]}. For a loss that is meant to: learns_other_actions=True"
-    )
-    return expect(size < 1e-9, f"{size:.3g}", wrong)
+    wrong = f"reaches q_tm1 of actions that were not taken: {find_true(why)[0]}"
+    meant = "For a loss that is meant to: learns_other_actions=True"
+    return _expect_none(others, f"{wrong}. {meant}", 1e-9)
 
 
 def _check_direction(subject: Subject) -> str:
@@ -115,10 +117,8 @@ def _check_slopes(subject: Subject) -> str:
     direction = np.random.default_rng(6).normal(size=answers.grad.shape)
     direction[:, 1] = 0  # only the prediction's side: a semi-gradient ignores the target's
     online, target = cases.make_tables(subject.table)
-    up, down = (
-        subject.evaluate(cases, (online + step * direction, target)).loss
-        for step in (width, -width)
-    )
+    sides = [(online + step * direction, target) for step in (width, -width)]
+    up, down = (subject.evaluate(cases, tables).loss for tables in sides)
     grad = (answers.grad * direction).reshape(len(direction), -1).sum(1)
     difference = np.asarray(up - down, np.float64) / (2 * width)
     error = find_size((grad - difference) / (1 + np.abs(difference)))
@@ -135,11 +135,9 @@ def check_finite(subject: Subject) -> str:
     """Checks that nothing overflows at values of a million, and where there is no error."""
     tables = subject.cases.make_tables(subject.table)
     signs = np.where(np.arange(len(subject.settled)) % 2, 1.0, -1.0)
-    for what, scale in (
-        ("values of a million", 1e6),
-        ("values of minus a million", -1e6),
-        ("values that are all 0, without an error", 0.0),
-    ):
+    scales = {"values of a million": 1e6, "values of minus a million": -1e6}
+    scales["values that are all 0, without an error"] = 0.0
+    for what, scale in scales.items():
         cases = subject.cases._replace(r_t=abs(scale) * signs)
         found = subject.evaluate(cases, [scale * x for x in tables], np.float32)
         for name, x in zip(found._fields, found, strict=True):
@@ -150,3 +148,141 @@ def check_finite(subject: Subject) -> str:
             )
             expect(np.isfinite(x).all(), "not finite", wrong)
     return "finite"
+
+
+def check_asymmetry(subject: Subject) -> str:
+    """Checks how much errors of either sign count: as the quantile's fraction says, else alike."""
+    cases, settled = subject.cases, subject.settled
+    is_quantile = subject.table.representation == "quantile"
+    expected = FRACTIONS if is_quantile else np.array([0.5])
+    worst = 0.0
+    # Large errors first: their sign is right also where a target is a little off.
+    for size in (30.0, 0.3):
+        answers = (subject.evaluate(cases.predict(settled + by)) for by in (-size, size))
+        above, below = (-answer.taken.reshape(len(settled), -1) for answer in answers)
+        idle = int(((above == 0) & (below == 0)).all(0).sum())
+        wrong = (
+            f"no gradient reaches {idle} of the {len(expected)} quantiles: the loss is the sum "
+            "over all of the predicted ones"
+        )
+        expect(idle == 0 or not is_quantile, f"{idle} idle", wrong)
+        wrong_way = float(((above < 0) | (below > 0)).mean())
+        wrong = (
+            f"in {wrong_way:.0%} of cases a prediction is pushed away from its target: the sign of "
+            "the penalty, or, with quantiles, |fraction - (error < 0)| without its absolute value"
+        )
+        expect(wrong_way == 0, f"{wrong_way:.0%}", wrong)
+        with np.errstate(invalid="ignore"):
+            shares = np.nan_to_num(above / (above - below))
+        error = np.abs(shares - expected).max(1)
+        worst = max(worst, float(error.max()))
+        share = shares[int(error.argmax())]
+        wrong = (
+            f"an error counts {share[0]:.2g} to {1 - share[0]:.2g} where the target is above the "
+            "prediction and where it is below: where outcomes are random, such values lean to one "
+            "side and are not the declared ones. Where that is meant: fixed_point=None"
+        )
+        wrong = _describe_fractions(share) if is_quantile else wrong
+        expect(worst < _SHARE, f"{worst:.1e}", wrong)
+    return f"{worst:.1e}"
+
+
+def _describe_fractions(share: np.ndarray) -> str:
+    num = len(FRACTIONS)
+    i = np.arange(num)
+    formulas = {"i / N": i / num, "(i + 1) / N": (i + 1) / num, "i / (N - 1)": i / (num - 1)}
+    formulas["(i + 1) / (N + 1)"] = (i + 1) / (num + 1)
+    formula = next((x for x, xs in formulas.items() if find_size(share - xs) < _SHARE), "")
+    why = {
+        "that of 1 - fraction: the sign of the error, or the asymmetry, is the wrong way round": (
+            find_size(share - FRACTIONS[::-1]) < _SHARE
+        ),
+        f"those are {formula}, and the midpoints belong, (i + 0.5) / N: take the fractions that "
+        "the network gives": formula,
+        "all are the same: is the fraction that of the prediction, on its own axis, and the "
+        "asymmetry |fraction - (error < 0)|?": np.ptp(share) < _SHARE,
+        "the asymmetry must be |fraction - (error < 0)|, with the network's fractions": True,
+    }
+    learned, right = (", ".join(f"{x:.3g}" for x in xs) for xs in (share, FRACTIONS))
+    return f"the fractions are {right}, and those learned are {learned}: {find_true(why)[0]}"
+
+
+def check_penalty(subject: Subject) -> str:
+    """Checks that errors from a thousandth to a thousand meet no jump and no drop of the slope."""
+    num = len(subject.settled)
+    one = Cases(*(np.repeat(x[:1], num, axis=0) for x in subject.cases))
+    sizes = np.geomspace(1e-3, 1e3, _CHUNKS * num)
+    largest = 0.0
+    for sign in (1.0, -1.0):
+        values = np.split(subject.settled[0] + sign * sizes, _CHUNKS)
+        parts = zip(*(subject.evaluate(one.predict(chunk)) for chunk in values), strict=True)
+        answers = Answers._make(map(np.concatenate, parts))
+        loss, taken = (x.astype(np.float64) for x in (answers.loss, answers.taken))
+        slope = sign * taken.reshape(len(sizes), -1).sum(1)  # by the size
+        steps, slopes = np.diff(sizes), np.abs(np.diff(slope))
+        jump = np.abs(np.diff(loss) - steps * (slope[1:] + slope[:-1]) / 2) - steps * slopes
+        i = int(jump.argmax())
+        wrong = (
+            f"what an error costs jumps from {loss[i]:.4g} to {loss[i + 1]:.4g} where its size is "
+            f"{sizes[i]:.3g}: the pieces of the penalty do not meet there; {_HUBER}"
+        )
+        is_double = answers.loss.dtype == np.float64  # else rounding looks like jumps
+        has_jump = is_double and (jump > 1e-6 * (1 + np.abs(loss[1:]))).any()
+        expect(not has_jump, f"{jump[i]:.3g}", wrong)
+        drop = 1 - np.abs(slope[1:]) / np.maximum(np.abs(slope[:-1]), 1e-12)
+        largest = max(largest, float(drop.max()))
+        i = int(drop.argmax())
+        wrong = (
+            f"the slope of the penalty drops from {slope[i]:.4g} to {slope[i + 1]:.4g} where the "
+            f"error's size is {sizes[i]:.3g}: its pieces are scaled differently; {_HUBER}"
+        )
+        expect(drop[i] < 0.2, f"{drop[i]:.0%}", wrong)
+        of = np.interp((2e-3, 0.2, 50.0, 500.0), sizes, slope)
+        is_linear, is_square = np.isclose(of[0], of[1], 1e-3), np.isclose(10 * of[2], of[3], 1e-2)
+        wrong = (
+            "small errors cost by their size and large ones by their square: the pieces of the "
+            "Huber loss are swapped, whose square is for small errors"
+        )
+        expect(not (is_linear and is_square), "swapped", wrong)
+    return f"{largest:.1e}"
+
+
+def check_priority(subject: Subject) -> str | None:
+    """Checks that the priority, unless always the same, grows with the error's size alone."""
+    cases = subject.cases
+    large = 5.0 if subject.table.representation == "categorical" else 30.0
+    values = (subject.settled + error for error in (_SMALL_ERROR, large, -large))
+    all_three = [np.float64(subject.evaluate(cases.predict(x)).priority) for x in values]
+    if np.ptp(all_three) < 1e-9:
+        return None
+    nothing, *both = all_three
+    grows = [float((x > nothing).mean()) for x in both]
+    sides = " and ".join(find_true({"above": grows[0] < 1, "below": grows[1] < 1}))
+    is_fixed = np.ptp(all_three, axis=0).max() < 1e-9
+    why = {
+        "it does not depend on the prediction q_tm1[a_tm1], but on other things": is_fixed,
+        "it falls as the error grows": np.max(both) < nothing.min(),
+        f"it does not grow with the error where the prediction is {sides} it": True,
+    }
+    wrong = (
+        f"with an error of {large:g} the priority is larger than with one of {_SMALL_ERROR:g} in "
+        f"{min(grows):.0%} of cases: {find_true(why)[0]}; {_PRIORITY}"
+    )
+    expect(min(grows) == 1, f"{min(grows):.0%}", wrong)
+    others = {
+        "1 more of reward and of all q_tm1 changes the priority, by a share of up to {:.3g}, "
+        "although the error is the same: it depends on the target or the prediction alone": (
+            cases.shift(r_t=1.0, q_tm1=1.0)
+        ),
+    }
+    if subject.bootstrap != "online" and not subject.learns_other_actions:
+        noise = np.random.default_rng(8).normal(size=cases.q_tm1.shape)
+        text = (
+            "the priority changes with q_tm1 of actions that were not taken, by a share of up to "
+            "{:.3g}: index it with a_tm1"
+        )
+        others[text] = cases.shift(q_tm1=~cases.is_taken * noise)
+    for text, other in others.items():
+        change = subject.compare(cases, other, "priority", 0.1)
+        expect(change < 1e-3, f"{change:.1e}", f"{text.format(change)}; {_PRIORITY}")
+    return f"{change:.1e}"

@@ -1,5 +1,6 @@
 """Checks that a loss is a `LossFn`: types, purity, the same answer alone and in any batch."""
 
+import contextlib
 import functools
 import re
 from collections.abc import Callable
@@ -34,10 +35,7 @@ _OUTPUTS: dict[str, Any] = {"quantile": Quantiles, "categorical": Categorical}
 
 
 def check_error_sign(td_error: TDError) -> str:
-    """Checks that a TD error is positive where the target is above the prediction, else negative.
-
-    Its size must change by as much as the prediction does.
-    """
+    """Checks that a TD error is target less prediction, by its sign and by how its size changes."""
     q_tm1, q_t = np.random.default_rng(3).normal(size=(2, NUM_LANES, _NUM_ACTIONS))
     action = np.arange(NUM_LANES, dtype=np.int32) % _NUM_ACTIONS
     mapped = jax.jit(jax.vmap(functools.partial(call_by_name, td_error)))
@@ -51,9 +49,7 @@ def check_error_sign(td_error: TDError) -> str:
     share = float(((above > 0) & (below < 0)).mean())
     why = {
         "it is the prediction less the target: the wrong sign. Under a penalty that is the same on "
-        "both sides nothing changes, under any other everything does": (
-            (above < 0).all() and (below > 0).all()
-        ),
+        "both sides nothing changes, under any other everything does": max(*above, *-below) < 0,
         "it has the same sign on both sides: the square or the size of the error is taken in it, "
         "but that is for the penalty to do (bellman_loss)": (above * below > 0).all(),
         "it must be above 0 where r_t is large, and below 0 where it is small": True,
@@ -74,19 +70,15 @@ def choose_table(loss_fn: LossFn[Any], network: Network[Any] | None) -> Table | 
     """Chooses the kind of table that a loss works with; None for another representation."""
     if network is not None:
         obs, key = jnp.zeros(4), jax.random.key(0)  # only the type of the output counts
-        try:
+        with contextlib.suppress(Exception):
             output = jax.eval_shape(lambda: network.apply(network.init(key, obs), obs))
-        except Exception:
-            output = None
-        for representation, kind in _OUTPUTS.items():
-            if isinstance(output, kind):
-                return TABLES[representation]
+            return next(TABLES[name] for name, kind in _OUTPUTS.items() if isinstance(output, kind))
     return next((t for t in TABLES.values() if _find_error(loss_fn, t) is None), None)
 
 
 def _find_error(loss_fn: LossFn[Any], table: Table) -> Exception | None:
     """Returns what a loss raises with a kind of table."""
-    one = jax.tree.map(lambda x: x[0], _draw_transitions())
+    one = _take_first(_draw_transitions())
     params = table.from_values(np.zeros((len(one.obs_t), _NUM_ACTIONS))).astype(np.float32)
     loss = functools.partial(loss_fn, table.network)
     try:
@@ -109,6 +101,10 @@ def _make_network(loss_fn: LossFn[Any]) -> Network[Any]:
     return value_network(_NUM_ACTIONS, (16,), representation=representation, **sizes)
 
 
+def _take_first(tree: Any) -> Any:
+    return jax.tree.map(lambda x: jnp.asarray(x[0]), tree)
+
+
 def _draw_transitions() -> Transition:
     rng = np.random.default_rng(0)
     obs_tm1, obs_t = rng.normal(size=(2, NUM_LANES, 4)).astype(np.float32)
@@ -124,64 +120,55 @@ def check_interface(
     transitions: Transition | None,
     learns_next_obs: bool,
 ) -> list[Check]:
-    """Makes the rows on a loss's interface; the arguments are those of `check_loss`.
-
-    The first row says whether it takes one transition; without that there is no other.
-    """
+    """Makes the rows on a loss's interface: one alone if it does not take one transition."""
     network = network or _make_network(loss_fn)
     loss = functools.partial(loss_fn, network)
     batch: Any = jax.tree.map(np.asarray, transitions or _draw_transitions())
-    one = jax.tree.map(lambda x: jnp.asarray(x[0]), batch)
     key, *init_keys = jax.random.split(jax.random.key(0), 3)
     init = jax.jit(network.init)
     weights = [init(init_key, batch.obs_tm1[0]) for init_key in init_keys]
     keys = jax.random.split(key, len(batch.r_t))
     order = np.random.default_rng(1).permutation(len(batch.r_t))
-    arguments = (*weights, one, keys[0])
-    num_actions = network.action_values(network.apply(weights[0], one.obs_tm1)).shape[0]
-    actions = (int(batch.a_tm1.max()), num_actions)
-    checks = [attempt("takes one transition", _check_types, loss, arguments, *actions)]
+    arguments = (*weights, _take_first(batch), keys[0])
+    checks = [attempt("takes one transition", _check_types, network, loss, arguments, batch.a_tm1)]
     if not checks[0].passed:
         return checks
     found: dict[str, Any] = {}
-    examine = functools.partial(_examine, loss, batch, order)
-    row = "same arguments, same answer"
+    examine, row = functools.partial(_examine, loss, batch, order), "same arguments, same answer"
     checks.append(attempt(row, _check_purity, examine, (*weights, keys), found))
     if not found:
         return checks
-    output, grad = found["batch"]
-    reordered = (jax.tree.map(lambda x: x[order], output), grad)
-    message = "the order of the batch changes the loss or its gradient"
-    remedy = "the loss of a transition must not depend on its place in the batch"
-    orders = (reordered, found["ordered"])
+    grad, output = found["batch"]
+    orders = ((grad, jax.tree.map(lambda x: x[order], output)), found["ordered"])
+    wrong = (
+        "the order of the batch changes the loss or its gradient ({}); the loss of a transition "
+        "must not depend on its place in the batch"
+    )
     checks += [
         attempt("eager, jitted and vmapped agree", _check_eager, loss, arguments, found),
-        attempt("the order of the batch", _compare, *orders, message, remedy),
+        attempt("the order of the batch", _compare, *orders, wrong),
     ]
     if not learns_next_obs:
-        message = (
+        wrong = (
             "with discount_t = 0 (a terminated episode) the loss, the priority or the gradient "
-            "depends on obs_t: a terminal transition bootstraps"
+            "depends on obs_t: a terminal transition bootstraps ({}); multiply everything that "
+            "comes from obs_t by discount_t. For a loss that is meant to learn from it all the "
+            "same: learns_next_obs=True"
         )
-        remedy = (
-            "multiply everything that comes from obs_t by discount_t. For a loss that is meant to "
-            "learn from it all the same: learns_next_obs=True"
-        )
-        ends = (found["ended"], found["elsewhere"])
-        row = "a terminal transition ignores obs_t"
-        checks.append(attempt(row, _compare, *ends, message, remedy))
+        row, ends = "a terminal transition ignores obs_t", (found["ended"], found["elsewhere"])
+        checks.append(attempt(row, _compare, *ends, wrong))
     return checks
 
 
-def _check_types(
-    loss: Callable[..., Any], arguments: tuple[Any, ...], highest_action: int, num_actions: int
-) -> str:
+def _check_types(network: Network[Any], loss: Any, arguments: Any, a_tm1: np.ndarray) -> str:
+    params, _, one, _ = arguments
+    num_actions = len(network.action_values(network.apply(params, one.obs_tm1)))
     # An index that is out of range would be clamped without a word.
     wrong = (
-        f"a_tm1 reaches {highest_action}, but the network has {num_actions} actions: pass the "
-        "network and the transitions that belong together"
+        f"a_tm1 reaches {a_tm1.max()}, but the network has {num_actions} actions: pass the network "
+        "and the transitions that belong together"
     )
-    require(highest_action < num_actions, wrong)
+    require(a_tm1.max() < num_actions, wrong)
     output = find_types("the loss of one transition", _REMEDY, loss, *arguments)
     wrong = f"the loss returns {output!r}: it must return a LossOutput(loss, priority, metrics)"
     require(isinstance(output, LossOutput), wrong)
@@ -199,10 +186,9 @@ def _check_types(
 
 
 def _examine(
-    loss: Callable[..., Any], batch: Any, order: np.ndarray, *arguments: Any
+    loss: Any, batch: Any, order: np.ndarray, params: Any, target_params: Any, keys: Array
 ) -> dict[str, Any]:
-    """Computes `{variant of the batch: (outputs, gradient)}`, and the output of one alone."""
-    params, target_params, keys = arguments
+    """Computes `{variant of the batch: (gradient, outputs)}`, and the output of one alone."""
     over_batch = jax.vmap(loss, in_axes=(None, None, 0, 0))
 
     def gradient(batch: Transition, keys: Array) -> Any:
@@ -210,8 +196,7 @@ def _examine(
             output = over_batch(params, target_params, batch, keys)
             return jnp.mean(output.loss), output
 
-        grad, output = jax.grad(mean_loss, has_aux=True)(params)
-        return output, grad
+        return jax.grad(mean_loss, has_aux=True)(params)
 
     ended = batch._replace(discount_t=np.zeros_like(batch.discount_t))
     variants = {
@@ -226,16 +211,13 @@ def _examine(
     stacked = jax.tree.map(lambda *x: np.stack(x), *variants.values())
     found = jax.vmap(gradient)(stacked, jax.random.clone(keys)[orders])
     split = {name: jax.tree.map(lambda x, i=i: x[i], found) for i, name in enumerate(variants)}
-    one = jax.tree.map(lambda x: jnp.asarray(x[0]), batch)
-    return {"alone": loss(params, target_params, one, keys[0]), **split}
+    return {"alone": loss(params, target_params, _take_first(batch), keys[0]), **split}
 
 
-def _check_purity(
-    examine: Callable[..., Any], arguments: tuple[Any, ...], found: dict[str, Any]
-) -> str:
+def _check_purity(examine: Callable[..., Any], arguments: tuple[Any, ...], found: Any) -> str:
     """Checks the answers; puts what `_examine` gives into `found` if they are finite."""
     answers = to_numpy(Program("the loss", _REMEDY, examine)(*arguments))
-    output, grad = answers["batch"]
+    grad, output = answers["batch"]
     require_finite(output, "LossOutput")
     require_finite(grad, "the gradient of the loss")
     found.update(answers)
@@ -245,30 +227,25 @@ def _check_purity(
     return "same bits"
 
 
-def _check_eager(
-    loss: Callable[..., LossOutput], arguments: tuple[Any, ...], found: dict[str, Any]
-) -> str:
-    _compare(
-        to_numpy(loss(*arguments)),
-        found["alone"],
-        "eager and compiled give different losses",
-        "what Python decides is decided once, when it is compiled: jnp.where in its place",
+def _check_eager(loss: Callable[..., Any], arguments: tuple[Any, ...], found: Any) -> str:
+    wrong = (
+        "eager and compiled give different losses ({}); what Python decides is decided once, when "
+        "it is compiled: jnp.where in its place"
     )
-    return _compare(
-        found["alone"],
-        jax.tree.map(lambda x: x[0], found["batch"][0]),
-        "one transition alone and in a batch have different losses",
-        "write the loss for ONE transition: no mean over a batch, no state outside",
+    _compare(to_numpy(loss(*arguments)), found["alone"], wrong)
+    wrong = (
+        "one transition alone and in a batch have different losses ({}); write the loss for ONE "
+        "transition: no mean over a batch, no state outside"
     )
+    return _compare(found["alone"], _take_first(found["batch"][1]), wrong)
 
 
-def _compare(one: Any, other: Any, message: str, remedy: str) -> str:
+def _compare(one: Any, other: Any, wrong: str) -> str:
     """Returns the largest relative difference of two trees; fails beyond what rounding leaves."""
     largest = 0.0
     for path, x, y in pair_leaves(one, other):
         scale = 1e-2 + np.abs(x).max(initial=0)
         difference = float(np.abs(np.float64(x) - y).max(initial=0) / scale)
         largest, measured = max(largest, difference), f"{difference:.1e}"
-        wrong = f"{message} ({path} by a share of {measured}); {remedy}"
-        expect(difference < 1e-3, measured, wrong)
+        expect(difference < 1e-3, measured, wrong.format(f"{path} by a share of {measured}"))
     return f"{largest:.1e}"

@@ -13,7 +13,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from purejaxdqn.testing.fixed_points import Bootstrap, FixedPoint
+from purejaxdqn.testing.fixed_points import Bootstrap
 from purejaxdqn.testing.tabular.decision_processes import NUM_ACTIONS
 from purejaxdqn.testing.tabular.table_networks import Table
 from purejaxdqn.types import Array, LossFn, Transition
@@ -24,17 +24,13 @@ FAST_COMPILE = {"xla_backend_optimization_level": 1}
 
 
 class Cases(NamedTuple):
-    """`N` transitions, each between two observations of its own.
+    """`N` transitions, each between two observations of its own."""
 
-    The online network has the values `q_tm1` at `obs_tm1` and `q_t_selector` at `obs_t`, the target
-    network `target_q_tm1` and `q_t`: all `[N, A]`. The others are `[N]`.
-    """
-
-    q_tm1: np.ndarray
-    q_t_selector: np.ndarray
-    target_q_tm1: np.ndarray
-    q_t: np.ndarray
-    a_tm1: np.ndarray
+    q_tm1: np.ndarray  # [N, A] the online network's values at obs_tm1
+    q_t_selector: np.ndarray  # [N, A] and at obs_t
+    target_q_tm1: np.ndarray  # [N, A] the target network's at obs_tm1
+    q_t: np.ndarray  # [N, A] and at obs_t
+    a_tm1: np.ndarray  # [N]
     r_t: np.ndarray
     discount_t: np.ndarray
 
@@ -48,20 +44,18 @@ class Cases(NamedTuple):
         moved = {name: (getattr(self, name).T + np.transpose(by)).T for name, by in fields.items()}
         return self._replace(**moved)
 
-    def set(self, **fields: np.ndarray | float) -> Cases:
-        """Sets fields; a number counts in each case."""
-        full = {name: np.broadcast_to(x, getattr(self, name).shape) for name, x in fields.items()}
-        return self._replace(**full)
+    def set(self, **scalars: float) -> Cases:
+        """Sets `r_t` or `discount_t` to a number in every case."""
+        return self._replace(**{name: np.full_like(self.r_t, x) for name, x in scalars.items()})
 
-    def scale(self, factor: float) -> Cases:
+    def scale(self, by: float) -> Cases:
         """Multiplies all values and rewards."""
-        values = [factor * x for x in self[:4]]
-        return Cases._make((*values, self.a_tm1, factor * self.r_t, self.discount_t))
+        scalars = (self.a_tm1, by * self.r_t, self.discount_t)
+        return Cases._make((*(by * x for x in self[:4]), *scalars))
 
     def predict(self, values: np.ndarray) -> Cases:
         """Sets the online network's values of the actions taken to `values` `[N]`."""
-        q_tm1 = np.where(self.is_taken, values[:, np.newaxis], self.q_tm1)
-        return self._replace(q_tm1=q_tm1)
+        return self._replace(q_tm1=np.where(self.is_taken, values[:, np.newaxis], self.q_tm1))
 
     def equate_networks(self) -> Cases:
         """Sets the online network's values to the target network's."""
@@ -69,18 +63,15 @@ class Cases(NamedTuple):
 
     def make_tables(self, table: Table) -> list[np.ndarray]:
         """Makes both networks' tables `[N, 2, A, ...]`, of outputs at `obs_tm1` and at `obs_t`."""
-        online, target = self[:2], self[2:4]
-        return [table.from_values(np.stack(values, 1)) for values in (online, target)]
+        return [table.from_values(np.stack(values, 1)) for values in (self[:2], self[2:4])]
 
 
-def draw_cases(num: int, num_actions: int) -> Cases:
+def draw_cases() -> Cases:
     """Draws cases in which all values differ, and so do the greedy actions: the same each time."""
-    rng = np.random.default_rng(2)
-    values = rng.uniform(-2, 2, (2, num, 2, num_actions))
-    rows = np.moveaxis(values, 2, 1).reshape(4, num, num_actions)
-    a_tm1 = (np.arange(num) % num_actions).astype(np.int32)
-    scalars = (a_tm1, rng.uniform(-1, 1, num), rng.uniform(0.3, 0.95, num))
-    return Cases._make((*rows, *scalars))
+    rng, num = np.random.default_rng(2), _NUM_CASES
+    rows = rng.uniform(-2, 2, (2, num, 2, NUM_ACTIONS)).swapaxes(1, 2).reshape(4, num, NUM_ACTIONS)
+    a_tm1 = np.arange(num, dtype=np.int32) % NUM_ACTIONS
+    return Cases._make((*rows, a_tm1, rng.uniform(-1, 1, num), rng.uniform(0.3, 0.95, num)))
 
 
 def find_size(x: np.ndarray) -> float:
@@ -89,18 +80,14 @@ def find_size(x: np.ndarray) -> float:
 
 
 class Answers(NamedTuple):
-    """A loss, its priority and its pull in `N` cases, all `[N]`, and its gradients.
+    """How a loss answers to `N` cases."""
 
-    `grad` and `target_grad` `[N, 2, A, ...]` are those of the networks' tables, `taken` `[N, ...]`
-    is that of the online network's outputs for `a_tm1`.
-    """
-
-    loss: np.ndarray
-    priority: np.ndarray
-    grad: np.ndarray
+    loss: np.ndarray  # [N]
+    priority: np.ndarray  # [N]
+    grad: np.ndarray  # [N, 2, A, ...] of the online network's table
     target_grad: np.ndarray
-    taken: np.ndarray
-    pull: np.ndarray
+    taken: np.ndarray  # [N, ...] of the online network's outputs for a_tm1
+    pull: np.ndarray  # [N]
 
     @property
     def sizes(self) -> np.ndarray:
@@ -110,28 +97,19 @@ class Answers(NamedTuple):
 
 
 class Subject(NamedTuple):
-    """A loss that is checked: what `check_loss` was told of it, and how it answers to cases.
-
-    Attributes:
-      loss_fn: the loss; `table` is the kind of network that it works with.
-      fixed_point: what it is declared to converge to, None where that is not judged; this and the
-        next three are as `check_loss` has them.
-      evaluate: `(Cases, tables=None, dtype=float64) -> Answers`; tables are those of both networks
-        where they are not made of the cases' values.
-      settle_both: `(Cases, tables=None) -> (values [N], outputs [N, ...])` of `a_tm1` at which the
-        loss settles.
-      cases: cases in which all values differ; `answers` and `settled` `[N]` are those to them.
-    """
+    """A loss that is checked: what `check_loss` was told of it, and how it answers to cases."""
 
     loss_fn: LossFn[Any]
-    table: Table
-    fixed_point: FixedPoint | None
+    table: Table  # the kind of network that the loss works with
+    fixed_point: Any  # a `FixedPoint`, or None where that is not judged
     bootstrap: Bootstrap
     learns_other_actions: bool
     learns_next_obs: bool
+    # Both take cases, and both networks' tables if those are not made of the cases' values.
     evaluate: Callable[..., Answers]
+    # -> values [N] and outputs [N, ...] of a_tm1 at which the loss settles
     settle_both: Callable[..., tuple[np.ndarray, np.ndarray]]
-    cases: Cases
+    cases: Cases  # `draw_cases`; the last two fields are the loss's answers and values for them
     answers: Answers
     settled: np.ndarray
 
@@ -143,17 +121,14 @@ class Subject(NamedTuple):
         """Finds the pull `[N]` in the subject's cases, shifted."""
         return self.evaluate(self.cases.shift(**shift)).pull
 
-    def compare(self, one: Cases, other: Cases) -> float:
-        """Returns how far the losses of two cases differ, as a share."""
-        loss = self.evaluate(one).loss
-        return find_size((loss - self.evaluate(other).loss) / (1 + np.abs(loss)))
+    def compare(self, one: Cases, other: Cases, of: str = "loss", scale: float = 1.0) -> float:
+        """Returns how far the losses, or the priorities, of two cases differ, as a share."""
+        x, y = (getattr(self.evaluate(cases), of) for cases in (one, other))
+        return find_size((x - y) / (scale + np.abs(x)))
 
 
 def make_subject(loss_fn: LossFn[Any], table: Table, *declared: Any) -> Subject:
-    """Compiles a loss with tables for networks, and evaluates it.
-
-    What is `declared` are the fields of `Subject` from `fixed_point` to `learns_next_obs`.
-    """
+    """Compiles a loss; `declared` is what `Subject` has from `fixed_point` to `learns_next_obs`."""
     obs_tm1, obs_t = np.eye(2, dtype=np.float32)
 
     def loss(online: Array, target: Array, key: Array, *scalars: Array) -> tuple[Array, Array]:
@@ -162,9 +137,8 @@ def make_subject(loss_fn: LossFn[Any], table: Table, *declared: Any) -> Subject:
         return output.loss, output.priority
 
     def answer(online: Array, target: Array, key: Array, *scalars: Array) -> Any:
-        answers, (grad, target_grad) = jax.value_and_grad(loss, (0, 1), has_aux=True)(
-            online, target, key, *scalars
-        )
+        find_gradients = jax.value_and_grad(loss, (0, 1), has_aux=True)
+        answers, (grad, target_grad) = find_gradients(online, target, key, *scalars)
         taken = grad[0, scalars[0]]
         pull = -jnp.sum(taken * table.pull.astype(grad.dtype))
         return Answers._make((*answers, grad, target_grad, taken, pull))
@@ -182,7 +156,7 @@ def make_subject(loss_fn: LossFn[Any], table: Table, *declared: Any) -> Subject:
         return table.network.action_values(output)[scalars[0]], online[0, scalars[0]]
 
     evaluate, settle_both = (_map_over_cases(function, table) for function in (answer, settle))
-    cases = draw_cases(_NUM_CASES, NUM_ACTIONS)
+    cases = draw_cases()
     known = (cases, evaluate(cases), settle_both(cases)[0])
     return Subject._make((loss_fn, table, *declared, evaluate, settle_both, *known))
 

@@ -1,5 +1,6 @@
 """Finds the formula that a target follows, and the mistakes that it shows."""
 
+import itertools
 from collections.abc import Iterator
 from typing import NamedTuple
 
@@ -21,18 +22,12 @@ class Formula(NamedTuple):
 
 
 class Part(NamedTuple):
-    """A part that a formula may have: its text, its values `[N]`, and what is wrong with it.
-
-    The part of a value at time t may have a bonus `[N]` that is added whatever the discount is.
-    """
+    """A part that a formula may have."""
 
     text: str
-    values: np.ndarray
-    mistake: str
-    bonus: np.ndarray | float = 0.0
-
-
-# -------------------------------------------------------------------------- parts of a formula
+    values: np.ndarray  # [N], or [N, A] of a source of values
+    mistake: str = ""  # what is wrong with it
+    bonus: np.ndarray | float = 0.0  # [N] beside a value at time t, whatever the discount is
 
 
 def _join(*mistakes: str) -> str:
@@ -52,7 +47,7 @@ def _list_sources(cases: Cases, bootstrap: Bootstrap) -> list[Part]:
     rows = [("q_t", cases.q_t), ("q_t_selector", cases.q_t_selector)]
     right, wrong = rows[::-1] if bootstrap == "online" else rows
     return [
-        Part(*right, ""),
+        Part(*right),
         Part(*wrong, wrong_network),
         Part("q_tm1", cases.q_tm1, early),
         Part("the target network's q_tm1", cases.target_q_tm1, early),
@@ -82,9 +77,7 @@ def _list_values(cases: Cases, sources: list[Part], is_optimal: bool) -> Iterato
             yield Part(f"{name}[{which}]", take_value(q, action), _join(wrong, mistake))
         wrong = f"it takes the number of the best action, argmax({name}), for its value"
         yield Part(f"argmax({name})", 1.0 * q.argmax(1), _join(wrong, mistake))
-        for picker, q_pick, *_ in sources:
-            if picker == name:
-                continue
+        for picker, q_pick, *_ in [other for other in sources if other.text != name]:
             at_t = picker in ("q_t", "q_t_selector")
             roles = (
                 ": the online network picks and the target network judges, here it is the other "
@@ -101,23 +94,20 @@ def _list_values(cases: Cases, sources: list[Part], is_optimal: bool) -> Iterato
             yield Part(f"{name}[argmin {picker}]", take_value(q, q_pick.argmin(1)), lowest)
 
 
-def _list_rewards(cases: Cases) -> list[Part]:
-    r_t = cases.r_t
-    return [
-        Part("r_t", r_t, ""),
-        Part("discount_t * r_t", cases.discount_t * r_t, "the reward is discounted"),
+def _list_scalars(cases: Cases) -> tuple[list[Part], list[Part]]:
+    """Lists what may stand for the reward, and for the discount."""
+    r_t, d = cases.r_t, cases.discount_t
+    rewards = [
+        Part("r_t", r_t),
+        Part("discount_t * r_t", d * r_t, "the reward is discounted"),
         Part("|r_t|", np.abs(r_t), "the reward loses its sign"),
         Part("sign(r_t)", np.sign(r_t), "the reward is clipped to its sign"),
         Part("r_t^2", r_t**2, "the reward is squared"),
     ]
-
-
-def _list_discounts(cases: Cases) -> list[Part]:
-    r_t, d = cases.r_t, cases.discount_t
     lost = "the discount is lost: discount_t does not multiply what comes from time t"
     both = "r_t multiplies what comes from time t beside discount_t"
-    return [
-        Part("discount_t", d, ""),
+    discounts = [
+        Part("discount_t", d),
         Part("1", np.ones_like(r_t), lost),
         Part("r_t", r_t, "r_t stands in the place of discount_t (swapped arguments)"),
         Part("(1 - discount_t)", 1 - d, "it takes discount_t for a flag of the end"),
@@ -126,6 +116,7 @@ def _list_discounts(cases: Cases) -> list[Part]:
         Part("discount_t * r_t", d * r_t, both),
         Part("(r_t + discount_t)", r_t + d, f"{both}: a bracket in the wrong place"),
     ]
+    return rewards, discounts
 
 
 def _list_declared(
@@ -143,23 +134,18 @@ def _list_declared(
                 yield Part(f"{off.name} of {name}", value, wrong, bonus)
 
 
-# ------------------------------------------------------------------------ fits and their names
-
-
 def name_target(
     settled: np.ndarray, cases: Cases, fixed_point: FixedPoint, bootstrap: Bootstrap
 ) -> Formula | None:
-    """Finds the formula that gives a loss's targets, the one with the fewest mistakes.
+    """Finds the formula with the fewest mistakes that gives a loss's targets `[N]` in cases.
 
     First it tries the near misses of the declared fixed point, each as a whole; then a reward, a
     discount and a value at time t of many kinds, with fitted factors; then sums of several values.
-    Where none fits it returns None. The online network must predict what it did in the `cases`
-    whose targets `[N]` are `settled`.
     """
     sources = _list_sources(cases, bootstrap)
     rows = [("target", cases.target_q_tm1), ("online", cases.q_tm1)]
     right, (own, q_own) = rows[::-1] if bootstrap == "online" else rows
-    own_rows = [Part(*right, ""), Part(own, q_own, f"it sees the {own} network's q_tm1")]
+    own_rows = [Part(*right), Part(own, q_own, f"it sees the {own} network's q_tm1")]
     for wrong, off in fixed_point.near_misses:
         for own_row in own_rows:
             target = off.target(own_row.values, *cases[4:], sources[0].values)
@@ -170,9 +156,8 @@ def name_target(
     values += _list_values(cases, sources, is_optimal)
     fits = (
         formula
-        for reward in _list_rewards(cases)
-        for discount in _list_discounts(cases)
-        for formula in _fit(settled, cases, reward, discount, values)
+        for scalars in itertools.product(*_list_scalars(cases))
+        for formula in _fit(settled, cases, *scalars, values)
     )
     best = min(fits, key=lambda formula: len(formula.mistakes), default=None)
     return best or _fit_mixture(settled, cases, sources, is_optimal)
@@ -252,7 +237,7 @@ def _fit_mixture(
 ) -> Formula | None:
     """Fits a sum of several values at time t, by rank and by action."""
     d = cases.discount_t
-    parts = [Part("r_t", cases.r_t, ""), Part("discount_t", d, ""), Part("1", np.ones_like(d), "")]
+    parts = [Part("r_t", cases.r_t), Part("discount_t", d), Part("1", np.ones_like(d))]
     for name, q, mistake, _ in sources:
         places = ("highest", "second", *(f"{i + 1}th" for i in range(2, q.shape[1] - 1)), "lowest")
         ranked = zip(places, np.sort(q, 1)[:, ::-1].T, strict=True)
@@ -265,16 +250,12 @@ def _fit_mixture(
         return None
     used = [i for i in range(3, len(factors)) if not _is_close(factors[i], 0)]
     values = " + ".join(f"{factors[i]:.3g} * {parts[i].text}" for i in used).replace("+ -", "- ")
-    shares = factors[used]
-    is_epsilon_greedy = (
-        len(used) > 1
-        and used == [*range(used[0], used[0] + len(used))]  # of one source
-        and _is_close(shares.sum(), 1)
-        and np.ptp(shares[1:]) < 1e-3
-        and 0 < shares[1] < 1
-    )
-    belongs = "the maximum" if is_optimal else "the declared value"
-    policy = f": that of an epsilon of {len(used) * shares[1]:.3g}" if is_epsilon_greedy else ""
+    belongs, policy = "the maximum" if is_optimal else "the declared value", ""
+    is_of_one_source = len(used) > 1 and used == [*range(used[0], used[0] + len(used))]
+    if is_of_one_source and _is_close(factors[used].sum(), 1):
+        shares = factors[used[1:]]
+        if 0 < shares[0] < 1 and np.ptp(shares) < 1e-3:
+            policy = f": that of an epsilon of {len(used) * shares[0]:.3g}"
     known = {
         f"it takes {values} where {belongs} belongs{policy}": True,
         **{parts[i].mistake: True for i in used},

@@ -4,13 +4,11 @@ from collections.abc import Callable
 
 import numpy as np
 
-from purejaxdqn.testing.fixed_points import FixedPoint, take_value
+from purejaxdqn.testing.fixed_points import take_value
 from purejaxdqn.testing.losses.gradients import FAR
 from purejaxdqn.testing.losses.single_transitions import Cases, Subject, find_size
 from purejaxdqn.testing.losses.target_formulas import TOLERANCE, Formula, name_target
 from purejaxdqn.testing.report import Check, attempt, expect, find_true
-
-_Differ = Callable[[Cases], np.ndarray]
 
 
 def check_target_parts(subject: Subject) -> list[Check]:
@@ -25,7 +23,7 @@ def check_target_parts(subject: Subject) -> list[Check]:
     return [*rows, attempt(f"bootstraps from: {subject.bootstrap}", _check_bootstrap, subject)]
 
 
-def check_declared_target(subject: Subject, fixed_point: FixedPoint) -> tuple[Check, str]:
+def check_declared_target(subject: Subject) -> tuple[Check, str]:
     """Makes the row on the whole target, and says what is wrong with it."""
     wrong = ""
 
@@ -37,42 +35,41 @@ def check_declared_target(subject: Subject, fixed_point: FixedPoint) -> tuple[Ch
             "settle: the loss, or the prediction in it, has the wrong sign, or the error has no "
             "penalty"
         )
-        expect(np.isfinite(size) and size < FAR / 2, f"{size:.1e}", unsettled)
-        formula = _find_formula(subject, fixed_point)
-        difference, example, wrong = _find_difference(subject, fixed_point)
+        expect(size < FAR / 2, f"{size:.1e}", unsettled)
+        formula = _find_formula(subject)
+        difference, example, wrong = _find_difference(subject)
         # A bootstrap from both networks may mix them: it is judged only where they agree.
         if formula is not None and formula.mistakes and (example or subject.bootstrap != "both"):
             wrong = "; ".join(formula.mistakes)
-            example = f"the target is {formula.text}, and {fixed_point.name} was declared"
+            example = f"the target is {formula.text}, and {subject.fixed_point.name} was declared"
         return expect(not example, f"{difference:.1e}", f"{example}: {wrong}")
 
     return attempt("the target is the declared one", look), wrong
 
 
-def _find_formula(subject: Subject, fixed_point: FixedPoint) -> Formula | None:
-    cases, settled, declared = subject.cases, subject.settled, (fixed_point, subject.bootstrap)
-    if formula := name_target(settled, cases.predict(settled), *declared):
+def _find_formula(subject: Subject) -> Formula | None:
+    cases, declared = subject.cases, (subject.fixed_point, subject.bootstrap)
+    if formula := name_target(subject.settled, cases.predict(subject.settled), *declared):
         return formula
     # The target may depend on the very values that were moved: by bisection, find the reward that
     # makes each prediction stay.
-    low, high = np.full((2, len(settled)), [[-FAR], [FAR]])
+    low, high = np.full((2, len(cases.r_t)), [[-FAR], [FAR]])
     for _ in range(45):
         middle = (low + high) / 2
         rises = subject.pull(r_t=middle) > 0
         low, high = np.where(rises, low, middle), np.where(rises, middle, high)
     reached = take_value(cases.q_tm1, cases.a_tm1) - middle
-    if find_size(reached) > FAR / 2:
-        return None  # no reward does
-    return name_target(reached, cases, *declared)
+    is_found = find_size(reached) <= FAR / 2  # else no reward does
+    return name_target(reached, cases, *declared) if is_found else None
 
 
 def _expect_alike(
-    subject: Subject, one: Cases, other: Cases, wrong: str, *why: str | Callable[[], str]
+    subject: Subject, one: Cases, other: Cases, wrong: str, *why: str | Callable[[Subject], str]
 ) -> str:
     """Fails where two cases have other losses, with the first reason that says something."""
     change = subject.compare(one, other)
     if not change < 1e-6:
-        texts = (text if isinstance(text, str) else text() for text in why)
+        texts = (text if isinstance(text, str) else text(subject) for text in why)
         wrong = f"{wrong} by a share of up to {change:.3g}: {next(filter(None, texts))}"
     return expect(change < 1e-6, f"{change:.1e}", wrong)
 
@@ -93,9 +90,8 @@ def _check_reward(subject: Subject) -> str:
     return _expect_alike(
         *(subject, cases, cases.shift(r_t=1.0, q_tm1=1.0)),
         "1 more of reward and of all q_tm1 changes the loss,",
-        lambda: _describe_weights(subject, 1.0, cases.shift(r_t=1.0)),
-        lambda: _describe_rounding(subject),
-        lambda: _describe_reward(subject),
+        lambda _: _describe_weights(subject, 1.0, cases.shift(r_t=1.0)),
+        *(_describe_rounding, _describe_reward),
         "r_t must count once in the target, undiscounted and with a plus sign, and q_tm1[a_tm1] be "
         "taken off",
     )
@@ -111,10 +107,9 @@ def _check_discount(subject: Subject) -> str:
     return _expect_alike(
         *(subject, raised, rewarded),
         f"1 more of {values} must be worth as much as discount_t more of r_t, and the loss differs",
-        lambda: unused if subject.compare(cases, raised) == 0 else "",
-        lambda: _describe_weights(subject, cases.discount_t, raised, rewarded),
-        lambda: _describe_discount(subject),
-        lambda: _describe_reward(subject),
+        lambda _: unused if subject.compare(cases, raised) == 0 else "",
+        lambda _: _describe_weights(subject, cases.discount_t, raised, rewarded),
+        *(_describe_discount, _describe_reward),
         "discount_t must multiply what comes from time t, once",
     )
 
@@ -123,29 +118,32 @@ def _check_bootstrap(subject: Subject) -> str:
     """Checks that the loss does not change with values that are not to count."""
     cases, bootstrap = subject.cases, subject.bootstrap
     rng = np.random.default_rng(4)
-    others: list[tuple[str, Cases, str]] = []
+    measured = []
+
+    def expect_still(what: str, why: str, **shift: np.ndarray | float) -> None:
+        wrong, other = f"the loss changes with {what},", cases.shift(**shift)
+        measured.append(_expect_alike(subject, cases, other, wrong, why))
+
     if bootstrap == "none":
         why = "it is said not to bootstrap (bootstrap='none')"
-        others.append(("the values at obs_t", cases.shift(q_t=1.0, q_t_selector=1.0), why))
+        expect_still("the values at obs_t", why, q_t=1.0, q_t_selector=1.0)
     if bootstrap == "target":
         why = (
             "the target takes values of the online network (params, q_t_selector), which may pick "
             "an action but not judge it: they belong to the target network (target_params, q_t). "
             "Where that is meant: bootstrap='online'"
         )
-        others.append(("1 more of all q_t_selector", cases.shift(q_t_selector=1.0), why))
+        expect_still("1 more of all q_t_selector", why, q_t_selector=1.0)
     if bootstrap == "online":
         why = (
             "it uses target_params although it is said to do without a target network "
             "(bootstrap='online')"
         )
         q_t, target_q_tm1 = rng.normal(size=(2, 1, cases.q_t.shape[1]))
-        other = cases.shift(q_t=q_t, target_q_tm1=target_q_tm1)
-        others.append(("the target network's values", other, why))
+        expect_still("the target network's values", why, q_t=q_t, target_q_tm1=target_q_tm1)
     if bootstrap != "none":
         why = "the target takes values of obs_tm1 where those of obs_t belong"
-        other = cases.shift(target_q_tm1=1.0)
-        others.append(("1 more of all the target network's q_tm1", other, why))
+        expect_still("1 more of all the target network's q_tm1", why, target_q_tm1=1.0)
     # Where other actions have a gradient, a row of its own says so.
     is_learned = subject.learns_other_actions or subject.answers.sizes[~cases.is_taken].any()
     if bootstrap in ("target", "both") and not is_learned:
@@ -153,28 +151,21 @@ def _check_bootstrap(subject: Subject) -> str:
             "the target takes the online network's values at obs_tm1. For a loss that is meant to "
             "learn of other actions: learns_other_actions=True"
         )
-        other = cases.shift(q_tm1=~cases.is_taken * rng.normal(size=cases.q_tm1.shape))
-        others.append(("q_tm1 of actions not taken", other, why))
-    measured = [
-        _expect_alike(subject, cases, other, f"the loss changes with {what},", why)
-        for what, other, why in others
-    ]
+        noise = ~cases.is_taken * rng.normal(size=cases.q_tm1.shape)
+        expect_still("q_tm1 of actions not taken", why, q_tm1=noise)
     return max(measured, key=float)
 
 
-def _find_difference(subject: Subject, fixed_point: FixedPoint) -> tuple[float, str, str]:
-    """Compares the target with the declared one, where both networks agree.
+def _differ(subject: Subject, cases: Cases) -> np.ndarray:
+    settled = subject.settle(cases)
+    # Without a target network its own prediction has moved meanwhile.
+    moved = cases.predict(settled) if subject.bootstrap == "online" else cases
+    declared = subject.fixed_point.target(moved.q_tm1, *cases[4:], cases.q_t)
+    return np.where(np.isfinite(settled), settled - declared, np.inf)
 
-    Returns the largest difference, an example of it, and what it depends on: no texts without one.
-    """
 
-    def differ(cases: Cases) -> np.ndarray:
-        settled = subject.settle(cases)
-        # Without a target network its own prediction has moved meanwhile.
-        moved = cases.predict(settled) if subject.bootstrap == "online" else cases
-        declared = fixed_point.target(moved.q_tm1, *cases[4:], cases.q_t)
-        return np.where(np.isfinite(settled), settled - declared, np.inf)
-
+def _find_difference(subject: Subject) -> tuple[float, str, str]:
+    """Finds the largest difference to the declared target, an example, and what it depends on."""
     cases = subject.cases.equate_networks()
     stages: list[tuple[Cases, float, Callable[..., str]]] = [
         (cases, TOLERANCE, _describe_dependence),
@@ -185,7 +176,7 @@ def _find_difference(subject: Subject, fixed_point: FixedPoint) -> tuple[float, 
         stages.append((cases.scale(1e3), 1e3 * TOLERANCE, lambda *_: said))
     sizes = []
     for cases, tolerance, describe in stages:
-        difference = differ(cases)
+        difference = _differ(subject, cases)
         sizes.append(find_size(difference))
         if sizes[-1] > tolerance:
             i = int(np.argmax(np.abs(difference)))
@@ -193,13 +184,13 @@ def _find_difference(subject: Subject, fixed_point: FixedPoint) -> tuple[float, 
             example = (
                 f"where r_t is {cases.r_t[i]:.3g}, discount_t {cases.discount_t[i]:.3g} and q_t "
                 f"[{', '.join(f'{q:.3g}' for q in cases.q_t[i])}], the target is {settled:.4g} and "
-                f"{fixed_point.name} declares {settled - difference[i]:.4g}"
+                f"{subject.fixed_point.name} declares {settled - difference[i]:.4g}"
             )
-            return sizes[-1], example, describe(subject, cases, difference, differ)
+            return sizes[-1], example, describe(subject, cases, difference)
     return sizes[0], "", ""
 
 
-def _describe_end(subject: Subject, ended: Cases, difference: np.ndarray, _: _Differ) -> str:
+def _describe_end(subject: Subject, ended: Cases, difference: np.ndarray) -> str:
     """Describes what is wrong with the targets of terminal transitions alone."""
     end = "where the episode terminated (discount_t = 0)"
     predictions = take_value(ended.q_tm1, ended.a_tm1)
@@ -218,36 +209,32 @@ def _describe_end(subject: Subject, ended: Cases, difference: np.ndarray, _: _Di
     return f"{end} {' and '.join(find_true(said))}"
 
 
-def _describe_dependence(
-    subject: Subject, cases: Cases, difference: np.ndarray, differ: _Differ
-) -> str:
+def _describe_dependence(subject: Subject, cases: Cases, difference: np.ndarray) -> str:
     """Describes what changes the difference to the declared target, and how."""
     fields = {name: name for name in ("r_t", "discount_t", "a_tm1")}
     fields |= {"the values at obs_tm1": "target_q_tm1", "the values at obs_t": "q_t"}
     moves = {}
     for name, field in fields.items():
         other = cases._replace(**{field: np.roll(getattr(cases, field), 1, axis=0)})
-        moves[name] = find_size(differ(other.equate_networks()) - difference) > TOLERANCE
+        change = _differ(subject, other.equate_networks()) - difference
+        moves[name] = find_size(change) > TOLERANCE
     names = ", ".join(find_true(moves))
     nothing = subject.cases.scale(0.0)
-    constant = differ(nothing)
+    constant = _differ(subject, nothing)
     i = int(np.argmax(np.abs(constant)))
-    known = {
-        f"the difference depends on {names}" if names else "it differs": True,
-        _describe_rounding(subject): True,
-        _describe_reward(subject): True,
-        _describe_discount(subject): True,
-        _describe_values(subject): True,
-        f"with r_t and all values 0 the target is {subject.settle(nothing)[i]:.3g} where "
-        f"discount_t is {nothing.discount_t[i]:.3g}: something is added to it": (
-            abs(constant[i]) > TOLERANCE
-        ),
-    }
-    return "; ".join(find_true(known))
+    said = [f"the difference depends on {names}" if names else "it differs"]
+    parts = (_describe_rounding, _describe_reward, _describe_discount, _describe_values)
+    said += [describe(subject) for describe in parts]
+    if abs(constant[i]) > TOLERANCE:
+        said.append(
+            f"with r_t and all values 0 the target is {subject.settle(nothing)[i]:.3g} where "
+            f"discount_t is {nothing.discount_t[i]:.3g}: something is added to it"
+        )
+    return "; ".join(filter(None, said))
 
 
 def _describe_factors(what: str, given: list[float], found: list[np.ndarray], wrong: str) -> str:
-    """Describes how sizes `given` count, from `found` `[N]` of each; "" if as themselves."""
+    """Describes how sizes `given` count, which moved the target by `found` `[N]` each."""
     counted = [float(x.mean()) for x in found]
     if any(np.ptp(x) > TOLERANCE for x in found) or np.allclose(counted, given, 0, TOLERANCE):
         return ""
@@ -304,16 +291,13 @@ def _describe_values(subject: Subject) -> str:
     def move(by: np.ndarray | float) -> np.ndarray:
         return subject.settle(cases.shift(q_t=by, q_t_selector=by)) - still
 
-    num_actions = cases.q_t.shape[1]
-    said = [
-        f"the value of action {action} at obs_t does not count"
-        for action, by in enumerate(4.0 * np.eye(num_actions))
-        if find_size(move(by[np.newaxis])) < TOLERANCE
-    ]
-    if len(said) == num_actions:
+    moves = [find_size(move(by)) for by in 4.0 * np.eye(cases.q_t.shape[1])[:, np.newaxis]]
+    unused = [action for action, size in enumerate(moves) if size < TOLERANCE]
+    if len(unused) == len(moves):
         return "no value at obs_t counts"
+    said = [f"the value of action {action} at obs_t does not count" for action in unused]
     slope = move(4.0) / 4
     bends = [(move(by) - by * slope) / cases.discount_t for by in (-4.0, -1.0, 1.0)]
-    if any(find_size(bend) > 10 * TOLERANCE for bend in bends):
+    if find_size(np.array(bends)) > 10 * TOLERANCE:
         said.append("the values at obs_t, or the target, are clipped or bent")
     return "; ".join(said)

@@ -23,8 +23,8 @@ from purejaxdqn.losses import (
 )
 from purejaxdqn.networks import MLP, make_network
 from purejaxdqn.testing import CheckError, check_loss, converges_to, fixed_points, loss_report
-from purejaxdqn.testing.declared_fixed_points import find_declared
 from purejaxdqn.testing.fixed_points import OPTIMAL, soft
+from purejaxdqn.testing.losses.check_loss import find_declared
 from purejaxdqn.testing.losses.interface import check_interface
 from purejaxdqn.testing.losses.single_transitions import draw_cases
 from purejaxdqn.testing.losses.target_formulas import name_target
@@ -66,7 +66,7 @@ def test_every_loss_of_the_package_passes(name):
     [soft(0.1), fixed_points.munchausen(soft(0.1), 0.1, 0.9, -1.0), fixed_points.persistent(0.9)],
 )
 def test_each_near_miss_of_a_fixed_point_has_its_name(fixed_point):
-    cases = draw_cases(48, 3)
+    cases = draw_cases()
     for wrong, off in fixed_point.near_misses:
         arguments = (cases.a_tm1, cases.r_t, cases.discount_t, cases.q_t)
         settled = off.target(cases.target_q_tm1, *arguments)
