@@ -76,6 +76,10 @@ def _check_all(make_replay: MakeReplay, key: Array, num_envs: int, n_step: int) 
         _check_draws(make(16, 3), _draw_steps(10, num_envs, 3), key, 10 * num_envs)
         return _check_draws(make(8, 3), _draw_steps(21, num_envs, 3), key, 8 * num_envs)
 
+    def check_values() -> str:
+        values.extend(probes.check_probes(_learn_probes(make_replay, key, num_envs), n_step))
+        return ""
+
     values: list[Check] = []
     types = attempt("shapes and dtypes", _check_types, make_replay, num_envs, n_step)
     if not types.passed:
@@ -86,17 +90,13 @@ def _check_all(make_replay: MakeReplay, key: Array, num_envs: int, n_step: int) 
         attempt("with a time limit of one step", check_content, 4, 1),
         attempt("probabilities and priorities", check_frequencies),
         attempt("written in place", _check_in_place, make_replay, num_envs),
-        attempt(
-            "the probes are sampled", _check_probes, make_replay, key, num_envs, n_step, values
-        ),
+        attempt("the probes are sampled", check_values),
         *values,
     ]
 
 
-def _check_probes(
-    make_replay: MakeReplay, key: Array, num_envs: int, n_step: int, checks: list[Check]
-) -> str:
-    """Learns the values of the probes from samples; adds rows that compare them to `checks`."""
+def _learn_probes(make_replay: MakeReplay, key: Array, num_envs: int) -> np.ndarray:
+    """Learns the values of the probes from samples."""
     steps = probes.play_probes(_PROBE_ROWS, num_envs)
     replay = make_replay(_PROBE_ROWS * num_envs, _PROBE_ROWS * num_envs, probes.MAX_STEPS)
 
@@ -106,8 +106,7 @@ def _check_probes(
         return jax.vmap(n_step_transition, in_axes=(0, None))(windows, probes.DISCOUNT)
 
     transitions = to_numpy(jax.jit(sampled)(jax.random.split(key, 4)))
-    checks += probes.check_probes(probes.solve_values(transitions), n_step)
-    return ""
+    return probes.solve_values(transitions)
 
 
 def _fill(replay: Replay, steps: Step, state: ArrayTree = None) -> ArrayTree:
