@@ -16,27 +16,17 @@ raise. A loss can be checked from the command line too:
     purejaxdqn check my_module:my_loss
 """
 
-from purejaxdqn.testing.environments import check_environment
-from purejaxdqn.testing.fixed_points import OPTIMAL, FixedPoint, converges_to
-from purejaxdqn.testing.losses.check_loss import check_loss, loss_report
-from purejaxdqn.testing.networks import check_network
-from purejaxdqn.testing.replay import check_replay, replay_report
-from purejaxdqn.testing.report import Check, CheckError, Report
-from purejaxdqn.testing.training import check_training, training_report
-
-__all__ = [
-    "OPTIMAL",
-    "Check",
-    "CheckError",
-    "FixedPoint",
-    "Report",
-    "check_environment",
-    "check_loss",
-    "check_network",
-    "check_replay",
-    "check_training",
-    "converges_to",
-    "loss_report",
-    "replay_report",
-    "training_report",
-]
+from purejaxdqn.testing.environments import check_environment as check_environment
+from purejaxdqn.testing.fixed_points import OPTIMAL as OPTIMAL
+from purejaxdqn.testing.fixed_points import FixedPoint as FixedPoint
+from purejaxdqn.testing.fixed_points import converges_to as converges_to
+from purejaxdqn.testing.losses.check_loss import check_loss as check_loss
+from purejaxdqn.testing.losses.check_loss import loss_report as loss_report
+from purejaxdqn.testing.networks import check_network as check_network
+from purejaxdqn.testing.replay import check_replay as check_replay
+from purejaxdqn.testing.replay import replay_report as replay_report
+from purejaxdqn.testing.report import Check as Check
+from purejaxdqn.testing.report import CheckError as CheckError
+from purejaxdqn.testing.report import Report as Report
+from purejaxdqn.testing.training import check_training as check_training
+from purejaxdqn.testing.training import training_report as training_report

@@ -1,5 +1,6 @@
 """Checks that an environment keeps its contract."""
 
+import functools
 import itertools
 from typing import Any
 
@@ -23,6 +24,7 @@ from purejaxdqn.testing.requirements import (
 from purejaxdqn.types import Array, ArrayTree, TimeStep
 
 _ONE_ENVIRONMENT = f"It is a function of ONE environment, batched with vmap. {COMPILABLE}"
+_CORRECT = "correct the one or the other"
 
 
 def check_environment(env: Environment, key: Array, *, random_reset: bool = True) -> None:
@@ -72,34 +74,29 @@ def _check_description(env: Environment) -> None:
 
 
 def _check_types(env: Environment, key: Array, mode: str) -> None:
-    answer = find_types(f"env.reset {mode}", _ONE_ENVIRONMENT, env.reset, key)
-    require(
-        isinstance(answer, tuple) and len(answer) == 2,
-        f"env.reset answers with {answer!r}: it must return (state, obs)",
-    )
-    state, obs = answer
+    def find(name: str, rule: str, second: type, *args: Any) -> Any:
+        answer = find_types(f"env.{name} {mode}", _ONE_ENVIRONMENT, getattr(env, name), *args)
+        is_right = isinstance(answer, tuple) and len(answer) == 2 and isinstance(answer[1], second)
+        require(is_right, f"env.{name} answers with {answer!r}: it must return {rule}")
+        return answer
+
+    state, obs = find("reset", "(state, obs)", object, key)
     action = jax.ShapeDtypeStruct((), jnp.int32)
-    answer = find_types(f"env.step {mode}", _ONE_ENVIRONMENT, env.step, key, state, action)
-    require(
-        isinstance(answer, tuple) and len(answer) == 2 and isinstance(answer[1], TimeStep),
-        f"env.step answers with {answer!r}: it must return (state, TimeStep)",
-    )
-    next_state, timestep = answer
+    next_state, timestep = find("step", "(state, TimeStep)", TimeStep, key, state, action)
     space = env.observation_space
-    dtypes = {jax.dtypes.canonicalize_dtype(space.dtype)}
-    if jnp.issubdtype(space.dtype, jnp.floating):
-        dtypes.add(jax.dtypes.canonicalize_dtype(np.float64))  # JAX's default float of the mode
+    # JAX's default float of the mode is as good as the space's own.
+    floats = [np.float64] if jnp.issubdtype(space.dtype, jnp.floating) else []
+    dtypes = [jax.dtypes.canonicalize_dtype(dtype) for dtype in (space.dtype, *floats)]
     for name, found in (("env.reset", obs), ("env.step", timestep.obs)):
         require(
             found.shape == space.shape and found.dtype in dtypes,
             f"the observation of {name} is {describe_type(found)} {mode}, but observation_space "
-            f"says {np.dtype(space.dtype).name}{list(space.shape)}: correct the one or the other",
+            f"says {np.dtype(space.dtype).name}{list(space.shape)}: {_CORRECT}",
         )
     pairs = {"state": (state, next_state), "observation": (obs, timestep.obs)}
-    for name, (before, after) in pairs.items():
+    for name, pair in pairs.items():
         require_same_types(
-            before,
-            after,
+            *pair,
             f"the {name} has other types after env.step than after env.reset {mode}, so that scan "
             "cannot carry it",
             "give every array one dtype and shape: jnp.zeros((), jnp.int32), x.astype(y.dtype)",
@@ -107,10 +104,8 @@ def _check_types(env: Environment, key: Array, mode: str) -> None:
     require_float_scalar(timestep.reward, f"the reward {mode}")
     for name in ("terminated", "truncated"):
         flag = getattr(timestep, name)
-        require(
-            getattr(flag, "shape", None) == () and flag.dtype == bool,
-            f"{name} is {describe_type(flag)} {mode}: it must be a bool scalar",
-        )
+        is_right = getattr(flag, "shape", None) == () and flag.dtype == bool
+        require(is_right, f"{name} is {describe_type(flag)} {mode}: it must be a bool scalar")
 
 
 def _lies_in_space(space: gymnasium.spaces.Box, obs: Any) -> Any:
@@ -127,81 +122,72 @@ def _check_starts(
     """Checks the first step of episodes side by side, and returns their first states."""
 
     def first_step(keys: Array, action: Array) -> Any:
-        reset_key, step_key = keys
-        state, obs = env.reset(reset_key)
-        return (state, obs), env.step(step_key, state, action)
+        state, obs = env.reset(keys[0])
+        return (state, obs), env.step(keys[1], state, action)
 
     def start(keys: Array, actions: Array) -> Any:
         alone = first_step(jax.random.clone(keys)[0], actions[0])
-        resets, firsts = jax.vmap(first_step)(keys, actions)
-        return resets[0], resets[1], *map(drop_keys, (resets, alone, (resets, firsts)))
+        return alone, jax.vmap(first_step)(keys, actions)
 
     program = Program("env.reset and the first env.step", _ONE_ENVIRONMENT, start)
-    fresh, *found = program(jax.random.split(key, (NUM_LANES, 2)), action)
-    obs, resets, alone, together = to_numpy(found)
+    alone, together = program(jax.random.split(key, (NUM_LANES, 2)), action)
     require_close(
-        alone,
-        jax.tree.map(lambda x: x[0], together),
+        to_numpy(alone),
+        jax.tree.map(lambda x: x[0], to_numpy(together)),
         "an environment alone and the same one in a batch answer differently",
         "write reset and step for ONE environment: no sum, mean or draw over a batch axis",
     )
+    fresh, obs = together[0]
     require(
-        not random_reset or any((leaf != leaf[:1]).any() for leaf in resets),
+        not random_reset or any((leaf != leaf[:1]).any() for leaf in drop_keys((fresh, obs))),
         f"{NUM_LANES} different keys give {NUM_LANES} times the same reset: draw it from the "
         "key, or pass random_reset=False if episodes are meant to start alike",
     )
     require(
-        _lies_in_space(env.observation_space, obs),
-        f"an observation of env.reset lies outside of observation_space ({env.observation_space}): "
-        "correct the one or the other",
+        _lies_in_space(env.observation_space, np.asarray(obs)),
+        "an observation of env.reset lies outside of observation_space "
+        f"({env.observation_space}): {_CORRECT}",
     )
     return fresh
-
-
-# What is known of a step: terminated, truncated, whether the observation lies in the space, whether
-# the reward is finite, and whether the answer depends on the step's key.
-_Played = tuple[Array, Array, Array, Array, Array]
 
 
 def _check_episodes(env: Environment, key: Array, actions: np.ndarray, fresh: ArrayTree) -> None:
     """Plays `actions` `[T, lanes]` from fresh states, also after the end of an episode."""
 
-    def play_one(state: ArrayTree, xs: tuple[Array, Array]) -> tuple[ArrayTree, _Played]:
+    def play_one(state: ArrayTree, xs: tuple[Array, Array]) -> tuple[ArrayTree, Any]:
         (step_key, other_key), action = xs
         other_state, other = env.step(other_key, clone_keys(state), action)
         next_state, timestep = env.step(step_key, state, action)
         answers = (next_state, timestep.obs), (other_state, other.obs)
         pairs = zip(*map(drop_keys, answers), strict=True)
         same = [jnp.array_equal(x, y, equal_nan=True) for x, y in pairs]
-        return next_state, (
-            timestep.terminated,
-            timestep.truncated,
-            _lies_in_space(env.observation_space, timestep.obs),
-            jnp.isfinite(timestep.reward),
-            ~jnp.stack(same).all(),
-        )
+        in_space = _lies_in_space(env.observation_space, timestep.obs)
+        ends = timestep.terminated, timestep.truncated
+        return next_state, (*ends, in_space, jnp.isfinite(timestep.reward), ~jnp.stack(same).all())
 
-    program = Program(
-        "playing whole episodes",
-        _ONE_ENVIRONMENT,
-        lambda states, *steps: jax.lax.scan(jax.vmap(play_one), states, steps),
-    )
+    def set_clock(fresh: Array, then: Array, other: Array) -> Array:
+        # A clock is the same in all lanes, whatever their keys and actions, but not at all times.
+        if is_key(fresh):
+            return fresh
+        is_clock = (then == then[:1]).all(0) & (other == other[:1]).all(0) & (then[0] != other[0])
+        return jnp.where(is_clock[jnp.newaxis], then, fresh)
+
+    play = functools.partial(jax.lax.scan, jax.vmap(play_one))
+    program = Program("playing whole episodes", _ONE_ENVIRONMENT, play)
     keys = jax.random.split(key, (*actions.shape, 2))
     states, rows = [fresh], []
     # At once up to two steps before the limit, and then one by one.
-    almost = max(env.max_steps - 2, 0)
-    for first, end in itertools.pairwise([0, *range(almost, len(actions) + 1)]):
-        state, row = program(states[-1], keys[first:end], actions[first:end])
+    stops = range(max(env.max_steps - 2, 0), len(actions) + 1)
+    for first, end in itertools.pairwise([0, *stops]):
+        state, row = program(states[-1], (keys[first:end], actions[first:end]))
         states.append(state)
         rows.append(row)
-    _check_played(env, to_numpy(jax.tree.map(lambda *x: np.concatenate(x), *rows)))
+    _check_played(env, jax.tree.map(lambda *x: np.concatenate(x), *rows))
     if env.max_steps == 1:
         return  # no step comes before the last one, to compare it with
     # Fresh states with only the step counter set to the end.
-    before, after = (
-        np.asarray(program(_set_clock(fresh, *pair), keys[:1], actions[:1])[1][0][0])
-        for pair in (states[1:3], states[2:0:-1])
-    )
+    clocked = [jax.tree.map(set_clock, fresh, *pair) for pair in (states[1:3], states[2:0:-1])]
+    before, after = (np.asarray(program(x, (keys[:1], actions[:1]))[1][0][0]) for x in clocked)
     require(
         bool(before.all()) or not after[~before].all(),
         f"terminated becomes True at step {env.max_steps} because the time limit (max_steps) is "
@@ -210,73 +196,40 @@ def _check_episodes(env: Environment, key: Array, actions: np.ndarray, fresh: Ar
     )
 
 
-def _check_played(env: Environment, played: _Played) -> None:
-    terminated, truncated, in_space, finite_reward, depends_on_key = played
-    steps = np.arange(1, len(terminated) + 1)[:, np.newaxis]
-    over = terminated | (steps >= env.max_steps)
-    in_episode = np.cumsum(over, axis=0) - over == 0
-    is_last = in_episode & over
-    is_before = in_episode & ~over
-
-    def find(wrong: Any) -> int:
-        """Finds the first step, counted from 1, at which something is wrong; 0 if none is."""
-        return int(np.argmax(wrong.any(axis=1))) + 1 if wrong.any() else 0
-
-    outside = find(in_episode & ~in_space)
-    require(
-        not outside,
-        f"the observation after step {outside} of an episode lies outside of "
-        f"observation_space ({env.observation_space}): correct the one or the other",
-    )
-    infinite = find(in_episode & ~finite_reward)
-    require(
-        not infinite,
-        f"the reward of step {infinite} of an episode is NaN or infinite: it must be finite",
-    )
+def _check_played(env: Environment, played: tuple[np.ndarray, ...]) -> None:
+    """Judges what `play_one` says of each step, `[T, lanes]` each."""
+    terminated, truncated, in_space, is_finite, depends_on_key = played
+    is_late = np.arange(1, len(terminated) + 1)[:, np.newaxis] >= env.max_steps
+    over = terminated | is_late
+    in_episode = np.equal(np.cumsum(over, axis=0), over)
     hint = (
         "Return the state and the observation that the action led to, also at the end of an "
         "episode; step_and_reset is what starts the next one"
     )
     # Dynamics without noise, but noise in the last answer: a new start was drawn.
+    noise = depends_on_key & in_episode
     require(
-        bool((depends_on_key & is_before).any()) or not (depends_on_key & is_last).any(),
+        bool((noise & ~over).any()) or not (noise & over).any(),
         "the last step of an episode depends on the step's key, and no other step does: env.step "
         f"starts a new episode by itself. {hint}",
     )
-    early = find(truncated & (steps < env.max_steps))
-    require(
-        not early,
-        f"truncated is True at step {early} of an episode, but max_steps is {env.max_steps}: it "
-        "means the time limit and nothing else; return truncated=num_steps >= max_steps",
-    )
-    wrong = ~truncated & (steps >= env.max_steps)
-    if not (late := find(wrong)):
-        return
-    lane = int(np.argmax(wrong[late - 1]))
-    ended = find(over[: late - 1, lane : lane + 1])
-    remedy = (
-        f". As the episode was over at step {ended}, env.step seems to start a new one by itself. "
-        f"{hint}, and truncated stays True from max_steps on"
-        if ended
-        else ": count the steps in the state and return truncated=num_steps >= max_steps, apart "
-        "from terminated"
-    )
-    raise AssertionError(
-        f"truncated is False at step {late} of an episode, but max_steps is {env.max_steps}{remedy}"
-    )
-
-
-def _set_clock(fresh: ArrayTree, then: ArrayTree, other: ArrayTree) -> ArrayTree:
-    """Puts the clocks of states of another time into fresh states `[lanes, ...]`.
-
-    A clock is a number that is the same in all lanes, whatever their keys and actions, and differs
-    between two times.
-    """
-
-    def leaf(fresh: Array, then: Array, other: Array) -> Array:
-        if is_key(fresh):
-            return fresh
-        is_clock = (then == then[:1]).all(0) & (other == other[:1]).all(0) & (then[0] != other[0])
-        return jnp.where(is_clock[jnp.newaxis], then, fresh)
-
-    return jax.tree.map(leaf, fresh, then, other)
+    count = "return truncated=num_steps >= max_steps"
+    missed = is_late & ~truncated
+    t, lane = np.argwhere(missed)[0] if missed.any() else (0, 0)
+    remedy = f": count the steps in the state and {count}, apart from terminated"
+    if over[:t, lane].any():
+        remedy = (
+            f". As the episode was over at step {over[:t, lane].argmax() + 1}, env.step seems to "
+            f"start a new one by itself. {hint}, and truncated stays True from max_steps on"
+        )
+    outside = f"lies outside of observation_space ({env.observation_space})"
+    limit = f", but max_steps is {env.max_steps}"
+    rule = f"{limit}: it means the time limit and nothing else; {count}"
+    for wrong, what, how in (
+        (~in_space & in_episode, "the observation after", f" {outside}: {_CORRECT}"),
+        (~is_finite & in_episode, "the reward of", " is NaN or infinite: it must be finite"),
+        (truncated & ~is_late, "truncated is True at", rule),
+        (missed, "truncated is False at", f"{limit}{remedy}"),
+    ):
+        step = wrong.any(axis=1).argmax() + 1
+        require(not wrong.any(), f"{what} step {step} of an episode{how}")

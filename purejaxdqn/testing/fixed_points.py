@@ -17,18 +17,13 @@ _ByMistake = dict[str, Rows]  # "" is the right one
 
 
 class FixedPoint(NamedTuple):
-    """What a loss converges to.
+    """What a loss converges to; its `target` and those of its near misses take and give NumPy."""
 
-    Attributes:
-      name: for messages.
-      target: `(q_tm1 [..., A], a_tm1 [...], r_t [...], discount_t [...], q_t [..., A]) -> [...]`,
-        NumPy in and out: where both networks agree, the target of `q_tm1[a_tm1]`.
-      near_misses: `(what is wrong, FixedPoint)` of common mistakes. `check_loss` uses them to say
-        what is wrong with a loss that makes one.
-    """
-
-    name: str
+    name: str  # for messages
+    # (q_tm1 [..., A], a_tm1 [...], r_t [...], discount_t [...], q_t [..., A]) -> [...]: where both
+    # networks agree, the target of q_tm1[a_tm1]
     target: Callable[..., Rows]
+    # (what is wrong, FixedPoint) of common mistakes, by which `check_loss` names one that it finds
     near_misses: tuple[tuple[str, Any], ...] = ()
 
 
@@ -42,23 +37,21 @@ def _logsumexp(x: Rows) -> Rows:
 
 
 def _make(name: str, targets: Callable[..., _ByMistake]) -> FixedPoint:
-    """Makes a fixed point of the right target, named "", and of those of common mistakes."""
-
-    def make(name: str, wrong: str) -> FixedPoint:
-        return FixedPoint(name, lambda *transition: targets(*transition)[wrong])
-
+    """Makes a fixed point of the right target, with those of common mistakes as near misses."""
     _, *mistakes = targets(np.zeros(2), np.zeros((), int), *np.zeros((2, 1)), np.zeros(2))
-    near_misses = tuple((wrong, make(f"{name}, off", wrong)) for wrong in mistakes)
-    return make(name, "")._replace(near_misses=near_misses)
+    right, *near = (
+        FixedPoint(f"{name}, off" if wrong else name, lambda *x, wrong=wrong: targets(*x)[wrong])
+        for wrong in ("", *mistakes)
+    )
+    return right._replace(near_misses=tuple(zip(mistakes, near, strict=True)))
 
 
-OPTIMAL = _make(
-    "optimal", lambda q_tm1, a_tm1, r_t, discount_t, q_t: {"": r_t + discount_t * q_t.max(-1)}
+OPTIMAL = FixedPoint(
+    "optimal", lambda q_tm1, a_tm1, r_t, discount_t, q_t: r_t + discount_t * q_t.max(-1)
 )
 """The optimal values: Bellman's optimality equation."""
 
-
-RETURN = _make("return", lambda q_tm1, a_tm1, r_t, discount_t, q_t: {"": r_t + 0 * discount_t})
+RETURN = FixedPoint("return", lambda q_tm1, a_tm1, r_t, discount_t, q_t: r_t + 0 * discount_t)
 """The mean of `r_t`, for losses whose `r_t` is a whole return: they do not bootstrap."""
 
 
@@ -66,8 +59,7 @@ def epsilon_greedy(epsilon: Any) -> FixedPoint:
     """Makes the values of a policy that is greedy but for a share `epsilon` of random actions."""
 
     def targets(q_tm1: Rows, a_tm1: Rows, r_t: Rows, discount_t: Rows, q_t: Rows) -> _ByMistake:
-        best, mean = q_t.max(-1), q_t.mean(-1)
-        others = q_t.sum(-1) - best
+        best, mean, others = q_t.max(-1), q_t.mean(-1), q_t.sum(-1) - q_t.max(-1)
         each = others / (q_t.shape[-1] - 1)
         values = {
             "": (1 - epsilon) * best + epsilon * mean,
@@ -89,36 +81,32 @@ def soft(temperature: Any) -> FixedPoint:
       temperature: above 0, in the unit of the action values.
     """
 
-    def policy_mean(q_t: Rows, temperature: Any = temperature) -> Rows:
+    def policy_mean(q_t: Rows, temperature: Any) -> Rows:
         scaled = q_t / temperature
         return (np.exp(scaled - _logsumexp(scaled)[..., np.newaxis]) * q_t).sum(-1)
 
     def targets(q_tm1: Rows, a_tm1: Rows, r_t: Rows, discount_t: Rows, q_t: Rows) -> _ByMistake:
         right, plain = temperature * _logsumexp(q_t / temperature), _logsumexp(q_t)
-        mean = policy_mean(q_t)
+        mean, flat_mean = policy_mean(q_t, temperature), policy_mean(q_t, 1.0)
         bonus = right - mean  # the temperature times the policy's entropy
+        flat = flat_mean + temperature * (plain - flat_mean)
+        swapped = temperature * _logsumexp(q_t * temperature)
+        average = right - temperature * np.log(q_t.shape[-1])
+        lowest = -temperature * _logsumexp(-q_t / temperature)
         values = {
             "": right,
             "the policy's entropy is missing (- temperature * log policy at obs_t)": mean,
             "the temperature is missing: it is 1": plain,
             "q_t is not divided by the temperature": temperature * plain,
-            "q_t is multiplied by the temperature where it is to be divided by it": (
-                temperature * _logsumexp(q_t * temperature)
-            ),
+            "q_t is multiplied by the temperature where it is to be divided by it": swapped,
             "q_t is divided by the temperature, and its log-sum-exp is not multiplied by it": (
                 right / temperature
             ),
             "the policy's entropy has the wrong sign": mean - bonus,
             "the policy's entropy is not multiplied by the temperature": mean + bonus / temperature,
-            "the policy is the softmax of q_t without the temperature": (
-                policy_mean(q_t, 1.0) * (1 - temperature) + temperature * plain
-            ),
-            "log A is taken off: it is the mean of the exponentials, and not their sum": (
-                right - temperature * np.log(q_t.shape[-1])
-            ),
-            "it is a soft minimum: the sign of the temperature is wrong": (
-                -temperature * _logsumexp(-q_t / temperature)
-            ),
+            "the policy is the softmax of q_t without the temperature": flat,
+            "log A is taken off: it is the mean of the exponentials, and not their sum": average,
+            "it is a soft minimum: the sign of the temperature is wrong": lowest,
         }
         return {wrong: r_t + discount_t * value for wrong, value in values.items()} | {
             "the policy's entropy is not multiplied by discount_t": r_t + discount_t * mean + bonus
@@ -132,18 +120,18 @@ def munchausen(
 ) -> FixedPoint:
     """Makes another fixed point, with the bonus of `purejaxdqn.losses.munchausen` in its reward."""
 
-    def clip(log_policy: Rows) -> Rows:
-        return np.clip(log_policy, log_policy_min, 0.0)
-
     def bonuses(q_tm1: Rows, a_tm1: Rows, discount_t: Rows, q_t: Rows) -> _ByMistake:
+        def clip(log_policy: Rows) -> Rows:
+            return np.clip(log_policy, log_policy_min, 0.0)
+
         # The temperature times the log-policies.
         all_tm1, all_t = (
             q - temperature * _logsumexp(q / temperature)[..., np.newaxis] for q in (q_tm1, q_t)
         )
-        log_policy = take_value(all_tm1, a_tm1)
+        log_policy, late = (take_value(x, a_tm1) for x in (all_tm1, all_t))
         plain = temperature * (take_value(q_tm1, a_tm1) - _logsumexp(q_tm1))
-        unscaled = clip(log_policy / temperature)
-        right = clip(log_policy)
+        right, unscaled = clip(log_policy), clip(log_policy / temperature)
+        average, probability = clip(all_tm1).mean(-1), np.exp(log_policy / temperature)
         scaled = {
             "": right,
             "the bonus is discounted": discount_t * right,
@@ -154,15 +142,9 @@ def munchausen(
                 temperature * unscaled
             ),
             "the bonus's log-policy is that of action values without a temperature": clip(plain),
-            "the bonus's log-policy is averaged over the actions: it is that of a_tm1": (
-                clip(all_tm1).mean(-1)
-            ),
-            "the bonus is the policy's probability and not its logarithm": (
-                np.exp(log_policy / temperature)
-            ),
-            "the bonus is that of the policy at obs_t and not at obs_tm1": (
-                clip(take_value(all_t, a_tm1))
-            ),
+            "the bonus's log-policy is averaged over the actions: it is that of a_tm1": average,
+            "the bonus is the policy's probability and not its logarithm": probability,
+            "the bonus is that of the policy at obs_t and not at obs_tm1": clip(late),
         }
         return {wrong: coefficient * bonus for wrong, bonus in scaled.items()} | {
             "the Munchausen bonus is missing": 0 * right,
@@ -193,20 +175,18 @@ def persistent(coefficient: Any) -> FixedPoint:
         gap, gap_t = (q.max(-1) - take_value(q, a_tm1) for q in (q_tm1, q_t))
         mean_gap, mean_gap_t = (q.mean(-1) - take_value(q, a_tm1) for q in (q_tm1, q_t))
         gap_t, mean_gap_t = (np.where(discount_t > 0, x, 0.0) for x in (gap_t, mean_gap_t))
-        smaller = np.minimum(gap, gap_t)
-        return {
-            "": optimal - coefficient * smaller,
-            "the gaps have the wrong sign": optimal + coefficient * smaller,
-            "the gap is not multiplied by the coefficient": optimal - smaller,
-            "the gap is discounted": optimal - discount_t * coefficient * smaller,
-            "the gaps are those to the mean action value and not to the highest": (
-                optimal - coefficient * np.minimum(mean_gap, mean_gap_t)
-            ),
-            "the larger gap counts and not the smaller": (
-                optimal - coefficient * np.maximum(gap, gap_t)
-            ),
-            "the gap at obs_tm1 alone counts (advantage learning)": optimal - coefficient * gap,
-            "the gap at obs_t alone counts": optimal - coefficient * gap_t,
+        smaller, smaller_mean = np.minimum(gap, gap_t), np.minimum(mean_gap, mean_gap_t)
+        penalties = {
+            "": smaller,
+            "the gaps have the wrong sign": -smaller,
+            "the gap is discounted": discount_t * smaller,
+            "the gaps are those to the mean action value and not to the highest": smaller_mean,
+            "the larger gap counts and not the smaller": np.maximum(gap, gap_t),
+            "the gap at obs_tm1 alone counts (advantage learning)": gap,
+            "the gap at obs_t alone counts": gap_t,
+        }
+        return {wrong: optimal - coefficient * x for wrong, x in penalties.items()} | {
+            "the gap is not multiplied by the coefficient": optimal - smaller
         }
 
     return _make(f"persistent({coefficient})", targets)

@@ -48,18 +48,16 @@ def check_network(network: Network[Any], key: Array, obs: Array, num_actions: in
     params = find_types("network.init", _ONE_OBSERVATION, network.init, key, obs)
     for name, noise in (("without a key", None), ("with a key", key)):
         found = find_types(f"network.apply {name}", _ONE_OBSERVATION, values, params, obs, noise)
+        is_right = getattr(found, "shape", None) == (num_actions,)
         require(
-            getattr(found, "shape", None) == (num_actions,)
-            and jnp.issubdtype(found.dtype, jnp.floating),
+            is_right and jnp.issubdtype(found.dtype, jnp.floating),
             f"action_values gives {describe_type(found)} for one observation {name}: it must give "
             f"float32[{num_actions}], one number for each action",
         )
     _check_values(network.init, values, key, obs)
 
 
-def _check_values(
-    init: Callable[..., Params], values: Callable[..., Array], key: Array, obs: Array
-) -> None:
+def _check_values(init: Any, values: Callable[..., Array], key: Array, obs: Array) -> None:
     def examine(init_keys: Array, noise_key: Array) -> Any:
         weights = jax.vmap(init, in_axes=(0, None))(init_keys, obs)
         params = jax.tree.map(lambda x: x[0], weights)
@@ -82,14 +80,8 @@ def _check_values(
         "two different keys give the same weights: draw them from the key",
     )
     for place, value in among.items():
-        require_close(
-            alone,
-            value,
-            f"the values of an observation differ alone and among {place} in a batch",
-            "normalise within ONE observation, not over a batch",
-        )
+        wrong = f"the values of an observation differ alone and among {place} in a batch"
+        require_close(alone, value, wrong, "normalise within ONE observation, not over a batch")
     require_finite(gradient, "the gradient of the action values")
-    require(
-        find_largest(gradient) > 0,
-        "no gradient reaches the weights, so that nothing would be learned",
-    )
+    wrong = "no gradient reaches the weights, so that nothing would be learned"
+    require(find_largest(gradient) > 0, wrong)

@@ -77,26 +77,26 @@ def _check_all(make_replay: MakeReplay, key: Array, num_envs: int, n_step: int) 
         return _check_draws(make(8, 3), _draw_steps(21, num_envs, 3), key, 8 * num_envs)
 
     def check_values() -> str:
-        values.extend(_check_probes(make_replay, key, num_envs, n_step))
+        values.extend(probes.check_probes(_learn_probes(make_replay, key, num_envs), n_step))
         return ""
 
     values: list[Check] = []
-    checks = [attempt("shapes and dtypes", lambda: _check_types(make_replay, num_envs, n_step))]
-    if not checks[0].passed:
-        return checks
+    types = attempt("shapes and dtypes", _check_types, make_replay, num_envs, n_step)
+    if not types.passed:
+        return [types]
     return [
-        *checks,
-        attempt("what was added is sampled", lambda: check_content(8, 3)),
-        attempt("with a time limit of one step", lambda: check_content(4, 1)),
+        types,
+        attempt("what was added is sampled", check_content, 8, 3),
+        attempt("with a time limit of one step", check_content, 4, 1),
         attempt("probabilities and priorities", check_frequencies),
-        attempt("written in place", lambda: _check_in_place(make_replay, num_envs)),
+        attempt("written in place", _check_in_place, make_replay, num_envs),
         attempt("the probes are sampled", check_values),
         *values,
     ]
 
 
-def _check_probes(make_replay: MakeReplay, key: Array, num_envs: int, n_step: int) -> list[Check]:
-    """Learns the values of the probes from samples, and compares them with the known ones."""
+def _learn_probes(make_replay: MakeReplay, key: Array, num_envs: int) -> np.ndarray:
+    """Learns the values of the probes from samples."""
     steps = probes.play_probes(_PROBE_ROWS, num_envs)
     replay = make_replay(_PROBE_ROWS * num_envs, _PROBE_ROWS * num_envs, probes.MAX_STEPS)
 
@@ -106,7 +106,7 @@ def _check_probes(make_replay: MakeReplay, key: Array, num_envs: int, n_step: in
         return jax.vmap(n_step_transition, in_axes=(0, None))(windows, probes.DISCOUNT)
 
     transitions = to_numpy(jax.jit(sampled)(jax.random.split(key, 4)))
-    return probes.check_probes(probes.solve_values(transitions), n_step)
+    return probes.solve_values(transitions)
 
 
 def _fill(replay: Replay, steps: Step, state: ArrayTree = None) -> ArrayTree:
@@ -117,11 +117,9 @@ def _fill(replay: Replay, steps: Step, state: ArrayTree = None) -> ArrayTree:
 
 
 def _draw_steps(num_steps: int, num_envs: int, time_limit: int) -> Step:
-    """Makes random steps `[T, E, ...]`; each observation holds a number that no other one does.
-
-    Both flags also come together; each environment is truncated at most once in `time_limit` steps.
-    """
+    """Makes random steps `[T, E, ...]`; each observation holds a number that no other one does."""
     rng = np.random.default_rng(0)
+    # Both flags also come together; each environment is truncated once a `time_limit` at most.
     terminated = rng.random((num_steps, num_envs)) < 0.25
     since = np.arange(num_steps)[:, np.newaxis] + rng.integers(0, time_limit, num_envs)
     truncated = (since % time_limit == 0) & (rng.random(terminated.shape) < 0.75)
@@ -137,56 +135,49 @@ def _draw_steps(num_steps: int, num_envs: int, time_limit: int) -> Step:
     return Step._make(fields)
 
 
-def _list_types(*shape: int) -> list[Any]:
-    """Lists the types of actions, rewards, flags and observations with such leading axes."""
-    types: list[Any] = [jax.ShapeDtypeStruct(shape, x) for x in (jnp.int32, jnp.float32, bool)]
-    return [*types, jax.ShapeDtypeStruct((*shape, *_OBS_SHAPE), jnp.uint8)]
+def _list_types(*shape: int) -> Step:
+    """Makes the types of steps with such leading axes."""
+    action, reward, flag = (jax.ShapeDtypeStruct(shape, x) for x in (jnp.int32, jnp.float32, bool))
+    obs = jax.ShapeDtypeStruct((*shape, *_OBS_SHAPE), jnp.uint8)
+    return Step._make((obs, action, reward, flag, flag, obs))
 
 
 def _list_window_types(n_step: int, *batch: int) -> Window:
-    action, reward, flags, _ = _list_types(*batch, n_step)
-    obs = _list_types(*batch)[-1]
-    return Window(obs, action, reward, flags, flags, flags, obs)
+    (obs, *_), steps = _list_types(*batch), _list_types(*batch, n_step)
+    return Window(obs, *steps[1:5], steps.terminated, obs)
 
 
 def _check_types(make_replay: MakeReplay, num_envs: int, n_step: int) -> str:
     replay = make_replay(_BATCH_SIZE * num_envs, _BATCH_SIZE, 5)
-    action, reward, flag, obs = _list_types(num_envs)
-    step = Step(obs, action, reward, flag, flag, obs)
-    state = find_types("Replay.init", COMPILABLE, replay.init, step)
-    added = find_types("Replay.add", COMPILABLE, replay.add, state, step)
-    sample = find_types("Replay.sample", COMPILABLE, replay.sample, added, jax.random.key(0))
-    require(
-        isinstance(sample, Sample) and isinstance(sample.window, Window),
-        f"Replay.sample gives {sample!r}: it must give a Sample of a Window",
-    )
-    indices, priorities, *_ = _list_types(_BATCH_SIZE)
+
+    def find(name: str, *args: Any, static: tuple[int, ...] = ()) -> Any:
+        function = getattr(replay, name)
+        return find_types(f"Replay.{name}", COMPILABLE, lambda *x: function(*x, *static), *args)
+
+    step, batch = _list_types(num_envs), _list_types(_BATCH_SIZE)
+    state = find("init", step)
+    added = find("add", state, step)
+    sample = find("sample", added, jax.random.key(0))
+    is_right = isinstance(sample, Sample) and isinstance(sample.window, Window)
+    require(is_right, f"Replay.sample gives {sample!r}: it must give a Sample of a Window")
     require_same_types(
-        Sample(_list_window_types(n_step, _BATCH_SIZE), indices, priorities),
+        Sample(_list_window_types(n_step, _BATCH_SIZE), batch.action, batch.reward),
         sample,
         f"a batch of {_BATCH_SIZE} windows of {n_step} steps (n_step) with uint8 observations has "
         "the wrong types",
         "give out observations, actions and rewards in the dtypes in which they were added",
     )
-    if window_at := replay.window_at:
-
-        def at(state: ArrayTree, index: Array) -> Window:
-            return window_at(state, index, _NUM_STEPS)
-
+    if replay.window_at:
         require_same_types(
             _list_window_types(_NUM_STEPS),
-            find_types("Replay.window_at", COMPILABLE, at, added, _list_types()[0]),
+            find("window_at", added, _list_types().action, static=(_NUM_STEPS,)),
             f"Replay.window_at of {_NUM_STEPS} steps gives the wrong types",
             "give ONE window of so many steps, in the dtypes in which they were added",
         )
-    updated = find_types("Replay.update", COMPILABLE, replay.update, added, indices, priorities)
+    updated = find("update", added, batch.action, batch.reward)
     for name, new in (("add", added), ("update", updated)):
-        require_same_types(
-            state,
-            new,
-            f"Replay.{name} changes the types of the state, so that scan cannot carry it",
-            "keep every shape and dtype",
-        )
+        message = f"Replay.{name} changes the types of the state, so that scan cannot carry it"
+        require_same_types(state, new, message, "keep every shape and dtype")
     return ""
 
 
@@ -223,10 +214,10 @@ def _check_samples(samples: Sample, steps: Step, max_rows: int, n_step: int, ask
     """Compares samples `[n, B, ...]` with the steps `[T, E, ...]` that were added."""
     num_steps, num_envs = steps.action.shape
     windows, _, probabilities = jax.tree.map(np.concatenate, samples)
+    low, high = probabilities.min(), probabilities.max()
     require(
-        ((probabilities > 0) & (probabilities <= 1)).all(),
-        f"probabilities reach from {probabilities.min():.3g} to {probabilities.max():.3g}: each "
-        "must be above 0 and at most 1",
+        low > 0 and high <= 1,
+        f"probabilities reach from {low:.3g} to {high:.3g}: each must be above 0 and at most 1",
     )
     obs, next_obs = (
         np.where(np.ptp(x, axis=(1, 2, 3)) == 0, x[:, 0, 0, 0], np.nan)  # NaN: pixels differ
@@ -234,39 +225,35 @@ def _check_samples(samples: Sample, steps: Step, max_rows: int, n_step: int, ask
     )
     windows = windows._replace(obs=obs, next_obs=next_obs)
     added = {float(steps.obs[at][0, 0, 0]): at for at in np.ndindex(num_steps, num_envs)}
+    when = f"after {num_steps} steps of {num_envs} environments with room for {max_rows}, "
     seen = set()
     for window in map(Window._make, zip(*windows, strict=True)):
-        where = f"after {num_steps} steps of {num_envs} environments with room for {max_rows}, "
         require(
             float(window.obs) in added and not np.isnan(window.next_obs),
-            f"{where}a sampled window holds observations that were never added (obs {window.obs}, "
+            f"{when}a sampled window holds observations that were never added (obs {window.obs}, "
             f"next_obs {window.next_obs}): sample only entries that were written",
         )
-        at = added[float(window.obs)]
-        seen.add(at)
-        where = f"in the window from step {at[0]} of environment {at[1]} on, {asked}{where}"
+        t, env = added[float(window.obs)]
+        seen.add((t, env))
+        where = f"in the window from step {t} of environment {env} on, {asked}{when}"
         require(
-            at[0] >= num_steps - max_rows,
+            t >= num_steps - max_rows,
             f"{where}the first step is not among the newest {max_rows}: write over the oldest",
         )
-        _check_window(window, steps, at, n_step, where)
+        _check_window(window, Step._make(x[t : t + n_step, env] for x in steps), n_step, where)
     num_held = min(num_steps, max_rows) * num_envs
     require(
         2 * len(seen) >= num_held,
-        f"{windows.obs.size} draws reached only {len(seen)} of {num_held} steps held: sample "
-        "all of them",
+        f"{obs.size} draws reached only {len(seen)} of {num_held} steps held: sample all of them",
     )
 
 
-def _check_window(
-    window: Window, steps: Step, at: tuple[int, int], n_step: int, where: str
-) -> None:
-    """Compares ONE window, its observations as numbers, with the steps from (t, env) on."""
-    t, env = at
-    ends = (steps.terminated | steps.truncated)[t : t + n_step, env]
+def _check_window(window: Window, steps: Step, n_step: int, where: str) -> None:
+    """Compares ONE window, its observations as numbers, with the steps that were played there."""
+    ends = steps.terminated | steps.truncated
     num_inside = int(ends.argmax()) + 1 if ends.any() else len(ends)
-    own = Step._make(x[t : t + num_inside, env] for x in steps)
-    expected: dict[str, Any] = {"is_inside": np.arange(n_step) < num_inside, **own._asdict()}
+    own = Step._make(x[:num_inside] for x in steps)
+    expected = {"is_inside": np.arange(n_step) < num_inside, **own._asdict()}
     for name in ("is_inside", "action", "reward", "terminated", "truncated"):
         true = expected[name]
         found = getattr(window, name)[: len(true)]
@@ -285,10 +272,7 @@ def _check_window(
 
 
 def _check_draws(replay: Replay, steps: Step, key: Array, num_held: int) -> str:
-    """Compares how often entries are drawn with `Sample.probabilities`, before and after updates.
-
-    The replay holds `num_held` entries once all steps `[T, E, ...]` were added.
-    """
+    """Compares `Sample.probabilities` of all `num_held` entries with draws, also after updates."""
     keys_before, keys_after = jax.random.split(key, (2, 512))
     sample = jax.jit(jax.vmap(replay.sample, in_axes=(None, 0)))
     update = jax.jit(replay.update)
@@ -299,8 +283,7 @@ def _check_draws(replay: Replay, steps: Step, key: Array, num_held: int) -> str:
     entries = np.unique(drawn.indices)
     priorities = 1.0 + np.random.default_rng(9).permutation(len(entries)).astype(np.float32)
     size = drawn.indices.shape[1]
-    for start in range(0, len(entries), size):
-        places = np.arange(start, start + size) % len(entries)
+    for places in np.resize(np.arange(len(entries)), (-(-len(entries) // size), size)):
         state = update(state, entries[places], priorities[places])
     drawn = to_numpy(sample(state, keys_after))
     _compare_counts(drawn, num_held, "after Replay.update, ")
@@ -309,17 +292,16 @@ def _check_draws(replay: Replay, steps: Step, key: Array, num_held: int) -> str:
     if np.ptp(found) < 1e-3 * found.max():
         return "all as likely"
     rises = np.diff(found / found.max())
-    rising = rises > -1e-3
+    rising = np.mean(rises > -1e-3)
     why = (
         "the higher the priority, the lower the probability: is its inverse or its negative taken?"
         if (rises < 1e-3).all()
         else "are they written at the indices that Replay.update is given?"
     )
     require(
-        rising.all(),
+        rising == 1,
         "after Replay.update with a priority of its own for each entry, the probabilities do not "
-        f"rise with the priorities (they do from {rising.mean():.0%} of entries to the next): "
-        f"{why}",
+        f"rise with the priorities (they do from {rising:.0%} of entries to the next): {why}",
     )
     return "by priority"
 
@@ -327,9 +309,7 @@ def _check_draws(replay: Replay, steps: Step, key: Array, num_held: int) -> str:
 def _compare_counts(drawn: Sample, num_held: int, when: str) -> None:
     """Compares how often each entry was drawn with its probability."""
     indices, given = drawn.indices.ravel(), drawn.probabilities.ravel().astype(np.float64)
-    entries, first, inverse, counts = np.unique(
-        indices, return_index=True, return_inverse=True, return_counts=True
-    )
+    _, first, inverse, counts = np.unique(indices, True, True, True)
     probabilities = given[first]
     require(
         np.allclose(probabilities[inverse], given, rtol=1e-4, atol=0),
@@ -338,7 +318,7 @@ def _compare_counts(drawn: Sample, num_held: int, when: str) -> None:
     )
     total = float(probabilities.sum())
     require(
-        abs(total - 1) < 1e-3 or len(entries) < num_held,
+        abs(total - 1) < 1e-3 or len(counts) < num_held,
         f"{when}the probabilities of all {num_held} entries that are held sum to {total:.3g} and "
         "not to 1: each is the probability with which the entry is drawn, among those that were "
         "written",
@@ -357,10 +337,9 @@ def _compare_counts(drawn: Sample, num_held: int, when: str) -> None:
 def _check_in_place(make_replay: MakeReplay, num_envs: int) -> str:
     """Compiles, but does not run, `add` for several runs at once, as a sweep trains them."""
     replay = make_replay(4096 * num_envs, _BATCH_SIZE, 5)
-    steps = _draw_steps(6, num_envs, 5)
-    runs = jax.tree.map(lambda x: np.stack([x] * 2), steps)
+    runs = jax.tree.map(lambda x: np.stack([x] * 2), _draw_steps(6, num_envs, 5))
     first = jax.tree.map(lambda x: x[:, 0], runs)
-    axes = run_axes(jax.eval_shape(replay.init, jax.tree.map(lambda x: x[0], steps)))
+    axes = run_axes(jax.eval_shape(replay.init, jax.tree.map(lambda x: x[0], first)))
     add_all = jax.vmap(lambda *x: _fill(replay, *x), in_axes=(0, axes), out_axes=axes)
     remedy = (
         "A field that purejaxdqn.types.shared_counter() declares must not depend on what is added"

@@ -28,6 +28,7 @@ from purejaxdqn.types import Array, TimeStep
 
 _NUM_SEEDS = 3
 _WATCHED_STEPS = 40
+_REMEDY = "split every key from the one that init is given"
 
 
 @print_and_raise
@@ -112,25 +113,22 @@ def _shorten(config: DQNConfig) -> DQNConfig:
 # ------------------------------------------------------------------------------------------- seeds
 
 
-# The random numbers that an environment was given: the first `[]`, of each step `[T]`, the actions
-# `[T]`; and the number of steps.
-_Watched = tuple[Array, Array, Array, Array]
-
-
 def _make_watched_environment() -> Environment:
-    """Makes an endless episode that records every action, and a draw from every key."""
+    """Makes an endless episode that records every action, and a draw from every key.
 
-    def reset(key: Array) -> tuple[_Watched, Array]:
+    Its state: the draw of the reset, those of the steps `[T]`, the actions `[T]`, and their number.
+    """
+    obs, never = jnp.ones(probes.NUM_OBS), jnp.zeros((), bool)
+
+    def reset(key: Array) -> tuple[tuple[Array, ...], Array]:
         nothing, start = jnp.zeros(_WATCHED_STEPS), jax.random.uniform(key)
-        return (start, nothing, nothing, jnp.zeros((), jnp.int32)), jnp.ones(probes.NUM_OBS)
+        return (start, nothing, nothing, jnp.zeros((), jnp.int32)), obs
 
-    def step(key: Array, state: _Watched, action: Array) -> tuple[_Watched, TimeStep]:
+    def step(key: Array, state: tuple[Array, ...], action: Array) -> tuple[Any, TimeStep]:
         start, noise, actions, at = state
         noise = noise.at[at].set(jax.random.uniform(key), mode="drop")
         actions = actions.at[at].set(action, mode="drop")
-        never = jnp.zeros((), bool)
-        timestep = TimeStep(jnp.ones(probes.NUM_OBS), jnp.ones(()), never, never)
-        return (start, noise, actions, at + 1), timestep
+        return (start, noise, actions, at + 1), TimeStep(obs, jnp.ones(()), never, never)
 
     return probes.make_probe_environment()._replace(reset=reset, step=step, max_steps=1_000_000)
 
@@ -145,45 +143,32 @@ def _check_streams(make: Callable[[Environment], Train]) -> list[Check]:
     def check_weights() -> str:
         weights = [ravel_pytree(state.learner.params)[0] for state in states]
         same = any(np.array_equal(*pair) for pair in itertools.combinations(weights, 2))
-        return expect(
-            not same,
-            "equal" if same else "differ",
-            "seeds share a stream: different keys give the same initial weights; derive every key "
-            "from the one that init is given",
-        )
+        wrong = "seeds share a stream: different keys give the same initial weights"
+        return expect(not same, "equal" if same else "differ", f"{wrong}; {_REMEDY}")
 
     def check_noise() -> str:
         _compare_lanes("first states", starts[:, np.newaxis])
-        for lane in noise:
-            alike = 1 - len(np.unique(lane)) / len(lane)
-            expect(
-                alike < 0.5,
-                f"{alike:.0%} alike",
-                "the key of an environment's step is the same at each step: split a new one",
-            )
+        alike = max(1 - len(np.unique(lane)) / len(lane) for lane in noise)
+        wrong = "the key of an environment's step is the same at each step: split a new one"
+        expect(alike < 0.5, f"{alike:.0%} alike", wrong)
         return _compare_lanes("draws in the environment", noise)
 
     return [
         attempt("streams: initial weights", check_weights),
-        attempt("streams: actions", lambda: _compare_lanes("actions", actions, 0.95)),
+        attempt("streams: actions", _compare_lanes, "actions", actions, 0.95),
         attempt("streams: environments", check_noise),
     ]
 
 
 def _compare_lanes(what: str, values: np.ndarray, most: float = 0.5) -> str:
     """Fails where lanes `[seeds * environments, entries]` agree in more than a share of entries."""
-    pairs = itertools.combinations(range(len(values)), 2)
-    alike = {(i, j): float((values[i] == values[j]).mean()) for i, j in pairs}
-    pair, highest = max(alike.items(), key=lambda item: item[1])
+    lanes = itertools.combinations(range(len(values)), 2)
+    share, *pair = max((float((values[i] == values[j]).mean()), i, j) for i, j in lanes)
     (seed, env), (other, other_env) = (divmod(lane, len(values) // _NUM_SEEDS) for lane in pair)
-    who = (
-        f"environments {env} and {other_env} of a seed share a stream"
-        if seed == other
-        else f"seeds {seed} and {other} share a stream (environments {env} and {other_env})"
+    who = f"seeds {seed} and {other} share a stream (environments {env} and {other_env})"
+    if seed == other:
+        who = f"environments {env} and {other_env} of a seed share a stream"
+    wrong = (
+        f"{who}: {share:.0%} of their {what} are the same; {_REMEDY}, once for each use and each "
     )
-    return expect(
-        highest <= most,
-        f"{highest:.0%} alike",
-        f"{who}: {highest:.0%} of their {what} are the same; split every key from the one that "
-        "init is given, once for each use and each environment",
-    )
+    return expect(share <= most, f"{share:.0%} alike", f"{wrong}environment")

@@ -1,6 +1,6 @@
 """Small tabular decision processes whose values are known, by value iteration in plain NumPy."""
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -14,24 +14,16 @@ _TERMINAL_VALUE = 7.0  # of the state after a terminal transition; it must not c
 
 
 class MDP(NamedTuple):
-    """All transitions of one or more decision processes, as a table of `N` rows.
+    """All transitions of one or more decision processes, as a table of `N` rows."""
 
-    Attributes:
-      state: `[N]` int32, as `action` and `next_state`.
-      discount: `[N]` gamma, and 0 only where the process terminates.
-      probability: `[N]` of the transition, given state and action.
-      process: `[S]` the index in `names` of the process that has the state.
-      names: the processes.
-    """
-
-    state: np.ndarray
+    state: np.ndarray  # [N] int32, as `action` and `next_state`
     action: np.ndarray
     reward: np.ndarray
-    discount: np.ndarray
+    discount: np.ndarray  # [N] gamma, and 0 only where the process terminates
     next_state: np.ndarray
-    probability: np.ndarray
-    process: np.ndarray
-    names: tuple[str, ...]
+    probability: np.ndarray  # [N] of the transition, given state and action
+    process: np.ndarray  # [S] the index in `names` of the process that has the state
+    names: tuple[str, ...]  # of the processes
 
     @property
     def num_states(self) -> int:
@@ -48,11 +40,6 @@ class MDP(NamedTuple):
         return self.process == self.names.index(name)
 
 
-# The fields of MDP up to probability, in their order.
-_Row = tuple[int, int, float, float, int, float]
-_ROW_DTYPES = [*zip(MDP._fields, "iiddid", strict=False)]
-
-
 def make_mdps(discount: float) -> MDP:
     """Makes all processes, side by side in one table.
 
@@ -63,43 +50,39 @@ def make_mdps(discount: float) -> MDP:
     rng = np.random.default_rng(0)
     lower = max(discount - 0.09, 0.0)
     pairs = [*np.ndindex(4, NUM_ACTIONS)]
+    # Of each process the number of states, the one after an end included, and the rows.
+    processes: dict[str, tuple[int, list[tuple[Any, ...]]]] = {}
     rewards = rng.uniform(-1, 1, (4, NUM_ACTIONS))
     following = rng.permuted(np.tile(np.arange(4), (NUM_ACTIONS, 1)), axis=1).T
-    deterministic = [(s, a, rewards[s, a], lower, following[s, a], 1.0) for s, a in pairs]
-    stochastic: list[_Row] = []  # the reward depends on the next state
+    rows = [(s, a, rewards[s, a], lower, following[s, a], 1.0) for s, a in pairs]
+    processes["deterministic"] = 4, rows
+    processes["stochastic"] = 4, []  # the reward depends on the next state
     for s, a in pairs:
         share = rng.uniform(0.2, 0.8)
         for t, p in zip(rng.choice(4, 2, replace=False), (share, 1 - share), strict=True):
-            stochastic.append((s, a, rng.uniform(-1, 1), lower, t, p))
+            processes["stochastic"][1].append((s, a, rng.uniform(-1, 1), lower, t, p))
     # Action 0 ends the episode, 1 goes on, and 2 goes back; in the last state every action ends it.
     rewards = rng.uniform(-0.5, 1, (4, NUM_ACTIONS))
     rewards[3] += 1
     following = np.array([[4, 1, 0], [4, 2, 0], [4, 3, 0], [4, 4, 4]])
     discounts = np.where(following == 4, 0.0, lower)
-    terminal = [(s, a, rewards[s, a], discounts[s, a], following[s, a], 1.0) for s, a in pairs]
+    rows = [(s, a, rewards[s, a], discounts[s, a], following[s, a], 1.0) for s, a in pairs]
+    processes["terminal"] = 5, rows
     # A loop; where the limit cuts an episode off, the discount stays gamma.
-    loop = [(s, a, 0.1 - 0.05 * a, discount, (s + 1) % 3, 1.0) for s, a in pairs if s < 3]
+    rows = [(s, a, 0.1 - 0.05 * a, discount, (s + 1) % 3, 1.0) for s, a in pairs if s < 3]
+    processes["time limit"] = 3, rows
     # One step whose rewards lie far apart, for losses whose minimiser is a quantile.
     share = 1 / len(BANDIT_REWARDS)
-    bandit = [(0, a, r, 0.0, 1, share) for a in range(NUM_ACTIONS) for r in BANDIT_REWARDS]
-    # The number of states of each, the one after an end included.
-    processes: dict[str, tuple[int, list[_Row]]] = {
-        "deterministic": (4, deterministic),
-        "stochastic": (4, stochastic),
-        "terminal": (5, terminal),
-        "time limit": (3, loop),
-        "bandit": (2, bandit),
-    }
-    sizes, listed = zip(*processes.values(), strict=True)
-    first = np.cumsum(sizes) - sizes
-    rows = [
-        (s + at, a, r, gamma, t + at, p)
-        for at, some in zip(first, listed, strict=True)
-        for s, a, r, gamma, t, p in some
-    ]
-    table = np.array(rows, _ROW_DTYPES)
-    process = np.repeat(np.arange(len(sizes)), sizes)
-    return MDP._make([*(table[name] for name, _ in _ROW_DTYPES), process, tuple(processes)])
+    rows = [(0, a, r, 0.0, 1, share) for a in range(NUM_ACTIONS) for r in BANDIT_REWARDS]
+    processes["bandit"] = 2, rows
+    table: list[tuple[Any, ...]] = []
+    process: list[int] = []
+    for i, (num_states, rows) in enumerate(processes.values()):
+        at = len(process)
+        table += [(s + at, a, r, gamma, t + at, p) for s, a, r, gamma, t, p in rows]
+        process += [i] * num_states
+    columns = map(np.array, zip(*table, strict=True), "iiddid")
+    return MDP._make((*columns, np.array(process), tuple(processes)))
 
 
 def draw_start_values(mdp: MDP) -> np.ndarray:

@@ -18,29 +18,19 @@ _LEAST_STEP, _MOST_STEP = 1e-10, 1e4
 
 
 class Table(NamedTuple):
-    """A network over a table of outputs `[S, A, ...]`; an observation is one-hot, `[S]`.
+    """A network over a table of outputs `[S, A, ...]`; an observation is one-hot, `[S]`."""
 
-    Attributes:
-      representation: as `purejaxdqn.networks.value_network` has it.
-      network: the `Network`; its params are the table.
-      from_values: `q [..., A] -> table [..., A, *]` with these action values.
-      pull: `[]` or `[*]` how much an action's value grows with each of its outputs.
-      init: `(table, steps) -> state` of `descend`, with steps `[]` or `[S]` for a start.
-      descend: `(state, table, gradient) -> (state, table)`, one step of a descent that needs no
-        step size: only where the gradient is 0 does it stay.
-      steps_per_copy: steps of `descend` that come near enough to a target that stays.
-    """
-
-    representation: str
-    network: Network[Any]
-    from_values: Callable[[np.ndarray], np.ndarray]
-    pull: np.ndarray
-    init: Callable[[Array, Array], Any]
+    representation: str  # as `purejaxdqn.networks.value_network` has it
+    network: Network[Any]  # its params are the table
+    from_values: Callable[[np.ndarray], np.ndarray]  # q [..., A] -> table [..., A, *] that has them
+    pull: np.ndarray  # [] or [*] how much an action's value grows with each of its outputs
+    init: Callable[[Array, Array], Any]  # (table, steps [] or [S] for a start) -> state
+    # (state, table, gradient) -> (state, table): one step of a descent that needs no step size
     descend: Callable[[Any, Array, Array], tuple[Any, Array]]
-    steps_per_copy: int
+    steps_per_copy: int  # of `descend`, that come near enough to a target that stays
 
 
-_State = tuple[Array, ...]  # of a descent
+_State = tuple[Array, ...]  # of a descent, each shaped as the table
 
 
 def _start_by_sign(table: Array, step: Array) -> _State:
@@ -52,11 +42,9 @@ def _start_by_sign(table: Array, step: Array) -> _State:
 def _descend_by_sign(state: _State, table: Array, gradient: Array) -> tuple[_State, Array]:
     """Moves each entry by a step of its own, whatever the penalty's scale and shape.
 
-    Where the sign of the gradient changes the step is halved, so that an entry that lies within a
-    step of its minimum stays within one; where it does not change for long, the step is doubled
-    (after Riedmiller and Braun, "A direct adaptive method for faster backpropagation learning: the
-    RPROP algorithm" (1993)). The state has the last sign, the step, and for how many steps the sign
-    has agreed, each shaped as the table.
+    After Riedmiller and Braun, "A direct adaptive method for faster backpropagation learning: the
+    RPROP algorithm" (1993). The step is halved where the sign of the gradient changes, and doubled
+    where it does not for long. The state has the last sign, the step, and for how long it agreed.
     """
     last_sign, step, agreements = state
     sign = jnp.sign(gradient)
@@ -78,33 +66,31 @@ def _make_bell_logits(q_values: np.ndarray) -> np.ndarray:
     return np.maximum(-(distance**2) / 2, -40.0)
 
 
-def _make_network(head: Callable[..., Any], action_values: Callable[..., Array]) -> Network[Any]:
+def _make_table(representation: str, head: Any, action_values: Any, *others: Any) -> Table:
     def no_init(key: Array, obs: Array) -> Array:
         raise NotImplementedError("a table is made of values, not initialised")
 
     def apply(params: Array, obs: Array, key: Array | None = None) -> Any:
         return head(jnp.tensordot(obs.astype(params.dtype), params, 1))
 
-    return Network(no_init, apply, action_values)
+    return Table(representation, Network(no_init, apply, action_values), *others)
 
 
 _BY_SIGN: Any = (_start_by_sign, _descend_by_sign, 16)
 TABLES = {
-    "values": Table(
-        "values", _make_network(lambda x: x, lambda q: q), lambda q: q, np.ones(()), *_BY_SIGN
-    ),
-    "quantile": Table(
+    "values": _make_table("values", lambda x: x, lambda q: q, lambda q: q, np.ones(()), *_BY_SIGN),
+    "quantile": _make_table(
         "quantile",
-        _make_network(
-            lambda x: Quantiles(x, *jnp.asarray([FRACTIONS, _WEIGHTS], x.dtype)), mean_of_quantiles
-        ),
+        lambda x: Quantiles(x, *jnp.asarray([FRACTIONS, _WEIGHTS], x.dtype)),
+        mean_of_quantiles,
         lambda q: np.repeat(q[..., np.newaxis], NUM_QUANTILES, -1),
         _WEIGHTS,
         *_BY_SIGN,
     ),
-    "categorical": Table(
+    "categorical": _make_table(
         "categorical",
-        _make_network(lambda x: Categorical(x, jnp.asarray(SUPPORT, x.dtype)), expected_value),
+        lambda x: Categorical(x, jnp.asarray(SUPPORT, x.dtype)),
+        expected_value,
         _make_bell_logits,
         SUPPORT,
         lambda table, step: (),
