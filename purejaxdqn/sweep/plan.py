@@ -90,10 +90,9 @@ def plan_sweep(
     experiment: Experiment,
     design: Design,
     devices: Sequence[jax.Device],
-    *,
-    width: int | None = None,
     memory_budget: float | None = None,
     num_devices: int | None = None,
+    width: int | None = None,
 ) -> SweepPlan:
     """Lays a sweep out over devices and memory; compiles nothing.
 

@@ -13,10 +13,9 @@ import xarray as xr
 from purejaxdqn import agents
 from purejaxdqn.storage import provenance, results
 from purejaxdqn.sweep.design import group_by_program, to_label
-from purejaxdqn.sweep.folder import SweepFolder
+from purejaxdqn.sweep.folder import SweepFolder, find_differences
 from purejaxdqn.sweep.options import SweepOptions
 from purejaxdqn.sweep.plan import cut_into_batches
-from purejaxdqn.sweep.resume import find_differences
 from purejaxdqn.sweep.run import run_sweep
 from purejaxdqn.training.diagnostics import DIAGNOSTICS
 from purejaxdqn.training.loop import Experiment, Train

@@ -1,6 +1,5 @@
 """Runs a sweep: seeds times settings to one labelled dataset, over every device, in chunks."""
 
-import functools
 import tempfile
 from collections.abc import Sequence
 from pathlib import Path
@@ -71,12 +70,9 @@ def run_design(
       SweepInterrupted: on Ctrl-C and SIGTERM, with everything that was finished.
     """
     options = take_options(options, option_fields, "run_design")
-    devices, budget = options.devices or ensure_devices(), options.memory_budget
+    devices = options.devices or ensure_devices()
     num_devices = len(devices) * jax.process_count()
-    plan = functools.partial(
-        plan_sweep, experiment, design, devices, memory_budget=budget, num_devices=num_devices
-    )
-    with open_sweep(experiment, design, plan, options) as sweep:
+    with open_sweep(experiment, design, options, devices, num_devices) as sweep:
         return BatchTrainer(sweep, devices).run()
 
 
@@ -96,9 +92,8 @@ def print_plan(
       ConfigError: for options that cannot be, before anything is compiled.
     """
     options = take_options(options, option_fields, "print_plan")
-    devices, budget = options.devices or ensure_devices(), options.memory_budget
-    width = options.runs_per_batch
-    plan = plan_sweep(experiment, design, devices, width=width, memory_budget=budget)
+    devices, width = options.devices or ensure_devices(), options.runs_per_batch
+    plan = plan_sweep(experiment, design, devices, options.memory_budget, width=width)
     with SweepProgress(0) as bar, catch_signals(), tempfile.TemporaryDirectory() as stays_empty:
         folder = SweepFolder(Path(stays_empty), bar.message)
         sweep = OpenSweep(experiment, plan, options, {}, folder, bar, {})

@@ -1,7 +1,6 @@
 """Trains some batches of a sweep on a node of a Ray cluster, and reports to the driver."""
 
 import contextlib
-import dataclasses
 import functools
 import os
 import platform
@@ -13,7 +12,7 @@ import numpy as np
 
 from purejaxdqn.engine.memory import peak_bytes
 from purejaxdqn.engine.progress import SweepProgress
-from purejaxdqn.engine.rounds import Record
+from purejaxdqn.engine.rounds import Event, Record
 from purejaxdqn.runtime.devices import use_every_core
 from purejaxdqn.runtime.interrupts import EXIT_TERMINATED, Stopped, StopRequest, catch_signals
 from purejaxdqn.runtime.modules import import_module_or_file
@@ -41,13 +40,8 @@ class Layout(NamedTuple):
     num_nodes: int  # that can run a task
 
 
-class TaskResult(NamedTuple):
-    """The numbers of a task's batches; `unsaved` are those that the folder could not take."""
-
-    records: dict[int, Record]
-    unsaved: set[int]
-    trained_steps: int
-    facts: dict[str, Any]
+# Of a task: records, batches that the folder could not take, steps of all runs, and attributes.
+TaskResult = tuple[dict[int, Record], set[int], int, dict[str, Any]]
 
 
 class Board:
@@ -96,29 +90,26 @@ class TaskTrainer(BatchTrainer):
         report: Callable[..., None],
     ) -> None:
         devices = use_every_core(None if layout.num_gpus else layout.num_cpus)
-        plan = plan_sweep(
-            experiment, design, devices, width=options.width, memory_budget=layout.memory_budget
-        )
+        plan = plan_sweep(experiment, design, devices, layout.memory_budget, width=options.width)
         bar = _TaskProgress(report)
         assert options.output is not None
         folder = SweepFolder(options.output, bar.message)
-        if not folder.is_begun() or folder.read_begun()["asked"] != request:
+        if folder.read_asked() != request:
             raise ConfigError(
                 f"node {platform.node()} does not see the sweep in {options.output}: output must "
                 "be a folder that all nodes share under the same path, such as one on NFS"
             )
-        tracker = functools.partial(report, "evaluation")
-        options = dataclasses.replace(options, on_evaluation=tracker)
         super().__init__(OpenSweep(experiment, plan, options, request, folder, bar, {}), devices)
         self._report = report
 
     def train_share(self, numbers: Sequence[int], stop: StopRequest) -> TaskResult:
         """Trains those of some batches that are not finished."""
-        self._read_finished(numbers)
-        self._train(numbers, stop)
+        self._share, self._stop = numbers, stop
+        self._read_finished()
+        self._train()
         self._facts["peak_bytes"] = peak_bytes()
         records = {number: self._records[number] for number in numbers}
-        return TaskResult(records, self._unsaved, self._trained_steps, self._facts)
+        return records, self._unsaved, self._trained_steps, self._facts
 
     def _load_paused(self, *args: Any) -> dict[int, Paused]:
         paused = super()._load_paused(*args)
@@ -126,6 +117,9 @@ class TaskTrainer(BatchTrainer):
             step = next(iter(paused.values())).step
             self._report("resumed", step, {n: batch.record for n, batch in paused.items()})
         return paused
+
+    def _publish(self, event: Event, members: list[int]) -> None:
+        self._report("evaluation", event._replace(params=None), members)
 
     def _save_results(self) -> None:
         pass
