@@ -54,8 +54,7 @@ class BatchTrainer:
             "memory_budget": plan.budget,
             "planned_peak_bytes": 0,
             "peak_bytes": 0,
-            **dict.fromkeys(TIMES, 0.0),
-            "env_steps_per_second": 0.0,
+            **dict.fromkeys((*TIMES, "env_steps_per_second"), 0.0),
             **attrs,
         }
 
@@ -65,8 +64,7 @@ class BatchTrainer:
         Raises:
           SweepInterrupted: on Ctrl-C and SIGTERM, with everything that was finished.
         """
-        with catch_signals() as stop:
-            self._stop = stop
+        with catch_signals() as self._stop:
             if (known := self._read_earlier()) is not None:
                 return known
             with self._bar:
@@ -108,10 +106,9 @@ class BatchTrainer:
         self._times_file = f"{process}{uuid.uuid4().hex[:8]}"
         for times in folder.read_times(process):
             self._spent = {name: spent + times[name] for name, spent in self._spent.items()}
-        self._facts |= {name: self._spent[name] for name in TIMES}
-        if trained := self._spent["trained_steps"]:
-            self._trained_steps = int(trained)
-            self._facts["env_steps_per_second"] = trained / max(self._spent["train_seconds"], 1e-9)
+        self._trained_steps = int(self._spent["trained_steps"])
+        speed = self._trained_steps / max(self._spent["train_seconds"], 1e-9)
+        self._facts |= {name: self._spent[name] for name in TIMES} | {"env_steps_per_second": speed}
         self._read_finished()
         # The processes may see different files, but must all decide the same.
         if not all(processes.gather(len(self._finished) == len(self._share))):
@@ -126,9 +123,8 @@ class BatchTrainer:
         known = self._make_result("finished")
         added = [name for name in dataset.variables if name not in known.dataset.variables]
         if not dataset.drop_vars(added).equals(known.dataset):  # a user may have added variables
-            self._bar.message(
-                f"{folder.output / results.FILE_NAME} differs from the checkpoints: rewriting it"
-            )
+            file = folder.output / results.FILE_NAME
+            self._bar.message(f"{file} differs from the checkpoints: rewriting it")
             return None
         self._bar.message(f"the sweep in {folder.output} is finished already")
         return known._replace(dataset=dataset)
@@ -172,7 +168,7 @@ class BatchTrainer:
             running = max(running, by_xla if is_known else group.round_bytes)
         if self._folder is not None and self._folder.list_running():
             # A batch that is read from the disk is there beside its copy on the device.
-            running += self._plan.width * max(group.run_bytes.state for group in groups)
+            running += self._plan.width * max(group.run.state_bytes for group in groups)
         in_process = running if self._devices[0].platform == "cpu" else 0
         planned = now + in_process + self._plan.result_bytes
         self._facts["planned_peak_bytes"] = max(peak_bytes(), planned)
@@ -322,6 +318,6 @@ class BatchTrainer:
         attrs = provenance.collect_provenance(design.shared, self._experiment)
         params = None
         if status != "running":
-            structure = jax.tree.structure(self._plan.groups[0].params)
+            structure = jax.tree.structure(self._plan.groups[0].run.state.learner.params)
             params = stack_params(dataset.diverged.shape, batches, self._records, structure)
         return SweepResult(dataset.assign_attrs(attrs, status=status, **self._facts), params)

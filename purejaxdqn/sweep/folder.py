@@ -33,8 +33,7 @@ _KEPT_EACH = 2  # checkpoints of a batch under way, so that a damaged one has on
 class Paused(NamedTuple):
     """One batch under way, as a checkpoint has it: on the host, and with the numbers so far.
 
-    The engine's `Kept` is a whole round of batches, on the devices and without these numbers. Here
-    trees are lists of arrays, and `params_before` is empty without diagnostics.
+    Trees are lists of arrays, and `params_before` is empty without diagnostics.
     """
 
     step: int
@@ -192,19 +191,17 @@ class SweepFolder:
 
     def load_running(self, batch: int, config: RunConfig) -> Paused | None:
         """Reads a batch's last checkpoint; where it is damaged, the one before."""
-        for folder in self.list_running():
-            if folder.name in self._damaged:
-                continue
+        for folder in [x for x in self.list_running() if x.name not in self._damaged]:
             try:
-                if batch not in _find_batches(checkpoint.read_manifest(folder)["facts"]):
-                    continue
-                arrays, facts = checkpoint.read(folder, lambda x: _find_batches(x)[batch])
+                arrays, facts = checkpoint.read(folder, lambda x: _find_batches(x).get(batch, ()))
             except CheckpointDamaged as error:
                 if folder.exists():  # else another process has dropped it
                     self._damaged.add(folder.name)
                     self.say(f"{folder} is damaged ({error}): going back to the checkpoint before")
                 continue
-            (one,) = (one for one in facts["batches"] if one["batch"] == batch)
+            one = next((one for one in facts["batches"] if one["batch"] == batch), None)
+            if one is None:
+                continue
             rest = iter(arrays)
             state, before, sums, numbers = ([*itertools.islice(rest, n)] for n in one["lengths"])
             window = dict(zip(one["window"], sums, strict=True))

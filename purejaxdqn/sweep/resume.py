@@ -3,7 +3,7 @@
 import contextlib
 import functools
 import json
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -21,19 +21,15 @@ from purejaxdqn.types import ConfigError
 
 
 class OpenSweep(NamedTuple):
-    """A sweep that is about to be trained, in a `folder` that is locked; None keeps nothing.
-
-    `request` is everything that its numbers depend on, as JSON holds it. `attrs` say in the dataset
-    how it is trained, and what happened before.
-    """
+    """A sweep that is about to be trained."""
 
     experiment: Experiment
     plan: SweepPlan
     options: SweepOptions
-    request: dict[str, Any]
-    folder: SweepFolder | None
+    request: dict[str, Any]  # everything that its numbers depend on, as JSON holds it
+    folder: SweepFolder | None  # locked; None keeps nothing
     bar: SweepProgress
-    attrs: dict[str, Any]
+    attrs: dict[str, Any]  # of the dataset: how it is trained, and what happened before
 
 
 @contextlib.contextmanager
@@ -61,29 +57,23 @@ def open_sweep(
             stack.callback(folder.unlock)
             if width is None and resume:
                 width = run_on_first_process(folder.read_asked).get("width")
-        plan = functools.partial(
-            plan_sweep, experiment, design, devices, options.memory_budget, num_devices
-        )
-        planned = _plan_alike(design, plan, width)
+        budget = options.memory_budget
+        plan = functools.partial(plan_sweep, experiment, design, devices, budget, num_devices)
+        if jax.process_count() > 1:  # all plan the same batches, of a width that each has room for
+            plans = run_on_every_process(lambda: (design, plan(width).width))
+            for process, (other, _) in enumerate(plans):
+                if other != plans[0][0]:
+                    raise ConfigError(
+                        f"process {process} was given another design than process 0: give all "
+                        "processes the same settings and seeds"
+                    )
+            width = min(width for _, width in plans)
+        planned = plan(width)
         request = _describe(experiment, planned, options)
         if folder is not None:
             history = run_on_first_process(lambda: begin_or_resume(folder, request, resume))
-        attrs = {"seed_mode": options.seed_mode, **history}
-        yield OpenSweep(experiment, planned, options, request, folder, bar, attrs)
-
-
-def _plan_alike(design: Design, plan: Callable[..., SweepPlan], width: int | None) -> SweepPlan:
-    """Plans the same batches in each process, of a width that all processes have room for."""
-    if jax.process_count() > 1:
-        plans = run_on_every_process(lambda: (design, plan(width=width).width))
-        for process, (other, _) in enumerate(plans):
-            if other != plans[0][0]:
-                raise ConfigError(
-                    f"process {process} was given another design than process 0: give all "
-                    "processes the same settings and seeds"
-                )
-        width = min(width for _, width in plans)
-    return plan(width=width)
+        history["seed_mode"] = options.seed_mode
+        yield OpenSweep(experiment, planned, options, request, folder, bar, history)
 
 
 def _describe(experiment: Experiment, plan: SweepPlan, options: SweepOptions) -> dict[str, Any]:

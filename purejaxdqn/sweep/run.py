@@ -1,8 +1,6 @@
 """Runs a sweep: seeds times settings to one labelled dataset, over every device, in chunks."""
 
-import tempfile
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
 import jax
@@ -13,7 +11,6 @@ from purejaxdqn.runtime.interrupts import catch_signals
 from purejaxdqn.sweep.batches import BatchTrainer
 from purejaxdqn.sweep.dataset import SweepInterrupted, SweepResult
 from purejaxdqn.sweep.design import Configure, Design, grid_design
-from purejaxdqn.sweep.folder import SweepFolder
 from purejaxdqn.sweep.options import SweepOptions, split_keywords, take_options
 from purejaxdqn.sweep.plan import SweepPlan, plan_sweep
 from purejaxdqn.sweep.resume import OpenSweep, open_sweep
@@ -86,7 +83,7 @@ def print_plan(
     """Prints on standard error how `run_design` would train a design, and how long it would take.
 
     It takes the arguments of `run_design`, compiles the programs, and runs each for a second. It
-    plans for an output folder, but writes nothing there.
+    writes nothing.
 
     Raises:
       ConfigError: for options that cannot be, before anything is compiled.
@@ -94,8 +91,7 @@ def print_plan(
     options = take_options(options, option_fields, "print_plan")
     devices, width = options.devices or ensure_devices(), options.runs_per_batch
     plan = plan_sweep(experiment, design, devices, options.memory_budget, width=width)
-    with SweepProgress(0) as bar, catch_signals(), tempfile.TemporaryDirectory() as stays_empty:
-        folder = SweepFolder(Path(stays_empty), bar.message)
-        sweep = OpenSweep(experiment, plan, options, {}, folder, bar, {})
+    with SweepProgress(0) as bar, catch_signals():
+        sweep = OpenSweep(experiment, plan, options, {}, None, bar, {})
         BatchTrainer(sweep, devices).compile_and_forecast()
     return plan

@@ -1,15 +1,13 @@
 """Runs a sweep on the machines of a Ray cluster: tasks go on elsewhere when their node dies.
 
-A task trains some batches side by side, and keeps their checkpoints in the folder of the sweep,
-which all nodes see: started again, it goes on from there. The process that called `run_on_cluster`
-is the driver, which shows progress and puts the numbers together as `run_design` does.
+A task trains some batches, and keeps their checkpoints in the sweep's folder, which all nodes see.
+The process that called `run_on_cluster` is the driver, which puts the numbers together.
 """
 
 import collections
 import contextlib
 import copy
 import dataclasses
-import functools
 import json
 import logging
 import os
@@ -31,7 +29,7 @@ from purejaxdqn.sweep.batches import TIMES, BatchTrainer
 from purejaxdqn.sweep.dataset import SweepResult
 from purejaxdqn.sweep.design import Design
 from purejaxdqn.sweep.options import SweepOptions, check_whole, take_options
-from purejaxdqn.sweep.ray.task import ANSWER_SECONDS, Board, Layout, TaskTrainer, run_task
+from purejaxdqn.sweep.ray.task import ANSWER_SECONDS, Board, Layout, run_task
 from purejaxdqn.sweep.resume import OpenSweep, open_sweep
 from purejaxdqn.training.loop import Experiment
 from purejaxdqn.types import ConfigError
@@ -91,8 +89,8 @@ def run_on_cluster(
     with _connect(address) as ray:
         devices = ensure_devices()  # not before: Ray may start processes, and JAX has threads then
         layout = _lay_out(ray, num_cpus_per_task, num_gpus_per_task, options.memory_budget)
-        devices, budget = devices[:1] * layout.devices_per_task, layout.memory_budget or _UNKNOWN
-        output = options.output.resolve()
+        devices = devices[:1] * layout.devices_per_task
+        output, budget = options.output.resolve(), layout.memory_budget or _UNKNOWN
         options = dataclasses.replace(options, output=output, memory_budget=budget)
         with open_sweep(experiment, design, options, devices, layout.num_devices) as sweep:
             return _Driver(ray, layout, sweep, batches_per_task).run()
@@ -116,16 +114,13 @@ def _connect(address: str | None) -> Iterator[Any]:
     with catch_signals(), contextlib.ExitStack() as stack:  # Ray leaves a handler of its own
         stack.callback(ray.shutdown)
         try:
-            _check_address(address)
+            if address not in (None, "auto", "local") and "://" not in address:
+                _find_answer(address)
+            quiet = {"log_to_driver": False, "logging_level": logging.ERROR}
             with warnings.catch_warnings():
                 # Where JAX has threads already, forking warns; but Ray starts other programs.
                 warnings.filterwarnings("ignore", "os.fork", RuntimeWarning)
-                ray.init(
-                    address=address,
-                    include_dashboard=False,
-                    log_to_driver=False,
-                    logging_level=logging.ERROR,
-                )
+                ray.init(address, include_dashboard=False, **quiet)
         except (OSError, RuntimeError, ValueError) as error:
             first_line = (str(error).splitlines() or [""])[0]
             raise ConfigError(
@@ -136,11 +131,9 @@ def _connect(address: str | None) -> Iterator[Any]:
         yield ray
 
 
-def _check_address(address: str | None) -> None:
+def _find_answer(address: str) -> None:
     """Finds out within seconds whether anyone answers there: Ray itself takes minutes."""
-    if address in (None, "auto", "local") or "://" in str(address):
-        return
-    host, _, port = str(address).rpartition(":")
+    host, _, port = address.rpartition(":")
     if not (host and port.isdigit()):
         raise ValueError("an address is a host and a port, such as 10.0.0.1:6379")
     socket.create_connection((host.strip("[]"), int(port)), timeout=ANSWER_SECONDS).close()
@@ -241,20 +234,14 @@ class _Driver(BatchTrainer):
         here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
         on_here = ray.remote(num_cpus=0, max_restarts=-1, scheduling_strategy=here)
         board = on_here(Board).remote()
-        task = ray.remote(
-            num_cpus=layout.num_cpus,
-            num_gpus=layout.num_gpus,
-            max_retries=-1,
-            max_calls=1,  # a process for each: JAX takes its devices once, and frees no memory
-            scheduling_strategy="SPREAD",
-        )(run_task)
+        # With a process for each call: JAX takes its devices once, and frees no memory.
+        how = {"max_calls": 1, "max_retries": -1, "scheduling_strategy": "SPREAD"}
+        task = ray.remote(num_cpus=layout.num_cpus, num_gpus=layout.num_gpus, **how)(run_task)
         options = dataclasses.replace(self._options, width=self._plan.width, on_evaluation=None)
-        parts = (self._experiment, self._plan.design, options, self._request, layout)
         # In a list, which Ray hands over as it is: the task imports the modules before it reads.
-        order = [ray.put(functools.partial(TaskTrainer, *parts))]
-        return board, {
-            task.remote(IMPORTED, order, i, part, board): i for i, part in enumerate(self._parts)
-        }
+        order = [ray.put((self._experiment, self._plan.design, options, self._request, layout))]
+        numbered = enumerate(self._parts)
+        return board, {task.remote(IMPORTED, order, i, part, board): i for i, part in numbered}
 
     def _take_result(self, task: Any) -> None:
         try:

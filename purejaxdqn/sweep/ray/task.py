@@ -77,18 +77,15 @@ class _TaskProgress(SweepProgress):
         self._report("progress", env_steps, training_return)
 
 
+# Of a task: its experiment, design, options with a width and an absolute path, request, and layout.
+Order = tuple[Experiment, Design, SweepOptions, dict[str, Any], Layout]
+
+
 class TaskTrainer(BatchTrainer):
     """Trains the batches of one task; the driver writes the results of all tasks."""
 
-    def __init__(
-        self,
-        experiment: Experiment,
-        design: Design,
-        options: SweepOptions,  # with a width, and an absolute path as output
-        request: dict[str, Any],
-        layout: Layout,
-        report: Callable[..., None],
-    ) -> None:
+    def __init__(self, order: Order, report: Callable[..., None]) -> None:
+        experiment, design, options, request, layout = order
         devices = use_every_core(None if layout.num_gpus else layout.num_cpus)
         plan = plan_sweep(experiment, design, devices, layout.memory_budget, width=options.width)
         bar = _TaskProgress(report)
@@ -130,20 +127,19 @@ def run_task(
 ) -> TaskResult:
     """Trains the batches of a task on a node, in a process of its own.
 
-    The order is Ray's reference of a `TaskTrainer` without its `report`. It may need the modules,
-    those that `--import` named, which register agents and environments.
+    The first of `order` is Ray's reference of an `Order`. It may need the modules, those that
+    `--import` named, which register agents and environments.
     """
     import ray
 
     for place in modules:
         import_module_or_file(place)
-    make_trainer = ray.get(order[0])
     report = functools.partial(board.report.remote, task)
     node = f"{platform.node()} (Ray's node {ray.get_runtime_context().get_node_id()})"
     report("start", node, provenance.collect_versions())
     try:
         with catch_signals() as stop:
-            result: TaskResult = make_trainer(report=report).train_share(numbers, stop)
+            result = TaskTrainer(ray.get(order[0]), report).train_share(numbers, stop)
     except Stopped as error:
         if error.exit_code == EXIT_TERMINATED:
             # The node is being shut down, not the sweep. Ray starts a task again elsewhere if its
