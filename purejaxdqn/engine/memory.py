@@ -17,49 +17,36 @@ from purejaxdqn.training.settings import RunConfig
 from purejaxdqn.types import ArrayTree, TrainState
 
 
-class RunBytes(NamedTuple):
-    """Memory of one run, in bytes."""
+class TracedRun(NamedTuple):
+    """The shapes of a run, and the memory that it takes, in bytes."""
 
+    state: TrainState  # as shapes
+    outputs: ChunkOutputs  # of a chunk, as shapes
+    chunk_bytes: int  # at most, of its intermediate results
+    evaluation_bytes: int  # likewise
     parts: dict[str, int]  # on the device while it trains, by the setting that makes each part big
-    state: int  # the part of these that stays between two chunks
-    result: int  # on the host until the end, the numbers and the last weights
+    state_bytes: int  # the part of these that stays between two chunks
+    result_bytes: int  # on the host until the end, the numbers and the last weights
 
     @property
-    def running(self) -> int:
+    def running_bytes(self) -> int:
         """Bytes on the device while the run trains."""
         return sum(self.parts.values())
 
 
-class TracedRun(NamedTuple):
-    """The shapes of a run, and the most bytes that its intermediate results take at a time."""
-
-    state: TrainState  # as shapes
-    outputs: ChunkOutputs  # of a chunk, as shapes
-    chunk_bytes: int
-    evaluation_bytes: int
-
-
 def trace_run(experiment: Experiment, config: RunConfig) -> TracedRun:
-    """Traces a run of these settings; computes nothing."""
+    """Traces a run of these settings, and finds the memory that it takes; computes nothing."""
     run = make_run_functions(experiment, config)
-    chunk_bytes, outputs = trace_memory(
-        lambda *args: run.chunk(*args)[1], run.config, run.state, COUNTS
-    )
-    params = run.state.learner.params
-    evaluation_bytes, _ = trace_memory(run.evaluate, run.config, params, SEED, COUNT)
-    return TracedRun(run.state, outputs, chunk_bytes, evaluation_bytes)
-
-
-def run_bytes(config: RunConfig, run: TracedRun) -> RunBytes:
-    """Computes the memory that a run takes from its shapes."""
-    state, outputs, working = run.state, run.outputs, run.chunk_bytes
-    params = tree_bytes(state.learner.params)
+    state, weights = run.state, run.state.learner.params
+    working, outputs = trace_memory(lambda *args: run.chunk(*args)[1], run.config, state, COUNTS)
+    evaluation, _ = trace_memory(run.evaluate, run.config, weights, SEED, COUNT)
+    params = tree_bytes(weights)
     parts = {
         # Gradients and optimiser updates are as large as the weights.
         "hidden_sizes": tree_bytes(state.learner) + 2 * params,
         "num_envs": tree_bytes((state.env_state, state.obs, outputs)),
         # An evaluation runs between two chunks: only what it takes beyond theirs counts.
-        "eval_episodes": max(0, run.evaluation_bytes - working),
+        "eval_episodes": max(0, evaluation - working),
     }
     if state.replay is not None:
         parts["replay_capacity"] = tree_bytes(state.replay)
@@ -73,7 +60,8 @@ def run_bytes(config: RunConfig, run: TracedRun) -> RunBytes:
     numbers = len(evaluation_steps(config)) * (4 * config.eval_episodes + 8 * num_curves)
     own = {name: size for name, size in parts.items() if hasattr(config, name)}
     own["num_envs"] += sum(parts.values()) - sum(own.values())  # of settings under other names
-    return RunBytes(own, tree_bytes(state), 2 * numbers + 2 * params)
+    sizes = (tree_bytes(state), 2 * numbers + 2 * params)
+    return TracedRun(state, outputs, working, evaluation, own, *sizes)
 
 
 def tree_bytes(tree: ArrayTree) -> int:

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import math
 import time
-from collections.abc import Callable
+from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
@@ -75,10 +76,11 @@ class SweepProgress:
             shown = f"lowest {low:.0f}, median {mid:.0f}, highest {high:.0f} of {len(means)} runs"
         self._bar.console.print(f"step {step:>9,}  greedy return per run: {shown}", soft_wrap=True)
 
-    def attempt(self, action: Callable[[], object]) -> None:
-        """Runs an action that writes to disk; an `OSError` is told once a minute at most."""
+    @contextlib.contextmanager
+    def attempt(self) -> Iterator[None]:
+        """Runs the block, which writes to disk; an `OSError` is told once a minute at most."""
         try:
-            action()
+            yield
         except OSError as error:
             if time.monotonic() - self._last_complaint >= _COMPLAINT_SECONDS:
                 self._last_complaint = time.monotonic()

@@ -143,9 +143,7 @@ def _search(
         folder = SweepFolder(output, bar.message)
         folder.lock()
         stack.callback(folder.unlock)
-        begun: dict[str, Any] = {}
-        if folder.is_begun() and not overwrite:
-            begun = folder.read_begun()["asked"]
+        begun = {} if overwrite else folder.read_asked()
         at_once = len(devices) * max(1, max_width() // num_seeds)
         chosen = min(at_once, math.ceil(num_trials / _MIN_BATCHES))
         trials_per_batch = trials_per_batch or begun.get("trials_per_batch", chosen)
@@ -154,7 +152,7 @@ def _search(
         how = {"width": width, "memory_budget": options.memory_budget}
         layout = _plan_batch(request, trials_per_batch, devices, **how)
         facts = _describe(request, trials_per_batch, width)
-        history = _begin(folder, facts, overwrite, bar.message)
+        history = _begin(folder, facts, overwrite)
         opened = stack.enter_context(study.open_study(output / study.STUDY_FILE, request.pruner))
         for name, value in facts.items():
             opened.set_user_attr(name, value)
@@ -204,9 +202,7 @@ def _describe(request: SearchRequest, trials_per_batch: int, width: int) -> dict
     )
 
 
-def _begin(
-    folder: SweepFolder, facts: dict[str, Any], overwrite: bool, say: Callable[[str], None]
-) -> dict[str, Any]:
+def _begin(folder: SweepFolder, facts: dict[str, Any], overwrite: bool) -> dict[str, Any]:
     """Begins or resumes a search. Refuses a folder whose study is missing or foreign."""
     path = folder.output / study.STUDY_FILE
     if overwrite:
@@ -217,7 +213,7 @@ def _begin(
             f"{path} is of no search that was begun there: choose another folder with --output, or "
             "start again with --overwrite"
         )
-    history = begin_or_resume(folder, facts, not overwrite, say, "search")
+    history = begin_or_resume(folder, facts, not overwrite, "search")
     if not path.exists() and folder.has_finished():
         raise ConfigError(
             f"{path} is missing, which says what was tried there: put it back, choose another "

@@ -159,7 +159,8 @@ class TrialTrainer:
                     record.params = []  # the weights of hundreds of trials would fill the disk
                     self._save(number, record)
                 self._tell_batch()
-                self._bar.attempt(lambda: results.save(self._make_dataset("running"), self._output))
+                with self._bar.attempt():
+                    results.save(self._make_dataset("running"), self._output)
                 stop.raise_if_requested()
                 stop.is_deferred = False
         except KeyboardInterrupt as error:

@@ -64,7 +64,7 @@ def _write_file(path: Path, content: bytes | memoryview) -> None:
 
 
 def read(
-    folder: Path, wanted: Callable[[dict[str, Any]], range] | None = None
+    folder: Path, wanted: Callable[[dict[str, Any]], Sequence[int]] | None = None
 ) -> tuple[list[np.ndarray], dict[str, Any]]:
     """Reads the arrays and the facts of a checkpoint as they were written, to the bit.
 
@@ -72,9 +72,8 @@ def read(
     Anything that is not as it was written raises `CheckpointDamaged`.
     """
     content = read_manifest(folder)
-    chosen = range(len(content["arrays"])) if wanted is None else wanted(content["facts"])
     arrays = []
-    for number in chosen:
+    for number in wanted(content["facts"]) if wanted else range(len(content["arrays"])):
         shape, dtype, digest = content["arrays"][number]
         try:
             array = np.fromfile(folder / "arrays" / str(number), np.uint8)

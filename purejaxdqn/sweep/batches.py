@@ -1,6 +1,5 @@
 """Trains the batches of a planned sweep, writes their checkpoints, and collects their numbers."""
 
-import functools
 import math
 import uuid
 from collections.abc import Mapping, Sequence
@@ -15,7 +14,7 @@ from purejaxdqn.engine.programs import Programs, compile_programs
 from purejaxdqn.engine.progress import format_duration
 from purejaxdqn.engine.rounds import Event, Kept, Record, estimate_round_seconds, train_round
 from purejaxdqn.runtime import processes
-from purejaxdqn.runtime.interrupts import EXIT_INTERRUPTED, StopRequest, catch_signals
+from purejaxdqn.runtime.interrupts import EXIT_INTERRUPTED, catch_signals
 from purejaxdqn.storage import provenance, results
 from purejaxdqn.storage.files import WriteSchedule
 from purejaxdqn.sweep.dataset import SweepInterrupted, SweepResult, stack_params, to_dataset
@@ -34,11 +33,10 @@ class BatchTrainer:
     """Trains the batches of a sweep, keeps them on disk, and resumes those that were kept there."""
 
     def __init__(self, sweep: OpenSweep, devices: Sequence[jax.Device]) -> None:
-        self._experiment, self._options, self._devices = sweep.experiment, sweep.options, devices
-        self._plan, self._folder, self._bar = sweep.plan, sweep.folder, sweep.bar
-        plan = sweep.plan
+        self._experiment, plan, self._options, _, self._folder, self._bar, attrs = sweep
+        self._plan, self._devices = plan, devices
         self._runs = plan.design.runs
-        self._all = range(len(plan.batches))
+        self._share: Sequence[int] = range(len(plan.batches))  # of a task, only its own
         self._configs = {number: group.config for group in plan.groups for number in group.batches}
         self._records: dict[int, Record] = {}
         self._finished: set[int] = set()
@@ -56,9 +54,8 @@ class BatchTrainer:
             "memory_budget": plan.budget,
             "planned_peak_bytes": 0,
             "peak_bytes": 0,
-            **dict.fromkeys(TIMES, 0.0),
-            "env_steps_per_second": 0.0,
-            **sweep.attrs,
+            **dict.fromkeys((*TIMES, "env_steps_per_second"), 0.0),
+            **attrs,
         }
 
     def run(self) -> SweepResult:
@@ -67,27 +64,27 @@ class BatchTrainer:
         Raises:
           SweepInterrupted: on Ctrl-C and SIGTERM, with everything that was finished.
         """
-        with catch_signals() as stop:
+        with catch_signals() as self._stop:
             if (known := self._read_earlier()) is not None:
                 return known
             with self._bar:
-                return self._train_and_write(stop)
+                return self._train_and_write()
 
-    def _train_and_write(self, stop: StopRequest) -> SweepResult:
+    def _train_and_write(self) -> SweepResult:
         exit_code: int | None = None
         try:
             if self._options.progress:
                 self.compile_and_forecast()
-            self._train(self._all, stop)
+            self._train()
             own = {n: self._records[n] for n in self._finished if processes.is_assigned_here(n)}
             for records, unsaved in processes.gather((own, self._unsaved)):
                 self._records |= records
                 self._unsaved |= unsaved
         except KeyboardInterrupt as error:
             exit_code = getattr(error, "exit_code", EXIT_INTERRUPTED)
-        stop.is_deferred = True  # only the results are still to be written
+        self._stop.is_deferred = True  # only the results are still to be written
         if exit_code is not None:
-            self._read_finished(self._all)  # those of other processes
+            self._read_finished()  # those of other processes
         result = self._make_result("finished" if exit_code is None else "interrupted")
         text = "the sweep was interrupted"
         if self._folder is not None:
@@ -109,13 +106,12 @@ class BatchTrainer:
         self._times_file = f"{process}{uuid.uuid4().hex[:8]}"
         for times in folder.read_times(process):
             self._spent = {name: spent + times[name] for name, spent in self._spent.items()}
-        self._facts |= {name: self._spent[name] for name in TIMES}
-        if trained := self._spent["trained_steps"]:
-            self._trained_steps = int(trained)
-            self._facts["env_steps_per_second"] = trained / max(self._spent["train_seconds"], 1e-9)
-        self._read_finished(self._all)
+        self._trained_steps = int(self._spent["trained_steps"])
+        speed = self._trained_steps / max(self._spent["train_seconds"], 1e-9)
+        self._facts |= {name: self._spent[name] for name in TIMES} | {"env_steps_per_second": speed}
+        self._read_finished()
         # The processes may see different files, but must all decide the same.
-        if not all(processes.gather(len(self._finished) == len(self._all))):
+        if not all(processes.gather(len(self._finished) == len(self._share))):
             return None
         try:
             dataset = processes.run_on_first_process(lambda: results.load(folder.output))
@@ -127,18 +123,17 @@ class BatchTrainer:
         known = self._make_result("finished")
         added = [name for name in dataset.variables if name not in known.dataset.variables]
         if not dataset.drop_vars(added).equals(known.dataset):  # a user may have added variables
-            self._bar.message(
-                f"{folder.output / results.FILE_NAME} differs from the checkpoints: rewriting it"
-            )
+            file = folder.output / results.FILE_NAME
+            self._bar.message(f"{file} differs from the checkpoints: rewriting it")
             return None
         self._bar.message(f"the sweep in {folder.output} is finished already")
         return known._replace(dataset=dataset)
 
-    def _read_finished(self, numbers: Sequence[int]) -> None:
+    def _read_finished(self) -> None:
         """Reads those batches that are finished on disk, and not known yet."""
         if self._folder is None:
             return
-        for number in [number for number in numbers if number not in self._finished]:
+        for number in [number for number in self._share if number not in self._finished]:
             if record := self._folder.load_finished(number, self._configs[number]):
                 self._records[number] = record
                 self._finished.add(number)
@@ -147,21 +142,19 @@ class BatchTrainer:
         """Compiles all programs that are needed, runs each for a second, and shows the plan."""
         self._bar.message(f"{self._plan.describe()}\ncompiling ...")
         groups = [group for group in self._plan.groups if self._unfinished(group)]
-        for group in groups:
-            self._compile(group)
+        programs = [self._compile(group) for group in groups]
         now = memory_bytes()  # before the short runs below, which leave memory behind
         seconds = 0.0
-        for group in groups:
+        for group, compiled in zip(groups, programs, strict=True):
             at_once, left = group.plan.num_devices, self._unfinished(group)
             first = [self._runs[i] for number in left[:at_once] for i in self._plan.batches[number]]
-            round_seconds = estimate_round_seconds(self._compile(group), group.config, first)
+            round_seconds = estimate_round_seconds(compiled, group.config, first)
             seconds += math.ceil(len(left) / at_once) * round_seconds
         self._plan_peak_memory(now)
-        compiled = self._facts["compile_seconds"] - self._spent["compile_seconds"]
-        peak = decimal(self._facts["planned_peak_bytes"])
+        took = self._facts["compile_seconds"] - self._spent["compile_seconds"]
+        peak, forecast = decimal(self._facts["planned_peak_bytes"]), format_duration(seconds)
         self._bar.message(
-            f"compiled in {compiled:.1f} s; memory up to {peak}; expected to take "
-            f"{format_duration(seconds)}"
+            f"compiled in {took:.1f} s; memory up to {peak}; expected to take {forecast}"
         )
 
     def _plan_peak_memory(self, now: int) -> None:
@@ -173,17 +166,17 @@ class BatchTrainer:
             # XLA knows its own buffers better than we do, but not those of libraries that it calls.
             is_known = by_xla > group.round_bytes / _DISBELIEF_FACTOR
             running = max(running, by_xla if is_known else group.round_bytes)
-        if self._folder is not None and self._folder.has_running():
+        if self._folder is not None and self._folder.list_running():
             # A batch that is read from the disk is there beside its copy on the device.
-            running += self._plan.width * max(group.run_bytes.state for group in groups)
+            running += self._plan.width * max(group.run.state_bytes for group in groups)
         in_process = running if self._devices[0].platform == "cpu" else 0
         planned = now + in_process + self._plan.result_bytes
         self._facts["planned_peak_bytes"] = max(peak_bytes(), planned)
 
     def _unfinished(self, group: Group) -> list[int]:
         """Lists the batches of a group that this process has still to train."""
-        assigned = filter(processes.is_assigned_here, group.batches)
-        return [number for number in assigned if number not in self._finished]
+        left = [n for n in group.batches if n in self._share and n not in self._finished]
+        return [*filter(processes.is_assigned_here, left)]
 
     def _compile(self, group: Group) -> Programs:
         """Compiles the programs of a group, once."""
@@ -193,44 +186,36 @@ class BatchTrainer:
                 self._experiment, group.config, group.plan, self._devices, self._options.diagnostics
             )
             self._facts["compile_seconds"] += self._compiled[key].compile_seconds
-        return self._compiled[key]
-
-    def _train(self, numbers: Sequence[int], stop: StopRequest) -> None:
-        """Trains batches, those of this process that are not finished."""
-        for group in self._plan.groups:
-            wanted = [number for number in self._unfinished(group) if number in numbers]
-            if not wanted:
-                continue
-            self._compile(group)
-            if not self._facts["planned_peak_bytes"]:
-                self._plan_peak_memory(memory_bytes())
             self._saving.start()
             self._checkpointing.start()
-            while wanted:
-                paused = self._load_paused(wanted, group)
-                taken = [*paused] or wanted[: group.plan.num_devices]
-                self._train_round(group, taken, paused, stop)
-                wanted = [number for number in wanted if number not in taken]
+        return self._compiled[key]
 
-    def _load_paused(self, wanted: Sequence[int], group: Group) -> dict[int, Paused]:
-        """Reads the first wanted batch, if it is under way, and others at the same step."""
+    def _train(self) -> None:
+        """Trains the batches of this process that are not finished."""
+        for group in self._plan.groups:
+            while left := self._unfinished(group):
+                self._compile(group)
+                if not self._facts["planned_peak_bytes"]:
+                    self._plan_peak_memory(memory_bytes())
+                paused = self._load_paused(left, group)
+                self._train_round(group, [*paused] or left[: group.plan.num_devices], paused)
+
+    def _load_paused(self, left: Sequence[int], group: Group) -> dict[int, Paused]:
+        """Reads the first batch that is left, if it is under way, and others at the same step."""
         paused: dict[int, Paused] = {}
-        for number in wanted:
-            folder = self._folder
-            one = None if folder is None else folder.load_running(number, group.config)
-            if one is None and not paused:
-                break
-            if one is not None and all(one.step == other.step for other in paused.values()):
+        if self._folder is None:
+            return paused
+        for number in left:
+            one = self._folder.load_running(number, group.config)
+            if one and all(one.step == other.step for other in paused.values()):
                 paused[number] = one
-            if len(paused) == group.plan.num_devices:
+            if len(paused) in (0, group.plan.num_devices):
                 break
         return paused
 
-    def _train_round(
-        self, group: Group, numbers: Sequence[int], paused: dict[int, Paused], stop: StopRequest
-    ) -> None:
+    def _train_round(self, group: Group, numbers: Sequence[int], paused: dict[int, Paused]) -> None:
         """Trains some batches side by side, from their start or their checkpoint to their end."""
-        programs, config = self._compile(group), group.config
+        programs, config, stop = self._compile(group), group.config, self._stop
         members: list[int] = []
         rows: dict[int, slice] = {}
         for number in numbers:
@@ -271,63 +256,60 @@ class BatchTrainer:
         """Returns the environment steps of a finished batch."""
         return len(self._plan.batches[number]) * self._configs[number].total_steps
 
-    def _take_evaluation(
-        self, event: Event, rows: Mapping[int, slice], members: Sequence[int]
-    ) -> None:
-        """Records an evaluation, shows it, hands it to the tracker, and saves results if due."""
-        assert event.episode_return is not None
-        labels = [dict(self._runs[run].labels) for run in members]
-        for number, at in rows.items():
-            for row in np.flatnonzero(self._records[number].add(event, at)):
-                shown = ", ".join(f"{k}={value}" for k, value in labels[at][row].items())
-                self._bar.message(
-                    f"the run with {shown} diverged by step {event.step:,}: it is marked, and "
-                    "the others go on"
-                )
-        self._bar.show_evaluation(event.step, event.episode_return)
-        if self._options.on_evaluation is not None:
-            numbers = (event.episode_return, event.training_return, event.metrics)
-            self._options.on_evaluation(Evaluated(event.step, np.array(members), labels, *numbers))
+    def _take_evaluation(self, event: Event, rows: dict[int, slice], members: list[int]) -> None:
+        """Records an evaluation, publishes it, and saves results if due."""
+        diverged = np.concatenate([self._records[n].add(event, at) for n, at in rows.items()])
+        for row in np.flatnonzero(diverged):
+            labels = self._runs[members[row]].labels
+            shown = ", ".join(f"{name}={value}" for name, value in labels.items())
+            self._bar.message(
+                f"the run with {shown} diverged by step {event.step:,}: it is marked, and the "
+                "others go on"
+            )
+        self._publish(event, members)
         self._save_results()
 
+    def _publish(self, event: Event, members: list[int]) -> None:
+        """Shows an evaluation of some runs, and hands it to the tracker."""
+        assert event.episode_return is not None
+        self._bar.show_evaluation(event.step, event.episode_return)
+        if self._options.on_evaluation is not None:
+            labels = [dict(self._runs[run].labels) for run in members]
+            numbers = (event.episode_return, event.training_return, event.metrics)
+            self._options.on_evaluation(Evaluated(event.step, np.array(members), labels, *numbers))
+
     def _write_checkpoint(self, programs: Programs, kept: Kept, rows: Mapping[int, slice]) -> None:
-        if (folder := self._folder) is None:
+        if self._folder is None:
             return
         paused = copy_from_devices(programs, kept, rows, self._records)
         with self._checkpointing.measure():
             self._save_finished()
-            self._bar.attempt(lambda: folder.save_running(paused))
+            with self._bar.attempt():
+                self._folder.save_running(paused)
         spent = self._spent["checkpoint_seconds"] + self._checkpointing.total
         self._facts["checkpoint_seconds"] = spent
         self._write_times()
 
     def _write_times(self) -> None:
-        folder, file = self._folder, self._times_file
-        if folder is not None and file is not None:
+        if self._folder is not None and self._times_file is not None:
             now = {**self._facts, "trained_steps": self._trained_steps}
             own = {name: now[name] - before for name, before in self._spent.items()}
-            self._bar.attempt(lambda: folder.write_times(file, own))
+            with self._bar.attempt():
+                self._folder.write_times(self._times_file, own)
 
     def _save_finished(self) -> None:
         """Writes finished batches, also those that the disk had no room for before."""
-        if (folder := self._folder) is None:
-            return
-
-        def save(number: int) -> None:
-            folder.save_finished(number, self._records[number])
-            self._unsaved.discard(number)
-
         for number in sorted(self._unsaved):
-            self._bar.attempt(functools.partial(save, number))
+            with self._bar.attempt():
+                if self._folder is not None:
+                    self._folder.save_finished(number, self._records[number])
+                self._unsaved.discard(number)
 
     def _save_results(self) -> None:
         """Writes the results so far, if it is time, and this process writes them."""
-        folder = self._folder
-        if folder is not None and processes.is_first_process() and self._saving.is_due():
-            with self._saving.measure():
-                self._bar.attempt(
-                    lambda: results.save(self._make_result("running").dataset, folder.output)
-                )
+        if self._folder is not None and processes.is_first_process() and self._saving.is_due():
+            with self._saving.measure(), self._bar.attempt():
+                results.save(self._make_result("running").dataset, self._folder.output)
 
     def _make_result(self, status: str) -> SweepResult:
         self._facts["peak_bytes"] = max(self._facts["peak_bytes"], peak_bytes())
@@ -336,6 +318,6 @@ class BatchTrainer:
         attrs = provenance.collect_provenance(design.shared, self._experiment)
         params = None
         if status != "running":
-            structure = jax.tree.structure(self._plan.groups[0].params)
+            structure = jax.tree.structure(self._plan.groups[0].run.state.learner.params)
             params = stack_params(dataset.diverged.shape, batches, self._records, structure)
         return SweepResult(dataset.assign_attrs(attrs, status=status, **self._facts), params)

@@ -99,9 +99,7 @@ def to_dataset(
     return xr.Dataset(variables, coords | {"episode": np.arange(shape[2])})
 
 
-def _label_runs(
-    design: Design,
-) -> tuple[tuple[str, ...], tuple[int, ...], dict[str, Any], tuple[Any, ...]]:
+def _label_runs(design: Design) -> tuple[Any, ...]:
     """Returns the dimensions of the runs, their lengths and coordinates, and all settings."""
     runs, points, seeds = design.runs, design.points, design.seeds
     if design.is_grid:
@@ -131,13 +129,11 @@ def stack_params(
     shapes = {tuple((x.shape[1:], x.dtype) for x in params) for params in finished.values()}
     if len(shapes) != 1:
         return None
-    stacked = [
-        np.full(
-            (math.prod(lengths), *shape), np.nan if np.issubdtype(dtype, np.inexact) else 0, dtype
-        )
-        for shape, dtype in shapes.pop()
-    ]
-    for number, params in finished.items():
-        for kept, new in zip(stacked, params, strict=True):
-            kept[list(batches[number])] = new
-    return jax.tree.unflatten(structure, [x.reshape(*lengths, *x.shape[1:]) for x in stacked])
+    leaves = []
+    for i, (shape, dtype) in enumerate(shapes.pop()):
+        missing = np.nan if np.issubdtype(dtype, np.inexact) else 0
+        stacked = np.full((math.prod(lengths), *shape), missing, dtype)
+        for number, params in finished.items():
+            stacked[list(batches[number])] = params[i]
+        leaves.append(stacked.reshape(*lengths, *shape))
+    return jax.tree.unflatten(structure, leaves)

@@ -29,20 +29,14 @@ class Point(NamedTuple):
 
 
 class Design(NamedTuple):
-    """All runs of a sweep.
+    """All runs of a sweep."""
 
-    Attributes:
-      points: of a grid in the order of `itertools.product`.
-      seeds: those at each point.
-      axes: the swept settings by name, with the labels along each; empty for one point. Those of a
-        random search have a label for each point.
-      is_grid: whether the points are all combinations of the axes, or drawn at random.
-    """
-
-    points: tuple[Point, ...]
-    seeds: tuple[int, ...]
+    points: tuple[Point, ...]  # of a grid in the order of `itertools.product`
+    seeds: tuple[int, ...]  # those at each point
+    # The swept settings by name, with the labels along each; empty for one point. Those of a random
+    # search have a label for each point.
     axes: dict[str, list[Label]]
-    is_grid: bool = True
+    is_grid: bool = True  # whether the points are all combinations of the axes, or drawn at random
 
     @property
     def shared(self) -> dict[str, Any]:
@@ -81,18 +75,14 @@ def grid_design(
 ) -> Design:
     """Designs a sweep with every seed at every combination of values.
 
-    Args:
-      config: the settings of all runs but the swept ones; or a function that makes all settings
-        from the swept ones by name, such as `purejaxdqn.agents.configure`.
-      seeds: whole numbers from 0 to 2**32 - 1, no two the same.
-      grid: values by the name of any setting.
+    `grid` has values by the name of any setting. The `config` has all other settings, or makes all
+    of them from the swept ones, such as `purejaxdqn.agents.configure`. The `seeds` are whole
+    numbers from 0 to 2**32 - 1, no two the same.
 
     Raises:
       ConfigError: if a seed, a name or a value is not allowed, or the runs are too many.
     """
-    for name, values in grid.items():
-        _check_name(name, config)
-        _check_values(name, values)
+    _check_axes(config, grid)
     swept = (dict(zip(grid, point, strict=True)) for point in itertools.product(*grid.values()))
     points = _make_points(config, seeds, math.prod(map(len, grid.values())), swept)
     axes = {name: [to_label(value) for value in values] for name, values in grid.items()}
@@ -113,14 +103,8 @@ def random_design(
     `grid_design`.
     """
     check_whole("num_samples", num_samples, 1)
-    for name, source in space.items():
-        _check_name(name, config)
-        if not hasattr(source, "rvs"):
-            _check_values(name, source)
-    swept = (
-        {name: _draw(name, source, rng) for name, source in space.items()}
-        for _ in range(num_samples)
-    )
+    _check_axes(config, space, is_drawn=True)
+    swept = ({n: _draw(n, source, rng) for n, source in space.items()} for _ in range(num_samples))
     points = _make_points(config, seeds, num_samples, swept)
     axes = {name: [point.labels[name] for point in points] for name in space}
     return Design(points, tuple(map(int, seeds)), axes, is_grid=False)
@@ -145,12 +129,11 @@ def _make_points(
     swept: Iterable[Mapping[str, Any]],
 ) -> tuple[Point, ...]:
     """Makes the points from their swept settings, after a check of all arguments before these."""
+    make: Any = config
     if isinstance(config, RunConfig):
         config.validate()
-        make: Configure = functools.partial(dataclasses.replace, config)
-    elif callable(config):
-        make = config
-    else:
+        make = functools.partial(dataclasses.replace, config)
+    if not callable(make):
         raise ConfigError(
             f"config ({config!r:.60}) must be settings, such as DQNConfig(), or a function that "
             "makes them of the swept ones"
@@ -190,16 +173,33 @@ def _check_sequence(name: str, values: Any, example: str) -> None:
     if not (is_array or isinstance(values, Sequence)) or isinstance(values, str):
         raise ConfigError(f"{name} ({values!r}) must be a sequence, such as {example}")
     try:
-        is_empty = not len(values)
+        if not len(values):
+            raise ConfigError(f"{name} is empty: give at least one value")
     except OverflowError:  # of a range
         raise ConfigError(f"{name} ({values!r}) are too many: at most {MOST_RUNS:,}") from None
-    if is_empty:
-        raise ConfigError(f"{name} is empty: give at least one value")
 
 
-def _check_name(name: str, config: RunConfig | Configure) -> None:
-    if not isinstance(config, RunConfig):
-        return  # the function that makes the settings refuses unknown names
+def _check_axes(
+    config: RunConfig | Configure, axes: Mapping[str, Any], is_drawn: bool = False
+) -> None:
+    for name, values in axes.items():
+        if isinstance(config, RunConfig):  # else the function that makes them refuses unknown names
+            _check_name(name, config)
+        if is_drawn and hasattr(values, "rvs"):
+            continue
+        _check_sequence(name, values, f"[{values!r}]")
+        labels = [to_label(value) for value in values]
+        for label in labels:
+            if not isinstance(label, (bool, int, float, str)):
+                raise ConfigError(
+                    f"the values of {name} must be numbers, names or sizes such as (64, 64), and "
+                    f"not {label!r:.60}"
+                )
+        if len(set(labels)) < len(labels):
+            raise ConfigError(f"the values of {name} {list(values)} must differ from each other")
+
+
+def _check_name(name: str, config: RunConfig) -> None:
     if name == "agent":
         raise ConfigError(
             "agent cannot be swept over one agent's settings, which would only be renamed: give "
@@ -211,19 +211,6 @@ def _check_name(name: str, config: RunConfig | Configure) -> None:
             f"{name!r} is no setting of {type(config).__name__}, so that it cannot be swept: "
             f"{suggest_names(name, names)}"
         )
-
-
-def _check_values(name: str, values: Any) -> None:
-    _check_sequence(name, values, f"[{values!r}]")
-    labels = [to_label(value) for value in values]
-    for label in labels:
-        if not isinstance(label, (bool, int, float, str)):
-            raise ConfigError(
-                f"the values of {name} must be numbers, names or sizes such as (64, 64), and not "
-                f"{label!r:.60}"
-            )
-    if len(set(labels)) < len(labels):
-        raise ConfigError(f"the values of {name} {list(values)} must differ from each other")
 
 
 def to_label(value: Any) -> Label:

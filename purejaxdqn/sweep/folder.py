@@ -8,9 +8,10 @@ their batches in one folder: no two write under one name, and none drops what an
 import collections
 import contextlib
 import itertools
+import json
 import shutil
 import uuid
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -32,8 +33,7 @@ _KEPT_EACH = 2  # checkpoints of a batch under way, so that a damaged one has on
 class Paused(NamedTuple):
     """One batch under way, as a checkpoint has it: on the host, and with the numbers so far.
 
-    The engine's `Kept` is a whole round of batches, on the devices and without these numbers. Here
-    trees are lists of arrays, and `params_before` is empty without diagnostics.
+    Trees are lists of arrays, and `params_before` is empty without diagnostics.
     """
 
     step: int
@@ -54,8 +54,7 @@ def copy_from_devices(
     paused = {}
     for device, (number, at) in enumerate(rows.items()):
         window = {name: sums[at] for name, sums in kept.window.items()}
-        parts = (states[device], before[device], window, records[number])
-        paused[number] = Paused(kept.step, *parts)
+        paused[number] = Paused(kept.step, states[device], before[device], window, records[number])
     return paused
 
 
@@ -77,10 +76,11 @@ class SweepFolder:
 
     def __init__(self, output: Path, say: Callable[[str], None] = print) -> None:
         self.output = output
-        self._say = say
+        self.say = say
         self._root = output / results.CHECKPOINT
         self._lock = filelock.FileLock(self._root / results.LOCK)
         self._damaged: set[str] = set()  # checkpoints that could not be read
+        self.unlock = self._lock.release
 
     def lock(self) -> None:
         """Locks the folder until `unlock` or the end of this process; refused if another has it."""
@@ -90,10 +90,6 @@ class SweepFolder:
             shutil.rmtree(half_written, ignore_errors=True)
         for half_written in find_half_written(self.output / results.FILE_NAME):
             half_written.unlink(missing_ok=True)
-
-    def unlock(self) -> None:
-        """Releases the lock."""
-        self._lock.release()
 
     def is_begun(self) -> bool:
         """Tells whether a sweep was begun here."""
@@ -125,25 +121,28 @@ class SweepFolder:
             )
         return facts
 
-    def read_width(self) -> int | None:
-        """Reads the width of the sweep that was begun here; None if none was."""
-        return self.read_begun()["asked"]["width"] if self.is_begun() else None
+    def read_asked(self) -> dict[str, Any]:
+        """Reads what the sweep that was begun here was asked for; {} if none was begun."""
+        return self.read_begun()["asked"] if self.is_begun() else {}
 
-    def note_changes(self, lines: Iterable[str]) -> list[str]:
-        """Notes why runs from here on may have other bits than those before; returns all notes."""
-        folders = sorted(filter(_numbers, (self._root / "changes").glob("*")), key=_numbers)
+    def note_changes(self, versions: Mapping[str, Any]) -> dict[str, Any]:
+        """Warns if runs from here on are trained with other `versions`, and notes that.
+
+        Returns the attribute `not_bitwise`, with all changes so far; no attribute without any.
+        """
         noted = []
-        for folder in folders:
+        for folder in sorted(filter(_numbers, (self._root / "changes").glob("*")), key=_numbers):
             try:
                 noted.append(checkpoint.read(folder)[1]["line"])
             except CheckpointDamaged as error:
                 noted.append(f"{folder.name}: what changed can no longer be read ({error})")
-        for line in lines:
+        for line in find_differences(self.read_begun()["made_with"], versions):
+            self.say(f"warning: what is trained from here on may have other bits: {line}")
             if line not in noted:
                 name = f"{len(noted)}-{uuid.uuid4().hex[:8]}"
                 checkpoint.write(self._root / "changes" / name, [], {"line": line})
                 noted.append(line)
-        return [*dict.fromkeys(noted)]
+        return {"not_bitwise": json.dumps([*dict.fromkeys(noted)])} if noted else {}
 
     def write_times(self, name: str, times: Mapping[str, float]) -> None:
         """Writes what a process has spent so far, under a name of its own."""
@@ -171,7 +170,7 @@ class SweepFolder:
         try:
             return Record.from_arrays(config, *checkpoint.read(folder))
         except CheckpointDamaged as error:
-            self._say(f"{folder} is damaged ({error}): its runs are trained again")
+            self.say(f"{folder} is damaged ({error}): its runs are trained again")
             return None
 
     def save_running(self, paused: Mapping[int, Paused]) -> None:
@@ -192,19 +191,17 @@ class SweepFolder:
 
     def load_running(self, batch: int, config: RunConfig) -> Paused | None:
         """Reads a batch's last checkpoint; where it is damaged, the one before."""
-        for folder in self._list_running():
-            if folder.name in self._damaged:
-                continue
+        for folder in [x for x in self.list_running() if x.name not in self._damaged]:
             try:
-                if batch not in _find_batches(checkpoint.read_manifest(folder)["facts"]):
-                    continue
-                arrays, facts = checkpoint.read(folder, lambda x: _find_batches(x)[batch])
+                arrays, facts = checkpoint.read(folder, lambda x: _find_batches(x).get(batch, ()))
             except CheckpointDamaged as error:
                 if folder.exists():  # else another process has dropped it
                     self._damaged.add(folder.name)
-                    self._say(f"{folder} is damaged ({error}): going back to the checkpoint before")
+                    self.say(f"{folder} is damaged ({error}): going back to the checkpoint before")
                 continue
-            (one,) = (one for one in facts["batches"] if one["batch"] == batch)
+            one = next((one for one in facts["batches"] if one["batch"] == batch), None)
+            if one is None:
+                continue
             rest = iter(arrays)
             state, before, sums, numbers = ([*itertools.islice(rest, n)] for n in one["lengths"])
             window = dict(zip(one["window"], sums, strict=True))
@@ -212,15 +209,11 @@ class SweepFolder:
             return Paused(facts["step"], state, before, window, record)
         return None
 
-    def has_running(self) -> bool:
-        """Tells whether there is a checkpoint of a batch under way."""
-        return bool(self._list_running())
-
     def delete_running(self) -> None:
         """Deletes the checkpoints of batches under way, once all batches are finished."""
         shutil.rmtree(self._root / "running", ignore_errors=True)
 
-    def _list_running(self) -> list[Path]:
+    def list_running(self) -> list[Path]:
         """Lists the checkpoints of batches under way, those of the latest step first."""
         paths = [x for x in (self._root / "running").glob("*") if len(_numbers(x)) == 2]
         return sorted(paths, key=_numbers, reverse=True)
@@ -228,19 +221,17 @@ class SweepFolder:
     def _drop_old_checkpoints(self) -> None:
         """Drops checkpoints all of whose batches are finished, or have enough newer ones."""
         newer: collections.Counter[int] = collections.Counter()
-        for folder in self._list_running():
+        for folder in self.list_running():
             batches: Sequence[int] = []
             if folder.name not in self._damaged:
                 try:
                     batches = [*_find_batches(checkpoint.read_manifest(folder)["facts"])]
                 except CheckpointDamaged:
                     batches = _numbers(folder)[1:]  # it may only be out of reach for now
-            is_wanted = any(
-                newer[batch] < _KEPT_EACH and not (self._root / "finished" / str(batch)).exists()
-                for batch in batches
-            )
+            too_old = [batch for batch in batches if newer[batch] >= _KEPT_EACH]
             newer.update(batches)
-            if not is_wanted:
+            finished = self._root / "finished"
+            if all(batch in too_old or (finished / str(batch)).exists() for batch in batches):
                 shutil.rmtree(folder, ignore_errors=True)
 
 
@@ -257,3 +248,21 @@ def _find_batches(facts: Mapping[str, Any]) -> dict[int, range]:
         begin, end = end, end + sum(one["lengths"])
         found[one["batch"]] = range(begin, end)
     return found
+
+
+_NOTHING = object()  # where JSON has no value, not even null
+
+
+def find_differences(begun: Any, request: Any, name: str = "") -> list[str]:
+    """Lists where two JSON values differ, such as "seeds: [0, 1] there, [0, 2] now"."""
+    if isinstance(begun, dict) and isinstance(request, dict):
+        lines = []
+        for key in {**begun, **request}:
+            values = (begun.get(key, _NOTHING), request.get(key, _NOTHING))
+            lines += find_differences(*values, f"{name}.{key}" if name else key)
+        return lines
+    if begun == request:
+        return []
+    texts = ["nothing" if x is _NOTHING else json.dumps(x) for x in (begun, request)]
+    there, now = (text if len(text) <= 60 else f"{text[:57]}..." for text in texts)
+    return [f"{name}: {there} there, {now} now"]

@@ -8,59 +8,45 @@ import jax
 import psutil
 from rich.filesize import decimal
 
-from purejaxdqn.engine.memory import RunBytes, free_bytes, run_bytes, trace_run
+from purejaxdqn.engine.memory import TracedRun, free_bytes, trace_run
 from purejaxdqn.engine.rounds import evaluation_steps
 from purejaxdqn.runtime.devices import Plan, max_width, min_devices
 from purejaxdqn.sweep.design import Design, group_by_program
 from purejaxdqn.training.loop import Experiment
 from purejaxdqn.training.settings import NAMES_OF_RESULTS, RunConfig
-from purejaxdqn.types import ConfigError, Params
+from purejaxdqn.types import ConfigError
 
 _PLANNED_SHARE = 0.8  # of the memory that is free
 
 
 class Group(NamedTuple):
-    """Runs that share a compiled program.
+    """Runs that share a compiled program."""
 
-    Attributes:
-      config: the settings of the first one; only floats of the others differ.
-      batches: the numbers of their batches.
-      plan: how their batches are laid out over the devices.
-      params: the weights of one run, as shapes.
-    """
-
-    config: RunConfig
-    batches: Sequence[int]
+    config: RunConfig  # of the first one; only floats of the others differ
+    batches: Sequence[int]  # the numbers of their batches
     num_runs: int
-    plan: Plan
-    run_bytes: RunBytes
-    params: Params
+    plan: Plan  # how their batches are laid out over the devices
+    run: TracedRun
 
     @property
     def round_bytes(self) -> int:
         """Bytes on the devices while batches train."""
-        return self.plan.slots_per_round * self.run_bytes.running
+        return self.plan.slots_per_round * self.run.running_bytes
 
 
 class SweepPlan(NamedTuple):
-    """A sweep, laid out over batches, programs and devices.
-
-    Attributes:
-      width: runs per batch; a run's bits depend on it.
-      batches: which runs each batch has; a batch is what trains on one device at a time.
-      budget: bytes that runs may take on the devices at a time.
-    """
+    """A sweep, laid out over batches, programs and devices."""
 
     design: Design
-    width: int
-    batches: Sequence[Sequence[int]]
+    width: int  # runs per batch; a run's bits depend on it
+    batches: Sequence[Sequence[int]]  # the runs of each, which train on one device at a time
     groups: Sequence[Group]
-    budget: int
+    budget: int  # bytes that runs may take on the devices at a time
 
     @property
     def result_bytes(self) -> int:
         """Bytes on the host at the end: all numbers and last weights."""
-        return sum(group.num_runs * group.run_bytes.result for group in self.groups)
+        return sum(group.num_runs * group.run.result_bytes for group in self.groups)
 
     def describe(self) -> str:
         """Describes the plan in a few lines."""
@@ -75,7 +61,7 @@ class SweepPlan(NamedTuple):
             lines.append(
                 f"program {number}: {_count(group.num_runs, 'run')} of "
                 f"{group.config.total_steps:,} steps in {_count(len(group.batches), 'batch')}, "
-                f"{at_once} at a time; {decimal(group.run_bytes.running)} a run, "
+                f"{at_once} at a time; {decimal(group.run.running_bytes)} a run, "
                 f"{decimal(group.round_bytes)} at a time (of {decimal(self.budget)})"
             )
         return "\n".join(lines)
@@ -90,22 +76,15 @@ def plan_sweep(
     experiment: Experiment,
     design: Design,
     devices: Sequence[jax.Device],
-    *,
-    width: int | None = None,
     memory_budget: float | None = None,
     num_devices: int | None = None,
+    width: int | None = None,
 ) -> SweepPlan:
     """Lays a sweep out over devices and memory; compiles nothing.
 
-    Args:
-      experiment: `config -> Train`.
-      design: the runs.
-      devices: what to train on.
-      width: runs per batch; by default the number for which the devices are done soonest, of those
-        that fit.
-      memory_budget: bytes that runs may take on the devices at a time; by default most of what
-        is free.
-      num_devices: the devices to choose the width for, if others than these share the sweep.
+    Runs take at most `memory_budget` bytes on the devices at a time, by default most of what is
+    free. `width` is by default the number of runs per batch for which the devices are done soonest,
+    of those that fit; if others than these share the sweep, for `num_devices`.
 
     Raises:
       ConfigError: if not even the smallest round fits, or the results do not, with the size and
@@ -122,27 +101,24 @@ def plan_sweep(
                 f"{name!r} cannot be swept: something else has that name in the results, choose "
                 "another"
             )
-    sizes = [run_bytes(config, run) for config, run in zip(configs, traced, strict=True)]
     fewest = min(min_devices(), max(len(devices), 1))
     chosen = width or choose_width([*map(len, members)], num_devices or len(devices), max_width())
-    for config, size in zip(configs, sizes, strict=True):
-        widest_that_fits = budget // (fewest * size.running)
+    for config, run in zip(configs, traced, strict=True):
+        widest_that_fits = budget // (fewest * run.running_bytes)
         if width is None:
             chosen = min(chosen, max(widest_that_fits, 1))
         if widest_that_fits < chosen:
-            _refuse_size(config, size, chosen, fewest, budget)
+            _refuse_size(config, run, chosen, fewest, budget)
 
     batches: list[Sequence[int]] = []
     groups = []
-    for config, group, size, run in zip(configs, members, sizes, traced, strict=True):
-        first = len(batches)
+    for config, group, run in zip(configs, members, traced, strict=True):
+        numbers = range(len(batches), len(batches) + math.ceil(len(group) / chosen))
         batches += cut_into_batches(group, chosen)
-        numbers = range(first, len(batches))
-        fit = budget // (chosen * size.running)
+        fit = budget // (chosen * run.running_bytes)
         at_once = min(len(devices), max(len(numbers), fewest), fit)
         layout = Plan(chosen, at_once, math.ceil(len(numbers) / at_once))
-        params = run.state.learner.params
-        groups.append(Group(config, numbers, len(group), layout, size, params))
+        groups.append(Group(config, numbers, len(group), layout, run))
     plan = SweepPlan(design, chosen, batches, groups, budget)
     _check_results(plan)
     return plan
@@ -166,15 +142,15 @@ def choose_width(group_sizes: Sequence[int], num_devices: int, widest: int) -> i
     return min(range(widest, 0, -1), key=cost)
 
 
-def _refuse_size(config: RunConfig, size: RunBytes, width: int, fewest: int, budget: int) -> None:
-    name, largest = max(size.parts.items(), key=lambda part: part[1])
+def _refuse_size(config: RunConfig, run: TracedRun, width: int, fewest: int, budget: int) -> None:
+    name, largest = max(run.parts.items(), key=lambda part: part[1])
+    share = f"{name} ({getattr(config, name)}) makes up {largest / run.running_bytes:.0%} of it"
     batch = f"a batch of {width} run(s)" if width > 1 else "a run"
     pair = "" if fewest == 1 else f", and {fewest} must train side by side"
     narrower = f", or --width ({width})" if width > 1 else ""
     raise ConfigError(
-        f"{batch} takes {decimal(width * size.running)}{pair}, but {decimal(budget)} may be used: "
-        f"{name} ({getattr(config, name)}) makes up {largest / size.running:.0%} of it. Lower "
-        f"{name}{narrower}, or raise --memory-budget"
+        f"{batch} takes {decimal(width * run.running_bytes)}{pair}, but {decimal(budget)} may be "
+        f"used: {share}. Lower {name}{narrower}, or raise --memory-budget"
     )
 
 
@@ -183,7 +159,7 @@ def _check_results(plan: SweepPlan) -> None:
     free = psutil.virtual_memory().available
     if plan.result_bytes <= free:
         return
-    config = max(plan.groups, key=lambda group: group.run_bytes.result).config
+    config = max(plan.groups, key=lambda group: group.run.result_bytes).config
     raise ConfigError(
         f"the results of {_count(len(plan.design.runs), 'run')} take {decimal(plan.result_bytes)} "
         f"in the end, but {decimal(free)} are free: a run has {len(evaluation_steps(config)):,} "

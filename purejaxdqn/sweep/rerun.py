@@ -13,10 +13,9 @@ import xarray as xr
 from purejaxdqn import agents
 from purejaxdqn.storage import provenance, results
 from purejaxdqn.sweep.design import group_by_program, to_label
-from purejaxdqn.sweep.folder import SweepFolder
+from purejaxdqn.sweep.folder import SweepFolder, find_differences
 from purejaxdqn.sweep.options import SweepOptions
 from purejaxdqn.sweep.plan import cut_into_batches
-from purejaxdqn.sweep.resume import find_differences
 from purejaxdqn.sweep.run import run_sweep
 from purejaxdqn.training.diagnostics import DIAGNOSTICS
 from purejaxdqn.training.loop import Experiment, Train
@@ -64,17 +63,14 @@ def rerun(
         raise ConfigError("the dataset is not one of a sweep: it names no settings and no width")
     run = select_run(dataset, labels)
     config = config_from_json(str(run.settings.item()), config_class)
-    if experiment is None:
-        experiment = _find_experiment(dataset, config)
+    experiment = experiment or _find_experiment(dataset, config)
     now = provenance.collect_versions()
     then = {name: dataset.attrs.get(name) for name in now}
     then["versions"] = json.loads(dataset.attrs["versions"])
     for line in find_differences(then, now):
         warnings.warn(f"the run may get other bits than it had: {line}", stacklevel=2)
-    width, looks_inside = int(dataset.attrs["width"]), any(name in dataset for name in DIAGNOSTICS)
-    options = SweepOptions(
-        width=width, devices=devices, progress=progress, diagnostics=looks_inside
-    )
+    width, measured = int(dataset.attrs["width"]), any(name in dataset for name in DIAGNOSTICS)
+    options = SweepOptions(width=width, devices=devices, progress=progress, diagnostics=measured)
     return run_sweep(experiment, config, [int(run.seed)], options=options).dataset.isel(seed=0)
 
 
@@ -144,8 +140,7 @@ def load_params(
     number = int(run.number)
     (batch,) = (i for i, members in enumerate(batches) if number in members)
     kept = SweepFolder(folder)
-    if kept.is_begun():
-        kept.read_begun()  # refuses a folder of another version
+    kept.read_asked()  # refuses a folder of another version
     record = kept.load_finished(batch, config)
     if record is None or not record.params:
         raise ConfigError(

@@ -1,9 +1,6 @@
 """Runs a sweep: seeds times settings to one labelled dataset, over every device, in chunks."""
 
-import functools
-import tempfile
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
 import jax
@@ -14,7 +11,6 @@ from purejaxdqn.runtime.interrupts import catch_signals
 from purejaxdqn.sweep.batches import BatchTrainer
 from purejaxdqn.sweep.dataset import SweepInterrupted, SweepResult
 from purejaxdqn.sweep.design import Configure, Design, grid_design
-from purejaxdqn.sweep.folder import SweepFolder
 from purejaxdqn.sweep.options import SweepOptions, split_keywords, take_options
 from purejaxdqn.sweep.plan import SweepPlan, plan_sweep
 from purejaxdqn.sweep.resume import OpenSweep, open_sweep
@@ -71,12 +67,9 @@ def run_design(
       SweepInterrupted: on Ctrl-C and SIGTERM, with everything that was finished.
     """
     options = take_options(options, option_fields, "run_design")
-    devices, budget = options.devices or ensure_devices(), options.memory_budget
+    devices = options.devices or ensure_devices()
     num_devices = len(devices) * jax.process_count()
-    plan = functools.partial(
-        plan_sweep, experiment, design, devices, memory_budget=budget, num_devices=num_devices
-    )
-    with open_sweep(experiment, design, plan, options) as sweep:
+    with open_sweep(experiment, design, options, devices, num_devices) as sweep:
         return BatchTrainer(sweep, devices).run()
 
 
@@ -90,17 +83,15 @@ def print_plan(
     """Prints on standard error how `run_design` would train a design, and how long it would take.
 
     It takes the arguments of `run_design`, compiles the programs, and runs each for a second. It
-    plans for an output folder, but writes nothing there.
+    writes nothing.
 
     Raises:
       ConfigError: for options that cannot be, before anything is compiled.
     """
     options = take_options(options, option_fields, "print_plan")
-    devices, budget = options.devices or ensure_devices(), options.memory_budget
-    width = options.runs_per_batch
-    plan = plan_sweep(experiment, design, devices, width=width, memory_budget=budget)
-    with SweepProgress(0) as bar, catch_signals(), tempfile.TemporaryDirectory() as stays_empty:
-        folder = SweepFolder(Path(stays_empty), bar.message)
-        sweep = OpenSweep(experiment, plan, options, {}, folder, bar, {})
+    devices, width = options.devices or ensure_devices(), options.runs_per_batch
+    plan = plan_sweep(experiment, design, devices, options.memory_budget, width=width)
+    with SweepProgress(0) as bar, catch_signals():
+        sweep = OpenSweep(experiment, plan, options, {}, None, bar, {})
         BatchTrainer(sweep, devices).compile_and_forecast()
     return plan

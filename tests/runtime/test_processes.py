@@ -99,7 +99,7 @@ def test_two_processes_give_what_one_gives(tmp_path, fresh_environment, assert_s
     output = tmp_path / "sweep"
     output.mkdir()
     plan = plan_sweep(dqn, grid_design(CONFIG, [0], {}), jax.devices())
-    three_runs = 3 * plan.groups[0].run_bytes.running
+    three_runs = 3 * plan.groups[0].run.running_bytes
     calls: list[list[dict]] = [[], []]
     for process in range(2):
         common = {**COMMON, "progress": False}

@@ -15,7 +15,7 @@ from purejaxdqn.agents import configure, train
 from purejaxdqn.agents.dqn.settings import DQNConfig
 from purejaxdqn.agents.pqn.settings import PQNConfig
 from purejaxdqn.engine import memory
-from purejaxdqn.engine.memory import run_bytes, trace_run, tree_bytes
+from purejaxdqn.engine.memory import trace_run, tree_bytes
 from purejaxdqn.storage import results
 from purejaxdqn.sweep.design import grid_design
 from purejaxdqn.sweep.options import SweepOptions
@@ -72,15 +72,14 @@ def test_bytes_of_a_run_are_those_of_its_arrays(config):
         (jax.random.key_data(x) if jax.numpy.issubdtype(x.dtype, jax.dtypes.prng_key) else x).nbytes
         for x in jax.tree.leaves(real)
     )
-    size = run_bytes(config, run)
-    assert tree_bytes(run.state) == size.state == held
-    assert size.running >= held
-    assert size.running - held < 3e6
+    assert tree_bytes(run.state) == run.state_bytes == held
+    assert run.running_bytes >= held
+    assert run.running_bytes - held < 3e6
 
 
 def test_less_memory_makes_batches_narrower_and_then_fewer():
     free = plan(range(64))
-    per_run = free.groups[0].run_bytes.running
+    per_run = free.groups[0].run.running_bytes
     assert (free.width, free.groups[0].plan.num_devices) == (8, 2)
     tight = plan(range(64), memory_budget=9 * per_run)
     assert (tight.width, tight.groups[0].plan.num_devices) == (4, 2)
@@ -129,7 +128,7 @@ def test_a_budget_that_is_no_amount_of_memory_is_refused(budget):
 
 
 def test_a_budget_may_be_written_as_a_float():
-    per_run = plan().groups[0].run_bytes.running
+    per_run = plan().groups[0].run.running_bytes
     assert plan(range(64), memory_budget=9.0 * per_run).width == 4
 
 

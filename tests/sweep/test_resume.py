@@ -158,7 +158,8 @@ def test_a_damaged_checkpoint_falls_back_to_the_one_before_and_says_so(finished,
         )
     running = sorted((tmp_path / "checkpoint" / "running").iterdir(), key=_age)
     assert len(running) == 2
-    largest = max((running[-1] / "arrays").iterdir(), key=lambda path: path.stat().st_size)
+    arrays = (running[-1] / "arrays").iterdir()
+    largest = max(arrays, key=lambda path: path.stat().st_size)
     content = bytearray(largest.read_bytes())
     content[len(content) // 2] ^= 4
     largest.write_bytes(content)

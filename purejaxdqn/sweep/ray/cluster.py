@@ -1,15 +1,13 @@
 """Runs a sweep on the machines of a Ray cluster: tasks go on elsewhere when their node dies.
 
-A task trains some batches side by side, and keeps their checkpoints in the folder of the sweep,
-which all nodes see: started again, it goes on from there. The process that called `run_on_cluster`
-is the driver, which shows progress and puts the numbers together as `run_design` does.
+A task trains some batches, and keeps their checkpoints in the sweep's folder, which all nodes see.
+The process that called `run_on_cluster` is the driver, which puts the numbers together.
 """
 
 import collections
 import contextlib
 import copy
 import dataclasses
-import functools
 import json
 import logging
 import os
@@ -24,17 +22,15 @@ import numpy as np
 
 from purejaxdqn.engine.rounds import Event, Record
 from purejaxdqn.runtime.devices import ensure_devices
-from purejaxdqn.runtime.interrupts import StopRequest, catch_signals
+from purejaxdqn.runtime.interrupts import catch_signals
 from purejaxdqn.runtime.modules import IMPORTED
 from purejaxdqn.storage import provenance
 from purejaxdqn.sweep.batches import TIMES, BatchTrainer
 from purejaxdqn.sweep.dataset import SweepResult
 from purejaxdqn.sweep.design import Design
 from purejaxdqn.sweep.options import SweepOptions, check_whole, take_options
-from purejaxdqn.sweep.plan import plan_sweep
-from purejaxdqn.sweep.ray.task import ANSWER_SECONDS, Board, Layout, TaskTrainer, run_task
-from purejaxdqn.sweep.resume import OpenSweep, note_changes, open_sweep
-from purejaxdqn.tracking import Evaluated
+from purejaxdqn.sweep.ray.task import ANSWER_SECONDS, Board, Layout, run_task
+from purejaxdqn.sweep.resume import OpenSweep, open_sweep
 from purejaxdqn.training.loop import Experiment
 from purejaxdqn.types import ConfigError
 
@@ -90,19 +86,13 @@ def run_on_cluster(
     options = take_options(options, option_fields, "run_on_cluster", _NOT_TAKEN)
     if options.output is None:
         raise ConfigError("output (None) must be a folder that all nodes of the cluster see")
-    options = dataclasses.replace(options, output=options.output.resolve())
     with _connect(address) as ray:
         devices = ensure_devices()  # not before: Ray may start processes, and JAX has threads then
         layout = _lay_out(ray, num_cpus_per_task, num_gpus_per_task, options.memory_budget)
-        plan = functools.partial(
-            plan_sweep,
-            experiment,
-            design,
-            devices[:1] * layout.devices_per_task,
-            memory_budget=layout.memory_budget or _UNKNOWN,
-            num_devices=layout.num_devices,
-        )
-        with open_sweep(experiment, design, plan, options) as sweep:
+        devices = devices[:1] * layout.devices_per_task
+        output, budget = options.output.resolve(), layout.memory_budget or _UNKNOWN
+        options = dataclasses.replace(options, output=output, memory_budget=budget)
+        with open_sweep(experiment, design, options, devices, layout.num_devices) as sweep:
             return _Driver(ray, layout, sweep, batches_per_task).run()
 
 
@@ -124,16 +114,13 @@ def _connect(address: str | None) -> Iterator[Any]:
     with catch_signals(), contextlib.ExitStack() as stack:  # Ray leaves a handler of its own
         stack.callback(ray.shutdown)
         try:
-            _check_address(address)
+            if address not in (None, "auto", "local") and "://" not in address:
+                _find_answer(address)
+            quiet = {"log_to_driver": False, "logging_level": logging.ERROR}
             with warnings.catch_warnings():
                 # Where JAX has threads already, forking warns; but Ray starts other programs.
                 warnings.filterwarnings("ignore", "os.fork", RuntimeWarning)
-                ray.init(
-                    address=address,
-                    include_dashboard=False,
-                    log_to_driver=False,
-                    logging_level=logging.ERROR,
-                )
+                ray.init(address, include_dashboard=False, **quiet)
         except (OSError, RuntimeError, ValueError) as error:
             first_line = (str(error).splitlines() or [""])[0]
             raise ConfigError(
@@ -144,11 +131,9 @@ def _connect(address: str | None) -> Iterator[Any]:
         yield ray
 
 
-def _check_address(address: str | None) -> None:
+def _find_answer(address: str) -> None:
     """Finds out within seconds whether anyone answers there: Ray itself takes minutes."""
-    if address in (None, "auto", "local") or "://" in str(address):
-        return
-    host, _, port = str(address).rpartition(":")
+    host, _, port = address.rpartition(":")
     if not (host and port.isdigit()):
         raise ValueError("an address is a host and a port, such as 10.0.0.1:6379")
     socket.create_connection((host.strip("[]"), int(port)), timeout=ANSWER_SECONDS).close()
@@ -218,14 +203,14 @@ class _Driver(BatchTrainer):
             for begin in range(0, len(left), self._size)
         ]
 
-    def _train(self, numbers: Sequence[int], stop: StopRequest) -> None:
-        """Submits the unfinished batches, of all, as Ray tasks, and waits for them."""
+    def _train(self) -> None:
+        """Submits the unfinished batches as Ray tasks, and waits for them."""
         self._parts = self._divide()
         board, pending = self._submit()
         self._steps_before = sum(map(self._count_steps, self._finished))
         start = time.perf_counter()
         self._saving.start()
-        stop.is_deferred = True
+        self._stop.is_deferred = True
         try:
             while pending:
                 done, _ = self._ray.wait([*pending], timeout=_POLL_SECONDS)
@@ -235,7 +220,7 @@ class _Driver(BatchTrainer):
                     self._take_result(task)
                 self._show_progress(time.perf_counter() - start)
                 self._save_results()
-                stop.raise_if_requested()
+                self._stop.raise_if_requested()
         finally:
             self._cancel([*pending], board)
             self._ray.kill(board)
@@ -249,34 +234,28 @@ class _Driver(BatchTrainer):
         here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
         on_here = ray.remote(num_cpus=0, max_restarts=-1, scheduling_strategy=here)
         board = on_here(Board).remote()
-        task = ray.remote(
-            num_cpus=layout.num_cpus,
-            num_gpus=layout.num_gpus,
-            max_retries=-1,
-            max_calls=1,  # a process for each: JAX takes its devices once, and frees no memory
-            scheduling_strategy="SPREAD",
-        )(run_task)
+        # With a process for each call: JAX takes its devices once, and frees no memory.
+        how = {"max_calls": 1, "max_retries": -1, "scheduling_strategy": "SPREAD"}
+        task = ray.remote(num_cpus=layout.num_cpus, num_gpus=layout.num_gpus, **how)(run_task)
         options = dataclasses.replace(self._options, width=self._plan.width, on_evaluation=None)
-        parts = (self._experiment, self._plan.design, options, self._request, layout)
         # In a list, which Ray hands over as it is: the task imports the modules before it reads.
-        order = [ray.put(functools.partial(TaskTrainer, *parts))]
-        return board, {
-            task.remote(IMPORTED, order, i, part, board): i for i, part in enumerate(self._parts)
-        }
+        order = [ray.put((self._experiment, self._plan.design, options, self._request, layout))]
+        numbered = enumerate(self._parts)
+        return board, {task.remote(IMPORTED, order, i, part, board): i for i, part in numbered}
 
     def _take_result(self, task: Any) -> None:
         try:
             # A copy: Ray's own is read-only, and takes room in its store.
-            result = copy.deepcopy(self._ray.get(task))
+            records, unsaved, trained_steps, theirs = copy.deepcopy(self._ray.get(task))
         except self._ray.exceptions.RayTaskError as error:
             if isinstance(error.cause, ConfigError):
                 raise ConfigError(str(error.cause)) from None
             raise
-        self._records |= result.records
-        self._finished |= {*result.records}
-        self._unsaved |= result.unsaved
-        self._trained_steps += result.trained_steps
-        ours, theirs = self._facts, result.facts
+        self._records |= records
+        self._finished |= {*records}
+        self._unsaved |= unsaved
+        self._trained_steps += trained_steps
+        ours = self._facts
         for name in TIMES:
             ours[name] += theirs[name]
         for name in ("peak_bytes", "planned_peak_bytes"):
@@ -332,7 +311,7 @@ class _Driver(BatchTrainer):
         if versions not in self._versions:
             self._versions.append(versions)
             assert self._folder is not None
-            self._facts |= note_changes(self._folder, versions, self._bar.message)
+            self._facts |= self._folder.note_changes(versions)
 
     def _on_resumed(self, task: int, step: int, records: dict[int, Record]) -> None:
         """Takes the numbers of batches that go on from a checkpoint."""
@@ -343,22 +322,17 @@ class _Driver(BatchTrainer):
         else:  # these steps were taken by an earlier sweep
             self._steps_before += step * sum(len(self._plan.batches[n]) for n in records)
 
-    def _on_evaluation(self, task: int, evaluated: Evaluated) -> None:
-        step, runs, _, episode_return, training_return, metrics = evaluated
-        members = runs.tolist()
-        if (members[0], step) in self._told:  # a task repeats it whose node died after it
+    def _on_evaluation(self, task: int, event: Event, members: list[int]) -> None:
+        if (members[0], event.step) in self._told:  # a task repeats it whose node died after it
             return
-        self._told.add((members[0], step))
-        event = Event(step, 0.0, 0.0, training_return, [], episode_return, metrics, None)
+        self._told.add((members[0], event.step))
         for number in self._parts[task]:
             batch = self._plan.batches[number]
             if batch[0] in members and number not in self._finished:
                 record = self._records.setdefault(number, Record(self._configs[number], len(batch)))
                 begin = members.index(batch[0])
                 record.add(event, slice(begin, begin + len(batch)))
-        self._bar.show_evaluation(step, episode_return)
-        if self._options.on_evaluation is not None:
-            self._options.on_evaluation(evaluated)
+        self._publish(event, members)
 
     def _show_progress(self, seconds: float) -> None:
         """Moves the bar; the speed is that of all nodes since the start."""

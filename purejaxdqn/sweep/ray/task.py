@@ -1,7 +1,6 @@
 """Trains some batches of a sweep on a node of a Ray cluster, and reports to the driver."""
 
 import contextlib
-import dataclasses
 import functools
 import os
 import platform
@@ -13,7 +12,7 @@ import numpy as np
 
 from purejaxdqn.engine.memory import peak_bytes
 from purejaxdqn.engine.progress import SweepProgress
-from purejaxdqn.engine.rounds import Record
+from purejaxdqn.engine.rounds import Event, Record
 from purejaxdqn.runtime.devices import use_every_core
 from purejaxdqn.runtime.interrupts import EXIT_TERMINATED, Stopped, StopRequest, catch_signals
 from purejaxdqn.runtime.modules import import_module_or_file
@@ -41,13 +40,8 @@ class Layout(NamedTuple):
     num_nodes: int  # that can run a task
 
 
-class TaskResult(NamedTuple):
-    """The numbers of a task's batches; `unsaved` are those that the folder could not take."""
-
-    records: dict[int, Record]
-    unsaved: set[int]
-    trained_steps: int
-    facts: dict[str, Any]
+# Of a task: records, batches that the folder could not take, steps of all runs, and attributes.
+TaskResult = tuple[dict[int, Record], set[int], int, dict[str, Any]]
 
 
 class Board:
@@ -83,42 +77,36 @@ class _TaskProgress(SweepProgress):
         self._report("progress", env_steps, training_return)
 
 
+# Of a task: its experiment, design, options with a width and an absolute path, request, and layout.
+Order = tuple[Experiment, Design, SweepOptions, dict[str, Any], Layout]
+
+
 class TaskTrainer(BatchTrainer):
     """Trains the batches of one task; the driver writes the results of all tasks."""
 
-    def __init__(
-        self,
-        experiment: Experiment,
-        design: Design,
-        options: SweepOptions,  # with a width, and an absolute path as output
-        request: dict[str, Any],
-        layout: Layout,
-        report: Callable[..., None],
-    ) -> None:
+    def __init__(self, order: Order, report: Callable[..., None]) -> None:
+        experiment, design, options, request, layout = order
         devices = use_every_core(None if layout.num_gpus else layout.num_cpus)
-        plan = plan_sweep(
-            experiment, design, devices, width=options.width, memory_budget=layout.memory_budget
-        )
+        plan = plan_sweep(experiment, design, devices, layout.memory_budget, width=options.width)
         bar = _TaskProgress(report)
         assert options.output is not None
         folder = SweepFolder(options.output, bar.message)
-        if not folder.is_begun() or folder.read_begun()["asked"] != request:
+        if folder.read_asked() != request:
             raise ConfigError(
                 f"node {platform.node()} does not see the sweep in {options.output}: output must "
                 "be a folder that all nodes share under the same path, such as one on NFS"
             )
-        tracker = functools.partial(report, "evaluation")
-        options = dataclasses.replace(options, on_evaluation=tracker)
         super().__init__(OpenSweep(experiment, plan, options, request, folder, bar, {}), devices)
         self._report = report
 
     def train_share(self, numbers: Sequence[int], stop: StopRequest) -> TaskResult:
         """Trains those of some batches that are not finished."""
-        self._read_finished(numbers)
-        self._train(numbers, stop)
+        self._share, self._stop = numbers, stop
+        self._read_finished()
+        self._train()
         self._facts["peak_bytes"] = peak_bytes()
         records = {number: self._records[number] for number in numbers}
-        return TaskResult(records, self._unsaved, self._trained_steps, self._facts)
+        return records, self._unsaved, self._trained_steps, self._facts
 
     def _load_paused(self, *args: Any) -> dict[int, Paused]:
         paused = super()._load_paused(*args)
@@ -126,6 +114,9 @@ class TaskTrainer(BatchTrainer):
             step = next(iter(paused.values())).step
             self._report("resumed", step, {n: batch.record for n, batch in paused.items()})
         return paused
+
+    def _publish(self, event: Event, members: list[int]) -> None:
+        self._report("evaluation", event._replace(params=None), members)
 
     def _save_results(self) -> None:
         pass
@@ -136,20 +127,19 @@ def run_task(
 ) -> TaskResult:
     """Trains the batches of a task on a node, in a process of its own.
 
-    The order is Ray's reference of a `TaskTrainer` without its `report`. It may need the modules,
-    those that `--import` named, which register agents and environments.
+    The first of `order` is Ray's reference of an `Order`. It may need the modules, those that
+    `--import` named, which register agents and environments.
     """
     import ray
 
     for place in modules:
         import_module_or_file(place)
-    make_trainer = ray.get(order[0])
     report = functools.partial(board.report.remote, task)
     node = f"{platform.node()} (Ray's node {ray.get_runtime_context().get_node_id()})"
     report("start", node, provenance.collect_versions())
     try:
         with catch_signals() as stop:
-            result: TaskResult = make_trainer(report=report).train_share(numbers, stop)
+            result = TaskTrainer(ray.get(order[0]), report).train_share(numbers, stop)
     except Stopped as error:
         if error.exit_code == EXIT_TERMINATED:
             # The node is being shut down, not the sweep. Ray starts a task again elsewhere if its
