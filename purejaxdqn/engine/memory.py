@@ -21,20 +21,16 @@ class RunBytes(NamedTuple):
     """Memory of one run, in bytes."""
 
     parts: dict[str, int]  # on the device while it trains, by the setting that makes each part big
+    running: int  # the sum of these
     state: int  # the part of these that stays between two chunks
     result: int  # on the host until the end, the numbers and the last weights
-
-    @property
-    def running(self) -> int:
-        """Bytes on the device while the run trains."""
-        return sum(self.parts.values())
 
 
 class TracedRun(NamedTuple):
     """The shapes of a run, and the most bytes that its intermediate results take at a time."""
 
-    state: TrainState  # as shapes
-    outputs: ChunkOutputs  # of a chunk, as shapes
+    state: TrainState
+    outputs: ChunkOutputs  # of a chunk
     chunk_bytes: int
     evaluation_bytes: int
 
@@ -72,8 +68,9 @@ def run_bytes(config: RunConfig, run: TracedRun) -> RunBytes:
     num_curves = 1 + len(outputs.metrics)
     numbers = len(evaluation_steps(config)) * (4 * config.eval_episodes + 8 * num_curves)
     own = {name: size for name, size in parts.items() if hasattr(config, name)}
-    own["num_envs"] += sum(parts.values()) - sum(own.values())  # of settings under other names
-    return RunBytes(own, tree_bytes(state), 2 * numbers + 2 * params)
+    running = sum(parts.values())
+    own["num_envs"] += running - sum(own.values())  # of settings under other names
+    return RunBytes(own, running, tree_bytes(state), 2 * numbers + 2 * params)
 
 
 def tree_bytes(tree: ArrayTree) -> int:
@@ -210,8 +207,6 @@ def _container_limit() -> int | None:
         folder = base / path.lstrip("/")
         for parent in (folder, *folder.parents):
             limits += [int(text) for text in lines(parent / name) if text.isdigit()]
-            if parent == root:
-                break
     total = psutil.virtual_memory().total
     return min((limit for limit in limits if limit < total), default=None)
 
