@@ -46,13 +46,11 @@ class SweepProgress(Progress):
         text = f"{speed:,.0f} steps/s"
         self.update(self._bar, completed=env_steps, speed=text, mean_return=shown)
 
-    def add_event(
-        self, event: Event, facts: dict[str, Any], trained_steps: int, env_steps: int
-    ) -> None:
+    def add_event(self, event: Event, facts: dict[str, Any], trained: int, env_steps: int) -> None:
         """Adds an event's seconds to the facts; shows `env_steps`, and the speed of training."""
         facts["train_seconds"] += event.train_seconds
         facts["evaluation_seconds"] += event.evaluation_seconds
-        facts["env_steps_per_second"] = trained_steps / max(facts["train_seconds"], 1e-9)
+        facts["env_steps_per_second"] = trained / max(facts["train_seconds"], 1e-9)
         self.show_progress(env_steps, event.training_return, facts["env_steps_per_second"])
 
     def show_evaluation(self, step: int, episode_return: np.ndarray) -> None:

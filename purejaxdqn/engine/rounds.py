@@ -75,7 +75,7 @@ def train_round(
     kept: Kept | None = None,
     wanted: Callable[[], np.ndarray] | None = None,
 ) -> Iterator[Event]:
-    """Trains one round of runs, at most as many as there are slots, and yields its events.
+    """Trains at most as many runs as there are slots; yields events of chunks and evaluations.
 
     Args:
       programs: compiled for the config.
@@ -87,9 +87,6 @@ def train_round(
       wanted: asked before each chunk which runs are still wanted, `[n]` bool; by default all are. A
         device without a wanted run stands still, and its runs' numbers in later events are
         meaningless. The round ends when no run is wanted. No bit of the others changes.
-
-    Yields:
-      An `Event` for each chunk and each evaluation.
     """
     wanted = wanted or functools.partial(np.ones, len(runs), bool)
     plan, padding = programs.plan, programs.plan.slots_per_round - len(runs)
@@ -99,7 +96,7 @@ def train_round(
     for next_step in [at for at in steps or evaluation_steps(config) if at >= trained.step]:
         while trained.step < next_step:
             by_slot = np.pad(wanted(), (0, padding))
-            active = by_slot.reshape(plan.num_devices, plan.width).any(axis=1)
+            active = np.asarray(by_slot.reshape(plan.num_devices, plan.width).any(axis=1))
             if not active.any():
                 return
             left = (next_step - trained.step) // config.steps_per_update

@@ -90,10 +90,7 @@ def catch_signals() -> Iterator[StopRequest]:
 
 @contextlib.contextmanager
 def defer_signals() -> Iterator[None]:
-    """Delivers signals that come within the block only after it.
-
-    Libraries that write files hold locks, which an exception may leave closed for ever.
-    """
+    """Delivers signals after the block: amid it, libraries that write files may hold locks."""
     received: list[int] = []
     try:
         with _install_handler(lambda number, _: received.append(number)):

@@ -17,7 +17,6 @@ from purejaxdqn.types import ConfigError
 
 T = TypeVar("T")
 
-_LONGEST_MS = 2**31 - 1  # 24 days
 _meetings = itertools.count()
 
 
@@ -120,7 +119,7 @@ def _wait_for_all() -> None:
 
     def meet(name: str) -> None:
         try:
-            wait(key=name, timeout_ms=_LONGEST_MS)
+            wait(key=name, timeout_ms=2**31 - 1)  # 24 days, the longest
         except Exception as error:
             failures.append(error)
 

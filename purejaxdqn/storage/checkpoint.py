@@ -28,10 +28,7 @@ class CheckpointDamaged(Exception):
 
 
 def write(folder: Path, arrays: Sequence[np.ndarray], facts: Mapping[str, Any]) -> None:
-    """Writes arrays, and facts that JSON can hold, in place of what lies there; or nothing.
-
-    An `OSError` says that it cannot be written.
-    """
+    """Writes arrays, and facts that JSON can hold, over what lies there, or raises `OSError`."""
     own = f"{TEMPORARY}{folder.name}.{platform.node()}.{os.getpid()}.{uuid.uuid4().hex[:8]}"
     temporary = folder.with_name(own)
     try:

@@ -184,9 +184,9 @@ def gradient_norm(learner: Learner, state: LearnerState, *batch: Any) -> Array:
 def policy_churn(q_before: Array, q_after: Array) -> Array:
     """Measures the share of states whose greedy action has changed.
 
-    Schaul et al., "The phenomenon of policy churn" (2022), section 2. There it is counted from one
-    gradient step to the next; a sweep counts it from one evaluation to the next. Both arguments are
-    action values `[N, A]` of N states. The share `[]` is NaN if a value is not finite.
+    Schaul et al., "The phenomenon of policy churn" (2022), section 2, count it from one gradient
+    step to the next, a sweep from one evaluation to the next. Both arguments are action values
+    `[N, A]` of N states. The share `[]` is NaN if a value is not finite.
     """
     changed = jnp.argmax(q_before, axis=-1) != jnp.argmax(q_after, axis=-1)
     finite = jnp.all(jnp.isfinite(q_before) & jnp.isfinite(q_after))

@@ -51,10 +51,7 @@ def periodic_target_update(period: int, step_size: Array | float = 1.0) -> Targe
 
     A step size `[]` of 1 is the hard copy of Mnih et al. (2015); a period of 1 with a small step
     size above 0 is Polyak averaging, Lillicrap et al., "Continuous control with deep reinforcement
-    learning" (2016), algorithm 1.
-
-    It is `(params, target_params, num_updates []) -> target_params`, with `num_updates` counting
-    the step just taken.
+    learning" (2016), algorithm 1. The rule's `num_updates` `[]` counts the step just taken.
     """
 
     def target_update(params: Params, target_params: Params, num_updates: Array) -> Params:
