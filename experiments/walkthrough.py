@@ -1,9 +1,5 @@
 # ---
 # jupyter:
-#   jupytext:
-#     text_representation:
-#       extension: .py
-#       format_name: percent
 #   kernelspec:
 #     display_name: Python 3
 #     language: python
@@ -28,25 +24,23 @@
 # `WALKTHROUGH_STEPS` shortens it (to 1,600 at least).
 
 # %%
-import dataclasses
 import os
 import timeit
-from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
+from jax.flatten_util import ravel_pytree
 
 from purejaxdqn import DQNConfig, agents, environments
-from purejaxdqn.environments import step_and_reset
 from purejaxdqn.losses import bellman_loss, masked_squared_error, q_learning
 from purejaxdqn.networks import MLP, make_network
 from purejaxdqn.replay import n_step_transition, uniform_replay
 from purejaxdqn.training.evaluation import evaluate, greedy_policy
 from purejaxdqn.training.exploration import epsilon_greedy, multiplicative_schedule
 from purejaxdqn.training.learner import make_learner, periodic_target_update
-from purejaxdqn.types import Array, LearnerState, Step
+from purejaxdqn.types import Step
 
 np.set_printoptions(precision=3, suppress=True)
 print("JAX", jax.__version__)
@@ -58,7 +52,7 @@ keys = iter(jax.random.split(jax.random.key(0), 100))  # next(keys): a key that 
 # What can be seen of the game, and what can be done in it. An observation is four numbers: where
 # the cart is, how fast it moves, the angle of the pole, and how fast that angle changes. A game
 # ends when the pole leans by more than 12 degrees, when the cart leaves the track, or after 200
-# steps.
+# steps. Each game starts a little differently: all four numbers are drawn between -0.05 and 0.05.
 
 # %%
 env = environments.make("CartPole-v0")
@@ -66,38 +60,25 @@ print("Observation space:", env.observation_space)
 print("Shape of an observation:", env.observation_space.shape)
 print("Action space:", env.action_space)
 print("Number of actions:", env.num_actions)
-
-# %% [markdown]
-# Each game starts a little differently: all four numbers are drawn between -0.05 and 0.05.
-
-# %%
 reset, step = jax.jit(env.reset), jax.jit(env.step)
 for _ in range(3):
-    _, obs = reset(next(keys))
-    print("Reset:", np.asarray(obs))
+    print("Reset:", np.asarray(reset(next(keys))[1]))
 
 # %% [markdown]
-# Before the first action there is no reward.
-
-
-# %%
-def print_step(n, obs, reward=None):
-    x, v, a, pv = (f"{number:.3f}" for number in obs)
-    print(f"Step {n} - Cart X: {x}, Cart V: {v}, Pole A: {a}, Pole V:{pv}, Reward: {reward}")
-
-
-state, obs = reset(next(keys))
-n = 0
-print_step(n, obs)
-
-# %% [markdown]
-# A step takes the state of the game and an action (0 pushes left, 1 pushes right). It returns the
-# next state and what the player is told: the observation, a reward of 1, and whether the game
-# ended. There are two ways to end, and the package tells them apart: `terminated` means that the
-# game was lost, and `truncated` means that the time was up.
+# Before the first action there is no reward. A step takes the state of the game and an action (0
+# pushes left, 1 pushes right). It returns the next state and what the player is told: the
+# observation, a reward of 1, and whether the game ended. There are two ways to end, and the package
+# tells them apart: `terminated` means that the game was lost, and `truncated` means that the time
+# was up. Here the first push is to the left. Pushing right again and again then tips the pole over
+# to the left.
 
 # %%
 LEFT, RIGHT = jnp.int32(0), jnp.int32(1)
+
+
+def print_step(n, obs, reward=None):
+    x, v, a, pv = (f"{number:.3f}" for number in obs)
+    print(f"Step {n} - Cart X: {x}, Cart V: {v}, Pole A: {a}, Pole V:{pv}, Reward: {reward}")
 
 
 def is_over(timestep):
@@ -109,20 +90,14 @@ def print_status(timestep):
     print("Info:", {name: bool(getattr(timestep, name)) for name in ("terminated", "truncated")})
 
 
-state, timestep = step(next(keys), state, LEFT)
-n += 1
-print_step(n, timestep.obs, timestep.reward)
-print_status(timestep)
-
-# %% [markdown]
-# Pushing right again and again tips the pole over to the left.
-
-# %%
-while not is_over(timestep):
-    state, timestep = step(next(keys), state, RIGHT)
-    n += 1
+state, obs = reset(next(keys))
+print_step(0, obs)
+for n in range(1, env.max_steps + 1):
+    state, timestep = step(next(keys), state, LEFT if n == 1 else RIGHT)
     print_step(n, timestep.obs, timestep.reward)
     print_status(timestep)
+    if is_over(timestep):
+        break
 
 # %% [markdown]
 # Left and right in turn does better, but not for long: nobody looks at the pole. The game is kept,
@@ -158,7 +133,9 @@ game = play(lambda n, obs: LEFT if n % 2 == 1 else RIGHT, next(keys))
 # Steps that follow each other are alike, and a network that is shown only those forgets the rest.
 # So they go into a memory, and are learned from in random order. The memory is a ring: once it is
 # full, the newest entry takes the oldest one's place. This one holds 20 transitions and hands out
-# 4.
+# 4. Asked too early, it says so. (A compiled training run cannot know these numbers in advance.
+# There the settings are checked instead: the first steps are played at random until there is a
+# batch.)
 
 # %%
 MEMORY_SIZE, BATCH_SIZE = 20, 4
@@ -176,28 +153,24 @@ def make_step(obs, action, timestep):
 replay = uniform_replay(MEMORY_SIZE, BATCH_SIZE, time_limit=env.max_steps, with_replacement=False)
 remember = jax.jit(lambda memory, *played: replay.add(memory, make_step(*played)))
 empty = memory = replay.init(make_step(*game[0]))
-for played in game[: BATCH_SIZE - 1]:
-    memory = remember(memory, *played)
-
-# %% [markdown]
-# Asked too early, it says so. (A compiled training run cannot know these numbers in advance. There
-# the settings are checked instead: the first steps are played at random until there is a batch.)
-
-# %%
-try:
-    replay.sample(memory, next(keys))
-except ValueError as error:
-    print("Refused:", error)
-
-# %%
-for played in game[BATCH_SIZE - 1 :]:
+for n, played in enumerate(game):
+    if n == BATCH_SIZE - 1:
+        try:
+            replay.sample(memory, next(keys))
+        except ValueError as error:
+            print("Refused:", error)
     memory = remember(memory, *played)
 first_is_there = bool((memory.obs == game[0][0]).all(axis=-1).any())
 print(f"{len(game)} steps were played, {int(memory.num_rows)} are remembered.")
 print(f"Is the first observation still there? {'Yes' if first_is_there else 'No'}.")
 
 # %% [markdown]
-# Batches are drawn uniformly and without replacement: no transition is in a batch twice.
+# Batches are drawn uniformly and without replacement: no transition is in a batch twice. Their
+# names are those of the literature. `obs_tm1` and `a_tm1` are what was seen and done at time t - 1;
+# `r_t` and `obs_t` are what came of it. `discount_t` is gamma, or 0 where the game was lost.
+#
+# Drawing without replacement need not shuffle the whole memory. Only as many entries as are drawn
+# are shuffled, so that a memory of a million costs no more than one of a thousand.
 
 # %%
 draw = jax.jit(replay.sample)
@@ -214,14 +187,6 @@ def to_transitions(sample):
 for name, value in to_transitions(sample)._asdict().items():
     print(f"{name:10} {value.dtype}{list(value.shape)}")
 
-# %% [markdown]
-# The names are those of the literature. `obs_tm1` and `a_tm1` are what was seen and done at time t
-# - 1; `r_t` and `obs_t` are what came of it. `discount_t` is gamma, or 0 where the game was lost.
-#
-# Drawing without replacement need not shuffle the whole memory. Only as many entries as are drawn
-# are shuffled, so that a memory of a million costs no more than one of a thousand.
-
-# %%
 for capacity in (1_000, 1_000_000):
     large = uniform_replay(capacity, 32, env.max_steps, with_replacement=False)
     full = large.init(make_step(*game[0])).replace(num_rows=jnp.int32(capacity))
@@ -239,14 +204,7 @@ for capacity in (1_000, 1_000_000):
 #
 # Two hidden layers with ReLU and a linear output. It puts out one number per action: the discounted
 # reward that is still to come if this action is taken now.
-
-# %%
-WIDTH = 10
-network = make_network(MLP((WIDTH, WIDTH), env.num_actions))
-params = jax.jit(network.init)(next(keys), obs)
-print("Action values:", jax.jit(network.apply)(params, obs))
-
-# %% [markdown]
+#
 # Only the action that was taken has a target. Many tutorials see to that with a mask: outputs and
 # targets are multiplied by 1 for the action taken and by 0 for all others, and the mean square
 # error runs over all of them. Picking the one value and squaring its error is the same, up to a
@@ -254,6 +212,10 @@ print("Action values:", jax.jit(network.apply)(params, obs))
 # and gradients with the mask are 2 / A times those of the picked value.
 
 # %%
+network = make_network(MLP((10, 10), env.num_actions))
+params = jax.jit(network.init)(next(keys), obs)
+print("Action values:", jax.jit(network.apply)(params, obs))
+
 batch = to_transitions(draw(memory, next(keys)))
 targets = jnp.array([1.0, 2.0, 3.0, 4.0])  # any
 outputs = jax.jit(jax.vmap(network.apply, in_axes=(None, 0)))
@@ -277,21 +239,21 @@ def package_loss(params):
     return over_batch(network, params, params, lost, loss_keys).loss.mean()
 
 
-def find_largest_difference(gradient, other, factor):
-    """Finds the largest difference between a gradient and another one times a factor."""
-    pairs = zip(*map(jax.tree.leaves, (gradient, other)), strict=True)
-    return max(float(jnp.abs(one - factor * two).max()) for one, two in pairs)
+def differentiate(loss):
+    """Computes a loss, and its gradient as one vector."""
+    value, gradient = jax.jit(jax.value_and_grad(loss))(params)
+    return value, ravel_pytree(gradient)[0]
 
 
 loss_keys = jax.random.split(next(keys), BATCH_SIZE)
 factor = 2 / env.num_actions
-masked, masked_gradient = jax.jit(jax.value_and_grad(masked_loss))(params)
-picked, picked_gradient = jax.jit(jax.value_and_grad(picked_loss))(params)
-package, package_gradient = jax.jit(jax.value_and_grad(package_loss))(params)
+masked, masked_gradient = differentiate(masked_loss)
+picked, picked_gradient = differentiate(picked_loss)
+package, package_gradient = differentiate(package_loss)
 print(f"Loss with a mask {masked:.6f}, {factor:g} times that of the picked {factor * picked:.6f}")
 print(f"The package's {package:.6f}")
-to_picked = find_largest_difference(masked_gradient, picked_gradient, factor)
-to_package = find_largest_difference(masked_gradient, package_gradient, 1)
+to_picked = jnp.abs(masked_gradient - factor * picked_gradient).max()
+to_package = jnp.abs(masked_gradient - package_gradient).max()
 print(f"Largest differences between gradients: {to_picked:.1e} and {to_package:.1e}")
 assert np.allclose(masked, [factor * picked, package], rtol=1e-5)
 assert max(to_picked, to_package) < 1e-5
@@ -302,10 +264,12 @@ assert max(to_picked, to_package) < 1e-5
 # An agent that always does what it thinks best never finds out better. So with probability epsilon
 # it acts at random. Epsilon stays at 1 until the memory holds a batch, because nothing can be
 # learned before. From then on each action multiplies it by a decay.
+#
+# First one action, and then a whole game of an agent that has an empty memory when it begins. With
+# a decay of 0.95 the random actions soon give way to those of a network that knows nothing yet.
 
 # %%
-DECAY = 0.95
-epsilon = multiplicative_schedule(1.0, DECAY)
+epsilon = multiplicative_schedule(1.0, 0.95)
 
 
 @jax.jit
@@ -317,26 +281,17 @@ def act(params, obs, probability, key):
     return epsilon_greedy(action_key, q_values, jnp.where(explores, 1.0, 0.0)), explores
 
 
-chosen, explores = act(params, obs, epsilon(jnp.int32(0)), next(keys))
-print("Exploration!" if explores else "Exploitation!")
-print("Push Right" if chosen == RIGHT else "Push Left")
-
-# %% [markdown]
-# A whole game of an agent that has an empty memory when it begins. With a decay of 0.95 the random
-# actions soon give way to those of a network that knows nothing yet.
-
-# %%
-act_keys = iter(jax.random.split(next(keys), env.max_steps))
-
-
-def explore_or_exploit(n, obs):
-    in_memory = n - 1
-    chosen, explores = act(params, obs, epsilon(jnp.int32(in_memory - BATCH_SIZE)), next(act_keys))
+def explore_or_exploit(num_actions, obs, key):
+    """Acts after so many actions since there is a batch, and says how."""
+    chosen, explores = act(params, obs, epsilon(jnp.int32(num_actions)), key)
     print("Exploration!" if explores else "Exploitation!")
     return chosen
 
 
-game = play(explore_or_exploit, next(keys))
+chosen = explore_or_exploit(0, obs, next(keys))
+print("Push Right" if chosen == RIGHT else "Push Left")
+act_keys = jax.random.split(next(keys), env.max_steps)
+game = play(lambda n, x: explore_or_exploit(n - 1 - BATCH_SIZE, x, act_keys[n - 1]), next(keys))
 memory = empty
 for played in game:
     memory = remember(memory, *played)
@@ -376,37 +331,29 @@ for i in range(BATCH_SIZE):
 
 
 # %%
-def make_rmsprop_learner(network, learning_rate, target_period):
-    """Makes what does an update, and every so many updates copies the weights for the targets."""
+def make_rmsprop_learner(learning_rate, target_period=1):
+    """Makes what does an update; a period of 1 is no target network."""
     rmsprop = optax.rmsprop(learning_rate, decay=0.9, eps=1e-7)
     return make_learner(network, loss_fn, rmsprop, periodic_target_update(target_period))
 
 
-@jax.jit
-def update_twice(learner_state, batch, learning_rate, key):
-    """Does two updates with one batch, and returns the loss that each of them found."""
-    learner = make_rmsprop_learner(network, learning_rate, target_period=1)  # no target network
-    first_key, second_key = jax.random.split(key)
-    after, _, first = learner.update(learner_state, batch, first_key)
-    _, _, second = learner.update(after, batch, second_key)
-    return first["loss"], second["loss"]
-
-
-def learn(memory, learner_state, learning_rate, key):
+def learn(memory, learning_rate, key):
     """Returns a batch's loss before and after an update; None if there is no batch yet."""
     if memory.num_rows < BATCH_SIZE:
         return None
     sample_key, update_key = jax.random.split(key)
     batch = to_transitions(draw(memory, sample_key))
-    return update_twice(learner_state, batch, learning_rate, update_key)
+    first_key, second_key = jax.random.split(update_key)
+    update = jax.jit(make_rmsprop_learner(learning_rate).update)
+    after, _, first = update(learner_state, batch, first_key)
+    return first["loss"], update(after, batch, second_key)[2]["loss"]
 
 
-learner_state = make_rmsprop_learner(network, 1e-3, target_period=1).init(next(keys), obs)
-print("With an empty memory:", learn(empty, learner_state, 1e-3, next(keys)))
-
+learner_state = make_rmsprop_learner(1e-3).init(next(keys), obs)
+print("With an empty memory:", learn(empty, 1e-3, next(keys)))
 learn_key = next(keys)  # the same batch for both learning rates
 for learning_rate in (0.2, 1e-3):
-    before, after = learn(memory, learner_state, learning_rate, jax.random.clone(learn_key))
+    before, after = learn(memory, learning_rate, jax.random.clone(learn_key))
     print(f"Learning rate {learning_rate:g}: loss {before:.4f} before, {after:.4f} after an update")
 
 # %% [markdown]
@@ -419,6 +366,9 @@ for learning_rate in (0.2, 1e-3):
 #
 # The package keeps the two ends apart, `terminated` and `truncated`. At a time limit `discount_t`
 # remains gamma, and `obs_t` is the true last observation and not the next game's first.
+#
+# What difference it makes can be computed. With a reward of 1 for ever, a state is worth 1 / (1 -
+# gamma). If one step in 200 is taken for a death instead, repeated updates end up lower:
 
 # %%
 held = uniform_replay(4, 4, env.max_steps, with_replacement=False)
@@ -441,11 +391,6 @@ for index, name in enumerate(names):
         print("  the next game's first sight:", np.asarray(first_obs))
         assert (obs_t == four[index][2].obs).all()
 
-# %% [markdown]
-# What difference it makes can be computed. With a reward of 1 for ever, a state is worth 1 / (1 -
-# gamma). If one step in 200 is taken for a death instead, repeated updates end up lower:
-
-# %%
 bootstrapped = as_death = 0.0
 for _ in range(5_000):
     bootstrapped = 1 + GAMMA * bootstrapped
@@ -457,53 +402,51 @@ print(f"The limit learned as a death: {as_death:.1f}")
 # ## Training
 #
 # All parts are there, and a loop puts them together: act, take a step, remember it, learn from a
-# batch. `jax.lax.scan` is that loop as one compiled program. Its state is a record that each step
+# batch. `jax.lax.scan` is that loop as one compiled program. Its state is a tuple that each step
 # takes and returns, and each step has a key of its own. Network, memory, and learning rate now have
 # the size that the settings of the agent named `tutorial` give them.
+#
+# The game counts as won when the average of 100 games is at least 195. The agent is then asked to
+# play without exploration, in 100 new games. Without a target network, as in the tutorial, the
+# scores rise and fall again: each update moves its own targets. A target network that is copied
+# only every 100 updates is steadier.
 
 # %%
 # 1,600 steps hold at least the 8 games that are shown below, as a game has at most 200.
 NUM_STEPS = max(1_600, int(os.environ.get("WALKTHROUGH_STEPS", "20000")))
 network = make_network(MLP(TUTORIAL.hidden_sizes, env.num_actions))
-replay = uniform_replay(
-    TUTORIAL.replay_capacity, TUTORIAL.batch_size, env.max_steps, with_replacement=False
-)
+sizes = (TUTORIAL.replay_capacity, TUTORIAL.batch_size)
+replay = uniform_replay(*sizes, env.max_steps, with_replacement=False)
 epsilon = multiplicative_schedule(1.0, TUTORIAL.epsilon_decay)
-
-
-class Training(NamedTuple):
-    state: Any
-    obs: Array
-    memory: Any
-    learner: LearnerState
 
 
 @jax.jit
 def train(key, target_period):
     """Trains from nothing; returns the weights, and which steps ended a game."""
-    learner = make_rmsprop_learner(network, TUTORIAL.learning_rate, target_period)
+    learner = make_rmsprop_learner(TUTORIAL.learning_rate, target_period)
 
     def act_and_learn(now, key):
+        state, obs, memory, learner_state = now
         act_key, step_key, sample_key, loss_key = jax.random.split(key, 4)
-        q_values = network.apply(now.learner.params, now.obs)
-        action = epsilon_greedy(act_key, q_values, epsilon(now.learner.num_updates))
-        state, obs, timestep = step_and_reset(env, step_key, now.state, action)
-        memory = replay.add(now.memory, make_step(now.obs, action, timestep))
+        q_values = network.apply(learner_state.params, obs)
+        action = epsilon_greedy(act_key, q_values, epsilon(learner_state.num_updates))
+        state, next_obs, timestep = environments.step_and_reset(env, step_key, state, action)
+        memory = replay.add(memory, make_step(obs, action, timestep))
 
         def update(state):
             batch = to_transitions(replay.sample(memory, sample_key))
             return learner.update(state, batch, loss_key)[0]
 
         has_batch = memory.num_rows >= TUTORIAL.batch_size
-        learner_state = jax.lax.cond(has_batch, update, lambda state: state, now.learner)
-        return Training(state, obs, memory, learner_state), timestep.terminated | timestep.truncated
+        learner_state = jax.lax.cond(has_batch, update, lambda state: state, learner_state)
+        over = timestep.terminated | timestep.truncated
+        return (state, next_obs, memory, learner_state), over
 
     reset_key, weights_key, loop_key = jax.random.split(key, 3)
     state, obs = env.reset(reset_key)
-    memory = replay.init(make_step(*game[0]))
-    start = Training(state, obs, memory, learner.init(weights_key, obs))
+    start = (state, obs, replay.init(make_step(*game[0])), learner.init(weights_key, obs))
     end, over = jax.lax.scan(act_and_learn, start, jax.random.split(loop_key, NUM_STEPS))
-    return end.learner.params, over
+    return end[-1].params, over
 
 
 @jax.jit
@@ -512,13 +455,6 @@ def play_greedily(params, key):
     return evaluate(greedy_policy(network, params), env, key, 100).episode_return
 
 
-# %% [markdown]
-# The game counts as won when the average of 100 games is at least 195. The agent is then asked to
-# play without exploration, in 100 new games. Without a target network, as in the tutorial, the
-# scores rise and fall again: each update moves its own targets. A target network that is copied
-# only every 100 updates is steadier.
-
-# %%
 train_key, evaluation_key = next(keys), next(keys)  # the same for both agents
 for name, target_period in {"No target network": 1, "With a target network": 100}.items():
     params, over = train(jax.random.clone(train_key), target_period)
@@ -536,10 +472,10 @@ for name, target_period in {"No target network": 1, "With a target network": 100
 # seeds, are one record of settings. Here is what it changes in the package's own defaults:
 
 # %%
-for field in dataclasses.fields(TUTORIAL):
-    value, default = getattr(TUTORIAL, field.name), getattr(DQNConfig(), field.name)
+for name, value in vars(TUTORIAL).items():
+    default = getattr(DQNConfig(), name)
     if value != default:
-        print(f"{field.name:26} {value!s:16} and not {default}")
+        print(f"{name:26} {value!s:16} and not {default}")
 
 # %% [markdown]
 # `python experiments/tutorial_agent.py` trains it until the game is won, and shows what a target

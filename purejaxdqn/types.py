@@ -41,8 +41,7 @@ def suggest_names(name: str, names: Iterable[str]) -> str:
 def is_same_definition(one: Callable[..., Any], other: Callable[..., Any]) -> bool:
     """Tells whether two functions are one definition, run twice if a notebook's cell ran again.
 
-    Functions that `def` named are told by module and name, all others (`lambda`, `partial`) are the
-    same only if they are one object.
+    Functions that `def` named are told by module and name, all others (`lambda`) by identity.
     """
     first, second = (getattr(function, "__qualname__", "<lambda>") for function in (one, other))
     is_named = first == second and not first.endswith("<lambda>")
@@ -142,27 +141,24 @@ class LossOutput(NamedTuple):
 
 
 class Activations(NamedTuple):
-    """What the units of a network say of ONE observation, behind their nonlinearity.
+    """What the units of a network say of ONE observation, behind their nonlinearity."""
 
-    Leading axes of `hidden` are other places at which the same units stand, such as the pixels of a
-    convolution or the fractions of a quantile.
-    """
-
-    hidden: tuple[Array, ...]  # [..., units] for each hidden layer
+    # [..., units] for each hidden layer: leading axes are other places at which the same units
+    # stand, such as the pixels of a convolution or the fractions of a quantile.
+    hidden: tuple[Array, ...]
     features: Array  # [F] what the network makes of the observation before it looks at actions
 
 
 class Network(NamedTuple, Generic[Output]):
     """A value network as pure functions of ONE observation.
 
-    Its `Output` is an `Array` of action values, `Categorical`, or quantiles. Diagnostics alone ask
-    for the fourth function.
+    Its `Output` is an `Array` of action values, `Categorical`, or quantiles.
     """
 
     init: Callable[[Array, Array], Params]  # (key, obs) -> params
     apply: Callable[..., Output]  # (params, obs, key=None) -> output; without noise if no key
     action_values: Callable[[Output], Array]  # output -> q [A]: acting and evaluation see no more
-    # (params, obs) -> Activations, without noise; None where a network does not say
+    # (params, obs) -> Activations, without noise, for diagnostics; None where it does not say
     activations: Callable[[Params, Array], Activations] | None = None
 
 
@@ -172,16 +168,16 @@ LossFn = Callable[[Network[Output], Params, Params, Transition, Array], LossOutp
 
 
 class Learner(NamedTuple):
-    """Makes better weights of batches, as pure functions; diagnostics alone ask for the third.
+    """Makes better weights of batches, as pure functions: `update` takes one gradient step.
 
-    `update` takes one gradient step. Without weights each transition counts 1. `gradient` is the
-    loss's gradient as `update` hands it to the optimiser.
+    Without weights each transition counts 1.
     """
 
     init: Callable[[Array, Array], LearnerState]  # (key, obs [*obs]) -> LearnerState
     # (state, Transition [B, ...], key, weights [B]=None) -> (state, priorities [B], metrics)
     update: Callable[..., tuple[LearnerState, Array, dict[str, Array]]]
-    gradient: Callable[..., Params] | None = None  # of the same arguments
+    # Of the same arguments: the loss's gradient as the optimiser gets it, for diagnostics alone.
+    gradient: Callable[..., Params] | None = None
 
 
 class Replay(NamedTuple):
@@ -204,17 +200,14 @@ class Replay(NamedTuple):
 def shared_counter() -> Any:
     """Declares a state field that is the same number in every run of a vmapped batch.
 
-    Such a counter stays unbatched under `vmap` (see `run_axes`): with a batched index, every write
-    into a ring buffer would become a scatter instead of an update in place.
+    It stays unbatched under `vmap`: with a batched index, every write into a ring buffer would
+    become a scatter instead of an update in place.
     """
     return flax.struct.field(metadata={"shared": True})
 
 
 def run_axes(state: ArrayTree) -> ArrayTree:
-    """Makes the `in_axes` of a (possibly abstract) state for `vmap` over runs.
-
-    It is a pytree prefix of the state: None for what `shared_counter` declares, else 0.
-    """
+    """Makes the `in_axes` of a state for `vmap` over runs: None for a `shared_counter`, else 0."""
     if not dataclasses.is_dataclass(state):
         return 0
     axes = {

@@ -198,8 +198,6 @@ def _container_limit() -> int | None:
         folder = base / path.lstrip("/")
         for parent in (folder, *folder.parents):
             limits += [int(text) for text in lines(parent / name) if text.isdigit()]
-            if parent == root:
-                break
     total = psutil.virtual_memory().total
     return min((limit for limit in limits if limit < total), default=None)
 

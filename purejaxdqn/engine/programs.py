@@ -5,7 +5,7 @@ import functools
 import itertools
 import time
 from collections.abc import Callable, Mapping, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any, NamedTuple
 
 import jax
@@ -16,7 +16,7 @@ from purejaxdqn.runtime.devices import Plan, compiler_options
 from purejaxdqn.training.declaration import settings_of
 from purejaxdqn.training.diagnostics import diagnose
 from purejaxdqn.training.evaluation import evaluate
-from purejaxdqn.training.loop import ChunkOutputs, Experiment
+from purejaxdqn.training.loop import Experiment, Trained
 from purejaxdqn.training.settings import RunConfig
 from purejaxdqn.types import Array, ArrayTree, ConfigError, Params, TrainState, run_axes
 
@@ -57,12 +57,12 @@ class OneRun(NamedTuple):
     `diagnose` raises `ConfigError` if the training run has no `probe`.
     """
 
-    init: Callable[..., TrainState]
-    chunk: Callable[..., tuple[TrainState, ChunkOutputs]]
-    evaluate: Callable[..., Array]
-    diagnose: Callable[..., dict[str, Array]]
     config: RunConfig  # with a shape for each traced setting
     state: TrainState  # as shapes
+    init: Callable[..., TrainState]
+    chunk: Callable[..., Trained]
+    evaluate: Callable[..., Array]
+    diagnose: Callable[..., dict[str, Array]]
 
 
 def make_run_functions(experiment: Experiment, config: RunConfig) -> OneRun:
@@ -74,27 +74,18 @@ def make_run_functions(experiment: Experiment, config: RunConfig) -> OneRun:
     Raises:
       ConfigError: if the experiment needs the value of a traced setting.
     """
-    explaining = functools.partial(_explaining, config)
 
-    @explaining
     def init(config: RunConfig, seed: Array) -> TrainState:
-        training_key, _, _ = run_keys(seed)
-        return experiment(config).init(training_key)
+        return experiment(config).init(run_keys(seed)[0])
 
-    @explaining
-    def chunk(
-        config: RunConfig, state: TrainState, num_iterations: Array
-    ) -> tuple[TrainState, ChunkOutputs]:
+    def chunk(config: RunConfig, state: TrainState, num_iterations: Array) -> Trained:
         return experiment(config).chunk(state, num_iterations[0], max_iterations_of(config))
 
-    @explaining
     def evaluate_run(config: RunConfig, params: Params, seed: Array, step: Array) -> Array:
         train = experiment(config)
-        _, key, _ = run_keys(seed)
-        key = jax.random.fold_in(key, step)
+        key = jax.random.fold_in(run_keys(seed)[1], step)
         return evaluate(train.policy(params), train.env, key, config.eval_episodes).episode_return
 
-    @explaining
     def diagnose_run(
         config: RunConfig, state: TrainState, params_before: Params, seed: Array, step: Array
     ) -> dict[str, Array]:
@@ -104,14 +95,14 @@ def make_run_functions(experiment: Experiment, config: RunConfig) -> OneRun:
                 "diagnostics (True) need a training run with a probe: give its Train one, as "
                 "dqn does, or leave diagnostics False"
             )
-        _, _, key = run_keys(seed)
-        key = jax.random.fold_in(key, step)
+        key = jax.random.fold_in(run_keys(seed)[2], step)
         return diagnose(train.probe, train.env, state, params_before, key)
 
+    own = [_explaining(config, one) for one in (init, chunk, evaluate_run, diagnose_run)]
     shapes = jax.tree.map(lambda _: jax.ShapeDtypeStruct((), np.float32), config)
-    state = jax.eval_shape(init, shapes, SEED)
-    jax.eval_shape(chunk, shapes, state, COUNTS)
-    return OneRun(init, chunk, evaluate_run, diagnose_run, shapes, state)
+    state = jax.eval_shape(own[0], shapes, SEED)
+    jax.eval_shape(own[1], shapes, state, COUNTS)
+    return OneRun(shapes, state, *own)
 
 
 _NEEDS_A_VALUE = (  # raised by JAX if Python asks for the value of an argument
@@ -151,9 +142,8 @@ def _explaining(config: RunConfig, function: Callable[..., Any]) -> Callable[...
 
 # ------------------------------------------------------------------------------ a round of runs
 
-# 0: an array has an entry for each run.
-# _PER_DEVICE: it has an entry for each device, which all of its runs share.
-# None: all runs share it.
+# An array has an entry for each run (0), one for each device, which all of its runs share
+# (_PER_DEVICE), or one that all runs share (None).
 Axis = int | str | None
 _PER_DEVICE = "device"
 _Argument = tuple[ArrayTree, ArrayTree]  # its axes, a prefix of its shapes in one run
@@ -168,7 +158,7 @@ class Programs(NamedTuple):
     init: Callable[..., TrainState]  # of (config, seeds [slots])
     # Of (config, TrainState, num_iterations [devices]): the state is donated. A device without a
     # run gets 0 iterations.
-    chunk: Callable[..., tuple[TrainState, ChunkOutputs]]
+    chunk: Callable[..., Trained]
     # Of (config, params, seeds [slots], step []): episode returns [slots, N].
     evaluate: Callable[..., Array]
     # Of (config, TrainState, params before, seeds [slots], step []): diagnostics [slots] by name.
@@ -179,8 +169,8 @@ class Programs(NamedTuple):
     round_bytes: int  # on all devices while a round trains or is evaluated, by XLA; 0 if unknown
     compile_seconds: float  # of tracing, lowering and compiling
 
-    def place(self, values: np.ndarray) -> Array:
-        """Puts a host array with one entry per slot, or per device, onto the devices."""
+    def place(self, values: ArrayTree) -> ArrayTree:
+        """Puts host arrays with one entry per slot, or per device, onto the devices."""
         return jax.device_put(values, NamedSharding(self.mesh, _spec(0)))
 
     def split(self, tree: ArrayTree) -> list[list[np.ndarray]]:
@@ -198,7 +188,7 @@ class Programs(NamedTuple):
         leaves, structure = jax.tree.flatten(tree)
         joined = []
         for leaf in leaves:
-            shards: list[Array] = []
+            shards = []
             for device, host in itertools.zip_longest(self.mesh.devices, by_device):
                 if host is not None:  # a device without a run takes the arrays of another
                     part = host.pop(0)  # so that not all arrays are in memory twice
@@ -228,18 +218,28 @@ def compile_programs(
     """
     start = time.perf_counter()
     run = make_run_functions(experiment, config)
-    axes = run_axes(run.state)
+    state_axes = run_axes(run.state)
     mesh = Mesh(np.array(devices[: plan.num_devices]), ("runs",))
     configs, seeds, step, counts = (0, run.config), (0, SEED), (None, COUNT), (_PER_DEVICE, COUNT)
-    state, params = (axes, run.state), (0, run.state.learner.params)
+    state, params = (state_axes, run.state), (0, run.state.learner.params)
     with ThreadPoolExecutor() as pool:
-        begin = functools.partial(_begin_compiling, pool, mesh, plan)
+
+        def begin(of_run: Callable[..., Any], out: ArrayTree, *args: _Argument, **how: Any) -> Any:
+            """Traces a function for all slots now, while XLA still compiles the one before."""
+            axes = tuple(axes for axes, _ in args)
+            on_device = _on_device(of_run, plan.width, axes, out)
+            specs = {"in_specs": _map_axes(_spec, axes), "out_specs": _map_axes(_spec, out)}
+            over_runs = jax.shard_map(on_device, mesh=mesh, check_vma=False, **specs)
+            shapes = (_add_axes(*arg, mesh, plan) for arg in args)
+            lowered = jax.jit(over_runs, **how).lower(*shapes)
+            return pool.submit(lowered.compile, compiler_options=compiler_options())
+
         # The quick ones to trace come first: what one of them refuses is refused before compiling.
         begun = {"evaluate": begin(run.evaluate, 0, configs, params, seeds, step)}
         if diagnostics:
             begun["diagnose"] = begin(run.diagnose, 0, configs, state, params, seeds, step)
-        begun["chunk"] = begin(run.chunk, (axes, 0), configs, state, counts, donate_argnums=1)
-        begun["init"] = begin(run.init, axes, configs, seeds)
+        begun["chunk"] = begin(run.chunk, (state_axes, 0), configs, state, counts, donate_argnums=1)
+        begun["init"] = begin(run.init, state_axes, configs, seeds)
     compiled: dict[str, Any] = {name: program.result() for name, program in begun.items()}
     return Programs(
         **{"diagnose": None, **compiled},
@@ -249,29 +249,6 @@ def compile_programs(
         round_bytes=plan.num_devices * _device_bytes(compiled),
         compile_seconds=time.perf_counter() - start,
     )
-
-
-def _begin_compiling(
-    pool: ThreadPoolExecutor,
-    mesh: Mesh,
-    plan: Plan,
-    of_run: Callable[..., Any],
-    out_axes: ArrayTree,
-    *args: _Argument,
-    **options: Any,
-) -> Future[jax.stages.Compiled]:
-    """Traces a function for all slots now, and lets XLA compile it while the next one is traced."""
-    in_axes = tuple(axes for axes, _ in args)
-    over_runs = jax.shard_map(
-        _on_device(of_run, plan.width, in_axes, out_axes),
-        mesh=mesh,
-        in_specs=_map_axes(_spec, in_axes),
-        out_specs=_map_axes(_spec, out_axes),
-        check_vma=False,
-    )
-    shapes = (_add_axes(*arg, mesh, plan) for arg in args)
-    lowered = jax.jit(over_runs, **options).lower(*shapes)
-    return pool.submit(lowered.compile, compiler_options=compiler_options())
 
 
 def _add_axes(axes: ArrayTree, tree: ArrayTree, mesh: Mesh, plan: Plan) -> ArrayTree:

@@ -14,21 +14,19 @@ from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 from purejaxdqn.engine.rounds import Event
 from purejaxdqn.runtime.console import make_console
 
-_MOST_SEEDS_SHOWN = 16
 _COMPLAINT_SECONDS = 60.0  # between two lines about a disk that cannot be written
 
 
-class SweepProgress:
+class SweepProgress(Progress):
     """Shows a bar within its block, with steps, speed and return, and messages at any time.
 
     `total_steps` are those of all runs together; 0 shows messages alone.
     """
 
     def __init__(self, total_steps: int, enabled: bool = True) -> None:
-        self._enabled = enabled
         self._last_complaint = -math.inf
         # Together below 80 columns: the rest of a longer line would be cut off.
-        self._bar = Progress(
+        super().__init__(
             BarColumn(bar_width=8),
             TextColumn("{task.completed:,.0f}/{task.total:,.0f} steps"),
             TextColumn("{task.fields[speed]}"),
@@ -38,43 +36,34 @@ class SweepProgress:
             console=make_console(stderr=True, quiet=not enabled, highlight=False),
             disable=not (enabled and total_steps),
         )
-        self._task = self._bar.add_task("train", total=total_steps, speed="", mean_return="-")
-
-    def __enter__(self) -> SweepProgress:
-        self._bar.start()
-        return self
-
-    def __exit__(self, *exception: object) -> None:
-        self._bar.stop()
+        self._bar = self.add_task("train", total=total_steps, speed="", mean_return="-")
 
     def message(self, text: str) -> None:
         """Prints a line above the bar."""
-        self._bar.console.print(text)
+        self.console.print(text)
 
-    def update(self, env_steps: int, training_return: np.ndarray, speed: float) -> None:
+    def show_progress(self, env_steps: int, training_return: np.ndarray, speed: float) -> None:
         """Moves the bar to `env_steps`; `training_return [n]` is NaN where no episode has ended."""
         known = training_return[np.isfinite(training_return)]
         shown = f"{known.mean():.1f}" if len(known) else "-"
-        fields: dict[str, Any] = {"speed": f"{speed:,.0f} steps/s", "mean_return": shown}
-        self._bar.update(self._task, completed=env_steps, **fields)
+        text = f"{speed:,.0f} steps/s"
+        self.update(self._bar, completed=env_steps, speed=text, mean_return=shown)
 
-    def add_event(
-        self, event: Event, facts: dict[str, Any], trained_steps: int, env_steps: int
-    ) -> None:
+    def add_event(self, event: Event, facts: dict[str, Any], trained: int, env_steps: int) -> None:
         """Adds an event's seconds to the facts; shows `env_steps`, and the speed of training."""
         facts["train_seconds"] += event.train_seconds
         facts["evaluation_seconds"] += event.evaluation_seconds
-        facts["env_steps_per_second"] = trained_steps / max(facts["train_seconds"], 1e-9)
-        self.update(env_steps, event.training_return, facts["env_steps_per_second"])
+        facts["env_steps_per_second"] = trained / max(facts["train_seconds"], 1e-9)
+        self.show_progress(env_steps, event.training_return, facts["env_steps_per_second"])
 
     def show_evaluation(self, step: int, episode_return: np.ndarray) -> None:
         """Prints a line about one evaluation, `episode_return [n, N]`."""
         means = episode_return.mean(axis=1)
         shown = " ".join(f"{mean:5.0f}" for mean in means)
-        if len(means) > _MOST_SEEDS_SHOWN:
+        if len(means) > 16:
             low, mid, high = np.percentile(means, [0, 50, 100])
             shown = f"lowest {low:.0f}, median {mid:.0f}, highest {high:.0f} of {len(means)} runs"
-        self._bar.console.print(f"step {step:>9,}  greedy return per run: {shown}", soft_wrap=True)
+        self.console.print(f"step {step:>9,}  greedy return per run: {shown}", soft_wrap=True)
 
     @contextlib.contextmanager
     def attempt(self) -> Iterator[None]:

@@ -75,29 +75,28 @@ def train_round(
     kept: Kept | None = None,
     wanted: Callable[[], np.ndarray] | None = None,
 ) -> Iterator[Event]:
-    """Trains one round of runs, at most as many as there are slots, and yields its events.
+    """Trains at most as many runs as there are slots; yields events of chunks and evaluations.
 
     Args:
       programs: compiled for the config.
       config: the settings that all runs share.
-      runs: the runs.
+      runs: with seeds and settings of their own.
       steps: at which to evaluate, in environment steps; `evaluation_steps(config)` by default.
         Training ends at the last one. Beyond `config.total_steps` the schedules stay at their ends.
       kept: where to go on from; from the start by default.
       wanted: asked before each chunk which runs are still wanted, `[n]` bool; by default all are. A
         device without a wanted run stands still, and its runs' numbers in later events are
         meaningless. The round ends when no run is wanted. No bit of the others changes.
-
-    Yields:
-      An `Event` for each chunk and each evaluation.
     """
     wanted = wanted or functools.partial(np.ones, len(runs), bool)
+    plan, padding = programs.plan, programs.plan.slots_per_round - len(runs)
     trained = _Round(programs, config, runs, kept)
     iterations = 1  # the first chunk is short, because the speed is not known yet
     # A checkpoint lies before the evaluation at its own step, so that one is still to be done.
     for next_step in [at for at in steps or evaluation_steps(config) if at >= trained.step]:
         while trained.step < next_step:
-            active = trained.active_devices(wanted())
+            by_slot = np.pad(wanted(), (0, padding))
+            active = np.asarray(by_slot.reshape(plan.num_devices, plan.width).any(axis=1))
             if not active.any():
                 return
             left = (next_step - trained.step) // config.steps_per_update
@@ -137,10 +136,8 @@ class _Round:
         self._programs, self._num_runs = programs, len(runs)
         self._steps_per_update = config.steps_per_update
         slots = [*runs, *[runs[-1]] * (programs.plan.slots_per_round - len(runs))]
-        self._configs = jax.tree.map(
-            lambda *values: programs.place(np.array(values, np.float32)),
-            *[run.config for run in slots],
-        )
+        configs = jax.tree.map(lambda *x: np.array(x, np.float32), *[run.config for run in slots])
+        self._configs = programs.place(configs)
         self._seeds = programs.place(np.array([run.seed for run in slots], np.uint32))
         if kept is None:
             state = jax.block_until_ready(programs.init(self._configs, self._seeds))
@@ -152,14 +149,8 @@ class _Round:
         last, self._last_lap = self._last_lap, time.perf_counter()
         return self._last_lap - last
 
-    def active_devices(self, wanted: np.ndarray) -> np.ndarray:
-        """Finds which devices have a run that is `wanted [n]`, `[devices]` bool."""
-        plan = self._programs.plan
-        by_slot = np.pad(wanted, (0, plan.slots_per_round - len(wanted)))
-        return np.asarray(by_slot.reshape(plan.num_devices, plan.width).any(axis=1))
-
     def train_chunk(self, active: np.ndarray, iterations: int) -> Event:
-        """Trains the active devices for some iterations; the others stand still."""
+        """Trains the `active [devices]` for some iterations; the others stand still."""
         counts = self._programs.place(np.where(active, iterations, 0).astype(np.int32))
         self._state, outputs = self._programs.chunk(self._configs, self._state, counts)
         outputs = jax.tree.map(lambda x: x[:, :iterations], self._to_host(outputs))
@@ -175,23 +166,22 @@ class _Round:
         train_seconds, params = self.lap(), self._state.learner.params
         step = np.int32(self.step)
         returns = self._to_host(self._programs.evaluate(self._configs, params, self._seeds, step))
-        metrics = _mean_metrics(self._window) | self._diagnose(step)
+        sums = {name: self._window[name] for name in self._window if name not in _COUNTS}
+        metrics = {name: total / self._window[_ITERATIONS] for name, total in sums.items()}
         if self._programs.diagnose is not None:
+            metrics |= self._diagnose(self._programs.diagnose, step)
             self._params_before = jax.tree.map(jnp.copy, params)  # a chunk donates its state
         seconds, training_return = (train_seconds, self.lap()), self._training_return()
         self._window = {}
         weights = self._to_host(params)
         return Event(self.step, *seconds, training_return, [], returns, metrics, weights)
 
-    def _diagnose(self, step: np.int32) -> dict[str, np.ndarray]:
-        """Measures the diagnostics `[n]` by name; none if they were not compiled."""
-        if self._programs.diagnose is None:
-            return {}
+    def _diagnose(self, diagnose: Callable[..., Any], step: np.int32) -> dict[str, np.ndarray]:
+        """Measures the diagnostics `[n]` by name."""
         is_first = self._params_before is None
         before = self._state.learner.params if is_first else self._params_before
-        values: dict[str, np.ndarray] = self._to_host(
-            self._programs.diagnose(self._configs, self._state, before, self._seeds, step)
-        )
+        measured = diagnose(self._configs, self._state, before, self._seeds, step)
+        values: dict[str, np.ndarray] = self._to_host(measured)
         # The threads of NumPy's BLAS wait for each other: for seconds, if the cores are busy.
         with threadpool_limits(limits=1, user_api="blas"):
             values["effective_rank"] = effective_rank(values.pop("features"))
@@ -221,6 +211,7 @@ def _find_ended_episodes(episode_return: np.ndarray, step: int) -> list[Games]:
 
 
 _RETURN, _EPISODES, _ITERATIONS = "episode_return/sum", "episode_return/count", "iterations"
+_COUNTS = (_RETURN, _EPISODES, _ITERATIONS)  # in a window, beside the learner's metrics
 
 
 def _add_outputs(window: Mapping[str, np.ndarray], outputs: ChunkOutputs) -> dict[str, np.ndarray]:
@@ -240,12 +231,6 @@ def _add_outputs(window: Mapping[str, np.ndarray], outputs: ChunkOutputs) -> dic
         columns = np.column_stack([window.get(name, np.zeros(num_runs)), rows]).astype(np.float64)
         sums[name] = np.add.accumulate(columns, axis=1)[:, -1]
     return sums
-
-
-def _mean_metrics(window: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
-    """Computes the mean of each of the learner's metrics, `[n]` each."""
-    names = [name for name in window if name not in (_RETURN, _EPISODES, _ITERATIONS)]
-    return {name: window[name] / window[_ITERATIONS] for name in names}
 
 
 class Record:

@@ -47,10 +47,9 @@ def _observe(state: CartPoleState) -> Array:
 
 
 def reset(key: Array) -> tuple[CartPoleState, Array]:
-    """Begins an episode: draws all four numbers uniformly from [-0.05, 0.05).
+    """Begins an episode, `(state, obs [4])`: draws all four numbers uniformly from [-0.05, 0.05).
 
-    Returns:
-      `(state, obs [4])`, in JAX's default float type (float64 under x64).
+    They are of JAX's default float type (float64 under x64).
     """
     values = jax.random.uniform(key, (4,), minval=-RESET_BOUND, maxval=RESET_BOUND)
     x, x_dot, theta, theta_dot = values
@@ -63,8 +62,7 @@ def step(
 ) -> tuple[CartPoleState, TimeStep]:
     """Pushes the cart for 0.02 seconds: an action `[]` of 0 to the left, and 1 to the right.
 
-    Returns:
-      `(state, TimeStep)`, with a reward of 1 for every step, also the last one.
+    The reward is 1 for every step, also the last one.
     """
     del key  # the dynamics are deterministic
     force = jnp.where(action == 1, FORCE, -FORCE).astype(state.x.dtype)
@@ -90,12 +88,6 @@ def step(
 def cartpole(name: str, max_steps: int, threshold: float | None) -> Environment:
     """Makes CartPole with a time limit of `max_steps` steps."""
     bounds = np.array([2 * X_THRESHOLD, np.inf, 2 * THETA_THRESHOLD, np.inf], np.float32)
-    return Environment(
-        name=name,
-        reset=reset,
-        step=functools.partial(step, max_steps=max_steps),
-        num_actions=2,
-        observation_space=gymnasium.spaces.Box(-bounds, bounds, dtype=np.float32),
-        threshold=threshold,
-        max_steps=max_steps,
-    )
+    space = gymnasium.spaces.Box(-bounds, bounds, dtype=np.float32)
+    limited_step = functools.partial(step, max_steps=max_steps)
+    return Environment(name, reset, limited_step, 2, space, threshold, max_steps)

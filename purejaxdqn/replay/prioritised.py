@@ -71,10 +71,9 @@ def set_leaves(tree: SumTree, indices: Array, values: Array) -> SumTree:
 
 
 def _child_at(children: Array, fraction: Array) -> Array:
-    """Finds on which of the numbers `[N]` a fraction `[]` of their sum falls.
+    """Finds on which of the numbers `[N]` a fraction `[]` of their sum falls; never on a 0.
 
-    It never falls on a 0, if any number is more. Where rounding carries the fraction to the whole
-    sum, it falls on the last number above 0.
+    Where rounding carries the fraction to the whole sum, it falls on the last number above 0.
     """
     positions = jnp.arange(children.size)
     # The same as cumsum, in half the time on a CPU.

@@ -69,9 +69,7 @@ def _make_empty_state(step: Step, capacity: int, time_limit: int) -> UniformRepl
     return UniformReplayState(
         obs=jnp.zeros((max_rows + 1 + max_blocks, *step.obs.shape), step.obs.dtype),
         **{x: jnp.zeros((max_rows, num_envs), getattr(step, x).dtype) for x in _COLUMNS},
-        insert_row=jnp.zeros((), jnp.int32),
-        num_rows=jnp.zeros((), jnp.int32),
-        block=jnp.zeros((), jnp.int32),
+        **{x: jnp.zeros((), jnp.int32) for x in ("insert_row", "num_rows", "block")},
         row_in_block=jnp.full((), -1, jnp.int32),
     )
 
@@ -98,10 +96,7 @@ def _add_step(state: UniformReplayState, step: Step, time_limit: int) -> Uniform
 
 
 def read_window(state: UniformReplayState, index: Array, num_steps: int, time_limit: int) -> Window:
-    """Reads the window that starts at ONE entry: `Replay.window_at` of a ring.
-
-    `time_limit` is that of `uniform_replay`. Only two observations are read.
-    """
+    """Reads the window that starts at ONE entry, as `Replay.window_at`, with two observations."""
     # The rows of each buffer [R, E, ...] one after another, [R * E, ...].
     obs, actions, rewards, terminated, truncated = (
         rows.reshape(-1, *rows.shape[2:])
@@ -148,9 +143,8 @@ def _draw_indices(key: Array, num: int, bound: Array) -> Array:
 def _draw_different_indices(key: Array, num: int, bound: Array) -> Array:
     """Draws `num` different indices below `bound`, every sequence of them as likely as any other.
 
-    Makes the first `num` swaps of a shuffle of the numbers below `bound` (Durstenfeld, "Algorithm
-    235: random permutation" (1964)), and keeps only those numbers that were swapped. This costs
-    `num` squared, whatever `bound` is.
+    Makes the first `num` swaps of a shuffle (Durstenfeld, "Algorithm 235: random permutation"
+    (1964)), and keeps only the numbers that were swapped. This costs `num` squared.
     """
     positions = jnp.arange(num, dtype=jnp.int32)
     partners = positions + _draw_indices(key, num, bound - positions)  # from itself on

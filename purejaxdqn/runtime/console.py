@@ -5,8 +5,6 @@ from typing import Any
 
 from rich.console import Console
 
-_WIDE = 10_000  # columns: no line is broken
-
 
 def make_console(**options: Any) -> Console:
     """Makes a console, with rich's own options, that breaks lines for a terminal alone.
@@ -16,5 +14,5 @@ def make_console(**options: Any) -> Console:
     """
     console = Console(**options)
     if not (console.file.isatty() or console.is_jupyter or os.environ.get("COLUMNS")):
-        console.width = _WIDE
+        console.width = 10_000  # columns: no line is broken
     return console

@@ -41,22 +41,20 @@ def use_every_core(num_cpu_devices: int | None = None) -> list[jax.Device]:
     `~/.cache/purejaxdqn`), unless one is set: the second run of an experiment compiles in a
     fraction of the time.
 
-    Args:
-      num_cpu_devices: CPU devices to make; by default one for each available core.
-
     Returns:
-      The devices that computations will run on; at least two on the CPU, also on one core, so that
-      a run has the same bits on one core as on many.
+      The devices that computations will run on. On the CPU these are `num_cpu_devices`, by default
+      one for each available core, and at least two: a run has the same bits on one core as on many.
 
     Raises:
       ConfigError: if `num_cpu_devices` is below 1.
       RuntimeError: if JAX has already started with other CPU devices, which cannot be changed.
     """
-    if num_cpu_devices is not None and num_cpu_devices < 1:
+    wanted = available_cores() if num_cpu_devices is None else num_cpu_devices
+    if wanted < 1:
         raise ConfigError(
-            f"num_cpu_devices ({num_cpu_devices}) must be at least 1; leave it out for one per core"
+            f"num_cpu_devices ({wanted}) must be at least 1; leave it out for one per core"
         )
-    wanted = max(num_cpu_devices or available_cores(), _MIN_CPU_DEVICES)
+    wanted = max(wanted, _MIN_CPU_DEVICES)
     _use_compilation_cache()
     flags = os.environ.get("XLA_FLAGS", "")
     try:
@@ -97,9 +95,8 @@ def _use_compilation_cache() -> None:
     lines = {*cpuinfo.read_text().splitlines()} if cpuinfo.exists() else set()
     kind = sorted(line for line in lines if line.startswith(("flags", "Features", "model name")))
     processor = "".join([platform.machine(), platform.processor(), *kind])
-    home = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
-    digest = hashlib.sha256(processor.encode()).hexdigest()
-    folder = home / "purejaxdqn" / f"xla-{digest[:12]}"
+    home = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache", "purejaxdqn")
+    folder = home / f"xla-{hashlib.sha256(processor.encode()).hexdigest()[:12]}"
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError:

@@ -16,7 +16,6 @@ from typing import Any
 EXIT_INTERRUPTED = 130  # 128 + SIGINT, as shells have it
 EXIT_TERMINATED = 75  # EX_TEMPFAIL: try again, which a cluster's scheduler does
 _SIGNALS = (signal.SIGINT, signal.SIGTERM)
-_RESEND_SECONDS = 0.01
 
 
 class Stopped(KeyboardInterrupt):
@@ -75,7 +74,7 @@ def catch_signals() -> Iterator[StopRequest]:
         # Python drops exceptions in callbacks of its garbage collector. JAX has such a callback,
         # and signals often arrive in it after a long compilation.
         if isinstance(unraisable.exc_value, Stopped) and request.number is not None:
-            timer = threading.Timer(_RESEND_SECONDS, send, [request.number])
+            timer = threading.Timer(0.01, send, [request.number])
             timer.daemon = True
             timer.start()
         else:
@@ -91,11 +90,7 @@ def catch_signals() -> Iterator[StopRequest]:
 
 @contextlib.contextmanager
 def defer_signals() -> Iterator[None]:
-    """Delivers signals that come within the block only after it.
-
-    Libraries that write files, such as xarray, hold locks. An exception in the midst of
-    them may leave a lock closed, and the library would wait for itself for ever.
-    """
+    """Delivers signals after the block: amid it, libraries that write files may hold locks."""
     received: list[int] = []
     try:
         with _install_handler(lambda number, _: received.append(number)):

@@ -17,7 +17,6 @@ from purejaxdqn.types import ConfigError
 
 T = TypeVar("T")
 
-_LONGEST_MS = 2**31 - 1  # 24 days
 _meetings = itertools.count()
 
 
@@ -34,10 +33,10 @@ def join_processes(
         for; or where process 0 cannot be reached.
     """
     options: dict[str, Any] = {"num_processes": num_processes, "process_id": process_id}
-    if coordinator in (None, "auto"):
-        why = "is found out where coordinator is 'auto'"
-        if coordinator is None:
-            why = "needs a coordinator, such as 10.0.0.1:8476"
+    if coordinator is None or coordinator == "auto":
+        why = "needs a coordinator, such as 10.0.0.1:8476"
+        if coordinator == "auto":
+            why = "is found out where coordinator is 'auto'"
         for name, value in options.items():
             if value is not None:
                 raise ConfigError(f"{name} ({value}) {why}")
@@ -87,16 +86,16 @@ def run_on_every_process(action: Callable[[], T]) -> list[T]:
     """
     if jax.process_count() == 1:
         return [action()]
-    value: T | None = None
-    refusal: Exception | None = None
+    outcome: Any
     try:
-        value = action()
+        outcome = action()
     except (ConfigError, OSError) as error:
-        refusal = error
-    outcomes: list[Any] = gather((value, refusal))
-    if refusals := [refusal for _, refusal in outcomes if refusal is not None]:
-        raise refusals[0]
-    return [value for value, _ in outcomes]
+        outcome = error
+    outcomes: list[T] = gather(outcome)
+    for one in outcomes:
+        if isinstance(one, Exception):
+            raise one
+    return outcomes
 
 
 def gather(value: T) -> list[T]:
@@ -120,7 +119,7 @@ def _wait_for_all() -> None:
 
     def meet(name: str) -> None:
         try:
-            wait(key=name, timeout_ms=_LONGEST_MS)
+            wait(key=name, timeout_ms=2**31 - 1)  # 24 days, the longest
         except Exception as error:
             failures.append(error)
 

@@ -4,18 +4,16 @@ All batches use the same compiled program: the searched settings are floats, whi
 arguments. A trial is one proposal, trained with all seeds. Its score at an evaluation is a
 statistic, over seeds, of each seed's mean greedy return. The study receives all scores but those
 before learning; where the pruner says so, the trial ends there. That changes no bit of the others.
-A trial of which any seed diverges (weights or returns that are no finite numbers) ends at the next
-evaluation. The study has it as pruned, with a last report of NaN: from failed trials the sampler
-would not learn to stay away.
+A trial of which any seed diverges ends at the next evaluation. The study has it as pruned, with a
+last report of NaN: from failed trials the sampler would not learn to stay away.
 
-The folder of a search holds what `purejaxdqn.sweep.folder` keeps there, with `results.nc` written
-after each batch, and `study.db`: Optuna's own SQLite storage, for its dashboard and its plots. The
-study learns of a batch as a whole, once its numbers are on the disk. A kill fails the trials under
-way in the study; they are proposed again, under later numbers. The sampler is seeded anew for each
-batch, from `sampler_seed` and the number of trials done before it. So the same arguments give the
-same proposals and results, bit for bit, killed and resumed or not, on the same kind of processor
-and with the same versions. Samplers that remember more than the finished trials (such as
-`QMCSampler`) keep that promise only without a kill.
+The folder holds what `purejaxdqn.sweep.folder` keeps there, `results.nc`, written after each batch,
+and `study.db`: Optuna's own SQLite storage, for its dashboard and its plots. The study learns of a
+batch once its numbers are on the disk. A kill fails the trials under way, which are proposed again,
+under later numbers. The sampler is seeded anew for each batch, from `sampler_seed` and the number
+of trials done before it. So the same arguments give the same bits, killed and resumed or not, on
+the same kind of processor and with the same versions. Samplers that remember more than the finished
+trials (such as `QMCSampler`) keep that promise only without a kill.
 """
 
 from __future__ import annotations
@@ -115,16 +113,12 @@ def search(
         grid_design(config, seeds, values)
     seeds = [int(seed) for seed in seeds]
     given = (experiment, config, space, distributions, seeds, statistic, sampler_seed, sampler)
-    pruner = pruner or study.default_pruner(config.total_steps)
-    request = SearchRequest(*given, pruner)
+    request = SearchRequest(*given, pruner or study.default_pruner(config.total_steps))
     return _search(request, num_trials, trials_per_batch, options)
 
 
 def _search(
-    request: SearchRequest,
-    num_trials: int,
-    trials_per_batch: int | None,
-    options: SweepOptions,
+    request: SearchRequest, num_trials: int, trials_per_batch: int | None, options: SweepOptions
 ) -> SearchResult:
     """Opens the folder and the study, and searches."""
     output, overwrite, num_seeds = options.output, options.overwrite, len(request.seeds)
@@ -137,10 +131,10 @@ def _search(
             f"a search runs in one process, not in {jax.process_count()}: start it without "
             "jax.distributed"
         )
+    total_steps = num_trials * num_seeds * request.config.total_steps
+    bar = SweepProgress(total_steps, enabled=options.progress)
+    folder = SweepFolder(output, bar.message)
     with contextlib.ExitStack() as stack:
-        total_steps = num_trials * num_seeds * request.config.total_steps
-        bar = SweepProgress(total_steps, enabled=options.progress)
-        folder = SweepFolder(output, bar.message)
         folder.lock()
         stack.callback(folder.unlock)
         begun = {} if overwrite else folder.read_asked()
@@ -186,20 +180,19 @@ def _plan_batch(
 
 def _describe(request: SearchRequest, trials_per_batch: int, width: int) -> dict[str, Any]:
     """Describes everything that the numbers of a search depend on, as JSON holds it."""
-    return to_jsonable(
-        {
-            **name_experiment(request.experiment),
-            "settings": json.loads(config_to_json(request.config)),
-            "space": {name: study.to_json(one) for name, one in request.distributions.items()},
-            "seeds": request.seeds,
-            "trials_per_batch": trials_per_batch,
-            "width": width,
-            "statistic": name_experiment(request.statistic),
-            "sampler": name_experiment(request.sampler),
-            "sampler_seed": request.sampler_seed,
-            "pruner": type(request.pruner).__name__,
-        }
-    )
+    facts = {
+        **name_experiment(request.experiment),
+        "settings": json.loads(config_to_json(request.config)),
+        "space": {name: study.to_json(one) for name, one in request.distributions.items()},
+        "seeds": request.seeds,
+        "trials_per_batch": trials_per_batch,
+        "width": width,
+        "statistic": name_experiment(request.statistic),
+        "sampler": name_experiment(request.sampler),
+        "sampler_seed": request.sampler_seed,
+        "pruner": type(request.pruner).__name__,
+    }
+    return to_jsonable(facts)
 
 
 def _begin(folder: SweepFolder, facts: dict[str, Any], overwrite: bool) -> dict[str, Any]:

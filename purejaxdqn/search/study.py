@@ -30,7 +30,6 @@ if TYPE_CHECKING:
     from optuna.distributions import CategoricalDistribution, FloatDistribution
     from optuna.pruners import BasePruner
     from optuna.samplers import BaseSampler
-    from optuna.trial import FrozenTrial
 
     Distribution = FloatDistribution | CategoricalDistribution
 
@@ -132,13 +131,9 @@ def open_study(path: Path, pruner: BasePruner) -> Iterator[optuna.Study]:
             storage = optuna.storages.RDBStorage(url)
             stack.callback(storage.engine.dispose)
             stack.callback(storage.remove_session)
-            study = optuna.create_study(
-                storage=storage,
-                pruner=pruner,
-                study_name="search",
-                direction="maximize",
-                load_if_exists=True,
-            )
+            kept: dict[str, Any] = {"storage": storage, "study_name": "search"}
+            kept |= {"direction": "maximize", "load_if_exists": True}
+            study = optuna.create_study(pruner=pruner, **kept)
         except (sqlite3.Error, SQLAlchemyError, StorageInternalError, RuntimeError) as error:
             reason = str(error).splitlines()[0]
             raise ConfigError(
@@ -151,7 +146,7 @@ def open_study(path: Path, pruner: BasePruner) -> Iterator[optuna.Study]:
             raise OSError(f"{path} cannot be written: {error}") from error
 
 
-def read_done(study: optuna.Study) -> list[FrozenTrial]:
+def read_done(study: optuna.Study) -> list[optuna.trial.FrozenTrial]:
     """Reads the trials that count, in order: those trained to their end, and pruned ones."""
     return study.get_trials(deepcopy=False, states=(TrialState.COMPLETE, TrialState.PRUNED))
 
@@ -163,13 +158,13 @@ def ask(study: optuna.Study, request: SearchRequest, num_trials: int) -> list[op
     return [study.ask({**request.distributions}) for _ in range(num_trials)]
 
 
-def tell_batch(study: optuna.Study, is_kept: Callable[[int], bool], last_step: int) -> int:
+def tell_batch(study: optuna.Study, load: Callable[[int], object], last_step: int) -> int:
     """Records how the trials under way ended, and returns how many have failed.
 
-    All fail unless all of their numbers are kept; no proposal learns from failed trials.
+    All fail unless all of their numbers can be loaded; no proposal learns from failed trials.
     """
     running = study.get_trials(deepcopy=False, states=(TrialState.RUNNING,))
-    is_whole = all(is_kept(trial.number) for trial in running)
+    is_whole = all(load(trial.number) is not None for trial in running)
     for trial in running:
         score = trial.intermediate_values.get(last_step, math.nan)
         if is_whole and math.isfinite(score):

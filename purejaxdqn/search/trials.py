@@ -31,8 +31,6 @@ from purejaxdqn.training.settings import RunConfig
 if TYPE_CHECKING:
     import optuna
 
-_TIMES = ("compile_seconds", "train_seconds", "evaluation_seconds", "env_steps_per_second")
-
 
 class Best(NamedTuple):
     """The trial with the highest score, of those that were trained to their end.
@@ -82,74 +80,69 @@ class SearchResult(NamedTuple):
         states = self.dataset.state.values.tolist()
         counts = {state: states.count(state) for state in ("complete", "pruned", "diverged")}
         facts = {"status": self.dataset.attrs["status"], "num_trials": len(states), **counts}
-        if self.best is None:
-            return {**facts, "best": None}
-        trial, settings, score, _ = self.best
-        found = {"trial": trial, "score": score, "settings": provenance.to_jsonable(settings)}
-        return {**facts, "best": found}
+        best = None
+        if self.best is not None:
+            best = {name: getattr(self.best, name) for name in ("trial", "score", "settings")}
+        return {**facts, "best": provenance.to_jsonable(best)}
 
 
 class SearchInterrupted(Interrupted):
     """Ctrl-C or SIGTERM; `result` is the `SearchResult` so far, None without a finished batch."""
 
 
+@dataclasses.dataclass
 class TrialTrainer:
     """Trains proposed trials in batches that are laid out alike; `attrs` go into the dataset."""
 
-    def __init__(
-        self,
-        request: study.SearchRequest,
-        opened: optuna.Study,
-        layout: Plan,
-        devices: Sequence[jax.Device],
-        folder: SweepFolder,
-        bar: SweepProgress,
-        attrs: dict[str, Any],
-    ) -> None:
-        self._request, self._study, self._bar = request, opened, bar
-        self._config, self._seeds = request.config, request.seeds
-        self._layout, self._devices, self._output = layout, devices, folder.output
-        self._at_once = layout.slots_per_round // len(request.seeds)  # trials of a round
-        self._save = folder.save_finished
-        self._load = functools.cache(lambda n: folder.load_finished(n, request.config))
+    request: study.SearchRequest
+    opened: optuna.Study
+    layout: Plan
+    devices: Sequence[jax.Device]
+    folder: SweepFolder
+    bar: SweepProgress
+    attrs: dict[str, Any]
+
+    def __post_init__(self) -> None:
+        self._config, self._seeds = self.request.config, self.request.seeds
+        self._output, last_step = self.folder.output, self._config.total_steps
+        self._at_once = self.layout.slots_per_round // len(self._seeds)  # trials of a round
+        self._load = functools.cache(lambda n: self.folder.load_finished(n, self._config))
+        self._tell_batch = functools.partial(study.tell_batch, self.opened, self._load, last_step)
         self._trained_steps = 0
-        self._facts: dict[str, Any] = {
-            "width": layout.width,
-            "device": devices[0].device_kind,
-            "num_devices": layout.num_devices,
-            **dict.fromkeys(_TIMES, 0.0),
-            **attrs,
-        }
+        times = ("compile_seconds", "train_seconds", "evaluation_seconds", "env_steps_per_second")
+        layout = {"width": self.layout.width, "device": self.devices[0].device_kind}
+        layout["num_devices"] = self.layout.num_devices
+        self._facts: dict[str, Any] = {**layout, **dict.fromkeys(times, 0.0), **self.attrs}
 
     def read_earlier(self, num_trials: int) -> SearchResult | None:
         """Reads the trials of earlier processes; returns the result if so many are done already."""
-        for trial in study.read_done(self._study):
+        for trial in study.read_done(self.opened):
             if self._load(trial.number) is None:
-                self._bar.message(
+                self.bar.message(
                     f"trial {trial.number} is not trained again: its score stays in the study, but "
                     "its numbers are lost"
                 )
         num_failed = self._tell_batch()
-        numbers = [trial.number for trial in study.read_done(self._study)]
+        numbers = [trial.number for trial in study.read_done(self.opened)]
         if len(numbers) >= num_trials:
             with contextlib.suppress(OSError):
                 dataset = results.load(self._output)
                 is_finished = dataset.attrs.get("status") == "finished"
                 if is_finished and dataset.trial.values.tolist() == numbers:
-                    self._bar.message(f"the search in {self._output} is finished already")
+                    self.bar.message(f"the search in {self._output} is finished already")
                     return SearchResult(dataset, self._find_best())
         if numbers or num_failed:
             again = f"; {num_failed} that were under way are proposed again" if num_failed else ""
-            self._bar.message(f"going on after {len(numbers)} trial(s){again}")
+            self.bar.message(f"going on after {len(numbers)} trial(s){again}")
         return None
 
     def run(self, num_trials: int, trials_per_batch: int, stop: StopRequest) -> SearchResult:
         """Searches until so many trials are done; raises `SearchInterrupted` if asked to stop."""
         try:
-            while (left := num_trials - len(study.read_done(self._study))) > 0:
+            while (left := num_trials - len(study.read_done(self.opened))) > 0:
                 programs = self._programs
                 stop.is_deferred = True
-                trials = study.ask(self._study, self._request, min(trials_per_batch, left))
+                trials = study.ask(self.opened, self.request, min(trials_per_batch, left))
                 records: dict[int, Record] = {}
                 for begin in range(0, len(trials), self._at_once):
                     side_by_side = trials[begin : begin + self._at_once]
@@ -157,37 +150,32 @@ class TrialTrainer:
                 # All are saved before the study learns of any: a kill leaves nothing half done.
                 for number, record in records.items():
                     record.params = []  # the weights of hundreds of trials would fill the disk
-                    self._save(number, record)
+                    self.folder.save_finished(number, record)
                 self._tell_batch()
-                with self._bar.attempt():
+                with self.bar.attempt():
                     results.save(self._make_dataset("running"), self._output)
                 stop.raise_if_requested()
                 stop.is_deferred = False
         except KeyboardInterrupt as error:
             stop.is_deferred = True  # only the results are still to be written
             self._tell_batch()
-            result = self._write("interrupted") if study.read_done(self._study) else None
+            result = self._write("interrupted") if study.read_done(self.opened) else None
             text = f"the search was interrupted; the same call goes on (in {self._output})"
             exit_code = getattr(error, "exit_code", EXIT_INTERRUPTED)
             raise SearchInterrupted(text, result, exit_code) from None
         stop.is_deferred = True
         return self._write("finished")
 
-    def _tell_batch(self) -> int:
-        """Tells the study how the trials under way ended; returns how many of them failed."""
-        last_step = self._config.total_steps
-        return study.tell_batch(self._study, lambda n: self._load(n) is not None, last_step)
-
     @functools.cached_property
     def _programs(self) -> Programs:
-        self._bar.message(
+        self.bar.message(
             f"{self._at_once} trial(s) of {len(self._seeds)} seed(s) at a time, "
-            f"{self._layout.width} run(s) a device; compiling ..."
+            f"{self.layout.width} run(s) a device; compiling ..."
         )
-        experiment = self._request.experiment
-        programs = compile_programs(experiment, self._config, self._layout, self._devices)
+        experiment = self.request.experiment
+        programs = compile_programs(experiment, self._config, self.layout, self.devices)
         self._facts["compile_seconds"] = programs.compile_seconds
-        self._bar.message(f"compiled in {programs.compile_seconds:.1f} s")
+        self.bar.message(f"compiled in {programs.compile_seconds:.1f} s")
         return programs
 
     def _train_round(
@@ -201,15 +189,15 @@ class TrialTrainer:
         goes_on = np.ones(len(trials), bool)
         for trial in trials:
             shown = ", ".join(f"{name}={value:.4g}" for name, value in trial.params.items())
-            self._bar.message(f"trial {trial.number}: {shown}")
-        steps_before = (len(study.read_done(self._study)) + before) * num_seeds * config.total_steps
+            self.bar.message(f"trial {trial.number}: {shown}")
+        steps_before = (len(study.read_done(self.opened)) + before) * num_seeds * config.total_steps
         last_step = config.prefill_steps
         wanted = functools.partial(np.repeat, goes_on, num_seeds)
         for event in train_round(programs, config, runs, wanted=wanted):
             self._trained_steps += int(goes_on.sum()) * num_seeds * (event.step - last_step)
             last_step = event.step
             env_steps = steps_before + len(runs) * event.step
-            self._bar.add_event(event, self._facts, self._trained_steps, env_steps)
+            self.bar.add_event(event, self._facts, self._trained_steps, env_steps)
             if event.step < config.total_steps:
                 stop.raise_if_requested()
             if event.episode_return is None:
@@ -220,7 +208,7 @@ class TrialTrainer:
                     record.add(event, slice(i * num_seeds, (i + 1) * num_seeds))
                     goes_on[i], note = self._report(trial, record, event.step)
                     notes.append(f"trial {trial.number}: {note}")
-            self._bar.message(f"step {event.step:>9,}  {', '.join(notes)}")
+            self.bar.message(f"step {event.step:>9,}  {', '.join(notes)}")
         return records
 
     def _report(self, trial: optuna.Trial, record: Record, step: int) -> tuple[bool, str]:
@@ -228,7 +216,7 @@ class TrialTrainer:
         returns = record.evaluation_return[:, record.steps.index(step)]
         means = returns.mean(axis=1, dtype=np.float64)
         is_finite = np.isfinite(means).all() and not record.diverged.any()
-        score = float(self._request.statistic(means)) if is_finite else math.nan
+        score = float(self.request.statistic(means)) if is_finite else math.nan
         if step > record.steps[0]:  # before learning it says nothing about the settings
             trial.report(score, step)
             if not math.isfinite(score):
@@ -243,7 +231,7 @@ class TrialTrainer:
         return SearchResult(dataset, self._find_best())
 
     def _make_dataset(self, status: str) -> xr.Dataset:
-        trials = study.read_done(self._study)
+        trials = study.read_done(self.opened)
         configs = {t.number: dataclasses.replace(self._config, **t.params) for t in trials}
         design = grid_design(lambda trial: configs[trial], self._seeds, {"trial": [*configs]})
         members = np.arange(len(design.runs)).reshape(len(trials), -1).tolist()
@@ -256,7 +244,7 @@ class TrialTrainer:
         states = ["diverged" if t.value is None else t.state.name.lower() for t in trials]
         settings = {name: ("trial", [t.params[name] for t in trials]) for name in trials[0].params}
         fixed = {k: v for k, v in dataclasses.asdict(self._config).items() if k not in settings}
-        attrs = provenance.collect_provenance(fixed, self._request.experiment)
+        attrs = provenance.collect_provenance(fixed, self.request.experiment)
         return (
             dataset.assign(state=("trial", states), score=(("trial", "step"), np.array(scores)))
             .assign_coords(settings)
@@ -264,7 +252,7 @@ class TrialTrainer:
         )
 
     def _find_best(self) -> Best | None:
-        for best in self._study.best_trials:  # the first of several that are as good
+        for best in self.opened.best_trials:  # the first of several that are as good
             assert best.value is not None
             config = dataclasses.replace(self._config, **best.params)
             return Best(best.number, best.params, best.value, config)

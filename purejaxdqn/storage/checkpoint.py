@@ -1,10 +1,8 @@
 """Keeps arrays on disk as checkpoints: written wholly or not at all, and checked when read.
 
-A checkpoint is a folder with two things in it:
-
-    arrays/0, arrays/1 ...  the bytes of each array
-    manifest.json           a SHA-256 of the rest of this file, and then JSON: the shape, type and
-                            SHA-256 of each array, and the caller's `facts`
+A checkpoint is a folder. The files `arrays/0`, `arrays/1` and so on have the bytes of each array.
+`manifest.json` has a SHA-256 of the rest of this file, and then JSON: the shape, type and SHA-256
+of each array, and the caller's `facts`.
 """
 
 import hashlib
@@ -30,11 +28,7 @@ class CheckpointDamaged(Exception):
 
 
 def write(folder: Path, arrays: Sequence[np.ndarray], facts: Mapping[str, Any]) -> None:
-    """Writes arrays, and facts that JSON can hold, in place of what lies there; or nothing.
-
-    Raises:
-      OSError: if it cannot be written.
-    """
+    """Writes arrays, and facts that JSON can hold, over what lies there, or raises `OSError`."""
     own = f"{TEMPORARY}{folder.name}.{platform.node()}.{os.getpid()}.{uuid.uuid4().hex[:8]}"
     temporary = folder.with_name(own)
     try:
@@ -42,12 +36,13 @@ def write(folder: Path, arrays: Sequence[np.ndarray], facts: Mapping[str, Any]) 
         described = []
         for number, array in enumerate(arrays):
             content = np.ascontiguousarray(array).reshape(-1).view(np.uint8).data
-            _write_file(temporary / "arrays" / str(number), content)
+            (temporary / "arrays" / str(number)).write_bytes(content)
             described.append([array.shape, array.dtype.str, hashlib.sha256(content).hexdigest()])
         text = json.dumps({"arrays": described, "facts": facts}, allow_nan=False)
         digest = hashlib.sha256(text.encode()).hexdigest()
-        _write_file(temporary / MANIFEST, f"{digest}\n{text}\n".encode())
-        sync(temporary / "arrays")
+        (temporary / MANIFEST).write_bytes(f"{digest}\n{text}\n".encode())
+        for path in (*temporary.rglob("*"), temporary):
+            sync(path)
         shutil.rmtree(folder, ignore_errors=True)
         temporary.rename(folder)
         sync(folder.parent)
@@ -56,11 +51,6 @@ def write(folder: Path, arrays: Sequence[np.ndarray], facts: Mapping[str, Any]) 
         if isinstance(error, OSError):
             raise OSError(f"{folder} cannot be written: {error.strerror or error}") from error
         raise
-
-
-def _write_file(path: Path, content: bytes | memoryview) -> None:
-    path.write_bytes(content)
-    sync(path)
 
 
 def read(

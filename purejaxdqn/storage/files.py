@@ -9,7 +9,6 @@ from pathlib import Path
 
 from purejaxdqn.runtime.interrupts import defer_signals
 
-_PROBE_BYTES = 2**20  # to find out why a file cannot be written
 _COST = 20.0  # writing may take one part in so many of the time
 
 
@@ -27,7 +26,7 @@ def replace_file(path: Path) -> Iterator[Path]:
             sync(temporary)
             temporary.replace(path)
         except (OSError, RuntimeError) as error:  # the latter is what netCDF makes of a full disk
-            reason = explain_write_failure(path.parent) or getattr(error, "strerror", None) or error
+            reason = _find_failure(path.parent) or getattr(error, "strerror", None) or error
             raise OSError(f"{path} cannot be written: {reason}") from error
         finally:
             with contextlib.suppress(OSError):
@@ -48,24 +47,20 @@ def find_half_written(path: Path) -> Iterator[Path]:
     return path.parent.glob(f".{path.stem}.*{path.suffix}")
 
 
-def explain_write_failure(folder: Path) -> str | None:
-    """Writes a probe into a folder, and returns the system's error message; None without an error.
-
-    Libraries hide it: netCDF calls a full disk a lack of permission.
-    """
+def _find_failure(folder: Path) -> str | None:
+    """Finds the system's message by a probe: netCDF calls a full disk a lack of permission."""
     try:
         with tempfile.TemporaryFile(dir=folder) as file:
-            file.write(bytes(_PROBE_BYTES))
+            file.write(bytes(2**20))
     except OSError as error:
         return error.strerror
     return None
 
 
 class WriteSchedule:
-    """Says when a file is due, from how long it took to write the last time.
+    """Says when a file is due, from how long it took to write the last time, `total` for all times.
 
-    Between two writes lie `at_least` so many seconds, or always `seconds` if they are given. All
-    writes took `total` seconds.
+    Between two writes lie `at_least` so many seconds, or always `seconds` if they are given.
     """
 
     def __init__(self, at_least: float, seconds: float | None = None) -> None:
@@ -79,8 +74,9 @@ class WriteSchedule:
 
     def is_due(self) -> bool:
         """Tells whether it is time to write."""
-        chosen = max(self._at_least, _COST * self._last_cost)
-        interval = chosen if self._seconds is None else self._seconds
+        interval = self._seconds
+        if interval is None:
+            interval = max(self._at_least, _COST * self._last_cost)
         return time.perf_counter() - self._last_end >= interval
 
     @contextlib.contextmanager

@@ -24,10 +24,8 @@ _PACKAGES = ("purejaxdqn", "jax", "jaxlib", "flax", "optax", "gymnasium", "numpy
 def collect_provenance(settings: Mapping[str, Any], experiment: Any) -> dict[str, Any]:
     """Collects what a reader needs to run the same again, as attributes that netCDF can hold.
 
-    Returns:
-      `config` (JSON of the settings, those that all runs share), `command`, `date`, `host`,
-      `platform`, the entries of `name_experiment`, and those of `collect_versions`, with `versions`
-      as JSON.
+    These are `config` (JSON of the settings, those that all runs share), `command`, `date`, `host`,
+    `platform`, and the entries of `name_experiment` and `collect_versions`, `versions` as JSON.
     """
     versions = collect_versions()
     return {
@@ -50,8 +48,7 @@ def current_time() -> str:
 def name_experiment(experiment: Any) -> dict[str, str]:
     """Names a function, and what a `functools.partial` passes to it before the config.
 
-    Returns:
-      `experiment`, its dotted name, and `experiment_arguments`, JSON of names by argument.
+    `experiment` is its dotted name, and `experiment_arguments` is JSON of names by argument.
     """
     arguments = {}
     if isinstance(experiment, functools.partial):
@@ -65,8 +62,7 @@ def name_experiment(experiment: Any) -> dict[str, str]:
 def collect_versions() -> dict[str, Any]:
     """Collects what may change the bits of a result, once; the answer must not be changed.
 
-    Returns:
-      `versions` (of packages, by name), `git_commit`, `python` and `processor`.
+    These are `versions` (of packages, by name), `git_commit`, `python` and `processor`.
     """
     versions = {}
     for package in _PACKAGES:

@@ -6,7 +6,7 @@ import os
 import sys
 import types
 import typing
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
@@ -23,7 +23,15 @@ LARGEST_INT = 2**31 - 1
 _SINGLE = np.finfo(np.float32)  # the precision in which floats enter a program
 _WIDEST = 10**6  # units of a layer
 
-_TYPES = (bool, int, float, str, Path, tuple[int, ...], tuple[str, ...])
+# By type: what a value, or each part of a tuple, has to be, and how a message calls it.
+_CHECKS: dict[Any, tuple[Callable[[Any], bool], str]] = {
+    bool: (lambda x: isinstance(x, bool), "True or False"),
+    str: (lambda x: isinstance(x, str), "a name"),
+    Path: (lambda x: isinstance(x, str | os.PathLike) and x != "", "a path, such as results/a"),
+    tuple[str, ...]: (lambda part: isinstance(part, str), "a tuple of names"),
+    tuple[int, ...]: (lambda n: type(n) is int and n > 0, "a tuple of whole numbers of at least 1"),
+}
+_TYPES = (int, float, *_CHECKS)
 
 
 class Setting(NamedTuple):
@@ -52,24 +60,14 @@ class Setting(NamedTuple):
             return self._problem_of_int(value)
         if self.type is float:
             return self._problem_of_float(value)
-        if self.type is bool:
-            is_one, wanted = isinstance(value, bool), "True or False"
-        elif self.type is str:
-            is_one, wanted = isinstance(value, str), "a name"
-        elif self.type is Path:
-            is_one = isinstance(value, str | os.PathLike) and value != ""
-            wanted = "a path, such as results/a"
-        elif self.type == tuple[str, ...]:
-            is_one = isinstance(value, tuple) and all(isinstance(name, str) for name in value)
-            wanted = "a tuple of names"
-        elif self.type == tuple[int, ...]:
-            is_one = isinstance(value, tuple) and all(type(n) is int and n > 0 for n in value)
-            wanted = "a tuple of whole numbers of at least 1"
-            if is_one and max(value, default=0) > _WIDEST:
+        choices = typing.get_args(self.type)
+        by_default = (choices.__contains__, f"one of {', '.join(map(str, choices))}")
+        is_allowed, wanted = _CHECKS.get(self.type, by_default)
+        is_one = is_allowed(value)
+        if typing.get_origin(self.type) is tuple:
+            is_one = isinstance(value, tuple) and all(map(is_allowed, value))
+            if is_one and int in choices and max(value, default=0) > _WIDEST:
                 is_one, wanted = False, f"at most {_WIDEST:,} each"
-        else:
-            choices = typing.get_args(self.type)
-            is_one, wanted = value in choices, f"one of {', '.join(map(str, choices))}"
         return None if is_one else f"{self} ({value!r:.60}) must be {wanted}"
 
     def read_only_where(self) -> str:
@@ -159,17 +157,13 @@ def setting(
     return dataclasses.field(default=default, metadata={"declared": declared, "static": static})
 
 
-def settings_of(kind: Any) -> dict[str, Setting]:
+@functools.cache
+def _settings_of(kind: Any) -> dict[str, Setting]:
     """Returns what is declared of each setting of a class, by name.
 
     Raises:
       ConfigError: for a field without a default, or of a type that a setting cannot have.
     """
-    return _settings_of(kind)  # mypy takes no class of frozen dataclasses for hashable
-
-
-@functools.cache
-def _settings_of(kind: Any) -> dict[str, Setting]:
     hints = typing.get_type_hints(kind)
     found = {}
     for field in dataclasses.fields(kind):
@@ -203,3 +197,7 @@ def _settings_of(kind: Any) -> dict[str, Setting]:
             is_traced=annotation is float and not static,
         )
     return found
+
+
+# mypy takes no class of frozen dataclasses for hashable.
+settings_of: Callable[[Any], dict[str, Setting]] = _settings_of

@@ -1,7 +1,4 @@
-"""Measures five things inside a learner that returns do not show, as pure functions.
-
-They change nothing in the run, and draw from a key of their own.
-"""
+"""Measures five things inside a learner that returns do not show, with a key of their own."""
 
 from collections.abc import Callable
 from typing import Any, NamedTuple
@@ -74,16 +71,6 @@ def diagnose(
     }
 
 
-class _Episode(NamedTuple):
-    num_steps: Array
-    env_state: Any
-    obs: Array
-    running: Array
-    terminated: Array
-    trace: Array  # what one more reward adds to the returns of all states so far
-    excess: Array  # values minus returns, summed over these states
-
-
 def value_bias(
     network: Network[Any],
     params: Params,
@@ -113,25 +100,28 @@ def value_bias(
     def play(key: Array) -> tuple[Array, Array]:
         """Plays an episode, and sums over its states: value minus return, and the share tested."""
 
-        def step(episode: _Episode) -> _Episode:
-            q_values = action_values(episode.obs)
-            step_key = jax.random.fold_in(play_key, episode.num_steps)
+        def step(episode: tuple[Any, ...]) -> tuple[Any, ...]:
+            num_steps, env_state, obs, _, _, trace, excess = episode
+            q_values = action_values(obs)
+            step_key = jax.random.fold_in(play_key, num_steps)
             action = jnp.argmax(q_values).astype(jnp.int32)
-            env_state, timestep = env.step(step_key, episode.env_state, action)
+            env_state, timestep = env.step(step_key, env_state, action)
             obs, reward, terminated, truncated = timestep
-            trace = 1 + discount * episode.trace
-            excess = episode.excess + jnp.max(q_values) - trace * reward
-            running, at = ~(terminated | truncated), episode.num_steps + 1
-            return _Episode(at, env_state, obs, running, terminated, trace, excess)
+            # What the reward adds to the returns of all states so far, and values minus returns.
+            trace = 1 + discount * trace
+            excess = excess + jnp.max(q_values) - trace * reward
+            running = ~(terminated | truncated)
+            return num_steps + 1, env_state, obs, running, terminated, trace, excess
 
         reset_key, play_key = jax.random.split(key)
         env_state, obs = env.reset(reset_key)
         zero, true = jnp.zeros(()), jnp.ones((), bool)
-        start = _Episode(jnp.zeros((), jnp.int32), env_state, obs, true, ~true, zero, zero)
-        end = jax.lax.while_loop(lambda episode: episode.running, step, start)
+        start = (jnp.zeros((), jnp.int32), env_state, obs, true, ~true, zero, zero)
+        end = jax.lax.while_loop(lambda episode: episode[3], step, start)
+        num_steps, _, obs, _, terminated, trace, excess = end
         # The sum over the states of gamma^m, by which the last state's value enters each return.
-        untested = jnp.where(end.terminated, 0.0, discount * end.trace)
-        return end.excess - untested * jnp.max(action_values(end.obs)), end.num_steps - untested
+        untested = jnp.where(terminated, 0.0, discount * trace)
+        return excess - untested * jnp.max(action_values(obs)), num_steps - untested
 
     excess, tested = jax.tree.map(jnp.sum, jax.vmap(play)(jax.random.split(key, num_episodes)))
     return jnp.where(tested > 0, excess / tested, jnp.nan)
@@ -141,8 +131,8 @@ def dormant_units(hidden: tuple[Array, ...], threshold: float = 0.025) -> Array:
     """Measures the share of hidden units that are all but silent.
 
     Sokar et al., "The dormant neuron phenomenon in deep reinforcement learning" (2023), definitions
-    3.1 and 3.2: a unit's score is its mean absolute activation over that of its layer, and it is
-    dormant at a score of at most the threshold tau. A silent layer is dormant as a whole.
+    3.1 and 3.2: a unit is dormant if its mean absolute activation is at most the threshold tau
+    times that of its layer. A silent layer is dormant as a whole.
 
     `hidden` is an array `[N, ..., units]` for each hidden layer, of N observations; a channel of a
     convolution is one unit. The share `[]` is over the units of all layers; NaN if there are none,
@@ -194,9 +184,9 @@ def gradient_norm(learner: Learner, state: LearnerState, *batch: Any) -> Array:
 def policy_churn(q_before: Array, q_after: Array) -> Array:
     """Measures the share of states whose greedy action has changed.
 
-    Schaul et al., "The phenomenon of policy churn" (2022), section 2. There it is counted from one
-    gradient step to the next; a sweep counts it from one evaluation to the next. Both arguments are
-    action values `[N, A]` of N states. The share `[]` is NaN if a value is not finite.
+    Schaul et al., "The phenomenon of policy churn" (2022), section 2, count it from one gradient
+    step to the next, a sweep from one evaluation to the next. Both arguments are action values
+    `[N, A]` of N states. The share `[]` is NaN if a value is not finite.
     """
     changed = jnp.argmax(q_before, axis=-1) != jnp.argmax(q_after, axis=-1)
     finite = jnp.all(jnp.isfinite(q_before) & jnp.isfinite(q_after))

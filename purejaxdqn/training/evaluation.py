@@ -19,14 +19,6 @@ class EpisodeStats(NamedTuple):
     length: Array  # [N] int32, steps
 
 
-class _Carry(NamedTuple):
-    num_steps: Array
-    env_state: object
-    obs: Array
-    running: Array
-    stats: EpisodeStats
-
-
 def greedy_policy(network: Network[Any], params: Params) -> Policy:
     """Makes the policy that takes the action of the highest value, without noise or exploration."""
 
@@ -43,19 +35,19 @@ def evaluate(policy: Policy, env: Environment, key: Array, num_episodes: int) ->
     A second episode where the first was short would favour short episodes.
     """
 
-    def body(carry: _Carry) -> _Carry:
-        keys = jax.random.split(jax.random.fold_in(play_key, carry.num_steps), 2 * num_episodes)
+    def body(carry: tuple[Any, ...]) -> tuple[Any, ...]:
+        num_steps, env_state, obs, running, (episode_return, length) = carry
+        keys = jax.random.split(jax.random.fold_in(play_key, num_steps), 2 * num_episodes)
         act_keys, step_keys = keys.reshape(2, num_episodes)
-        actions = jax.vmap(policy)(act_keys, carry.obs)
-        env_state, timestep = jax.vmap(env.step)(step_keys, carry.env_state, actions)
-        reward = jnp.where(carry.running, timestep.reward, 0.0).astype(jnp.float32)
-        episode_return, length = carry.stats
-        stats = EpisodeStats(episode_return + reward, length + carry.running)
-        running = carry.running & ~(timestep.terminated | timestep.truncated)
-        return _Carry(carry.num_steps + 1, env_state, timestep.obs, running, stats)
+        actions = jax.vmap(policy)(act_keys, obs)
+        env_state, timestep = jax.vmap(env.step)(step_keys, env_state, actions)
+        reward = jnp.where(running, timestep.reward, 0.0).astype(jnp.float32)
+        stats = EpisodeStats(episode_return + reward, length + running)
+        running &= ~(timestep.terminated | timestep.truncated)
+        return num_steps + 1, env_state, timestep.obs, running, stats
 
     reset_key, play_key = jax.random.split(key)
     env_state, obs = jax.vmap(env.reset)(jax.random.split(reset_key, num_episodes))
     stats = EpisodeStats(jnp.zeros(num_episodes, jnp.float32), jnp.zeros(num_episodes, jnp.int32))
-    start = _Carry(jnp.zeros((), jnp.int32), env_state, obs, jnp.ones(num_episodes, bool), stats)
-    return jax.lax.while_loop(lambda carry: carry.running.any(), body, start).stats
+    start = (jnp.zeros((), jnp.int32), env_state, obs, jnp.ones(num_episodes, bool), stats)
+    return jax.lax.while_loop(lambda carry: carry[3].any(), body, start)[-1]

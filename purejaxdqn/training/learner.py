@@ -32,16 +32,14 @@ def linear_learning_rate(config: RunConfig, learning_rate: Array | float) -> Sch
 
 
 def make_clipped_optimizer(
-    optimizer: MakeOptimizer | None,
-    default: MakeOptimizer,
-    learning_rate: Schedule,
-    max_grad_norm: Array | float,
+    config: RunConfig, optimizer: MakeOptimizer | None, default: MakeOptimizer
 ) -> optax.GradientTransformation:
     """Puts an optimiser, or else the agent's own, behind the clipping of gradients' global norm.
 
-    Each is made of its learning rate, `num_updates -> step size`. The norm is `[]` above 0.
+    Each is made of its learning rate, `num_updates -> step size`.
     """
-    clip = optax.clip_by_global_norm(max_grad_norm)
+    learning_rate = linear_learning_rate(config, config.learning_rate)
+    clip = optax.clip_by_global_norm(config.max_grad_norm)
     if optimizer is not None:
         return optax.chain(clip, optimizer(learning_rate))
     # All weights as one vector: a few long operations where each layer would have its own.
@@ -53,10 +51,7 @@ def periodic_target_update(period: int, step_size: Array | float = 1.0) -> Targe
 
     A step size `[]` of 1 is the hard copy of Mnih et al. (2015); a period of 1 with a small step
     size above 0 is Polyak averaging, Lillicrap et al., "Continuous control with deep reinforcement
-    learning" (2016), algorithm 1.
-
-    It is `(params, target_params, num_updates []) -> target_params`, with `num_updates` counting
-    the step just taken.
+    learning" (2016), algorithm 1. The rule's `num_updates` `[]` counts the step just taken.
     """
 
     def target_update(params: Params, target_params: Params, num_updates: Array) -> Params:
@@ -90,24 +85,22 @@ def make_learner(
         target_params = None if target_update is None else jax.tree.map(jnp.copy, params)
         return LearnerState(params, target_params, optimizer.init(params), jnp.zeros((), jnp.int32))
 
-    def differentiate(
-        state: LearnerState, transition: Transition, key: Array, weights: Array | None = None
-    ) -> tuple[tuple[Array, LossOutput], Params]:
+    def mean_loss(
+        params: Params, state: LearnerState, transition: Transition, key: Array, weights: Any = None
+    ) -> tuple[Array, LossOutput]:
         keys = jax.random.split(key, transition.r_t.shape[0])
         bootstrap_params = state.params if target_update is None else state.target_params
+        batched = jax.vmap(loss_fn, in_axes=(None, None, None, 0, 0))
+        output = batched(network, params, bootstrap_params, transition, keys)
+        weighted = output.loss if weights is None else weights * output.loss
+        return jnp.mean(weighted), output
 
-        def mean_loss(params: Params) -> tuple[Array, LossOutput]:
-            batched = jax.vmap(loss_fn, in_axes=(None, None, None, 0, 0))
-            output = batched(network, params, bootstrap_params, transition, keys)
-            weighted = output.loss if weights is None else weights * output.loss
-            return jnp.mean(weighted), output
-
-        return jax.value_and_grad(mean_loss, has_aux=True)(state.params)
+    differentiate = jax.value_and_grad(mean_loss, has_aux=True)
 
     def update(
         state: LearnerState, transition: Transition, key: Array, weights: Array | None = None
     ) -> tuple[LearnerState, Array, dict[str, Array]]:
-        (loss, output), grads = differentiate(state, transition, key, weights)
+        (loss, output), grads = differentiate(state.params, state, transition, key, weights)
         if reserved := reserved_names() & set(output.metrics):
             raise ConfigError(
                 f"the loss has a metric named {', '.join(sorted(reserved))}, which names something "
@@ -122,4 +115,4 @@ def make_learner(
         state = LearnerState(params, target_params, opt_state, num_updates)
         return state, output.priority, metrics
 
-    return Learner(init, update, lambda *batch: differentiate(*batch)[1])
+    return Learner(init, update, lambda state, *x: differentiate(state.params, state, *x)[1])

@@ -1,6 +1,5 @@
 """The training loop that all agents share: acting, and iterations that are run in chunks."""
 
-import dataclasses
 import functools
 from collections.abc import Callable
 from typing import Any, NamedTuple
@@ -22,6 +21,9 @@ class ChunkOutputs(NamedTuple):
     metrics: dict[str, Array]  # [M] each, averaged over the iteration's updates
 
 
+Trained = tuple[TrainState, ChunkOutputs]
+
+
 class Train(NamedTuple):
     """A training run as pure functions of arrays.
 
@@ -32,14 +34,14 @@ class Train(NamedTuple):
     # key -> TrainState, before anything is learned; must be compiled apart from chunk
     init: Callable[[Array], TrainState]
     # (TrainState, num_iterations [], max_iterations) -> (TrainState, ChunkOutputs)
-    chunk: Callable[[TrainState, Array, int], tuple[TrainState, ChunkOutputs]]
+    chunk: Callable[[TrainState, Array, int], Trained]
     policy: Callable[[Params], Policy]  # the greedy one, for evaluation
     env: Environment
     probe: Probe | None = None  # what diagnostics look at; None for a run without diagnostics
 
 
 Experiment = Callable[[Any], Train]  # of a `RunConfig`, or of one of its kinds
-Iteration = Callable[[TrainState], tuple[TrainState, ChunkOutputs]]
+Iteration = Callable[[TrainState], Trained]
 
 
 def make_first_state(
@@ -78,20 +80,14 @@ def act(
     next_obs, reward, terminated, truncated = timestep
     step = Step(state.obs, action, reward, terminated, truncated, next_obs)
     episode_return, ended = state.episode_return + reward, terminated | truncated
-    state = dataclasses.replace(
-        state,
-        env_state=env_state,
-        obs=obs,
-        episode_return=jnp.where(ended, 0.0, episode_return),
-        key=next_key,
-        num_steps=state.num_steps + num_envs,
-    )
+    now = (env_state, obs, jnp.where(ended, 0.0, episode_return), next_key)
+    state = TrainState(state.learner, state.replay, *now, state.num_steps + num_envs)
     return state, step, jnp.where(ended, episode_return, jnp.nan)
 
 
 def run_chunk(
     iteration: Iteration, state: TrainState, num_iterations: Array, max_iterations: int
-) -> tuple[TrainState, ChunkOutputs]:
+) -> Trained:
     """Runs some iterations; with the first argument filled in, this is `Train.chunk`.
 
     The outputs of `iteration` have no axis of iterations; those of the chunk have one, `[M, ...]`.
@@ -99,11 +95,10 @@ def run_chunk(
     """
     run_iteration = jax.jit(iteration)  # traced once, for its shapes and for the loop
 
-    def body(i: Array, carry: tuple[TrainState, ChunkOutputs]) -> tuple[TrainState, ChunkOutputs]:
-        state, outputs = carry
-        state, output = run_iteration(state)
+    def body(i: Array, carry: Trained) -> Trained:
+        state, output = run_iteration(carry[0])
         write = functools.partial(jax.lax.dynamic_update_index_in_dim, index=i, axis=0)
-        return state, jax.tree.map(write, outputs, output)
+        return state, jax.tree.map(write, carry[1], output)
 
     shapes = jax.eval_shape(run_iteration, state)[1]
     empty = jax.tree.map(lambda x: jnp.full((max_iterations, *x.shape), jnp.nan, x.dtype), shapes)

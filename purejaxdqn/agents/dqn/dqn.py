@@ -219,10 +219,7 @@ def _make_transformation(
     config: DQNConfig, optimizer: MakeOptimizer | None
 ) -> optax.GradientTransformation:
     """Makes the optimiser of all weights; FQF's proposal of fractions has its own."""
-    learning_rate = linear_learning_rate(config, config.learning_rate)
-    transformation = make_clipped_optimizer(
-        optimizer, choose_optimizer(config), learning_rate, config.max_grad_norm
-    )
+    transformation = make_clipped_optimizer(config, optimizer, choose_optimizer(config))
     if config.representation != "proposed_quantile":
         return transformation
     rate = linear_learning_rate(config, config.fraction_learning_rate)

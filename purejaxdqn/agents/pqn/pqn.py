@@ -23,12 +23,7 @@ from purejaxdqn.environments import Environment
 from purejaxdqn.training.diagnostics import NUM_STATES, Probe, gradient_norm
 from purejaxdqn.training.evaluation import greedy_policy
 from purejaxdqn.training.exploration import linear_epsilon
-from purejaxdqn.training.learner import (
-    MakeOptimizer,
-    linear_learning_rate,
-    make_clipped_optimizer,
-    make_learner,
-)
+from purejaxdqn.training.learner import MakeOptimizer, make_clipped_optimizer, make_learner
 from purejaxdqn.training.loop import ChunkOutputs, Train, act, make_first_state, run_chunk
 from purejaxdqn.training.settings import ensure_kind
 from purejaxdqn.types import Array, LearnerState, LossFn, Network, Step, TrainState, Transition
@@ -63,12 +58,8 @@ def pqn(
     network = network or networks.value_network(
         env.num_actions, config.hidden_sizes, layer_norm=config.layer_norm
     )
-    transformation = make_clipped_optimizer(
-        optimizer,
-        functools.partial(optax.radam, eps=config.adam_epsilon),
-        linear_learning_rate(config, config.learning_rate),
-        config.max_grad_norm,
-    )
+    radam = functools.partial(optax.radam, eps=config.adam_epsilon)
+    transformation = make_clipped_optimizer(config, optimizer, radam)
     loss_fn = loss_fn or losses.bellman_loss(losses.return_error)
     learner = make_learner(network, loss_fn, transformation)
     epsilon = linear_epsilon(config)

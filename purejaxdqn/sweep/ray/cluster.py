@@ -341,4 +341,4 @@ class _Driver(BatchTrainer):
         speed = max(env_steps - self._steps_before, 0) / max(seconds, 1e-9)
         self._facts["env_steps_per_second"] = speed
         returns = [values for _, values in self._progress.values()]
-        self._bar.update(env_steps, np.concatenate([np.empty(0), *returns]), speed)
+        self._bar.show_progress(env_steps, np.concatenate([np.empty(0), *returns]), speed)

@@ -73,7 +73,7 @@ class _TaskProgress(SweepProgress):
     def message(self, text: str) -> None:
         self._report("message", text)
 
-    def update(self, env_steps: int, training_return: np.ndarray, speed: float) -> None:
+    def show_progress(self, env_steps: int, training_return: np.ndarray, speed: float) -> None:
         self._report("progress", env_steps, training_return)
 
 
