@@ -15,7 +15,7 @@ from purejaxdqn.sweep.folder import SweepFolder
 from purejaxdqn.sweep.options import SweepOptions
 from purejaxdqn.sweep.plan import SweepPlan
 from purejaxdqn.training.loop import Experiment
-from purejaxdqn.training.settings_text import config_to_json
+from purejaxdqn.training.settings import config_to_json
 from purejaxdqn.types import ConfigError
 
 

@@ -32,16 +32,11 @@ def linear_learning_rate(config: RunConfig, learning_rate: Array | float) -> Sch
 
 
 def make_clipped_optimizer(
-    optimizer: MakeOptimizer | None,
-    default: MakeOptimizer,
-    learning_rate: Schedule,
-    max_grad_norm: Array | float,
+    config: RunConfig, optimizer: MakeOptimizer | None, default: MakeOptimizer
 ) -> optax.GradientTransformation:
-    """Puts an optimiser, or else the agent's own, behind the clipping of gradients' global norm.
-
-    Each is made of its learning rate, `num_updates -> step size`. The norm is `[]` above 0.
-    """
-    clip = optax.clip_by_global_norm(max_grad_norm)
+    """Puts an optimiser, or else the agent's own, behind the clipping of gradients' global norm."""
+    learning_rate = linear_learning_rate(config, config.learning_rate)
+    clip = optax.clip_by_global_norm(config.max_grad_norm)
     if optimizer is not None:
         return optax.chain(clip, optimizer(learning_rate))
     # All weights as one vector: a few long operations where each layer would have its own.
