@@ -5,11 +5,10 @@ import itertools
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from purejaxdqn.agents import registry
+from purejaxdqn import agents
 from purejaxdqn.agents.dqn.settings import DQNConfig
 from purejaxdqn.training.declaration import settings_of
-from purejaxdqn.training.settings import RunConfig
-from purejaxdqn.training.settings_text import parse
+from purejaxdqn.training.settings import RunConfig, parse
 from purejaxdqn.types import ConfigError, nearest_names
 
 Component = Mapping[str, Any]  # settings by name; the first one is the switch
@@ -56,13 +55,10 @@ def find_components(names: Sequence[str], base: RunConfig) -> dict[str, Componen
     for one, other in itertools.combinations(found, 2):
         if (setting := switches[one]) == switches[other]:
             raise ConfigError(f"{one} and {other} both set {setting}: leave one of them out")
-    plain = _find_plain(base)
+    plain, agent = _find_plain(base), base.agent or type(base).__name__
     for name, setting in switches.items():
         if not hasattr(base, setting):
-            raise ConfigError(
-                f"{name} cannot be put in: the settings of {base.agent or type(base).__name__} "
-                f"have no {setting}"
-            )
+            raise ConfigError(f"{name} cannot be put in: the settings of {agent} have no {setting}")
         value, without = getattr(base, setting), getattr(plain, setting)
         if isinstance(value, str) and value not in (without, found[name][setting]):
             raise ConfigError(
@@ -131,7 +127,7 @@ def _find_plain(base: RunConfig) -> RunConfig:
     plain = type(base)()
     if not isinstance(plain, DQNConfig):
         return plain
-    return dataclasses.replace(plain, **{**vars(registry.get("dqn").config), "agent": plain.agent})
+    return dataclasses.replace(plain, **{**vars(agents.get("dqn").config), "agent": plain.agent})
 
 
 def _read_component(name: str, base: RunConfig) -> Component:

@@ -4,11 +4,11 @@ import dataclasses
 from collections.abc import Mapping
 from typing import Any
 
+from purejaxdqn.agents import DEFAULT, register
 from purejaxdqn.agents.dqn.dqn import dqn
 from purejaxdqn.agents.dqn.settings import DQNConfig
 from purejaxdqn.agents.pqn.pqn import pqn
 from purejaxdqn.agents.pqn.settings import PQNConfig
-from purejaxdqn.agents.registry import DEFAULT, register
 
 # Settings in which plain DQN differs from the package's default. Every other agent of the family
 # starts from these, so that it differs from plain DQN in its component. A lower discount and
@@ -39,6 +39,8 @@ _IQN: dict[str, Any] = {
     "huber_threshold": 10.0,
     **_QUANTILES,
 }
+_LARGER = {"hidden_sizes": (64, 64), "batch_size": 64}
+_M_IQN = {**_IQN, **_LARGER, "munchausen": True, "huber_threshold": 1.0}
 
 
 def _add(name: str, help: str, shared: Mapping[str, Any] = {}, /, **changes: Any) -> None:
@@ -57,15 +59,7 @@ _add("qr_dqn", "fixed quantiles, Dabney et al. (2018)", _QUANTILES, representati
 _add("iqn", "implicit quantiles, Dabney et al. (2018)", _IQN)
 _add("fqf", "proposed quantiles, Yang et al. (2019)", _IQN, representation="proposed_quantile")
 _add("munchausen", "Munchausen DQN, Vieillard et al. (2020)", _FAST, munchausen=True)
-_add(
-    "m_iqn",
-    "Munchausen IQN, Vieillard et al. (2020)",
-    _IQN,
-    munchausen=True,
-    hidden_sizes=(64, 64),
-    batch_size=64,
-    huber_threshold=1.0,
-)
+_add("m_iqn", "Munchausen IQN, Vieillard et al. (2020)", _M_IQN)
 _add("noisy", "noisy network, Fortunato et al. (2018)", _FAST, noisy=True, batch_size=32)
 _add(
     "rainbow",

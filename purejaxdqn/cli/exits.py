@@ -46,11 +46,8 @@ def exit_with(action: Callable[[], int | None]) -> NoReturn:
 
 def run_script(main: Callable[[Args], int | None], args_type: type[Args]) -> NoReturn:
     """Parses the command line of a script into a dataclass, runs its `main`, and exits."""
-    exit_with(
-        lambda: main(
-            tyro.cli(args_type, description=args_type.__doc__, config=(tyro.conf.OmitArgPrefixes,))
-        )
-    )
+    text, config = args_type.__doc__, (tyro.conf.OmitArgPrefixes,)
+    exit_with(lambda: main(tyro.cli(args_type, description=text, config=config)))
 
 
 @contextlib.contextmanager
@@ -67,9 +64,7 @@ def _join_lines(message: object) -> str:
     return "; ".join(str(message).splitlines())
 
 
-def _format_in_a_line(
-    message: Warning | str, category: type[Warning], *where: Any, **more: Any
-) -> str:
+def _format_in_a_line(message: Any, category: type[Warning], *where: Any, **more: Any) -> str:
     """Formats a warning to the user without its place in the code, which is no news to users."""
     if category is UserWarning:
         return f"warning: {_join_lines(message)}\n"

@@ -12,7 +12,7 @@ import inspect
 import re
 import shutil
 import textwrap
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Annotated, Any, Literal, NamedTuple, TypedDict, get_args, get_origin
@@ -23,17 +23,14 @@ from purejaxdqn import agents
 from purejaxdqn.runtime.modules import import_module_or_file
 from purejaxdqn.sweep.options import parse_bytes
 from purejaxdqn.training.declaration import Group, Setting, settings_of
-from purejaxdqn.training.settings_text import parse
+from purejaxdqn.training.settings import parse
 from purejaxdqn.types import ConfigError
 
-_IMPORT = Setting(
-    "import",
-    tuple[str, ...],
-    (),
+_PLACES = (
     "Modules or files to import first, such as my_module or my/agent.py, which register agents, "
-    "environments or trackers of your own.",
-    "run",
+    "environments or trackers of your own."
 )
+_IMPORT = Setting("import", tuple[str, ...], (), _PLACES, "run")
 
 
 class CommandLine(NamedTuple):
@@ -77,17 +74,25 @@ def read_command_line(
     bases = [dataclasses.replace(agents.get(name).config, **defaults) for name in named]
     settings = _collect_settings(bases, "Agents" if have_several_values else "The agent")
     flags = {one.name: one for one in (*own, _IMPORT)}
-    if clashing := sorted(flags.keys() & settings.keys()):
-        raise ConfigError(
-            f"the settings {', '.join(clashing)} have the names of flags of {prog}: rename them"
-        )
+    if clashing := ", ".join(sorted(flags.keys() & settings.keys())):
+        raise ConfigError(f"the settings {clashing} have the names of flags of {prog}: rename them")
     everything = {**settings, **flags}
     several = {name for name, one in flags.items() if one.type == tuple[str, ...]}
     several |= settings.keys() if have_several_values else set()
-    found, word, unknown = _parse(argv, prog, description, everything, several, positional)
+    parsed, unknown = tyro.cli(
+        _make_type(everything, several, positional),
+        prog=prog,
+        description=_wrap(description or ""),
+        args=argv,
+        default={"word": ""},
+        config=(tyro.conf.OmitArgPrefixes,),
+        return_unknown_args=True,
+    )
     _refuse_repeated(argv)
     if unknown:
         raise _unknown_flags(unknown, everything, named)
+    word = parsed.pop("word", "")
+    found = {name: texts for group in parsed.values() for name, texts in group.items()}
     given = {name: _read(everything[name], texts, name in several) for name, texts in found.items()}
     values = {name: given.pop(name, one.default) for name, one in flags.items()}
     if problems := [p for name, one in flags.items() if (p := one.problem(values[name]))]:
@@ -125,39 +130,18 @@ def _collect_settings(bases: Sequence[Any], agent_help: str) -> dict[str, Settin
     return found
 
 
-def _parse(
-    argv: Sequence[str],
-    prog: str,
-    description: str | None,
-    settings: Mapping[str, Setting],
-    several: Collection[str],
-    positional: Setting | None,
-) -> tuple[dict[str, Any], str, list[str]]:
-    """Parses with tyro: texts, or a bool, by each flag that is given; a word; unknown words."""
-    make_kind: Any = TypedDict  # mypy knows those alone whose fields stand in the code
-    groups: dict[str, Any] = {}
+def _make_type(settings: dict[str, Setting], several: set[str], word: Setting | None) -> Any:
+    """Makes what tyro parses into: the word, and by group the texts, or bools, that are given."""
+    make: Any = TypedDict  # mypy knows those alone whose fields stand in the code
+    fields: dict[str, Any] = {}
+    if word is not None:
+        text = tyro.conf.arg(metavar=word.name.upper(), help=word.help, help_behavior_hint="")
+        fields["word"] = Annotated[str, tyro.conf.Positional, text]
     for group in get_args(Group):
-        members = {name: one for name, one in settings.items() if one.group == group}
-        fields = {name: _make_field(one, name in several) for name, one in members.items()}
-        if fields:
-            groups[group] = make_kind(group, fields, total=False)
-    word = {}
-    if positional is not None:
-        text = tyro.conf.arg(
-            metavar=positional.name.upper(), help=positional.help, help_behavior_hint=""
-        )
-        word["word"] = Annotated[str, tyro.conf.Positional, text]
-    parsed, unknown = tyro.cli(
-        make_kind("Flags", {**word, **groups}),
-        prog=prog,
-        description=_wrap(description or ""),
-        args=argv,
-        default={"word": ""},
-        config=(tyro.conf.OmitArgPrefixes,),
-        return_unknown_args=True,
-    )
-    found = {name: texts for group in groups for name, texts in parsed[group].items()}
-    return found, parsed.get("word", ""), unknown
+        members = {n: _make_field(x, n in several) for n, x in settings.items() if x.group == group}
+        if members:
+            fields[group] = make(group, members, total=False)
+    return make("Flags", fields)
 
 
 def _make_field(one: Setting, is_several: bool) -> Any:
@@ -209,26 +193,20 @@ def _read(one: Setting, found: Any, is_several: bool) -> Any:
     return parse_bytes(found[0]) if one.name == "memory_budget" else parse(one, found[0])
 
 
-def _unknown_flags(
-    unknown: Sequence[str], settings: Collection[str], named: Sequence[str]
-) -> ConfigError:
+def _unknown_flags(unknown: list[str], known: Collection[str], named: list[str]) -> ConfigError:
     first = unknown[0].partition("=")[0].replace("_", "-")
     name = first.removeprefix("--").removeprefix("no-").replace("-", "_")
     others = (settings_of(type(agents.get(other).config)) for other in agents.names() if named)
-    if name not in settings and any(name in other for other in others):
+    if name not in known and any(name in other for other in others):
         return ConfigError(f"{name!r} is no setting of agent {' or '.join(map(repr, named))}")
-    nearest = difflib.get_close_matches(first, [f"--{_flag(name)}" for name in settings], n=3)
+    nearest = difflib.get_close_matches(first, [f"--{_flag(name)}" for name in known], n=3)
     hint = f": did you mean {' or '.join(nearest)}?" if nearest else "; --help lists the flags"
     return ConfigError(f"Unrecognized options: {', '.join(unknown)}{hint}")
 
 
 def _wrap(text: str) -> str:
     """Wraps paragraphs to the terminal; indented ones, such as commands, stay as they are."""
-    width = shutil.get_terminal_size().columns
-    return "\n\n".join(
-        # tyro would make one long line of a paragraph, but for lines that begin with a space.
-        paragraph
-        if paragraph.startswith(" ")
-        else textwrap.indent(textwrap.fill(paragraph, width - 1), " ")
-        for paragraph in inspect.cleandoc(text).split("\n\n")
-    )
+    # tyro would make one long line of a paragraph, but for lines that begin with a space.
+    wrapper = textwrap.TextWrapper(shutil.get_terminal_size().columns, " ", " ")
+    paragraphs = inspect.cleandoc(text).split("\n\n")
+    return "\n\n".join(p if p.startswith(" ") else wrapper.fill(p) for p in paragraphs)

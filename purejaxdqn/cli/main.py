@@ -40,8 +40,7 @@ def run(argv: Sequence[str]) -> int | None:
     if name in COMMANDS:
         file, _, function = COMMANDS[name][0].partition(":")
         command: Any = importlib.import_module(f"{__package__}.commands.{file}")
-        code: int | None = getattr(command, function)(argv[1:])
-        return code
+        return getattr(command, function)(argv[1:])
     if name not in ("-h", "--help", "--version"):
         raise ConfigError(f"command ({name!r}) must be one of {nearest_names(name, COMMANDS)}")
     parser = argparse.ArgumentParser(

@@ -27,23 +27,10 @@ from purejaxdqn.training.loop import Experiment
 from purejaxdqn.training.settings import RunConfig
 from purejaxdqn.types import ConfigError
 
-
-@dataclasses.dataclass(frozen=True)
-class _SeedFlags:
-    num_seeds: int = setting(10, "Seeds to train.", group="run", at_most=MOST_RUNS)
-    first_seed: int = setting(
-        0,
-        "The first of them; they are consecutive. The defaults were tuned on seeds 0 to 9.",
-        group="run",
-        at_least=0,
-        at_most=2**32 - 1,
-    )
-    json: bool = setting(
-        False,
-        "Print the summary as one JSON object on the last line of standard output.",
-        group="run",
-    )
-    output: Path = setting(Path("results"), "Folder for everything that is written.", group="run")
+_FIRST = "The first of them; they are consecutive. The defaults were tuned on seeds 0 to 9."
+_JSON = "Print the summary as one JSON object on the last line of standard output."
+_machines = functools.partial(setting, group="machines")
+Report = Callable[[SweepResult], None]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -54,44 +41,44 @@ class _MachineFlags:
         "the package.",
         group="sweep",
     )
-    num_devices: int | None = setting(
+    num_devices: int | None = _machines(
         None,
         "Devices to train on; by default one on each CPU core, or the accelerators there are. With "
         "--cluster, the cores of each task.",
-        group="machines",
         at_most=1024,
         remedy="leave it out for all there are",
     )
-    cluster: str | None = setting(
+    cluster: str | None = _machines(
         None,
         "Train on the nodes of the Ray cluster at this address, such as 10.0.0.1:6379 (auto: the "
         "one that this machine is part of). All of them see the output folder. Runs go on "
         "elsewhere when their node dies.",
-        group="machines",
     )
-    gpus_per_task: int = setting(
-        0, "GPUs of a node that each task trains on, with --cluster.", group="machines", at_least=0
+    gpus_per_task: int = _machines(
+        0, "GPUs of a node that each task trains on, with --cluster.", at_least=0
     )
-    coordinator: str | None = setting(
+    coordinator: str | None = _machines(
         None,
         "Share the sweep with other processes: where the first of them can be reached, such as "
         "10.0.0.1:8476 (auto: as Slurm, Open MPI or a TPU has it). Each is started with the same "
         "command but for --process-id.",
-        group="machines",
     )
-    num_processes: int | None = setting(
-        None, "Processes that share the sweep, with --coordinator.", group="machines", at_least=0
+    num_processes: int | None = _machines(
+        None, "Processes that share the sweep, with --coordinator.", at_least=0
     )
-    process_id: int | None = setting(
-        None, "Number of this process, from 0, with --coordinator.", group="machines", at_least=0
+    process_id: int | None = _machines(
+        None, "Number of this process, from 0, with --coordinator.", at_least=0
     )
 
 
 def seed_flags(output: str, num_seeds: int = 10) -> list[Setting]:
     """Returns the flags of every command that trains over seeds, with their defaults."""
-    flags = settings_of(_SeedFlags)
-    changed = {"num_seeds": num_seeds, "output": Path(output)}
-    return [one._replace(default=changed.get(name, one.default)) for name, one in flags.items()]
+    return [
+        Setting("num_seeds", int, num_seeds, "Seeds to train.", "run", at_most=MOST_RUNS),
+        Setting("first_seed", int, 0, _FIRST, "run", at_least=0, at_most=2**32 - 1),
+        Setting("json", bool, False, _JSON, "run"),
+        Setting("output", Path, Path(output), "Folder for everything that is written.", "run"),
+    ]
 
 
 def sweep_flags(output: str, num_seeds: int = 10) -> list[Setting]:
@@ -113,12 +100,10 @@ def refuse_unread(names: Iterable[str], configs: Collection[RunConfig]) -> None:
 
 def list_seeds(flags: SimpleNamespace) -> range:
     """Lists the seeds that the flags ask for."""
-    end = flags.first_seed + flags.num_seeds
-    if end > 2**32:
-        raise ConfigError(
-            f"first_seed ({flags.first_seed}) must be at least 0, and the last seed below {2**32}"
-        )
-    return range(flags.first_seed, end)
+    first, end = flags.first_seed, flags.first_seed + flags.num_seeds
+    if end > (top := 2**32):
+        raise ConfigError(f"first_seed ({first}) must be at least 0, and the last seed below {top}")
+    return range(first, end)
 
 
 def make_options(flags: SimpleNamespace) -> SweepOptions:
@@ -144,10 +129,7 @@ def choose_devices(flags: SimpleNamespace) -> list[jax.Device]:
 
 
 def train_design(
-    experiment: Experiment,
-    design: Design,
-    flags: SimpleNamespace,
-    report: Callable[[SweepResult], None],
+    experiment: Experiment, design: Design, flags: SimpleNamespace, report: Report
 ) -> None:
     """Trains a design as `sweep_flags` say, on this machine, a share of it, or a cluster.
 
@@ -159,15 +141,14 @@ def train_design(
     how = f"the same command with --resume{instead} goes on (in {flags.output})"
     with saying_how_to_go_on(how):
         processes.join_processes(flags.coordinator, flags.num_processes, flags.process_id)
-        prepare = functools.partial(
-            results.prepare_output, flags.output, flags.overwrite, flags.resume
-        )
+        folder = (flags.output, flags.overwrite, flags.resume)
         train: Callable[..., SweepResult] = run_design
         if flags.cluster is None:
             options = dataclasses.replace(options, devices=choose_devices(flags))
-            processes.run_on_first_process(prepare)
+            processes.run_on_first_process(lambda: results.prepare_output(*folder))
         else:
-            prepare()  # Ray starts before JAX does, which tells what the first process is
+            # Ray starts before JAX does, which tells what the first process is.
+            results.prepare_output(*folder)
             train = functools.partial(
                 run_on_cluster,
                 address=flags.cluster,

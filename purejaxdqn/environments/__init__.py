@@ -6,19 +6,12 @@ A new environment is a file here, and a line at the end of this one.
 import functools
 from collections.abc import Callable
 
-from purejaxdqn.environments.base import Environment, EnvState, step_and_reset
-from purejaxdqn.environments.cartpole import CartPoleState, cartpole
+from purejaxdqn.environments.base import Environment as Environment
+from purejaxdqn.environments.base import EnvState as EnvState
+from purejaxdqn.environments.base import step_and_reset as step_and_reset
+from purejaxdqn.environments.cartpole import CartPoleState as CartPoleState
+from purejaxdqn.environments.cartpole import cartpole
 from purejaxdqn.types import ConfigError, is_same_definition, nearest_names
-
-__all__ = [
-    "CartPoleState",
-    "EnvState",
-    "Environment",
-    "make",
-    "names",
-    "register",
-    "step_and_reset",
-]
 
 _ENVIRONMENTS: dict[str, Callable[[], Environment]] = {}
 

@@ -43,8 +43,7 @@ from purejaxdqn.sweep.options import SweepOptions, check_whole, take_options
 from purejaxdqn.sweep.plan import plan_sweep
 from purejaxdqn.sweep.resume import begin_or_resume
 from purejaxdqn.training.loop import Experiment
-from purejaxdqn.training.settings import RunConfig
-from purejaxdqn.training.settings_text import config_to_json
+from purejaxdqn.training.settings import RunConfig, config_to_json
 from purejaxdqn.types import ConfigError
 
 if TYPE_CHECKING:

@@ -12,7 +12,7 @@ from purejaxdqn.engine.rounds import Record, evaluation_steps
 from purejaxdqn.runtime.interrupts import Interrupted
 from purejaxdqn.sweep.design import Design
 from purejaxdqn.training.diagnostics import DIAGNOSTICS
-from purejaxdqn.training.settings_text import config_to_json
+from purejaxdqn.training.settings import config_to_json
 from purejaxdqn.types import Params
 
 

@@ -12,8 +12,7 @@ import numpy as np
 
 from purejaxdqn.engine.programs import Label, Run
 from purejaxdqn.sweep.options import check_whole
-from purejaxdqn.training.settings import RunConfig
-from purejaxdqn.training.settings_text import config_to_dict
+from purejaxdqn.training.settings import RunConfig, config_to_dict
 from purejaxdqn.types import ConfigError, suggest_names
 
 Configure = Callable[..., RunConfig]  # swept settings by name -> all settings

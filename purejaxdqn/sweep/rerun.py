@@ -19,8 +19,7 @@ from purejaxdqn.sweep.plan import cut_into_batches
 from purejaxdqn.sweep.run import run_sweep
 from purejaxdqn.training.diagnostics import DIAGNOSTICS
 from purejaxdqn.training.loop import Experiment, Train
-from purejaxdqn.training.settings import RunConfig
-from purejaxdqn.training.settings_text import config_from_json
+from purejaxdqn.training.settings import RunConfig, config_from_json
 from purejaxdqn.types import ConfigError, Params
 
 # What files of older versions call the package's experiments.

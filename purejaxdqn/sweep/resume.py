@@ -16,7 +16,7 @@ from purejaxdqn.sweep.folder import SweepFolder, find_differences
 from purejaxdqn.sweep.options import SweepOptions
 from purejaxdqn.sweep.plan import SweepPlan, plan_sweep
 from purejaxdqn.training.loop import Experiment
-from purejaxdqn.training.settings_text import config_to_json
+from purejaxdqn.training.settings import config_to_json
 from purejaxdqn.types import ConfigError
 
 

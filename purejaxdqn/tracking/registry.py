@@ -15,35 +15,22 @@ PROJECT = "purejaxdqn"
 
 
 class Evaluated(NamedTuple):
-    """Holds one evaluation of the runs that are training.
+    """Holds one evaluation of the runs that are training."""
 
-    Attributes:
-      step: environment steps of each run so far.
-      runs: `[n]` numbers of the runs, counted over the grid with the seeds running fastest.
-      labels: `[n]` each run's swept settings by name, and its "seed"; numbers, bools or strings.
-      episode_return: `[n, N]` greedy returns.
-      training_return: `[n]` mean return of the training episodes that ended since the last
-        evaluation; NaN if none ended.
-      metrics: `[n]` each, the learner's metrics by name; NaN where a run has none.
-    """
-
-    step: int
-    runs: np.ndarray
+    step: int  # environment steps of each run so far
+    runs: np.ndarray  # [n] numbers of the runs, counted over the grid, the seeds running fastest
+    # [n] each run's swept settings by name, and its "seed"; numbers, bools or strings
     labels: list[dict[str, Any]]
-    episode_return: np.ndarray
+    episode_return: np.ndarray  # [n, N] greedy returns
+    # [n] mean return of the training episodes that ended since the last evaluation; NaN if none did
     training_return: np.ndarray
-    metrics: dict[str, np.ndarray]
+    metrics: dict[str, np.ndarray]  # [n] each, the learner's by name; NaN where a run has none
 
 
 Tracker = Callable[[Evaluated], None]
-"""Receives one evaluation of the runs that are training."""
-
 Opened = contextlib.AbstractContextManager[Tracker]
-Opener = Callable[[Path, str, Mapping[str, Any]], Opened]
-"""Opens a tracker for one sweep: `(folder, project, config) -> context manager`."""
-
-TRACKERS: dict[str, Opener] = {}
-"""All trackers by name; `register` adds one."""
+Opener = Callable[[Path, str, Mapping[str, Any]], Opened]  # of one sweep: folder, project, config
+TRACKERS: dict[str, Opener] = {}  # all by name; `register` adds one
 
 
 def register(name: str, opener: Opener) -> None:
@@ -107,7 +94,7 @@ def open_tracker(
             manager.__exit__(*raised)
         except Exception as error:
             if error is not raised[1]:
-                _warn(f"the tracker {name!r} could not be closed", error)
+                _warn(name, "could not be closed", error)
 
 
 def turn_off_after_error(tracker: Tracker, name: str) -> Tracker:
@@ -124,14 +111,14 @@ def turn_off_after_error(tracker: Tracker, name: str) -> Tracker:
                 tracker(event)
         except Exception as error:
             is_on = False
-            what = f"failed at step {event.step} and is off from here on"
-            _warn(f"the tracker {name!r} {what}", error)
+            _warn(name, f"failed at step {event.step} and is off from here on", error)
 
     return track
 
 
-def _warn(what: str, error: Exception) -> None:
-    warnings.warn(f"{what} ({join_lines(error)})", RuntimeWarning, stacklevel=3)
+def _warn(name: str, what: str, error: Exception) -> None:
+    told = f"the tracker {name!r} {what} ({join_lines(error)})"
+    warnings.warn(told, RuntimeWarning, stacklevel=3)
 
 
 def join_lines(error: Exception) -> str:

@@ -1,18 +1,22 @@
-"""The settings of a run, as a class that every kind of settings derives from."""
+"""The settings of a run: the class that every kind of them derives from, and their texts.
 
-from __future__ import annotations
+A command line's texts are read by `parse`; JSON is written and read for results files.
+"""
 
 import dataclasses
 import functools
-from collections.abc import Iterator
+import json
+from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal, get_args, get_origin
 
 import jax
 import numpy as np
+from scipy import stats
 
 from purejaxdqn import environments
-from purejaxdqn.training.declaration import LARGEST_INT, setting, settings_of
+from purejaxdqn.storage.provenance import to_jsonable
+from purejaxdqn.training.declaration import LARGEST_INT, Setting, setting, settings_of
 from purejaxdqn.training.diagnostics import DIAGNOSTICS
 from purejaxdqn.types import ConfigError
 
@@ -26,46 +30,11 @@ NAMES_OF_RESULTS = frozenset(
     | {"gymnasium_return", "step", "seed", "episode", "run", "sample", "settings", "diverged"}
     | set(DIAGNOSTICS)
 )
-KINDS: dict[str, type[RunConfig]] = {}  # every class that this process has used, by `name_of_kind`
-_FRACTION: dict[str, Any] = {"at_least": 0, "at_most": 1}
-_EXPLORATION: dict[str, Any] = {"group": "exploration", **_FRACTION}
-
-
-@functools.cache
-def _register(kind: type[RunConfig]) -> None:
-    """Makes a class of settings a pytree whose leaves are its traced settings, or refuses it."""
-    own = vars(kind)
-    forgotten = own.get("__annotations__") and "__dataclass_fields__" not in own
-    if forgotten or not kind.__dataclass_params__.frozen:  # type: ignore[attr-defined]
-        raise ConfigError(
-            f"{kind.__name__} must be a frozen dataclass: put @dataclasses.dataclass(frozen=True) "
-            "above the class"
-        )
-    declared = settings_of(kind)
-    for name, one in declared.items():
-        if one.default is None or one.type in (Path, tuple[str, ...]):
-            raise ConfigError(
-                f"{kind.__name__}.{name} ({one.default!r}) must be a bool, a number, a name or "
-                "sizes: results keep no other settings"
-            )
-        if name in NAMES_OF_RESULTS:
-            raise ConfigError(f"{kind.__name__}.{name} has a name of the results: rename it")
-        others = {other for condition in one.read_if for other in condition}
-        if unknown := sorted(others - {*declared} - _READ_IF_THERE):
-            raise ConfigError(
-                f"{kind.__name__}.{name} is read only where {', '.join(unknown)} has some value, "
-                "but there is no such setting: correct read_if"
-            )
-    traced = [name for name, one in declared.items() if one.is_traced]
-    static = [name for name in declared if name not in traced]
-    jax.tree_util.register_dataclass(kind, data_fields=traced, meta_fields=static)
-    KINDS[name_of_kind(kind)] = kind
-
-
-def name_of_kind(kind: type[RunConfig]) -> str:
-    """Returns the name that files have for a class of settings."""
-    is_own = kind.__module__.split(".")[0] == __name__.split(".")[0]
-    return kind.__name__ if is_own else f"{kind.__module__}.{kind.__qualname__}"
+_run = functools.partial(setting, group="run")
+_network = functools.partial(setting, group="network")
+_fraction = functools.partial(setting, at_least=0, at_most=1)
+_epsilon = functools.partial(_fraction, group="exploration", read_if={"noisy": False})
+_evaluation = functools.partial(setting, group="evaluation")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -80,28 +49,21 @@ class RunConfig:
     that `jax.vmap` sweeps them. A program is compiled for each value of all other settings.
     """
 
-    agent: str = setting("", "The named agent that the settings belong to.", group="run")
-    env: str = setting("CartPole-v1", "The environment, by its name.", group="run")
-    total_steps: int = setting(
-        100_000,
-        "Environment steps per seed, over all its environments, from the first one on.",
-        group="run",
+    agent: str = _run("", "The named agent that the settings belong to.")
+    env: str = _run("CartPole-v1", "The environment, by its name.")
+    total_steps: int = _run(
+        100_000, "Environment steps per seed, over all its environments, from the first one on."
     )
-    num_envs: int = setting(4, "Environments stepped side by side within one seed.", group="run")
-    hidden_sizes: tuple[int, ...] = setting(
-        (128, 128), "Widths of the network's hidden layers.", group="network"
-    )
-    layer_norm: bool = setting(
-        False, "Whether hidden layers are normalised before their ReLU.", group="network"
-    )
-    discount: float = setting(0.99, "Gamma, per step of one environment.", **_FRACTION)
+    num_envs: int = _run(4, "Environments stepped side by side within one seed.")
+    hidden_sizes: tuple[int, ...] = _network((128, 128), "Widths of the network's hidden layers.")
+    layer_norm: bool = _network(False, "Whether hidden layers are normalised before their ReLU.")
+    discount: float = _fraction(0.99, "Gamma, per step of one environment.")
     learning_rate: float = setting(
         3e-4, "The optimiser's step size at the first gradient step.", above=0
     )
-    learning_rate_end_fraction: float = setting(
+    learning_rate_end_fraction: float = _fraction(
         0.05,
         "Fraction of learning_rate left at the last gradient step, falling linearly; 1: constant.",
-        **_FRACTION,
     )
     adam_epsilon: float = setting(
         1e-3,
@@ -116,31 +78,24 @@ class RunConfig:
         at_most=np.inf,
         remedy="inf turns clipping off",
     )
-    epsilon_start: float = setting(
-        1.0, "Probability of a random action at first.", read_if={"noisy": False}, **_EXPLORATION
-    )
-    epsilon_end: float = setting(
+    epsilon_start: float = _epsilon(1.0, "Probability of a random action at first.")
+    epsilon_end: float = _epsilon(
         0.04,
         "Probability of a random action once exploration has decayed.",
         read_if=({"noisy": False}, {"td_error": "expected_sarsa"}),
-        **_EXPLORATION,
     )
-    epsilon_fraction: float = setting(
+    epsilon_fraction: float = _epsilon(
         0.2,
         "Fraction of total_steps over which epsilon falls in a straight line.",
         read_if={"noisy": False, "epsilon_schedule": "linear"},
-        **_EXPLORATION,
     )
-    eval_interval: int = setting(
+    eval_interval: int = _evaluation(
         5_000,
         "Environment steps between evaluations; one before learning and one at the end come on "
         "top, and are the only ones if this is longer than the run.",
-        group="evaluation",
     )
-    eval_episodes: int = setting(
-        100,
-        "Greedy episodes per evaluation and seed; their steps do not count as training.",
-        group="evaluation",
+    eval_episodes: int = _evaluation(
+        100, "Greedy episodes per evaluation and seed; their steps do not count as training."
     )
 
     def __post_init__(self) -> None:
@@ -221,6 +176,46 @@ class RunConfig:
             )
 
 
+KINDS: dict[str, type[RunConfig]] = {}  # every class that this process has used, by `name_of_kind`
+
+
+@functools.cache
+def _register(kind: type[RunConfig]) -> None:
+    """Makes a class of settings a pytree whose leaves are its traced settings, or refuses it."""
+    own = vars(kind)
+    forgotten = own.get("__annotations__") and "__dataclass_fields__" not in own
+    if forgotten or not kind.__dataclass_params__.frozen:  # type: ignore[attr-defined]
+        raise ConfigError(
+            f"{kind.__name__} must be a frozen dataclass: put @dataclasses.dataclass(frozen=True) "
+            "above the class"
+        )
+    declared = settings_of(kind)
+    for name, one in declared.items():
+        if one.default is None or one.type in (Path, tuple[str, ...]):
+            raise ConfigError(
+                f"{kind.__name__}.{name} ({one.default!r}) must be a bool, a number, a name or "
+                "sizes: results keep no other settings"
+            )
+        if name in NAMES_OF_RESULTS:
+            raise ConfigError(f"{kind.__name__}.{name} has a name of the results: rename it")
+        others = {other for condition in one.read_if for other in condition}
+        if unknown := sorted(others - {*declared} - _READ_IF_THERE):
+            raise ConfigError(
+                f"{kind.__name__}.{name} is read only where {', '.join(unknown)} has some value, "
+                "but there is no such setting: correct read_if"
+            )
+    traced = [name for name, one in declared.items() if one.is_traced]
+    static = [name for name in declared if name not in traced]
+    jax.tree_util.register_dataclass(kind, data_fields=traced, meta_fields=static)
+    KINDS[name_of_kind(kind)] = kind
+
+
+def name_of_kind(kind: type[RunConfig]) -> str:
+    """Returns the name that files have for a class of settings."""
+    is_own = kind.__module__.split(".")[0] == __name__.split(".")[0]
+    return kind.__name__ if is_own else f"{kind.__module__}.{kind.__qualname__}"
+
+
 def ensure_kind(config: Any, kind: type[RunConfig]) -> None:
     """Refuses settings of another kind than an experiment takes, with a `ConfigError`."""
     if not isinstance(config, kind):
@@ -233,3 +228,95 @@ def ensure_kind(config: Any, kind: type[RunConfig]) -> None:
 def reserved_names() -> frozenset[str]:
     """Returns the names that no metric of a loss may have: those of results and of all settings."""
     return NAMES_OF_RESULTS.union(*map(settings_of, KINDS.values()))
+
+
+_READERS: dict[Any, tuple[Callable[[str], Any], str]] = {
+    bool: (lambda text: {"true": True, "false": False}[text.lower()], "true or false"),
+    int: (lambda text: int(text.replace("_", "")), "a whole number"),
+    float: (float, "a number"),
+    str: (str, "a name"),
+    Path: (Path, "a path"),
+    tuple[int, ...]: (
+        lambda text: () if text == "none" else tuple(int(part) for part in text.split("x")),
+        "whole numbers with x between them, such as 64x64",
+    ),
+}
+
+
+def parse(setting: Setting, text: str, may_be_drawn: bool = False) -> Any:
+    """Reads a value of a setting as a command line has it, such as "1e-3", "64x64" or "true".
+
+    A float that `may_be_drawn` may also be a distribution, such as "loguniform:1e-5:1e-2", which
+    becomes a frozen one of `scipy.stats`.
+
+    Raises:
+      ConfigError: if the text is neither.
+    """
+    if get_origin(setting.type) is Literal:
+        choices = get_args(setting.type)
+        read, wanted = {name: name for name in choices}.__getitem__, f"one of {', '.join(choices)}"
+    else:
+        read, wanted = _READERS[setting.type]
+    if setting.type is float and may_be_drawn:
+        wanted += ", or a distribution such as loguniform:1e-5:1e-2"
+        if ":" in text:
+            read = _read_distribution
+            wanted = (
+                "one of uniform, loguniform with two limits, such as uniform:0.9:1 or "
+                "loguniform:1e-5:1e-2: finite limits, the lower one first, of loguniform above 0"
+            )
+    try:
+        return read(text)
+    except (ValueError, KeyError):
+        raise ConfigError(f"{setting} ({text!r}) must be {wanted}") from None
+
+
+def _read_distribution(text: str) -> Any:
+    word, *limits = text.split(":")
+    low, high = map(float, limits)
+    least = {"uniform": -np.inf, "loguniform": 0.0}[word]
+    if not least < low < high < np.inf:
+        raise ValueError
+    return stats.uniform(low, high - low) if word == "uniform" else stats.loguniform(low, high)
+
+
+def config_to_dict(config: RunConfig) -> dict[str, Any]:
+    """Lists all settings by name."""
+    return {name: getattr(config, name) for name in settings_of(type(config))}
+
+
+def config_to_json(config: RunConfig) -> str:
+    """Writes all settings as JSON, for `config_from_json`."""
+    facts = {**config_to_dict(config), "kind": name_of_kind(type(config))}
+    return json.dumps(to_jsonable(facts), allow_nan=False)
+
+
+def config_from_json(text: str, kind: type[RunConfig] | None = None) -> RunConfig:
+    """Reads what `config_to_json` wrote, into the class of its `kind`.
+
+    By default that is the class which the text names, and which this process must have used: a file
+    that names a class causes no import.
+
+    Raises:
+      ConfigError: for a class that this process has not used, or a setting that the class lacks.
+    """
+    facts = json.loads(text)
+    name = facts.pop("kind")
+    kind = kind or KINDS.get(name)
+    if kind is None:
+        raise ConfigError(
+            f"the settings' class {name} is not known here: import the module that registers its "
+            "agent (--import), or give the class, to rerun as config_class"
+        )
+    declared = settings_of(kind)
+    if unknown := [name for name in facts if name not in declared]:
+        raise ConfigError(
+            f"{kind.__name__} has no {', '.join(unknown)}: it is another class than the one that "
+            "was trained with"
+        )
+    for name, value in facts.items():
+        if isinstance(value, list):
+            facts[name] = tuple(value)
+        elif declared[name].type is float:
+            facts[name] = float(value)  # also "inf"
+    return kind(**facts)

@@ -19,9 +19,9 @@ from purejaxdqn.types import ConfigError
 
 # Text that is no value of the setting, whatever its limits are.
 NO_NUMBER = ["abc", "1e", "", "1,5", "--"]
-COUNTS = [f.name for f in dataclasses.fields(DQNConfig) if f.type == "int"]
-FLOATS = [f.name for f in dataclasses.fields(DQNConfig) if f.type == "float"]
-FLAGS = [f.name for f in dataclasses.fields(DQNConfig) if f.type == "bool"]
+COUNTS = [f.name for f in dataclasses.fields(DQNConfig) if f.type is int]
+FLOATS = [f.name for f in dataclasses.fields(DQNConfig) if f.type is float]
+FLAGS = [f.name for f in dataclasses.fields(DQNConfig) if f.type is bool]
 PQN_ONLY = {f.name for f in dataclasses.fields(PQNConfig)} - {
     f.name for f in dataclasses.fields(DQNConfig)
 }

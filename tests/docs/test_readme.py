@@ -58,7 +58,7 @@ def stop(*_, **__):
 @pytest.fixture
 def reading(monkeypatch):
     """Commands that train stop where they have read their words; no registration outlives it."""
-    monkeypatch.setattr(agents.registry, "_AGENTS", dict(agents.registry._AGENTS))
+    monkeypatch.setattr(agents, "_AGENTS", dict(agents._AGENTS))
     for module in ("my_agent", "my_loss"):  # set first, so that they are as before in the end
         monkeypatch.setitem(sys.modules, module, sys)
         monkeypatch.delitem(sys.modules, module)
@@ -109,7 +109,7 @@ def test_every_block_of_the_readme_runs_as_it_is_pasted(reading, monkeypatch, tm
             path.write_text(text)
             runpy.run_path(str(path), run_name="__main__")
             # The block has registered its agent as a script; the next one imports it from its file.
-            agents.registry._AGENTS.pop("my_agent", None)
+            agents._AGENTS.pop("my_agent", None)
         elif language == "bash":
             for words in commands_in(text):
                 (read_or_run if words[0] == "purejaxdqn" else check_other_command)(words)

@@ -15,7 +15,7 @@ from purejaxdqn.agents.dqn.settings import DQNConfig
 from purejaxdqn.agents.pqn.settings import PQNConfig
 from purejaxdqn.sweep.design import grid_design, group_by_program, random_design, to_label
 from purejaxdqn.training.declaration import settings_of
-from purejaxdqn.training.settings_text import config_from_json, config_to_json, parse
+from purejaxdqn.training.settings import config_from_json, config_to_json, parse
 from purejaxdqn.types import ConfigError
 
 CONFIG = DQNConfig()
@@ -86,7 +86,7 @@ def test_agents_can_be_swept_and_bring_their_own_settings():
     assert configs[2] == PQNConfig(discount=0.9)
     assert len(group_by_program([run.config for run in design.runs])) == 3
     with pytest.raises(
-        ConfigError, match="'batch_sise' is no setting of agent 'double_n_step', did you"
+        ConfigError, match="'batch_sise' is no setting of agent 'double_n_step': did you"
     ):
         agents.configure(batch_sise=3)
 

@@ -74,9 +74,7 @@ def dqn(
     )
     replay = _make_replay(config, env)
     epsilon = choose_epsilon(config)
-    importance_exponent = exploration.linear_schedule(
-        config.importance_exponent, 1.0, config.num_updates
-    )
+    exponent_at = exploration.linear_schedule(config.importance_exponent, 1.0, config.num_updates)
     to_transition = functools.partial(n_step_transition, discount=config.discount)
 
     def act_once(state: TrainState, epsilon: Array | float) -> tuple[TrainState, Array]:
@@ -91,19 +89,16 @@ def dqn(
         transitions = jax.vmap(to_transition)(sample.window)
         if not config.prioritised:
             return transitions, None, sample.indices
-        exponent = importance_exponent(state.learner.num_updates)
+        exponent = exponent_at(state.learner.num_updates)
         return transitions, importance_weights(sample.probabilities, exponent), sample.indices
 
-    def learn(state: TrainState) -> tuple[TrainState, dict[str, Array]]:
+    def learn(state: TrainState, _: None) -> tuple[TrainState, dict[str, Array]]:
         """Takes one gradient step."""
         key, sample_key, loss_key = jax.random.split(state.key, 3)
         transitions, weights, indices = draw(state, sample_key)
-        learner_state, priorities, metrics = learner.update(
-            state.learner, transitions, loss_key, weights
-        )
-        replay_state = replay.update(state.replay, indices, priorities)
-        state = dataclasses.replace(state, learner=learner_state, replay=replay_state, key=key)
-        return state, metrics
+        updated, priorities, metrics = learner.update(state.learner, transitions, loss_key, weights)
+        remembered = replay.update(state.replay, indices, priorities)
+        return dataclasses.replace(state, learner=updated, replay=remembered, key=key), metrics
 
     def iteration(state: TrainState) -> tuple[TrainState, ChunkOutputs]:
         state, episode_return = jax.lax.scan(
@@ -111,9 +106,7 @@ def dqn(
             state,
             length=config.steps_per_update // config.num_envs,
         )
-        state, metrics = jax.lax.scan(
-            lambda state, _: learn(state), state, length=config.updates_per_iteration
-        )
+        state, metrics = jax.lax.scan(learn, state, length=config.updates_per_iteration)
         return state, ChunkOutputs(episode_return, jax.tree.map(jnp.mean, metrics))
 
     def init(key: Array) -> TrainState:

@@ -176,11 +176,9 @@ class DQNConfig(RunConfig):
         for name in ("steps_per_update", "prefill_steps", "replay_capacity"):
             yield from self.multiple_problems(name, "num_envs", self.num_envs)
         yield from self.whole_iteration_problems("steps_per_update")
-        if not np.float32(self.value_min) < np.float32(self.value_max):
-            yield (
-                f"value_min ({self.value_min}) must be below value_max ({self.value_max}), also in "
-                "single precision"
-            )
+        low, high = self.value_min, self.value_max
+        if not np.float32(low) < np.float32(high):
+            yield f"value_min ({low}) must be below value_max ({high}), also in single precision"
         if self.munchausen and self.representation == "categorical":
             yield (
                 "munchausen needs a representation of values or quantiles: with 'categorical' its "
@@ -193,7 +191,7 @@ class DQNConfig(RunConfig):
             )
         if self.prioritised and not self.sample_with_replacement:
             yield "prioritised replay samples with replacement: leave sample_with_replacement True"
-        capacity, prefill = self.replay_capacity, self.prefill_steps
+        capacity, prefill, period = self.replay_capacity, self.prefill_steps, self.target_period
         never = "the replay would never hold a whole transition"
         for name, limit, most, why in (
             ("batch_size", "replay_capacity", capacity, "lower the one or raise the other"),
@@ -202,14 +200,13 @@ class DQNConfig(RunConfig):
         ):
             if getattr(self, name) > most:
                 yield f"{name} ({getattr(self, name)}) must be at most {limit} ({most}): {why}"
-        if self.prefill_steps >= self.total_steps:
+        if prefill >= (total := self.total_steps):
             yield (
-                f"prefill_steps ({self.prefill_steps}) must be below total_steps "
-                f"({self.total_steps}): nothing would be learned"
+                f"prefill_steps ({prefill}) must be below total_steps ({total}): nothing would be "
+                "learned"
             )
-        if self.target_period > max(self.num_updates, 1):
+        if period > max(self.num_updates, 1):
             yield (
-                f"target_period ({self.target_period} gradient steps) must be at most the "
-                f"{self.num_updates} gradient steps of the run: the target network would never be "
-                "updated"
+                f"target_period ({period} gradient steps) must be at most the {self.num_updates} "
+                "gradient steps of the run: the target network would never be updated"
             )

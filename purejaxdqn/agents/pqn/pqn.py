@@ -58,10 +58,9 @@ def pqn(
     network = network or networks.value_network(
         env.num_actions, config.hidden_sizes, layer_norm=config.layer_norm
     )
-    radam = functools.partial(optax.radam, eps=config.adam_epsilon)
-    transformation = make_clipped_optimizer(config, optimizer, radam)
     loss_fn = loss_fn or losses.bellman_loss(losses.return_error)
-    learner = make_learner(network, loss_fn, transformation)
+    radam = functools.partial(optax.radam, eps=config.adam_epsilon)
+    learner = make_learner(network, loss_fn, make_clipped_optimizer(config, optimizer, radam))
     epsilon = linear_epsilon(config)
 
     def play(state: TrainState, _: None) -> tuple[TrainState, tuple[Step, Array]]:
@@ -84,9 +83,8 @@ def pqn(
 
         returns = jax.vmap(compute_returns, in_axes=1, out_axes=1)(steps)
         # The return stands for all rewards: a discount of 0 leaves nothing to bootstrap.
-        played = Transition(
-            steps.obs, steps.action, returns, jnp.zeros_like(returns), steps.next_obs
-        )
+        nothing = jnp.zeros_like(returns)
+        played = Transition(steps.obs, steps.action, returns, nothing, steps.next_obs)
         return jax.tree.map(lambda x: x.reshape(-1, *x.shape[2:]), played)
 
     def learn(state: TrainState, steps: Step) -> tuple[TrainState, dict[str, Array]]:

@@ -25,22 +25,15 @@ from purejaxdqn.sweep.design import grid_design
 from purejaxdqn.training.declaration import Setting
 from purejaxdqn.training.settings import RunConfig
 
+_DEFAULT = ("double", "dueling", "n_step", "prioritised")
+_COMPONENTS = (
+    f"What is put in and left out, of: {', '.join(COMPONENTS)}; or any setting with its value, "
+    "such as discount=0.9. Those that the agent has already are taken out of it."
+)
+_METRIC = "How seeds are put together: by their interquartile mean or their mean."
 _FLAGS = [
-    Setting(
-        "components",
-        tuple[str, ...],
-        ("double", "dueling", "n_step", "prioritised"),
-        f"What is put in and left out, of: {', '.join(COMPONENTS)}; or any setting with its value, "
-        "such as discount=0.9. Those that the agent has already are taken out of it.",
-        "run",
-    ),
-    Setting(
-        "metric",
-        Metric,
-        "iqm",
-        "How seeds are put together: by their interquartile mean or their mean.",
-        "evaluation",
-    ),
+    Setting("components", tuple[str, ...], _DEFAULT, _COMPONENTS, "run"),
+    Setting("metric", Metric, "iqm", _METRIC, "evaluation"),
 ]
 
 
@@ -60,10 +53,8 @@ def run(argv: Sequence[str]) -> int:
     def report(result: SweepResult) -> None:
         dataset = result.dataset
         if dataset.attrs["status"] == "finished":
-            facts = report_ablation(
-                dataset, flags.output, flags.components, base.agent, flags.metric
-            )
-            print_json(flags, facts)
+            told = (flags.components, base.agent, flags.metric)
+            print_json(flags, report_ablation(dataset, flags.output, *told))
 
     design = grid_design(configure, list_seeds(flags), {name: [False, True] for name in components})
     train_design(agents.experiment_of(base), design, flags, report)

@@ -9,7 +9,6 @@ pruned. The same command again goes on with a search that was killed, or with mo
 results.nc, summary.json and study.db, which Optuna reads. Progress goes to standard error.
 """
 
-import dataclasses
 from collections.abc import Sequence
 
 from purejaxdqn import agents
@@ -21,33 +20,25 @@ from purejaxdqn.runtime.console import make_console
 from purejaxdqn.runtime.devices import use_every_core
 from purejaxdqn.search.search import SearchInterrupted, SearchResult, search
 from purejaxdqn.sweep.options import SweepOptions
-from purejaxdqn.training.declaration import setting, settings_of
+from purejaxdqn.training.declaration import Setting, settings_of
 
-
-@dataclasses.dataclass(frozen=True)
-class _SearchFlags:
-    num_trials: int = setting(
-        32,
-        "Settings to try in all, those included that were tried already; pruned ones count.",
-        group="sweep",
-    )
-    trials_per_batch: int | None = setting(
-        None,
-        "Settings that are proposed together; by default as many as train at the same time, but at "
-        "most a quarter of --num-trials.",
-        group="sweep",
-    )
-    sampler_seed: int = setting(0, "Seed of the proposals.", group="sweep", at_least=0)
+_TRIALS = "Settings to try in all, those included that were tried already; pruned ones count."
+_TOGETHER = (
+    "Settings that are proposed together; by default as many as train at the same time, but at "
+    "most a quarter of --num-trials."
+)
+_FLAGS = [
+    Setting("num_trials", int, 32, _TRIALS, "sweep"),
+    Setting("trials_per_batch", int, None, _TOGETHER, "sweep"),
+    Setting("sampler_seed", int, 0, "Seed of the proposals.", "sweep", at_least=0),
+]
 
 
 def run(argv: Sequence[str]) -> int:
     """Trains the trials of a search, and prints their settings and scores."""
-    options = settings_of(SweepOptions)
-    own = {name: options[name] for name in ("overwrite", "width", "memory_budget")}
-    own |= settings_of(_SearchFlags)
-    flags, fixed, several = read_swept_settings(
-        argv, "purejaxdqn search", __doc__, [*seed_flags("results/search", 4), *own.values()]
-    )
+    shared = [settings_of(SweepOptions)[n] for n in ("overwrite", "width", "memory_budget")]
+    own = [*seed_flags("results/search", 4), *shared, *_FLAGS]
+    flags, fixed, several = read_swept_settings(argv, "purejaxdqn search", __doc__, own)
     space = {name: values[0] if len(values) == 1 else values for name, values in several.items()}
     config = agents.configure(**fixed)
     refuse_unread([*fixed, *space], [config])
@@ -58,11 +49,12 @@ def run(argv: Sequence[str]) -> int:
         print_json(flags, result.summary())
 
     without = " without --overwrite" if flags.overwrite else ""
-    keywords = {name: getattr(flags, name) for name in ("output", *own)}
+    keywords = {one.name: getattr(flags, one.name) for one in (*shared, *_FLAGS)}
     with saying_how_to_go_on(f"the same command{without} goes on (in {flags.output})"):
         use_every_core()
         try:
-            report(search(agents.train, config, space, seeds=list_seeds(flags), **keywords))
+            seeds, output = list_seeds(flags), flags.output
+            report(search(agents.train, config, space, seeds=seeds, output=output, **keywords))
         except SearchInterrupted as interrupt:
             if interrupt.result is not None:
                 report(interrupt.result)

@@ -16,6 +16,7 @@ same flags behind `purejaxdqn plan` say first how it would be run, and how long 
 """
 
 import dataclasses
+import functools
 from collections.abc import Sequence
 from types import SimpleNamespace
 from typing import Any
@@ -23,34 +24,19 @@ from typing import Any
 import numpy as np
 
 from purejaxdqn import agents
+from purejaxdqn.cli import sweeps
 from purejaxdqn.cli.flags import read_command_line
-from purejaxdqn.cli.sweeps import (
-    choose_devices,
-    list_seeds,
-    make_options,
-    print_json,
-    refuse_unread,
-    sweep_flags,
-    train_design,
-)
 from purejaxdqn.report.sweep import report_sweep
 from purejaxdqn.runtime import processes
 from purejaxdqn.sweep.dataset import SweepResult
 from purejaxdqn.sweep.design import MOST_RUNS, Design, grid_design, random_design
 from purejaxdqn.sweep.run import print_plan
 from purejaxdqn.training.declaration import Setting
-from purejaxdqn.training.settings import RunConfig
 from purejaxdqn.types import ConfigError
 
+_SAMPLES = "Settings to draw, where some are drawn from distributions."
 _SAMPLE_FLAGS = [
-    Setting(
-        "num_samples",
-        int,
-        None,
-        "Settings to draw, where some are drawn from distributions.",
-        "sweep",
-        at_most=MOST_RUNS,
-    ),
+    Setting("num_samples", int, None, _SAMPLES, "sweep", at_most=MOST_RUNS),
     Setting("sample_seed", int, 0, "Seed of that draw.", "sweep", at_least=0),
 ]
 
@@ -61,31 +47,29 @@ def run(argv: Sequence[str]) -> int:
 
     def report(result: SweepResult) -> None:
         if result.dataset.evaluation_return.notnull().any():
-            print_json(flags, report_sweep(result.dataset, flags.output))
+            sweeps.print_json(flags, report_sweep(result.dataset, flags.output))
 
-    train_design(agents.train, design, flags, report)
+    sweeps.train_design(agents.train, design, flags, report)
     return 0
 
 
 def run_plan(argv: Sequence[str]) -> int:
     """Prints how a sweep would be trained, and how long that would take; keeps nothing."""
     design, flags = read_sweep(argv, "purejaxdqn plan")
-    if flags.cluster is not None:
-        raise ConfigError(
-            f"cluster ({flags.cluster!r}) has no plan before it is reached: leave it out"
-        )
-    options = make_options(flags)
+    if (address := flags.cluster) is not None:
+        raise ConfigError(f"cluster ({address!r}) has no plan before it is reached: leave it out")
+    options = sweeps.make_options(flags)
     processes.join_processes(flags.coordinator, flags.num_processes, flags.process_id)
-    options = dataclasses.replace(options, devices=choose_devices(flags))
+    options = dataclasses.replace(options, devices=sweeps.choose_devices(flags))
     print_plan(agents.train, design, options=options)
     return 0
 
 
 def read_sweep(argv: Sequence[str], prog: str) -> tuple[Design, SimpleNamespace]:
     """Reads the runs of a sweep, and the other flags."""
-    own = [*sweep_flags("results/sweep"), *_SAMPLE_FLAGS]
+    own = [*sweeps.sweep_flags("results/sweep"), *_SAMPLE_FLAGS]
     flags, fixed, swept = read_swept_settings(argv, prog, __doc__, own)
-    drawn = {name for name, values in swept.items() if any(hasattr(x, "rvs") for x in values)}
+    drawn = sorted(n for n, values in swept.items() if any(hasattr(x, "rvs") for x in values))
     for name in drawn:
         if len(swept[name]) > 1:
             raise ConfigError(
@@ -93,25 +77,21 @@ def read_sweep(argv: Sequence[str], prog: str) -> tuple[Design, SimpleNamespace]
                 "distribution, or values"
             )
     if drawn and flags.num_samples is None:
-        raise ConfigError(
-            f"{', '.join(sorted(drawn))} is drawn at random: say how often with --num-samples"
-        )
+        names = ", ".join(drawn)
+        raise ConfigError(f"{names} is drawn at random: say how often with --num-samples")
     if flags.num_samples is not None and not drawn:
         raise ConfigError(
             f"num_samples ({flags.num_samples}) needs a setting that is drawn at random, such as "
             "--learning-rate loguniform:1e-5:1e-2"
         )
-
-    def configure(**point: Any) -> RunConfig:
-        return agents.configure(**fixed, **point)
-
+    configure = functools.partial(agents.configure, **fixed)
     if drawn:
         space = {name: values[0] if name in drawn else values for name, values in swept.items()}
         rng = np.random.default_rng(flags.sample_seed)
-        design = random_design(configure, list_seeds(flags), space, flags.num_samples, rng)
+        design = random_design(configure, sweeps.list_seeds(flags), space, flags.num_samples, rng)
     else:
-        design = grid_design(configure, list_seeds(flags), swept)
-    refuse_unread([*fixed, *swept], [point.config for point in design.points])
+        design = grid_design(configure, sweeps.list_seeds(flags), swept)
+    sweeps.refuse_unread([*fixed, *swept], [point.config for point in design.points])
     return design, flags
 
 

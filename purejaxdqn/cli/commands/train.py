@@ -29,9 +29,8 @@ from purejaxdqn.training.settings import RunConfig
 
 def run(argv: Sequence[str]) -> int:
     """Trains one agent over several seeds, plays its policies, and prints the scores."""
-    train_and_report(
-        *read_training(argv, "purejaxdqn train", __doc__, sweep_flags("results/train"))
-    )
+    own = sweep_flags("results/train")
+    train_and_report(*read_training(argv, "purejaxdqn train", __doc__, own))
     return 0
 
 
