@@ -15,13 +15,15 @@ from purejaxdqn.runtime.interrupts import Stopped, StopRequest, catch_signals
 from purejaxdqn.storage.files import replace_file
 from purejaxdqn.sweep import batches
 from purejaxdqn.sweep.options import parse_bytes
+from purejaxdqn.training.declaration import settings_of
 from purejaxdqn.types import ConfigError
 
 # Text that is no value of the setting, whatever its limits are.
 NO_NUMBER = ["abc", "1e", "", "1,5", "--"]
-COUNTS = [f.name for f in dataclasses.fields(DQNConfig) if f.type is int]
-FLOATS = [f.name for f in dataclasses.fields(DQNConfig) if f.type is float]
-FLAGS = [f.name for f in dataclasses.fields(DQNConfig) if f.type is bool]
+COUNTS, FLOATS, FLAGS = (
+    [name for name, one in settings_of(DQNConfig).items() if one.type is kind]
+    for kind in (int, float, bool)
+)
 PQN_ONLY = {f.name for f in dataclasses.fields(PQNConfig)} - {
     f.name for f in dataclasses.fields(DQNConfig)
 }
