@@ -6,11 +6,8 @@
     purejaxdqn ablate --import my_agent --agent cautious --components caution=0 n_step
 
 It is DQN whose target counts the worst action a little, as if the best one were missed sometimes,
-and with weight decay. Is the loss sound?
-`purejaxdqn check my_agent:cautious_error --fixed-point none` tells.
+and with weight decay. `purejaxdqn check my_agent:cautious_error --fixed-point none` judges the loss.
 """
-
-from __future__ import annotations
 
 import dataclasses
 import functools
@@ -20,6 +17,7 @@ import jax.numpy as jnp
 import optax
 
 from purejaxdqn import DQNConfig, agents, dqn, losses, setting
+from purejaxdqn.losses.bellman_loss import TDError
 from purejaxdqn.training.loop import Train
 from purejaxdqn.types import Array
 
@@ -36,26 +34,27 @@ class CautiousConfig(DQNConfig):
     )
 
 
-def cautious_error(
-    q_tm1: Array,
-    a_tm1: Array,
-    r_t: Array,
-    discount_t: Array,
-    q_t: Array,
-    q_t_selector: Array,
-    caution: Array | float = 0.05,
-) -> Array:
-    """Gives the TD error of one transition."""
-    best = jnp.argmax(q_t_selector)
-    target_tm1 = r_t + discount_t * ((1 - caution) * q_t[best] + caution * jnp.min(q_t))
-    return jax.lax.stop_gradient(target_tm1) - q_tm1[a_tm1]
+def make_td_error(caution: Array | float) -> TDError:
+    """Makes the TD error of one transition."""
+
+    def td_error(
+        q_tm1: Array, a_tm1: Array, r_t: Array, discount_t: Array, q_t: Array, q_t_selector: Array
+    ) -> Array:
+        best = jnp.argmax(q_t_selector)
+        target_tm1 = r_t + discount_t * ((1 - caution) * q_t[best] + caution * jnp.min(q_t))
+        return jax.lax.stop_gradient(target_tm1) - q_tm1[a_tm1]
+
+    return td_error
+
+
+cautious_error = make_td_error(0.05)
 
 
 def cautious(config: CautiousConfig) -> Train:
     """Makes the training run of the settings."""
-    td_error = functools.partial(cautious_error, caution=config.caution)
-    optimizer = functools.partial(optax.adamw, weight_decay=config.weight_decay)
-    return dqn(config, loss_fn=losses.bellman_loss(td_error), optimizer=optimizer)
+    loss_fn = losses.bellman_loss(make_td_error(config.caution))
+    adamw = functools.partial(optax.adamw, weight_decay=config.weight_decay)
+    return dqn(config, loss_fn=loss_fn, optimizer=adamw)
 
 
 agents.register("cautious", CautiousConfig(), cautious, "the worst action counts in the target")
