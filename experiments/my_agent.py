@@ -6,7 +6,7 @@
     purejaxdqn ablate --import my_agent --agent cautious --components caution=0 n_step
 
 It is DQN whose target counts the worst action a little, as if the best one were missed sometimes,
-and with weight decay. `purejaxdqn check my_agent:cautious_error --fixed-point none` judges the loss.
+and with weight decay. `purejaxdqn check my_agent:cautious_error --fixed-point none` judges it.
 """
 
 import dataclasses
