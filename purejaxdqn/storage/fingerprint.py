@@ -3,8 +3,6 @@
 A fingerprint is a tree of texts that JSON holds. Two of them are compared leaf by leaf.
 """
 
-from __future__ import annotations
-
 import contextlib
 import dataclasses
 import dis

@@ -1,10 +1,15 @@
 """Keeps the results of a sweep in one netCDF file, `results.nc`, in an output folder."""
 
+import hashlib
+import json
+import os
 import tempfile
 import warnings
 from pathlib import Path
+from typing import Any
 
 import filelock
+import numpy as np
 import xarray as xr
 
 from purejaxdqn.storage.files import replace_file
@@ -13,6 +18,8 @@ from purejaxdqn.types import ConfigError
 FILE_NAME = "results.nc"
 CHECKPOINT = "checkpoint"  # the folder beside it of what a sweep needs to resume
 LOCK = "lock"  # in that folder: held while a process works there
+FORMAT = 1  # of the results file; another number here means that older versions cannot read it
+_FACTS = "purejaxdqn"  # the attribute of the file, not of the dataset, with its format and digests
 
 
 def prepare_output(folder: Path, overwrite: bool = False, resume: bool = False) -> Path:
@@ -70,9 +77,35 @@ def save(dataset: xr.Dataset, folder: Path) -> Path:
       OSError: if it cannot be written.
     """
     path = folder / FILE_NAME
+    facts = {"format": FORMAT, "sha256": _digests(dataset)}
+    numbers = [
+        n for n, x in dataset.variables.items() if x.size and x.ndim and x.dtype.kind in "iufb"
+    ]
     with replace_file(path) as temporary:
-        dataset.to_netcdf(temporary, engine="netcdf4")
+        dataset.assign_attrs({_FACTS: json.dumps(facts)}).to_netcdf(
+            temporary,
+            engine="netcdf4",
+            encoding={name: {"fletcher32": True} for name in numbers},  # other readers see it too
+        )
     return path
+
+
+def _digests(dataset: xr.Dataset) -> dict[str, str]:
+    """Digests each variable and coordinate, and all attributes together, as they are read back."""
+
+    def of_attributes(attrs: dict[Any, Any]) -> str:
+        known = {str(k): np.ravel(v).tolist() for k, v in attrs.items() if k != _FACTS}
+        return json.dumps(known, sort_keys=True, default=str)
+
+    digests = {"the attributes": of_attributes(dataset.attrs).encode()}
+    for name, variable in dataset.variables.items():
+        values = variable.values
+        is_text = values.dtype.kind in "OU"  # files know only one kind of text
+        kind = "text" if is_text else values.dtype.str
+        content = json.dumps(values.tolist()).encode() if is_text else values.tobytes()
+        head = f"{variable.dims} {values.shape} {kind} {of_attributes(variable.attrs)}"
+        digests[str(name)] = head.encode() + content
+    return {name: hashlib.sha256(content).hexdigest() for name, content in digests.items()}
 
 
 def save_or_rescue(dataset: xr.Dataset, folder: Path) -> Path:
@@ -90,20 +123,70 @@ def save_or_rescue(dataset: xr.Dataset, folder: Path) -> Path:
         return rescued
 
 
-def load(path: Path) -> xr.Dataset:
-    """Reads a results file, or the one in a folder, wholly into memory.
+def load(path: Path | str) -> xr.Dataset:
+    """Reads a results file, or the one in a folder, wholly into memory, and verifies every byte.
 
     Raises:
+      ConfigError: for what is no path, and for a file that something else or another version wrote.
       FileNotFoundError: if there is none.
-      OSError: if it cannot be read as one.
+      OSError: if the file is damaged: what is, and how it is made again.
     """
+    if not isinstance(path, (str, os.PathLike)) or not str(path):
+        raise ConfigError(f"path ({path!r:.60}) must be a results file or its folder")
     path = Path(path) / FILE_NAME if Path(path).is_dir() else Path(path)
+    damaged = []
     try:
         with xr.open_dataset(path) as dataset:
-            return dataset.load()
+            for name, variable in dataset.variables.items():
+                try:
+                    variable.load()
+                except Exception:  # of any kind, for damaged bytes
+                    damaged.append(str(name))
     except FileNotFoundError:
         raise
-    except Exception as error:  # of any kind, for a damaged file
+    except Exception as error:
         raise OSError(
             f"{path} cannot be read as results: it is empty, damaged or something else"
+            f"{_say_how_to_restore(path)}"
         ) from error
+    facts = dataset.attrs.pop(_FACTS, None)
+    if facts is None and not damaged:
+        if not {"versions", "status"} & {*dataset.attrs}:
+            raise ConfigError(f"{path} is no results file: purejaxdqn did not write it")
+        return dataset  # of a version that kept no digests
+    damaged = damaged or _find_damage(dataset, facts, path)
+    if damaged:
+        raise OSError(
+            f"{path} is damaged ({', '.join(damaged)}): its bytes are not those that were written"
+            f"{_say_how_to_restore(path)}"
+        )
+    return dataset
+
+
+def _find_damage(dataset: xr.Dataset, facts: str, path: Path) -> list[str]:
+    """Finds what differs from the digests that were written with it.
+
+    Raises:
+      ConfigError: if another version wrote the file.
+    """
+    try:
+        known = json.loads(facts)
+        version, digests = known["format"], known["sha256"]
+    except (ValueError, KeyError, TypeError):
+        return ["the digests"]
+    if version != FORMAT:
+        raise ConfigError(
+            f"{path} has format {version!r}, and this version of purejaxdqn reads {FORMAT}: read "
+            "it with the version that wrote it"
+        )
+    now = _digests(dataset)
+    return [name for name in {**digests, **now} if digests.get(name) != now.get(name)]
+
+
+def _say_how_to_restore(path: Path) -> str:
+    if not (path.parent / CHECKPOINT / "finished").exists():
+        return ""
+    return (
+        f"; {path.parent / CHECKPOINT} still has the numbers: the same command with --resume "
+        "writes the file again, and trains nothing that is finished"
+    )

@@ -1,5 +1,8 @@
 """Results on disk: all or nothing, and never over somebody's earlier results."""
 
+import json
+import random
+
 import numpy as np
 import pytest
 import xarray as xr
@@ -31,6 +34,111 @@ def test_what_is_no_results_file_is_named(tmp_path):
         with pytest.raises(OSError, match=r"results\.nc cannot be read as results") as caught:
             results.load(tmp_path)
         assert "\n" not in str(caught.value)
+
+
+MUCH = xr.Dataset(
+    {
+        "evaluation_return": (("seed", "step", "episode"), np.full((4, 20, 50), 3.0, np.float32)),
+        "diverged": ("seed", np.zeros(4, bool)),
+        "settings": ((), '{"discount": 0.99}'),
+        "loss": (("seed", "step"), np.full((4, 20), np.nan)),
+        "nothing": (("seed", "none"), np.zeros((4, 0))),
+    },
+    coords={
+        "seed": np.arange(4),
+        "step": ("step", np.arange(20), {"units": "environment steps"}),
+        "penalty": ("seed", ["huber", "squared", "", "\u00fc"]),
+    },
+    attrs={"status": "finished", "config": '{"a": 1}' * 50, "width": 4, "sizes": [1, 2]},
+)
+
+
+def flip_bits(folder, num):
+    """Flips one bit at a time; returns how many flips went unnoticed, and what was said."""
+    good = results.load(results.save(MUCH, folder))
+    xr.testing.assert_identical(good, MUCH)
+    path = folder / results.FILE_NAME
+    content, rng, messages = path.read_bytes(), random.Random(0), []
+    for _ in range(num):
+        damaged, bit = bytearray(content), rng.randrange(8 * len(content))
+        damaged[bit // 8] ^= 1 << bit % 8
+        path.write_bytes(damaged)
+        try:
+            # Some bits of a file mean nothing: then every number and text is what it was.
+            xr.testing.assert_identical(results.load(path), good)
+        except OSError as error:
+            messages.append(str(error))
+    return messages
+
+
+def test_a_flipped_bit_is_noticed_and_named(tmp_path):
+    messages = flip_bits(tmp_path, 100)
+    assert len(messages) > 20
+    assert all(len(message.splitlines()) == 1 for message in messages)
+    assert any("is damaged (evaluation_return)" in message for message in messages)
+
+
+@pytest.mark.slow
+def test_a_thousand_flipped_bits_are_noticed(tmp_path):
+    assert len(flip_bits(tmp_path, 1000)) > 200
+
+
+@pytest.mark.parametrize(
+    ("change", "damaged"),
+    [
+        (lambda x: x.assign(loss=x.loss.fillna(1.0)), "loss"),
+        (lambda x: x.assign(loss=x.loss.astype(np.float32)), "loss"),
+        (lambda x: x.assign_coords(seed=x.seed + 1), "seed"),
+        (lambda x: x.assign(settings=((), "{}")), "settings"),
+        (lambda x: x.assign_attrs(width=5), "the attributes"),
+        (lambda x: x.drop_vars("loss"), "loss"),
+        (lambda x: x.rename(loss="lost"), "loss, lost"),
+        (lambda x: x.assign_attrs(purejaxdqn="{"), "the digests"),
+    ],
+)
+def test_what_another_program_has_changed_is_named(change, damaged, tmp_path):
+    path = results.save(MUCH, tmp_path)
+    with xr.open_dataset(path) as dataset:
+        dataset = dataset.load()
+    change(dataset).to_netcdf(path)
+    with pytest.raises(OSError, match=rf"is damaged \({damaged}\)"):
+        results.load(path)
+
+
+def test_results_whose_folder_has_the_numbers_say_how_they_are_made_again(tmp_path):
+    results.save(MUCH, tmp_path)
+    (tmp_path / "results.nc").write_bytes(b"")
+    with pytest.raises(OSError, match=r"something else$"):
+        results.load(tmp_path)
+    (tmp_path / "checkpoint" / "finished").mkdir(parents=True)
+    with pytest.raises(OSError, match=r"the same command with --resume writes the file again"):
+        results.load(tmp_path)
+
+
+def test_plain_xarray_reads_the_file_and_checks_its_bytes_too(tmp_path):
+    path = results.save(MUCH, tmp_path)
+    with xr.open_dataset(path) as dataset:
+        xr.testing.assert_equal(dataset, MUCH)
+        assert dataset.evaluation_return.encoding["fletcher32"]
+
+
+def test_files_of_others_are_refused_and_those_of_older_versions_read(tmp_path):
+    path = tmp_path / "results.nc"
+    DATASET.to_netcdf(path)  # as versions without digests wrote it
+    xr.testing.assert_identical(results.load(path), DATASET)
+    DATASET.drop_attrs().to_netcdf(path)
+    with pytest.raises(ConfigError, match=r"results\.nc is no results file"):
+        results.load(path)
+    facts = json.dumps({"format": 99, "sha256": {}})
+    DATASET.assign_attrs(purejaxdqn=facts).to_netcdf(path)
+    with pytest.raises(ConfigError, match=r"has format 99, and this version .* reads 1"):
+        results.load(path)
+
+
+@pytest.mark.parametrize("path", ["", None, 3])
+def test_what_is_no_path_is_refused(path):
+    with pytest.raises(ConfigError, match=r"path \(.*\) must be a results file or its folder"):
+        results.load(path)
 
 
 @pytest.mark.parametrize(
