@@ -2,6 +2,7 @@
 
 import dataclasses
 import functools
+import inspect
 import itertools
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -16,7 +17,7 @@ from purejaxdqn.runtime.devices import Plan, compiler_options
 from purejaxdqn.training.declaration import settings_of
 from purejaxdqn.training.diagnostics import diagnose
 from purejaxdqn.training.evaluation import evaluate
-from purejaxdqn.training.loop import Experiment, Trained
+from purejaxdqn.training.loop import Experiment, Train, Trained
 from purejaxdqn.training.settings import RunConfig
 from purejaxdqn.types import Array, ArrayTree, ConfigError, Params, TrainState, run_axes
 
@@ -72,24 +73,38 @@ def make_run_functions(experiment: Experiment, config: RunConfig) -> OneRun:
     Their values in `config` do not matter. The experiment, `config -> Train`, is called in tracing.
 
     Raises:
-      ConfigError: if the experiment needs the value of a traced setting.
+      ConfigError: if the experiment is no function of settings that makes a `Train`, or needs the
+        value of a traced setting.
     """
+    name = f"experiment ({getattr(experiment, '__qualname__', repr(experiment)):.60})"
+    try:
+        inspect.signature(experiment).bind(config)
+    except (TypeError, ValueError) as error:
+        raise ConfigError(
+            f"{name} must be a function of the settings alone, such as dqn: {error}"
+        ) from error
+
+    def make_train(config: RunConfig) -> Train:
+        train = experiment(config)
+        if not isinstance(train, Train):
+            raise ConfigError(f"{name} must make a Train, as dqn does, and made {train!r:.60}")
+        return train
 
     def init(config: RunConfig, seed: Array) -> TrainState:
-        return experiment(config).init(run_keys(seed)[0])
+        return make_train(config).init(run_keys(seed)[0])
 
     def chunk(config: RunConfig, state: TrainState, num_iterations: Array) -> Trained:
-        return experiment(config).chunk(state, num_iterations[0], max_iterations_of(config))
+        return make_train(config).chunk(state, num_iterations[0], max_iterations_of(config))
 
     def evaluate_run(config: RunConfig, params: Params, seed: Array, step: Array) -> Array:
-        train = experiment(config)
+        train = make_train(config)
         key = jax.random.fold_in(run_keys(seed)[1], step)
         return evaluate(train.policy(params), train.env, key, config.eval_episodes).episode_return
 
     def diagnose_run(
         config: RunConfig, state: TrainState, params_before: Params, seed: Array, step: Array
     ) -> dict[str, Array]:
-        train = experiment(config)
+        train = make_train(config)
         if train.probe is None:
             raise ConfigError(
                 "diagnostics (True) need a training run with a probe: give its Train one, as "

@@ -145,10 +145,12 @@ def prioritised_replay(
       of all, for importance weights; `update` takes TD errors, of any sign.
 
     Raises:
-      ValueError: as in `uniform_replay`; from `sample`, if the state holds nothing (where that can
-        be seen).
+      ValueError: as in `uniform_replay`; if the exponent is negative or not finite; from `sample`,
+        if the state holds nothing (where that can be seen).
     """
     ring = uniform_replay(capacity, batch_size, time_limit)
+    if isinstance(exponent, (int, float)) and not 0 <= exponent < math.inf:
+        raise ValueError(f"exponent ({exponent}) must be at least 0 and finite, such as 0.6")
 
     def init(step: Step) -> PrioritisedReplayState:
         return PrioritisedReplayState(ring.init(step), make_sum_tree(capacity), jnp.ones(()))
@@ -171,6 +173,8 @@ def prioritised_replay(
         state: PrioritisedReplayState, indices: Array, priorities: Array
     ) -> PrioritisedReplayState:
         scaled = (jnp.abs(priorities) + epsilon) ** exponent
+        # A NaN would spread to the probabilities of all entries.
+        scaled = jnp.where(jnp.isfinite(scaled), scaled, state.max_priority)
         tree = set_leaves(state.tree, indices, scaled)
         max_priority = jnp.maximum(state.max_priority, scaled.max())
         return PrioritisedReplayState(state.replay, tree, max_priority)

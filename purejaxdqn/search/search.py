@@ -36,12 +36,13 @@ from purejaxdqn.search import study
 from purejaxdqn.search.study import SearchRequest, Statistic
 from purejaxdqn.search.trials import Best, SearchInterrupted, SearchResult, TrialTrainer
 from purejaxdqn.storage import results
-from purejaxdqn.storage.provenance import name_experiment, to_jsonable
+from purejaxdqn.storage.fingerprint import fingerprint
+from purejaxdqn.storage.provenance import to_jsonable
 from purejaxdqn.sweep.design import MOST_RUNS, grid_design, random_design
 from purejaxdqn.sweep.folder import SweepFolder
 from purejaxdqn.sweep.options import SweepOptions, check_whole, take_options
 from purejaxdqn.sweep.plan import plan_sweep
-from purejaxdqn.sweep.resume import begin_or_resume
+from purejaxdqn.sweep.resume import begin_or_resume, describe_code
 from purejaxdqn.training.loop import Experiment
 from purejaxdqn.training.settings import RunConfig, config_to_json
 from purejaxdqn.types import ConfigError
@@ -150,6 +151,7 @@ def _search(
         for name, value in facts.items():
             opened.set_user_attr(name, value)
         attrs = {"num_trials": num_trials, "trials_per_batch": trials_per_batch, **history}
+        attrs["code"] = json.dumps(facts["code"])
         trainer = TrialTrainer(request, opened, layout, devices, folder, bar, attrs)
         stop = stack.enter_context(catch_signals())
         if (known := trainer.read_earlier(num_trials)) is not None:
@@ -180,14 +182,14 @@ def _plan_batch(
 def _describe(request: SearchRequest, trials_per_batch: int, width: int) -> dict[str, Any]:
     """Describes everything that the numbers of a search depend on, as JSON holds it."""
     facts = {
-        **name_experiment(request.experiment),
+        "code": describe_code(request.experiment, [request.config]),
         "settings": json.loads(config_to_json(request.config)),
         "space": {name: study.to_json(one) for name, one in request.distributions.items()},
         "seeds": request.seeds,
         "trials_per_batch": trials_per_batch,
         "width": width,
-        "statistic": name_experiment(request.statistic),
-        "sampler": name_experiment(request.sampler),
+        "statistic": fingerprint(request.statistic),
+        "sampler": fingerprint(request.sampler),
         "sampler_seed": request.sampler_seed,
         "pruner": type(request.pruner).__name__,
     }

@@ -9,6 +9,7 @@ import dis
 import functools
 import hashlib
 import importlib.metadata
+import inspect
 import sys
 import sysconfig
 import types
@@ -43,6 +44,27 @@ def fingerprint(value: Any) -> Any:
       begins with `UNSEEN`.
     """
     return _describe(value, ())
+
+
+def find_file(value: Any) -> Path | None:
+    """Finds the file of the user's function in an experiment; None where all is a library's."""
+    for part in _take_apart(value):
+        code = getattr(inspect.unwrap(part), "__code__", None) if callable(part) else None
+        if code is not None and not _library_of(part.__globals__.get("__name__")):
+            return Path(code.co_filename)
+    return None
+
+
+def _take_apart(value: Any) -> Iterator[Any]:
+    """Takes a partial and the closures of functions apart, the outermost first."""
+    yield value
+    if isinstance(value, functools.partial):
+        for part in (value.func, *value.args, *value.keywords.values()):
+            yield from _take_apart(part)
+    for cell in getattr(value, "__closure__", None) or ():
+        with contextlib.suppress(ValueError):  # filled in later
+            if callable(cell.cell_contents) and cell.cell_contents is not value:
+                yield from _take_apart(cell.cell_contents)
 
 
 def find_unseen(tree: Any, name: str = "experiment") -> list[str]:

@@ -18,16 +18,19 @@ from typing import Any
 
 import numpy as np
 
-_PACKAGES = ("purejaxdqn", "jax", "jaxlib", "flax", "optax", "gymnasium", "numpy", "xarray")
+from purejaxdqn.storage.fingerprint import WITH_EVERY_RESULT, find_file
 
 
 def collect_provenance(settings: Mapping[str, Any], experiment: Any) -> dict[str, Any]:
     """Collects what a reader needs to run the same again, as attributes that netCDF can hold.
 
     These are `config` (JSON of the settings, those that all runs share), `command`, `date`, `host`,
-    `platform`, and the entries of `name_experiment` and `collect_versions`, `versions` as JSON.
+    `platform`, `experiment_git_commit` (of the user's code), and the entries of `name_experiment`
+    and `collect_versions`, `versions` as JSON.
     """
     versions = collect_versions()
+    main = getattr(sys.modules["__main__"], "__file__", None)
+    place = find_file(experiment) or (Path(main) if main else None)
     return {
         "config": json.dumps(to_jsonable(dict(settings)), allow_nan=False),
         **name_experiment(experiment),
@@ -35,6 +38,7 @@ def collect_provenance(settings: Mapping[str, Any], experiment: Any) -> dict[str
         "date": current_time(),
         "host": platform.node(),
         "platform": platform.platform(),
+        "experiment_git_commit": "unknown" if place is None else _git_commit(place),
         **versions,
         "versions": json.dumps(versions["versions"]),
     }
@@ -65,7 +69,7 @@ def collect_versions() -> dict[str, Any]:
     These are `versions` (of packages, by name), `git_commit`, `python` and `processor`.
     """
     versions = {}
-    for package in _PACKAGES:
+    for package in WITH_EVERY_RESULT:
         with contextlib.suppress(importlib.metadata.PackageNotFoundError):
             versions[package] = importlib.metadata.version(package)
     processor = platform.processor() or platform.machine()
@@ -75,7 +79,7 @@ def collect_versions() -> dict[str, Any]:
             processor = model[1].strip()
     return {
         "versions": versions,
-        "git_commit": _git_commit(),
+        "git_commit": _git_commit(Path(__file__)),
         "python": platform.python_version(),
         "processor": processor,
     }
@@ -109,11 +113,12 @@ def _name(value: Any) -> str:
     return re.sub(r" at 0x[0-9a-f]+", "", repr(value))  # the address differs in each process
 
 
-def _git_commit() -> str:
-    """Returns the commit of the code in use; "-dirty" if changed, "unknown" outside a checkout."""
-    git = ["git", "-C", str(Path(__file__).parent)]
+@functools.cache
+def _git_commit(place: Path) -> str:
+    """Returns the commit of a file; "-dirty" if anything changed, "unknown" outside a checkout."""
+    git = ["git", "-C", str(place.parent)]
     # A virtual environment may lie in another project's checkout, whose commit says nothing.
-    is_tracked = [*git, "ls-files", "--error-unmatch", Path(__file__).name]
+    is_tracked = [*git, "ls-files", "--error-unmatch", place.name]
     describe = [*git, "describe", "--always", "--dirty", "--abbrev=40", "--exclude=*"]
     try:
         for command in (is_tracked, describe):

@@ -11,7 +11,7 @@ import jax
 import numpy as np
 
 from purejaxdqn.engine.programs import Label, Run
-from purejaxdqn.sweep.options import check_whole
+from purejaxdqn.sweep.options import SweepOptions, check_whole
 from purejaxdqn.training.settings import RunConfig, config_to_dict
 from purejaxdqn.types import ConfigError, suggest_names
 
@@ -69,6 +69,15 @@ def find_common(settings: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
     return {n: x for n, x in first.items() if all(n in other and other[n] == x for other in rest)}
 
 
+def ensure_design(design: Any) -> None:
+    """Refuses what is no design."""
+    if not isinstance(design, Design):
+        raise ConfigError(
+            f"design ({design!r:.60}) must be a Design: make one with grid_design, or train "
+            "settings with run_sweep"
+        )
+
+
 def grid_design(
     config: RunConfig | Configure, seeds: Sequence[int], grid: Mapping[str, Sequence[Any]]
 ) -> Design:
@@ -102,6 +111,8 @@ def random_design(
     `grid_design`.
     """
     check_whole("num_samples", num_samples, 1)
+    if not isinstance(rng, np.random.Generator):
+        raise ConfigError(f"rng ({rng!r:.60}) must be a generator: give np.random.default_rng(0)")
     _check_axes(config, space, is_drawn=True)
     swept = ({n: _draw(n, source, rng) for n, source in space.items()} for _ in range(num_samples))
     points = _make_points(config, seeds, num_samples, swept)
@@ -132,6 +143,11 @@ def _make_points(
     if isinstance(config, RunConfig):
         config.validate()
         make = functools.partial(dataclasses.replace, config)
+    if isinstance(config, type):
+        raise ConfigError(
+            f"config ({config.__name__}) must be settings, and not their class: give "
+            f"{config.__name__}()"
+        )
     if not callable(make):
         raise ConfigError(
             f"config ({config!r:.60}) must be settings, such as DQNConfig(), or a function that "
@@ -208,7 +224,7 @@ def _check_name(name: str, config: RunConfig) -> None:
     if name not in names:
         raise ConfigError(
             f"{name!r} is no setting of {type(config).__name__}, so that it cannot be swept: "
-            f"{suggest_names(name, names)}"
+            f"{suggest_names(name, [*names, *(f.name for f in dataclasses.fields(SweepOptions))])}"
         )
 
 

@@ -16,6 +16,7 @@ from purejaxdqn.sweep.design import group_by_program, to_label
 from purejaxdqn.sweep.folder import SweepFolder, find_differences
 from purejaxdqn.sweep.options import SweepOptions
 from purejaxdqn.sweep.plan import cut_into_batches
+from purejaxdqn.sweep.resume import describe_code
 from purejaxdqn.sweep.run import run_sweep
 from purejaxdqn.training.diagnostics import DIAGNOSTICS
 from purejaxdqn.training.loop import Experiment, Train
@@ -54,15 +55,17 @@ def rerun(
       The dataset `(step, episode)` of that run.
 
     Raises:
-      ConfigError: if the labels name no run or several, or the file does not say what was trained.
+      ConfigError: if the labels name no run or several, if the file does not say what was trained,
+        or if other code did.
     """
     if not isinstance(dataset, xr.Dataset):
-        dataset = results.load(Path(dataset))
+        dataset = results.load(dataset)
     if "settings" not in dataset or "width" not in dataset.attrs:
         raise ConfigError("the dataset is not one of a sweep: it names no settings and no width")
     run = select_run(dataset, labels)
     config = config_from_json(str(run.settings.item()), config_class)
     experiment = experiment or _find_experiment(dataset, config)
+    _check_code(dataset, experiment, config)
     now = provenance.collect_versions()
     then = {name: dataset.attrs.get(name) for name in now}
     then["versions"] = json.loads(dataset.attrs["versions"])
@@ -108,13 +111,24 @@ def _find_experiment(dataset: xr.Dataset, config: RunConfig) -> Experiment:
     known += [{"experiment": name, "experiment_arguments": "{}"} for name in _OLD_NAMES]
     names = {name: dataset.attrs[name] for name in known[0]}
     if names in known:
-        return experiment
+        return agents.train if names == known[1] else experiment
     passed = json.loads(names["experiment_arguments"])
     shown = ", ".join(f"{name}={value}" for name, value in passed.items())
     raise ConfigError(
         f"the file was made by {names['experiment']}{' with ' if shown else ''}{shown}, which is "
         f"not the experiment of agent {config.agent!r}: give it to rerun again, as experiment"
     )
+
+
+def _check_code(dataset: xr.Dataset, experiment: Experiment, config: RunConfig) -> None:
+    """Refuses to go on with other code than made the results; older files say nothing of theirs."""
+    then = json.loads(dataset.attrs.get("code", "{}"))
+    now = {**describe_code(experiment, [config])} if then else {}
+    if lines := find_differences({name: then.get(name) for name in now}, now, "code"):
+        raise ConfigError(
+            f"the results were made by other code ({'; '.join(lines[:4])}): go back to that code, "
+            "give what was trained as experiment, or train anew with run_sweep"
+        )
 
 
 def load_params(
@@ -132,7 +146,9 @@ def load_params(
     numbered = dataset.assign(number=(runs.dims, np.arange(runs.size).reshape(runs.shape)))
     run = select_run(numbered, labels)
     config = config_from_json(str(run.settings.item()))
-    train = _find_experiment(dataset, config)(config)
+    experiment = _find_experiment(dataset, config)
+    _check_code(dataset, experiment, config)
+    train = experiment(config)
     configs = [config_from_json(str(text)) for text in settings.values.ravel()]
     groups, width = group_by_program(configs), int(dataset.attrs["width"])
     batches = [batch for group in groups for batch in cut_into_batches(group, width)]

@@ -8,15 +8,17 @@ from typing import Any, NamedTuple
 
 import jax
 
+from purejaxdqn import agents, environments
 from purejaxdqn.engine.progress import SweepProgress
 from purejaxdqn.runtime.processes import run_on_every_process, run_on_first_process
 from purejaxdqn.storage import provenance, results
+from purejaxdqn.storage.fingerprint import find_unseen, fingerprint
 from purejaxdqn.sweep.design import Design, find_common
 from purejaxdqn.sweep.folder import SweepFolder, find_differences
 from purejaxdqn.sweep.options import SweepOptions
 from purejaxdqn.sweep.plan import SweepPlan, plan_sweep
 from purejaxdqn.training.loop import Experiment
-from purejaxdqn.training.settings import config_to_json
+from purejaxdqn.training.settings import RunConfig, config_to_json
 from purejaxdqn.types import ConfigError
 
 
@@ -71,8 +73,10 @@ def open_sweep(
         planned = plan(width)
         request = _describe(experiment, planned, options)
         if folder is not None:
+            for part in find_unseen(request["code"], "code"):
+                bar.message(f"warning: a change of {part} would go unnoticed when this is resumed")
             history = run_on_first_process(lambda: begin_or_resume(folder, request, resume))
-        history["seed_mode"] = options.seed_mode
+        history |= {"seed_mode": options.seed_mode, "code": json.dumps(request["code"])}
         yield OpenSweep(experiment, planned, options, request, folder, bar, history)
 
 
@@ -85,7 +89,7 @@ def _describe(experiment: Experiment, plan: SweepPlan, options: SweepOptions) ->
     if len(settings) == 1:
         (settings,) = settings.values()
     request = {
-        **provenance.name_experiment(experiment),
+        "code": describe_code(experiment, [point.config for point in plan.design.points]),
         "axes": plan.design.axes,
         "seeds": list(plan.design.seeds),
         "width": plan.width,
@@ -94,6 +98,23 @@ def _describe(experiment: Experiment, plan: SweepPlan, options: SweepOptions) ->
         "settings": settings,
     }
     return json.loads(json.dumps(provenance.to_jsonable(request)))
+
+
+def describe_code(experiment: Experiment, configs: Sequence[RunConfig]) -> dict[str, Any]:
+    """Fingerprints all code that trains these settings, with the agents and environments they name.
+
+    The experiment, or each agent's for `agents.train`, the classes of the settings, and the
+    environments that their `env` names; see `purejaxdqn.storage.fingerprint`.
+    """
+    parts: dict[str, Any] = {} if experiment is agents.train else {"experiment": experiment}
+    for config in configs:
+        if experiment is agents.train:
+            parts[f"agent {config.agent}"] = agents.experiment_of(config)
+        parts[f"class {type(config).__name__}"] = type(config)
+        env = environments.make(config.env)._asdict()
+        del env["observation_space"]  # only checked, and gymnasium writes it anew in each version
+        parts[f"env {config.env}"] = env
+    return {name: fingerprint(part) for name, part in parts.items()}
 
 
 def begin_or_resume(
@@ -118,8 +139,9 @@ def begin_or_resume(
     if lines := _compare(begun["asked"], request):
         shown = "; ".join(lines[:8]) + (f"; and {len(lines) - 8} more" if len(lines) > 8 else "")
         raise ConfigError(
-            f"the {what} in {folder.output} was begun with other settings ({shown}): resume with "
-            "the same ones, choose another folder with --output, or start again with --overwrite"
+            f"the {what} in {folder.output} was begun with other code or settings ({shown}): "
+            "resume with the same, choose another folder with --output, or start again with "
+            "--overwrite"
         )
     return {"begun": begun.get("begun", "unknown"), **folder.note_changes(versions)}
 

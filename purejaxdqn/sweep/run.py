@@ -10,7 +10,7 @@ from purejaxdqn.runtime.devices import ensure_devices
 from purejaxdqn.runtime.interrupts import catch_signals
 from purejaxdqn.sweep.batches import BatchTrainer
 from purejaxdqn.sweep.dataset import SweepInterrupted, SweepResult
-from purejaxdqn.sweep.design import Configure, Design, grid_design
+from purejaxdqn.sweep.design import Configure, Design, ensure_design, grid_design
 from purejaxdqn.sweep.options import SweepOptions, split_keywords, take_options
 from purejaxdqn.sweep.plan import SweepPlan, plan_sweep
 from purejaxdqn.sweep.resume import OpenSweep, open_sweep
@@ -66,6 +66,7 @@ def run_design(
       ConfigError: for options that cannot be, before anything is compiled.
       SweepInterrupted: on Ctrl-C and SIGTERM, with everything that was finished.
     """
+    ensure_design(design)
     options = take_options(options, option_fields, "run_design")
     devices = options.devices or ensure_devices()
     num_devices = len(devices) * jax.process_count()
@@ -88,6 +89,7 @@ def print_plan(
     Raises:
       ConfigError: for options that cannot be, before anything is compiled.
     """
+    ensure_design(design)
     options = take_options(options, option_fields, "print_plan")
     devices, width = options.devices or ensure_devices(), options.runs_per_batch
     plan = plan_sweep(experiment, design, devices, options.memory_budget, width=width)

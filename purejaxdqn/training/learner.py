@@ -76,8 +76,13 @@ def make_learner(
     function's own, averaged over the batch, and `loss`.
 
     Raises:
-      ConfigError: from `update`, if a metric has one of the `reserved_names`.
+      ConfigError: if the loss is no function; from `update`, if a metric has one of the
+        `reserved_names`, or is no single number of a transition.
     """
+    if not callable(loss_fn):
+        raise ConfigError(
+            f"loss_fn ({loss_fn!r:.60}) must be a loss, such as losses.bellman_loss(td_error)"
+        )
 
     def init(key: Array, obs: Array) -> LearnerState:
         params = network.init(key, obs)
@@ -106,6 +111,12 @@ def make_learner(
                 f"the loss has a metric named {', '.join(sorted(reserved))}, which names something "
                 "else in results: rename it"
             )
+        for name, metric in output.metrics.items():
+            if jnp.ndim(metric) != 1:
+                raise ConfigError(
+                    f"metric {name} has shape {metric.shape[1:]}, and must be one number of a "
+                    "transition: give its mean, or several metrics"
+                )
         updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
         params = optax.apply_updates(state.params, updates)
         num_updates, target_params = state.num_updates + 1, None

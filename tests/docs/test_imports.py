@@ -24,7 +24,16 @@ ROOMS: dict[str, set[str]] = {
     "engine": {"runtime", "training", "types"},
     "tracking": {"types"},
     "report": {"environments", "runtime", "storage", "training", "types"},
-    "sweep": {"agents", "engine", "runtime", "storage", "tracking", "training", "types"},
+    "sweep": {
+        "agents",
+        "engine",
+        "environments",
+        "runtime",
+        "storage",
+        "tracking",
+        "training",
+        "types",
+    },
     "search": {"engine", "report", "runtime", "storage", "sweep", "training", "types"},
     "testing": {
         "agents",

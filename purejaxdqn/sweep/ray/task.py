@@ -19,10 +19,10 @@ from purejaxdqn.runtime.modules import import_module_or_file
 from purejaxdqn.storage import provenance
 from purejaxdqn.sweep.batches import BatchTrainer
 from purejaxdqn.sweep.design import Design
-from purejaxdqn.sweep.folder import Paused, SweepFolder
+from purejaxdqn.sweep.folder import Paused, SweepFolder, find_differences
 from purejaxdqn.sweep.options import SweepOptions
 from purejaxdqn.sweep.plan import plan_sweep
-from purejaxdqn.sweep.resume import OpenSweep
+from purejaxdqn.sweep.resume import OpenSweep, describe_code
 from purejaxdqn.training.loop import Experiment
 from purejaxdqn.types import ConfigError
 
@@ -95,6 +95,12 @@ class TaskTrainer(BatchTrainer):
             raise ConfigError(
                 f"node {platform.node()} does not see the sweep in {options.output}: output must "
                 "be a folder that all nodes share under the same path, such as one on NFS"
+            )
+        code = describe_code(experiment, [point.config for point in design.points])
+        if lines := find_differences(request["code"], code, "code"):
+            raise ConfigError(
+                f"node {platform.node()} has other code than the driver ({'; '.join(lines[:4])}): "
+                "install the same on all nodes"
             )
         super().__init__(OpenSweep(experiment, plan, options, request, folder, bar, {}), devices)
         self._report = report

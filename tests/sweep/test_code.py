@@ -1,0 +1,111 @@
+"""A result belongs to the code that made it: another one is refused by the name of what differs."""
+
+import functools
+import json
+from pathlib import Path
+
+import jax.numpy as jnp
+import pytest
+
+from purejaxdqn import ConfigError, agents, dqn, environments, losses, rerun, run_sweep
+from purejaxdqn.storage.fingerprint import find_file
+from purejaxdqn.sweep import resume
+from purejaxdqn.sweep.rerun import load_params
+from tiny import TINY, assert_same_dataset
+
+
+def scaled(c):
+    def td_error(q_tm1, a_tm1, r_t, discount_t, q_t):
+        return c * (r_t + discount_t * jnp.max(q_t) - q_tm1[a_tm1])
+
+    return td_error
+
+
+def experiment_of(c):
+    return functools.partial(dqn, loss_fn=losses.bellman_loss(scaled(c)))
+
+
+quiet = functools.partial(run_sweep, progress=False)
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory):
+    output = tmp_path_factory.mktemp("finished")
+    return output, quiet(experiment_of(1.0), TINY, [0], output=output).dataset
+
+
+def test_a_closure_that_differs_is_named_when_a_finished_sweep_is_resumed(finished):
+    output, _ = finished
+    with pytest.raises(ConfigError, match=r'begun with other code.*td_error\.c: "1.0" there, "7.0'):
+        quiet(experiment_of(7.0), TINY, [0], output=output, resume=True)
+
+
+def test_another_function_is_named(finished):
+    output, _ = finished
+    mine = functools.partial(dqn, loss_fn=losses.bellman_loss(losses.double_q_learning))
+    with pytest.raises(ConfigError, match=r"code\.experiment.*td_error.* now"):
+        quiet(mine, TINY, [0], output=output, resume=True)
+
+
+def test_the_same_code_goes_on(finished):
+    output, dataset = finished
+    again = quiet(experiment_of(1.0), TINY, [0], output=output, resume=True).dataset
+    assert_same_dataset(again, dataset)
+
+
+def test_a_rerun_needs_the_code_that_made_the_results(finished):
+    _, dataset = finished
+    assert_same_dataset(
+        rerun(dataset, experiment=experiment_of(1.0), progress=False), dataset.isel(seed=0)
+    )
+    with pytest.raises(ConfigError, match=r"made by other code.*td_error\.c: .*train anew"):
+        rerun(dataset, experiment=experiment_of(7.0), progress=False)
+
+
+def test_results_of_older_versions_are_rerun_without_the_comparison(finished):
+    _, dataset = finished
+    older = dataset.drop_attrs().assign_attrs(
+        {name: value for name, value in dataset.attrs.items() if name != "code"}
+    )
+    rerun(older, experiment=experiment_of(1.0), progress=False)
+
+
+def test_an_agent_whose_code_has_changed_is_refused_by_name(tmp_path, monkeypatch):
+    monkeypatch.setattr(agents, "_AGENTS", dict(agents._AGENTS))
+    agents.register("mine", TINY, experiment_of(1.0))
+    config = agents.configure(agent="mine")
+    dataset = quiet(agents.train, config, [0], output=tmp_path).dataset
+    assert_same_dataset(rerun(tmp_path, progress=False), dataset.isel(seed=0))
+    agents.register("mine", TINY, experiment_of(7.0))
+    match = r"code\.agent mine\..*td_error\.c: \"1.0\""
+    for act in (
+        lambda: quiet(agents.train, config, [0], output=tmp_path, resume=True),
+        lambda: rerun(tmp_path, progress=False),
+        lambda: load_params(tmp_path, dataset, {}),
+    ):
+        with pytest.raises(ConfigError, match=match):
+            act()
+
+
+def test_an_environment_and_a_class_of_settings_are_part_of_the_code(monkeypatch):
+    before = resume.describe_code(dqn, [TINY])
+    make = environments.make
+    monkeypatch.setattr(environments, "make", lambda name: make(name)._replace(max_steps=7))
+    (line,) = resume.find_differences(before, resume.describe_code(dqn, [TINY]), "code")
+    assert line == 'code.env CartPole-v1.max_steps: "500" there, "7" now'
+    assert "class DQNConfig" in before
+
+
+def test_results_say_which_commit_the_users_code_has(finished):
+    _, dataset = finished
+    assert dataset.attrs["experiment_git_commit"]
+    assert json.loads(dataset.attrs["code"]).keys() >= {"experiment", "class DQNConfig"}
+    assert find_file(experiment_of(1.0)) == Path(__file__)
+    assert find_file(dqn) is None
+
+
+def test_what_cannot_be_seen_is_said_once(tmp_path, capsys):
+    mine = functools.partial(experiment_of(1.0))
+    mine.keywords["loss_fn"].__wrapped__ = (i for i in range(3))
+    run_sweep(mine, TINY, [0], output=tmp_path)
+    assert capsys.readouterr().err.count("a builtins.generator would go unnoticed") == 1
