@@ -1,6 +1,7 @@
 """Decides how a command ends: one line without a traceback, and an exit code."""
 
 import contextlib
+import re
 import sys
 import warnings
 from collections.abc import Callable, Iterator
@@ -61,7 +62,9 @@ def saying_how_to_go_on(how: str) -> Iterator[None]:
 
 
 def _join_lines(message: object) -> str:
-    return "; ".join(str(message).splitlines())
+    # Texts of a file may be in it: what would steer a terminal is shown instead.
+    line = "; ".join(str(message).splitlines())
+    return re.sub(r"[\x00-\x1f\x7f-\x9f]", lambda found: f"\\x{ord(found[0]):02x}", line)
 
 
 def _format_in_a_line(message: Any, category: type[Warning], *where: Any, **more: Any) -> str:

@@ -1,4 +1,4 @@
-"""Decides what happens on Ctrl-C and SIGTERM: an end at once, or one that waits for a safe moment.
+"""Decides what happens on Ctrl-C, SIGTERM and SIGHUP: an end at once, or at a safe moment.
 
 Most code ends at once, with `Stopped`. A sweep asks for a deferred end while it trains: it ends
 between two chunks, and writes a checkpoint first. Files are always written to their end.
@@ -7,6 +7,7 @@ between two chunks, and writes a checkpoint first. Files are always written to t
 import contextlib
 import os
 import signal
+import stat
 import sys
 import threading
 from collections.abc import Callable, Iterator
@@ -15,7 +16,7 @@ from typing import Any
 
 EXIT_INTERRUPTED = 130  # 128 + SIGINT, as shells have it
 EXIT_TERMINATED = 75  # EX_TEMPFAIL: try again, which a cluster's scheduler does
-_SIGNALS = (signal.SIGINT, signal.SIGTERM)
+_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
 
 class Stopped(KeyboardInterrupt):
@@ -23,7 +24,7 @@ class Stopped(KeyboardInterrupt):
 
     def __init__(self, number: int) -> None:
         super().__init__(f"stopped by {signal.Signals(number).name}")
-        self.exit_code = EXIT_TERMINATED if number == signal.SIGTERM else EXIT_INTERRUPTED
+        self.exit_code = EXIT_INTERRUPTED if number == signal.SIGINT else EXIT_TERMINATED
 
 
 class Interrupted(KeyboardInterrupt):
@@ -51,6 +52,8 @@ class StopRequest:
 
     def handle(self, number: int, _: FrameType | None) -> None:
         """Notes a signal, and raises `Stopped` unless that is deferred."""
+        if number == signal.SIGHUP:
+            _leave_terminal()
         if self.number is None:
             self.number = number
             if self.is_deferred:
@@ -58,9 +61,18 @@ class StopRequest:
         raise Stopped(self.number)
 
 
+def _leave_terminal() -> None:
+    """Sends what is still printed nowhere: a terminal that was closed fails each write to it."""
+    nowhere = os.open(os.devnull, os.O_WRONLY)
+    for stream in (1, 2):
+        if stat.S_ISCHR(os.fstat(stream).st_mode):  # no file, and no pipe
+            os.dup2(nowhere, stream)
+    os.close(nowhere)
+
+
 @contextlib.contextmanager
 def catch_signals() -> Iterator[StopRequest]:
-    """Handles SIGINT and SIGTERM within the block, in the main thread, where Python has signals.
+    """Handles SIGINT, SIGTERM and SIGHUP within the block, in the main thread, which gets them.
 
     A signal that the process was started to ignore, as in a shell's background, stays ignored.
     """

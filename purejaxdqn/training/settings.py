@@ -230,12 +230,18 @@ def reserved_names() -> frozenset[str]:
     return NAMES_OF_RESULTS.union(*map(settings_of, KINDS.values()))
 
 
+def _read_path(text: str) -> Path:
+    if not text:
+        raise ValueError  # Path would take the current folder
+    return Path(text)
+
+
 _READERS: dict[Any, tuple[Callable[[str], Any], str]] = {
     bool: (lambda text: {"true": True, "false": False}[text.lower()], "true or false"),
     int: (lambda text: int(text.replace("_", "")), "a whole number"),
     float: (float, "a number"),
     str: (str, "a name"),
-    Path: (Path, "a path"),
+    Path: (_read_path, "a path, such as results/mine"),
     tuple[int, ...]: (
         lambda text: () if text == "none" else tuple(int(part) for part in text.split("x")),
         "whole numbers with x between them, such as 64x64",
@@ -266,6 +272,8 @@ def parse(setting: Setting, text: str, may_be_drawn: bool = False) -> Any:
                 "loguniform:1e-5:1e-2: finite limits, the lower one first, of loguniform above 0"
             )
     try:
+        if not text.isascii() and setting.type in (int, float, tuple[int, ...]):
+            raise ValueError  # Python would read the digits of any script
         return read(text)
     except (ValueError, KeyError):
         raise ConfigError(f"{setting} ({text!r}) must be {wanted}") from None

@@ -150,6 +150,10 @@ CASES: list[tuple[str, str]] = [
     ("--output NO_CHECKPOINT_FOLDER --overwrite", "checkpoint is in the way"),
     ("--output NO_LOCK_FILE --resume", "lock is in the way"),
     ("--output NO_RESULTS_FILE --overwrite", "results.nc is in the way"),
+    ("--output ", "output ('') must be a path"),
+    ("--num-seeds \u0663", "num_seeds ('\u0663') must be a whole number"),
+    ("--learning-rate \u0661e-3", "must be a number"),
+    ("--hidden-sizes \u0666x\u0666", "such as 64x64"),
     # What is no command line at all.
     ("--learning-rte 1e-3", "Unrecognized options: --learning-rte, 1e-3"),
     ("stray", "Unrecognized options: stray"),
@@ -300,6 +304,33 @@ def test_the_first_of_two_signals_says_how_the_process_ends():
     with pytest.raises(Stopped) as caught:
         stop.handle(signal.SIGINT, None)
     assert caught.value.exit_code == 75
+
+
+def test_a_text_that_would_steer_the_terminal_is_shown(capsys):
+    def fail():
+        raise ConfigError("no run has seed '\x1b[2J\x07'")
+
+    with pytest.raises(SystemExit):
+        exit_with(fail)
+    assert capsys.readouterr().err == "error: no run has seed '\\x1b[2J\\x07'\n"
+
+
+def test_a_closed_terminal_ends_as_sigterm_does_and_is_written_to_no_more(run_python):
+    code = (
+        "import os, pty, signal, sys\n"
+        "from purejaxdqn.runtime.interrupts import StopRequest\n"
+        "near, far = pty.openpty()\n"
+        "os.dup2(far, 2)\n"
+        "stop = StopRequest()\n"
+        "stop.is_deferred = True\n"
+        "stop.handle(signal.SIGHUP, None)\n"
+        "os.close(near)\n"
+        "print('fails without it', file=sys.stderr, flush=True)\n"
+        "try:\n    stop.raise_if_requested()\n"
+        "except KeyboardInterrupt as error:\n    print(error, error.exit_code)"
+    )
+    answer = run_python("-c", code)
+    assert answer.stdout.split() == ["stopped", "by", "SIGHUP", "75"]
 
 
 @pytest.mark.parametrize("fails", [False, True])

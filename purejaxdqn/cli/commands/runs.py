@@ -90,7 +90,7 @@ def _read_run(
     if not argv or argv[0].startswith("-"):
         read_command_line(argv, prog, description, own, positional=_FILE)  # may ask for help
         raise ConfigError(f"name a results file first: {prog} results/train --seed 0")
-    dataset = results.load(Path(argv[0]))
+    dataset = results.load(argv[0])
     names = [str(n) for n in dataset.coords if n not in ("step", "episode", "gymnasium_episode")]
     labels = [Setting(n, str, None, f"Which {n}.", "run") for n in names if dataset[n].size > 1]
     flags = read_command_line(argv, prog, description, [*labels, *own], positional=_FILE).flags
