@@ -120,6 +120,14 @@ class PrioritisedReplayState:
     max_priority: Array  # [] the largest p^exponent so far, 1 before any update
 
 
+def _scale(
+    priorities: Array, epsilon: Array | float, exponent: Array | float, largest: Array
+) -> Array:
+    """Computes `p^exponent`; a NaN, which would spread to all others, counts as `largest`."""
+    scaled = (jnp.abs(priorities) + epsilon) ** exponent
+    return jnp.where(jnp.isfinite(scaled), scaled, largest)
+
+
 def prioritised_replay(
     capacity: int,
     batch_size: int,
@@ -145,8 +153,7 @@ def prioritised_replay(
       of all, for importance weights; `update` takes TD errors, of any sign.
 
     Raises:
-      ValueError: as in `uniform_replay`; if the exponent is negative or not finite; from `sample`,
-        if the state holds nothing (where that can be seen).
+      ValueError: as `uniform_replay`; for a bad exponent; from `sample`, if nothing is held.
     """
     ring = uniform_replay(capacity, batch_size, time_limit)
     if isinstance(exponent, (int, float)) and not 0 <= exponent < math.inf:
@@ -172,9 +179,7 @@ def prioritised_replay(
     def update(
         state: PrioritisedReplayState, indices: Array, priorities: Array
     ) -> PrioritisedReplayState:
-        scaled = (jnp.abs(priorities) + epsilon) ** exponent
-        # A NaN would spread to the probabilities of all entries.
-        scaled = jnp.where(jnp.isfinite(scaled), scaled, state.max_priority)
+        scaled = _scale(priorities, epsilon, exponent, state.max_priority)
         tree = set_leaves(state.tree, indices, scaled)
         max_priority = jnp.maximum(state.max_priority, scaled.max())
         return PrioritisedReplayState(state.replay, tree, max_priority)

@@ -255,11 +255,16 @@ _NOTHING = object()  # where JSON has no value, not even null
 
 def find_differences(begun: Any, request: Any, name: str = "") -> list[str]:
     """Lists where two JSON values differ, such as "seeds: [0, 1] there, [0, 2] now"."""
+    # A fingerprint that is a text has its parts below it where it has any.
+    if isinstance(begun, str) and isinstance(request, dict):
+        begun = {"": begun}
+    if isinstance(request, str) and isinstance(begun, dict):
+        request = {"": request}
     if isinstance(begun, dict) and isinstance(request, dict):
         lines = []
         for key in {**begun, **request}:
             values = (begun.get(key, _NOTHING), request.get(key, _NOTHING))
-            lines += find_differences(*values, f"{name}.{key}" if name else key)
+            lines += find_differences(*values, f"{name}.{key}".strip("."))
         return lines
     if begun == request:
         return []

@@ -63,6 +63,21 @@ def periodic_target_update(period: int, step_size: Array | float = 1.0) -> Targe
     return target_update
 
 
+def _check_metrics(metrics: dict[str, Array]) -> None:
+    """Refuses metrics `[B]` of a loss that results could not show."""
+    if reserved := reserved_names() & set(metrics):
+        raise ConfigError(
+            f"the loss has a metric named {', '.join(sorted(reserved))}, which names something "
+            "else in results: rename it"
+        )
+    for name, metric in metrics.items():
+        if jnp.ndim(metric) != 1:
+            raise ConfigError(
+                f"metric {name} has shape {metric.shape[1:]}, and must be one number of a "
+                "transition: give its mean, or several metrics"
+            )
+
+
 def make_learner(
     network: Network[Any],
     loss_fn: LossFn[Any],
@@ -106,17 +121,7 @@ def make_learner(
         state: LearnerState, transition: Transition, key: Array, weights: Array | None = None
     ) -> tuple[LearnerState, Array, dict[str, Array]]:
         (loss, output), grads = differentiate(state.params, state, transition, key, weights)
-        if reserved := reserved_names() & set(output.metrics):
-            raise ConfigError(
-                f"the loss has a metric named {', '.join(sorted(reserved))}, which names something "
-                "else in results: rename it"
-            )
-        for name, metric in output.metrics.items():
-            if jnp.ndim(metric) != 1:
-                raise ConfigError(
-                    f"metric {name} has shape {metric.shape[1:]}, and must be one number of a "
-                    "transition: give its mean, or several metrics"
-                )
+        _check_metrics(output.metrics)
         updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
         params = optax.apply_updates(state.params, updates)
         num_updates, target_params = state.num_updates + 1, None

@@ -190,14 +190,17 @@ def _age(folder):
             "(axes.batch_size: nothing there, [16, 32] now; "
             "settings.discount: 0.99 there, 0.9 now)",
         ),
-        ({"experiment": functools.partial(dqn, optimizer=optax.rmsprop)}, "experiment_arguments"),
+        (
+            {"experiment": functools.partial(dqn, optimizer=optax.rmsprop)},
+            "code.experiment.optimizer",
+        ),
     ],
 )
 def test_another_sweep_is_not_gone_on_with(finished, change, words, monkeypatch):
     output, _ = finished
     monkeypatch.setattr("purejaxdqn.sweep.batches.compile_programs", None)
     asked = {"experiment": dqn, "config": TINY, "seeds": range(3)} | change
-    with pytest.raises(ConfigError, match="begun with other settings") as caught:
+    with pytest.raises(ConfigError, match="begun with other code or settings") as caught:
         quiet(**asked, output=output, resume=True)
     assert words in str(caught.value)
     assert "--overwrite" in str(caught.value)
