@@ -24,6 +24,7 @@ UNSEEN = "cannot be seen: "
 # Their versions are kept with every result, and another one is a warning.
 WITH_EVERY_RESULT = ("purejaxdqn", "jax", "jaxlib", "flax", "optax", "gymnasium", "numpy", "xarray")
 _LIBRARIES = {Path(sysconfig.get_path(name)) for name in ("stdlib", "purelib", "platlib")}
+_PYTHON = f"Python {sys.version_info.major}.{sys.version_info.minor}"
 _PLAIN = (type(None), bool, int, float, complex, str, bytes, np.generic, np.dtype, np.ufunc)
 _OF_EVERY_CLASS = {
     *("__dict__", "__weakref__", "__doc__", "__module__", "__annotations__"),
@@ -134,7 +135,8 @@ def _describe_function(function: types.FunctionType, describe: Any) -> Any:
         # Its own defaults belong to its version; those that are the user's do not.
         given = {key: value for key, value in given.items() if _is_of_user(value)}
     else:
-        name = f"{name} with code {_digest(repr([*_read_code(function.__code__)]).encode())}"
+        code = _digest(repr([*_read_code(function.__code__)]).encode())
+        name = f"{name} with code {code} of {_PYTHON}"  # each Python compiles it to other bytes
         parts |= _describe_globals(function, describe)
     parts |= {key: describe(value) for key, value in given.items()}
     name = f"{name} of {library}" if library else name
@@ -165,7 +167,8 @@ def _read_code(code: types.CodeType) -> Iterator[Any]:
     """Reads what a code object does: its instructions, with jumps counted in instructions."""
     instructions = [one for one in dis.get_instructions(code) if one.opname != "NOP"]
     offsets = [one.offset for one in instructions]
-    yield code.co_varnames[: code.co_argcount + code.co_kwonlyargcount], code.co_flags
+    flags = code.co_flags & (inspect.CO_VARARGS | inspect.CO_VARKEYWORDS | inspect.CO_GENERATOR)
+    yield code.co_varnames[: code.co_argcount + code.co_kwonlyargcount], flags
     for one in instructions:
         if one.opcode in dis.hasjrel or one.opcode in dis.hasjabs:
             yield one.opname, sum(offset < one.argval for offset in offsets)
