@@ -116,9 +116,7 @@ def _lies_in_space(space: gymnasium.spaces.Box, obs: Any) -> Any:
     return ((obs >= low.astype(obs.dtype)) & (obs <= high.astype(obs.dtype))).all()
 
 
-def _check_starts(
-    env: Environment, key: Array, action: np.ndarray, random_reset: bool
-) -> ArrayTree:
+def _check_starts(env: Environment, key: Array, action: np.ndarray, random_reset: bool) -> Any:
     """Checks the first step of episodes side by side, and returns their first states."""
 
     def first_step(keys: Array, action: Array) -> Any:

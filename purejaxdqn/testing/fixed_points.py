@@ -195,15 +195,12 @@ def persistent(coefficient: Any) -> FixedPoint:
 def converges_to(
     fixed_point: FixedPoint | Callable[..., FixedPoint], bootstrap: Bootstrap = "target"
 ) -> Callable[[Loss], Loss]:
-    """Declares, as a decorator, what a loss or a TD error converges to.
+    """Declares, as a decorator that returns the loss itself, what a loss or TD error converges to.
 
     Args:
       fixed_point: such as `OPTIMAL` or `soft(0.1)`; or a function that makes one, such as `soft`
         for a TD error whose argument `temperature` has a default.
       bootstrap: the network whose values at time t the loss bootstraps from.
-
-    Returns:
-      The decorator, which returns the loss itself.
     """
 
     def declare(loss: Loss) -> Loss:

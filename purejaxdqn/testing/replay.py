@@ -10,7 +10,7 @@ import numpy as np
 
 from purejaxdqn.replay import n_step_transition
 from purejaxdqn.testing.programs import COMPILABLE, Program, explain_errors, find_types, to_numpy
-from purejaxdqn.testing.report import Check, Report, attempt, print_and_raise, without_printing
+from purejaxdqn.testing.report import Check, Report, attempt, print_and_raise, unprinted
 from purejaxdqn.testing.requirements import require, require_same_types
 from purejaxdqn.testing.tabular import probes
 from purejaxdqn.types import Array, ArrayTree, Replay, Sample, Step, Transition, Window, run_axes
@@ -59,7 +59,7 @@ def check_replay(
     return Report(name, tuple(_check_all(make_replay, key, num_envs, n_step)))
 
 
-replay_report = without_printing(check_replay)
+replay_report = unprinted(check_replay)
 
 
 def _check_all(make_replay: MakeReplay, key: Array, num_envs: int, n_step: int) -> list[Check]:

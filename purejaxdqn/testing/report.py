@@ -81,7 +81,7 @@ def print_and_raise(make_report: Callable[P, Report]) -> Callable[P, Report]:
     return check
 
 
-def without_printing(check: Callable[P, Report]) -> Callable[P, Report]:
+def unprinted(check: Callable[P, Report]) -> Callable[P, Report]:
     """Returns the function that `print_and_raise` decorated."""
     return inspect.unwrap(check)
 

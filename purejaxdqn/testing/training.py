@@ -15,14 +15,7 @@ from jax.flatten_util import ravel_pytree
 from purejaxdqn.agents.dqn.dqn import DQNConfig, Train, dqn
 from purejaxdqn.environments import Environment
 from purejaxdqn.networks import value_network
-from purejaxdqn.testing.report import (
-    Check,
-    Report,
-    attempt,
-    expect,
-    print_and_raise,
-    without_printing,
-)
+from purejaxdqn.testing.report import Check, Report, attempt, expect, print_and_raise, unprinted
 from purejaxdqn.testing.tabular import probes
 from purejaxdqn.types import Array, TimeStep
 
@@ -75,7 +68,7 @@ def check_training(
     return Report(name, tuple(checks))
 
 
-training_report = without_printing(check_training)
+training_report = unprinted(check_training)
 
 
 def _shorten(config: DQNConfig) -> DQNConfig:
@@ -92,25 +85,17 @@ def _shorten(config: DQNConfig) -> DQNConfig:
         batch_size=64,
         representation="values",
         td_error="q_learning",
-        munchausen=False,
-        dueling=False,
-        noisy=False,
         discount=probes.DISCOUNT,
-        learning_rate=1.0,
         learning_rate_end_fraction=0.2,
         max_grad_norm=float("inf"),
         target_period=10,
-        target_step_size=1.0,
         epsilon_schedule="linear",
-        epsilon_start=1.0,
-        epsilon_end=1.0,
         eval_interval=prefill + 2_500 * num_envs,
+        **dict.fromkeys(("munchausen", "dueling", "noisy"), False),
+        **dict.fromkeys(("learning_rate", "target_step_size", "epsilon_start", "epsilon_end"), 1.0),
     )
     settings.validate()
     return settings
-
-
-# ------------------------------------------------------------------------------------------- seeds
 
 
 def _make_watched_environment() -> Environment:
@@ -168,7 +153,6 @@ def _compare_lanes(what: str, values: np.ndarray, most: float = 0.5) -> str:
     who = f"seeds {seed} and {other} share a stream (environments {env} and {other_env})"
     if seed == other:
         who = f"environments {env} and {other_env} of a seed share a stream"
-    wrong = (
-        f"{who}: {share:.0%} of their {what} are the same; {_REMEDY}, once for each use and each "
-    )
-    return expect(share <= most, f"{share:.0%} alike", f"{wrong}environment")
+    rule = f"{_REMEDY}, once for each use and each environment"
+    wrong = f"{who}: {share:.0%} of their {what} are the same; {rule}"
+    return expect(share <= most, f"{share:.0%} alike", wrong)

@@ -7,19 +7,13 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from purejaxdqn import losses
-from purejaxdqn.losses.bellman_loss import (
-    ALIASES,
-    TD_ERROR_ARGUMENTS,
-    Recipe,
-    TDError,
-    bellman_loss,
-)
+from purejaxdqn.losses.bellman_loss import ALIASES, TD_ERROR_ARGUMENTS, Recipe, TDError
 from purejaxdqn.testing import fixed_points
 from purejaxdqn.testing.fixed_points import OPTIMAL, RETURN, Bootstrap, FixedPoint, soft
 from purejaxdqn.testing.losses import convergence, distributions, gradients, target_parts
 from purejaxdqn.testing.losses.interface import check_error_sign, check_interface, choose_table
 from purejaxdqn.testing.losses.single_transitions import Subject, make_subject
-from purejaxdqn.testing.report import Check, Report, attempt, print_and_raise, without_printing
+from purejaxdqn.testing.report import Check, Report, attempt, print_and_raise, unprinted
 from purejaxdqn.types import LossFn, Network, Transition
 
 LOSS_ARGUMENTS = ("network", "params", "target_params", "transition", "key")
@@ -112,7 +106,7 @@ def check_loss(
     return Report(name, tuple(checks))
 
 
-loss_report = without_printing(check_loss)
+loss_report = unprinted(check_loss)
 
 
 def _is_td_error(loss: Any) -> bool:
@@ -123,7 +117,7 @@ def _is_td_error(loss: Any) -> bool:
 def _make_loss(loss: Any) -> LossFn[Any]:
     """Makes a loss out of what may be a TD error; raises what is wrong if it is neither."""
     if _is_td_error(loss):
-        return bellman_loss(loss)
+        return losses.bellman_loss(loss)
     parameters = inspect.signature(loss).parameters.values()
     if all(p.kind is p.VAR_POSITIONAL for p in parameters):
         return loss
@@ -166,8 +160,8 @@ def _check_subject(subject: Subject, discount: float, checks: list[Check]) -> No
                 rows.append(attempt("the priority", gradients.check_priority, subject, why_not=why))
             if fixed_point.name == "optimal" and representation != "values":
                 why = "it learns a mean alone, as a distribution"
-                title = "the whole distribution"
-                rows.append(attempt(title, distributions.check_distribution, subject, why_not=why))
+                look = distributions.CHECKS[representation]
+                rows.append(attempt("the whole distribution", look, subject, why_not=why))
     checks += rows
     if fixed_point is None:
         checks.append(Check("fixed point", None, "", "none is declared: it is not judged"))

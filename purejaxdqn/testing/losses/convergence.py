@@ -8,13 +8,8 @@ import numpy as np
 
 from purejaxdqn.testing.losses.single_transitions import FAST_COMPILE, Subject, find_size
 from purejaxdqn.testing.report import Check, attempt, expect
-from purejaxdqn.testing.tabular.decision_processes import (
-    BANDIT_REWARDS,
-    MDP,
-    draw_start_values,
-    make_mdps,
-    value_iteration,
-)
+from purejaxdqn.testing.tabular import decision_processes as mdps
+from purejaxdqn.testing.tabular.decision_processes import BANDIT_REWARDS, MDP
 from purejaxdqn.testing.tabular.table_networks import FRACTIONS
 from purejaxdqn.types import Array, Transition
 
@@ -24,9 +19,9 @@ _NUM_COPIES = 600
 
 def check_fixed_point(subject: Subject, discount: float, wrong: str) -> list[Check]:
     """Makes a row for each decision process, and for known quantiles; `wrong` is what is known."""
-    mdp = make_mdps(discount)
-    start, bandit = draw_start_values(mdp), mdp.states_of("bandit")
-    expected = value_iteration(mdp, subject.fixed_point, start)
+    mdp = mdps.make_mdps(discount)
+    start, bandit = mdps.draw_start_values(mdp), mdp.states_of("bandit")
+    expected = mdps.value_iteration(mdp, subject.fixed_point, start)
     # It starts near the expected values, as some losses settle slowly.
     noise = np.random.default_rng(5).normal(size=expected.shape) * 0.3
     near = np.where(mdp.is_final[:, np.newaxis], expected, expected + noise)

@@ -13,12 +13,6 @@ _ATOM_WIDTH = SUPPORT[1] - SUPPORT[0]
 _ONE_ALONE = "each quantile is compared with one of the target alone, and not with all of them"
 
 
-def check_distribution(subject: Subject) -> str | None:
-    """Checks the distribution that is learned, unless means alone count, as in two-hot losses."""
-    is_quantile = subject.table.representation == "quantile"
-    return _check_quantiles(subject) if is_quantile else _check_categories(subject)
-
-
 def _move(cases: Cases, values: np.ndarray) -> np.ndarray:
     """Moves quantiles or atoms `[N, M]` at time t to where the target has them."""
     return cases.r_t[:, np.newaxis] + cases.discount_t[:, np.newaxis] * values
@@ -101,6 +95,7 @@ def _check_all_pairs(subject: Subject, cases: Cases, tables: np.ndarray, best: n
 
 
 def _check_categories(subject: Subject) -> str | None:
+    """Checks the masses that are learned, unless means alone count, as in two-hot losses."""
     cases, table = subject.cases, subject.table
     num, num_actions = cases.q_t.shape
     noise = np.random.default_rng(7).normal(size=(num, num_actions, len(SUPPORT)))
@@ -192,3 +187,6 @@ def _name_category_mistake(
         for text, (masses, at) in others.items()
     }
     return next(iter(find_true(why)), "")
+
+
+CHECKS = {"quantile": _check_quantiles, "categorical": _check_categories}

@@ -41,11 +41,9 @@ class MDP(NamedTuple):
 
 
 def make_mdps(discount: float) -> MDP:
-    """Makes all processes, side by side in one table.
+    """Makes all processes, side by side in one table; `discount` is gamma of the time limit.
 
-    Args:
-      discount: gamma of the time limit; the others have `discount - 0.09`, so that they are told
-        apart.
+    The others have `discount - 0.09`, so that they are told apart.
     """
     rng = np.random.default_rng(0)
     lower = max(discount - 0.09, 0.0)
@@ -94,14 +92,12 @@ def draw_start_values(mdp: MDP) -> np.ndarray:
 def value_iteration(mdp: MDP, fixed_point: FixedPoint, q_values: np.ndarray) -> np.ndarray:
     """Finds the table `[S, A]` that equals its own expected targets; values after an end stay.
 
-    Raises:
-      ConfigError: if there is none.
+    Raises a ConfigError if there is none.
     """
     is_final = mdp.is_final[:, np.newaxis]
+    taken = (mdp.action, mdp.reward, mdp.discount)
     for _ in range(_MAX_SWEEPS):
-        target = fixed_point.target(
-            q_values[mdp.state], mdp.action, mdp.reward, mdp.discount, q_values[mdp.next_state]
-        )
+        target = fixed_point.target(q_values[mdp.state], *taken, q_values[mdp.next_state])
         new = np.where(is_final, q_values, 0.0)
         np.add.at(new, (mdp.state, mdp.action), mdp.probability * target)
         change = np.abs(new - q_values).max()

@@ -50,10 +50,7 @@ _State = tuple[Array, Array]  # the number of the observation, and the steps of 
 
 
 def make_probe_environment() -> Environment:
-    """Makes an environment whose episodes are drawn from the probes.
-
-    Its observations are one-hot `[8]`; it has two actions.
-    """
+    """Makes an environment of episodes drawn from the probes, with one-hot observations `[8]`."""
     rewards, following, is_end = map(jnp.asarray, (_REWARD, _FOLLOWING, _IS_END))
 
     def reset(key: Array) -> tuple[_State, Array]:
@@ -78,14 +75,8 @@ def compute_known_values() -> np.ndarray:
     return values
 
 
-# --------------------------------------- what is learned of them where transitions are made wrongly
-
-
 def play_probes(num_steps: int, num_envs: int) -> Step:
-    """Plays episodes of all probes, the same each time; a `Step` of NumPy arrays `[T, E]`.
-
-    Observations are numbers.
-    """
+    """Plays the same episodes each time; a `Step` of NumPy arrays `[T, E]`, obs are numbers."""
     rng = np.random.default_rng(0)
     rows = []
     number, since = rng.choice(_STARTS, num_envs), np.zeros(num_envs, int)
