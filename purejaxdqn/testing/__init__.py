@@ -11,9 +11,7 @@
 A check that fails raises an AssertionError that says what is wrong, the value that was found, and
 the remedy. The checks of a loss, a replay and a training run print a table with a row a check;
 `loss_report`, `replay_report` and `training_report` have the same arguments, and neither print nor
-raise. A loss can be checked from the command line too:
-
-    purejaxdqn check my_module:my_loss
+raise. A loss can be checked from the command line too: `purejaxdqn check my_module:my_loss`.
 """
 
 from purejaxdqn.testing.environments import check_environment as check_environment

@@ -10,17 +10,9 @@ import jax.numpy as jnp
 import numpy as np
 
 from purejaxdqn.environments import Environment
-from purejaxdqn.testing.programs import COMPILABLE, Program, clone_keys, find_types, to_numpy
-from purejaxdqn.testing.requirements import (
-    NUM_LANES,
-    describe_type,
-    drop_keys,
-    is_key,
-    require,
-    require_close,
-    require_float_scalar,
-    require_same_types,
-)
+from purejaxdqn.testing import require
+from purejaxdqn.testing.programs import COMPILABLE, clone_keys, find_types, pure_jit, to_numpy
+from purejaxdqn.testing.require import NUM_LANES, describe_type, drop_keys, is_key
 from purejaxdqn.types import Array, ArrayTree, TimeStep
 
 _ONE_ENVIRONMENT = f"It is a function of ONE environment, batched with vmap. {COMPILABLE}"
@@ -59,7 +51,7 @@ def check_environment(env: Environment, key: Array, *, random_reset: bool = True
 
 
 def _check_description(env: Environment) -> None:
-    require(isinstance(env, Environment), f"{env!r} is not an Environment: build one")
+    require.that(isinstance(env, Environment), f"{env!r} is not an Environment: build one")
     is_count = [type(count) is int and count >= 1 for count in (env.num_actions, env.max_steps)]
     is_box = isinstance(env.observation_space, gymnasium.spaces.Box)
     is_number = env.threshold is None or isinstance(env.threshold, (int, float))
@@ -70,14 +62,14 @@ def _check_description(env: Environment) -> None:
         ("observation_space", is_box, "a gymnasium.spaces.Box"),
         ("threshold", is_number, "a number, or None where none is agreed on"),
     ):
-        require(is_right, f"Environment.{name} is {getattr(env, name)!r}: it must be {rule}")
+        require.that(is_right, f"Environment.{name} is {getattr(env, name)!r}: it must be {rule}")
 
 
 def _check_types(env: Environment, key: Array, mode: str) -> None:
     def find(name: str, rule: str, second: type, *args: Any) -> Any:
         answer = find_types(f"env.{name} {mode}", _ONE_ENVIRONMENT, getattr(env, name), *args)
         is_right = isinstance(answer, tuple) and len(answer) == 2 and isinstance(answer[1], second)
-        require(is_right, f"env.{name} answers with {answer!r}: it must return {rule}")
+        require.that(is_right, f"env.{name} answers with {answer!r}: it must return {rule}")
         return answer
 
     state, obs = find("reset", "(state, obs)", object, key)
@@ -88,24 +80,24 @@ def _check_types(env: Environment, key: Array, mode: str) -> None:
     floats = [np.float64] if jnp.issubdtype(space.dtype, jnp.floating) else []
     dtypes = [jax.dtypes.canonicalize_dtype(dtype) for dtype in (space.dtype, *floats)]
     for name, found in (("env.reset", obs), ("env.step", timestep.obs)):
-        require(
+        require.that(
             found.shape == space.shape and found.dtype in dtypes,
             f"the observation of {name} is {describe_type(found)} {mode}, but observation_space "
             f"says {np.dtype(space.dtype).name}{list(space.shape)}: {_CORRECT}",
         )
     pairs = {"state": (state, next_state), "observation": (obs, timestep.obs)}
     for name, pair in pairs.items():
-        require_same_types(
+        require.same_types(
             *pair,
             f"the {name} has other types after env.step than after env.reset {mode}, so that scan "
             "cannot carry it",
             "give every array one dtype and shape: jnp.zeros((), jnp.int32), x.astype(y.dtype)",
         )
-    require_float_scalar(timestep.reward, f"the reward {mode}")
+    require.float_scalar(timestep.reward, f"the reward {mode}")
     for name in ("terminated", "truncated"):
         flag = getattr(timestep, name)
         is_right = getattr(flag, "shape", None) == () and flag.dtype == bool
-        require(is_right, f"{name} is {describe_type(flag)} {mode}: it must be a bool scalar")
+        require.that(is_right, f"{name} is {describe_type(flag)} {mode}: it must be a bool scalar")
 
 
 def _lies_in_space(space: gymnasium.spaces.Box, obs: Any) -> Any:
@@ -127,21 +119,21 @@ def _check_starts(env: Environment, key: Array, action: np.ndarray, random_reset
         alone = first_step(jax.random.clone(keys)[0], actions[0])
         return alone, jax.vmap(first_step)(keys, actions)
 
-    program = Program("env.reset and the first env.step", _ONE_ENVIRONMENT, start)
+    program = pure_jit("env.reset and the first env.step", _ONE_ENVIRONMENT, start)
     alone, together = program(jax.random.split(key, (NUM_LANES, 2)), action)
-    require_close(
+    require.close(
         to_numpy(alone),
         jax.tree.map(lambda x: x[0], to_numpy(together)),
         "an environment alone and the same one in a batch answer differently",
         "write reset and step for ONE environment: no sum, mean or draw over a batch axis",
     )
     fresh, obs = together[0]
-    require(
+    require.that(
         not random_reset or any((leaf != leaf[:1]).any() for leaf in drop_keys((fresh, obs))),
         f"{NUM_LANES} different keys give {NUM_LANES} times the same reset: draw it from the "
         "key, or pass random_reset=False if episodes are meant to start alike",
     )
-    require(
+    require.that(
         _lies_in_space(env.observation_space, np.asarray(obs)),
         "an observation of env.reset lies outside of observation_space "
         f"({env.observation_space}): {_CORRECT}",
@@ -171,7 +163,7 @@ def _check_episodes(env: Environment, key: Array, actions: np.ndarray, fresh: Ar
         return jnp.where(is_clock[jnp.newaxis], then, fresh)
 
     play = functools.partial(jax.lax.scan, jax.vmap(play_one))
-    program = Program("playing whole episodes", _ONE_ENVIRONMENT, play)
+    program = pure_jit("playing whole episodes", _ONE_ENVIRONMENT, play)
     keys = jax.random.split(key, (*actions.shape, 2))
     states, rows = [fresh], []
     # At once up to two steps before the limit, and then one by one.
@@ -186,7 +178,7 @@ def _check_episodes(env: Environment, key: Array, actions: np.ndarray, fresh: Ar
     # Fresh states with only the step counter set to the end.
     clocked = [jax.tree.map(set_clock, fresh, *pair) for pair in (states[1:3], states[2:0:-1])]
     before, after = (np.asarray(program(x, (keys[:1], actions[:1]))[1][0][0]) for x in clocked)
-    require(
+    require.that(
         bool(before.all()) or not after[~before].all(),
         f"terminated becomes True at step {env.max_steps} because the time limit (max_steps) is "
         "reached: report it as truncated alone, so that the value is bootstrapped. If the task's "
@@ -206,7 +198,7 @@ def _check_played(env: Environment, played: tuple[np.ndarray, ...]) -> None:
     )
     # Dynamics without noise, but noise in the last answer: a new start was drawn.
     noise = depends_on_key & in_episode
-    require(
+    require.that(
         bool((noise & ~over).any()) or not (noise & over).any(),
         "the last step of an episode depends on the step's key, and no other step does: env.step "
         f"starts a new episode by itself. {hint}",
@@ -230,4 +222,4 @@ def _check_played(env: Environment, played: tuple[np.ndarray, ...]) -> None:
         (missed, "truncated is False at", f"{limit}{remedy}"),
     ):
         step = wrong.any(axis=1).argmax() + 1
-        require(not wrong.any(), f"{what} step {step} of an episode{how}")
+        require.that(not wrong.any(), f"{what} step {step} of an episode{how}")

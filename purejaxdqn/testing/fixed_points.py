@@ -1,8 +1,7 @@
 """What a loss can converge to: the known fixed points that `check_loss` judges by.
 
-A `FixedPoint` is the target of a transition where the online and the target network agree. It is
-written in plain NumPy, apart from the losses' own code. The loss converges to the table of action
-values that equals its expected targets. All functions work on any leading axes: `q_t [..., A]`.
+They are in plain NumPy, apart from the losses' own code, and take any leading axes: `q_t [..., A]`.
+A loss converges to the table of action values that equals its expected targets.
 """
 
 from collections.abc import Callable
@@ -46,9 +45,7 @@ def _make(name: str, targets: Callable[..., _ByMistake]) -> FixedPoint:
     return right._replace(near_misses=tuple(zip(mistakes, near, strict=True)))
 
 
-OPTIMAL = FixedPoint(
-    "optimal", lambda q_tm1, a_tm1, r_t, discount_t, q_t: r_t + discount_t * q_t.max(-1)
-)
+OPTIMAL = FixedPoint("optimal", lambda _, __, r_t, discount_t, q_t: r_t + discount_t * q_t.max(-1))
 """The optimal values: Bellman's optimality equation."""
 
 RETURN = FixedPoint("return", lambda q_tm1, a_tm1, r_t, discount_t, q_t: r_t + 0 * discount_t)
@@ -77,8 +74,7 @@ def epsilon_greedy(epsilon: Any) -> FixedPoint:
 def soft(temperature: Any) -> FixedPoint:
     """Makes the soft values: `temperature * log sum_a exp(q_t[a] / temperature)`, not the maximum.
 
-    Args:
-      temperature: above 0, in the unit of the action values.
+    The temperature is above 0, in the unit of the action values.
     """
 
     def policy_mean(q_t: Rows, temperature: Any) -> Rows:
@@ -131,6 +127,7 @@ def munchausen(
         log_policy, late = (take_value(x, a_tm1) for x in (all_tm1, all_t))
         plain = temperature * (take_value(q_tm1, a_tm1) - _logsumexp(q_tm1))
         right, unscaled = clip(log_policy), clip(log_policy / temperature)
+        rescaled = temperature * unscaled
         average, probability = clip(all_tm1).mean(-1), np.exp(log_policy / temperature)
         scaled = {
             "": right,
@@ -138,9 +135,7 @@ def munchausen(
             "the Munchausen bonus has the wrong sign": -right,
             "the bonus's log-policy is not clipped": log_policy,
             "the bonus's log-policy is not multiplied by the temperature": unscaled,
-            "the bonus's log-policy is multiplied by the temperature after it is clipped": (
-                temperature * unscaled
-            ),
+            "the bonus's log-policy is multiplied by the temperature after it is clipped": rescaled,
             "the bonus's log-policy is that of action values without a temperature": clip(plain),
             "the bonus's log-policy is averaged over the actions: it is that of a_tm1": average,
             "the bonus is the policy's probability and not its logarithm": probability,

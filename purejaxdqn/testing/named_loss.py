@@ -43,9 +43,7 @@ class LossOptions:
     learns_other_actions: bool = setting(
         False, "The loss is meant to move other actions than the one that was taken."
     )
-    learns_next_obs: bool = setting(
-        False, "The loss is meant to learn from obs_t whatever the discount."
-    )
+    learns_next_obs: bool = setting(False, "It is meant to learn from obs_t whatever the discount.")
 
 
 def load_loss(name: str) -> Any:

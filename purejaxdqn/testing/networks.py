@@ -6,14 +6,9 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from purejaxdqn.testing.programs import COMPILABLE, Program, find_types, to_numpy
-from purejaxdqn.testing.requirements import (
-    describe_type,
-    find_largest,
-    require,
-    require_close,
-    require_finite,
-)
+from purejaxdqn.testing import require
+from purejaxdqn.testing.programs import COMPILABLE, find_types, pure_jit, to_numpy
+from purejaxdqn.testing.require import describe_type, find_size
 from purejaxdqn.types import Array, Network, Params
 
 _ONE_OBSERVATION = (
@@ -49,7 +44,7 @@ def check_network(network: Network[Any], key: Array, obs: Array, num_actions: in
     for name, noise in (("without a key", None), ("with a key", key)):
         found = find_types(f"network.apply {name}", _ONE_OBSERVATION, values, params, obs, noise)
         is_right = getattr(found, "shape", None) == (num_actions,)
-        require(
+        require.that(
             is_right and jnp.issubdtype(found.dtype, jnp.floating),
             f"action_values gives {describe_type(found)} for one observation {name}: it must give "
             f"float32[{num_actions}], one number for each action",
@@ -70,18 +65,18 @@ def _check_values(init: Any, values: Callable[..., Array], key: Array, obs: Arra
         return weights, values(params, obs), values(params, obs, noise_key), among, gradient
 
     *init_keys, noise_key = jax.random.split(key, 3)
-    program = Program("the network", _ONE_OBSERVATION, examine)
+    program = pure_jit("the network", _ONE_OBSERVATION, examine)
     weights, alone, noisy, among, gradient = to_numpy(program(jnp.stack(init_keys), noise_key))
-    require_finite(weights, "the network's weights after network.init")
-    require_finite(alone, "action_values without a key")
-    require_finite(noisy, "action_values with a key")
-    require(
+    require.finite(weights, "the network's weights after network.init")
+    require.finite(alone, "action_values without a key")
+    require.finite(noisy, "action_values with a key")
+    require.that(
         any((leaf[0] != leaf[1]).any() for leaf in jax.tree.leaves(weights)),
         "two different keys give the same weights: draw them from the key",
     )
     for place, value in among.items():
         wrong = f"the values of an observation differ alone and among {place} in a batch"
-        require_close(alone, value, wrong, "normalise within ONE observation, not over a batch")
-    require_finite(gradient, "the gradient of the action values")
+        require.close(alone, value, wrong, "normalise within ONE observation, not over a batch")
+    require.finite(gradient, "the gradient of the action values")
     wrong = "no gradient reaches the weights, so that nothing would be learned"
-    require(find_largest(gradient) > 0, wrong)
+    require.that(find_size(gradient) > 0, wrong)

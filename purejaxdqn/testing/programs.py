@@ -1,6 +1,7 @@
 """Compiles and runs the functions of a component, and checks that they are pure."""
 
 import contextlib
+import itertools
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -8,7 +9,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from purejaxdqn.testing.requirements import is_key, pair_leaves, require, write_some
+from purejaxdqn.testing import require
+from purejaxdqn.testing.require import is_key, pair_leaves, write_some
 from purejaxdqn.types import ArrayTree
 
 COMPILABLE = (
@@ -38,43 +40,37 @@ def find_types(name: str, remedy: str, function: Callable[..., Any], *args: Any)
         return jax.eval_shape(lambda *args: function(*args), *args)
 
 
-class Program:
-    """A function of arrays, compiled; its first call checks that it is pure.
+def pure_jit(name: str, remedy: str, function: Callable[..., Any]) -> Callable[..., Any]:
+    """Compiles a function; its first call fails where a second call, or trace, gives another."""
+    # Two functions, so that each is traced; optimised for compile time.
+    options = {"xla_backend_optimization_level": 0}
+    compiled, again = (
+        jax.jit(lambda *args: function(*clone_keys(args)), compiler_options=options)
+        for _ in range(2)
+    )
+    calls = itertools.count()
 
-    `name` names it in messages, and `remedy` says what to do where it raises.
-    """
-
-    def __init__(self, name: str, remedy: str, function: Callable[..., Any]) -> None:
-        self._name, self._remedy = name, remedy
-        # Two functions, so that each is traced; optimised for compile time.
-        options = {"xla_backend_optimization_level": 0}
-        self._compiled, self._again = (
-            jax.jit(lambda *args: function(*clone_keys(args)), compiler_options=options)
-            for _ in range(2)
-        )
-        self._is_checked = False
-
-    def __call__(self, *args: Any) -> Any:
-        """Returns the output; fails where a second call, or a second trace, gives another."""
+    def call(*args: Any) -> Any:
         args = jax.tree.map(jnp.asarray, args)
-        with explain_errors(self._name, self._remedy), jax.debug_key_reuse(True):
-            answers = [self._compiled(*args)]
-            if not self._is_checked:
-                answers.append(self._compiled(*args))
+        with explain_errors(name, remedy), jax.debug_key_reuse(True):
+            answers = [compiled(*args)]
+            if next(calls) == 0:
+                answers.append(compiled(*args))
                 # Another program from a second trace reads something besides its arguments.
-                if self._again.lower(*args).as_text() != self._compiled.lower(*args).as_text():
-                    answers.append(self._again(*args))
-            self._is_checked = True
+                if again.lower(*args).as_text() != compiled.lower(*args).as_text():
+                    answers.append(again(*args))
             jax.block_until_ready(answers)
         for other in answers[1:]:
             for path, x, y in pair_leaves(to_numpy(answers[0]), to_numpy(other)):
-                require(
+                require.that(
                     x.tobytes() == y.tobytes(),
-                    f"{self._name} gives different answers to the same arguments: {path} is "
+                    f"{name} gives different answers to the same arguments: {path} is "
                     f"{write_some(x)} and then {write_some(y)}; draw every random number with "
                     "jax.random from the key: none from numpy, none counted",
                 )
         return answers[0]
+
+    return call
 
 
 def to_numpy(tree: ArrayTree) -> Any:

@@ -9,9 +9,9 @@ import jax.numpy as jnp
 import numpy as np
 
 from purejaxdqn.replay import n_step_transition
-from purejaxdqn.testing.programs import COMPILABLE, Program, explain_errors, find_types, to_numpy
+from purejaxdqn.testing import require
+from purejaxdqn.testing.programs import COMPILABLE, explain_errors, find_types, pure_jit, to_numpy
 from purejaxdqn.testing.report import Check, Report, attempt, print_and_raise, unprinted
-from purejaxdqn.testing.requirements import require, require_same_types
 from purejaxdqn.testing.tabular import probes
 from purejaxdqn.types import Array, ArrayTree, Replay, Sample, Step, Transition, Window, run_axes
 
@@ -29,8 +29,6 @@ def check_replay(
 ) -> Report:
     """Checks a replay, prints a table with a row a check, and raises if one failed.
 
-    See `Replay`, `Step`, `Sample` and `Window`.
-
     - Every window in a sample starts with a step that was added, one of the newest `capacity`. An
       entry that was never written is never sampled.
     - Actions, rewards, flags and both observations of a window belong together. `next_obs` is the
@@ -45,7 +43,7 @@ def check_replay(
     - From its samples, with `n_step_transition`, the values of five probe environments come out as
       they are known: no time limit is learned as a death, no window reaches across episodes.
 
-    It returns and raises as `check_loss`.
+    It returns and raises as `check_loss`. See `Replay`, `Step`, `Sample` and `Window`.
 
     Args:
       make_replay: `(capacity, batch_size, time_limit) -> Replay`, such as `uniform_replay`, or
@@ -159,8 +157,8 @@ def _check_types(make_replay: MakeReplay, num_envs: int, n_step: int) -> str:
     added = find("add", state, step)
     sample = find("sample", added, jax.random.key(0))
     is_right = isinstance(sample, Sample) and isinstance(sample.window, Window)
-    require(is_right, f"Replay.sample gives {sample!r}: it must give a Sample of a Window")
-    require_same_types(
+    require.that(is_right, f"Replay.sample gives {sample!r}: it must give a Sample of a Window")
+    require.same_types(
         Sample(_list_window_types(n_step, _BATCH_SIZE), batch.action, batch.reward),
         sample,
         f"a batch of {_BATCH_SIZE} windows of {n_step} steps (n_step) with uint8 observations has "
@@ -168,7 +166,7 @@ def _check_types(make_replay: MakeReplay, num_envs: int, n_step: int) -> str:
         "give out observations, actions and rewards in the dtypes in which they were added",
     )
     if replay.window_at:
-        require_same_types(
+        require.same_types(
             _list_window_types(_NUM_STEPS),
             find("window_at", added, _list_types().action, static=(_NUM_STEPS,)),
             f"Replay.window_at of {_NUM_STEPS} steps gives the wrong types",
@@ -177,7 +175,7 @@ def _check_types(make_replay: MakeReplay, num_envs: int, n_step: int) -> str:
     updated = find("update", added, batch.action, batch.reward)
     for name, new in (("add", added), ("update", updated)):
         message = f"Replay.{name} changes the types of the state, so that scan cannot carry it"
-        require_same_types(state, new, message, "keep every shape and dtype")
+        require.same_types(state, new, message, "keep every shape and dtype")
     return ""
 
 
@@ -194,14 +192,14 @@ def _check_content(replay: Replay, steps: Step, keys: Array, max_rows: int, n_st
         at_index = jax.vmap(lambda index: window_at(state, index, _NUM_STEPS))
         return samples, jax.vmap(at_index)(samples.indices)
 
-    program = Program("init, add and sample of a replay", COMPILABLE, examine)
+    program = pure_jit("init, add and sample of a replay", COMPILABLE, examine)
     for num_steps in (max_rows - 2, len(steps.action)):
         added = Step._make(x[:num_steps] for x in steps)
         samples, longer = to_numpy(program(keys, added))
         _check_samples(samples, added, max_rows, n_step, "")
         if longer is not None:
             asked = f"that window_at gave for {_NUM_STEPS} steps, "
-            require(
+            require.that(
                 np.array_equal(longer.obs, samples.window.obs),
                 "Replay.window_at gives other windows than Replay.sample at the same indices: "
                 "start at the entry that Sample.indices names",
@@ -215,7 +213,7 @@ def _check_samples(samples: Sample, steps: Step, max_rows: int, n_step: int, ask
     num_steps, num_envs = steps.action.shape
     windows, _, probabilities = jax.tree.map(np.concatenate, samples)
     low, high = probabilities.min(), probabilities.max()
-    require(
+    require.that(
         low > 0 and high <= 1,
         f"probabilities reach from {low:.3g} to {high:.3g}: each must be above 0 and at most 1",
     )
@@ -228,7 +226,7 @@ def _check_samples(samples: Sample, steps: Step, max_rows: int, n_step: int, ask
     when = f"after {num_steps} steps of {num_envs} environments with room for {max_rows}, "
     seen = set()
     for window in map(Window._make, zip(*windows, strict=True)):
-        require(
+        require.that(
             float(window.obs) in added and not np.isnan(window.next_obs),
             f"{when}a sampled window holds observations that were never added (obs {window.obs}, "
             f"next_obs {window.next_obs}): sample only entries that were written",
@@ -236,13 +234,13 @@ def _check_samples(samples: Sample, steps: Step, max_rows: int, n_step: int, ask
         t, env = added[float(window.obs)]
         seen.add((t, env))
         where = f"in the window from step {t} of environment {env} on, {asked}{when}"
-        require(
+        require.that(
             t >= num_steps - max_rows,
             f"{where}the first step is not among the newest {max_rows}: write over the oldest",
         )
         _check_window(window, Step._make(x[t : t + n_step, env] for x in steps), n_step, where)
     num_held = min(num_steps, max_rows) * num_envs
-    require(
+    require.that(
         2 * len(seen) >= num_held,
         f"{obs.size} draws reached only {len(seen)} of {num_held} steps held: sample all of them",
     )
@@ -257,13 +255,13 @@ def _check_window(window: Window, steps: Step, n_step: int, where: str) -> None:
     for name in ("is_inside", "action", "reward", "terminated", "truncated"):
         true = expected[name]
         found = getattr(window, name)[: len(true)]
-        require(
+        require.that(
             np.array_equal(found, true),
             f"{where}{name} is {found.tolist()} and not {true.tolist()}: a window spans {n_step} "
             "steps, and ends sooner only with the step that ended the episode or the newest one",
         )
     true_next = own.next_obs[-1, 0, 0, 0]
-    require(
+    require.that(
         bool(own.terminated[-1] or window.next_obs == true_next),
         f"{where}next_obs is observation {window.next_obs} and not {true_next} (terminated "
         f"{own.terminated[-1]}, truncated {own.truncated[-1]}): it is Step.next_obs of the last "
@@ -298,7 +296,7 @@ def _check_draws(replay: Replay, steps: Step, key: Array, num_held: int) -> str:
         if (rises < 1e-3).all()
         else "are they written at the indices that Replay.update is given?"
     )
-    require(
+    require.that(
         rising == 1,
         "after Replay.update with a priority of its own for each entry, the probabilities do not "
         f"rise with the priorities (they do from {rising:.0%} of entries to the next): {why}",
@@ -311,13 +309,13 @@ def _compare_counts(drawn: Sample, num_held: int, when: str) -> None:
     indices, given = drawn.indices.ravel(), drawn.probabilities.ravel().astype(np.float64)
     _, first, inverse, counts = np.unique(indices, True, True, True)
     probabilities = given[first]
-    require(
+    require.that(
         np.allclose(probabilities[inverse], given, rtol=1e-4, atol=0),
         f"{when}the same entry has several probabilities in Sample.probabilities: one state gives "
         "each entry one",
     )
     total = float(probabilities.sum())
-    require(
+    require.that(
         abs(total - 1) < 1e-3 or len(counts) < num_held,
         f"{when}the probabilities of all {num_held} entries that are held sum to {total:.3g} and "
         "not to 1: each is the probability with which the entry is drawn, among those that were "
@@ -326,7 +324,7 @@ def _compare_counts(drawn: Sample, num_held: int, when: str) -> None:
     expected = len(indices) * probabilities
     sigmas = np.abs(counts - expected) / np.sqrt(expected)
     i = int(sigmas.argmax())
-    require(
+    require.that(
         sigmas[i] < 6,
         f"{when}{counts[i] / len(indices):.3g} of all draws are of an entry whose probability is "
         f"said to be {probabilities[i]:.3g}: Sample.probabilities are to be those with which "
@@ -348,14 +346,14 @@ def _check_in_place(make_replay: MakeReplay, num_envs: int) -> str:
         states = jax.eval_shape(jax.vmap(replay.init, out_axes=axes), first)
         program = jax.jit(add_all, donate_argnums=1).lower(runs, states).compile()
     obs_type = ",".join(map(str, _OBS_SHAPE))
-    require(
+    require.that(
         not re.search(rf"{obs_type}\]\S* scatter\(", program.as_text() or ""),
         "Replay.add writes with a scatter when several runs are vmapped: declare the index with "
         "purejaxdqn.types.shared_counter(), and write with jax.lax.dynamic_update_slice",
     )
     ring = max(x.size * x.dtype.itemsize for x in jax.tree.leaves(states))
     needed = getattr(program.memory_analysis(), "temp_size_in_bytes", 0)
-    require(
+    require.that(
         needed < ring / 2,
         f"Replay.add copies: it needs {needed} bytes beside a ring of {ring}. Write with "
         "jax.lax.dynamic_update_slice, and read what the write replaces before it, not after",

@@ -85,24 +85,26 @@ def _shorten(config: DQNConfig) -> DQNConfig:
         batch_size=64,
         representation="values",
         td_error="q_learning",
+        munchausen=False,
+        dueling=False,
+        noisy=False,
         discount=probes.DISCOUNT,
+        learning_rate=1.0,
         learning_rate_end_fraction=0.2,
         max_grad_norm=float("inf"),
         target_period=10,
+        target_step_size=1.0,
         epsilon_schedule="linear",
+        epsilon_start=1.0,
+        epsilon_end=1.0,
         eval_interval=prefill + 2_500 * num_envs,
-        **dict.fromkeys(("munchausen", "dueling", "noisy"), False),
-        **dict.fromkeys(("learning_rate", "target_step_size", "epsilon_start", "epsilon_end"), 1.0),
     )
     settings.validate()
     return settings
 
 
 def _make_watched_environment() -> Environment:
-    """Makes an endless episode that records every action, and a draw from every key.
-
-    Its state: the draw of the reset, those of the steps `[T]`, the actions `[T]`, and their number.
-    """
+    """Makes an endless episode that records every action `[T]`, and a draw from every key."""
     obs, never = jnp.ones(probes.NUM_OBS), jnp.zeros((), bool)
 
     def reset(key: Array) -> tuple[tuple[Array, ...], Array]:

@@ -269,12 +269,11 @@ def check_priority(subject: Subject) -> str | None:
         f"{min(grows):.0%} of cases: {find_true(why)[0]}; {_PRIORITY}"
     )
     expect(min(grows) == 1, f"{min(grows):.0%}", wrong)
-    others = {
+    text = (
         "1 more of reward and of all q_tm1 changes the priority, by a share of up to {:.3g}, "
-        "although the error is the same: it depends on the target or the prediction alone": (
-            cases.shift(r_t=1.0, q_tm1=1.0)
-        ),
-    }
+        "although the error is the same: it depends on the target or the prediction alone"
+    )
+    others = {text: cases.shift(r_t=1.0, q_tm1=1.0)}
     if subject.bootstrap != "online" and not subject.learns_other_actions:
         noise = np.random.default_rng(8).normal(size=cases.q_tm1.shape)
         text = (

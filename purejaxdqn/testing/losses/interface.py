@@ -12,16 +12,10 @@ import numpy as np
 
 from purejaxdqn.losses.bellman_loss import TD_ERROR_ARGUMENTS, TDError, call_by_name
 from purejaxdqn.networks import value_network
-from purejaxdqn.testing.programs import COMPILABLE, Program, find_types, to_numpy
+from purejaxdqn.testing import require
+from purejaxdqn.testing.programs import COMPILABLE, find_types, pure_jit, to_numpy
 from purejaxdqn.testing.report import Check, attempt, expect, find_true
-from purejaxdqn.testing.requirements import (
-    NUM_LANES,
-    find_largest,
-    pair_leaves,
-    require,
-    require_finite,
-    require_float_scalar,
-)
+from purejaxdqn.testing.require import NUM_LANES, find_size, pair_leaves
 from purejaxdqn.testing.tabular.table_networks import TABLES, Table
 from purejaxdqn.training.settings import reserved_names
 from purejaxdqn.types import Array, Categorical, LossFn, LossOutput, Network, Quantiles, Transition
@@ -80,9 +74,9 @@ def _find_error(loss_fn: LossFn[Any], table: Table) -> Exception | None:
     """Returns what a loss raises with a kind of table."""
     one = _take_first(_draw_transitions())
     params = table.from_values(np.zeros((len(one.obs_t), _NUM_ACTIONS))).astype(np.float32)
-    loss = functools.partial(loss_fn, table.network)
     try:
-        jax.eval_shape(loss, params, params, one, jax.random.key(0))
+        key = jax.random.key(0)
+        jax.eval_shape(functools.partial(loss_fn, table.network), params, params, one, key)
     except Exception as error:
         return error
     return None
@@ -168,32 +162,30 @@ def _check_types(network: Network[Any], loss: Any, arguments: Any, a_tm1: np.nda
         f"a_tm1 reaches {a_tm1.max()}, but the network has {num_actions} actions: pass the network "
         "and the transitions that belong together"
     )
-    require(a_tm1.max() < num_actions, wrong)
+    require.that(a_tm1.max() < num_actions, wrong)
     output = find_types("the loss of one transition", _REMEDY, loss, *arguments)
     wrong = f"the loss returns {output!r}: it must return a LossOutput(loss, priority, metrics)"
-    require(isinstance(output, LossOutput), wrong)
+    require.that(isinstance(output, LossOutput), wrong)
     for name, leaf in (("loss", output.loss), ("priority", output.priority)):
-        require_float_scalar(leaf, f"LossOutput.{name}")
+        require.float_scalar(leaf, f"LossOutput.{name}")
         wrong = f"LossOutput.{name} is {leaf.dtype} where the network is float32: drop the cast"
-        require(leaf.dtype == jnp.float32, wrong)
+        require.that(leaf.dtype == jnp.float32, wrong)
     wrong = f"LossOutput.metrics is {output.metrics!r}: it must be a dict of scalars, if only {{}}"
-    require(isinstance(output.metrics, dict), wrong)
+    require.that(isinstance(output.metrics, dict), wrong)
     for name, metric in output.metrics.items():
         wrong = f"LossOutput.metrics has {name!r}, which names something else in results: rename it"
-        require(name not in reserved_names(), wrong)
-        require_float_scalar(metric, f"LossOutput.metrics[{name!r}]")
+        require.that(name not in reserved_names(), wrong)
+        require.float_scalar(metric, f"LossOutput.metrics[{name!r}]")
     return f"{output.loss.dtype}[]"
 
 
-def _examine(
-    loss: Any, batch: Any, order: np.ndarray, params: Any, target_params: Any, keys: Array
-) -> dict[str, Any]:
+def _examine(loss: Any, batch: Any, order: Any, params: Any, target: Any, keys: Array) -> Any:
     """Computes `{variant of the batch: (gradient, outputs)}`, and the output of one alone."""
     over_batch = jax.vmap(loss, in_axes=(None, None, 0, 0))
 
     def gradient(batch: Transition, keys: Array) -> Any:
         def mean_loss(params: Any) -> tuple[Array, LossOutput]:
-            output = over_batch(params, target_params, batch, keys)
+            output = over_batch(params, target, batch, keys)
             return jnp.mean(output.loss), output
 
         return jax.grad(mean_loss, has_aux=True)(params)
@@ -211,19 +203,20 @@ def _examine(
     stacked = jax.tree.map(lambda *x: np.stack(x), *variants.values())
     found = jax.vmap(gradient)(stacked, jax.random.clone(keys)[orders])
     split = {name: jax.tree.map(lambda x, i=i: x[i], found) for i, name in enumerate(variants)}
-    return {"alone": loss(params, target_params, _take_first(batch), keys[0]), **split}
+    return {"alone": loss(params, target, _take_first(batch), keys[0]), **split}
 
 
 def _check_purity(examine: Callable[..., Any], arguments: tuple[Any, ...], found: Any) -> str:
     """Checks the answers; puts what `_examine` gives into `found` if they are finite."""
-    answers = to_numpy(Program("the loss", _REMEDY, examine)(*arguments))
+    answers = to_numpy(pure_jit("the loss", _REMEDY, examine)(*arguments))
     grad, output = answers["batch"]
-    require_finite(output, "LossOutput")
-    require_finite(grad, "the gradient of the loss")
+    require.finite(output, "LossOutput")
+    require.finite(grad, "the gradient of the loss")
     found.update(answers)
     lowest = output.priority.min()
-    require(lowest >= 0, f"a priority is {lowest:.3g}: it must not be negative; take jnp.abs of it")
-    require(find_largest(grad) > 0, "no gradient reaches the online network's weights (params)")
+    wrong = f"a priority is {lowest:.3g}: it must not be negative; take jnp.abs of it"
+    require.that(lowest >= 0, wrong)
+    require.that(find_size(grad) > 0, "no gradient reaches the online network's weights (params)")
     return "same bits"
 
 

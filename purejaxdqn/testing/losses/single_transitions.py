@@ -14,6 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from purejaxdqn.testing.fixed_points import Bootstrap
+from purejaxdqn.testing.require import find_size as find_size
 from purejaxdqn.testing.tabular.decision_processes import NUM_ACTIONS
 from purejaxdqn.testing.tabular.table_networks import Table
 from purejaxdqn.types import Array, LossFn, Transition
@@ -72,11 +73,6 @@ def draw_cases() -> Cases:
     rows = rng.uniform(-2, 2, (2, num, 2, NUM_ACTIONS)).swapaxes(1, 2).reshape(4, num, NUM_ACTIONS)
     a_tm1 = np.arange(num, dtype=np.int32) % NUM_ACTIONS
     return Cases._make((*rows, a_tm1, rng.uniform(-1, 1, num), rng.uniform(0.3, 0.95, num)))
-
-
-def find_size(x: np.ndarray) -> float:
-    """Returns the largest magnitude."""
-    return float(np.abs(x).max(initial=0))
 
 
 class Answers(NamedTuple):

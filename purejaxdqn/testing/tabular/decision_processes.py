@@ -90,15 +90,12 @@ def draw_start_values(mdp: MDP) -> np.ndarray:
 
 
 def value_iteration(mdp: MDP, fixed_point: FixedPoint, q_values: np.ndarray) -> np.ndarray:
-    """Finds the table `[S, A]` that equals its own expected targets; values after an end stay.
-
-    Raises a ConfigError if there is none.
-    """
+    """Finds the table `[S, A]` that equals its own expected targets, or raises a ConfigError."""
     is_final = mdp.is_final[:, np.newaxis]
     taken = (mdp.action, mdp.reward, mdp.discount)
     for _ in range(_MAX_SWEEPS):
         target = fixed_point.target(q_values[mdp.state], *taken, q_values[mdp.next_state])
-        new = np.where(is_final, q_values, 0.0)
+        new = np.where(is_final, q_values, 0.0)  # values after an end stay
         np.add.at(new, (mdp.state, mdp.action), mdp.probability * target)
         change = np.abs(new - q_values).max()
         q_values = new

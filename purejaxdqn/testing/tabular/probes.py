@@ -1,8 +1,4 @@
-"""Five probe environments whose values are known, as one: each episode plays one of them.
-
-Their values show mistakes that a loss cannot see: a time limit that is learned as a death, gamma
-where gamma to the n belongs, rewards of another episode.
-"""
+"""Five probe environments whose values are known, as one: each episode plays one of them."""
 
 import functools
 

@@ -1,4 +1,4 @@
-"""Checks arrays against requirements, and describes them in messages."""
+"""Fails with a message where arrays are not what they must be: `require.that`, and others."""
 
 from typing import Any
 
@@ -11,29 +11,29 @@ from purejaxdqn.types import Array, ArrayTree
 NUM_LANES = 16  # environments or transitions that are checked side by side
 
 
-def require(condition: bool | np.bool_, message: str) -> None:
+def that(condition: bool | np.bool_, message: str) -> None:
     """Fails with a message unless a condition holds."""
     if not condition:
         raise AssertionError(message)
 
 
-def require_same_types(a: ArrayTree, b: ArrayTree, message: str, remedy: str) -> None:
+def same_types(a: ArrayTree, b: ArrayTree, message: str, remedy: str) -> None:
     """Fails where structure, dtypes or shapes of two trees differ."""
     one, other = str(jax.tree.structure(a)), str(jax.tree.structure(b))
-    require(one == other, f"{message}: {one} and then {other}; {remedy}")
+    that(one == other, f"{message}: {one} and then {other}; {remedy}")
     for path, x, y in pair_leaves(a, b):
         wrong = f"{message}: {path} is {describe_type(x)} and then {describe_type(y)}; {remedy}"
-        require(x.shape == y.shape and x.dtype == y.dtype, wrong)
+        that(x.shape == y.shape and x.dtype == y.dtype, wrong)
 
 
-def require_close(a: ArrayTree, b: ArrayTree, message: str, remedy: str) -> None:
+def close(a: ArrayTree, b: ArrayTree, message: str, remedy: str) -> None:
     """Fails where two trees differ by more than sums in another order do."""
     for path, x, y in pair_leaves(a, b):
         wrong = f"{message}: {path} is {write_some(x)} and then {write_some(y)}; {remedy}"
-        require(np.allclose(x, y, rtol=1e-3, atol=1e-5, equal_nan=True), wrong)
+        that(np.allclose(x, y, rtol=1e-3, atol=1e-5, equal_nan=True), wrong)
 
 
-def require_finite(tree: ArrayTree, name: str) -> None:
+def finite(tree: ArrayTree, name: str) -> None:
     """Fails where a leaf holds NaN or infinity."""
     for path, leaf in jax.tree_util.tree_leaves_with_path(tree):
         if leaf.dtype != jax.dtypes.float0:
@@ -42,13 +42,13 @@ def require_finite(tree: ArrayTree, name: str) -> None:
                 "it must be finite; look for a division by 0, a logarithm of 0 or the gradient of "
                 "a root at 0"
             )
-            require(np.isfinite(leaf).all(), wrong)
+            that(np.isfinite(leaf).all(), wrong)
 
 
-def require_float_scalar(x: Any, name: str) -> None:
+def float_scalar(x: Any, name: str) -> None:
     """Fails unless `x` is a float scalar."""
     is_right = getattr(x, "shape", None) == () and jnp.issubdtype(x.dtype, jnp.floating)
-    require(is_right, f"{name} is {describe_type(x)}: it must be a float scalar, float32[]")
+    that(is_right, f"{name} is {describe_type(x)}: it must be a float scalar, float32[]")
 
 
 def pair_leaves(a: ArrayTree, b: ArrayTree) -> list[tuple[str, Any, Any]]:
@@ -70,10 +70,10 @@ def drop_keys(tree: ArrayTree) -> list[Array]:
     return [leaf for leaf in jax.tree.leaves(tree) if not is_key(leaf)]
 
 
-def find_largest(tree: ArrayTree) -> float:
-    """Finds the largest magnitude in a tree of gradients."""
-    leaves = [np.abs(x).max() for x in jax.tree.leaves(tree) if x.dtype != jax.dtypes.float0]
-    return max(map(float, leaves), default=0.0)
+def find_size(tree: ArrayTree) -> float:
+    """Finds the largest magnitude in a tree, such as one of gradients."""
+    leaves = [x for x in jax.tree.leaves(tree) if x.dtype != jax.dtypes.float0]
+    return max((float(np.abs(x).max(initial=0)) for x in leaves), default=0.0)
 
 
 def describe_type(x: Any) -> str:
