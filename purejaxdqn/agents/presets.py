@@ -31,16 +31,12 @@ _C51 = {"representation": "categorical", "value_max": 50.0, **_DISTRIBUTION}
 # Quantiles run away where the target network follows at once, and are slow to learn and to hold
 # what they learned one step at a time.
 _QUANTILES = {"td_error": "double_q_learning", "n_step": 5, "target_period": 50, **_DISTRIBUTION}
-_IQN: dict[str, Any] = {
-    "representation": "implicit_quantile",
-    "num_quantiles": 8,
-    "num_cosines": 16,
-    "hidden_sizes": (64, 32),
-    "huber_threshold": 10.0,
-    **_QUANTILES,
-}
+_IQN = {**_QUANTILES, "representation": "implicit_quantile", "huber_threshold": 10.0}
+_IQN |= {"num_quantiles": 8, "num_cosines": 16, "hidden_sizes": (64, 32)}
 _LARGER = {"hidden_sizes": (64, 64), "batch_size": 64}
 _M_IQN = {**_IQN, **_LARGER, "munchausen": True, "huber_threshold": 1.0}
+_RAINBOW = {**_C51, **_LARGER, "batch_size": 32, "steps_per_update": 8, "n_step": 3}
+_RAINBOW |= {"td_error": "double_q_learning", "dueling": True, "prioritised": True, "noisy": True}
 
 
 def _add(name: str, help: str, shared: Mapping[str, Any] = {}, /, **changes: Any) -> None:
@@ -61,19 +57,7 @@ _add("fqf", "proposed quantiles, Yang et al. (2019)", _IQN, representation="prop
 _add("munchausen", "Munchausen DQN, Vieillard et al. (2020)", _FAST, munchausen=True)
 _add("m_iqn", "Munchausen IQN, Vieillard et al. (2020)", _M_IQN)
 _add("noisy", "noisy network, Fortunato et al. (2018)", _FAST, noisy=True, batch_size=32)
-_add(
-    "rainbow",
-    "six extensions at once, Hessel et al. (2018)",
-    _C51,
-    td_error="double_q_learning",
-    dueling=True,
-    n_step=3,
-    prioritised=True,
-    noisy=True,
-    steps_per_update=8,
-    batch_size=32,
-    hidden_sizes=(64, 64),
-)
+_add("rainbow", "six extensions at once, Hessel et al. (2018)", _RAINBOW)
 register(
     "pqn", PQNConfig(), pqn, "Q(lambda) without replay or target network, Gallici et al. (2025)"
 )

@@ -22,53 +22,45 @@ from purejaxdqn.sweep.design import MOST_RUNS, Design
 from purejaxdqn.sweep.options import SweepOptions
 from purejaxdqn.sweep.ray.cluster import run_on_cluster
 from purejaxdqn.sweep.run import run_design
-from purejaxdqn.training.declaration import Setting, setting, settings_of
+from purejaxdqn.training.declaration import Setting, settings_of
 from purejaxdqn.training.loop import Experiment
 from purejaxdqn.training.settings import RunConfig
 from purejaxdqn.types import ConfigError
 
 _FIRST = "The first of them; they are consecutive. The defaults were tuned on seeds 0 to 9."
 _JSON = "Print the summary as one JSON object on the last line of standard output."
-_machines = functools.partial(setting, group="machines")
+_TRACKER = (
+    f"Where curves are shown as they come: {', '.join(tracking.TRACKERS)}. Each is an extra of "
+    "the package."
+)
+_DEVICES = (
+    "Devices to train on; by default one on each CPU core, or the accelerators there are. With "
+    "--cluster, the cores of each task."
+)
+_CLUSTER = (
+    "Train on the nodes of the Ray cluster at this address, such as 10.0.0.1:6379 (auto: the one "
+    "that this machine is part of). All of them see the output folder. Runs go on elsewhere when "
+    "their node dies."
+)
+_GPUS = "GPUs of a node that each task trains on, with --cluster."
+_COORDINATOR = (
+    "Share the sweep with other processes: where the first of them can be reached, such as "
+    "10.0.0.1:8476 (auto: as Slurm, Open MPI or a TPU has it). Each is started with the same "
+    "command but for --process-id."
+)
+_PROCESSES = "Processes that share the sweep, with --coordinator."
+_PROCESS = "Number of this process, from 0, with --coordinator."
+_ALL = ": leave it out for all there are"
+_MACHINE_FLAGS = [
+    Setting("tracker", tuple[str, ...], (), _TRACKER, "sweep"),
+    Setting("num_devices", int, None, _DEVICES, "machines", at_most=1024, remedy=_ALL),
+    Setting("cluster", str, None, _CLUSTER, "machines"),
+    Setting("gpus_per_task", int, 0, _GPUS, "machines", at_least=0),
+    Setting("coordinator", str, None, _COORDINATOR, "machines"),
+    Setting("num_processes", int, None, _PROCESSES, "machines", at_least=0),
+    Setting("process_id", int, None, _PROCESS, "machines", at_least=0),
+]
 Report = Callable[[SweepResult], None]
-
-
-@dataclasses.dataclass(frozen=True)
-class _MachineFlags:
-    tracker: tuple[str, ...] = setting(
-        (),
-        f"Where curves are shown as they come: {', '.join(tracking.TRACKERS)}. Each is an extra of "
-        "the package.",
-        group="sweep",
-    )
-    num_devices: int | None = _machines(
-        None,
-        "Devices to train on; by default one on each CPU core, or the accelerators there are. With "
-        "--cluster, the cores of each task.",
-        at_most=1024,
-        remedy="leave it out for all there are",
-    )
-    cluster: str | None = _machines(
-        None,
-        "Train on the nodes of the Ray cluster at this address, such as 10.0.0.1:6379 (auto: the "
-        "one that this machine is part of). All of them see the output folder. Runs go on "
-        "elsewhere when their node dies.",
-    )
-    gpus_per_task: int = _machines(
-        0, "GPUs of a node that each task trains on, with --cluster.", at_least=0
-    )
-    coordinator: str | None = _machines(
-        None,
-        "Share the sweep with other processes: where the first of them can be reached, such as "
-        "10.0.0.1:8476 (auto: as Slurm, Open MPI or a TPU has it). Each is started with the same "
-        "command but for --process-id.",
-    )
-    num_processes: int | None = _machines(
-        None, "Processes that share the sweep, with --coordinator.", at_least=0
-    )
-    process_id: int | None = _machines(
-        None, "Number of this process, from 0, with --coordinator.", at_least=0
-    )
 
 
 def seed_flags(output: str, num_seeds: int = 10) -> list[Setting]:
@@ -84,7 +76,7 @@ def seed_flags(output: str, num_seeds: int = 10) -> list[Setting]:
 def sweep_flags(output: str, num_seeds: int = 10) -> list[Setting]:
     """Returns the flags of every command that trains a sweep, with their defaults."""
     options = [one for one in settings_of(SweepOptions).values() if one.name != "output"]
-    return [*seed_flags(output, num_seeds), *options, *settings_of(_MachineFlags).values()]
+    return [*seed_flags(output, num_seeds), *options, *_MACHINE_FLAGS]
 
 
 def refuse_unread(names: Iterable[str], configs: Collection[RunConfig]) -> None:

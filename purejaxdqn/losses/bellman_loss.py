@@ -97,18 +97,13 @@ def call_by_name(td_error: TDError, arguments: dict[str, Array]) -> Array:
 
 
 class Outputs(NamedTuple, Generic[Output]):
-    """What the networks say of ONE transition.
+    """What the networks say of ONE transition."""
 
-    `online_tm1` is the online network's output at t - 1 and `target_t` the target network's at t.
-    `q_tm1` and `q_t` are their action values `[A]`, and `q_t_selector` those that choose an action
-    at t.
-    """
-
-    online_tm1: Output
-    target_t: Output
-    q_tm1: Array
-    q_t: Array
-    q_t_selector: Array
+    online_tm1: Output  # of the online network, at t - 1
+    target_t: Output  # of the target network, at t
+    q_tm1: Array  # [A] the action values of `online_tm1`
+    q_t: Array  # [A] those of `target_t`
+    q_t_selector: Array  # [A] those that choose an action at t
 
 
 def loss_of_outputs(

@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 from numpy.polynomial import Chebyshev, Polynomial
 
-from purejaxdqn.networks.layers import DenseLayer, hidden_layers, sow_activation
+from purejaxdqn.networks.layers import DenseLayer, hidden_layers
 from purejaxdqn.types import Array, Categorical, ProposedQuantiles, Quantiles
 
 
@@ -65,15 +65,10 @@ def value_plus_advantages(value: Array, advantages: Array) -> Array:
 
 
 class Head(nn.Module):
-    """Base of all heads: a torso, and outputs for each action.
+    """Base of all heads: a torso, and outputs for each action."""
 
-    Attributes:
-      torso: `obs [*obs] -> features [F]`.
-      outputs: `features [..., F] -> [..., A, N]`, such as `ActionOutputs(A, N)`.
-    """
-
-    torso: nn.Module
-    outputs: nn.Module
+    torso: nn.Module  # obs [*obs] -> features [F]
+    outputs: nn.Module  # features [..., F] -> [..., A, N], such as ActionOutputs(A, N)
 
 
 class Values(Head):
@@ -194,7 +189,7 @@ class FractionEmbedding(nn.Module):
     def __call__(self, fractions: Array) -> Array:
         """Maps fractions `[N]` to `[N, F]`."""
         embedding = nn.relu(nn.Dense(self.num_features)(cosines(fractions, self.num_cosines)))
-        sow_activation(self, "hidden_embedding", embedding)
+        self.sow("intermediates", "hidden_embedding", embedding)
         return embedding
 
 
@@ -224,7 +219,7 @@ def midpoints(num: int) -> Array:
 
 def _features(head: Any, obs: Array) -> Array:
     features: Array = head.torso(obs)
-    sow_activation(head, "features", features)
+    head.sow("intermediates", "features", features)
     return features
 
 

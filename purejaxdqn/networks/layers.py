@@ -22,13 +22,8 @@ def hidden_layers(
         if layer_norm:
             x = nn.LayerNorm()(x)
         x = nn.relu(x)
-        sow_activation(module, f"hidden_{i}", x)
+        module.sow("intermediates", f"hidden_{i}", x)  # `make_network` explains these names
     return x
-
-
-def sow_activation(module: nn.Module, name: str, x: Array) -> None:
-    """Sows the output of a layer for diagnostics, under a name that `make_network` explains."""
-    module.sow("intermediates", name, x)
 
 
 class NoisyDense(nn.Module):
@@ -153,6 +148,6 @@ class CNNTorso(nn.Module):
             if self.layer_norm:
                 x = nn.LayerNorm(reduction_axes=(-3, -2, -1))(x)
             x = nn.relu(x)
-            sow_activation(self, f"hidden_convolution_{i}", x)
+            self.sow("intermediates", f"hidden_convolution_{i}", x)
         hidden_sizes = () if self.hidden_size is None else (self.hidden_size,)
         return hidden_layers(self, jnp.ravel(x), hidden_sizes, self.layer_norm, self.dense)

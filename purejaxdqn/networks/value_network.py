@@ -28,7 +28,7 @@ class MLP(nn.Module):
         """Maps one observation `[*obs]` to `[num_outputs]`."""
         x = jnp.ravel(obs).astype(jnp.float32)
         x = layers.hidden_layers(self, x, self.hidden_sizes, False, nn.Dense)
-        layers.sow_activation(self, "features", x)
+        self.sow("intermediates", "features", x)
         return nn.Dense(self.num_outputs)(x)
 
 

@@ -3,15 +3,9 @@
 A replay stores what happened. Nothing here may know a discount but `n_step_transition`, or a loss.
 """
 
-from purejaxdqn.replay.n_step import n_step_replay, n_step_transition
-from purejaxdqn.replay.prioritised import PrioritisedReplayState, prioritised_replay
-from purejaxdqn.replay.uniform import UniformReplayState, uniform_replay
-
-__all__ = [
-    "PrioritisedReplayState",
-    "UniformReplayState",
-    "n_step_replay",
-    "n_step_transition",
-    "prioritised_replay",
-    "uniform_replay",
-]
+from purejaxdqn.replay.n_step import n_step_replay as n_step_replay
+from purejaxdqn.replay.n_step import n_step_transition as n_step_transition
+from purejaxdqn.replay.prioritised import PrioritisedReplayState as PrioritisedReplayState
+from purejaxdqn.replay.prioritised import prioritised_replay as prioritised_replay
+from purejaxdqn.replay.uniform import UniformReplayState as UniformReplayState
+from purejaxdqn.replay.uniform import uniform_replay as uniform_replay

@@ -71,14 +71,12 @@ def set_leaves(tree: SumTree, indices: Array, values: Array) -> SumTree:
 
 
 def _child_at(children: Array, fraction: Array) -> Array:
-    """Finds on which of the numbers `[N]` a fraction `[]` of their sum falls; never on a 0.
-
-    Where rounding carries the fraction to the whole sum, it falls on the last number above 0.
-    """
+    """Finds on which of the numbers `[N]` a fraction `[]` of their sum falls; never on a 0."""
     positions = jnp.arange(children.size)
     # The same as cumsum, in half the time on a CPU.
     up_to = jax.lax.associative_scan(jnp.add, children)
     reached = (children > 0) & (up_to > fraction * up_to[-1])
+    # Where rounding carries the fraction to the whole sum, it falls on the last number above 0.
     last = jnp.max(jnp.where(children > 0, positions, 0))
     return jnp.min(jnp.where(reached, positions, last))
 
@@ -120,11 +118,9 @@ class PrioritisedReplayState:
     max_priority: Array  # [] the largest p^exponent so far, 1 before any update
 
 
-def _scale(
-    priorities: Array, epsilon: Array | float, exponent: Array | float, largest: Array
-) -> Array:
+def _scale(p: Array, epsilon: Array | float, exponent: Array | float, largest: Array) -> Array:
     """Computes `p^exponent`; a NaN, which would spread to all others, counts as `largest`."""
-    scaled = (jnp.abs(priorities) + epsilon) ** exponent
+    scaled = (jnp.abs(p) + epsilon) ** exponent
     return jnp.where(jnp.isfinite(scaled), scaled, largest)
 
 

@@ -1,13 +1,11 @@
-"""A circular replay buffer with uniform sampling.
+"""A circular replay buffer with uniform sampling, which keeps every observation once.
 
-The buffer keeps every observation once. It is a ring of rows of `E` entries, one row a time step.
-The observation that follows a row is the one in the next row, with two exceptions, which have rows
-of their own behind the ring. The first is the observation that follows the newest row. The second
-is the last observation of an episode that the time limit cut off: the next row then holds the first
-one of a new episode. An environment is truncated at most once in `time_limit` steps. So time is cut
-into blocks of `time_limit` rows, and each block has one place per environment for such a last
-observation. That place is addressed by time alone and written in place, and all of them cost
-`1 / time_limit` of the ring.
+The buffer is a ring of rows of `E` entries, one row a time step. The observation that follows a row
+is the one in the next row, with two exceptions in rows of their own behind the ring: the one that
+follows the newest row, and the last one of an episode that the time limit cut off, because the next
+row then begins a new episode. An environment is truncated at most once in `time_limit` steps. So
+time is cut into blocks of `time_limit` rows, and each has one place per environment for such a last
+observation, addressed by time alone and written in place. They cost `1 / time_limit` of the ring.
 """
 
 import functools
@@ -23,12 +21,10 @@ _COLUMNS = ("action", "reward", "terminated", "truncated")  # of the ring, besid
 
 @flax.struct.dataclass
 class UniformReplayState:
-    """A ring of `T` rows of `E` entries each, one per environment; entry `row * E + env` of all.
+    """A ring of `T` rows of `E` entries each, one per environment; entry `row * E + env` of all."""
 
-    The observations `[T + 1 + K, E, *obs]`, of their own dtype, are those of the ring, then a row
-    for what followed the newest one, then a row for each of `K` blocks.
-    """
-
+    # [T + 1 + K, E, *obs], of their own dtype: those of the ring, what followed the newest row, and
+    # a row for each of K blocks
     obs: Array
     action: Array  # [T, E] int32
     reward: Array  # [T, E]
@@ -126,11 +122,9 @@ def read_window(state: UniformReplayState, index: Array, num_steps: int, time_li
 
 
 def _draw_indices(key: Array, num: int, bound: Array) -> Array:
-    """Draws `num` indices below `bound` (`[]` or `[num]`), all as likely up to `bound / 2**32`.
-
-    Takes the high half of the product of 32 random bits and `bound`, summed from 16-bit halves.
-    `jax.random.randint` takes four calls of the generator and a division for the same.
-    """
+    """Draws `num` indices below `bound` (`[]` or `[num]`), all as likely up to `bound / 2**32`."""
+    # The high half of the product of 32 random bits and `bound`, summed from 16-bit halves.
+    # `jax.random.randint` takes four calls of the generator and a division for the same.
     bits, bound = jax.random.bits(key, (num,), jnp.uint32), bound.astype(jnp.uint32)
     bits_high, bits_low = bits >> 16, bits & 0xFFFF
     bound_high, bound_low = bound >> 16, bound & 0xFFFF

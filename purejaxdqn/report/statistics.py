@@ -15,6 +15,7 @@ from numpy.typing import ArrayLike, NDArray
 from scipy import stats
 
 FloatArray = NDArray[np.float64]
+Samples = NDArray[Any]  # of scores, or of numbers of seeds
 
 # Resampling two seeds yields at most three different values, too few to read a tail from.
 _MIN_SEEDS = 3
@@ -23,21 +24,13 @@ _ADVISED_SEEDS = 10
 
 
 class Interval(NamedTuple):
-    """Holds an estimate and its confidence interval.
+    """Holds an estimate and its confidence interval."""
 
-    Attributes:
-      estimate: the statistic of the scores as they are.
-      low: lower end, or None where there are too few seeds for an interval.
-      high: upper end, or None likewise.
-      confidence: nominal coverage, between 0 and 1, such as 0.95.
-      note: a sentence to print beside the numbers where seeds are few; empty otherwise.
-    """
-
-    estimate: float
-    low: float | None
-    high: float | None
-    confidence: float
-    note: str
+    estimate: float  # the statistic of the scores as they are
+    low: float | None  # the lower end; None where there are too few seeds for an interval
+    high: float | None  # the upper end; None likewise
+    confidence: float  # nominal coverage, between 0 and 1, such as 0.95
+    note: str  # a sentence to print beside the numbers where seeds are few; empty otherwise
 
     def __str__(self) -> str:
         """Returns text such as "498.0, 95 % interval 492.5 to 500.0", and the note behind it."""
@@ -104,8 +97,8 @@ def bootstrap_interval(
       ValueError: an argument is out of its range, scores are not one-dimensional, empty, NaN or
         infinite, or the statistic yields NaN or a wrong shape.
     """
-    samples = (_check_scores("scores", scores, ndim=1),)
-    return _resample(samples, rng, statistic, confidence, num_resamples)
+    sample = _check_scores("scores", scores, ndim=1)
+    return _resample(statistic, rng, confidence, num_resamples, sample)
 
 
 def bootstrap_curve(
@@ -153,7 +146,7 @@ def probability_of_improvement(
         return u / (x.shape[axis] * y.shape[axis])
 
     samples = _check_scores("x", x, ndim=1), _check_scores("y", y, ndim=1)
-    return _resample(samples, rng, compare, confidence, num_resamples)
+    return _resample(compare, rng, confidence, num_resamples, *samples)
 
 
 def paired_effect(
@@ -188,7 +181,7 @@ def paired_effect(
         return (difference - statistic(without[pairs, seeds], axis=axis)).mean(axis=-1)
 
     seeds = np.broadcast_to(np.arange(num_seeds), with_it.shape)
-    return _resample((seeds,), rng, effect, confidence, num_resamples)
+    return _resample(effect, rng, confidence, num_resamples, seeds)
 
 
 def _interquartile_mean_of_present(values: FloatArray) -> FloatArray:
@@ -203,16 +196,12 @@ def _interquartile_mean_of_present(values: FloatArray) -> FloatArray:
 
 
 def _resample(
-    samples: tuple[NDArray[Any], ...],
-    rng: Generator,
-    statistic: Callable[..., Any],
-    confidence: float,
-    num_resamples: int,
+    statistic: Callable[..., Any], rng: Generator, confidence: float, num: int, *samples: Samples
 ) -> Interval:
     """Returns a statistic of samples `[..., n], [..., m], ...`, each resampled on its own."""
-    confidence = _check_settings(rng, confidence, num_resamples)
+    confidence = _check_settings(rng, confidence, num)
 
-    def checked_statistic(*resampled: NDArray[Any]) -> FloatArray:
+    def checked_statistic(*resampled: Samples) -> FloatArray:
         values = np.asarray(statistic(*resampled, axis=-1), dtype=np.float64)
         expected = resampled[0].shape[: -samples[0].ndim]
         if values.shape != expected:
@@ -227,8 +216,8 @@ def _resample(
             )
         return values
 
-    def resample(sample: NDArray[Any]) -> NDArray[Any]:
-        drawn = rng.integers(sample.shape[-1], size=(num_resamples, *sample.shape))
+    def resample(sample: Samples) -> Samples:
+        drawn = rng.integers(sample.shape[-1], size=(num, *sample.shape))
         return np.take_along_axis(np.broadcast_to(sample, drawn.shape), drawn, axis=-1)
 
     estimate = float(checked_statistic(*samples))

@@ -26,9 +26,8 @@ def report_sweep(dataset: xr.Dataset, output: Path) -> dict[str, Any]:
     settings = group_by_setting(dataset)
     rows: list[dict[str, Any]] = []
     for name, part in settings.items():
-        num_diverged = int(part.diverged.sum())
         finals = summarise_final_return(part, rng)
-        rows.append({"setting": name, **finals, "num_diverged": num_diverged})
+        rows.append({"setting": name, **finals, "num_diverged": int(part.diverged.sum())})
     rows.sort(key=lambda row: -np.inf if row["iqm"] is None else row["iqm"], reverse=True)
     make_console().print(_make_table(rows[:_MOST_ROWS]))
     facts = {"status": dataset.attrs["status"], "width": int(dataset.attrs["width"])}

@@ -31,21 +31,16 @@ _FINISH_SECONDS = 60.0  # to wait for uploads to W&B; the disk keeps what is not
 
 
 class TrackedRun(NamedTuple):
-    """Names one run, so that a library tells it from other runs and finds it again.
+    """Names one run, so that a library tells it from other runs and finds it again."""
 
-    `swept` are the settings that the sweep varies, with this run's values, and `label` has the seed
-    too. `setting` is text such as "learning_rate=0.001,discount=0.9", which can name a file; it is
-    empty where the sweep varies nothing. `group` names all seeds of the setting, `name` the run.
-    `group_key` and `key` do so in characters that every library accepts.
-    """
-
-    swept: dict[str, Any]
-    label: dict[str, Any]
+    swept: dict[str, Any]  # the settings that the sweep varies, with this run's values
+    label: dict[str, Any]  # these, and the seed
+    # Such as "learning_rate=0.001,discount=0.9", which can name a file; empty if nothing is swept.
     setting: str
-    group: str
+    group: str  # names all seeds of the setting
     name: str
-    group_key: str
-    key: str
+    group_key: str  # names the group in characters that every library accepts
+    key: str  # names the run in such characters
 
 
 def _name_run(sweep: str, sweep_id: str, label: Mapping[str, Any]) -> TrackedRun:
@@ -67,15 +62,12 @@ def forget(folder: Path) -> None:
 
 
 class Curves(NamedTuple):
-    """Writes the curves of one run into one library: `write(step, values)`, `close(failed)`.
+    """Writes the curves of one run into one library."""
 
-    `last_step` is the last environment step that an earlier process wrote; -1 if none did, or where
-    the library itself drops repeated steps.
-    """
-
+    # That an earlier process wrote; -1 if none did, or where the library drops repeated steps.
     last_step: int
-    write: Callable[[int, dict[str, float]], Any]
-    close: Callable[[bool], Any]
+    write: Callable[[int, dict[str, float]], Any]  # (environment step, values)
+    close: Callable[[bool], Any]  # (failed)
 
 
 @contextlib.contextmanager

@@ -159,11 +159,7 @@ def setting(
 
 @functools.cache
 def _settings_of(kind: Any) -> dict[str, Setting]:
-    """Returns what is declared of each setting of a class, by name.
-
-    Raises:
-      ConfigError: for a field without a default, or of a type that a setting cannot have.
-    """
+    """Returns what is declared of each setting of a class, by name, or refuses its declaration."""
     hints = typing.get_type_hints(kind)
     found = {}
     for field in dataclasses.fields(kind):

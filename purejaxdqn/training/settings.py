@@ -8,7 +8,7 @@ import functools
 import json
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any, Literal, get_args, get_origin
+from typing import Any, get_args
 
 import jax
 import numpy as np
@@ -258,11 +258,9 @@ def parse(setting: Setting, text: str, may_be_drawn: bool = False) -> Any:
     Raises:
       ConfigError: if the text is neither.
     """
-    if get_origin(setting.type) is Literal:
-        choices = get_args(setting.type)
-        read, wanted = {name: name for name in choices}.__getitem__, f"one of {', '.join(choices)}"
-    else:
-        read, wanted = _READERS[setting.type]
+    choices = {name: name for name in map(str, get_args(setting.type))}
+    by_default = (choices.__getitem__, f"one of {', '.join(choices)}")
+    read, wanted = _READERS.get(setting.type, by_default)
     if setting.type is float and may_be_drawn:
         wanted += ", or a distribution such as loguniform:1e-5:1e-2"
         if ":" in text:

@@ -16,10 +16,9 @@ from purejaxdqn.agents.dqn.dqn import (
     choose_optimizer,
     dqn,
     importance_weights,
-    make_learner,
-    periodic_target_update,
 )
 from purejaxdqn.training.declaration import settings_of
+from purejaxdqn.training.learner import make_learner, periodic_target_update
 from purejaxdqn.types import ConfigError, LossOutput, Transition
 from tiny import TINY, bits, compiled
 

@@ -7,8 +7,9 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from purejaxdqn.agents.dqn.dqn import DQNConfig, dqn, periodic_target_update
+from purejaxdqn.agents.dqn.dqn import DQNConfig, dqn
 from purejaxdqn.environments import Environment
+from purejaxdqn.training.learner import periodic_target_update
 from purejaxdqn.types import Array, TimeStep
 
 

@@ -8,8 +8,8 @@ import numpy as np
 import optax
 import pytest
 
-from purejaxdqn.agents.dqn.dqn import make_learner, periodic_target_update
 from purejaxdqn.losses import bellman_loss, double_q_learning, masked_squared_error, q_learning
+from purejaxdqn.training.learner import make_learner, periodic_target_update
 from purejaxdqn.types import ConfigError, LearnerState, Network, Transition
 
 Q_TM1 = jnp.array([1.0, 2.0, 3.0])

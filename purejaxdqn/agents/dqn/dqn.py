@@ -23,15 +23,9 @@ from purejaxdqn.environments import Environment
 from purejaxdqn.losses.bellman_loss import Penalty
 from purejaxdqn.replay import n_step_replay, n_step_transition, prioritised_replay, uniform_replay
 from purejaxdqn.training import exploration
+from purejaxdqn.training import learner as learning
 from purejaxdqn.training.diagnostics import NUM_STATES, Probe, gradient_norm
 from purejaxdqn.training.evaluation import greedy_policy
-from purejaxdqn.training.learner import (
-    MakeOptimizer,
-    linear_learning_rate,
-    make_clipped_optimizer,
-    make_learner,
-    periodic_target_update,
-)
 from purejaxdqn.training.loop import ChunkOutputs, Train, act, make_first_state, run_chunk
 from purejaxdqn.training.settings import ensure_kind
 from purejaxdqn.types import Array, LossFn, Network, Replay, TrainState, Transition
@@ -43,7 +37,7 @@ def dqn(
     env: Environment | None = None,
     network: Network[Any] | None = None,
     loss_fn: LossFn[Any] | None = None,
-    optimizer: MakeOptimizer | None = None,
+    optimizer: learning.MakeOptimizer | None = None,
 ) -> Train:
     """Makes a training run of DQN from settings: an `Experiment`.
 
@@ -66,11 +60,11 @@ def dqn(
     ensure_kind(config, DQNConfig)
     env = env or environments.make(config.env)
     network = network or _make_network(config, env)
-    learner = make_learner(
+    learner = learning.make_learner(
         network,
         loss_fn or _make_loss(config, env),
         _make_transformation(config, optimizer),
-        periodic_target_update(config.target_period, config.target_step_size),
+        learning.periodic_target_update(config.target_period, config.target_step_size),
     )
     replay = _make_replay(config, env)
     epsilon = choose_epsilon(config)
@@ -201,7 +195,7 @@ def _make_loss(config: DQNConfig, env: Environment) -> LossFn[Any]:
             raise ValueError(f"no loss for {unknown}: config.validate() says what is allowed")
 
 
-def choose_optimizer(config: DQNConfig) -> MakeOptimizer:
+def choose_optimizer(config: DQNConfig) -> learning.MakeOptimizer:
     """Chooses the optimiser that `config.optimizer` names."""
     if config.optimizer == "adam":
         return functools.partial(optax.adam, eps=config.adam_epsilon)
@@ -209,13 +203,13 @@ def choose_optimizer(config: DQNConfig) -> MakeOptimizer:
 
 
 def _make_transformation(
-    config: DQNConfig, optimizer: MakeOptimizer | None
+    config: DQNConfig, optimizer: learning.MakeOptimizer | None
 ) -> optax.GradientTransformation:
     """Makes the optimiser of all weights; FQF's proposal of fractions has its own."""
-    transformation = make_clipped_optimizer(config, optimizer, choose_optimizer(config))
+    transformation = learning.make_clipped_optimizer(config, optimizer, choose_optimizer(config))
     if config.representation != "proposed_quantile":
         return transformation
-    rate = linear_learning_rate(config, config.fraction_learning_rate)
+    rate = learning.linear_learning_rate(config, config.fraction_learning_rate)
     proposal = optax.rmsprop(rate, decay=0.95, eps=1e-5)
     return optax.multi_transform(
         {"value": transformation, "fraction_proposal": proposal}, networks.label_fraction_proposal

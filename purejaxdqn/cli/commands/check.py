@@ -15,13 +15,11 @@ from purejaxdqn.testing.named_loss import LossOptions, report_on_named_loss
 from purejaxdqn.training.declaration import Setting, settings_of
 from purejaxdqn.types import ConfigError
 
-_LOSS = Setting(
-    "loss",
-    str,
-    "",
+_NAMED = (
     "module:name or path/to/file.py:name, of a TD error, of a loss, or of a function that makes "
-    "one without arguments.",
+    "one without arguments."
 )
+_LOSS = Setting("loss", str, "", _NAMED)
 
 
 def run(argv: Sequence[str]) -> int:

@@ -35,15 +35,11 @@ def run(argv: Sequence[str]) -> int:
 
 
 def read_training(
-    argv: Sequence[str],
-    prog: str,
-    description: str | None,
-    own: Sequence[Setting],
-    default_agent: str = agents.DEFAULT,
-    **defaults: Any,
+    argv: Sequence[str], prog: str, description: str | None, own: Sequence[Setting], **options: Any
 ) -> tuple[RunConfig, SimpleNamespace]:
     """Reads the settings of one agent, and the flags of a command, as `read_command_line` does."""
-    line = read_command_line(argv, prog, description, own, default_agent=default_agent, **defaults)
+    options = {"default_agent": agents.DEFAULT, **options}
+    line = read_command_line(argv, prog, description, own, **options)
     config = dataclasses.replace(line.base, **line.given)
     config.validate()
     line.flags.given = [*line.given]  # whoever trains refuses those that nothing reads
