@@ -15,7 +15,7 @@ import dataclasses
 import json
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import jax
 import numpy as np
@@ -32,7 +32,7 @@ from purejaxdqn.runtime.console import make_console
 from purejaxdqn.runtime.devices import make_plan, max_width, use_every_core
 from purejaxdqn.storage import provenance, results
 from purejaxdqn.sweep.design import grid_design
-from purejaxdqn.sweep.options import SeedMode, SweepOptions
+from purejaxdqn.sweep.options import SweepOptions
 from purejaxdqn.types import ConfigError
 
 ENV = environments.make("CartPole-v0")
@@ -61,7 +61,7 @@ class Args:
     """Print the summary as one JSON object on the last line of standard output."""
     width: int | None = None
     """Runs per device program; by default chosen. A result's bits depend on it."""
-    seed_mode: SeedMode = "vmap"
+    seed_mode: Literal["vmap", "map"] = "vmap"
     """"vmap" trains a device's seeds side by side, "map" one by one, each bitwise as if alone."""
     output: Path = Path("results/tutorial_agent")
     """Folder for everything that is written."""

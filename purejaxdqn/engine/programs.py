@@ -256,14 +256,10 @@ def compile_programs(
         begun["chunk"] = begin(run.chunk, (state_axes, 0), configs, state, counts, donate_argnums=1)
         begun["init"] = begin(run.init, state_axes, configs, seeds)
     compiled: dict[str, Any] = {name: program.result() for name, program in begun.items()}
-    return Programs(
-        **{"diagnose": None, **compiled},
-        plan=plan,
-        mesh=mesh,
-        state=_add_axes(*state, mesh, plan),
-        round_bytes=plan.num_devices * _device_bytes(compiled),
-        compile_seconds=time.perf_counter() - start,
-    )
+    functions = {"diagnose": None, **compiled, "plan": plan, "mesh": mesh}
+    shapes, round_bytes = _add_axes(*state, mesh, plan), plan.num_devices * _device_bytes(compiled)
+    seconds = time.perf_counter() - start
+    return Programs(**functions, state=shapes, round_bytes=round_bytes, compile_seconds=seconds)
 
 
 def _add_axes(axes: ArrayTree, tree: ArrayTree, mesh: Mesh, plan: Plan) -> ArrayTree:

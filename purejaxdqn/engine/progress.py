@@ -1,7 +1,5 @@
 """Shows the progress of a sweep on standard error: a bar, and a line for each evaluation."""
 
-from __future__ import annotations
-
 import contextlib
 import math
 import time

@@ -4,16 +4,13 @@ A run is a function of its config, its seed and the width: no neighbour, slot, d
 interruption changes a bit of it.
 """
 
-from __future__ import annotations
-
 import functools
 import itertools
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Self
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 from threadpoolctl import threadpool_limits
 
@@ -170,7 +167,7 @@ class _Round:
         metrics = {name: total / self._window[_ITERATIONS] for name, total in sums.items()}
         if self._programs.diagnose is not None:
             metrics |= self._diagnose(self._programs.diagnose, step)
-            self._params_before = jax.tree.map(jnp.copy, params)  # a chunk donates its state
+            self._params_before = jax.tree.map(jax.numpy.copy, params)  # a chunk donates its state
         seconds, training_return = (train_seconds, self.lap()), self._training_return()
         self._window = {}
         weights = self._to_host(params)
@@ -246,11 +243,6 @@ class Record:
         self.diverged = np.zeros(num_runs, bool)  # whether weights or returns ever were not finite
         self.params: list[np.ndarray] = []  # the last weights [n, ...], after the last evaluation
 
-    @property
-    def has_begun(self) -> bool:
-        """Tells whether there is any evaluation."""
-        return not np.isnan(self.evaluation_return).all()
-
     def add(self, event: Event, rows: slice) -> np.ndarray:
         """Adds these runs' rows of an evaluation; returns which have diverged in it, `[n]`."""
         before = self.diverged.copy()
@@ -276,7 +268,7 @@ class Record:
     @classmethod
     def from_arrays(
         cls, config: RunConfig, arrays: Sequence[np.ndarray], facts: Mapping[str, Any]
-    ) -> Record:
+    ) -> Self:
         """Makes a record of the arrays and facts that `to_arrays` returned."""
         record, end = cls(config, len(arrays[0])), 2 + len(facts["curves"])
         record.evaluation_return, record.diverged, *curves = map(np.array, arrays[:end])

@@ -1,8 +1,7 @@
 """Puts every core to work: one XLA device on each CPU core, or the accelerators there are.
 
 Small matrix products lose more to handing work between threads than they gain, so many runs train
-fastest with one single-threaded device per core and the runs spread over them. XLA fixes its
-devices when JAX first computes something, so `use_every_core` comes before; `run_sweep` calls it.
+fastest with one single-threaded device per core. `use_every_core` comes before JAX has started.
 """
 
 import hashlib

@@ -1,8 +1,4 @@
-"""Decides what happens on Ctrl-C, SIGTERM and SIGHUP: an end at once, or at a safe moment.
-
-Most code ends at once, with `Stopped`. A sweep asks for a deferred end while it trains: it ends
-between two chunks, and writes a checkpoint first. Files are always written to their end.
-"""
+"""Decides what happens on Ctrl-C, SIGTERM and SIGHUP: an end at once, or at a safe moment."""
 
 import contextlib
 import os
@@ -38,8 +34,8 @@ class Interrupted(KeyboardInterrupt):
 class StopRequest:
     """Remembers whether a signal has asked for an end.
 
-    While `is_deferred`, the first signal is only noted, until `raise_if_requested` is called. A
-    second signal is not deferred, except while a file is written.
+    While `is_deferred`, the first signal is only noted, until `raise_if_requested` is called, as
+    between two chunks. A second signal is not deferred, except while a file is written.
     """
 
     number: int | None = None  # the first signal

@@ -108,9 +108,8 @@ def search(
     check_whole("sampler_seed", sampler_seed, 0)
     check_whole("trials_per_batch", 1 if trials_per_batch is None else trials_per_batch, 1)
     # Refuses unknown names, bad seeds, and values that are wrong alone or two together.
-    for names in itertools.combinations(distributions, min(2, len(distributions))):
-        values = {name: study.list_extremes(distributions[name]) for name in names}
-        grid_design(config, seeds, values)
+    for some in itertools.combinations(distributions.items(), min(2, len(distributions))):
+        grid_design(config, seeds, {name: study.list_extremes(one) for name, one in some})
     seeds = [int(seed) for seed in seeds]
     given = (experiment, config, space, distributions, seeds, statistic, sampler_seed, sampler)
     request = SearchRequest(*given, pruner or study.default_pruner(config.total_steps))
@@ -181,18 +180,13 @@ def _plan_batch(
 
 def _describe(request: SearchRequest, trials_per_batch: int, width: int) -> dict[str, Any]:
     """Describes everything that the numbers of a search depend on, as JSON holds it."""
-    facts = {
-        "code": describe_code(request.experiment, [request.config]),
-        "settings": json.loads(config_to_json(request.config)),
-        "space": {name: study.to_json(one) for name, one in request.distributions.items()},
-        "seeds": request.seeds,
-        "trials_per_batch": trials_per_batch,
-        "width": width,
-        "statistic": fingerprint(request.statistic),
-        "sampler": fingerprint(request.sampler),
-        "sampler_seed": request.sampler_seed,
-        "pruner": type(request.pruner).__name__,
-    }
+    code = describe_code(request.experiment, [request.config])
+    settings = json.loads(config_to_json(request.config))
+    space = {name: study.to_json(one) for name, one in request.distributions.items()}
+    batch = {"seeds": request.seeds, "trials_per_batch": trials_per_batch, "width": width}
+    made_of = {name: fingerprint(getattr(request, name)) for name in ("statistic", "sampler")}
+    how = {"sampler_seed": request.sampler_seed, "pruner": type(request.pruner).__name__}
+    facts = {"code": code, "settings": settings, "space": space, **batch, **made_of, **how}
     return to_jsonable(facts)
 
 

@@ -131,9 +131,8 @@ def open_study(path: Path, pruner: BasePruner) -> Iterator[optuna.Study]:
             storage = optuna.storages.RDBStorage(url)
             stack.callback(storage.engine.dispose)
             stack.callback(storage.remove_session)
-            kept: dict[str, Any] = {"storage": storage, "study_name": "search"}
-            kept |= {"direction": "maximize", "load_if_exists": True}
-            study = optuna.create_study(pruner=pruner, **kept)
+            kept: Any = {"storage": storage, "study_name": "search", "load_if_exists": True}
+            study = optuna.create_study(pruner=pruner, direction="maximize", **kept)
         except (sqlite3.Error, SQLAlchemyError, StorageInternalError, RuntimeError) as error:
             reason = str(error).splitlines()[0]
             raise ConfigError(

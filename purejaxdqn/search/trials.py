@@ -80,9 +80,8 @@ class SearchResult(NamedTuple):
         states = self.dataset.state.values.tolist()
         counts = {state: states.count(state) for state in ("complete", "pruned", "diverged")}
         facts = {"status": self.dataset.attrs["status"], "num_trials": len(states), **counts}
-        best = None
-        if self.best is not None:
-            best = {name: getattr(self.best, name) for name in ("trial", "score", "settings")}
+        names = ("trial", "score", "settings")
+        best = self.best and {name: getattr(self.best, name) for name in names}
         return {**facts, "best": provenance.to_jsonable(best)}
 
 

@@ -78,10 +78,9 @@ def read(
 def read_manifest(folder: Path) -> dict[str, Any]:
     """Reads the manifest of a checkpoint alone, as `read` does: `arrays` and `facts`."""
     try:
-        digest, _, text = (folder / MANIFEST).read_text().partition("\n")
+        digest, _, text = (folder / MANIFEST).read_text().removesuffix("\n").partition("\n")
     except (OSError, UnicodeDecodeError) as error:
         raise CheckpointDamaged(f"{MANIFEST} cannot be read ({error})") from error
-    text = text.removesuffix("\n")
     if hashlib.sha256(text.encode()).hexdigest() != digest:
         raise CheckpointDamaged(f"{MANIFEST} is not what was written")
     return json.loads(text)

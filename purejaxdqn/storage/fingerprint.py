@@ -133,7 +133,8 @@ def _describe_function(function: types.FunctionType, describe: Any) -> Any:
     name = _name_of(function)
     if library:
         # Its own defaults belong to its version; those that are the user's do not.
-        given = {key: value for key, value in given.items() if _is_of_user(value)}
+        modules = {n: getattr(x, "__module__", None) for n, x in given.items() if callable(x)}
+        given = {n: given[n] for n, module in modules.items() if not _library_of(module)}
     else:
         code = _digest(repr([*_read_code(function.__code__)]).encode())
         name = f"{name} with code {code} of {_PYTHON}"  # each Python compiles it to other bytes
@@ -144,10 +145,7 @@ def _describe_function(function: types.FunctionType, describe: Any) -> Any:
 
 
 def _describe_globals(function: types.FunctionType, describe: Any) -> dict[str, Any]:
-    """Describes what a user's function takes from its module, and from other modules of the user's.
-
-    Names that are filled in later, and Python's own, are left out.
-    """
+    """Describes what a function takes from the user's modules, but for what is filled in later."""
     parts = {}
     for chain in _read_globals(function.__code__):
         name, value = chain[0], function.__globals__.get(chain[0], _NOTHING)
@@ -235,16 +233,10 @@ def _describe_object(value: Any, describe: Any) -> Any:
     return {"": describe(type(value)), **parts}
 
 
-def _is_of_user(value: Any) -> bool:
-    """Tells whether a default of a library's function came from elsewhere."""
-    return callable(value) and not _library_of(getattr(value, "__module__", None))
-
-
 @functools.cache
 def _library_of(module: str | None) -> str:
     """Names the library of a module and its version; nothing for a module of the user's."""
     top = (module or "builtins").partition(".")[0]
-    loaded = sys.modules.get(top)
     files = [getattr(sys.modules.get(name), "__file__", None) for name in (module, top) if name]
     is_installed = any(
         Path(file).is_relative_to(folder) for file in files if file for folder in _LIBRARIES
@@ -255,7 +247,7 @@ def _library_of(module: str | None) -> str:
         return ""
     if top in WITH_EVERY_RESULT:
         return top
-    version = getattr(loaded, "__version__", None)
+    version = getattr(sys.modules.get(top), "__version__", None)
     if version is None:
         with contextlib.suppress(importlib.metadata.PackageNotFoundError):
             version = importlib.metadata.version(top)

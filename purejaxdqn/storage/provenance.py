@@ -77,12 +77,8 @@ def collect_versions() -> dict[str, Any]:
         cpuinfo = Path("/proc/cpuinfo").read_text()
         if model := re.search(r"^model name.*?:(.*)$", cpuinfo, re.MULTILINE):
             processor = model[1].strip()
-    return {
-        "versions": versions,
-        "git_commit": _git_commit(Path(__file__)),
-        "python": platform.python_version(),
-        "processor": processor,
-    }
+    code = {"git_commit": _git_commit(Path(__file__)), "python": platform.python_version()}
+    return {"versions": versions, **code, "processor": processor}
 
 
 def to_jsonable(value: Any) -> Any:

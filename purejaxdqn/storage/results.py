@@ -33,15 +33,13 @@ def prepare_output(folder: Path, overwrite: bool = False, resume: bool = False) 
     kept, file = folder / CHECKPOINT, folder / FILE_NAME
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryFile(dir=folder):
-            pass
+        tempfile.TemporaryFile(dir=folder).close()
     except OSError as error:
         raise ConfigError(
             f"the output folder {folder} cannot be written ({error.strerror}): choose another "
             "with --output"
         ) from error
-    expected = {kept: Path.is_dir, kept / LOCK: Path.is_file, file: Path.is_file}
-    for path, is_right in expected.items():
+    for path, is_right in ((kept, Path.is_dir), (kept / LOCK, Path.is_file), (file, Path.is_file)):
         if path.exists() and not is_right(path):
             raise ConfigError(f"{path} is in the way: choose another folder with --output")
     begun = (kept / "sweep").exists()
@@ -78,15 +76,12 @@ def save(dataset: xr.Dataset, folder: Path) -> Path:
     """
     path = folder / FILE_NAME
     facts = {"format": FORMAT, "sha256": _digests(dataset)}
-    numbers = [
-        n for n, x in dataset.variables.items() if x.size and x.ndim and x.dtype.kind in "iufb"
-    ]
+    arrays = {name: x for name, x in dataset.variables.items() if x.size and x.ndim}
+    numbers = [name for name, x in arrays.items() if x.dtype.kind in "iufb"]
+    encoding = {name: {"fletcher32": True} for name in numbers}  # other readers see it too
+    marked = dataset.assign_attrs({_FACTS: json.dumps(facts)})
     with replace_file(path) as temporary:
-        dataset.assign_attrs({_FACTS: json.dumps(facts)}).to_netcdf(
-            temporary,
-            engine="netcdf4",
-            encoding={name: {"fletcher32": True} for name in numbers},  # other readers see it too
-        )
+        marked.to_netcdf(temporary, engine="netcdf4", encoding=encoding)
     return path
 
 
@@ -154,8 +149,7 @@ def load(path: Path | str) -> xr.Dataset:
         if not {"versions", "status"} & {*dataset.attrs}:
             raise ConfigError(f"{path} is no results file: purejaxdqn did not write it")
         return dataset  # of a version that kept no digests
-    damaged = damaged or _find_damage(dataset, facts, path)
-    if damaged:
+    if damaged := damaged or _find_damage(dataset, facts, path):
         raise OSError(
             f"{path} is damaged ({', '.join(damaged)}): its bytes are not those that were written"
             f"{_say_how_to_restore(path)}"
@@ -164,11 +158,7 @@ def load(path: Path | str) -> xr.Dataset:
 
 
 def _find_damage(dataset: xr.Dataset, facts: str, path: Path) -> list[str]:
-    """Finds what differs from the digests that were written with it.
-
-    Raises:
-      ConfigError: if another version wrote the file.
-    """
+    """Finds what differs from the digests that were written with it; refuses other formats."""
     try:
         known = json.loads(facts)
         version, digests = known["format"], known["sha256"]

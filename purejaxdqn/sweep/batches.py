@@ -47,16 +47,11 @@ class BatchTrainer:
         self._trained_steps = 0
         self._spent = dict.fromkeys((*TIMES, "trained_steps"), 0.0)  # by earlier processes
         self._times_file: str | None = None  # where this process keeps its own times
-        self._facts: dict[str, Any] = {
-            "width": plan.width,
-            "device": devices[0].device_kind,
-            "num_devices": plan.groups[0].plan.num_devices * jax.process_count(),
-            "memory_budget": plan.budget,
-            "planned_peak_bytes": 0,
-            "peak_bytes": 0,
-            **dict.fromkeys((*TIMES, "env_steps_per_second"), 0.0),
-            **attrs,
-        }
+        num_devices = plan.groups[0].plan.num_devices * jax.process_count()
+        layout = {"width": plan.width, "device": devices[0].device_kind, "num_devices": num_devices}
+        memory = {"memory_budget": plan.budget, "planned_peak_bytes": 0, "peak_bytes": 0}
+        times = dict.fromkeys((*TIMES, "env_steps_per_second"), 0.0)
+        self._facts: dict[str, Any] = {**layout, **memory, **times, **attrs}
 
     def run(self) -> SweepResult:
         """Trains every batch that is not finished; a sweep that is finished is only read.
@@ -90,7 +85,7 @@ class BatchTrainer:
         if self._folder is not None:
             text += f"; resume=True goes on from what is kept in {self._folder.output}"
             if processes.is_first_process():
-                if any(record.has_begun for record in self._records.values()):
+                if result.dataset.evaluation_return.notnull().any():
                     results.save_or_rescue(result.dataset, self._folder.output)
                 if exit_code is None and not self._unsaved:
                     self._folder.delete_running()
@@ -232,7 +227,7 @@ class BatchTrainer:
             self._bar.message(
                 f"going on at step {last_step:,} with {len(members)} run(s) that were under way"
             )
-        steps_before = sum(map(self._count_steps, self._finished))
+        steps_before = self._count_finished()
         stop.is_deferred = True
         for event in train_round(programs, config, [self._runs[i] for i in members], kept=kept):
             self._trained_steps += len(members) * (event.step - last_step)
@@ -252,9 +247,11 @@ class BatchTrainer:
         stop.raise_if_requested()
         stop.is_deferred = False
 
-    def _count_steps(self, number: int) -> int:
-        """Returns the environment steps of a finished batch."""
-        return len(self._plan.batches[number]) * self._configs[number].total_steps
+    def _count_finished(self) -> int:
+        """Counts the environment steps of all finished batches."""
+        return sum(
+            len(self._plan.batches[n]) * self._configs[n].total_steps for n in self._finished
+        )
 
     def _take_evaluation(self, event: Event, rows: dict[int, slice], members: list[int]) -> None:
         """Records an evaluation, publishes it, and saves results if due."""
@@ -286,8 +283,8 @@ class BatchTrainer:
             self._save_finished()
             with self._bar.attempt():
                 self._folder.save_running(paused)
-        spent = self._spent["checkpoint_seconds"] + self._checkpointing.total
-        self._facts["checkpoint_seconds"] = spent
+        before = self._spent["checkpoint_seconds"]
+        self._facts["checkpoint_seconds"] = before + self._checkpointing.total
         self._write_times()
 
     def _write_times(self) -> None:

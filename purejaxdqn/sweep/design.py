@@ -45,11 +45,8 @@ class Design(NamedTuple):
     @property
     def runs(self) -> list[Run]:
         """All runs, one point after another."""
-        return [
-            Run(seed, point.config, {**point.labels, "seed": seed})
-            for point in self.points
-            for seed in self.seeds
-        ]
+        pairs = itertools.product(self.points, self.seeds)
+        return [Run(seed, one.config, {**one.labels, "seed": seed}) for one, seed in pairs]
 
 
 def group_by_program(configs: Iterable[RunConfig]) -> list[list[int]]:

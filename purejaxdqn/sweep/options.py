@@ -1,6 +1,7 @@
 """Holds what every way to run a sweep can be asked for, beside its runs: `SweepOptions`."""
 
 import dataclasses
+import functools
 import math
 import re
 from collections.abc import Mapping, Sequence
@@ -13,7 +14,7 @@ from purejaxdqn.tracking import Tracker
 from purejaxdqn.training.declaration import Setting, setting, settings_of
 from purejaxdqn.types import ConfigError, suggest_names
 
-SeedMode = Literal["vmap", "map"]
+_sweep = functools.partial(setting, group="sweep")
 _NOT_A_FLAG: dict[str, Any] = {"is_no_flag": True}
 
 
@@ -42,28 +43,23 @@ class SweepOptions:
     overwrite: bool = setting(
         False, "Start again, and drop what the output folder holds.", group="run"
     )
-    resume: bool = setting(
-        False,
-        "Go on with the sweep that was begun in the output folder; begin it where none was.",
-        group="sweep",
+    resume: bool = _sweep(
+        False, "Go on with the sweep that was begun in the output folder; begin it where none was."
     )
-    width: int | None = setting(
+    width: int | None = _sweep(
         None,
         "Runs per device program, on which a result's bits depend; by default chosen. The results "
         "record it, and a resumed sweep keeps it.",
-        group="sweep",
     )
-    seed_mode: SeedMode = setting(
+    seed_mode: Literal["vmap", "map"] = _sweep(
         "vmap",
         '"vmap" trains the runs of a device side by side, "map" one by one, each bitwise as if '
         "alone, which is a width of 1.",
-        group="sweep",
     )
-    checkpoint_seconds: float | None = setting(
+    checkpoint_seconds: float | None = _sweep(
         None,
         "Seconds between two checkpoints; by default 20 times as long as the last one took, and at "
         "least 10. 0 makes one after each chunk.",
-        group="sweep",
         at_least=0,
         remedy="give seconds, such as 60",
     )

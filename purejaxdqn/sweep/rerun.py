@@ -92,8 +92,7 @@ def select_run(dataset: xr.Dataset, labels: Mapping[str, Any]) -> xr.Dataset:
             values = ", ".join(str(x) for x in np.unique(dataset[name].values)[:20])
             raise ConfigError(f"no run has {name} {value!r}: there are {values}")
         dataset = dataset.isel({dataset[name].dims[0]: matches})
-    several = [name for name in names if len(np.unique(dataset[name].values)) > 1]
-    if several:
+    if several := [name for name in names if len(np.unique(dataset[name].values)) > 1]:
         raise ConfigError(
             f"{dataset.final_return.isel(episode=0).size} runs have these labels: say which one "
             f"with {', '.join(several)}"
@@ -102,10 +101,7 @@ def select_run(dataset: xr.Dataset, labels: Mapping[str, Any]) -> xr.Dataset:
 
 
 def _find_experiment(dataset: xr.Dataset, config: RunConfig) -> Experiment:
-    """Finds the registered agent's experiment, or refuses that the file was made by another.
-
-    Nothing is imported because a file names it.
-    """
+    """Finds the registered agent's experiment; refuses others, as a file may not name imports."""
     experiment = agents.experiment_of(config)
     known = [provenance.name_experiment(one) for one in (experiment, agents.train)]
     known += [{"experiment": name, "experiment_arguments": "{}"} for name in _OLD_NAMES]

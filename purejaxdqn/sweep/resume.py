@@ -82,22 +82,17 @@ def open_sweep(
 
 def _describe(experiment: Experiment, plan: SweepPlan, options: SweepOptions) -> dict[str, Any]:
     """Describes everything that the numbers of a sweep depend on, as JSON holds it."""
-    settings = {}
-    for point in plan.design.points:
+    settings, design = {}, plan.design
+    for point in design.points:
         labels = ", ".join(f"{name}={value}" for name, value in point.labels.items())
         settings[labels] = json.loads(config_to_json(point.config))
     if len(settings) == 1:
         (settings,) = settings.values()
-    request = {
-        "code": describe_code(experiment, [point.config for point in plan.design.points]),
-        "axes": plan.design.axes,
-        "seeds": list(plan.design.seeds),
-        "width": plan.width,
-        "seed_mode": options.seed_mode,
-        "diagnostics": options.diagnostics,
-        "settings": settings,
-    }
-    return json.loads(json.dumps(provenance.to_jsonable(request)))
+    code = describe_code(experiment, [point.config for point in design.points])
+    runs = {"axes": design.axes, "seeds": list(design.seeds), "width": plan.width}
+    how = {"seed_mode": options.seed_mode, "diagnostics": options.diagnostics}
+    request = provenance.to_jsonable({"code": code, **runs, **how, "settings": settings})
+    return json.loads(json.dumps(request))
 
 
 def describe_code(experiment: Experiment, configs: Sequence[RunConfig]) -> dict[str, Any]:

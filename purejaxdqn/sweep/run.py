@@ -50,24 +50,16 @@ def run_sweep(
 
 
 def run_design(
-    experiment: Experiment,
-    design: Design,
-    *,
-    options: SweepOptions | None = None,
-    **option_fields: Any,
+    experiment: Experiment, design: Design, *, options: SweepOptions | None = None, **fields: Any
 ) -> SweepResult:
     """Trains every run of a design, of `grid_design` or `random_design`, on every device.
 
     With several processes (`jax.distributed`) each trains its share, and each returns all of it.
-    The other arguments are those of `run_sweep`. Attributes of the dataset say how it was made, and
-    how long that took.
-
-    Raises:
-      ConfigError: for options that cannot be, before anything is compiled.
-      SweepInterrupted: on Ctrl-C and SIGTERM, with everything that was finished.
+    The other arguments, and the errors, are those of `run_sweep`. Attributes of the dataset say how
+    it was made, and how long that took.
     """
     ensure_design(design)
-    options = take_options(options, option_fields, "run_design")
+    options = take_options(options, fields, "run_design")
     devices = options.devices or ensure_devices()
     num_devices = len(devices) * jax.process_count()
     with open_sweep(experiment, design, options, devices, num_devices) as sweep:
@@ -75,22 +67,15 @@ def run_design(
 
 
 def print_plan(
-    experiment: Experiment,
-    design: Design,
-    *,
-    options: SweepOptions | None = None,
-    **option_fields: Any,
+    experiment: Experiment, design: Design, *, options: SweepOptions | None = None, **fields: Any
 ) -> SweepPlan:
     """Prints on standard error how `run_design` would train a design, and how long it would take.
 
-    It takes the arguments of `run_design`, compiles the programs, and runs each for a second. It
-    writes nothing.
-
-    Raises:
-      ConfigError: for options that cannot be, before anything is compiled.
+    It takes the arguments of `run_design`, and raises `ConfigError` as that does. It compiles the
+    programs, and runs each for a second. It writes nothing.
     """
     ensure_design(design)
-    options = take_options(options, option_fields, "print_plan")
+    options = take_options(options, fields, "print_plan")
     devices, width = options.devices or ensure_devices(), options.runs_per_batch
     plan = plan_sweep(experiment, design, devices, options.memory_budget, width=width)
     with SweepProgress(0) as bar, catch_signals():

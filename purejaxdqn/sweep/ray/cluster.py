@@ -115,7 +115,12 @@ def _connect(address: str | None) -> Iterator[Any]:
         stack.callback(ray.shutdown)
         try:
             if address not in (None, "auto", "local") and "://" not in address:
-                _find_answer(address)
+                # Within seconds, where nobody answers: Ray itself takes minutes.
+                host, _, port = address.rpartition(":")
+                if not (host and port.isdigit()):
+                    raise ValueError("an address is a host and a port, such as 10.0.0.1:6379")
+                node = host.strip("[]"), int(port)
+                socket.create_connection(node, timeout=ANSWER_SECONDS).close()
             quiet = {"log_to_driver": False, "logging_level": logging.ERROR}
             with warnings.catch_warnings():
                 # Where JAX has threads already, forking warns; but Ray starts other programs.
@@ -129,14 +134,6 @@ def _connect(address: str | None) -> Iterator[Any]:
                 "and give its address"
             ) from error
         yield ray
-
-
-def _find_answer(address: str) -> None:
-    """Finds out within seconds whether anyone answers there: Ray itself takes minutes."""
-    host, _, port = address.rpartition(":")
-    if not (host and port.isdigit()):
-        raise ValueError("an address is a host and a port, such as 10.0.0.1:6379")
-    socket.create_connection((host.strip("[]"), int(port)), timeout=ANSWER_SECONDS).close()
 
 
 def _lay_out(ray: Any, num_cpus: int | None, num_gpus: int, memory_budget: float | None) -> Layout:
@@ -207,7 +204,7 @@ class _Driver(BatchTrainer):
         """Submits the unfinished batches as Ray tasks, and waits for them."""
         self._parts = self._divide()
         board, pending = self._submit()
-        self._steps_before = sum(map(self._count_steps, self._finished))
+        self._steps_before = self._count_finished()
         start = time.perf_counter()
         self._saving.start()
         self._stop.is_deferred = True
@@ -275,8 +272,6 @@ class _Driver(BatchTrainer):
             with contextlib.suppress(self._ray.exceptions.RayError, ConfigError):
                 self._take_result(task)
 
-    # ------------------------------------------------------------------------ reports of tasks
-
     def _take_reports(self, board: Any) -> None:
         """Asks the board for reports, once it has answered earlier questions, and takes all."""
         self._questions.append(board.take.remote())
@@ -336,8 +331,7 @@ class _Driver(BatchTrainer):
 
     def _show_progress(self, seconds: float) -> None:
         """Moves the bar; the speed is that of all nodes since the start."""
-        env_steps = sum(map(self._count_steps, self._finished))
-        env_steps += sum(steps for steps, _ in self._progress.values())
+        env_steps = self._count_finished() + sum(steps for steps, _ in self._progress.values())
         speed = max(env_steps - self._steps_before, 0) / max(seconds, 1e-9)
         self._facts["env_steps_per_second"] = speed
         returns = [values for _, values in self._progress.values()]
