@@ -27,6 +27,7 @@ from purejaxdqn.sweep.dataset import to_dataset
 from purejaxdqn.sweep.design import grid_design
 from purejaxdqn.sweep.folder import SweepFolder
 from purejaxdqn.training.settings import RunConfig
+from purejaxdqn.types import ConfigError
 
 if TYPE_CHECKING:
     import optuna
@@ -124,7 +125,7 @@ class TrialTrainer:
         num_failed = self._tell_batch()
         numbers = [trial.number for trial in study.read_done(self.opened)]
         if len(numbers) >= num_trials:
-            with contextlib.suppress(OSError):
+            with contextlib.suppress(OSError, ConfigError):
                 dataset = results.load(self._output)
                 is_finished = dataset.attrs.get("status") == "finished"
                 if is_finished and dataset.trial.values.tolist() == numbers:

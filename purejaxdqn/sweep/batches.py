@@ -22,6 +22,7 @@ from purejaxdqn.sweep.folder import Paused, copy_from_devices, copy_to_devices
 from purejaxdqn.sweep.plan import Group
 from purejaxdqn.sweep.resume import OpenSweep
 from purejaxdqn.tracking import Evaluated
+from purejaxdqn.types import ConfigError
 
 _SAVE_SECONDS = 5.0  # between two writes of results that are not finished, at least
 _CHECKPOINT_SECONDS = 10.0  # between two checkpoints, at least
@@ -110,7 +111,7 @@ class BatchTrainer:
             return None
         try:
             dataset = processes.run_on_first_process(lambda: results.load(folder.output))
-        except OSError:
+        except (OSError, ConfigError):  # damaged, or not of this version: it is written again
             return None
         if dataset.attrs.get("status") != "finished":
             return None

@@ -2,12 +2,14 @@
 
 import functools
 import json
+import shutil
 from pathlib import Path
 
 import jax.numpy as jnp
 import pytest
+import xarray as xr
 
-from purejaxdqn import ConfigError, agents, dqn, environments, losses, rerun, run_sweep
+from purejaxdqn import ConfigError, agents, dqn, environments, load, losses, rerun, run_sweep
 from purejaxdqn.storage.fingerprint import find_file
 from purejaxdqn.sweep import resume
 from purejaxdqn.sweep.rerun import load_params
@@ -51,6 +53,14 @@ def test_the_same_code_goes_on(finished):
     output, dataset = finished
     again = quiet(experiment_of(1.0), TINY, [0], output=output, resume=True).dataset
     assert_same_dataset(again, dataset)
+
+
+def test_a_file_that_something_else_has_put_there_is_written_again(finished, tmp_path):
+    output, dataset = finished
+    shutil.copytree(output, tmp_path / "copy")
+    xr.Dataset({"mine": 1}).to_netcdf(tmp_path / "copy" / "results.nc")
+    quiet(experiment_of(1.0), TINY, [0], output=tmp_path / "copy", resume=True)
+    assert_same_dataset(load(tmp_path / "copy"), dataset)
 
 
 def test_a_rerun_needs_the_code_that_made_the_results(finished):
