@@ -119,7 +119,7 @@ def _find_experiment(dataset: xr.Dataset, config: RunConfig) -> Experiment:
 def _check_code(dataset: xr.Dataset, experiment: Experiment, config: RunConfig) -> None:
     """Refuses to go on with other code than made the results; older files say nothing of theirs."""
     then = json.loads(dataset.attrs.get("code", "{}"))
-    now = {**describe_code(experiment, [config])} if then else {}
+    now = describe_code(experiment, [config]) if then else {}
     if lines := find_differences({name: then.get(name) for name in now}, now, "code"):
         raise ConfigError(
             f"the results were made by other code ({'; '.join(lines[:4])}): go back to that code, "

@@ -102,7 +102,8 @@ def describe_code(experiment: Experiment, configs: Sequence[RunConfig]) -> dict[
     environments that their `env` names; see `purejaxdqn.storage.fingerprint`.
     """
     parts: dict[str, Any] = {} if experiment is agents.train else {"experiment": experiment}
-    for config in configs:
+    # A sweep has many configs, and few kinds of them.
+    for config in {(type(c), c.agent, c.env): c for c in configs}.values():
         if experiment is agents.train:
             parts[f"agent {config.agent}"] = agents.experiment_of(config)
         parts[f"class {type(config).__name__}"] = type(config)
