@@ -34,12 +34,13 @@ import optax
 from jax.flatten_util import ravel_pytree
 
 from purejaxdqn import DQNConfig, agents, environments
+from purejaxdqn.behaviours import epsilon_greedy
 from purejaxdqn.losses import bellman_loss, masked_squared_error, q_learning
 from purejaxdqn.networks import MLP, make_network
 from purejaxdqn.replay import n_step_transition, uniform_replay
 from purejaxdqn.training.evaluation import evaluate, greedy_policy
-from purejaxdqn.training.exploration import epsilon_greedy, multiplicative_schedule
 from purejaxdqn.training.learner import make_learner, periodic_target_update
+from purejaxdqn.training.schedules import multiplicative_schedule
 from purejaxdqn.types import Step
 
 np.set_printoptions(precision=3, suppress=True)

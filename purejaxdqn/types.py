@@ -18,6 +18,9 @@ import jax
 Array = jax.Array
 Params = Any  # a pytree of arrays
 ArrayTree = Any
+Extras = dict[str, Array]  # what a behaviour wrote down, by name; costs nothing where it is empty
+NOTHING: Extras = {}
+Schedule = Callable[[Array], Array]  # count [] of environment or gradient steps -> value []
 Output = TypeVar("Output")  # of a network
 
 
@@ -67,6 +70,7 @@ class Step(NamedTuple):
     terminated: Array  # [E] bool
     truncated: Array  # [E] bool
     next_obs: Array  # [E, *obs] before any reset
+    extras: Extras = NOTHING  # [E, ...] each
 
 
 class Window(NamedTuple):
@@ -83,6 +87,7 @@ class Window(NamedTuple):
     truncated: Array  # [n] bool
     is_inside: Array  # [n] bool, whether the step belongs to the window
     next_obs: Array  # [*obs] that its last step led to, before any reset
+    extras: Extras = NOTHING  # [n, ...] each
 
 
 class Transition(NamedTuple):
@@ -93,6 +98,9 @@ class Transition(NamedTuple):
     r_t: Array  # [] the reward, or the discounted sum of the rewards of several steps
     discount_t: Array  # [] gamma to the number of steps, and 0 only where the episode *terminated*
     obs_t: Array  # [*obs]
+    # [] bool, whether the time limit cut the episode off at obs_t; discount_t knows nothing of it
+    truncated_t: Array | None = None
+    extras: Extras = NOTHING  # [...] each, of the step that took a_tm1
 
 
 class Sample(NamedTuple):
@@ -165,6 +173,8 @@ class Network(NamedTuple, Generic[Output]):
 # (network, params, target_params, transition, key) -> LossOutput: a loss of ONE transition, for
 # networks with such an Output. The learner maps it over the batch and takes the weighted mean.
 LossFn = Callable[[Network[Output], Params, Params, Transition, Array], LossOutput]
+# The same of a whole batch: the transition is [B, ...], the key [], and the output's arrays [B].
+BatchLossFn = Callable[[Network[Output], Params, Params, Transition, Array], LossOutput]
 
 
 class Learner(NamedTuple):
@@ -180,6 +190,30 @@ class Learner(NamedTuple):
     gradient: Callable[..., Params] | None = None
 
 
+class Situation(NamedTuple):
+    """What ONE environment's behaviour acts in."""
+
+    obs: Array  # [*obs]
+    output: Any  # of the network, with its noise, such as [K, A] of K heads
+    q_values: Array  # [A] the output's action values
+    is_first: Array  # [] bool, whether an episode begins here
+    num_steps: Array  # [] int32, environment steps so far, over all environments and the prefill
+    # bool, whether nothing is learned yet: actions are then uniformly random
+    is_prefill: bool
+    is_legal: Array | None = None  # [A] bool, where the environment says so
+
+
+class Behaviour(NamedTuple):
+    """How an agent acts while it trains, as pure functions of ONE environment.
+
+    `act` also says what to write down: these arrays reach the `extras` of steps and transitions.
+    """
+
+    # (state, key, Situation) -> (state, action [] int32, extras [...] by name)
+    act: Callable[[ArrayTree, Array, Situation], tuple[ArrayTree, Array, Extras]]
+    init: Callable[[Array], ArrayTree] = lambda key: None  # key -> state
+
+
 class Replay(NamedTuple):
     """A replay buffer as pure functions over a state of its own.
 
@@ -188,8 +222,10 @@ class Replay(NamedTuple):
     starts at ONE of the indices that `sample` gives; `n_step_replay` alone asks for it.
     """
 
-    init: Callable[[Step], ArrayTree]  # of a step [E, ...] that gives shapes and dtypes only
-    add: Callable[[ArrayTree, Step], ArrayTree]  # (state, step [E, ...]) -> state
+    # (step [E, ...], key) -> state: the step gives shapes and dtypes only
+    init: Callable[..., ArrayTree]
+    # (state, step [E, ...], key) -> state; the key serves replays that draw which step they drop
+    add: Callable[..., ArrayTree]
     sample: Callable[[ArrayTree, Array], Sample]  # (state, key), of a state that holds a batch
     # (state, indices [B], priorities [B]) -> state
     update: Callable[[ArrayTree, Array, Array], ArrayTree]
@@ -235,7 +271,13 @@ class TrainState:
     replay: ArrayTree  # the replay's own state; None without one
     env_state: ArrayTree  # [E, ...]
     obs: Array  # [E, *obs] to act on next
+    is_first: Array  # [E] bool, whether an episode begins there
+    behaviour: ArrayTree  # [E, ...] the behaviour's own state; None without one
     episode_return: Array  # [E] float32, undiscounted, of the episodes under way
     key: Array  # [] the typed PRNG key from which all later keys are split
     # [] int32, environment steps taken so far, over all environments and with the prefill
     num_steps: Array = shared_counter()
+
+
+# (key, state) -> state, after a gradient step: of weights, optimiser, replay, or whatever it holds
+AfterUpdate = Callable[[Array, TrainState], TrainState]

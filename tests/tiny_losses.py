@@ -73,7 +73,7 @@ def make_batch(seed=0):
     a_tm1 = (np.arange(BATCH) % NUM_ACTIONS).astype(np.int32)
     r_t = rng.normal(size=BATCH).astype(np.float32)
     discount_t = np.where(np.arange(BATCH) % 4 == 0, 0, 0.9).astype(np.float32)
-    return Transition._make((obs_tm1, a_tm1, r_t, discount_t, obs_t))
+    return Transition._make((obs_tm1, a_tm1, r_t, discount_t, obs_t, None, {}))
 
 
 def make_params(network):

@@ -1,7 +1,7 @@
 """TD errors and losses of ONE transition, and returns of ONE trajectory; callers map them.
 
 A new TD error goes into `bellman_targets.py` and the list below. Nothing here may know an agent,
-its settings, or what a loss converges to: `testing/losses/check_loss.py` knows that.
+or what a loss converges to: `testing/losses/check_loss.py` knows that.
 """
 
 from purejaxdqn.losses.bellman_loss import bellman_loss as bellman_loss
@@ -17,6 +17,7 @@ from purejaxdqn.losses.distributional import fraction_loss as fraction_loss
 from purejaxdqn.losses.distributional import project as project
 from purejaxdqn.losses.distributional import quantile_huber as quantile_huber
 from purejaxdqn.losses.distributional import quantile_loss as quantile_loss
+from purejaxdqn.losses.from_config import from_config as from_config
 from purejaxdqn.losses.munchausen import munchausen as munchausen
 from purejaxdqn.losses.munchausen import (
     persistent_advantage_learning_loss as persistent_advantage_learning_loss,

@@ -151,7 +151,7 @@ def bellman_loss(td_error: TDError = q_learning, penalty: Penalty = optax.l2_los
 
     def measure(outputs: Outputs[Any], transition: Transition) -> LossOutput:
         _, _, q_tm1, q_t, q_t_selector = outputs
-        _, a_tm1, r_t, discount_t, _ = transition
+        _, a_tm1, r_t, discount_t, *_ = transition
         values = (q_tm1, a_tm1, r_t, discount_t, q_t, q_t_selector)
         error = call_by_name(td_error, dict(zip(TD_ERROR_ARGUMENTS, values, strict=True)))
         return measure_error(error, q_tm1[a_tm1], penalty)

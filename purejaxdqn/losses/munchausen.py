@@ -82,7 +82,7 @@ def persistent_advantage_learning_loss(
         network: Network[Any], params: Any, target_params: Any, transition: Transition, key: Array
     ) -> LossOutput:
         key_tm1, target_key_tm1, key_t = jax.random.split(key, 3)
-        obs_tm1, a_tm1, r_t, discount_t, obs_t = transition
+        obs_tm1, a_tm1, r_t, discount_t, obs_t, *_ = transition
 
         def values(params: Any, obs: Array, key: Array) -> Array:
             return network.action_values(network.apply(params, obs, key))

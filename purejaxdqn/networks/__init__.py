@@ -23,6 +23,7 @@ from purejaxdqn.networks.layers import MLPTorso as MLPTorso
 from purejaxdqn.networks.layers import NoisyDense as NoisyDense
 from purejaxdqn.networks.value_network import MLP as MLP
 from purejaxdqn.networks.value_network import Representation as Representation
+from purejaxdqn.networks.value_network import begin_with as begin_with
 from purejaxdqn.networks.value_network import label_fraction_proposal as label_fraction_proposal
 from purejaxdqn.networks.value_network import make_network as make_network
 from purejaxdqn.networks.value_network import value_network as value_network

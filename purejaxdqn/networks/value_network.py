@@ -77,6 +77,32 @@ def make_network(
     return Network(init, apply, action_values, activations)
 
 
+def begin_with(network: Network[Output], initial_params: Params) -> Network[Output]:
+    """Makes the same network whose weights begin as given, such as those of a run before.
+
+    Raises:
+      ConfigError: from `init`, for weights of other shapes or of another structure than its own.
+    """
+
+    def init(key: Array, obs: Array) -> Params:
+        own = jax.eval_shape(network.init, key, obs)
+        shapes, given = (
+            {jax.tree_util.keystr(path): x.shape for path, x in jax.tree.leaves_with_path(tree)}
+            for tree in (own, jax.tree.map(jnp.asarray, initial_params))
+        )
+        for name in {**shapes, **given}:
+            if shapes.get(name) != given.get(name):
+                raise ConfigError(
+                    f"initial_params{name} has shape {given.get(name, 'none at all')}, and the "
+                    f"network's own {shapes.get(name, 'none at all')}: give the weights of a "
+                    "network of the same settings"
+                )
+        leaves = jax.tree.leaves(initial_params)
+        return jax.tree.unflatten(jax.tree.structure(own), map(jnp.asarray, leaves))
+
+    return network._replace(init=init)
+
+
 def value_network(
     num_actions: int,
     hidden_sizes: Sequence[int],

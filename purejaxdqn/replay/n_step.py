@@ -22,6 +22,8 @@ def n_step_transition(window: Window, discount: Array | float) -> Transition:
         r_t=jnp.sum(powers * window.reward, where=window.is_inside),
         discount_t=jnp.where(terminates, 0.0, discount ** window.is_inside.sum()),
         obs_t=window.next_obs,
+        truncated_t=jnp.any(window.truncated & window.is_inside),
+        extras=jax.tree.map(lambda x: x[0], window.extras),
     )
 
 

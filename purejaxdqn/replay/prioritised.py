@@ -155,10 +155,12 @@ def prioritised_replay(
     if isinstance(exponent, (int, float)) and not 0 <= exponent < math.inf:
         raise ValueError(f"exponent ({exponent}) must be at least 0 and finite, such as 0.6")
 
-    def init(step: Step) -> PrioritisedReplayState:
+    def init(step: Step, key: Array | None = None) -> PrioritisedReplayState:
         return PrioritisedReplayState(ring.init(step), make_sum_tree(capacity), jnp.ones(()))
 
-    def add(state: PrioritisedReplayState, step: Step) -> PrioritisedReplayState:
+    def add(
+        state: PrioritisedReplayState, step: Step, key: Array | None = None
+    ) -> PrioritisedReplayState:
         num_envs = state.replay.num_envs
         priorities = jnp.broadcast_to(state.max_priority, (num_envs,))
         tree = set_range(state.tree, state.replay.insert_row * num_envs, priorities)

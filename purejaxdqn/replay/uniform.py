@@ -14,7 +14,7 @@ import flax.struct
 import jax
 import jax.numpy as jnp
 
-from purejaxdqn.types import Array, Replay, Sample, Step, Window, shared_counter
+from purejaxdqn.types import Array, Extras, Replay, Sample, Step, Window, shared_counter
 
 _COLUMNS = ("action", "reward", "terminated", "truncated")  # of the ring, beside observations
 
@@ -30,6 +30,7 @@ class UniformReplayState:
     reward: Array  # [T, E]
     terminated: Array  # [T, E] bool
     truncated: Array  # [T, E] bool
+    extras: Extras  # [T, E, ...] each, of their own dtype
     insert_row: Array = shared_counter()  # [] int32, the row that is written next
     num_rows: Array = shared_counter()  # [] int32, rows written, at most T
     block: Array = shared_counter()  # [] int32, the block of the newest row, modulo K
@@ -51,7 +52,9 @@ class UniformReplayState:
         return len(self.obs) - self.max_rows - 1
 
 
-def _make_empty_state(step: Step, capacity: int, time_limit: int) -> UniformReplayState:
+def _make_empty_state(
+    step: Step, key: Array | None = None, *, capacity: int, time_limit: int
+) -> UniformReplayState:
     """Makes a ring of `capacity` entries that holds nothing; `step` gives shapes and dtypes."""
     num_envs = step.action.shape[0]
     if capacity % num_envs:
@@ -65,12 +68,15 @@ def _make_empty_state(step: Step, capacity: int, time_limit: int) -> UniformRepl
     return UniformReplayState(
         obs=jnp.zeros((max_rows + 1 + max_blocks, *step.obs.shape), step.obs.dtype),
         **{x: jnp.zeros((max_rows, num_envs), getattr(step, x).dtype) for x in _COLUMNS},
+        extras=jax.tree.map(lambda x: jnp.zeros((max_rows, *x.shape), x.dtype), step.extras),
         **{x: jnp.zeros((), jnp.int32) for x in ("insert_row", "num_rows", "block")},
         row_in_block=jnp.full((), -1, jnp.int32),
     )
 
 
-def _add_step(state: UniformReplayState, step: Step, time_limit: int) -> UniformReplayState:
+def _add_step(
+    state: UniformReplayState, step: Step, key: Array | None = None, *, time_limit: int
+) -> UniformReplayState:
     """Writes a step `[E, ...]` over the oldest row."""
     # An index that is the same in every run of a batch: written in place, also under vmap.
     write = functools.partial(jax.lax.dynamic_update_index_in_dim, axis=0)
@@ -84,6 +90,9 @@ def _add_step(state: UniformReplayState, step: Step, time_limit: int) -> Uniform
     return UniformReplayState(
         obs=obs,
         **{x: write(getattr(state, x), getattr(step, x), state.insert_row) for x in _COLUMNS},
+        extras=jax.tree.map(
+            lambda rows, row: write(rows, row, state.insert_row), state.extras, step.extras
+        ),
         insert_row=(state.insert_row + 1) % state.max_rows,
         num_rows=jnp.minimum(state.num_rows + 1, state.max_rows),
         block=block,
@@ -94,9 +103,9 @@ def _add_step(state: UniformReplayState, step: Step, time_limit: int) -> Uniform
 def read_window(state: UniformReplayState, index: Array, num_steps: int, time_limit: int) -> Window:
     """Reads the window that starts at ONE entry, as `Replay.window_at`, with two observations."""
     # The rows of each buffer [R, E, ...] one after another, [R * E, ...].
-    obs, actions, rewards, terminated, truncated = (
-        rows.reshape(-1, *rows.shape[2:])
-        for rows in (state.obs, state.action, state.reward, state.terminated, state.truncated)
+    columns = [getattr(state, x) for x in ("obs", *_COLUMNS, "extras")]
+    obs, actions, rewards, terminated, truncated, extras = jax.tree.map(
+        lambda rows: rows.reshape(-1, *rows.shape[2:]), columns
     )
     row, env = index // state.num_envs, index % state.num_envs
     age = (state.insert_row - 1 - row) % state.max_rows
@@ -114,11 +123,13 @@ def read_window(state: UniformReplayState, index: Array, num_steps: int, time_li
     next_row = jnp.where(last_age == 0, state.max_rows, (row + num_inside) % state.max_rows)
     next_row = jnp.where(truncated[last], state.max_rows + 1 + block, next_row)
     # A transition needs the first action alone: the other gather is dropped when compiled.
-    action = jnp.concatenate([actions[index][jnp.newaxis], actions[entries[1:]]])
+    action, extras = jax.tree.map(
+        lambda x: jnp.concatenate([x[index][jnp.newaxis], x[entries[1:]]]), (actions, extras)
+    )
     # Choosing between two row numbers is cheaper than choosing between two observations.
     next_obs = obs[next_row * state.num_envs + env]
     reward = rewards[entries]
-    return Window(obs[index], action, reward, terminated, truncated, is_inside, next_obs)
+    return Window(obs[index], action, reward, terminated, truncated, is_inside, next_obs, extras)
 
 
 def _draw_indices(key: Array, num: int, bound: Array) -> Array:

@@ -129,20 +129,22 @@ def _draw_steps(num_steps: int, num_envs: int, time_limit: int) -> Step:
         return np.multiply.outer(numbers, np.ones(_OBS_SHAPE)).astype(np.float32)
 
     action, reward = rng.integers(0, 100, obs.shape, np.int32), rng.normal(size=obs.shape)
-    fields = (image(obs), action, reward.astype(np.float32), terminated, truncated, image(next_obs))
-    return Step._make(fields)
+    extras = {"number": obs.astype(np.int16), "vector": image(-obs)[..., 0, 0]}
+    played = (action, reward.astype(np.float32), terminated, truncated)
+    return Step._make((image(obs), *played, image(next_obs), extras))
 
 
 def _list_types(*shape: int) -> Step:
     """Makes the types of steps with such leading axes."""
-    action, reward, flag = (jax.ShapeDtypeStruct(shape, x) for x in (jnp.int32, jnp.float32, bool))
+    types = (jnp.int32, jnp.float32, bool, bool, jnp.int16)
+    *played, number = (jax.ShapeDtypeStruct(shape, x) for x in types)
     obs = jax.ShapeDtypeStruct((*shape, *_OBS_SHAPE), jnp.uint8)
-    return Step._make((obs, action, reward, flag, flag, obs))
+    return Step._make((obs, *played, obs, {"number": number}))
 
 
 def _list_window_types(n_step: int, *batch: int) -> Window:
     (obs, *_), steps = _list_types(*batch), _list_types(*batch, n_step)
-    return Window(obs, *steps[1:5], steps.terminated, obs)
+    return Window(obs, *steps[1:5], steps.terminated, obs, steps.extras)
 
 
 def _check_types(make_replay: MakeReplay, num_envs: int, n_step: int) -> str:
@@ -194,7 +196,7 @@ def _check_content(replay: Replay, steps: Step, keys: Array, max_rows: int, n_st
 
     program = pure_jit("init, add and sample of a replay", COMPILABLE, examine)
     for num_steps in (max_rows - 2, len(steps.action)):
-        added = Step._make(x[:num_steps] for x in steps)
+        added = jax.tree.map(lambda x, n=num_steps: x[:n], steps)
         samples, longer = to_numpy(program(keys, added))
         _check_samples(samples, added, max_rows, n_step, "")
         if longer is not None:
@@ -225,7 +227,8 @@ def _check_samples(samples: Sample, steps: Step, max_rows: int, n_step: int, ask
     added = {float(steps.obs[at][0, 0, 0]): at for at in np.ndindex(num_steps, num_envs)}
     when = f"after {num_steps} steps of {num_envs} environments with room for {max_rows}, "
     seen = set()
-    for window in map(Window._make, zip(*windows, strict=True)):
+    for i in range(len(obs)):
+        window = jax.tree.map(lambda x, i=i: x[i], windows)
         require.that(
             float(window.obs) in added and not np.isnan(window.next_obs),
             f"{when}a sampled window holds observations that were never added (obs {window.obs}, "
@@ -238,7 +241,8 @@ def _check_samples(samples: Sample, steps: Step, max_rows: int, n_step: int, ask
             t >= num_steps - max_rows,
             f"{where}the first step is not among the newest {max_rows}: write over the oldest",
         )
-        _check_window(window, Step._make(x[t : t + n_step, env] for x in steps), n_step, where)
+        played = jax.tree.map(lambda x, t=t, env=env: x[t : t + n_step, env], steps)
+        _check_window(window, played, n_step, where)
     num_held = min(num_steps, max_rows) * num_envs
     require.that(
         2 * len(seen) >= num_held,
@@ -250,11 +254,12 @@ def _check_window(window: Window, steps: Step, n_step: int, where: str) -> None:
     """Compares ONE window, its observations as numbers, with the steps that were played there."""
     ends = steps.terminated | steps.truncated
     num_inside = int(ends.argmax()) + 1 if ends.any() else len(ends)
-    own = Step._make(x[:num_inside] for x in steps)
-    expected = {"is_inside": np.arange(n_step) < num_inside, **own._asdict()}
-    for name in ("is_inside", "action", "reward", "terminated", "truncated"):
+    own = jax.tree.map(lambda x: x[:num_inside], steps)
+    expected = {"is_inside": np.arange(n_step) < num_inside, **own._asdict(), **own.extras}
+    given = {**window._asdict(), **window.extras}
+    for name in ("is_inside", "action", "reward", "terminated", "truncated", *own.extras):
         true = expected[name]
-        found = getattr(window, name)[: len(true)]
+        found = given[name][: len(true)]
         require.that(
             np.array_equal(found, true),
             f"{where}{name} is {found.tolist()} and not {true.tolist()}: a window spans {n_step} "

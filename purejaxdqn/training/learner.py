@@ -7,10 +7,11 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from purejaxdqn.training.exploration import Schedule, linear_schedule
+from purejaxdqn.training.schedules import linear_schedule
 from purejaxdqn.training.settings import RunConfig, reserved_names
 from purejaxdqn.types import (
     Array,
+    BatchLossFn,
     ConfigError,
     Learner,
     LearnerState,
@@ -18,6 +19,7 @@ from purejaxdqn.types import (
     LossOutput,
     Network,
     Params,
+    Schedule,
     Transition,
 )
 
@@ -78,26 +80,43 @@ def _check_metrics(metrics: dict[str, Array]) -> None:
             )
 
 
+def over_batch(loss_fn: LossFn[Any]) -> BatchLossFn[Any]:
+    """Makes the loss of a batch `[B, ...]` that sees each of its transitions alone."""
+
+    def batch_loss(
+        network: Network[Any], params: Params, target_params: Params, batch: Transition, key: Array
+    ) -> LossOutput:
+        keys = jax.random.split(key, batch.r_t.shape[0])
+        batched = jax.vmap(loss_fn, in_axes=(None, None, None, 0, 0))
+        return batched(network, params, target_params, batch, keys)
+
+    return batch_loss
+
+
 def make_learner(
     network: Network[Any],
     loss_fn: LossFn[Any],
     optimizer: optax.GradientTransformation,
     target_update: TargetUpdate | None = None,
+    batch_loss: BatchLossFn[Any] | None = None,
 ) -> Learner:
     """Makes the learner: the mean loss of a batch, one optimiser step, the target's update.
 
     Without a `target_update`, such as `periodic_target_update(50)`, there is no target network, and
-    the loss is given the weights themselves in its place. The learner's metrics are the loss
-    function's own, averaged over the batch, and `loss`.
+    the loss is given the weights themselves in its place. A `batch_loss` stands in place of the
+    `loss_fn`, and sees the batch as a whole. The learner's metrics are the loss function's own,
+    averaged over the batch, and `loss`.
 
     Raises:
       ConfigError: if the loss is no function; from `update`, if a metric has one of the
         `reserved_names`, or is no single number of a transition.
     """
-    if not callable(loss_fn):
-        raise ConfigError(
-            f"loss_fn ({loss_fn!r:.60}) must be a loss, such as losses.bellman_loss(td_error)"
-        )
+    for name, given in {"loss_fn": loss_fn, "batch_loss": batch_loss}.items():
+        if given is not None and not callable(given):
+            raise ConfigError(
+                f"{name} ({given!r:.60}) must be a loss, such as losses.bellman_loss(td_error)"
+            )
+    measure = over_batch(loss_fn) if batch_loss is None else batch_loss
 
     def init(key: Array, obs: Array) -> LearnerState:
         params = network.init(key, obs)
@@ -108,10 +127,8 @@ def make_learner(
     def mean_loss(
         params: Params, state: LearnerState, transition: Transition, key: Array, weights: Any = None
     ) -> tuple[Array, LossOutput]:
-        keys = jax.random.split(key, transition.r_t.shape[0])
         bootstrap_params = state.params if target_update is None else state.target_params
-        batched = jax.vmap(loss_fn, in_axes=(None, None, None, 0, 0))
-        output = batched(network, params, bootstrap_params, transition, keys)
+        output = measure(network, params, bootstrap_params, transition, key)
         weighted = output.loss if weights is None else weights * output.loss
         return jnp.mean(weighted), output
 

@@ -1,5 +1,6 @@
 """The training loop that all agents share: acting, and iterations that are run in chunks."""
 
+import dataclasses
 import functools
 from collections.abc import Callable
 from typing import Any, NamedTuple
@@ -10,8 +11,19 @@ import jax.numpy as jnp
 from purejaxdqn.environments import Environment, step_and_reset
 from purejaxdqn.training.diagnostics import Probe
 from purejaxdqn.training.evaluation import Policy
-from purejaxdqn.training.exploration import epsilon_greedy
-from purejaxdqn.types import Array, Learner, Network, Params, Replay, Step, TrainState
+from purejaxdqn.types import (
+    Array,
+    ArrayTree,
+    Behaviour,
+    Extras,
+    Learner,
+    Network,
+    Params,
+    Replay,
+    Situation,
+    Step,
+    TrainState,
+)
 
 
 class ChunkOutputs(NamedTuple):
@@ -44,45 +56,86 @@ Experiment = Callable[[Any], Train]  # of a `RunConfig`, or of one of its kinds
 Iteration = Callable[[TrainState], Trained]
 
 
+class Actor(NamedTuple):
+    """Plays: environments, and what chooses actions in them."""
+
+    env: Environment
+    network: Network[Any]
+    behaviour: Behaviour
+    num_envs: int
+
+
 def make_first_state(
-    key: Array, env: Environment, num_envs: int, learner: Learner, replay: Replay | None = None
+    key: Array, actor: Actor, learner: Learner, replay: Replay | None = None
 ) -> TrainState:
-    """Makes the state of a run of `E = num_envs` environments before its first step."""
-    key, env_key, network_key = jax.random.split(key, 3)
+    """Makes the state of a run before its first step."""
+    env, num_envs = actor.env, actor.num_envs
+    key, env_key, network_key, replay_key, behaviour_key = jax.random.split(key, 5)
     env_state, obs = jax.vmap(env.reset)(jax.random.split(env_key, num_envs))
-    zeros, flags = jnp.zeros(num_envs), jnp.zeros(num_envs, bool)
-    first_step = Step(obs, jnp.zeros(num_envs, jnp.int32), zeros, flags, flags, next_obs=obs)
-    learner_state = learner.init(network_key, obs[0])
-    replay_state = None if replay is None else replay.init(first_step)
-    num_steps = jnp.zeros((), jnp.int32)
-    return TrainState(learner_state, replay_state, env_state, obs, zeros, key, num_steps)
+    behaviour_state = jax.vmap(actor.behaviour.init)(jax.random.split(behaviour_key, num_envs))
+    zeros, true = jnp.zeros(num_envs), jnp.ones(num_envs, bool)
+    state = TrainState(
+        learner=learner.init(network_key, obs[0]),
+        replay=None,
+        env_state=env_state,
+        obs=obs,
+        is_first=true,
+        behaviour=behaviour_state,
+        episode_return=zeros,
+        key=key,
+        num_steps=jnp.zeros((), jnp.int32),
+    )
+    if replay is None:
+        return state
+    shapes = jax.eval_shape(functools.partial(act, actor), state)[1]
+    step = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), shapes)
+    return dataclasses.replace(state, replay=replay.init(step, replay_key))
 
 
 def act(
-    env: Environment, network: Network[Any], state: TrainState, epsilon: Array | float
-) -> tuple[TrainState, Step, Array]:
-    """Takes one epsilon-greedy step in every environment.
+    actor: Actor, state: TrainState, is_prefill: bool = False
+) -> tuple[TrainState, Step, Array, Array]:
+    """Takes one step in every environment.
 
     Returns:
-      `(state, step [E, ...], episode_return [E])`: the returns are those of the episodes that ended
-      at this step, NaN where none did.
+      `(state, step [E, ...], episode_return [E], key [])`: the returns are those of the episodes
+      that ended at this step, NaN where none did; the key is for `Replay.add`.
     """
-    num_envs = len(state.episode_return)
+    env, network, behaviour, num_envs = actor
     # All keys in one call of the generator: a call costs more than a key.
-    keys = jax.random.split(state.key, 1 + 3 * num_envs)
-    next_key, (explore_keys, network_keys, env_keys) = keys[0], keys[1:].reshape(3, num_envs)
+    keys = jax.random.split(state.key, 2 + 3 * num_envs)
+    explore_keys, network_keys, env_keys = keys[1:-1].reshape(3, num_envs)
     apply = jax.vmap(network.apply, in_axes=(None, 0, 0))
     outputs = apply(state.learner.params, state.obs, network_keys)
-    q_values = jax.vmap(network.action_values)(outputs)
-    action = jax.vmap(epsilon_greedy, in_axes=(0, 0, None))(explore_keys, q_values, epsilon)
+
+    def choose(
+        behaviour_state: ArrayTree, key: Array, obs: Array, output: Any, is_first: Array
+    ) -> tuple[ArrayTree, Array, Extras]:
+        q_values = network.action_values(output)
+        facts = (obs, output, q_values, is_first, state.num_steps, is_prefill)
+        if env.legal_actions is None:
+            return behaviour.act(behaviour_state, key, Situation(*facts))
+        is_legal = env.legal_actions(obs)
+        return behaviour.act(behaviour_state, key, Situation(*facts, is_legal))
+
+    arguments = (state.behaviour, explore_keys, state.obs, outputs, state.is_first)
+    behaviour_state, action, extras = jax.vmap(choose)(*arguments)
     step_all = jax.vmap(functools.partial(step_and_reset, env))
     env_state, obs, timestep = step_all(env_keys, state.env_state, action)
     next_obs, reward, terminated, truncated = timestep
-    step = Step(state.obs, action, reward, terminated, truncated, next_obs)
+    step = Step(state.obs, action, reward, terminated, truncated, next_obs, extras)
     episode_return, ended = state.episode_return + reward, terminated | truncated
-    now = (env_state, obs, jnp.where(ended, 0.0, episode_return), next_key)
-    state = TrainState(state.learner, state.replay, *now, state.num_steps + num_envs)
-    return state, step, jnp.where(ended, episode_return, jnp.nan)
+    state = dataclasses.replace(
+        state,
+        env_state=env_state,
+        obs=obs,
+        is_first=ended,
+        behaviour=behaviour_state,
+        episode_return=jnp.where(ended, 0.0, episode_return),
+        key=keys[0],
+        num_steps=state.num_steps + num_envs,
+    )
+    return state, step, jnp.where(ended, episode_return, jnp.nan), keys[-1]
 
 
 def run_chunk(

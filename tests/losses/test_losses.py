@@ -89,7 +89,7 @@ def batch_of_transitions(num=6, seed=0):
     obs_tm1, obs_t = rng.normal(size=(2, num, 3))
     discount_t = np.where(np.arange(num) % 3 == 0, 0.0, 0.9)
     fields = (obs_tm1, rng.integers(0, 2, num), rng.normal(size=num), discount_t, obs_t)
-    return Transition._make(fields)
+    return Transition._make((*fields, None, {}))
 
 
 def on_device(transitions):

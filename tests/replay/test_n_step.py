@@ -18,6 +18,7 @@ from purejaxdqn.replay import (
     uniform_replay,
 )
 from purejaxdqn.types import ConfigError, Replay, Sample, Step, Transition
+from tiny import step_of
 
 DISCOUNT = 0.9
 MAX_ADDS = 48
@@ -102,7 +103,7 @@ def make_steps(environments: list[Any]) -> Step:
     def pair(x: np.ndarray) -> np.ndarray:
         return np.stack([x, -x], axis=-1).astype(np.float32)
 
-    return Step._make((pair(obs), action, reward.astype(np.float32), *flags, pair(next_obs)))
+    return Step._make((pair(obs), action, reward.astype(np.float32), *flags, pair(next_obs), {}))
 
 
 def brute_force(episode: Episode, start: int, num_added: int, n_step: int) -> tuple[float, ...]:
@@ -332,6 +333,6 @@ class TestBadInput:
 
     def test_a_replay_that_holds_nothing_says_so(self):
         replay = n_step_replay(uniform_replay(8, 4), 3)
-        state = replay.init(Step(*(jnp.zeros(1) for _ in Step._fields)))
+        state = replay.init(step_of(1))
         with pytest.raises(ValueError, match="holds 0 transitions"):
             replay.sample(state, jax.random.key(0))

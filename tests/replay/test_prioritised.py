@@ -324,7 +324,7 @@ class TestContract:
         other = jax.jit(uniform.sample)(filled(uniform, 2, 13), key)
         rows = [
             {
-                int(index): [np.asarray(x[i]).tolist() for x in s.window]
+                int(index): [np.asarray(x[i]).tolist() for x in jax.tree.leaves(s.window)]
                 for i, index in enumerate(s.indices)
             }
             for s in (sample, other)

@@ -53,7 +53,7 @@ def make_steps(layout: Layout, terminated: np.ndarray, wants_truncation: np.ndar
 
     action = np.arange(np.prod(shape), dtype=np.int32).reshape(shape)
     fields = (obs(number[0]), action, -number[0] / 4, terminated, truncated, obs(next_number))
-    return Step._make(fields)
+    return Step._make((*fields, {}))
 
 
 @functools.cache
@@ -225,7 +225,7 @@ def step_types(num_envs: int, obs_shape: tuple[int, ...], obs_dtype: Any) -> Ste
         return jax.ShapeDtypeStruct((num_envs, *shape), dtype)
 
     obs, flag = array(obs_dtype, *obs_shape), array(jnp.bool)
-    return Step._make((obs, array(jnp.int32), array(jnp.float32), flag, flag, obs))
+    return Step._make((obs, array(jnp.int32), array(jnp.float32), flag, flag, obs, {}))
 
 
 def num_bytes(tree: Any) -> int:

@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from purejaxdqn.training.exploration import epsilon_greedy, linear_schedule, multiplicative_schedule
+from purejaxdqn.behaviours import epsilon_greedy
+from purejaxdqn.training.schedules import linear_schedule, multiplicative_schedule
 
 NUM_DRAWS = 30_000
 

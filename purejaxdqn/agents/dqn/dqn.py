@@ -11,6 +11,7 @@ differences are in `docs/deviations.md`.
 import dataclasses
 import functools
 import math
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -19,16 +20,29 @@ import optax
 
 from purejaxdqn import environments, losses, networks
 from purejaxdqn.agents.dqn.settings import DQNConfig
+from purejaxdqn.behaviours import epsilon_greedy_behaviour
 from purejaxdqn.environments import Environment
-from purejaxdqn.losses.bellman_loss import Penalty
 from purejaxdqn.replay import n_step_replay, n_step_transition, prioritised_replay, uniform_replay
-from purejaxdqn.training import exploration
 from purejaxdqn.training import learner as learning
+from purejaxdqn.training import schedules
 from purejaxdqn.training.diagnostics import NUM_STATES, Probe, gradient_norm
 from purejaxdqn.training.evaluation import greedy_policy
-from purejaxdqn.training.loop import ChunkOutputs, Train, act, make_first_state, run_chunk
+from purejaxdqn.training.loop import Actor, ChunkOutputs, Train, act, make_first_state, run_chunk
 from purejaxdqn.training.settings import ensure_kind
-from purejaxdqn.types import Array, LossFn, Network, Replay, TrainState, Transition
+from purejaxdqn.types import (
+    AfterUpdate,
+    Array,
+    BatchLossFn,
+    Behaviour,
+    Learner,
+    LossFn,
+    Network,
+    Params,
+    Replay,
+    Schedule,
+    TrainState,
+    Transition,
+)
 
 
 def dqn(
@@ -36,8 +50,16 @@ def dqn(
     *,
     env: Environment | None = None,
     network: Network[Any] | None = None,
+    initial_params: Params | None = None,
+    behaviour: Behaviour | None = None,
+    replay: Replay | None = None,
     loss_fn: LossFn[Any] | None = None,
+    wrap_loss: Callable[[LossFn[Any]], LossFn[Any]] | None = None,
+    batch_loss: BatchLossFn[Any] | None = None,
     optimizer: learning.MakeOptimizer | None = None,
+    target_update: learning.TargetUpdate | None = None,
+    learner: Learner | None = None,
+    after_update: AfterUpdate | None = None,
 ) -> Train:
     """Makes a training run of DQN from settings: an `Experiment`.
 
@@ -49,10 +71,19 @@ def dqn(
       config: the settings.
       env: instead of the one that `config.env` names.
       network: instead of the MLP of `config.hidden_sizes` with the head of `config.representation`.
+      initial_params: instead of the network's own; every seed begins with the same ones then.
+      behaviour: instead of epsilon-greedy actions.
+      replay: instead of that of `config.replay_capacity`, `config.batch_size` and
+        `config.prioritised`; transitions count what its probabilities say.
       loss_fn: instead of that of `config.representation`, `config.td_error` and `config.penalty`.
+      wrap_loss: makes another loss of that one.
+      batch_loss: instead of both; it sees the whole batch.
       optimizer: `learning-rate schedule -> optax optimiser`, such as `optax.rmsprop`, instead of
         the one that `config.optimizer` names; behind the clipping of the gradients' global norm.
         FQF's proposal of fractions keeps its own.
+      target_update: instead of that of `config.target_period` and `config.target_step_size`.
+      learner: instead of all that the losses, the optimiser and the target's update make.
+      after_update: what a gradient step is followed by.
 
     Raises:
       ConfigError: for settings of another kind.
@@ -60,43 +91,50 @@ def dqn(
     ensure_kind(config, DQNConfig)
     env = env or environments.make(config.env)
     network = network or _make_network(config, env)
-    learner = learning.make_learner(
-        network,
-        loss_fn or _make_loss(config, env),
-        _make_transformation(config, optimizer),
-        learning.periodic_target_update(config.target_period, config.target_step_size),
-    )
-    replay = _make_replay(config, env)
-    epsilon = choose_epsilon(config)
-    exponent_at = exploration.linear_schedule(config.importance_exponent, 1.0, config.num_updates)
+    if initial_params is not None:
+        network = networks.begin_with(network, initial_params)
+    behaviour = behaviour or epsilon_greedy_behaviour(choose_epsilon(config))
+    actor = Actor(env, network, behaviour, config.num_envs)
+    if learner is None:
+        loss_fn = loss_fn or losses.from_config(config, env.num_actions)
+        loss_fn = loss_fn if wrap_loss is None else wrap_loss(loss_fn)
+        target_update = target_update or learning.periodic_target_update(
+            config.target_period, config.target_step_size
+        )
+        transformation = _make_transformation(config, optimizer)
+        learner = learning.make_learner(network, loss_fn, transformation, target_update, batch_loss)
+    is_weighted = config.prioritised or replay is not None
+    replay = n_step_replay(replay or _make_replay(config, env), config.n_step)
+    exponent_at = schedules.linear_schedule(config.importance_exponent, 1.0, config.num_updates)
     to_transition = functools.partial(n_step_transition, discount=config.discount)
 
-    def act_once(state: TrainState, epsilon: Array | float) -> tuple[TrainState, Array]:
+    def act_once(state: TrainState, is_prefill: bool = False) -> tuple[TrainState, Array]:
         """Steps every environment once; also gives the returns `[E]` of episodes that ended."""
-        state, step, episode_return = act(env, network, state, epsilon)
-        state = dataclasses.replace(state, replay=replay.add(state.replay, step))
+        state, step, episode_return, key = act(actor, state, is_prefill)
+        state = dataclasses.replace(state, replay=replay.add(state.replay, step, key))
         return state, episode_return
 
     def draw(state: TrainState, key: Array) -> tuple[Transition, Array | None, Array]:
         """Draws a batch; also says what each transition counts, and its index in the replay."""
         sample = replay.sample(state.replay, key)
         transitions = jax.vmap(to_transition)(sample.window)
-        if not config.prioritised:
+        if not is_weighted:
             return transitions, None, sample.indices
         exponent = exponent_at(state.learner.num_updates)
         return transitions, importance_weights(sample.probabilities, exponent), sample.indices
 
     def learn(state: TrainState, _: None) -> tuple[TrainState, dict[str, Array]]:
         """Takes one gradient step."""
-        key, sample_key, loss_key = jax.random.split(state.key, 3)
+        key, sample_key, loss_key, last_key = jax.random.split(state.key, 4)
         transitions, weights, indices = draw(state, sample_key)
         updated, priorities, metrics = learner.update(state.learner, transitions, loss_key, weights)
         remembered = replay.update(state.replay, indices, priorities)
-        return dataclasses.replace(state, learner=updated, replay=remembered, key=key), metrics
+        state = dataclasses.replace(state, learner=updated, replay=remembered, key=key)
+        return state if after_update is None else after_update(last_key, state), metrics
 
     def iteration(state: TrainState) -> tuple[TrainState, ChunkOutputs]:
         state, episode_return = jax.lax.scan(
-            lambda state, _: act_once(state, epsilon(state.num_steps)),
+            lambda state, _: act_once(state),
             state,
             length=config.steps_per_update // config.num_envs,
         )
@@ -107,8 +145,8 @@ def dqn(
         return jax.lax.fori_loop(
             0,
             config.prefill_steps // config.num_envs,
-            lambda _, state: act_once(state, 1.0)[0],  # uniformly random
-            make_first_state(key, env, config.num_envs, learner, replay),
+            lambda _, state: act_once(state, is_prefill=True)[0],
+            make_first_state(key, actor, learner, replay),
         )
 
     def observe(state: TrainState, key: Array) -> tuple[Array, Array]:
@@ -156,45 +194,6 @@ def _make_network(config: DQNConfig, env: Environment) -> Network[Any]:
     )
 
 
-def _make_loss(config: DQNConfig, env: Environment) -> LossFn[Any]:
-    """Chooses the loss that the settings name."""
-    temperature, threshold = config.temperature, config.huber_threshold
-    is_double = config.td_error == "double_q_learning"
-    penalties: dict[str, Penalty] = {
-        "squared": optax.l2_loss,
-        "huber": functools.partial(optax.huber_loss, delta=threshold),
-        "masked_squared": losses.masked_squared_error(env.num_actions),
-    }
-    loss_of = functools.partial(losses.bellman_loss, penalty=penalties[config.penalty])
-    soft_q_learning = functools.partial(losses.soft_q_learning, temperature=temperature)
-    munchausen = functools.partial(
-        losses.munchausen, temperature=temperature, coefficient=config.munchausen_coefficient
-    )
-    match config.representation, config.munchausen, config.td_error:
-        case "categorical", _, _:
-            return losses.categorical_loss(double=is_double)
-        case "quantile" | "implicit_quantile" | "proposed_quantile", True, _:
-            # A soft target has no next action to pick.
-            return munchausen(losses.quantile_loss(False, threshold, temperature))
-        case "quantile" | "implicit_quantile" | "proposed_quantile", False, _:
-            return losses.quantile_loss(is_double, threshold)
-        case "values", True, _:
-            return munchausen(loss_of(soft_q_learning))
-        case "values", False, "q_learning":
-            return loss_of(losses.q_learning)
-        case "values", False, "double_q_learning":
-            return loss_of(losses.double_q_learning)
-        case "values", False, "expected_sarsa":
-            return loss_of(functools.partial(losses.expected_sarsa, epsilon=config.epsilon_end))
-        case "values", False, "soft_q_learning":
-            return loss_of(soft_q_learning)
-        case "values", False, "persistent_advantage_learning":
-            penalty = penalties[config.penalty]
-            return losses.persistent_advantage_learning_loss(config.advantage_coefficient, penalty)
-        case unknown:
-            raise ValueError(f"no loss for {unknown}: config.validate() says what is allowed")
-
-
 def choose_optimizer(config: DQNConfig) -> learning.MakeOptimizer:
     """Chooses the optimiser that `config.optimizer` names."""
     if config.optimizer == "adam":
@@ -219,19 +218,17 @@ def _make_transformation(
 def _make_replay(config: DQNConfig, env: Environment) -> Replay:
     sizes = (config.replay_capacity, config.batch_size, env.max_steps)
     if config.prioritised:
-        replay = prioritised_replay(*sizes, config.priority_exponent)
-    else:
-        replay = uniform_replay(*sizes, config.sample_with_replacement)
-    return n_step_replay(replay, config.n_step)
+        return prioritised_replay(*sizes, config.priority_exponent)
+    return uniform_replay(*sizes, config.sample_with_replacement)
 
 
-def choose_epsilon(config: DQNConfig) -> exploration.Schedule:
+def choose_epsilon(config: DQNConfig) -> Schedule:
     """Chooses the schedule of epsilon, in environment steps, that the settings name."""
     if config.noisy:  # noisy weights explore by themselves
-        return exploration.linear_schedule(0.0, 0.0, 0)
+        return schedules.linear_schedule(0.0, 0.0, 0)
     if config.epsilon_schedule == "linear":
-        return exploration.linear_epsilon(config)
-    schedule = exploration.multiplicative_schedule(
+        return schedules.linear_epsilon(config)
+    schedule = schedules.multiplicative_schedule(
         config.epsilon_start, config.epsilon_decay, config.epsilon_end
     )
     return lambda num_steps: schedule(num_steps - config.prefill_steps)

@@ -11,6 +11,7 @@ lambda-returns; the differences are in `docs/deviations.md`.
 
 import dataclasses
 import functools
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -19,14 +20,27 @@ import optax
 
 from purejaxdqn import environments, losses, networks
 from purejaxdqn.agents.pqn.settings import PQNConfig
+from purejaxdqn.behaviours import epsilon_greedy_behaviour
 from purejaxdqn.environments import Environment
 from purejaxdqn.training.diagnostics import NUM_STATES, Probe, gradient_norm
 from purejaxdqn.training.evaluation import greedy_policy
-from purejaxdqn.training.exploration import linear_epsilon
 from purejaxdqn.training.learner import MakeOptimizer, make_clipped_optimizer, make_learner
-from purejaxdqn.training.loop import ChunkOutputs, Train, act, make_first_state, run_chunk
+from purejaxdqn.training.loop import Actor, ChunkOutputs, Train, act, make_first_state, run_chunk
+from purejaxdqn.training.schedules import linear_epsilon
 from purejaxdqn.training.settings import ensure_kind
-from purejaxdqn.types import Array, LearnerState, LossFn, Network, Step, TrainState, Transition
+from purejaxdqn.types import (
+    AfterUpdate,
+    Array,
+    BatchLossFn,
+    Behaviour,
+    Learner,
+    LossFn,
+    Network,
+    Params,
+    Step,
+    TrainState,
+    Transition,
+)
 
 
 def pqn(
@@ -34,8 +48,14 @@ def pqn(
     *,
     env: Environment | None = None,
     network: Network[Any] | None = None,
+    initial_params: Params | None = None,
+    behaviour: Behaviour | None = None,
     loss_fn: LossFn[Any] | None = None,
+    wrap_loss: Callable[[LossFn[Any]], LossFn[Any]] | None = None,
+    batch_loss: BatchLossFn[Any] | None = None,
     optimizer: MakeOptimizer | None = None,
+    learner: Learner | None = None,
+    after_update: AfterUpdate | None = None,
 ) -> Train:
     """Makes a training run of PQN from settings: an `Experiment`.
 
@@ -49,6 +69,12 @@ def pqn(
       loss_fn: instead of half the square of the TD error. It sees transitions whose `r_t` is the
         Q(lambda) return and whose `discount_t` is 0; `target_params` are the weights themselves.
       optimizer: as of `dqn`, instead of `optax.radam`.
+      initial_params: as of `dqn`, and so the following.
+      behaviour: instead of epsilon-greedy actions.
+      wrap_loss: makes another loss of that one.
+      batch_loss: instead of both; it sees a whole minibatch.
+      learner: instead of all that the losses and the optimiser make.
+      after_update: what a gradient step is followed by.
 
     Raises:
       ConfigError: for settings of another kind.
@@ -58,13 +84,19 @@ def pqn(
     network = network or networks.value_network(
         env.num_actions, config.hidden_sizes, layer_norm=config.layer_norm
     )
-    loss_fn = loss_fn or losses.bellman_loss(losses.return_error)
-    radam = functools.partial(optax.radam, eps=config.adam_epsilon)
-    learner = make_learner(network, loss_fn, make_clipped_optimizer(config, optimizer, radam))
-    epsilon = linear_epsilon(config)
+    if initial_params is not None:
+        network = networks.begin_with(network, initial_params)
+    if learner is None:
+        loss_fn = loss_fn or losses.bellman_loss(losses.return_error)
+        loss_fn = loss_fn if wrap_loss is None else wrap_loss(loss_fn)
+        radam = functools.partial(optax.radam, eps=config.adam_epsilon)
+        transformation = make_clipped_optimizer(config, optimizer, radam)
+        learner = make_learner(network, loss_fn, transformation, batch_loss=batch_loss)
+    behaviour = behaviour or epsilon_greedy_behaviour(linear_epsilon(config))
+    actor = Actor(env, network, behaviour, config.num_envs)
 
     def play(state: TrainState, _: None) -> tuple[TrainState, tuple[Step, Array]]:
-        state, step, episode_return = act(env, network, state, epsilon(state.num_steps))
+        state, step, episode_return = act(actor, state)[:3]
         return state, (step, episode_return)
 
     def make_transitions(state: TrainState, steps: Step) -> Transition:
@@ -84,7 +116,9 @@ def pqn(
         returns = jax.vmap(compute_returns, in_axes=1, out_axes=1)(steps)
         # The return stands for all rewards: a discount of 0 leaves nothing to bootstrap.
         nothing = jnp.zeros_like(returns)
-        played = Transition(steps.obs, steps.action, returns, nothing, steps.next_obs)
+        played = Transition(
+            steps.obs, steps.action, returns, nothing, steps.next_obs, steps.truncated, steps.extras
+        )
         return jax.tree.map(lambda x: x.reshape(-1, *x.shape[2:]), played)
 
     def learn(state: TrainState, steps: Step) -> tuple[TrainState, dict[str, Array]]:
@@ -92,21 +126,22 @@ def pqn(
         transitions = make_transitions(state, steps)
 
         def update(
-            learner_state: LearnerState, batch: tuple[Transition, Array]
-        ) -> tuple[LearnerState, dict[str, Array]]:
-            learner_state, _, metrics = learner.update(learner_state, *batch)
-            return learner_state, metrics
+            state: TrainState, batch: tuple[Any, ...]
+        ) -> tuple[TrainState, dict[str, Array]]:
+            minibatch, loss_key, last_key = batch
+            updated, _, metrics = learner.update(state.learner, minibatch, loss_key)
+            state = dataclasses.replace(state, learner=updated)
+            return state if after_update is None else after_update(last_key, state), metrics
 
-        def epoch(learner_state: LearnerState, key: Array) -> tuple[LearnerState, dict[str, Array]]:
-            shuffle_key, loss_key = jax.random.split(key)
+        def epoch(state: TrainState, key: Array) -> tuple[TrainState, dict[str, Array]]:
+            shuffle_key, loss_key, last_key = jax.random.split(key, 3)
             minibatches = deal_minibatches(shuffle_key, transitions, config.num_minibatches)
-            loss_keys = jax.random.split(loss_key, config.num_minibatches)
-            return jax.lax.scan(update, learner_state, (minibatches, loss_keys))
+            keys = (jax.random.split(x, config.num_minibatches) for x in (loss_key, last_key))
+            return jax.lax.scan(update, state, (minibatches, *keys))
 
         key, epochs_key = jax.random.split(state.key)
-        epoch_keys = jax.random.split(epochs_key, config.num_epochs)
-        learner_state, metrics = jax.lax.scan(epoch, state.learner, epoch_keys)
-        return dataclasses.replace(state, learner=learner_state, key=key), metrics
+        state = dataclasses.replace(state, key=key)
+        return jax.lax.scan(epoch, state, jax.random.split(epochs_key, config.num_epochs))
 
     def iteration(state: TrainState) -> tuple[TrainState, ChunkOutputs]:
         state, (steps, episode_return) = jax.lax.scan(play, state, length=config.num_steps)
@@ -114,7 +149,7 @@ def pqn(
         return state, ChunkOutputs(episode_return, jax.tree.map(jnp.mean, metrics))
 
     def init(key: Array) -> TrainState:
-        return make_first_state(key, env, config.num_envs, learner)
+        return make_first_state(key, actor, learner)
 
     def observe(state: TrainState, key: Array) -> tuple[Array, Array]:
         """Plays steps that might be learned from next; gives their states and gradients."""

@@ -59,7 +59,7 @@ def _iterate(subject: Subject, mdp: MDP, q_values: np.ndarray) -> tuple[np.ndarr
     def learn(start: Array, noise: Array) -> tuple[Array, Array]:
         obs_tm1, obs_t = observations[mdp.state], observations[mdp.num_states + mdp.next_state]
         fields = (obs_tm1, mdp.action, mdp.reward, mdp.discount, obs_t)
-        transitions = Transition._make(map(jnp.asarray, fields))
+        transitions = Transition._make((*map(jnp.asarray, fields), None, {}))
         over_transitions = jax.vmap(subject.loss_fn, in_axes=(None, None, None, 0, 0))
 
         def expected_loss(online: Array, still: Array, target: Array, keys: Array) -> Array:

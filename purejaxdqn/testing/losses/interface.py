@@ -105,7 +105,7 @@ def _draw_transitions() -> Transition:
     a_tm1 = rng.integers(0, _NUM_ACTIONS, NUM_LANES, np.int32)
     discount_t = np.where(np.arange(NUM_LANES) % 4 == 3, 0.0, 0.99)
     scalars: Any = np.stack([rng.normal(size=NUM_LANES), discount_t]).astype(np.float32)
-    return Transition._make((obs_tm1, a_tm1, *scalars, obs_t))
+    return Transition._make((obs_tm1, a_tm1, *scalars, obs_t, None, {}))
 
 
 def check_interface(

@@ -128,7 +128,9 @@ def make_subject(loss_fn: LossFn[Any], table: Table, *declared: Any) -> Subject:
     obs_tm1, obs_t = np.eye(2, dtype=np.float32)
 
     def loss(online: Array, target: Array, key: Array, *scalars: Array) -> tuple[Array, Array]:
-        transition = Transition._make((jnp.asarray(obs_tm1), *scalars, jnp.asarray(obs_t)))
+        transition = Transition._make(
+            (jnp.asarray(obs_tm1), *scalars, jnp.asarray(obs_t), None, {})
+        )
         output = loss_fn(table.network, online, target, transition, key)
         return output.loss, output.priority
 

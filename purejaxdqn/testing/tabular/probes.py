@@ -1,6 +1,7 @@
 """Five probe environments whose values are known, as one: each episode plays one of them."""
 
 import functools
+from typing import Any
 
 import gymnasium
 import jax
@@ -83,7 +84,8 @@ def play_probes(num_steps: int, num_envs: int) -> Step:
         rows.append((number, action, _REWARD[number, action], *flags, following))
         number = np.where(ends | cut, rng.choice(_STARTS, num_envs), following)
         since = np.where(ends | cut, 0, since + 1)
-    return Step._make(map(np.array, zip(*rows, strict=True)))
+    fields: Any = map(np.array, zip(*rows, strict=True))
+    return Step(*fields)
 
 
 def solve_values(transitions: Transition) -> np.ndarray:
@@ -92,7 +94,7 @@ def solve_values(transitions: Transition) -> np.ndarray:
     Transitions are NumPy arrays `[N]`, their observations numbers; values that do not settle grow
     large, and those of actions that were never taken are NaN.
     """
-    obs_tm1, a_tm1, r_t, discount_t, obs_t = transitions
+    obs_tm1, a_tm1, r_t, discount_t, obs_t, *_ = transitions
     count = np.zeros((NUM_OBS, NUM_ACTIONS))
     np.add.at(count, (obs_tm1, a_tm1), 1)
     q_values = np.zeros_like(count)
@@ -106,7 +108,7 @@ def solve_values(transitions: Transition) -> np.ndarray:
 @functools.cache
 def find_values(mistake: str, n_step: int) -> np.ndarray:
     """Finds the values `[observations, A]` that one of `MISTAKES` leads to; "" stands for none."""
-    stream = Step._make(x[:, 0] for x in play_probes(3000, 1))
+    stream = jax.tree.map(lambda x: x[:, 0], play_probes(3000, 1))
     t = np.arange(len(stream.obs) - n_step)
     steps = t[:, np.newaxis] + np.arange(n_step)
     ends = (stream.terminated | stream.truncated)[steps] & (mistake != "across")
@@ -119,7 +121,8 @@ def find_values(mistake: str, n_step: int) -> np.ndarray:
     discount_t = np.where(is_end, 0.0, DISCOUNT ** (1 if mistake == "gamma" else m))
     late = {"next episode": truncated, "no end, next episode": terminated}.get(mistake, False)
     obs_t = np.where(late, stream.obs[last + 1], stream.next_obs[last])
-    return solve_values(Transition._make((stream.obs[t], stream.action[t], r_t, discount_t, obs_t)))
+    fields: Any = (stream.obs[t], stream.action[t], r_t, discount_t, obs_t, None, {})
+    return solve_values(Transition._make(fields))
 
 
 def name_mistake(learned: np.ndarray, n_step: int) -> str:

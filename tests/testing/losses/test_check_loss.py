@@ -125,7 +125,7 @@ def test_a_network_and_transitions_of_ones_own():
     actions = np.arange(5, dtype=np.int32) % 2
     ones = np.ones(5, np.float32)
     fields: Any = (images[0], actions, ones, ones, images[1])
-    transitions: Any = Transition._make(fields)
+    transitions: Any = Transition._make((*fields, None, {}))
     checks = check_interface(bellman_loss(), network, transitions, learns_next_obs=False)
     assert all(check.passed for check in checks)
     wrong = transitions._replace(a_tm1=actions + 1)

@@ -1,29 +1,9 @@
-"""Explores: epsilon-greedy actions, and schedules for epsilon."""
+"""Schedules: numbers that change with a count of environment steps or gradient steps."""
 
-from collections.abc import Callable
-
-import jax
 import jax.numpy as jnp
 
 from purejaxdqn.training.settings import RunConfig
-from purejaxdqn.types import Array
-
-Schedule = Callable[[Array], Array]  # count [] -> value []
-
-
-def epsilon_greedy(key: Array, q_values: Array, epsilon: Array | float) -> Array:
-    """Takes the greedy action, or with probability `epsilon` one drawn uniformly from all.
-
-    Sutton and Barto, "Reinforcement Learning: An Introduction" (2018), section 2.2.
-
-    The values are `[A]`, the action `[]` int32; ties go to the lowest action. Epsilon `[]` is
-    between 0 (never explores) and 1 (always does).
-    """
-    num_actions = q_values.shape[-1]
-    # One draw of two numbers is cheaper than two draws.
-    explore, choice = jax.random.uniform(key, (2,), jnp.float32)
-    random_action = jnp.minimum(jnp.int32(choice * num_actions), num_actions - 1)
-    return jnp.where(explore < epsilon, random_action, jnp.argmax(q_values).astype(jnp.int32))
+from purejaxdqn.types import Array, Schedule
 
 
 def linear_schedule(start: Array | float, end: Array | float, duration: Array | float) -> Schedule:
