@@ -88,6 +88,7 @@ class Window(NamedTuple):
     is_inside: Array  # [n] bool, whether the step belongs to the window
     next_obs: Array  # [*obs] that its last step led to, before any reset
     extras: Extras = NOTHING  # [n, ...] each
+    observations: Array | None = None  # [n, *obs] that each step acted on, for trajectories
 
 
 class Transition(NamedTuple):
@@ -101,6 +102,23 @@ class Transition(NamedTuple):
     # [] bool, whether the time limit cut the episode off at obs_t; discount_t knows nothing of it
     truncated_t: Array | None = None
     extras: Extras = NOTHING  # [...] each, of the step that took a_tm1
+
+
+class Trajectory(NamedTuple):
+    """What a loss of trajectories learns from: `T` steps of ONE episode, one after another.
+
+    Its fields are those of `Transition`, of each step. The first step is always valid; the entries
+    behind the last valid one mean nothing.
+    """
+
+    obs_tm1: Array  # [T, *obs]
+    a_tm1: Array  # [T] int32
+    r_t: Array  # [T]
+    discount_t: Array  # [T] gamma, and 0 only where the episode *terminated*
+    obs_t: Array  # [T, *obs] before any reset
+    truncated_t: Array  # [T] bool
+    extras: Extras  # [T, ...] each
+    is_valid: Array  # [T] bool
 
 
 class Sample(NamedTuple):
@@ -231,6 +249,8 @@ class Replay(NamedTuple):
     update: Callable[[ArrayTree, Array, Array], ArrayTree]
     # (state, index [], num_steps) -> Window
     window_at: Callable[[ArrayTree, Array, int], Window] | None = None
+    # (window, discount []) -> what a loss sees; None stands for `n_step_transition`
+    to_transition: Callable[[Window, Any], Any] | None = None
 
 
 def shared_counter() -> Any:

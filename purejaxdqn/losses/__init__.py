@@ -22,3 +22,9 @@ from purejaxdqn.losses.munchausen import munchausen as munchausen
 from purejaxdqn.losses.munchausen import (
     persistent_advantage_learning_loss as persistent_advantage_learning_loss,
 )
+from purejaxdqn.losses.trajectories import n_step_returns as n_step_returns
+from purejaxdqn.losses.trajectories import peng_q_lambda as peng_q_lambda
+from purejaxdqn.losses.trajectories import retrace as retrace
+from purejaxdqn.losses.trajectories import trace_returns as trace_returns
+from purejaxdqn.losses.trajectories import trajectory_loss as trajectory_loss
+from purejaxdqn.losses.trajectories import watkins_q_lambda as watkins_q_lambda

@@ -7,5 +7,7 @@ from purejaxdqn.replay.n_step import n_step_replay as n_step_replay
 from purejaxdqn.replay.n_step import n_step_transition as n_step_transition
 from purejaxdqn.replay.prioritised import PrioritisedReplayState as PrioritisedReplayState
 from purejaxdqn.replay.prioritised import prioritised_replay as prioritised_replay
+from purejaxdqn.replay.sequences import make_trajectory as make_trajectory
+from purejaxdqn.replay.sequences import sequence_replay as sequence_replay
 from purejaxdqn.replay.uniform import UniformReplayState as UniformReplayState
 from purejaxdqn.replay.uniform import uniform_replay as uniform_replay

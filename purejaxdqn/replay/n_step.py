@@ -44,7 +44,7 @@ def n_step_replay(replay: Replay, n_step: int) -> Replay:
     if window_at is None:
         raise ConfigError(
             f"n_step ({n_step}) needs a replay with window_at, which this one lacks: give "
-            "Replay a fifth function, (state, index, num_steps) -> Window"
+            "Replay a fifth function, (state, index, num_steps) -> Window, or set n_step to 1"
         )
 
     def sample(state: ArrayTree, key: Array) -> Sample:

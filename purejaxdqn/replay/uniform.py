@@ -129,7 +129,8 @@ def read_window(state: UniformReplayState, index: Array, num_steps: int, time_li
     # Choosing between two row numbers is cheaper than choosing between two observations.
     next_obs = obs[next_row * state.num_envs + env]
     reward = rewards[entries]
-    return Window(obs[index], action, reward, terminated, truncated, is_inside, next_obs, extras)
+    steps = (action, reward, terminated, truncated, is_inside)
+    return Window(obs[index], *steps, next_obs, extras, observations=obs[entries])
 
 
 def _draw_indices(key: Array, num: int, bound: Array) -> Array:

@@ -103,10 +103,13 @@ def dqn(
         )
         transformation = _make_transformation(config, optimizer)
         learner = learning.make_learner(network, loss_fn, transformation, target_update, batch_loss)
-    is_weighted = config.prioritised or replay is not None
-    replay = n_step_replay(replay or _make_replay(config, env), config.n_step)
+    is_weighted = replay is not None or config.prioritised
+    replay = replay or _make_replay(config, env)
+    if config.n_step > 1:
+        replay = n_step_replay(replay, config.n_step)
     exponent_at = schedules.linear_schedule(config.importance_exponent, 1.0, config.num_updates)
-    to_transition = functools.partial(n_step_transition, discount=config.discount)
+    make_one = replay.to_transition or n_step_transition
+    to_transition = functools.partial(make_one, discount=config.discount)
 
     def act_once(state: TrainState, is_prefill: bool = False) -> tuple[TrainState, Array]:
         """Steps every environment once; also gives the returns `[E]` of episodes that ended."""
