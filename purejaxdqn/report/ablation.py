@@ -41,35 +41,31 @@ def report_ablation(
     says how seeds are put together.
 
     Returns:
-      `base`, `env`, `components`, `seeds`, `seeds_counted` (those with numbers in every
-      combination; the statistics are of these), `metric`, `interval_note`; `combinations`, the best
-      first, and `effects` by component, each with `estimate`, `low` and `high` of both outcomes.
-      None where no seed counts: then nothing is written either.
+      `base`, `env`, `components`, `seeds`, `seeds_counted` (with numbers in every combination),
+      `metric`, `interval_note`; `combinations`, the best first, and `effects` by component, each
+      with `estimate`, `low` and `high` of both outcomes. None, and no file, if no seed counts.
     """
     greedy = stats.mean_return(dataset, "evaluation_return")
-    scores = {"final_return": stats.mean_return(dataset, "final_return")}
-    scores["area"] = measure_area(dataset)
+    finals = stats.mean_return(dataset, "final_return")
     # A seed counts if every combination has its numbers: else each would be of other seeds.
-    whole = xr.Dataset(scores).dropna("seed")
+    whole = xr.Dataset({"final_return": finals, "area": measure_area(dataset)}).dropna("seed")
     of = stats.count_seeds(greedy.seed.where(greedy.seed.isin(whole.seed)))
     if not whole.sizes["seed"]:
         make_console(stderr=True).print(f"numbers in every combination: {of}: nothing is written")
         return None
-    scores = {key: whole[key] for key in scores}
+    scores = {key: whole[key] for key in _OUTCOMES}
     statistic = STATISTICS[metric]
     rows = rank_combinations(components, scores, statistic)
     effects = {key: estimate_effects(components, x, statistic) for key, x in scores.items()}
     of_each = {name: {key: row[name] for key, row in effects.items()} for name in components}
     note = rows[0].intervals["final_return"].note
     console = make_console()
-    name = statistic.__name__.replace("_", " ")
-    words = f"{name} of {of}, 95 % interval"
+    words = f"{statistic.__name__.replace('_', ' ')} of {of}, 95 % interval"
     combined = {row.name: row.intervals for row in rows}
     console.print(_make_table(f"All combinations, {words}", "components", combined))
     console.print(_make_table(f"Effect of each component, {words}", "component", of_each, "+"))
     if note:
         console.print(note)
-
     env = find_name(dataset, "env")
     title = f"What each component adds to {base} on {env}"
     named = {_OUTCOMES[outcome]: intervals for outcome, intervals in effects.items()}
@@ -89,10 +85,11 @@ def report_ablation(
         ],
         "effects": {name: _to_json(intervals) for name, intervals in of_each.items()},
     }
-    picture, page = figures.plot_effects(named, title), pages.plot_interactive_effects(named, title)
-    all_curves = pages.plot_interactive_curves(curves, f"All combinations on {env}")
-    drawn = {"effects": page, "learning_curves": all_curves}
-    files.save_report(output, facts, {"effects": picture}, drawn)
+    drawn = {
+        "effects": pages.plot_interactive_effects(named, title),
+        "learning_curves": pages.plot_interactive_curves(curves, f"All combinations on {env}"),
+    }
+    files.save_report(output, facts, {"effects": figures.plot_effects(named, title)}, drawn)
     return facts
 
 

@@ -143,7 +143,8 @@ def plot_comparison(panels: Mapping[str, Curves], title: str) -> Figure:
     for axes, (quantity, curves) in zip(grid, panels.items(), strict=False):
         for (name, curve), (dash, colour) in zip(curves.items(), itertools.cycle(STYLES)):
             curve = keep_known(curve)
-            _plot_mean(axes, curve, colour, f"{name}: {count_present(curve)}")
+            of = count_seeds(curve)
+            _plot_mean(axes, curve, colour, f"{name}: {of}" if " of " in of else name)
             axes.lines[-1].set_linestyle(dash)
             axes.set(xlabel=name_axis(curve), title=quantity)
             axes.locator_params(axis="x", nbins=5)

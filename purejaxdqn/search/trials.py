@@ -33,6 +33,9 @@ if TYPE_CHECKING:
     import optuna
 
 
+_STATES = ("complete", "pruned", "diverged")
+
+
 class Best(NamedTuple):
     """The trial with the highest score, of those that were trained to their end.
 
@@ -61,13 +64,15 @@ class SearchResult(NamedTuple):
 
     def print(self, console: Console, at_most: int = 10) -> None:
         """Prints a table of the best trials that were trained to their end, and the best flags."""
-        coords = self.dataset.coords.items()
-        names = [str(n) for n, values in coords if values.dims == ("trial",) and n != "trial"]
-        scores = self.dataset.score.isel(step=-1, trial=self.dataset.state.values == "complete")
-        table = Table("trial", "score", *names)
-        for one in scores.sortby(-scores)[:at_most]:
-            settings = [f"{float(one[name]):.4g}" for name in names]
-            table.add_row(str(int(one.trial)), f"{float(one):.1f}", *settings)
+        states = ", ".join(f"{self.summary()[name]} {name}" for name in _STATES)
+        seeds = f"score over {self.dataset.sizes['seed']} seeds"
+        ranked = rank_trials(self.dataset)
+        table = Table(
+            "trial", "score", *_list_searched(self.dataset), title=f"{seeds}; trials: {states}"
+        )
+        for number, score, settings in ranked[:at_most]:
+            # Settings to the last digit: they are there to be used.
+            table.add_row(str(number), f"{score:.1f}", *map(str, settings.values()))
         console.print(table)
         if self.best is None:
             console.print("no trial was trained to its end")
@@ -79,11 +84,29 @@ class SearchResult(NamedTuple):
     def summary(self) -> dict[str, Any]:
         """Returns the counts and the best trial, ready for JSON."""
         states = self.dataset.state.values.tolist()
-        counts = {state: states.count(state) for state in ("complete", "pruned", "diverged")}
+        counts = {state: states.count(state) for state in _STATES}
         facts = {"status": self.dataset.attrs["status"], "num_trials": len(states), **counts}
         names = ("trial", "score", "settings")
         best = self.best and {name: getattr(self.best, name) for name in names}
         return {**facts, "best": provenance.to_jsonable(best)}
+
+
+def _list_searched(dataset: xr.Dataset) -> list[str]:
+    coords = dataset.coords.items()
+    return [str(n) for n, values in coords if values.dims == ("trial",) and n != "trial"]
+
+
+def rank_trials(dataset: xr.Dataset) -> list[tuple[int, float, dict[str, float]]]:
+    """Returns number, score and settings of the trials trained to their end, the best first.
+
+    Of several that are as good the first one comes first.
+    """
+    scores = dataset.score.isel(step=-1, trial=dataset.state.values == "complete")
+    names = _list_searched(dataset)
+    return [
+        (int(one.trial), float(one), {name: float(one[name]) for name in names})
+        for one in scores.sortby(-scores)
+    ]
 
 
 class SearchInterrupted(Interrupted):
@@ -130,7 +153,7 @@ class TrialTrainer:
                 is_finished = dataset.attrs.get("status") == "finished"
                 if is_finished and dataset.trial.values.tolist() == numbers:
                     self.bar.message(f"the search in {self._output} is finished already")
-                    return SearchResult(dataset, self._find_best())
+                    return SearchResult(dataset, self._find_best(dataset))
         if numbers or num_failed:
             again = f"; {num_failed} that were under way are proposed again" if num_failed else ""
             self.bar.message(f"going on after {len(numbers)} trial(s){again}")
@@ -228,7 +251,7 @@ class TrialTrainer:
     def _write(self, status: str) -> SearchResult:
         dataset = self._make_dataset(status)
         results.save_or_rescue(dataset, self._output)
-        return SearchResult(dataset, self._find_best())
+        return SearchResult(dataset, self._find_best(dataset))
 
     def _make_dataset(self, status: str) -> xr.Dataset:
         trials = study.read_done(self.opened)
@@ -251,9 +274,7 @@ class TrialTrainer:
             .assign_attrs(attrs, status=status, peak_bytes=peak_bytes(), **self._facts)
         )
 
-    def _find_best(self) -> Best | None:
-        for best in self.opened.best_trials:  # the first of several that are as good
-            assert best.value is not None
-            config = dataclasses.replace(self._config, **best.params)
-            return Best(best.number, best.params, best.value, config)
+    def _find_best(self, dataset: xr.Dataset) -> Best | None:
+        for number, score, settings in rank_trials(dataset):
+            return Best(number, settings, score, dataclasses.replace(self._config, **settings))
         return None

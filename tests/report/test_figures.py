@@ -80,7 +80,9 @@ def test_a_comparison_has_a_panel_per_quantity_and_a_line_per_setting():
     assert len(figure.axes) == 6
     assert [line.get_label() for line in drawn[0].lines] == ["tutorial", "defaults"]
     np.testing.assert_allclose(np.asarray(drawn[0].lines[0].get_ydata()), VALUES.mean(axis=0))
-    assert np.isnan(np.asarray(drawn[3].lines[0].get_ydata())).tolist() == [True, False, True]
+    (line,) = drawn[3].lines  # a point alone, which no line would show
+    assert np.asarray(line.get_xydata()).tolist() == [[500, 103.5]]
+    assert line.get_marker() == "o"
 
 
 @pytest.fixture(scope="module")
@@ -116,9 +118,14 @@ def page(tmp_path_factory):
 
 def test_it_draws_without_a_request_and_without_an_error(page):
     page, seen, path = page
-    # Two seeds of two settings, and the mean over those of the one that is whole.
-    assert page.locator(".scatterlayer .trace").count() == 5
+    # Two seeds of two settings, and the mean over them; two are too few for an interval.
+    assert page.locator(".scatterlayer .trace").count() == 6
     assert page.locator(".legend .traces").count() == 2
+    assert page.title() == "A title"
+    words = "".join(page.locator(".infolayer text").all_text_contents())
+    for shown in ("A title", "greedy return", "environment steps per seed", "solved at 195"):
+        assert shown in words
+    assert "defaults: 2 seeds, too few for an interval" in words
     assert seen["requests"] == [path.as_uri()]
     assert seen["problems"] == []
 
@@ -150,9 +157,9 @@ def test_the_legend_hides_a_setting_and_shows_it_again(page):
     traces = page.locator(".scatterlayer .trace")
     toggle = page.locator(".legend .legendtoggle").first
     toggle.click()
-    page.wait_for_function("document.querySelectorAll('.scatterlayer .trace').length == 2")
+    page.wait_for_function("document.querySelectorAll('.scatterlayer .trace').length == 3")
     page.wait_for_timeout(500)  # two clicks at once are a double click, which isolates
     toggle.click()
-    page.wait_for_function("document.querySelectorAll('.scatterlayer .trace').length == 5")
-    assert traces.count() == 5
+    page.wait_for_function("document.querySelectorAll('.scatterlayer .trace').length == 6")
+    assert traces.count() == 6
     assert seen["problems"] == []
