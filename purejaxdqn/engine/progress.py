@@ -44,6 +44,8 @@ class SweepProgress(Progress):
         """Moves the bar to `env_steps`; `training_return [n]` is NaN where no episode has ended."""
         known = training_return[np.isfinite(training_return)]
         shown = f"{known.mean():.1f}" if len(known) else "-"
+        if 0 < len(known) < len(training_return):
+            shown += f" ({len(known)} of {len(training_return)})"
         text = f"{speed:,.0f} steps/s"
         self.update(self._bar, completed=env_steps, speed=text, mean_return=shown)
 
@@ -57,10 +59,13 @@ class SweepProgress(Progress):
     def show_evaluation(self, step: int, episode_return: np.ndarray) -> None:
         """Prints a line about one evaluation, `episode_return [n, N]`."""
         means = episode_return.mean(axis=1)
+        known = means[np.isfinite(means)]
         shown = " ".join(f"{mean:5.0f}" for mean in means)
-        if len(means) > 16:
-            low, mid, high = np.percentile(means, [0, 50, 100])
-            shown = f"lowest {low:.0f}, median {mid:.0f}, highest {high:.0f} of {len(means)} runs"
+        if len(means) > 16 and len(known):
+            low, mid, high = np.percentile(known, [0, 50, 100])
+            missing = f" ({len(means) - len(known)} NaN)" if len(known) < len(means) else ""
+            shown = f"lowest {low:.0f}, median {mid:.0f}, highest {high:.0f} "
+            shown += f"of {len(means)} runs{missing}"
         self.console.print(f"step {step:>9,}  greedy return per run: {shown}", soft_wrap=True)
 
     @contextlib.contextmanager

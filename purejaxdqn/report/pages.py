@@ -39,14 +39,13 @@ def plot_interactive_curves(curves: Curves, title: str, threshold: float | None 
             figure.add_scatter(legendgroup=name, name=name, showlegend=False, **trace)
         named = f"{name}: {figures.count_present(curve)}"
         figure.data[-1].update(name=named, showlegend=True)
-    lowest = min(float(one.min()) for one in curves.values())
     if threshold is not None:
         words, threshold = f"solved at {threshold:g}", float(np.float32(threshold))
         told = {"text": words, "bgcolor": "rgba(255, 255, 255, 0.7)"}
         style = {"line_dash": "dot", "line_width": 1, "annotation_position": "top left"}
         figure.add_hline(threshold, annotation=told, **style)
-        lowest = min(lowest, threshold)
-    mode = "normal" if lowest < 0 else "tozero"
+    is_below = (threshold or 0) < 0 or any(bool((one < 0).any()) for one in curves.values())
+    mode = "normal" if is_below else "tozero"
     first = next(iter(curves.values()))
     axes = {"xaxis_title": figures.name_axis(first), "yaxis_title": str(first.name)}
     return figure.update_layout(yaxis_rangemode=mode, hovermode="closest", **axes)

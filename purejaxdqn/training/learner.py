@@ -5,6 +5,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 
 from purejaxdqn.training.exploration import Schedule, linear_schedule
@@ -63,18 +64,27 @@ def periodic_target_update(period: int, step_size: Array | float = 1.0) -> Targe
     return target_update
 
 
-def _check_metrics(metrics: dict[str, Array]) -> None:
-    """Refuses metrics `[B]` of a loss that results could not show."""
+def _check_metrics(metrics: Any) -> None:
+    """Refuses metrics of one transition that results could not show."""
+    if not isinstance(metrics, dict) or not all(isinstance(name, str) for name in metrics):
+        raise ConfigError(
+            f"metrics of the loss ({metrics!r:.60}) must be numbers by name, such as "
+            "{'q_value': q_value}: give a dictionary, {} for none"
+        )
     if reserved := reserved_names() & set(metrics):
         raise ConfigError(
             f"the loss has a metric named {', '.join(sorted(reserved))}, which names something "
             "else in results: rename it"
         )
     for name, metric in metrics.items():
-        if jnp.ndim(metric) != 1:
+        is_number = isinstance(metric, (jax.Array, np.ndarray, np.generic, int, float))
+        if not is_number or jnp.ndim(metric) or jnp.iscomplexobj(metric):
+            shown = f"is of type {type(metric).__name__}"
+            if is_number:
+                shown = f"has shape {jnp.shape(metric)} and type {jnp.result_type(metric)}"
             raise ConfigError(
-                f"metric {name} has shape {metric.shape[1:]}, and must be one number of a "
-                "transition: give its mean, or several metrics"
+                f"metric {name} {shown}, and must be one real number of a transition: give its "
+                "mean, or several metrics"
             )
 
 
@@ -105,12 +115,17 @@ def make_learner(
         target_params = None if target_update is None else jax.tree.map(jnp.copy, params)
         return LearnerState(params, target_params, optimizer.init(params), jnp.zeros((), jnp.int32))
 
+    def checked_loss(*args: Any) -> LossOutput:
+        output = loss_fn(*args)
+        _check_metrics(output.metrics)
+        return output
+
     def mean_loss(
         params: Params, state: LearnerState, transition: Transition, key: Array, weights: Any = None
     ) -> tuple[Array, LossOutput]:
         keys = jax.random.split(key, transition.r_t.shape[0])
         bootstrap_params = state.params if target_update is None else state.target_params
-        batched = jax.vmap(loss_fn, in_axes=(None, None, None, 0, 0))
+        batched = jax.vmap(checked_loss, in_axes=(None, None, None, 0, 0))
         output = batched(network, params, bootstrap_params, transition, keys)
         weighted = output.loss if weights is None else weights * output.loss
         return jnp.mean(weighted), output
@@ -121,7 +136,6 @@ def make_learner(
         state: LearnerState, transition: Transition, key: Array, weights: Array | None = None
     ) -> tuple[LearnerState, Array, dict[str, Array]]:
         (loss, output), grads = differentiate(state.params, state, transition, key, weights)
-        _check_metrics(output.metrics)
         updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
         params = optax.apply_updates(state.params, updates)
         num_updates, target_params = state.num_updates + 1, None

@@ -1,13 +1,16 @@
 """Tests figures and pages; the pages in a browser without a network."""
 
+import gzip
+import hashlib
 import shutil
 
 import numpy as np
 import pytest
 import xarray as xr
+from plotly.graph_objects import Figure as Page
 
 from purejaxdqn.report import figures, files, pages
-from purejaxdqn.report.statistics import Interval
+from purejaxdqn.report.statistics import Interval, bootstrap_curve, mean_return
 
 CHROMIUM = next(
     filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None
@@ -26,10 +29,103 @@ def test_files_are_written(tmp_path):
     page = files.save_page(
         pages.plot_interactive_curves(curves(), "A title", 195), tmp_path / "a.html"
     )
-    assert page.stat().st_size > 1_000_000  # all that draws it is inside
+    assert 1_000_000 < page.stat().st_size < 1_500_000  # all that draws it is inside
     paths = files.save_figure(figures.plot_panels(curves(), "A title", 195), tmp_path / "a")
     assert [path.suffix for path in paths] == [".png", ".svg"]
     assert all(path.stat().st_size > 1_000 for path in paths)
+
+
+RISE = np.linspace(0.0, 1.0, 5)
+CASES = {
+    "negative": (RISE * 400 - 500 + np.arange(10)[:, None], -100.0),
+    "mixed": (RISE * 300 - 200 + np.arange(10)[:, None], 200.0),
+    "below the threshold": (RISE * 10 - 500 + np.arange(3)[:, None], -100.0),
+    "above the threshold": (RISE * 10 + 500 + np.arange(3)[:, None], -100.0),
+    "positive": (RISE * 400 + np.arange(3)[:, None], 475.0),
+    "equal": (np.full((4, 5), -97.3), -97.3),
+    "zero": (np.zeros((4, 5)), None),
+    "one step": (np.array([[-500.0], [-400.0], [-450.0]]), -100.0),
+    "one seed": (RISE[None] * 400 - 500, None),
+    "unfinished": (np.where(np.tri(5, dtype=bool), RISE - 2, np.nan), -1.5),
+    "infinite": (np.array([[-1.0, np.inf], [-2.0, -3.0], [-np.inf, -1.0]]), -2.0),
+    "all NaN": (np.full((3, 5), np.nan), -100.0),
+}
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_axes_are_the_right_way_up_with_everything_inside(name):
+    values, threshold = CASES[name]
+    dataset = xr.Dataset(
+        {"evaluation_return": (("seed", "step", "episode"), values[..., None])},
+        {"seed": range(len(values)), "step": np.arange(values.shape[1]) * 100},
+    )
+    curve = mean_return(dataset, "evaluation_return")
+    both = {"this": curve, "positive": abs(curve)}
+    alone = figures.plot_learning_curve(dataset, "A title", threshold)
+    panels = figures.plot_panels(both, "A title", threshold)
+    page = pages.plot_interactive_curves({"this": curve}, "A title", threshold)
+    shown = values[np.isfinite(values)].tolist() + ([] if threshold is None else [threshold])
+    for axes in (*alone.axes, *panels.axes):
+        low, high = axes.get_ylim()
+        assert low < high
+        assert low <= min(shown) <= max(shown) <= high
+        assert (low == 0) == (min(shown) >= 0)
+    assert page.layout.yaxis.rangemode == ("tozero" if min(shown) >= 0 else "normal")
+    (axes,) = alone.axes
+    assert axes.get_xlabel() == page.layout.xaxis.title.text == "environment steps per seed"
+    assert axes.get_ylabel() == page.layout.yaxis.title.text == curve.name
+    labels = [text.get_text() for text in alone.legends[0].get_texts()]
+    assert f"interquartile mean of {figures.count_present(figures.keep_known(curve))}" in labels
+    assert page.data[-1].name == f"this: {figures.count_present(figures.keep_known(curve))}"
+
+
+def test_a_page_has_the_interval_and_gaps_are_not_shaded():
+    values = np.arange(5.0)[:, None] + np.zeros(6)
+    values[2:, 2] = np.nan  # two seeds are left
+    curve = xr.DataArray(values, {"seed": range(5), "step": range(6)}, ("seed", "step"), name="r")
+    first, second, mean = pages.plot_interactive_curves({"a": curve}, "A title").data[-3:]
+    low, high = bootstrap_curve(curve, np.random.default_rng(0), num_resamples=2_000)[1:]
+    assert first.fill == second.fill == "toself"
+    assert (*first.x,) == (0, 1, 1, 0)
+    assert (*second.x,) == (3, 4, 5, 5, 4, 3)
+    np.testing.assert_allclose(second.y, [*high[3:], *low[:2:-1]], rtol=1e-6)
+    assert (*mean.y,) == (2, 2, 0.5, 2, 2, 2)
+    assert mean.customdata[0] == f"5 seeds<br>95 % bootstrap interval {low[0]:.1f} to {high[0]:.1f}"
+    assert "interval none" in mean.customdata[2]
+    assert mean.name == "a: 2 to 5 of 5 seeds (the others are NaN)"
+
+
+def test_a_page_stays_small_and_says_that_it_leaves_seeds_out(tmp_path):
+    rng = np.random.default_rng(0)
+    for num_settings, num_seeds, has_seeds in ((12, 10, True), (6, 100, False)):
+        coords = {"seed": range(num_seeds), "step": np.arange(0, 50_000, 1_000)}
+        one = xr.DataArray(rng.normal(size=(num_seeds, 50)), coords, ("seed", "step"), name="r")
+        page = pages.plot_interactive_curves({f"rate={i}": one for i in range(num_settings)}, "A")
+        assert files.save_page(page, tmp_path / "a.html").stat().st_size < 1_500_000
+        assert len(page.data) == num_settings * (2 + num_seeds * has_seeds)
+        words = page.layout.legend.title.text
+        assert ("thin: each seed" in words, "too many to draw" in words) == (
+            has_seeds,
+            not has_seeds,
+        )
+        styles = {(line.line.color, line.line.dash) for line in page.data}
+        assert len(styles) == num_settings
+
+
+def test_other_charts_have_all_of_plotly(tmp_path):
+    page = Page().add_heatmap(z=[[1, 2]]).update_layout(title="<b>")
+    text = files.save_page(page, tmp_path / "a.html").read_text()
+    assert len(text) > 4_000_000
+    assert "<title>&lt;b&gt;</title>" in text
+
+
+def test_the_bundle_is_the_one_that_its_readme_names():
+    folder = files._BUNDLE.parent
+    bundle = gzip.decompress(files._BUNDLE.read_bytes())
+    assert hashlib.sha256(bundle).hexdigest() in (folder / "README.md").read_text()
+    assert b"plotly.js (basic - minified) v4.1.1" in bundle[:100]
+    assert "MIT License" in (folder / "plotly-LICENSE").read_text()
+    assert b"</script" not in bundle
 
 
 def intervals():

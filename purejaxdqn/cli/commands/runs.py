@@ -13,6 +13,7 @@ import xarray as xr
 from purejaxdqn.cli.exits import EXIT_FAILED
 from purejaxdqn.cli.flags import format_value, read_command_line
 from purejaxdqn.report.films import FILM_NAME, is_in_gymnasium, play_in_gymnasium, save_gif
+from purejaxdqn.report.statistics import mean_return
 from purejaxdqn.report.training import find_name
 from purejaxdqn.runtime.console import make_console
 from purejaxdqn.runtime.devices import use_every_core
@@ -45,7 +46,7 @@ def run_rerun(argv: Sequence[str]) -> int:
     again = rerun(dataset, **labels)
     numbers = [name for name in known.data_vars if name in again and name != "settings"]
     other = [str(name) for name in numbers if not _same_bits(known[name], again[name])]
-    mean = float(again.final_return.mean("episode"))
+    mean = float(mean_return(again, "final_return"))
     console = make_console()
     console.print(f"mean greedy return on {find_name(known, 'env')}: {mean:.1f}")
     if other:
