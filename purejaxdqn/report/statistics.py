@@ -63,8 +63,9 @@ def mean_return(dataset: xr.Dataset, name: str) -> xr.DataArray:
         read = np.vectorize(lambda text: json.loads(text)["eval_episodes"], otypes=[int])
         asked = dataset.settings.copy(data=read(dataset.settings.values))
     index = xr.DataArray(np.arange(returns.sizes["episode"]), dims="episode")
-    is_wrong = ~np.isfinite(returns) & (index < asked)
-    mean = returns.where(np.isfinite(returns)).mean("episode").where(~is_wrong.any("episode"))
+    known = returns.where(np.isfinite(returns))
+    is_wrong = known.isnull() & (index < asked)
+    mean = known.mean("episode").where(~is_wrong.any("episode"))
     numbers = np.unique(asked)
     of = f"of {numbers[0]} episodes" if len(numbers) == 1 else "over its episodes"
     return mean.rename(f"greedy return, mean {of}")

@@ -64,16 +64,13 @@ class SearchResult(NamedTuple):
 
     def print(self, console: Console, at_most: int = 10) -> None:
         """Prints a table of the best trials that were trained to their end, and the best flags."""
-        states = ", ".join(f"{self.summary()[name]} {name}" for name in _STATES)
-        seeds = f"score over {self.dataset.sizes['seed']} seeds"
-        ranked = rank_trials(self.dataset)
-        table = Table(
-            "trial", "score", *_list_searched(self.dataset), title=f"{seeds}; trials: {states}"
-        )
-        for number, score, settings in ranked[:at_most]:
+        table = Table("trial", "score", *_list_searched(self.dataset))
+        for number, score, settings in rank_trials(self.dataset)[:at_most]:
             # Settings to the last digit: they are there to be used.
             table.add_row(str(number), f"{score:.1f}", *map(str, settings.values()))
         console.print(table)
+        states = ", ".join(f"{self.summary()[name]} {name}" for name in _STATES)
+        console.print(f"scores over {self.dataset.sizes['seed']} seeds; of the trials, {states}")
         if self.best is None:
             console.print("no trial was trained to its end")
             return
@@ -96,7 +93,7 @@ def _list_searched(dataset: xr.Dataset) -> list[str]:
     return [str(n) for n, values in coords if values.dims == ("trial",) and n != "trial"]
 
 
-def rank_trials(dataset: xr.Dataset) -> list[tuple[int, float, dict[str, float]]]:
+def rank_trials(dataset: xr.Dataset) -> list[tuple[int, float, dict[str, Any]]]:
     """Returns number, score and settings of the trials trained to their end, the best first.
 
     Of several that are as good the first one comes first.

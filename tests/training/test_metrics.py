@@ -1,5 +1,7 @@
 """What a loss may say of one transition: real numbers by name, in every agent."""
 
+from typing import Any
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -37,7 +39,7 @@ def test_a_metric_that_results_could_not_show_is_refused_by_name(agent, config, 
 
 
 def test_numbers_of_python_and_truths_are_metrics():
-    metrics = {"count": 3, "share": 0.5, "is_won": True, "missing": jnp.nan}
+    metrics: Any = {"count": 3, "share": 0.5, "is_won": True, "missing": jnp.nan}
     train = dqn(TINY, loss_fn=lambda *args: LossOutput(jnp.zeros(()), jnp.zeros(()), metrics))
     state = jax.eval_shape(train.init, jax.random.key(0))
     outputs = jax.eval_shape(lambda state: train.chunk(state, jnp.int32(1), 1), state)[1]
