@@ -75,6 +75,7 @@ def results():
 
 def test_a_seed_that_one_combination_lacks_counts_nowhere_and_is_said(tmp_path, capsys):
     facts = ablation.report_ablation(results(), tmp_path, ["double", "noisy"], "dqn", "mean")
+    assert facts is not None
     assert facts["seeds_counted"] == [3, 4, 6]
     assert facts == json.loads((tmp_path / "summary.json").read_text())
     text = " ".join(capsys.readouterr().out.split())
