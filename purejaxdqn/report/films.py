@@ -30,7 +30,7 @@ def play_and_film(train: Train, dataset: xr.Dataset, params: Params, output: Pat
     folder of the results too, to which `gymnasium_return (seed, gymnasium_episode)` is added.
     """
     returns = play_in_gymnasium(train, params, _EPISODES, progress=True)
-    best = int(returns.mean(axis=1).argmax())
+    best = int(np.nan_to_num(returns.mean(axis=1), nan=-np.inf).argmax())
     save_gif(train, jax.tree.map(lambda x: x[best], params), output / FILM_NAME)
     dataset = dataset.assign(gymnasium_return=(("seed", "gymnasium_episode"), returns))
     results.save(dataset, output)  # last, because it says that all of this is done
