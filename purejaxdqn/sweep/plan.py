@@ -1,22 +1,32 @@
 """Plans a sweep before anything runs: its programs, its batches, and the memory that they take."""
 
+import dataclasses
+import functools
+import inspect
 import math
 from collections.abc import Sequence
 from typing import NamedTuple
 
 import jax
+import numpy as np
 import psutil
 from rich.filesize import decimal
 
+from purejaxdqn import agents
 from purejaxdqn.engine.memory import TracedRun, free_bytes, trace_run
+from purejaxdqn.engine.programs import COUNT, SEED, trace_reads
 from purejaxdqn.engine.rounds import evaluation_steps
 from purejaxdqn.runtime.devices import Plan, max_width, min_devices
-from purejaxdqn.sweep.design import Design, group_by_program
+from purejaxdqn.storage import provenance
+from purejaxdqn.sweep.design import Design, Point, group_by_program
+from purejaxdqn.training.declaration import settings_of
 from purejaxdqn.training.loop import Experiment
-from purejaxdqn.training.settings import NAMES_OF_RESULTS, RunConfig
+from purejaxdqn.training.settings import NAMES_OF_RESULTS, RunConfig, record_reads
 from purejaxdqn.types import ConfigError
 
 _PLANNED_SHARE = 0.8  # of the memory that is free
+# What the sweep itself reads of a run's settings, and the name that says where they come from.
+_READ_BY_SWEEP = {"agent", "total_steps", "eval_interval", "eval_episodes"}
 
 
 class Group(NamedTuple):
@@ -88,7 +98,8 @@ def plan_sweep(
 
     Raises:
       ConfigError: if not even the smallest round fits, or the results do not, with the size and
-        what makes it big; or if something else than a swept setting has its name in the results.
+        what makes it big; if something else than a swept setting has its name in the results; or
+        for a setting that is swept or set, and that the experiment does not read.
     """
     budget = int(memory_budget or _PLANNED_SHARE * free_bytes(devices))
     runs = design.runs
@@ -101,6 +112,7 @@ def plan_sweep(
                 f"{name!r} cannot be swept: something else has that name in the results, choose "
                 "another"
             )
+    _refuse_unread(experiment, design, traced)
     fewest = min(min_devices(), max(len(devices), 1))
     chosen = width or choose_width([*map(len, members)], num_devices or len(devices), max_width())
     for config, run in zip(configs, traced, strict=True):
@@ -122,6 +134,80 @@ def plan_sweep(
     plan = SweepPlan(design, chosen, batches, groups, budget)
     _check_results(plan)
     return plan
+
+
+def _refuse_unread(experiment: Experiment, design: Design, traced: Sequence[TracedRun]) -> None:
+    """Refuses a setting that is swept or set otherwise than by default, and that no run reads.
+
+    What is passed to an experiment does not read the settings of the part that it replaces.
+    """
+    runs = [one.functions for one in traced]
+    read = _READ_BY_SWEEP.union(*(run.read for run in runs))
+    for point in design.points:
+        defaults = _defaults_of(point.config)
+        declared = settings_of(type(point.config))
+        for name in [name for name in declared if name not in read]:
+            value, is_swept = getattr(point.config, name), name in design.axes
+            if not is_swept and value == getattr(defaults, name):
+                continue
+            if name == "env" and {run.env for run in runs} == {value}:
+                continue  # what was passed is called so
+            for run in runs:  # evaluation and diagnostics read settings too
+                weights = run.state.learner.params
+                read |= trace_reads(run.evaluate, run.config, weights, SEED, COUNT)[0]
+                if run.has_probe:
+                    args = (run.config, run.state, weights, SEED, COUNT)
+                    read |= trace_reads(run.diagnose, *args)[0]
+            where = declared[name].read_only_where()
+            if declared[name].is_read(point.config):
+                where = ""
+            if name in read or (where and not is_swept and _is_made_with(experiment, point, name)):
+                continue
+            what = f"{name} is swept" if is_swept else f"{name} ({value!r}) is set"
+            raise ConfigError(f"{what}, but {_explain_unread(experiment, point, name)}")
+
+
+def _defaults_of(config: RunConfig) -> RunConfig:
+    """Returns the settings before any was set: those of the agent, or else of the class."""
+    known = agents.get(config.agent).config if config.agent in agents.names() else None
+    return known if type(known) is type(config) else type(config)()
+
+
+def _is_made_with(experiment: Experiment, point: Point, name: str) -> bool:
+    """Tells whether an experiment reads a setting, where others leave it an effect."""
+    config = point.config
+    for condition in settings_of(type(config))[name].read_if[:1]:
+        values = {n: x[0] if isinstance(x, tuple) else x for n, x in condition.items()}
+        known = {n: value for n, value in values.items() if hasattr(config, n)}
+        config = dataclasses.replace(config, **known)
+    shapes = jax.tree.map(lambda _: jax.ShapeDtypeStruct((), np.float32), config)
+    with record_reads() as read:
+        jax.eval_shape(lambda traced: [experiment(traced), None][1], shapes)
+    return name in read
+
+
+def _explain_unread(experiment: Experiment, point: Point, name: str) -> str:
+    """Says why a setting has no effect: others, or a part that was passed in its reader's place."""
+    if experiment is agents.train:
+        experiment = agents.experiment_of(point.config)
+    if _is_made_with(experiment, point, name):
+        if where := settings_of(type(point.config))[name].read_only_where():
+            return f"it is read only where {where}: leave it out, or set that too"
+    elif isinstance(experiment, functools.partial):
+        parameters = inspect.signature(experiment.func).parameters
+        for part in experiment.keywords:
+            others = {key: value for key, value in experiment.keywords.items() if key != part}
+            without = functools.partial(experiment.func, *experiment.args, **others)
+            is_needed = part in parameters and parameters[part].default is inspect.Parameter.empty
+            if not is_needed and _is_made_with(without, point, name):
+                return (
+                    f"{part}= stands in place of the part that reads it: leave {name} out, or pass "
+                    f"no {part}"
+                )
+    named = provenance.name_experiment(experiment)["experiment"]
+    return (
+        f"nothing in {named} depends on it: leave {name} out, or train with an experiment that does"
+    )
 
 
 def cut_into_batches(group: Sequence[int], width: int) -> list[Sequence[int]]:
