@@ -130,6 +130,15 @@ def make_run_functions(experiment: Experiment, config: RunConfig) -> OneRun:
     return OneRun(shapes, state, *own, read, env.name, env.threshold, has_probe)
 
 
+def make_traced(experiment: Experiment, config: RunConfig) -> tuple[set[str], Train]:
+    """Makes a `Train` in tracing, only to look at; also names the settings that this reads."""
+    shapes = jax.tree.map(lambda _: jax.ShapeDtypeStruct((), np.float32), config)
+    made: list[Train] = []
+    with record_reads() as read:
+        jax.eval_shape(lambda traced: made.append(experiment(traced)), shapes)
+    return read, made[0]
+
+
 def trace_reads(
     function: Callable[..., Any], config: RunConfig, *args: ArrayTree
 ) -> tuple[frozenset[str], ArrayTree]:

@@ -52,7 +52,7 @@ class BatchTrainer:
         layout = {"width": plan.width, "device": devices[0].device_kind, "num_devices": num_devices}
         memory = {"memory_budget": plan.budget, "planned_peak_bytes": 0, "peak_bytes": 0}
         times = dict.fromkeys((*TIMES, "env_steps_per_second"), 0.0)
-        self._facts: dict[str, Any] = {**layout, **memory, **times, **attrs}
+        self._facts: dict[str, Any] = {**plan.environment, **layout, **memory, **times, **attrs}
 
     def run(self) -> SweepResult:
         """Trains every batch that is not finished; a sweep that is finished is only read.
@@ -311,7 +311,7 @@ class BatchTrainer:
 
     def _make_result(self, status: str) -> SweepResult:
         self._facts["peak_bytes"] = max(self._facts["peak_bytes"], peak_bytes())
-        design, batches = self._plan.design, self._plan.batches
+        design, batches = self._plan.recorded, self._plan.batches
         dataset = to_dataset(design, batches, self._records)
         attrs = provenance.collect_provenance(design.shared, self._experiment)
         params = None

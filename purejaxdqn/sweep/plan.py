@@ -4,24 +4,23 @@ import dataclasses
 import functools
 import inspect
 import math
-from collections.abc import Sequence
-from typing import NamedTuple
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple
 
 import jax
-import numpy as np
 import psutil
 from rich.filesize import decimal
 
 from purejaxdqn import agents
 from purejaxdqn.engine.memory import TracedRun, free_bytes, trace_run
-from purejaxdqn.engine.programs import COUNT, SEED, trace_reads
+from purejaxdqn.engine.programs import COUNT, SEED, OneRun, make_traced, trace_reads
 from purejaxdqn.engine.rounds import evaluation_steps
 from purejaxdqn.runtime.devices import Plan, max_width, min_devices
 from purejaxdqn.storage import provenance
 from purejaxdqn.sweep.design import Design, Point, group_by_program
 from purejaxdqn.training.declaration import settings_of
 from purejaxdqn.training.loop import Experiment
-from purejaxdqn.training.settings import NAMES_OF_RESULTS, RunConfig, record_reads
+from purejaxdqn.training.settings import NAMES_OF_RESULTS, RunConfig
 from purejaxdqn.types import ConfigError
 
 _PLANNED_SHARE = 0.8  # of the memory that is free
@@ -48,10 +47,19 @@ class SweepPlan(NamedTuple):
     """A sweep, laid out over batches, programs and devices."""
 
     design: Design
+    recorded: Design  # as results have it, with the environments that were passed in place of `env`
     width: int  # runs per batch; a run's bits depend on it
     batches: Sequence[Sequence[int]]  # the runs of each, which train on one device at a time
     groups: Sequence[Group]
     budget: int  # bytes that runs may take on the devices at a time
+
+    @property
+    def environment(self) -> dict[str, Any]:
+        """The name and the threshold of the environment, as attributes; empty for several."""
+        facts = [(group.run.functions.env, group.run.functions.threshold) for group in self.groups]
+        named = dict(zip(("env", "threshold"), facts[0], strict=True))
+        is_one = len({*facts}) == 1
+        return {name: fact for name, fact in named.items() if is_one and fact is not None}
 
     @property
     def result_bytes(self) -> int:
@@ -131,7 +139,14 @@ def plan_sweep(
         at_once = min(len(devices), max(len(numbers), fewest), fit)
         layout = Plan(chosen, at_once, math.ceil(len(numbers) / at_once))
         groups.append(Group(config, numbers, len(group), layout, run))
-    plan = SweepPlan(design, chosen, batches, groups, budget)
+    recorded = design
+    if any("env" not in run.functions.read for run in traced):
+        made = {jax.tree.structure(c): x.functions for c, x in zip(configs, traced, strict=True)}
+        points = [
+            point._replace(config=record_environment(point.config, made)) for point in design.points
+        ]
+        recorded = design._replace(points=tuple(points))
+    plan = SweepPlan(design, recorded, chosen, batches, groups, budget)
     _check_results(plan)
     return plan
 
@@ -144,7 +159,7 @@ def _refuse_unread(experiment: Experiment, design: Design, traced: Sequence[Trac
     runs = [one.functions for one in traced]
     read = _READ_BY_SWEEP.union(*(run.read for run in runs))
     for point in design.points:
-        defaults = _defaults_of(point.config)
+        defaults = defaults_of(point.config)
         declared = settings_of(type(point.config))
         for name in [name for name in declared if name not in read]:
             value, is_swept = getattr(point.config, name), name in design.axes
@@ -167,7 +182,7 @@ def _refuse_unread(experiment: Experiment, design: Design, traced: Sequence[Trac
             raise ConfigError(f"{what}, but {_explain_unread(experiment, point, name)}")
 
 
-def _defaults_of(config: RunConfig) -> RunConfig:
+def defaults_of(config: RunConfig) -> RunConfig:
     """Returns the settings before any was set: those of the agent, or else of the class."""
     known = agents.get(config.agent).config if config.agent in agents.names() else None
     return known if type(known) is type(config) else type(config)()
@@ -180,10 +195,7 @@ def _is_made_with(experiment: Experiment, point: Point, name: str) -> bool:
         values = {n: x[0] if isinstance(x, tuple) else x for n, x in condition.items()}
         known = {n: value for n, value in values.items() if hasattr(config, n)}
         config = dataclasses.replace(config, **known)
-    shapes = jax.tree.map(lambda _: jax.ShapeDtypeStruct((), np.float32), config)
-    with record_reads() as read:
-        jax.eval_shape(lambda traced: [experiment(traced), None][1], shapes)
-    return name in read
+    return name in make_traced(experiment, config)[0]
 
 
 def _explain_unread(experiment: Experiment, point: Point, name: str) -> str:
@@ -208,6 +220,15 @@ def _explain_unread(experiment: Experiment, point: Point, name: str) -> str:
     return (
         f"nothing in {named} depends on it: leave {name} out, or train with an experiment that does"
     )
+
+
+def record_environment(config: RunConfig, made: Mapping[Any, OneRun]) -> RunConfig:
+    """Names the environment that was passed in place of the one of the settings, if there is one.
+
+    `made` has the functions of a run by the structure of its settings.
+    """
+    run = made[jax.tree.structure(config)]
+    return config if "env" in run.read else dataclasses.replace(config, env=run.env)
 
 
 def cut_into_batches(group: Sequence[int], width: int) -> list[Sequence[int]]:

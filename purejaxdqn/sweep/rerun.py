@@ -1,5 +1,6 @@
 """Takes up any single run of a results file: trains it again bit for bit, or loads its weights."""
 
+import dataclasses
 import json
 import warnings
 from collections.abc import Mapping, Sequence
@@ -10,12 +11,13 @@ import jax
 import numpy as np
 import xarray as xr
 
-from purejaxdqn import agents
+from purejaxdqn import agents, environments
+from purejaxdqn.engine.programs import make_traced
 from purejaxdqn.storage import provenance, results
 from purejaxdqn.sweep.design import group_by_program, to_label
 from purejaxdqn.sweep.folder import SweepFolder, find_differences
 from purejaxdqn.sweep.options import SweepOptions
-from purejaxdqn.sweep.plan import cut_into_batches
+from purejaxdqn.sweep.plan import cut_into_batches, defaults_of
 from purejaxdqn.sweep.resume import describe_code
 from purejaxdqn.sweep.run import run_sweep
 from purejaxdqn.training.diagnostics import DIAGNOSTICS
@@ -65,6 +67,9 @@ def rerun(
     run = select_run(dataset, labels)
     config = config_from_json(str(run.settings.item()), config_class)
     experiment = experiment or _find_experiment(dataset, config)
+    if config.env not in environments.names():
+        make_traced(experiment, config)  # refuses the name where the experiment reads it
+        config = dataclasses.replace(config, env=defaults_of(config).env)
     _check_code(dataset, experiment, config)
     now = provenance.collect_versions()
     then = {name: dataset.attrs.get(name) for name in now}

@@ -9,6 +9,7 @@ from typing import Any, NamedTuple
 import jax
 
 from purejaxdqn import agents, environments
+from purejaxdqn.engine.programs import make_traced
 from purejaxdqn.engine.progress import SweepProgress
 from purejaxdqn.runtime.processes import run_on_every_process, run_on_first_process
 from purejaxdqn.storage import provenance, results
@@ -99,7 +100,8 @@ def describe_code(experiment: Experiment, configs: Sequence[RunConfig]) -> dict[
     """Fingerprints all code that trains these settings, with the agents and environments they name.
 
     The experiment, or each agent's for `agents.train`, the classes of the settings, and the
-    environments that their `env` names; see `purejaxdqn.storage.fingerprint`.
+    environments that their `env` names, but where the experiment brings its own; see
+    `purejaxdqn.storage.fingerprint`.
     """
     parts: dict[str, Any] = {} if experiment is agents.train else {"experiment": experiment}
     # A sweep has many configs, and few kinds of them.
@@ -107,9 +109,10 @@ def describe_code(experiment: Experiment, configs: Sequence[RunConfig]) -> dict[
         if experiment is agents.train:
             parts[f"agent {config.agent}"] = agents.experiment_of(config)
         parts[f"class {type(config).__name__}"] = type(config)
-        env = environments.make(config.env)._asdict()
-        del env["observation_space"]  # only checked, and gymnasium writes it anew in each version
-        parts[f"env {config.env}"] = env
+        if "env" in make_traced(experiment, config)[0]:
+            env = environments.make(config.env)._asdict()
+            del env["observation_space"]  # only checked, and gymnasium writes it anew each version
+            parts[f"env {config.env}"] = env
     return {name: fingerprint(part) for name, part in parts.items()}
 
 
@@ -145,6 +148,11 @@ def begin_or_resume(
 def _compare(begun: dict[str, Any], request: dict[str, Any]) -> list[str]:
     """Lists where the sweep that was begun differs from the one asked for now, in few lines."""
     axes, now = begun.get("axes", {}), request.get("axes", {})
+    # Older versions describe the environment of `env` too where another one was passed.
+    code = begun.get("code", {}).items()
+    if code:
+        code = {n: part for n, part in code if n in request["code"] or not n.startswith("env ")}
+        begun = {**begun, "code": code}
     lines = find_differences({**begun, "settings": None}, {**request, "settings": None})
     # Each point of a sweep has its own settings: those that all points share are compared once.
     shared = [
