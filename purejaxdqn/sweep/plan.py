@@ -20,7 +20,7 @@ from purejaxdqn.storage import provenance
 from purejaxdqn.sweep.design import Design, Point, group_by_program
 from purejaxdqn.training.declaration import settings_of
 from purejaxdqn.training.loop import Experiment
-from purejaxdqn.training.settings import NAMES_OF_RESULTS, RunConfig
+from purejaxdqn.training.settings import NAMES_OF_RESULTS, RunConfig, name_of_kind
 from purejaxdqn.types import ConfigError
 
 _PLANNED_SHARE = 0.8  # of the memory that is free
@@ -154,13 +154,15 @@ def plan_sweep(
 def _refuse_unread(experiment: Experiment, design: Design, traced: Sequence[TracedRun]) -> None:
     """Refuses a setting that is swept or set otherwise than by default, and that no run reads.
 
-    What is passed to an experiment does not read the settings of the part that it replaces.
+    What is passed to an experiment does not read the settings of the part that it replaces. The
+    settings that a class of the user's adds are the user's business.
     """
     runs = [one.functions for one in traced]
     read = _READ_BY_SWEEP.union(*(run.read for run in runs))
     for point in design.points:
         defaults = defaults_of(point.config)
-        declared = settings_of(type(point.config))
+        kinds = [kind for kind in type(point.config).__mro__ if issubclass(kind, RunConfig)]
+        declared = settings_of(next(kind for kind in kinds if _is_own(kind)))
         for name in [name for name in declared if name not in read]:
             value, is_swept = getattr(point.config, name), name in design.axes
             if not is_swept and value == getattr(defaults, name):
@@ -180,6 +182,11 @@ def _refuse_unread(experiment: Experiment, design: Design, traced: Sequence[Trac
                 continue
             what = f"{name} is swept" if is_swept else f"{name} ({value!r}) is set"
             raise ConfigError(f"{what}, but {_explain_unread(experiment, point, name)}")
+
+
+def _is_own(kind: type[RunConfig]) -> bool:
+    """Tells whether a class of settings is the package's."""
+    return "." not in name_of_kind(kind)
 
 
 def defaults_of(config: RunConfig) -> RunConfig:

@@ -18,7 +18,7 @@ from purejaxdqn.sweep.design import group_by_program, to_label
 from purejaxdqn.sweep.folder import SweepFolder, find_differences
 from purejaxdqn.sweep.options import SweepOptions
 from purejaxdqn.sweep.plan import cut_into_batches, defaults_of
-from purejaxdqn.sweep.resume import describe_code
+from purejaxdqn.sweep.resume import compare_code, describe_code
 from purejaxdqn.sweep.run import run_sweep
 from purejaxdqn.training.diagnostics import DIAGNOSTICS
 from purejaxdqn.training.loop import Experiment, Train
@@ -125,7 +125,8 @@ def _check_code(dataset: xr.Dataset, experiment: Experiment, config: RunConfig) 
     """Refuses to go on with other code than made the results; older files say nothing of theirs."""
     then = json.loads(dataset.attrs.get("code", "{}"))
     now = describe_code(experiment, [config]) if then else {}
-    if lines := find_differences({name: then.get(name) for name in now}, now, "code"):
+    then = {name: then.get(name) for name in now}
+    if lines := find_differences(*compare_code(then, now), "code"):
         raise ConfigError(
             f"the results were made by other code ({'; '.join(lines[:4])}): go back to that code, "
             "give what was trained as experiment, or train anew with run_sweep"

@@ -13,7 +13,7 @@ from purejaxdqn.engine.programs import make_traced
 from purejaxdqn.engine.progress import SweepProgress
 from purejaxdqn.runtime.processes import run_on_every_process, run_on_first_process
 from purejaxdqn.storage import provenance, results
-from purejaxdqn.storage.fingerprint import find_unseen, fingerprint
+from purejaxdqn.storage.fingerprint import FORMAT, find_unseen, fingerprint, keep_common
 from purejaxdqn.sweep.design import Design, find_common
 from purejaxdqn.sweep.folder import SweepFolder, find_differences
 from purejaxdqn.sweep.options import SweepOptions
@@ -113,7 +113,12 @@ def describe_code(experiment: Experiment, configs: Sequence[RunConfig]) -> dict[
             env = environments.make(config.env)._asdict()
             del env["observation_space"]  # only checked, and gymnasium writes it anew each version
             parts[f"env {config.env}"] = env
-    return {name: fingerprint(part) for name, part in parts.items()}
+    return {name: fingerprint(part) for name, part in parts.items()} | {"format": FORMAT}
+
+
+def compare_code(then: Any, now: Any) -> tuple[Any, Any]:
+    """Prepares two answers of `describe_code` for a comparison: an older one says less."""
+    return (then, now) if then.get("format") == now.get("format") else keep_common(then, now)
 
 
 def begin_or_resume(
@@ -148,11 +153,8 @@ def begin_or_resume(
 def _compare(begun: dict[str, Any], request: dict[str, Any]) -> list[str]:
     """Lists where the sweep that was begun differs from the one asked for now, in few lines."""
     axes, now = begun.get("axes", {}), request.get("axes", {})
-    # Older versions describe the environment of `env` too where another one was passed.
-    code = begun.get("code", {}).items()
-    if code:
-        code = {n: part for n, part in code if n in request["code"] or not n.startswith("env ")}
-        begun = {**begun, "code": code}
+    code = compare_code(begun.get("code", {}), request["code"])
+    begun, request = {**begun, "code": code[0]}, {**request, "code": code[1]}
     lines = find_differences({**begun, "settings": None}, {**request, "settings": None})
     # Each point of a sweep has its own settings: those that all points share are compared once.
     shared = [
