@@ -15,6 +15,7 @@ import json
 import logging
 import os
 import random
+import re
 import site
 import sys
 import sysconfig
@@ -39,6 +40,7 @@ _LIBRARIES = {Path(sysconfig.get_path(name)) for name in ("stdlib", "purelib", "
 _LIBRARIES |= {*map(Path, (*site.getsitepackages(), site.getusersitepackages()))}
 _PYTHON = f"Python {sys.version_info.major}.{sys.version_info.minor}"
 _LONGEST = 1000  # characters of a value that is described by itself
+_DEEPEST = 100  # functions that call each other in a row, or parts of parts
 _PLAIN = (type(None), bool, int, float, complex, str, bytes, np.generic, np.dtype, np.ufunc)
 _CONTAINERS = (dict, list, tuple, set, frozenset)
 _WITHOUT_STATE = (object, type(threading.Lock()), type(threading.RLock()), logging.Logger)
@@ -84,24 +86,34 @@ def keep_common(one: Any, other: Any) -> tuple[Any, Any]:
 
 
 def find_file(value: Any) -> Path | None:
-    """Finds the file of the user's function in an experiment; None where all is a library's."""
-    for part in _take_apart(value):
-        code = getattr(inspect.unwrap(part), "__code__", None) if callable(part) else None
-        if code is not None and not _library_of(part.__globals__.get("__name__")):
-            return Path(code.co_filename)
+    """Finds the file of what is the user's in an experiment; None where all is a library's."""
+    for part in _take_apart(value, []):
+        if isinstance(part, types.FunctionType):
+            if not _library_of(part.__globals__.get("__name__", "")):
+                return Path(part.__globals__.get("__file__") or part.__code__.co_filename)
+            continue
+        module = (part if isinstance(part, type) else type(part)).__module__
+        file = getattr(sys.modules.get(module), "__file__", None)
+        if file is not None and not _library_of(module):
+            return Path(file)
     return None
 
 
-def _take_apart(value: Any) -> Iterator[Any]:
-    """Takes a partial and the closures of functions apart, the outermost first."""
+def _take_apart(value: Any, seen: list[Any]) -> Iterator[Any]:
+    """Takes partials, tuples, methods, wrappers and closures apart, the outermost first."""
+    if any(value is one for one in seen):
+        return
+    seen.append(value)
     yield value
+    parts = [*value] if isinstance(value, (tuple, list)) else []
     if isinstance(value, functools.partial):
-        for part in (value.func, *value.args, *value.keywords.values()):
-            yield from _take_apart(part)
+        parts = [value.func, *value.args, *value.keywords.values()]
     for cell in getattr(value, "__closure__", None) or ():
         with contextlib.suppress(ValueError):  # filled in later
-            if callable(cell.cell_contents) and cell.cell_contents is not value:
-                yield from _take_apart(cell.cell_contents)
+            parts.append(cell.cell_contents)
+    parts += [getattr(value, name, None) for name in ("__func__", "__self__", "__wrapped__")]
+    for part in parts:
+        yield from _take_apart(part, seen)
 
 
 def find_unseen(tree: Any, name: str = "experiment") -> list[str]:
@@ -116,6 +128,8 @@ def _describe(value: Any, above: tuple[Any, ...], known: _Known) -> Any:
     """Describes a value; `above` are those that it is part of, as a value may be part of itself."""
     if any(value is one for one in above):
         return f"itself: {_name_of(value)}"
+    if len(above) > _DEEPEST:
+        return f"{UNSEEN}what is nested deeper than {_DEEPEST}"
     if id(value) in known:
         text = json.dumps(known[id(value)][1])
         return f"{_name_of(value)}{_AS_ABOVE}{_digest(text.encode())}"
@@ -174,7 +188,9 @@ def _describe_parts(value: Any, describe: Any) -> Any:
 
 def _kind_of(value: Any, describe: Any) -> Any:
     kind = type(value)
-    return kind.__name__ if kind in _CONTAINERS else describe(kind)
+    if kind in _CONTAINERS:
+        return kind.__name__
+    return _name_of(kind) if _library_of(kind.__module__) else describe(kind)
 
 
 def _describe_mapping(mapping: Mapping[Any, Any], describe: Any) -> dict[str, Any]:
@@ -363,7 +379,12 @@ def _library_of(module: str | None) -> str:
 
 def _name_of(value: Any) -> str:
     module, name = getattr(value, "__module__", None), getattr(value, "__qualname__", None)
-    return f"{module}.{name}" if name else type(value).__qualname__
+    return strip_address(f"{module}.{name}" if name else type(value).__qualname__)
+
+
+def strip_address(text: str) -> str:
+    """Strips from a name what differs in each process, such as " at 0x7f00"."""
+    return re.sub(r" at 0x[0-9a-f]+", "", text)
 
 
 def _digest(content: bytes) -> str:

@@ -9,6 +9,7 @@ import jax
 import numpy as np
 from rich.filesize import decimal
 
+from purejaxdqn import agents
 from purejaxdqn.engine.memory import memory_bytes, peak_bytes
 from purejaxdqn.engine.programs import Programs, compile_programs
 from purejaxdqn.engine.progress import format_duration
@@ -313,7 +314,11 @@ class BatchTrainer:
         self._facts["peak_bytes"] = max(self._facts["peak_bytes"], peak_bytes())
         design, batches = self._plan.recorded, self._plan.batches
         dataset = to_dataset(design, batches, self._records)
-        attrs = provenance.collect_provenance(design.shared, self._experiment)
+        configs = [group.config for group in self._plan.groups]
+        code: list[Any] = [type(config) for config in configs]
+        if self._experiment is agents.train:
+            code = [*map(agents.experiment_of, configs), *code]
+        attrs = provenance.collect_provenance(design.shared, self._experiment, code)
         params = None
         if status != "running":
             structure = jax.tree.structure(self._plan.groups[0].run.state.learner.params)
