@@ -26,6 +26,7 @@ from purejaxdqn.storage import provenance, results
 from purejaxdqn.sweep.dataset import to_dataset
 from purejaxdqn.sweep.design import grid_design
 from purejaxdqn.sweep.folder import SweepFolder
+from purejaxdqn.sweep.resume import list_code
 from purejaxdqn.training.settings import RunConfig
 from purejaxdqn.types import ConfigError
 
@@ -247,8 +248,11 @@ class TrialTrainer:
         # The last report of a trial that has diverged is NaN, which the study keeps no value of.
         states = ["diverged" if t.value is None else t.state.name.lower() for t in trials]
         settings = {name: ("trial", [t.params[name] for t in trials]) for name in trials[0].params}
+        experiment = self.request.experiment
         fixed = {name: value for name, value in design.shared.items() if name not in settings}
-        attrs = provenance.collect_provenance(fixed, self.request.experiment)
+        attrs = provenance.collect_provenance(
+            fixed, experiment, list_code(experiment, [self._config])
+        )
         return (
             dataset.assign(state=("trial", states), score=(("trial", "step"), np.array(scores)))
             .assign_coords(settings)

@@ -9,7 +9,6 @@ import jax
 import numpy as np
 from rich.filesize import decimal
 
-from purejaxdqn import agents
 from purejaxdqn.engine.memory import memory_bytes, peak_bytes
 from purejaxdqn.engine.programs import Programs, compile_programs
 from purejaxdqn.engine.progress import format_duration
@@ -21,7 +20,7 @@ from purejaxdqn.storage.files import WriteSchedule
 from purejaxdqn.sweep.dataset import SweepInterrupted, SweepResult, stack_params, to_dataset
 from purejaxdqn.sweep.folder import Paused, copy_from_devices, copy_to_devices
 from purejaxdqn.sweep.plan import Group
-from purejaxdqn.sweep.resume import OpenSweep
+from purejaxdqn.sweep.resume import OpenSweep, list_code
 from purejaxdqn.tracking import Evaluated
 from purejaxdqn.types import ConfigError
 
@@ -314,10 +313,7 @@ class BatchTrainer:
         self._facts["peak_bytes"] = max(self._facts["peak_bytes"], peak_bytes())
         design, batches = self._plan.recorded, self._plan.batches
         dataset = to_dataset(design, batches, self._records)
-        configs = [group.config for group in self._plan.groups]
-        code: list[Any] = [type(config) for config in configs]
-        if self._experiment is agents.train:
-            code = [*map(agents.experiment_of, configs), *code]
+        code = list_code(self._experiment, [group.config for group in self._plan.groups])
         attrs = provenance.collect_provenance(design.shared, self._experiment, code)
         params = None
         if status != "running":

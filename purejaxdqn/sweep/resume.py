@@ -3,7 +3,7 @@
 import contextlib
 import functools
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -114,6 +114,13 @@ def describe_code(experiment: Experiment, configs: Sequence[RunConfig]) -> dict[
             del env["observation_space"]  # only checked, and gymnasium writes it anew each version
             parts[f"env {config.env}"] = env
     return {name: fingerprint(part) for name, part in parts.items()} | {"format": FORMAT}
+
+
+def list_code(experiment: Experiment, configs: Iterable[RunConfig]) -> list[Any]:
+    """Lists what trains these settings: the experiments of agents, and the settings' classes."""
+    if experiment is not agents.train:
+        return [*map(type, configs)]
+    return [part for one in configs for part in (agents.experiment_of(one), type(one))]
 
 
 def compare_code(then: Any, now: Any) -> tuple[Any, Any]:
