@@ -121,7 +121,8 @@ def make_run_functions(experiment: Experiment, config: RunConfig) -> OneRun:
         key = jax.random.fold_in(run_keys(seed)[2], step)
         return diagnose(train.probe, train.env, state, params_before, key)
 
-    own = [_explaining(config, one) for one in (init, chunk, evaluate_run, diagnose_run)]
+    explaining = functools.partial(_explaining, config)
+    own = (explaining(init), explaining(chunk), explaining(evaluate_run), explaining(diagnose_run))
     shapes = jax.tree.map(lambda _: jax.ShapeDtypeStruct((), np.float32), config)
     read_by_init, state = trace_reads(own[0], shapes, SEED)
     read_by_chunk, _ = trace_reads(own[1], shapes, state, COUNTS)

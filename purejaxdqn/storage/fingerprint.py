@@ -284,7 +284,7 @@ def _describe_class(cls: type, describe: Any) -> Any:
         is_made = code is not None and code.co_qualname.startswith("__create_fn__")
         is_made |= is_enum and name.startswith("_") and name.endswith("_")
         if name not in _OF_EVERY_CLASS and not is_made and not isinstance(part, slots):
-            parts[name] = describe(part.value if type(part) is cls and is_enum else part)
+            parts[name] = describe(part.value if isinstance(part, enum.Enum) else part)
     if dataclasses.is_dataclass(cls):
         fields = dataclasses.fields(cls)
         parts["fields"] = ", ".join(field.name for field in fields)

@@ -8,6 +8,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 import jax
+import numpy as np
 import psutil
 from rich.filesize import decimal
 
@@ -21,7 +22,7 @@ from purejaxdqn.sweep.design import Design, Point, group_by_program
 from purejaxdqn.training.declaration import settings_of
 from purejaxdqn.training.loop import Experiment
 from purejaxdqn.training.settings import NAMES_OF_RESULTS, RunConfig, name_of_kind
-from purejaxdqn.types import ConfigError
+from purejaxdqn.types import ConfigError, Params
 
 _PLANNED_SHARE = 0.8  # of the memory that is free
 # What the sweep itself reads of a run's settings, and the name that says where they come from.
@@ -175,13 +176,26 @@ def _refuse_unread(experiment: Experiment, design: Design, traced: Sequence[Trac
                 if run.has_probe:
                     args = (run.config, run.state, weights, SEED, COUNT)
                     read |= trace_reads(run.diagnose, *args)[0]
-            where = declared[name].read_only_where()
-            if declared[name].is_read(point.config):
-                where = ""
-            if name in read or (where and not is_swept and _is_made_with(experiment, point, name)):
+            is_read = declared[name].is_read(point.config)
+            if name in read or not (is_read or is_swept or _is_replaced(experiment, point, name)):
+                continue
+            part = _find_part(experiment, point, name)
+            if part and not is_swept and _is_true_of(part[1], point, name, runs):
                 continue
             what = f"{name} is swept" if is_swept else f"{name} ({value!r}) is set"
-            raise ConfigError(f"{what}, but {_explain_unread(experiment, point, name)}")
+            reason = (
+                f"nothing in {provenance.name_experiment(experiment)['experiment']} depends on it: "
+                f"leave {name} out, or train with an experiment that does"
+            )
+            if part:
+                reason = (
+                    f"{part[0]}= stands in place of the part that reads it: leave {name} out, or "
+                    f"pass no {part[0]}"
+                )
+            elif not is_read and not _is_replaced(experiment, point, name):
+                where = declared[name].read_only_where()
+                reason = f"it is read only where {where}: leave it out, or set that too"
+            raise ConfigError(f"{what}, but {reason}")
 
 
 def _is_own(kind: type[RunConfig]) -> bool:
@@ -195,38 +209,44 @@ def defaults_of(config: RunConfig) -> RunConfig:
     return known if type(known) is type(config) else type(config)()
 
 
-def _is_made_with(experiment: Experiment, point: Point, name: str) -> bool:
-    """Tells whether an experiment reads a setting, where others leave it an effect."""
+def _is_replaced(experiment: Experiment, point: Point, name: str) -> bool:
+    """Tells whether an experiment is made without a setting, also where others leave it read."""
     config = point.config
     for condition in settings_of(type(config))[name].read_if[:1]:
         values = {n: x[0] if isinstance(x, tuple) else x for n, x in condition.items()}
         known = {n: value for n, value in values.items() if hasattr(config, n)}
         config = dataclasses.replace(config, **known)
-    return name in make_traced(experiment, config)[0]
+    return name not in make_traced(experiment, config)[0]
 
 
-def _explain_unread(experiment: Experiment, point: Point, name: str) -> str:
-    """Says why a setting has no effect: others, or a part that was passed in its reader's place."""
+def _find_part(experiment: Experiment, point: Point, name: str) -> tuple[str, Experiment] | None:
+    """Finds the part that was passed in place of a setting's reader, and the rest without it."""
     if experiment is agents.train:
         experiment = agents.experiment_of(point.config)
-    if _is_made_with(experiment, point, name):
-        if where := settings_of(type(point.config))[name].read_only_where():
-            return f"it is read only where {where}: leave it out, or set that too"
-    elif isinstance(experiment, functools.partial):
+    if isinstance(experiment, functools.partial) and _is_replaced(experiment, point, name):
         parameters = inspect.signature(experiment.func).parameters
         for part in experiment.keywords:
             others = {key: value for key, value in experiment.keywords.items() if key != part}
             without = functools.partial(experiment.func, *experiment.args, **others)
             is_needed = part in parameters and parameters[part].default is inspect.Parameter.empty
-            if not is_needed and _is_made_with(without, point, name):
-                return (
-                    f"{part}= stands in place of the part that reads it: leave {name} out, or pass "
-                    f"no {part}"
-                )
-    named = provenance.name_experiment(experiment)["experiment"]
-    return (
-        f"nothing in {named} depends on it: leave {name} out, or train with an experiment that does"
-    )
+            if not is_needed and not _is_replaced(without, point, name):
+                return part, without
+    return None
+
+
+def _is_true_of(without: Experiment, point: Point, name: str, runs: Sequence[OneRun]) -> bool:
+    """Tells whether a setting, such as `hidden_sizes`, gives the shapes of the part passed."""
+    default = getattr(defaults_of(point.config), name)
+
+    def shapes(config: RunConfig) -> str:
+        def init(traced: RunConfig) -> Params:
+            return without(traced).init(jax.random.key(0)).learner.params
+
+        return str(jax.eval_shape(init, jax.tree.map(np.float32, config)))
+
+    there = {str(run.state.learner.params) for run in runs}
+    changed = dataclasses.replace(point.config, **{name: default})
+    return there == {shapes(point.config)} != {shapes(changed)}
 
 
 def record_environment(config: RunConfig, made: Mapping[Any, OneRun]) -> RunConfig:

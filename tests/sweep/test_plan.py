@@ -224,7 +224,8 @@ UNREAD = [
     ("loss_fn", {"huber_threshold": 2.0}, {}),
     ("loss_fn", {}, {"td_error": ["double_q_learning", "q_learning"]}),
     ("loss_fn", {}, {"temperature": [0.1, 0.2]}),
-    ("network", {"hidden_sizes": (8,)}, {}),
+    ("network", {"hidden_sizes": (16,)}, {}),
+    ("network", {}, {"hidden_sizes": [(8,), (16,)]}),
     ("network", {"dueling": True}, {}),
     ("network", {"num_atoms": 11}, {}),
     ("optimizer", {"optimizer": "rmsprop"}, {}),
@@ -274,6 +275,7 @@ def test_a_replaced_part_of_pqn_is_named():
     ("experiment", "given", "grid"),
     [
         (PARTS["loss_fn"], {"n_step": 1, "hidden_sizes": (8,)}, {}),
+        (PARTS["network"], {"hidden_sizes": (8,)}, {}),  # which is true of it
         (PARTS["network"], {"noisy": True, "huber_threshold": 2.0}, {}),  # epsilon; the loss
         (dqn, {"num_atoms": 11, "priority_exponent": 0.7}, {}),  # others leave them unread
         (dqn, {}, {"penalty": ["squared", "huber"], "huber_threshold": [1.0, 2.0]}),
