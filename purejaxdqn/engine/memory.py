@@ -10,7 +10,7 @@ import jax
 import psutil
 from jax.extend.core import Jaxpr, Var, jaxprs_in_params
 
-from purejaxdqn.engine.programs import COUNT, COUNTS, SEED, make_run_functions
+from purejaxdqn.engine.programs import COUNT, COUNTS, SEED, OneRun, make_run_functions
 from purejaxdqn.engine.rounds import evaluation_steps
 from purejaxdqn.training.loop import ChunkOutputs, Experiment
 from purejaxdqn.training.settings import RunConfig
@@ -27,6 +27,7 @@ class TracedRun(NamedTuple):
     parts: dict[str, int]  # on the device while it trains, by the setting that makes each part big
     state_bytes: int  # the part of these that stays between two chunks
     result_bytes: int  # on the host until the end, the numbers and the last weights
+    functions: OneRun
 
     @property
     def running_bytes(self) -> int:
@@ -61,7 +62,7 @@ def trace_run(experiment: Experiment, config: RunConfig) -> TracedRun:
     own = {name: size for name, size in parts.items() if hasattr(config, name)}
     own["num_envs"] += sum(parts.values()) - sum(own.values())  # of settings under other names
     sizes = (tree_bytes(state), 2 * numbers + 2 * params)
-    return TracedRun(state, outputs, working, evaluation, own, *sizes)
+    return TracedRun(state, outputs, working, evaluation, own, *sizes, run)
 
 
 def tree_bytes(tree: ArrayTree) -> int:

@@ -12,7 +12,7 @@ from rich.table import Table
 from purejaxdqn.report import figures, files, pages
 from purejaxdqn.report import statistics as stats
 from purejaxdqn.report.statistics import Interval
-from purejaxdqn.report.training import find_name
+from purejaxdqn.report.training import find_environment
 from purejaxdqn.runtime.console import make_console
 
 Metric = Literal["iqm", "mean"]
@@ -66,7 +66,7 @@ def report_ablation(
     console.print(_make_table(f"Effect of each component, {words}", "component", of_each, "+"))
     if note:
         console.print(note)
-    env = find_name(dataset, "env")
+    env = find_environment(dataset)[0]
     title = f"What each component adds to {base} on {env}"
     named = {_OUTCOMES[outcome]: intervals for outcome, intervals in effects.items()}
     curves = {row.name: greedy.sel(row.point) for row in rows}

@@ -31,7 +31,7 @@ def report_training(dataset: xr.Dataset, output: Path) -> dict[str, Any] | None:
         return None
     if "gymnasium_return" not in dataset:
         (output / FILM_NAME).unlink(missing_ok=True)  # an earlier run's
-    threshold = environments.make(find_name(dataset, "env")).threshold
+    threshold = find_environment(dataset)[1]
     facts = summarise(dataset, threshold, np.random.default_rng(0))
     print_summary(facts, make_console())
     title = f"{facts['agent'] or facts['algorithm']} on {facts['env']}"
@@ -66,7 +66,7 @@ def summarise(
     return {
         "algorithm": dataset.attrs["experiment"].rpartition(".")[2].upper(),
         "agent": find_name(dataset, "agent"),
-        "env": find_name(dataset, "env"),
+        "env": find_environment(dataset)[0],
         "status": dataset.attrs["status"],
         "seeds": dataset.seed.values.tolist(),
         **finals,
@@ -119,6 +119,18 @@ def find_name(dataset: xr.Dataset, setting: str) -> str:
     if setting in shared:
         return str(shared[setting])
     return str(dataset[setting].item()) if setting in dataset else ""
+
+
+def find_environment(dataset: xr.Dataset) -> tuple[str, float | None]:
+    """Returns the name of the environment that was trained on, and its threshold if it has one.
+
+    Results of older versions, and of several environments, only have the name of the setting.
+    """
+    if "env" in dataset.attrs:
+        threshold = dataset.attrs.get("threshold")
+        return dataset.attrs["env"], None if threshold is None else float(threshold)
+    name = find_name(dataset, "env")
+    return name, environments.make(name).threshold if name else None
 
 
 def print_summary(summary: dict[str, Any], console: Console) -> None:

@@ -30,7 +30,7 @@ import numpy as np
 
 from purejaxdqn.engine.progress import SweepProgress
 from purejaxdqn.report.statistics import interquartile_mean
-from purejaxdqn.runtime.devices import Plan, ensure_devices, max_width
+from purejaxdqn.runtime.devices import ensure_devices, max_width
 from purejaxdqn.runtime.interrupts import catch_signals
 from purejaxdqn.search import study
 from purejaxdqn.search.study import SearchRequest, Statistic
@@ -41,7 +41,7 @@ from purejaxdqn.storage.provenance import to_jsonable
 from purejaxdqn.sweep.design import MOST_RUNS, grid_design, random_design
 from purejaxdqn.sweep.folder import SweepFolder
 from purejaxdqn.sweep.options import SweepOptions, check_whole, take_options
-from purejaxdqn.sweep.plan import plan_sweep
+from purejaxdqn.sweep.plan import SweepPlan, plan_sweep
 from purejaxdqn.sweep.resume import begin_or_resume, describe_code
 from purejaxdqn.training.loop import Experiment
 from purejaxdqn.training.settings import RunConfig, config_to_json
@@ -143,15 +143,16 @@ def _search(
         chosen = _choose_width(min(trials_per_batch, at_once), num_seeds, len(devices))
         width = options.width or begun.get("width", chosen)
         how = {"width": width, "memory_budget": options.memory_budget}
-        layout = _plan_batch(request, trials_per_batch, devices, **how)
+        plan = _plan_batch(request, trials_per_batch, devices, **how)
         facts = _describe(request, trials_per_batch, width)
         history = _begin(folder, facts, overwrite)
         opened = stack.enter_context(study.open_study(output / study.STUDY_FILE, request.pruner))
         for name, value in facts.items():
             opened.set_user_attr(name, value)
         attrs = {"num_trials": num_trials, "trials_per_batch": trials_per_batch, **history}
-        attrs["code"] = json.dumps(facts["code"])
-        trainer = TrialTrainer(request, opened, layout, devices, folder, bar, attrs)
+        attrs |= {"code": json.dumps(facts["code"]), **plan.environment}
+        env, layout = plan.recorded.points[0].config.env, plan.groups[0].plan
+        trainer = TrialTrainer(request, opened, layout, devices, folder, bar, env, attrs)
         stop = stack.enter_context(catch_signals())
         if (known := trainer.read_earlier(num_trials)) is not None:
             return known
@@ -161,21 +162,22 @@ def _search(
 
 def _plan_batch(
     request: SearchRequest, trials_per_batch: int, devices: Sequence[jax.Device], **options: Any
-) -> Plan:
+) -> SweepPlan:
     """Lays out a batch of trials, with as many runs as every batch will have."""
     rng, num_seeds = np.random.default_rng(0), len(request.seeds)
     if trials_per_batch * num_seeds > MOST_RUNS:
         shown = f"trials_per_batch ({trials_per_batch}) of {num_seeds} seeds"
         raise ConfigError(f"{shown} are too many runs: at most {MOST_RUNS:,}")
     batch = random_design(request.config, request.seeds, request.space, trials_per_batch, rng)
-    layout = plan_sweep(request.experiment, batch, devices, **options).groups[0].plan
+    plan = plan_sweep(request.experiment, batch, devices, **options)
+    layout = plan.groups[0].plan
     if layout.slots_per_round < num_seeds:
         raise ConfigError(
             f"the {num_seeds} seeds of a trial must train at the same time, but at width "
             f"({layout.width}) the {layout.num_devices} device(s) have {layout.slots_per_round} "
             "slots: raise the width, take fewer seeds, or train on more devices"
         )
-    return layout
+    return plan
 
 
 def _describe(request: SearchRequest, trials_per_batch: int, width: int) -> dict[str, Any]:

@@ -26,6 +26,7 @@ from purejaxdqn.storage import provenance, results
 from purejaxdqn.sweep.dataset import to_dataset
 from purejaxdqn.sweep.design import grid_design
 from purejaxdqn.sweep.folder import SweepFolder
+from purejaxdqn.sweep.resume import list_code
 from purejaxdqn.training.settings import RunConfig
 from purejaxdqn.types import ConfigError
 
@@ -120,6 +121,7 @@ class TrialTrainer:
     devices: Sequence[jax.Device]
     folder: SweepFolder
     bar: SweepProgress
+    env: str  # as results name it
     attrs: dict[str, Any]
 
     def __post_init__(self) -> None:
@@ -254,6 +256,9 @@ class TrialTrainer:
         trials = study.read_done(self.opened)
         configs = {t.number: dataclasses.replace(self._config, **t.params) for t in trials}
         design = grid_design(lambda trial: configs[trial], self._seeds, {"trial": [*configs]})
+        named = [dataclasses.replace(config, env=self.env) for config, _ in design.points]
+        points = [one._replace(config=c) for one, c in zip(design.points, named, strict=True)]
+        design = design._replace(points=tuple(points))
         members = np.arange(len(design.runs)).reshape(len(trials), -1).tolist()
         loaded = {i: self._load(number) for i, number in enumerate(configs)}
         records = {i: record for i, record in loaded.items() if record is not None}
@@ -263,8 +268,11 @@ class TrialTrainer:
         # The last report of a trial that has diverged is NaN, which the study keeps no value of.
         states = ["diverged" if t.value is None else t.state.name.lower() for t in trials]
         settings = {name: ("trial", [t.params[name] for t in trials]) for name in trials[0].params}
-        fixed = {k: v for k, v in dataclasses.asdict(self._config).items() if k not in settings}
-        attrs = provenance.collect_provenance(fixed, self.request.experiment)
+        experiment = self.request.experiment
+        fixed = {name: value for name, value in design.shared.items() if name not in settings}
+        attrs = provenance.collect_provenance(
+            fixed, experiment, list_code(experiment, [self._config])
+        )
         return (
             dataset.assign(state=("trial", states), score=(("trial", "step"), np.array(scores)))
             .assign_coords(settings)

@@ -20,7 +20,7 @@ from purejaxdqn.storage.files import WriteSchedule
 from purejaxdqn.sweep.dataset import SweepInterrupted, SweepResult, stack_params, to_dataset
 from purejaxdqn.sweep.folder import Paused, copy_from_devices, copy_to_devices
 from purejaxdqn.sweep.plan import Group
-from purejaxdqn.sweep.resume import OpenSweep
+from purejaxdqn.sweep.resume import OpenSweep, list_code
 from purejaxdqn.tracking import Evaluated
 from purejaxdqn.types import ConfigError
 
@@ -52,7 +52,7 @@ class BatchTrainer:
         layout = {"width": plan.width, "device": devices[0].device_kind, "num_devices": num_devices}
         memory = {"memory_budget": plan.budget, "planned_peak_bytes": 0, "peak_bytes": 0}
         times = dict.fromkeys((*TIMES, "env_steps_per_second"), 0.0)
-        self._facts: dict[str, Any] = {**layout, **memory, **times, **attrs}
+        self._facts: dict[str, Any] = {**plan.environment, **layout, **memory, **times, **attrs}
 
     def run(self) -> SweepResult:
         """Trains every batch that is not finished; a sweep that is finished is only read.
@@ -311,9 +311,10 @@ class BatchTrainer:
 
     def _make_result(self, status: str) -> SweepResult:
         self._facts["peak_bytes"] = max(self._facts["peak_bytes"], peak_bytes())
-        design, batches = self._plan.design, self._plan.batches
+        design, batches = self._plan.recorded, self._plan.batches
         dataset = to_dataset(design, batches, self._records)
-        attrs = provenance.collect_provenance(design.shared, self._experiment)
+        code = list_code(self._experiment, [group.config for group in self._plan.groups])
+        attrs = provenance.collect_provenance(design.shared, self._experiment, code)
         params = None
         if status != "running":
             structure = jax.tree.structure(self._plan.groups[0].run.state.learner.params)

@@ -1,22 +1,32 @@
 """Plans a sweep before anything runs: its programs, its batches, and the memory that they take."""
 
+import dataclasses
+import functools
+import inspect
 import math
-from collections.abc import Sequence
-from typing import NamedTuple
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple
 
 import jax
+import numpy as np
 import psutil
 from rich.filesize import decimal
 
+from purejaxdqn import agents
 from purejaxdqn.engine.memory import TracedRun, free_bytes, trace_run
+from purejaxdqn.engine.programs import COUNT, SEED, OneRun, make_traced, trace_reads
 from purejaxdqn.engine.rounds import evaluation_steps
 from purejaxdqn.runtime.devices import Plan, max_width, min_devices
-from purejaxdqn.sweep.design import Design, group_by_program
+from purejaxdqn.storage import provenance
+from purejaxdqn.sweep.design import Design, Point, group_by_program
+from purejaxdqn.training.declaration import settings_of
 from purejaxdqn.training.loop import Experiment
-from purejaxdqn.training.settings import NAMES_OF_RESULTS, RunConfig
-from purejaxdqn.types import ConfigError
+from purejaxdqn.training.settings import NAMES_OF_RESULTS, RunConfig, name_of_kind
+from purejaxdqn.types import ConfigError, Params
 
 _PLANNED_SHARE = 0.8  # of the memory that is free
+# What the sweep itself reads of a run's settings, and the name that says where they come from.
+_READ_BY_SWEEP = {"agent", "total_steps", "eval_interval", "eval_episodes"}
 
 
 class Group(NamedTuple):
@@ -38,10 +48,19 @@ class SweepPlan(NamedTuple):
     """A sweep, laid out over batches, programs and devices."""
 
     design: Design
+    recorded: Design  # as results have it, with the environments that were passed in place of `env`
     width: int  # runs per batch; a run's bits depend on it
     batches: Sequence[Sequence[int]]  # the runs of each, which train on one device at a time
     groups: Sequence[Group]
     budget: int  # bytes that runs may take on the devices at a time
+
+    @property
+    def environment(self) -> dict[str, Any]:
+        """The name and the threshold of the environment, as attributes; empty for several."""
+        facts = [(group.run.functions.env, group.run.functions.threshold) for group in self.groups]
+        named = dict(zip(("env", "threshold"), facts[0], strict=True))
+        is_one = len({*facts}) == 1
+        return {name: fact for name, fact in named.items() if is_one and fact is not None}
 
     @property
     def result_bytes(self) -> int:
@@ -88,7 +107,8 @@ def plan_sweep(
 
     Raises:
       ConfigError: if not even the smallest round fits, or the results do not, with the size and
-        what makes it big; or if something else than a swept setting has its name in the results.
+        what makes it big; if something else than a swept setting has its name in the results; or
+        for a setting that is swept or set, and that the experiment does not read.
     """
     budget = int(memory_budget or _PLANNED_SHARE * free_bytes(devices))
     runs = design.runs
@@ -101,6 +121,7 @@ def plan_sweep(
                 f"{name!r} cannot be swept: something else has that name in the results, choose "
                 "another"
             )
+    _refuse_unread(experiment, design, traced)
     fewest = min(min_devices(), max(len(devices), 1))
     chosen = width or choose_width([*map(len, members)], num_devices or len(devices), max_width())
     for config, run in zip(configs, traced, strict=True):
@@ -119,9 +140,122 @@ def plan_sweep(
         at_once = min(len(devices), max(len(numbers), fewest), fit)
         layout = Plan(chosen, at_once, math.ceil(len(numbers) / at_once))
         groups.append(Group(config, numbers, len(group), layout, run))
-    plan = SweepPlan(design, chosen, batches, groups, budget)
+    recorded = design
+    if any("env" not in run.functions.read for run in traced):
+        made = {jax.tree.structure(c): x.functions for c, x in zip(configs, traced, strict=True)}
+        points = [
+            point._replace(config=record_environment(point.config, made)) for point in design.points
+        ]
+        recorded = design._replace(points=tuple(points))
+    plan = SweepPlan(design, recorded, chosen, batches, groups, budget)
     _check_results(plan)
     return plan
+
+
+def _refuse_unread(experiment: Experiment, design: Design, traced: Sequence[TracedRun]) -> None:
+    """Refuses a setting that is swept or set otherwise than by default, and that no run reads.
+
+    What is passed to an experiment does not read the settings of the part that it replaces. The
+    settings that a class of the user's adds are the user's business.
+    """
+    runs = [one.functions for one in traced]
+    read = _READ_BY_SWEEP.union(*(run.read for run in runs))
+    for point in design.points:
+        defaults = defaults_of(point.config)
+        kinds = [kind for kind in type(point.config).__mro__ if issubclass(kind, RunConfig)]
+        declared = settings_of(next(kind for kind in kinds if _is_own(kind)))
+        for name in [name for name in declared if name not in read]:
+            value, is_swept = getattr(point.config, name), name in design.axes
+            if not is_swept and value == getattr(defaults, name):
+                continue
+            if name == "env" and {run.env for run in runs} == {value}:
+                continue  # what was passed is called so
+            for run in runs:  # evaluation and diagnostics read settings too
+                weights = run.state.learner.params
+                read |= trace_reads(run.evaluate, run.config, weights, SEED, COUNT)[0]
+                if run.has_probe:
+                    args = (run.config, run.state, weights, SEED, COUNT)
+                    read |= trace_reads(run.diagnose, *args)[0]
+            is_read = declared[name].is_read(point.config)
+            if name in read or not (is_read or is_swept or _is_replaced(experiment, point, name)):
+                continue
+            part = _find_part(experiment, point, name)
+            if part and not is_swept and _is_true_of(part[1], point, name, runs):
+                continue
+            what = f"{name} is swept" if is_swept else f"{name} ({value!r}) is set"
+            reason = (
+                f"nothing in {provenance.name_experiment(experiment)['experiment']} depends on it: "
+                f"leave {name} out, or train with an experiment that does"
+            )
+            if part:
+                reason = (
+                    f"{part[0]}= stands in place of the part that reads it: leave {name} out, or "
+                    f"pass no {part[0]}"
+                )
+            elif not is_read and not _is_replaced(experiment, point, name):
+                where = declared[name].read_only_where()
+                reason = f"it is read only where {where}: leave it out, or set that too"
+            raise ConfigError(f"{what}, but {reason}")
+
+
+def _is_own(kind: type[RunConfig]) -> bool:
+    """Tells whether a class of settings is the package's."""
+    return "." not in name_of_kind(kind)
+
+
+def defaults_of(config: RunConfig) -> RunConfig:
+    """Returns the settings before any was set: those of the agent, or else of the class."""
+    known = agents.get(config.agent).config if config.agent in agents.names() else None
+    return known if type(known) is type(config) else type(config)()
+
+
+def _is_replaced(experiment: Experiment, point: Point, name: str) -> bool:
+    """Tells whether an experiment is made without a setting, also where others leave it read."""
+    config = point.config
+    for condition in settings_of(type(config))[name].read_if[:1]:
+        values = {n: x[0] if isinstance(x, tuple) else x for n, x in condition.items()}
+        known = {n: value for n, value in values.items() if hasattr(config, n)}
+        config = dataclasses.replace(config, **known)
+    return name not in make_traced(experiment, config)[0]
+
+
+def _find_part(experiment: Experiment, point: Point, name: str) -> tuple[str, Experiment] | None:
+    """Finds the part that was passed in place of a setting's reader, and the rest without it."""
+    if experiment is agents.train:
+        experiment = agents.experiment_of(point.config)
+    if isinstance(experiment, functools.partial) and _is_replaced(experiment, point, name):
+        parameters = inspect.signature(experiment.func).parameters
+        for part in experiment.keywords:
+            others = {key: value for key, value in experiment.keywords.items() if key != part}
+            without = functools.partial(experiment.func, *experiment.args, **others)
+            is_needed = part in parameters and parameters[part].default is inspect.Parameter.empty
+            if not is_needed and not _is_replaced(without, point, name):
+                return part, without
+    return None
+
+
+def _is_true_of(without: Experiment, point: Point, name: str, runs: Sequence[OneRun]) -> bool:
+    """Tells whether a setting, such as `hidden_sizes`, gives the shapes of the part passed."""
+    default = getattr(defaults_of(point.config), name)
+
+    def shapes(config: RunConfig) -> str:
+        def init(traced: RunConfig) -> Params:
+            return without(traced).init(jax.random.key(0)).learner.params
+
+        return str(jax.eval_shape(init, jax.tree.map(np.float32, config)))
+
+    there = {str(run.state.learner.params) for run in runs}
+    changed = dataclasses.replace(point.config, **{name: default})
+    return there == {shapes(point.config)} != {shapes(changed)}
+
+
+def record_environment(config: RunConfig, made: Mapping[Any, OneRun]) -> RunConfig:
+    """Names the environment that was passed in place of the one of the settings, if there is one.
+
+    `made` has the functions of a run by the structure of its settings.
+    """
+    run = made[jax.tree.structure(config)]
+    return config if "env" in run.read else dataclasses.replace(config, env=run.env)
 
 
 def cut_into_batches(group: Sequence[int], width: int) -> list[Sequence[int]]:

@@ -1,5 +1,6 @@
 """Takes up any single run of a results file: trains it again bit for bit, or loads its weights."""
 
+import dataclasses
 import json
 import warnings
 from collections.abc import Mapping, Sequence
@@ -10,13 +11,14 @@ import jax
 import numpy as np
 import xarray as xr
 
-from purejaxdqn import agents
+from purejaxdqn import agents, environments
+from purejaxdqn.engine.programs import make_traced
 from purejaxdqn.storage import provenance, results
 from purejaxdqn.sweep.design import group_by_program, to_label
 from purejaxdqn.sweep.folder import SweepFolder, find_differences
 from purejaxdqn.sweep.options import SweepOptions
-from purejaxdqn.sweep.plan import cut_into_batches
-from purejaxdqn.sweep.resume import describe_code
+from purejaxdqn.sweep.plan import cut_into_batches, defaults_of
+from purejaxdqn.sweep.resume import compare_code, describe_code
 from purejaxdqn.sweep.run import run_sweep
 from purejaxdqn.training.diagnostics import DIAGNOSTICS
 from purejaxdqn.training.loop import Experiment, Train
@@ -65,6 +67,9 @@ def rerun(
     run = select_run(dataset, labels)
     config = config_from_json(str(run.settings.item()), config_class)
     experiment = experiment or _find_experiment(dataset, config)
+    if config.env not in environments.names():
+        make_traced(experiment, config)  # refuses the name where the experiment reads it
+        config = dataclasses.replace(config, env=defaults_of(config).env)
     _check_code(dataset, experiment, config)
     now = provenance.collect_versions()
     then = {name: dataset.attrs.get(name) for name in now}
@@ -120,7 +125,8 @@ def _check_code(dataset: xr.Dataset, experiment: Experiment, config: RunConfig) 
     """Refuses to go on with other code than made the results; older files say nothing of theirs."""
     then = json.loads(dataset.attrs.get("code", "{}"))
     now = describe_code(experiment, [config]) if then else {}
-    if lines := find_differences({name: then.get(name) for name in now}, now, "code"):
+    then = {name: then.get(name) for name in now}
+    if lines := find_differences(*compare_code(then, now), "code"):
         raise ConfigError(
             f"the results were made by other code ({'; '.join(lines[:4])}): go back to that code, "
             "give what was trained as experiment, or train anew with run_sweep"

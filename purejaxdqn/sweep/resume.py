@@ -3,16 +3,17 @@
 import contextlib
 import functools
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Any, NamedTuple
 
 import jax
 
 from purejaxdqn import agents, environments
+from purejaxdqn.engine.programs import make_traced
 from purejaxdqn.engine.progress import SweepProgress
 from purejaxdqn.runtime.processes import run_on_every_process, run_on_first_process
 from purejaxdqn.storage import provenance, results
-from purejaxdqn.storage.fingerprint import find_unseen, fingerprint
+from purejaxdqn.storage.fingerprint import FORMAT, find_unseen, fingerprint, keep_common
 from purejaxdqn.sweep.design import Design, find_common
 from purejaxdqn.sweep.folder import SweepFolder, find_differences
 from purejaxdqn.sweep.options import SweepOptions
@@ -99,7 +100,8 @@ def describe_code(experiment: Experiment, configs: Sequence[RunConfig]) -> dict[
     """Fingerprints all code that trains these settings, with the agents and environments they name.
 
     The experiment, or each agent's for `agents.train`, the classes of the settings, and the
-    environments that their `env` names; see `purejaxdqn.storage.fingerprint`.
+    environments that their `env` names, but where the experiment brings its own; see
+    `purejaxdqn.storage.fingerprint`.
     """
     parts: dict[str, Any] = {} if experiment is agents.train else {"experiment": experiment}
     # A sweep has many configs, and few kinds of them.
@@ -107,10 +109,23 @@ def describe_code(experiment: Experiment, configs: Sequence[RunConfig]) -> dict[
         if experiment is agents.train:
             parts[f"agent {config.agent}"] = agents.experiment_of(config)
         parts[f"class {type(config).__name__}"] = type(config)
-        env = environments.make(config.env)._asdict()
-        del env["observation_space"]  # only checked, and gymnasium writes it anew in each version
-        parts[f"env {config.env}"] = env
-    return {name: fingerprint(part) for name, part in parts.items()}
+        if "env" in make_traced(experiment, config)[0]:
+            env = environments.make(config.env)._asdict()
+            del env["observation_space"]  # only checked, and gymnasium writes it anew each version
+            parts[f"env {config.env}"] = env
+    return {name: fingerprint(part) for name, part in parts.items()} | {"format": FORMAT}
+
+
+def list_code(experiment: Experiment, configs: Iterable[RunConfig]) -> list[Any]:
+    """Lists what trains these settings: the experiments of agents, and the settings' classes."""
+    if experiment is not agents.train:
+        return [*map(type, configs)]
+    return [part for one in configs for part in (agents.experiment_of(one), type(one))]
+
+
+def compare_code(then: Any, now: Any) -> tuple[Any, Any]:
+    """Prepares two answers of `describe_code` for a comparison: an older one says less."""
+    return (then, now) if then.get("format") == now.get("format") else keep_common(then, now)
 
 
 def begin_or_resume(
@@ -145,6 +160,8 @@ def begin_or_resume(
 def _compare(begun: dict[str, Any], request: dict[str, Any]) -> list[str]:
     """Lists where the sweep that was begun differs from the one asked for now, in few lines."""
     axes, now = begun.get("axes", {}), request.get("axes", {})
+    code = compare_code(begun.get("code", {}), request["code"])
+    begun, request = {**begun, "code": code[0]}, {**request, "code": code[1]}
     lines = find_differences({**begun, "settings": None}, {**request, "settings": None})
     # Each point of a sweep has its own settings: those that all points share are compared once.
     shared = [

@@ -33,18 +33,19 @@ def linear_learning_rate(config: RunConfig, learning_rate: Array | float) -> Sch
 
 
 def make_clipped_optimizer(
-    config: RunConfig, optimizer: MakeOptimizer | None, default: MakeOptimizer
+    config: RunConfig, optimizer: MakeOptimizer | None, default: Callable[[Any], MakeOptimizer]
 ) -> optax.GradientTransformation:
     """Puts an optimiser, or else the agent's own, behind the clipping of gradients' global norm.
 
-    Each is made of its learning rate, `num_updates -> step size`.
+    Each is made of its learning rate, `num_updates -> step size`; `default` chooses the agent's by
+    the settings, which are only read where it is used.
     """
     learning_rate = linear_learning_rate(config, config.learning_rate)
     clip = optax.clip_by_global_norm(config.max_grad_norm)
     if optimizer is not None:
         return optax.chain(clip, optimizer(learning_rate))
     # All weights as one vector: a few long operations where each layer would have its own.
-    return optax.flatten(optax.chain(clip, default(learning_rate)))
+    return optax.flatten(optax.chain(clip, default(config)(learning_rate)))
 
 
 def periodic_target_update(period: int, step_size: Array | float = 1.0) -> TargetUpdate:

@@ -3,9 +3,12 @@
 A command line's texts are read by `parse`; JSON is written and read for results files.
 """
 
+import contextlib
 import dataclasses
 import functools
 import json
+import sys
+import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, get_args
@@ -174,6 +177,33 @@ class RunConfig:
                 f"the gradient steps of the run ({self.num_updates}) must be at most "
                 f"{LARGEST_INT}: lower total_steps or the gradient steps of each iteration"
             )
+
+
+_RECORDING = threading.RLock()
+
+
+@contextlib.contextmanager
+def record_reads() -> Iterator[set[str]]:
+    """Records the names of all settings that code reads within the block, of any config.
+
+    Whoever only copies a config, as `dataclasses.replace` and `jax.jit` do, reads none.
+    """
+    read: set[str] = set()
+
+    def get(config: RunConfig, name: str) -> Any:
+        reader = sys._getframe(1)
+        room = str(reader.f_globals.get("__name__")).partition(".")[0]
+        is_copied = room == "dataclasses" and reader.f_code.co_name in ("replace", "_replace")
+        if not is_copied and room != "jax":
+            read.add(name)
+        return object.__getattribute__(config, name)
+
+    with _RECORDING:
+        RunConfig.__getattribute__ = get  # type: ignore[method-assign, assignment]
+        try:
+            yield read
+        finally:
+            del RunConfig.__getattribute__
 
 
 KINDS: dict[str, type[RunConfig]] = {}  # every class that this process has used, by `name_of_kind`

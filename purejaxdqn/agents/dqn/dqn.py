@@ -206,7 +206,7 @@ def _make_transformation(
     config: DQNConfig, optimizer: learning.MakeOptimizer | None
 ) -> optax.GradientTransformation:
     """Makes the optimiser of all weights; FQF's proposal of fractions has its own."""
-    transformation = learning.make_clipped_optimizer(config, optimizer, choose_optimizer(config))
+    transformation = learning.make_clipped_optimizer(config, optimizer, choose_optimizer)
     if config.representation != "proposed_quantile":
         return transformation
     rate = learning.linear_learning_rate(config, config.fraction_learning_rate)

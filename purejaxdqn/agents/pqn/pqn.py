@@ -59,8 +59,7 @@ def pqn(
         env.num_actions, config.hidden_sizes, layer_norm=config.layer_norm
     )
     loss_fn = loss_fn or losses.bellman_loss(losses.return_error)
-    radam = functools.partial(optax.radam, eps=config.adam_epsilon)
-    learner = make_learner(network, loss_fn, make_clipped_optimizer(config, optimizer, radam))
+    learner = make_learner(network, loss_fn, make_clipped_optimizer(config, optimizer, make_radam))
     epsilon = linear_epsilon(config)
 
     def play(state: TrainState, _: None) -> tuple[TrainState, tuple[Step, Array]]:
@@ -132,6 +131,11 @@ def pqn(
     chunk = functools.partial(run_chunk, iteration)
     probe = Probe(network, config.discount, observe)
     return Train(init, chunk, functools.partial(greedy_policy, network), env, probe)
+
+
+def make_radam(config: PQNConfig) -> MakeOptimizer:
+    """Makes the optimiser that is used where none is passed."""
+    return functools.partial(optax.radam, eps=config.adam_epsilon)
 
 
 def deal_minibatches(key: Array, transitions: Transition, num_minibatches: int) -> Transition:

@@ -14,7 +14,7 @@ from purejaxdqn.cli.exits import EXIT_FAILED
 from purejaxdqn.cli.flags import format_value, read_command_line
 from purejaxdqn.report.films import FILM_NAME, is_in_gymnasium, play_in_gymnasium, save_gif
 from purejaxdqn.report.statistics import mean_return
-from purejaxdqn.report.training import find_name
+from purejaxdqn.report.training import find_environment
 from purejaxdqn.runtime.console import make_console
 from purejaxdqn.runtime.devices import use_every_core
 from purejaxdqn.storage import results
@@ -48,7 +48,7 @@ def run_rerun(argv: Sequence[str]) -> int:
     other = [str(name) for name in numbers if not _same_bits(known[name], again[name])]
     mean = float(mean_return(again, "final_return"))
     console = make_console()
-    console.print(f"mean greedy return on {find_name(known, 'env')}: {mean:.1f}")
+    console.print(f"mean greedy return on {find_environment(known)[0]}: {mean:.1f}")
     if other:
         console.print(f"other numbers than in the file: {', '.join(other)}")
         return EXIT_FAILED
