@@ -170,9 +170,9 @@ def take_options(
 
 def parse_bytes(text: str) -> int:
     """Reads an amount of memory, such as "4GB", "500 MiB" or "1e9", as bytes, or refuses it."""
-    pattern = r"\s*(\d+\.?\d*(?:e\+?\d+)?|\.\d+)\s*(?:([kmgt])(i?))?b?\s*"
+    pattern = r"(\d+\.?\d*(?:e\+?\d+)?|\.\d+) ?(?:([kmgt])(i?))?b?"
     amount = 0.0
-    if match := re.fullmatch(pattern, text.lower()):
+    if match := re.fullmatch(pattern, text.lower(), re.ASCII):
         number, unit, binary = match.groups()
         amount = float(number) * (1024 if binary else 1000) ** " kmgt".index(unit or " ")
     if not 1 <= amount < math.inf:

@@ -22,12 +22,23 @@ Condition = Mapping[str, Any]  # settings by name, with the value, or values, th
 LARGEST_INT = 2**31 - 1
 _SINGLE = np.finfo(np.float32)  # the precision in which floats enter a program
 _WIDEST = 10**6  # units of a layer
+PATH = "a path, such as results/a, without ~, :// or blanks at its ends, and not the root"
+
+
+def is_path(value: Any) -> bool:
+    """Tells whether a value can name a file or folder to write; no address, `~`, or blank end."""
+    text = os.fspath(value) if isinstance(value, str | os.PathLike) else b""
+    if not isinstance(text, str) or not text.isprintable() or text != text.strip():
+        return False  # such as NUL, which no path may have, or a line's end
+    is_local = bool(text) and not text.startswith("~") and "://" not in text
+    return is_local and os.path.abspath(text) != os.path.sep
+
 
 # By type: what a value, or each part of a tuple, has to be, and how a message calls it.
 _CHECKS: dict[Any, tuple[Callable[[Any], bool], str]] = {
     bool: (lambda x: isinstance(x, bool), "True or False"),
     str: (lambda x: isinstance(x, str), "a name"),
-    Path: (lambda x: isinstance(x, str | os.PathLike) and x != "", "a path, such as results/a"),
+    Path: (is_path, PATH),
     tuple[str, ...]: (lambda part: isinstance(part, str), "a tuple of names"),
     tuple[int, ...]: (lambda n: type(n) is int and n > 0, "a tuple of whole numbers of at least 1"),
 }
