@@ -112,7 +112,7 @@ def configure_all(
         try:
             config.validate()
         except ConfigError as error:
-            reasons += str(error).splitlines()
+            reasons.append(str(error))
         problems += [f"{'+'.join(chosen) or 'none'}: {reason}" for reason in reasons]
     for at, name in enumerate(components):
         pairs = [(one, (*one[:at], True, *one[at + 1 :])) for one in configs if not one[at]]

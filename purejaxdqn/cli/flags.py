@@ -97,7 +97,7 @@ def read_command_line(
     given = {name: _read(everything[name], texts, name in several) for name, texts in found.items()}
     values = {name: given.pop(name, one.default) for name, one in flags.items()}
     if problems := [p for name, one in flags.items() if (p := one.problem(values[name]))]:
-        raise ConfigError("\n".join(problems))
+        raise ConfigError("; ".join(problems))
     if positional is not None:
         values[positional.name] = word
     return CommandLine(SimpleNamespace(**values), given, bases[0] if bases else None)

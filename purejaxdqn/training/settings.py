@@ -153,7 +153,7 @@ class RunConfig:
         problems = [p for one in declared if (p := one.problem(getattr(self, one.name)))]
         # The relations divide by these numbers.
         if problems := problems or [*self.problems_together()]:
-            raise ConfigError("\n".join(problems))
+            raise ConfigError("; ".join(problems))
         environments.make(self.env)
 
     def problems_together(self) -> Iterator[str]:

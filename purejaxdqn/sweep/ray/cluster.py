@@ -29,11 +29,11 @@ from purejaxdqn.storage import provenance
 from purejaxdqn.sweep.batches import TIMES, BatchTrainer
 from purejaxdqn.sweep.dataset import SweepResult
 from purejaxdqn.sweep.design import Design
-from purejaxdqn.sweep.options import SweepOptions, check_whole, take_options
+from purejaxdqn.sweep.options import SweepOptions, take_options
 from purejaxdqn.sweep.ray.task import ANSWER_SECONDS, Board, Layout, run_task
 from purejaxdqn.sweep.resume import OpenSweep, open_sweep
 from purejaxdqn.training.loop import Experiment
-from purejaxdqn.types import ConfigError
+from purejaxdqn.types import ConfigError, ensure_whole
 
 _UNKNOWN = 2**62  # bytes: only the node itself knows the memory of its GPUs
 _NOT_TAKEN = {"devices": "a task trains on its node's own, give num_cpus_per_task"}
@@ -81,9 +81,9 @@ def run_on_cluster(
         no cluster at that address; or if a node does not see the folder.
       SweepInterrupted: as `run_design` does.
     """
-    check_whole("batches_per_task", 1 if batches_per_task is None else batches_per_task, 1)
-    check_whole("num_cpus_per_task", 1 if num_cpus_per_task is None else num_cpus_per_task, 1)
-    check_whole("num_gpus_per_task", num_gpus_per_task, 0)
+    ensure_whole("batches_per_task", 1 if batches_per_task is None else batches_per_task, 1)
+    ensure_whole("num_cpus_per_task", 1 if num_cpus_per_task is None else num_cpus_per_task, 1)
+    ensure_whole("num_gpus_per_task", num_gpus_per_task, 0)
     options = take_options(options, option_fields, "run_on_cluster", _NOT_TAKEN)
     if options.output is None:
         raise ConfigError("output (None) must be a folder that all nodes of the cluster see")
