@@ -9,6 +9,7 @@ from typing import Any
 
 from purejaxdqn.types import ConfigError
 
+_FROM_FILES: set[str] = set()  # names of modules that users' files have
 IMPORTED: list[str] = []  # in their order, for another process to import too
 
 
@@ -68,7 +69,7 @@ def _import_file(path: Path) -> ModuleType:
     known = sys.modules.get(path.stem)
     if known is not None and getattr(known, "__file__", None) == str(path):
         return known
-    if known is not None:
+    if known is not None and path.stem not in _FROM_FILES:
         raise ConfigError(
             f"{path.name} has the name of a module that is imported already: rename the file"
         )
@@ -76,6 +77,7 @@ def _import_file(path: Path) -> ModuleType:
     module = sys.modules[path.stem] = importlib.util.module_from_spec(spec)
     try:
         spec.loader.exec_module(module)
+        _FROM_FILES.add(path.stem)
     except BaseException:
         del sys.modules[path.stem]
         raise

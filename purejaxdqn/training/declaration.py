@@ -31,7 +31,7 @@ def is_path(value: Any) -> bool:
     if not isinstance(text, str) or not text.isprintable() or text != text.strip():
         return False  # such as NUL, which no path may have, or a line's end
     is_local = bool(text) and not text.startswith("~") and "://" not in text
-    return is_local and os.path.abspath(text) != os.path.sep
+    return is_local and os.path.abspath(text).strip(os.path.sep) != ""
 
 
 # By type: what a value, or each part of a tuple, has to be, and how a message calls it.
