@@ -9,7 +9,6 @@ from typing import Any
 
 from purejaxdqn.types import ConfigError
 
-_FROM_FILES: set[str] = set()  # names of modules that users' files have
 IMPORTED: list[str] = []  # in their order, for another process to import too
 
 
@@ -69,15 +68,15 @@ def _import_file(path: Path) -> ModuleType:
     known = sys.modules.get(path.stem)
     if known is not None and getattr(known, "__file__", None) == str(path):
         return known
-    if known is not None and path.stem not in _FROM_FILES:
+    is_others = "site-packages" in str(getattr(known, "__file__", ""))
+    if is_others or path.stem in (*sys.stdlib_module_names, __package__.split(".")[0]):
         raise ConfigError(
-            f"{path.name} has the name of a module that is imported already: rename the file"
+            f"{path.name} has the name of a module that others import: rename the file"
         )
     spec: Any = importlib.util.spec_from_file_location(path.stem, path)
     module = sys.modules[path.stem] = importlib.util.module_from_spec(spec)
     try:
         spec.loader.exec_module(module)
-        _FROM_FILES.add(path.stem)
     except BaseException:
         del sys.modules[path.stem]
         raise
