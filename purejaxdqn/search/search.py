@@ -40,12 +40,12 @@ from purejaxdqn.storage.fingerprint import fingerprint
 from purejaxdqn.storage.provenance import to_jsonable
 from purejaxdqn.sweep.design import MOST_RUNS, grid_design, random_design
 from purejaxdqn.sweep.folder import SweepFolder
-from purejaxdqn.sweep.options import SweepOptions, check_whole, take_options
+from purejaxdqn.sweep.options import SweepOptions, take_options
 from purejaxdqn.sweep.plan import SweepPlan, plan_sweep
 from purejaxdqn.sweep.resume import begin_or_resume, describe_code
 from purejaxdqn.training.loop import Experiment
 from purejaxdqn.training.settings import RunConfig, config_to_json
-from purejaxdqn.types import ConfigError
+from purejaxdqn.types import ConfigError, ensure, ensure_function, ensure_whole
 
 if TYPE_CHECKING:
     import optuna
@@ -103,10 +103,14 @@ def search(
       SearchInterrupted: on Ctrl-C and SIGTERM, with everything that was finished.
     """
     options = take_options(options, option_fields, "search", _NOT_TAKEN)
+    ensure(isinstance(config, RunConfig), "config", config, "settings, such as DQNConfig()")
+    ensure_function("statistic", statistic, "interquartile_mean")
+    ensure(callable(sampler), "sampler", sampler, "a function from a seed to a sampler of Optuna")
     distributions = study.make_distributions(config, space)
-    check_whole("num_trials", num_trials, 1)
-    check_whole("sampler_seed", sampler_seed, 0)
-    check_whole("trials_per_batch", 1 if trials_per_batch is None else trials_per_batch, 1)
+    study.ensure_pruner(pruner)
+    ensure_whole("num_trials", num_trials, 1)
+    ensure_whole("sampler_seed", sampler_seed, 0)
+    ensure_whole("trials_per_batch", 1 if trials_per_batch is None else trials_per_batch, 1)
     # Refuses unknown names, bad seeds, and values that are wrong alone or two together.
     for some in itertools.combinations(distributions.items(), min(2, len(distributions))):
         grid_design(config, seeds, {name: study.list_extremes(one) for name, one in some})

@@ -60,6 +60,8 @@ def make_distributions(config: RunConfig, space: Mapping[str, Any]) -> dict[str,
     """
     if optuna is None:
         raise ConfigError("a search needs Optuna: pip install 'purejaxdqn[search]'")
+    if not isinstance(space, Mapping):
+        raise ConfigError(f"space ({space!r:.60}) must be settings by name with what is searched")
     if not space:
         raise ConfigError(
             "space is empty: give at least one setting to search, such as "
@@ -105,6 +107,14 @@ def list_extremes(one: Distribution) -> Sequence[Any]:
 def to_json(one: Distribution) -> dict[str, Any]:
     """Converts a distribution to what JSON holds."""
     return json.loads(optuna.distributions.distribution_to_json(one))
+
+
+def ensure_pruner(pruner: BasePruner | None) -> None:
+    """Refuses what is no pruner."""
+    if not isinstance(pruner, optuna.pruners.BasePruner | None):
+        raise ConfigError(
+            f"pruner ({pruner!r:.60}) must be one of Optuna's, such as MedianPruner(): leave it out"
+        )
 
 
 def default_pruner(total_steps: int) -> BasePruner:

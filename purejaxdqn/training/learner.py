@@ -20,6 +20,8 @@ from purejaxdqn.types import (
     Network,
     Params,
     Transition,
+    ensure,
+    ensure_function,
 )
 
 MakeOptimizer = Callable[[Schedule], optax.GradientTransformation]
@@ -43,7 +45,11 @@ def make_clipped_optimizer(
     learning_rate = linear_learning_rate(config, config.learning_rate)
     clip = optax.clip_by_global_norm(config.max_grad_norm)
     if optimizer is not None:
-        return optax.chain(clip, optimizer(learning_rate))
+        ensure_function("optimizer", optimizer, "optax.rmsprop")
+        made = optimizer(learning_rate)
+        is_made = isinstance(made, optax.GradientTransformation)
+        ensure(is_made, "what optimizer makes", made, "an optimiser of optax")
+        return optax.chain(clip, made)
     # All weights as one vector: a few long operations where each layer would have its own.
     return optax.flatten(optax.chain(clip, default(config)(learning_rate)))
 
@@ -105,10 +111,9 @@ def make_learner(
       ConfigError: if the loss is no function; from `update`, if a metric has one of the
         `reserved_names`, or is no single number of a transition.
     """
-    if not callable(loss_fn):
-        raise ConfigError(
-            f"loss_fn ({loss_fn!r:.60}) must be a loss, such as losses.bellman_loss(td_error)"
-        )
+    ensure_function("loss_fn", loss_fn, "losses.bellman_loss(td_error)", 5)
+    is_network = isinstance(network, Network)
+    ensure(is_network, "network", network, "a Network, such as networks.value_network makes")
 
     def init(key: Array, obs: Array) -> LearnerState:
         params = network.init(key, obs)

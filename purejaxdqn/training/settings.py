@@ -7,6 +7,7 @@ import contextlib
 import dataclasses
 import functools
 import json
+import math
 import sys
 import threading
 from collections.abc import Callable, Iterator
@@ -19,7 +20,14 @@ from scipy import stats
 
 from purejaxdqn import environments
 from purejaxdqn.storage.provenance import to_jsonable
-from purejaxdqn.training.declaration import LARGEST_INT, Setting, setting, settings_of
+from purejaxdqn.training.declaration import (
+    LARGEST_INT,
+    PATH,
+    Setting,
+    is_path,
+    setting,
+    settings_of,
+)
 from purejaxdqn.training.diagnostics import DIAGNOSTICS
 from purejaxdqn.types import ConfigError
 
@@ -148,7 +156,7 @@ class RunConfig:
         problems = [p for one in declared if (p := one.problem(getattr(self, one.name)))]
         # The relations divide by these numbers.
         if problems := problems or [*self.problems_together()]:
-            raise ConfigError("\n".join(problems))
+            raise ConfigError("; ".join(problems))
         environments.make(self.env)
 
     def problems_together(self) -> Iterator[str]:
@@ -261,17 +269,24 @@ def reserved_names() -> frozenset[str]:
 
 
 def _read_path(text: str) -> Path:
-    if not text:
-        raise ValueError  # Path would take the current folder
+    if not is_path(text):
+        raise ValueError
     return Path(text)
+
+
+def _read_float(text: str) -> float:
+    value = float(text)
+    if math.isinf(value) and "inf" not in text.lower():
+        raise ValueError  # such as 1e400
+    return value
 
 
 _READERS: dict[Any, tuple[Callable[[str], Any], str]] = {
     bool: (lambda text: {"true": True, "false": False}[text.lower()], "true or false"),
-    int: (lambda text: int(text.replace("_", "")), "a whole number"),
-    float: (float, "a number"),
+    int: (int, "a whole number"),
+    float: (_read_float, "a number"),
     str: (str, "a name"),
-    Path: (_read_path, "a path, such as results/mine"),
+    Path: (_read_path, PATH),
     tuple[int, ...]: (
         lambda text: () if text == "none" else tuple(int(part) for part in text.split("x")),
         "whole numbers with x between them, such as 64x64",
@@ -300,8 +315,10 @@ def parse(setting: Setting, text: str, may_be_drawn: bool = False) -> Any:
                 "loguniform:1e-5:1e-2: finite limits, the lower one first, of loguniform above 0"
             )
     try:
+        if not text or text != text.strip() or not text.isprintable():
+            raise ValueError  # Python would read over blanks and a line's end
         if not text.isascii() and setting.type in (int, float, tuple[int, ...]):
-            raise ValueError  # Python would read the digits of any script
+            raise ValueError  # nor over the digits of any script
         return read(text)
     except (ValueError, KeyError):
         raise ConfigError(f"{setting} ({text!r}) must be {wanted}") from None

@@ -58,11 +58,11 @@ def dqn(
       ConfigError: for settings of another kind.
     """
     ensure_kind(config, DQNConfig)
-    env = env or environments.make(config.env)
-    network = network or _make_network(config, env)
+    env = environments.make(config.env) if env is None else environments.ensure(env)
+    network = _make_network(config, env) if network is None else network
     learner = learning.make_learner(
         network,
-        loss_fn or _make_loss(config, env),
+        _make_loss(config, env) if loss_fn is None else loss_fn,
         _make_transformation(config, optimizer),
         learning.periodic_target_update(config.target_period, config.target_step_size),
     )

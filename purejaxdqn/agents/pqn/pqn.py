@@ -54,11 +54,11 @@ def pqn(
       ConfigError: for settings of another kind.
     """
     ensure_kind(config, PQNConfig)
-    env = env or environments.make(config.env)
-    network = network or networks.value_network(
-        env.num_actions, config.hidden_sizes, layer_norm=config.layer_norm
-    )
-    loss_fn = loss_fn or losses.bellman_loss(losses.return_error)
+    env = environments.make(config.env) if env is None else environments.ensure(env)
+    if network is None:
+        sizes = config.hidden_sizes
+        network = networks.value_network(env.num_actions, sizes, layer_norm=config.layer_norm)
+    loss_fn = losses.bellman_loss(losses.return_error) if loss_fn is None else loss_fn
     learner = make_learner(network, loss_fn, make_clipped_optimizer(config, optimizer, make_radam))
     epsilon = linear_epsilon(config)
 

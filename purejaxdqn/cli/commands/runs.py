@@ -12,7 +12,7 @@ import xarray as xr
 
 from purejaxdqn.cli.exits import EXIT_FAILED
 from purejaxdqn.cli.flags import format_value, read_command_line
-from purejaxdqn.report.films import FILM_NAME, is_in_gymnasium, play_in_gymnasium, save_gif
+from purejaxdqn.report.films import FILM_NAME, find_problem, play_in_gymnasium, save_gif
 from purejaxdqn.report.statistics import mean_return
 from purejaxdqn.report.training import find_environment
 from purejaxdqn.runtime.console import make_console
@@ -68,10 +68,8 @@ def run_play(argv: Sequence[str]) -> int:
     place, dataset, labels, flags = _read_run(argv, "purejaxdqn play", run_play.__doc__, _PLAYING)
     use_every_core()
     train, params = load_params(place.parent if place.is_file() else place, dataset, labels)
-    if not is_in_gymnasium(train.env.name):
-        raise ConfigError(
-            f"gymnasium has no {train.env.name!r}: play policies of gymnasium's environments alone"
-        )
+    if problem := find_problem(train.env):
+        raise ConfigError(f"{problem}: play policies of gymnasium's environments alone")
     one = jax.tree.map(lambda x: x[np.newaxis], params)
     returns = play_in_gymnasium(train, one, flags.num_episodes, flags.random_seed, progress=True)
     filmed = save_gif(train, params, flags.film, flags.random_seed)
