@@ -88,8 +88,9 @@ class SweepFolder:
         results.acquire_lock(self._lock, self.output)
         for half_written in self._root.rglob(f"{checkpoint.TEMPORARY}*"):
             shutil.rmtree(half_written, ignore_errors=True)
-        for half_written in find_half_written(self.output / results.FILE_NAME):
-            half_written.unlink(missing_ok=True)
+        for place in (self.output, self._root):
+            for half_written in find_half_written(place / results.FILE_NAME):
+                half_written.unlink(missing_ok=True)
 
     def is_begun(self) -> bool:
         """Tells whether a sweep was begun here."""
@@ -97,7 +98,8 @@ class SweepFolder:
 
     def begin(self, facts: Mapping[str, Any]) -> None:
         """Drops everything that was kept here, results too, and writes a sweep's description."""
-        (self.output / results.FILE_NAME).unlink(missing_ok=True)
+        for place in (self.output, self._root):
+            (place / results.FILE_NAME).unlink(missing_ok=True)
         for name in ("sweep", "changes", "times", "finished", "running"):
             shutil.rmtree(self._root / name, ignore_errors=True)
         checkpoint.write(self._root / "sweep", [], {**facts, "format": FORMAT})
