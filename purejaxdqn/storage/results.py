@@ -43,6 +43,11 @@ def prepare_output(folder: Path, overwrite: bool = False, resume: bool = False) 
     for path, is_right in ((kept, Path.is_dir), (kept / LOCK, Path.is_file), (file, Path.is_file)):
         if path.exists() and not is_right(path):
             raise ConfigError(f"{path} is in the way: choose another folder with --output")
+    below = (folder / "study.db", kept, *kept.glob("*"), *kept.glob("*/*"))
+    if link := next((path for path in below if path.is_symlink()), None):
+        raise ConfigError(
+            f"{link} is a link, which may lead out of {folder}: put what is meant there"
+        )
     begun = (kept / "sweep").exists()
     if (begun or file.exists()) and not (overwrite or resume):
         raise ConfigError(

@@ -100,7 +100,7 @@ class SweepFolder:
         """Drops everything that was kept here, results too, and writes a sweep's description."""
         for place in (self.output, self._root):
             (place / results.FILE_NAME).unlink(missing_ok=True)
-        for name in ("sweep", "changes", "times", "finished", "running"):
+        for name in ("sweep", "changes", "times", "trials", "finished", "running"):
             shutil.rmtree(self._root / name, ignore_errors=True)
         checkpoint.write(self._root / "sweep", [], {**facts, "format": FORMAT})
 
@@ -155,6 +155,21 @@ class SweepFolder:
         for folder in (self._root / "times").glob(f"{prefix}*"):
             with contextlib.suppress(CheckpointDamaged):  # times change no result
                 yield checkpoint.read(folder)[1]
+
+    def write_trials(self, digests: Mapping[str, str]) -> None:
+        """Writes the digests of a search's trials, by number."""
+        checkpoint.write(self._root / "trials", [], digests)
+
+    def read_trials(self) -> dict[str, str]:
+        """Reads the digests of a search's trials; {} where none were kept."""
+        folder = self._root / "trials"
+        if not folder.exists():
+            return {}
+        try:
+            return checkpoint.read(folder)[1]
+        except CheckpointDamaged as error:
+            self.say(f"{folder} is damaged ({error}): damage of the study may go unnoticed")
+            return {}
 
     def save_finished(self, batch: int, record: Record) -> None:
         """Writes a finished batch's numbers and weights."""
