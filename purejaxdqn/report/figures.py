@@ -12,9 +12,11 @@ from typing import Any
 import numpy as np
 import xarray as xr
 from matplotlib.figure import Figure
+from matplotlib.text import Text
 from plotly.colors import qualitative
 
 from purejaxdqn.report.statistics import Interval, bootstrap_curve
+from purejaxdqn.runtime.console import show_controls
 
 Curves = Mapping[str, xr.DataArray]
 Effects = Mapping[str, Mapping[str, Interval]]
@@ -42,7 +44,7 @@ def plot_learning_curve(dataset: xr.Dataset, title: str, threshold: float | None
     axes.xaxis.set_major_formatter("{x:,.0f}")
     _finish(axes, threshold)
     axes.legend(loc="lower right", frameon=False)
-    return figure
+    return _show_texts_as_they_are(figure)
 
 
 def plot_panels(curves: Curves, title: str, threshold: float | None = None) -> Figure:
@@ -56,7 +58,7 @@ def plot_panels(curves: Curves, title: str, threshold: float | None = None) -> F
         _finish(axes, threshold)
     panels[0].set_ylabel(str(next(iter(curves.values())).name))
     figure.suptitle(title)
-    return figure
+    return _show_texts_as_they_are(figure)
 
 
 def _finish(axes: Any, threshold: float | None) -> None:
@@ -87,7 +89,7 @@ def plot_comparison(panels: Mapping[str, Curves], title: str) -> Figure:
         axes.spines[["top", "right"]].set_visible(False)
     figure.axes[0].legend(frameon=False)
     figure.suptitle(title)
-    return figure
+    return _show_texts_as_they_are(figure)
 
 
 def plot_effects(intervals: Effects, title: str) -> Figure:
@@ -96,7 +98,7 @@ def plot_effects(intervals: Effects, title: str) -> Figure:
     `intervals` are by outcome and change; one that has no ends is a dot alone. Every outcome has
     the same changes in the same order.
     """
-    names = list(next(iter(intervals.values())))
+    names = list(map(show_controls, next(iter(intervals.values()))))  # drawn anew for each axis
     size = (4.2 * len(intervals) + 1, 0.45 * len(names) + 1.6)
     figure = Figure(figsize=size, layout="constrained")
     panels = figure.subplots(1, len(intervals), sharey=True, squeeze=False)[0]
@@ -111,4 +113,13 @@ def plot_effects(intervals: Effects, title: str) -> Figure:
         axes.spines[["top", "right", "left"]].set_visible(False)
     panels[0].set_ylim(len(names) - 0.5, -0.5)  # the first one on top
     figure.suptitle(title)
+    return _show_texts_as_they_are(figure)
+
+
+def _show_texts_as_they_are(figure: Figure) -> Figure:
+    """Reads no formulas in the texts of a figure, which may be of a file."""
+    for text in figure.findobj(Text):
+        assert isinstance(text, Text)
+        text.set_parse_math(False)
+        text.set_text(show_controls(text.get_text(), keep="\n"))
     return figure

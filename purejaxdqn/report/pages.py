@@ -3,6 +3,7 @@
 `files.save_page` writes a page. Arguments are those of `figures`.
 """
 
+import html
 import itertools
 
 import numpy as np
@@ -11,6 +12,7 @@ from plotly.graph_objects import Figure as Page
 
 from purejaxdqn.report.figures import Curves, Effects
 from purejaxdqn.report.statistics import interquartile_mean
+from purejaxdqn.runtime.console import show_controls
 
 
 def plot_interactive_curves(curves: Curves, title: str, threshold: float | None = None) -> Page:
@@ -20,9 +22,10 @@ def plot_interactive_curves(curves: Curves, title: str, threshold: float | None 
     """
     figure = _make_page(title)
     for (name, curve), colour in zip(curves.items(), itertools.cycle(qualitative.D3)):
-        x = curve.dims[1]
+        name, x = _escape(name), curve.dims[1]
+        across = _escape(str(x))
         seeds = zip(curve.seed.values, curve.values, strict=True)
-        lines = [(f"seed {seed}", values, 1) for seed, values in seeds]
+        lines = [(_escape(f"seed {seed}"), values, 1) for seed, values in seeds]
         if not np.isnan(curve.values).any():
             lines.append(("interquartile mean", interquartile_mean(curve.values, axis=0), 4))
         for i, (label, values, width) in enumerate(lines):
@@ -35,12 +38,12 @@ def plot_interactive_curves(curves: Curves, title: str, threshold: float | None 
                 name=name,
                 legendgroup=name,
                 showlegend=i == len(lines) - 1,
-                hovertemplate=f"{label}<br>{x} %{{x:,}}<br>%{{y:.1f}}<extra>{name}</extra>",
+                hovertemplate=f"{label}<br>{across} %{{x:,}}<br>%{{y:.1f}}<extra>{name}</extra>",
             )
     if threshold is not None:
         figure.add_hline(threshold, line_dash="dot", line_width=1)
     first = next(iter(curves.values()))
-    axes = {"xaxis_title": str(first.dims[1]), "yaxis_title": str(first.name)}
+    axes = {"xaxis_title": _escape(str(first.dims[1])), "yaxis_title": _escape(str(first.name))}
     return figure.update_layout(yaxis_rangemode="tozero", hovermode="closest", **axes)
 
 
@@ -53,14 +56,14 @@ def plot_interactive_effects(intervals: Effects, title: str) -> Page:
         below = [0 if i.low is None else max(0, i.estimate - i.low) for i in known]
         figure.add_scatter(
             x=[interval.estimate for interval in known],
-            y=list(rows),
+            y=list(map(_escape, rows)),
             mode="markers",
             orientation="h",
-            name=outcome,
+            name=_escape(outcome),
             marker_size=10,
             error_x={"array": above, "arrayminus": below},
-            customdata=list(map(str, known)),
-            hovertemplate="%{y}<br>%{customdata}<extra>" + outcome + "</extra>",
+            customdata=[_escape(str(interval)) for interval in known],
+            hovertemplate="%{y}<br>%{customdata}<extra>" + _escape(outcome) + "</extra>",
         )
     figure.add_vline(0, line_dash="dot", line_width=1)
     # Grouped, outcomes stand beside each other, not on top of each other.
@@ -70,4 +73,9 @@ def plot_interactive_effects(intervals: Effects, title: str) -> Page:
 
 def _make_page(title: str) -> Page:
     layout = {"template": "simple_white", "legend_title_text": "click to hide", "showlegend": True}
-    return Page().update_layout(title=title, **layout)
+    return Page().update_layout(title=_escape(title), **layout)
+
+
+def _escape(text: str) -> str:
+    """Escapes a text that may be of a file: plotly reads tags, and "%{" in what hovering shows."""
+    return html.escape(show_controls(text), quote=False).replace("%{", "%&#123;")

@@ -1,6 +1,9 @@
 """Tests figures and pages; the pages in a browser without a network."""
 
+import html
+import re
 import shutil
+from xml.etree import ElementTree
 
 import numpy as np
 import pytest
@@ -8,6 +11,7 @@ import xarray as xr
 
 from purejaxdqn.report import figures, files, pages
 from purejaxdqn.report.statistics import Interval
+from purejaxdqn.runtime.console import show_controls
 
 CHROMIUM = next(
     filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None
@@ -30,6 +34,34 @@ def test_files_are_written(tmp_path):
     paths = files.save_figure(figures.plot_panels(curves(), "A title", 195), tmp_path / "a")
     assert [path.suffix for path in paths] == [".png", ".svg"]
     assert all(path.stat().st_size > 1_000 for path in paths)
+
+
+HOSTILE = "</script><b>a $\\foo$ $ %{x} \x1b \u202e --"
+
+
+def test_texts_of_a_file_are_drawn_as_they_are(tmp_path):
+    drawn = {HOSTILE: xr.DataArray(VALUES, dims=("seed", "step"), name=HOSTILE)}
+    drawn[HOSTILE] = drawn[HOSTILE].assign_coords(seed=[7, 8], step=[0, 1, 2])
+    effects = {HOSTILE: {HOSTILE: Interval(5.0, 1.0, 9.0, 0.95, HOSTILE)}}
+    for figure in (
+        figures.plot_panels(drawn, HOSTILE),
+        figures.plot_comparison({HOSTILE: drawn}, HOSTILE),
+        figures.plot_effects(effects, HOSTILE),
+    ):
+        # Formulas would fail, and control characters are no XML.
+        _, svg = files.save_figure(figure, tmp_path / "a")
+        ElementTree.parse(svg)
+        assert "foo$" in svg.read_text()
+    for page in (
+        pages.plot_interactive_curves(drawn, HOSTILE),
+        pages.plot_interactive_effects(effects, HOSTILE),
+    ):
+        own = {"<br>", "<extra>", "</extra>"}
+        assert {*re.findall(r"<[^>]*>", str(page.to_dict()))} <= own
+        assert "\x1b" not in str(page.layout.title.text)
+        for curve in page.data:
+            assert "%{x}" not in curve.hovertemplate
+            assert html.unescape(curve.name) == show_controls(HOSTILE)
 
 
 def intervals():

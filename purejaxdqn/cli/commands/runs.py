@@ -100,7 +100,7 @@ def run_restore(argv: Sequence[str]) -> int:
         console.print(f"{place} is whole: nothing is to be done")
     except OSError:
         dataset = results.load(place, restore=True)
-        console.print(f"made again: {place} (of a sweep that is {dataset.attrs.get('status')})")
+        console.print(f"made again: {place} (its status is {dataset.attrs.get('status')!r})")
     return 0
 
 
