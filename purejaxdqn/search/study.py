@@ -27,7 +27,7 @@ except ModuleNotFoundError:  # an extra of the package, see `make_distributions`
     optuna = None  # type: ignore[assignment]
 
 if TYPE_CHECKING:
-    from optuna.distributions import CategoricalDistribution, FloatDistribution
+    from optuna.distributions import BaseDistribution, CategoricalDistribution, FloatDistribution
     from optuna.pruners import BasePruner
     from optuna.samplers import BaseSampler
 
@@ -102,7 +102,7 @@ def list_extremes(one: Distribution) -> Sequence[Any]:
     return one.choices if hasattr(one, "choices") else (one.low, one.high)
 
 
-def to_json(one: Distribution) -> dict[str, Any]:
+def to_json(one: BaseDistribution) -> dict[str, Any]:
     """Converts a distribution to what JSON holds."""
     return json.loads(optuna.distributions.distribution_to_json(one))
 

@@ -81,7 +81,13 @@ def read_manifest(folder: Path) -> dict[str, Any]:
     )
     if hashlib.sha256(text).hexdigest().encode() != digest:
         raise CheckpointDamaged(f"{MANIFEST} is not what was written")
-    return json.loads(text)
+    try:
+        facts = json.loads(text)
+        if not (isinstance(facts["arrays"], list) and isinstance(facts["facts"], dict)):
+            raise TypeError
+    except (ValueError, KeyError, TypeError, RecursionError) as error:
+        raise CheckpointDamaged(f"{MANIFEST} is not what this package writes") from error
+    return facts
 
 
 def _read_file(path: Path, read: Callable[[Path], Any]) -> Any:

@@ -248,6 +248,18 @@ def test_an_output_folder_is_made_and_earlier_results_are_kept(tmp_path):
     assert results.prepare_output(folder, overwrite=True) == folder
 
 
+@pytest.mark.parametrize("name", ["checkpoint", "checkpoint/finished", "study.db"])
+def test_a_link_that_may_lead_out_of_a_folder_is_refused(name, tmp_path):
+    outside, folder = tmp_path / "outside", tmp_path / "mine"
+    (outside / "finished").mkdir(parents=True)
+    (folder / name).parent.mkdir(parents=True, exist_ok=True)
+    (folder / name).symlink_to(outside)
+    for how in ({"overwrite": True}, {"resume": True}):
+        with pytest.raises(ConfigError, match=rf"{name} is a link"):
+            results.prepare_output(folder, **how)
+    assert (outside / "finished").exists()
+
+
 def test_an_output_folder_that_cannot_be_written_is_refused(tmp_path):
     (tmp_path / "file").write_text("")
     with pytest.raises(ConfigError, match=r"cannot be written.*--output"):
