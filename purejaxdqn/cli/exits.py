@@ -1,7 +1,6 @@
 """Decides how a command ends: one line without a traceback, and an exit code."""
 
 import contextlib
-import re
 import sys
 import warnings
 from collections.abc import Callable, Iterator
@@ -9,6 +8,7 @@ from typing import Any, NoReturn, TypeVar
 
 import tyro
 
+from purejaxdqn.runtime.console import show_controls
 from purejaxdqn.runtime.interrupts import EXIT_INTERRUPTED, EXIT_TERMINATED, catch_signals
 from purejaxdqn.types import ConfigError
 
@@ -32,16 +32,16 @@ def exit_with(action: Callable[[], int | None]) -> NoReturn:
             exit_code = action()
         sys.exit(exit_code)
     except ConfigError as error:
-        line, exit_code = f"error: {_join_lines(error)}", EXIT_REFUSED
+        line, exit_code = f"error: {error}", EXIT_REFUSED
     except OSError as error:
         remedy = "".join(f"; once it can be, {note}" for note in getattr(error, "__notes__", ()))
-        line, exit_code = f"error: {_join_lines(error)}{remedy}", EXIT_FAILED
+        line, exit_code = f"error: {error}{remedy}", EXIT_FAILED
     except KeyboardInterrupt as interrupt:
         exit_code = getattr(interrupt, "exit_code", EXIT_INTERRUPTED)
         cause = "stopped by SIGTERM" if exit_code == EXIT_TERMINATED else "interrupted"
         notes = getattr(interrupt, "__notes__", ())
         line = "; ".join([cause, *notes]) if notes else str(interrupt) or cause
-    print(line, file=sys.stderr)
+    print(_join_lines(line), file=sys.stderr)
     sys.exit(exit_code)
 
 
@@ -62,9 +62,7 @@ def saying_how_to_go_on(how: str) -> Iterator[None]:
 
 
 def _join_lines(message: object) -> str:
-    # Texts of a file may be in it: what would steer a terminal is shown instead.
-    line = "; ".join(str(message).splitlines())
-    return re.sub(r"[\x00-\x1f\x7f-\x9f]", lambda found: f"\\x{ord(found[0]):02x}", line)
+    return show_controls("; ".join(str(message).splitlines()))
 
 
 def _format_in_a_line(message: Any, category: type[Warning], *where: Any, **more: Any) -> str:

@@ -13,9 +13,11 @@ from typing import Any
 import numpy as np
 import xarray as xr
 from matplotlib.figure import Figure
+from matplotlib.text import Text
 from plotly.colors import qualitative
 
 from purejaxdqn.report.statistics import Curve, Interval, bootstrap_curve, count_seeds, mean_return
+from purejaxdqn.runtime.console import show_controls
 
 Curves = Mapping[str, xr.DataArray]
 Effects = Mapping[str, Mapping[str, Interval]]
@@ -44,7 +46,7 @@ def plot_learning_curve(dataset: xr.Dataset, title: str, threshold: float | None
     axes.xaxis.set_major_formatter("{x:,.0f}")
     _finish([axes], threshold)
     figure.legend(loc="outside lower center", ncols=2, fontsize="small", frameon=False)
-    return figure
+    return _show_texts_as_they_are(figure)
 
 
 def plot_panels(curves: Curves, title: str, threshold: float | None = None) -> Figure:
@@ -60,7 +62,7 @@ def plot_panels(curves: Curves, title: str, threshold: float | None = None) -> F
     figure.suptitle(title)
     lines = panels[0].get_legend_handles_labels()
     figure.legend(*lines, loc="outside lower center", ncols=2, fontsize="small", frameon=False)
-    return figure
+    return _show_texts_as_they_are(figure)
 
 
 def keep_known(curve: xr.DataArray) -> xr.DataArray:
@@ -155,7 +157,7 @@ def plot_comparison(panels: Mapping[str, Curves], title: str) -> Figure:
         *lines, loc="outside lower center", ncols=2, fontsize="small", frameon=False, title=words
     )
     figure.suptitle(title)
-    return figure
+    return _show_texts_as_they_are(figure)
 
 
 def plot_effects(intervals: Effects, title: str) -> Figure:
@@ -164,7 +166,7 @@ def plot_effects(intervals: Effects, title: str) -> Figure:
     `intervals` are by outcome and change; one that has no ends is a dot alone. Every outcome has
     the same changes in the same order.
     """
-    names = list(next(iter(intervals.values())))
+    names = list(map(show_controls, next(iter(intervals.values()))))  # drawn anew for each axis
     size = (4.2 * len(intervals) + 1, 0.45 * len(names) + 1.6)
     figure = Figure(figsize=size, layout="constrained")
     panels = figure.subplots(1, len(intervals), sharey=True, squeeze=False)[0]
@@ -184,4 +186,13 @@ def plot_effects(intervals: Effects, title: str) -> Figure:
         lines.values(), lines, loc="outside lower center", ncols=2, fontsize="small", frameon=False
     )
     figure.suptitle(title)
+    return _show_texts_as_they_are(figure)
+
+
+def _show_texts_as_they_are(figure: Figure) -> Figure:
+    """Reads no formulas in the texts of a figure, which may be of a file."""
+    for text in figure.findobj(Text):
+        assert isinstance(text, Text)
+        text.set_parse_math(False)
+        text.set_text(show_controls(text.get_text(), keep="\n"))
     return figure

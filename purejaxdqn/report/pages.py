@@ -3,6 +3,7 @@
 `files.save_page` writes a page. Arguments are those of `figures`.
 """
 
+import html
 import itertools
 from typing import Any
 
@@ -13,6 +14,7 @@ from plotly.graph_objects import Figure as Page
 from purejaxdqn.report import figures
 from purejaxdqn.report.figures import Curves, Effects, has_lone_points
 from purejaxdqn.report.statistics import count_seeds
+from purejaxdqn.runtime.console import show_controls
 
 _MOST_POINTS = 15_000  # of all seeds' lines: a page of more would weigh more than 1.5 MB
 _MEAN, _INTERVAL = "interquartile mean", "95 % bootstrap interval"
@@ -26,7 +28,7 @@ def plot_interactive_curves(curves: Curves, title: str, threshold: float | None 
     where these have more than 15,000 points; the legend says what is drawn.
     """
     # Single precision all over: what is equal must not look different.
-    curves = {name: figures.keep_known(one).astype(np.float32) for name, one in curves.items()}
+    curves = {_escape(n): figures.keep_known(x).astype(np.float32) for n, x in curves.items()}
     # A line of its own weighs as much as 35 points.
     has_seeds = sum(one.size + 35 * len(one) for one in curves.values()) <= _MOST_POINTS
     thin = "thin: each seed" if has_seeds else "single seeds: too many to draw"
@@ -47,7 +49,10 @@ def plot_interactive_curves(curves: Curves, title: str, threshold: float | None 
     is_below = (threshold or 0) < 0 or any(bool((one < 0).any()) for one in curves.values())
     mode = "normal" if is_below else "tozero"
     first = next(iter(curves.values()))
-    axes = {"xaxis_title": figures.name_axis(first), "yaxis_title": str(first.name)}
+    axes = {
+        "xaxis_title": _escape(figures.name_axis(first)),
+        "yaxis_title": _escape(str(first.name)),
+    }
     return figure.update_layout(yaxis_rangemode=mode, hovermode="closest", **axes)
 
 
@@ -57,9 +62,12 @@ def _draw_seeds(curve: xr.DataArray) -> list[dict[str, Any]]:
     mode = "lines+markers" if has_lone_points(y) else "lines"
     style = {"line": {"width": 1}, "marker_size": 4, "opacity": figures.fade(len(curve))}
     shared = {"x": x, "mode": mode, **style}
-    hover = f"{curve.dims[1]} %{{x:,}}<br>%{{y:.1f}}{_NAME}"
+    hover = f"{_escape(str(curve.dims[1]))} %{{x:,}}<br>%{{y:.1f}}{_NAME}"
     seeds = zip(curve.seed.values, y, strict=True)
-    return [{**shared, "y": row, "hovertemplate": f"seed {n}<br>{hover}"} for n, row in seeds]
+    return [
+        {**shared, "y": row, "hovertemplate": f"{_escape(f'seed {n}')}<br>{hover}"}
+        for n, row in seeds
+    ]
 
 
 def _draw_mean(curve: xr.DataArray) -> list[dict[str, Any]]:
@@ -83,7 +91,7 @@ def _draw_mean(curve: xr.DataArray) -> list[dict[str, Any]]:
         f"{count_seeds(n)}<br>{_INTERVAL} {end}"
         for n, end in zip(curve.values.T, ends, strict=True)
     ]
-    hover = f"{curve.dims[1]} %{{x:,}}<br>{_MEAN} %{{y:.1f}}<br>of %{{customdata}}"
+    hover = f"{_escape(str(curve.dims[1]))} %{{x:,}}<br>{_MEAN} %{{y:.1f}}<br>of %{{customdata}}"
     mode = "lines+markers" if has_lone_points(iqm) else "lines"
     mean = {"x": x, "y": iqm, "mode": mode, "line": {"width": 4}, "customdata": told}
     return [*drawn, {**mean, "hovertemplate": hover + _NAME}]
@@ -98,14 +106,14 @@ def plot_interactive_effects(intervals: Effects, title: str) -> Page:
         below = [0 if i.low is None else max(0, i.estimate - i.low) for i in known]
         figure.add_scatter(
             x=[interval.estimate for interval in known],
-            y=list(rows),
+            y=list(map(_escape, rows)),
             mode="markers",
             orientation="h",
-            name=outcome,
+            name=_escape(outcome),
             marker_size=10,
             error_x={"array": above, "arrayminus": below},
-            customdata=list(map(str, known)),
-            hovertemplate="%{y}<br>%{customdata}<extra>" + outcome + "</extra>",
+            customdata=[_escape(str(interval)) for interval in known],
+            hovertemplate="%{y}<br>%{customdata}<extra>" + _escape(outcome) + "</extra>",
         )
     figure.add_vline(0, line_dash="dot", line_width=1)
     # Grouped, outcomes stand beside each other, not on top of each other.
@@ -121,4 +129,9 @@ def _make_page(title: str, says: str) -> Page:
     words = {"text": f"{says}; click to hide", "side": "top"}
     legend = {"orientation": "h", "y": -0.14, "title": words}
     layout = {"template": "simple_white", "legend": legend, "showlegend": True}
-    return Page().update_layout(title=title, **layout)
+    return Page().update_layout(title=_escape(title), **layout)
+
+
+def _escape(text: str) -> str:
+    """Escapes a text that may be of a file: plotly reads tags, and "%{" in what hovering shows."""
+    return html.escape(show_controls(text), quote=False).replace("%{", "%&#123;")

@@ -4,15 +4,32 @@ import os
 from typing import Any
 
 from rich.console import Console
+from rich.text import Text
 
 
 def make_console(**options: Any) -> Console:
     """Makes a console, with rich's own options, that breaks lines for a terminal alone.
 
     rich takes a pipe or a file for a terminal of 80 columns. Here tables are then as wide as they
-    need to be, unless the environment variable `COLUMNS` says how wide.
+    need to be, unless the environment variable `COLUMNS` says how wide. Texts are shown as they
+    are: no markup is read in them, and `show_controls` is applied.
     """
-    console = Console(**options)
+    console = _Console(**{"markup": False, "emoji": False, **options})
     if not (console.file.isatty() or console.is_jupyter or os.environ.get("COLUMNS")):
         console.width = 10_000  # columns: no line is broken
     return console
+
+
+class _Console(Console):
+    def render_str(self, text: str, **options: Any) -> Text:  # of what is printed, and of tables
+        return super().render_str(show_controls(text, keep="\n"), **options)
+
+
+def show_controls(text: str, keep: str = "") -> str:
+    """Escapes what would steer a terminal or turn the order of letters, as `repr` does.
+
+    A text may be of a file that somebody else has made. The characters to `keep` stay.
+    """
+    return "".join(
+        x if x.isprintable() or x in keep else x.encode("unicode_escape").decode() for x in text
+    )

@@ -150,7 +150,8 @@ def _search(
         plan = _plan_batch(request, trials_per_batch, devices, **how)
         facts = _describe(request, trials_per_batch, width)
         history = _begin(folder, facts, overwrite)
-        opened = stack.enter_context(study.open_study(output / study.STUDY_FILE, request.pruner))
+        told = (request.pruner, folder.read_trials(), request.config.total_steps)
+        opened = stack.enter_context(study.open_study(output / study.STUDY_FILE, *told))
         for name, value in facts.items():
             opened.set_user_attr(name, value)
         attrs = {"num_trials": num_trials, "trials_per_batch": trials_per_batch, **history}

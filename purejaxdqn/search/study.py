@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import hashlib
 import json
 import math
 import sqlite3
@@ -22,12 +23,11 @@ try:
     from optuna.exceptions import StorageInternalError
     from optuna.trial import TrialState
     from sqlalchemy import URL
-    from sqlalchemy.exc import SQLAlchemyError
 except ModuleNotFoundError:  # an extra of the package, see `make_distributions`
     optuna = None  # type: ignore[assignment]
 
 if TYPE_CHECKING:
-    from optuna.distributions import CategoricalDistribution, FloatDistribution
+    from optuna.distributions import BaseDistribution, CategoricalDistribution, FloatDistribution
     from optuna.pruners import BasePruner
     from optuna.samplers import BaseSampler
 
@@ -104,7 +104,7 @@ def list_extremes(one: Distribution) -> Sequence[Any]:
     return one.choices if hasattr(one, "choices") else (one.low, one.high)
 
 
-def to_json(one: Distribution) -> dict[str, Any]:
+def to_json(one: BaseDistribution) -> dict[str, Any]:
     """Converts a distribution to what JSON holds."""
     return json.loads(optuna.distributions.distribution_to_json(one))
 
@@ -128,31 +128,86 @@ def default_sampler(seed: int) -> BaseSampler:
 
 
 @contextlib.contextmanager
-def open_study(path: Path, pruner: BasePruner) -> Iterator[optuna.Study]:
-    """Opens the study in an SQLite file within the block, or makes it; refuses other files."""
+def open_study(
+    path: Path, pruner: BasePruner, digests: Mapping[str, str], last_step: int
+) -> Iterator[optuna.Study]:
+    """Opens the study in an SQLite file within the block, or makes it; refuses other files.
+
+    Its trials must have the `digests` that `digest_trials` gave; without any they are not compared.
+    A trial that is trained to its end has a score at `last_step`.
+    """
+    remedy = (
+        f"{path.parent} still has the numbers so far; to go on, put a copy of the study back, "
+        "choose another folder with --output, or start again with --overwrite"
+    )
     with contextlib.ExitStack() as stack:
         stack.callback(optuna.logging.set_verbosity, optuna.logging.get_verbosity())
-        optuna.logging.set_verbosity(optuna.logging.WARNING)  # else it logs that it made a study
+        optuna.logging.set_verbosity(optuna.logging.ERROR)  # else it logs that it made a study
         try:
             if path.exists():  # Optuna leaves a connection open to what it cannot read
-                with contextlib.closing(sqlite3.connect(path)) as database:
-                    database.execute("pragma schema_version")
+                _check_file(path)
             url = URL.create("sqlite", database=str(path.absolute())).render_as_string()
             storage = optuna.storages.RDBStorage(url)
             stack.callback(storage.engine.dispose)
             stack.callback(storage.remove_session)
             kept: Any = {"storage": storage, "study_name": "search", "load_if_exists": True}
             study = optuna.create_study(pruner=pruner, direction="maximize", **kept)
-        except (sqlite3.Error, SQLAlchemyError, StorageInternalError, RuntimeError) as error:
-            reason = str(error).splitlines()[0]
+            damaged = _find_damage(study, digests, last_step)
+        except Exception as error:  # of any kind, for damaged bytes
+            reason = (str(error) or type(error).__name__).splitlines()[0]
+            if "is locked" in reason:
+                remedy = "end what has it open, such as Optuna's dashboard, and try again"
             raise ConfigError(
-                f"{path} cannot be read as a study of Optuna ({reason}): put a copy back, choose "
-                "another folder with --output, or start again with --overwrite"
+                f"{path} cannot be read as a study of Optuna ({reason}): {remedy}"
             ) from error
+        if damaged:
+            raise ConfigError(f"{path} is damaged ({', '.join(damaged[:8])}): {remedy}")
         try:
             yield study
         except StorageInternalError as error:  # such as of a full disk
-            raise OSError(f"{path} cannot be written: {error}") from error
+            cause = getattr(error.__cause__, "orig", None) or error
+            raise OSError(f"{path} cannot be written: {cause}") from error
+
+
+def _check_file(path: Path) -> None:
+    """Raises an error for what SQLite finds to be damaged or no database of its own."""
+    if not path.is_file():
+        raise ValueError("no file")
+    with contextlib.closing(sqlite3.connect(path)) as database:
+        ((found, *_), *_) = database.execute("pragma integrity_check(1)").fetchall()
+    if found != "ok":
+        raise ValueError(found.strip().replace("\n", ", "))
+
+
+def _find_damage(study: optuna.Study, digests: Mapping[str, str], last_step: int) -> list[str]:
+    """Finds what is not as it was, such as "trial 3"."""
+    now, wrong = digest_trials(study), []
+    for trial in study.get_trials(deepcopy=False):
+        scores = trial.intermediate_values
+        last = scores[max(scores)] if scores else math.nan
+        is_whole = math.isfinite(scores.get(last_step, math.nan))
+        is_right = trial.value is None  # of a trial that failed, or is under way
+        if trial.state in (TrialState.COMPLETE, TrialState.PRUNED):
+            is_right = trial.value == (last if math.isfinite(last) else None)
+            is_right &= is_whole == (trial.state == TrialState.COMPLETE)
+            is_right &= not digests or str(trial.number) in digests
+        if not is_right:
+            wrong.append(str(trial.number))
+    wrong += [number for number, digest in digests.items() if digest != now.get(number)]
+    is_maximised = study.direction == optuna.study.StudyDirection.MAXIMIZE
+    found = [f"trial {number}" for number in dict.fromkeys(wrong)]
+    return found if is_maximised else ["its direction", *found]
+
+
+def digest_trials(study: optuna.Study) -> dict[str, str]:
+    """Digests what proposals learn from, by the number of each trial; its end is left out."""
+    digests = {}
+    for trial in study.get_trials(deepcopy=False):
+        space = {name: to_json(one) for name, one in trial.distributions.items()}
+        facts = [trial.params, space, sorted(trial.intermediate_values.items())]
+        content = json.dumps(facts, sort_keys=True).encode()
+        digests[str(trial.number)] = hashlib.sha256(content).hexdigest()
+    return digests
 
 
 def read_done(study: optuna.Study) -> list[optuna.trial.FrozenTrial]:
@@ -167,13 +222,13 @@ def ask(study: optuna.Study, request: SearchRequest, num_trials: int) -> list[op
     return [study.ask({**request.distributions}) for _ in range(num_trials)]
 
 
-def tell_batch(study: optuna.Study, load: Callable[[int], object], last_step: int) -> int:
+def tell_batch(study: optuna.Study, is_kept: Callable[[int], bool], last_step: int) -> int:
     """Records how the trials under way ended, and returns how many have failed.
 
-    All fail unless all of their numbers can be loaded; no proposal learns from failed trials.
+    All fail unless all of their numbers are kept; no proposal learns from failed trials.
     """
     running = study.get_trials(deepcopy=False, states=(TrialState.RUNNING,))
-    is_whole = all(load(trial.number) is not None for trial in running)
+    is_whole = all(is_kept(trial.number) for trial in running)
     for trial in running:
         score = trial.intermediate_values.get(last_step, math.nan)
         if is_whole and math.isfinite(score):

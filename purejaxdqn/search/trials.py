@@ -129,7 +129,12 @@ class TrialTrainer:
         self._output, last_step = self.folder.output, self._config.total_steps
         self._at_once = self.layout.slots_per_round // len(self._seeds)  # trials of a round
         self._load = functools.cache(lambda n: self.folder.load_finished(n, self._config))
-        self._tell_batch = functools.partial(study.tell_batch, self.opened, self._load, last_step)
+        self._digests = self.folder.read_trials()
+
+        def is_kept(number: int) -> bool:
+            return str(number) in self._digests and self._load(number) is not None
+
+        self._tell_batch = functools.partial(study.tell_batch, self.opened, is_kept, last_step)
         self._trained_steps = 0
         times = ("compile_seconds", "train_seconds", "evaluation_seconds", "env_steps_per_second")
         layout = {"width": self.layout.width, "device": self.devices[0].device_kind}
@@ -173,6 +178,8 @@ class TrialTrainer:
                 for number, record in records.items():
                     record.params = []  # the weights of hundreds of trials would fill the disk
                     self.folder.save_finished(number, record)
+                self._digests = study.digest_trials(self.opened)
+                self.folder.write_trials(self._digests)
                 self._tell_batch()
                 with self.bar.attempt():
                     results.save(self._make_dataset("running"), self._output)

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import filelock
+import netCDF4
 import numpy as np
 import xarray as xr
 
@@ -42,6 +43,11 @@ def prepare_output(folder: Path, overwrite: bool = False, resume: bool = False) 
     for path, is_right in ((kept, Path.is_dir), (kept / LOCK, Path.is_file), (file, Path.is_file)):
         if path.exists() and not is_right(path):
             raise ConfigError(f"{path} is in the way: choose another folder with --output")
+    below = (folder / "study.db", kept, *kept.glob("*"), *kept.glob("*/*"))
+    if link := next((path for path in below if path.is_symlink()), None):
+        raise ConfigError(
+            f"{link} is a link, which may lead out of {folder}: put what is meant there"
+        )
     begun = (kept / "sweep").exists()
     if (begun or file.exists()) and not (overwrite or resume):
         raise ConfigError(
@@ -71,18 +77,21 @@ def acquire_lock(lock: filelock.BaseFileLock, folder: Path) -> None:
 def save(dataset: xr.Dataset, folder: Path) -> Path:
     """Writes a dataset into a folder, all or nothing, and returns the file's path.
 
+    The folder of a sweep keeps a copy, first, from which `load` makes a damaged file again.
+
     Raises:
       OSError: if it cannot be written.
     """
-    path = folder / FILE_NAME
     facts = {"format": FORMAT, "sha256": _digests(dataset)}
     arrays = {name: x for name, x in dataset.variables.items() if x.size and x.ndim}
     numbers = [name for name, x in arrays.items() if x.dtype.kind in "iufb"]
     encoding = {name: {"fletcher32": True} for name in numbers}  # other readers see it too
     marked = dataset.assign_attrs({_FACTS: json.dumps(facts)})
-    with replace_file(path) as temporary:
-        marked.to_netcdf(temporary, engine="netcdf4", encoding=encoding)
-    return path
+    for place in (folder / CHECKPOINT, folder):
+        if place == folder or place.is_dir():
+            with replace_file(place / FILE_NAME) as temporary:
+                marked.to_netcdf(temporary, engine="netcdf4", encoding=encoding)
+    return folder / FILE_NAME
 
 
 def _digests(dataset: xr.Dataset) -> dict[str, str]:
@@ -118,65 +127,87 @@ def save_or_rescue(dataset: xr.Dataset, folder: Path) -> Path:
         return rescued
 
 
-def load(path: Path | str) -> xr.Dataset:
+def load(path: Path | str, restore: bool = False) -> xr.Dataset:
     """Reads a results file, or the one in a folder, wholly into memory, and verifies every byte.
+
+    With `restore`, a file that is damaged or missing is first made again, from the copy that the
+    folder of its sweep keeps. Variables that others have added to the file are not in that copy.
 
     Raises:
       ConfigError: for what is no path, and for a file that something else or another version wrote.
       FileNotFoundError: if there is none.
-      OSError: if the file is damaged: what is, and how it is made again.
+      OSError: if the file is damaged: what is, and whether and how it can be made again.
     """
-    if not isinstance(path, (str, os.PathLike)) or not str(path):
+    is_path = isinstance(path, (str, os.PathLike)) and str(path) and "\0" not in str(path)
+    if not is_path:
         raise ConfigError(f"path ({path!r:.60}) must be a results file or its folder")
     path = Path(path) / FILE_NAME if Path(path).is_dir() else Path(path)
-    damaged = []
     try:
-        with xr.open_dataset(path) as dataset:
+        return _read(path)
+    except OSError as error:
+        kept = path.parent / CHECKPOINT
+        if path.name != FILE_NAME or isinstance(error, PermissionError) or not kept.is_dir():
+            raise
+        remedy = "the same command, of a sweep with --resume, makes it again from what is finished"
+        try:
+            copy = _read(kept / FILE_NAME)
+        except (OSError, ConfigError):
+            lacks = f"{error}; {kept} has no copy that is whole: {remedy}"
+            raise type(error)(lacks) from error
+        if restore:
+            save(copy, path.parent)
+            return copy
+        how = f"purejaxdqn restore {path.parent}, or load(..., restore=True), puts it back"
+        raise type(error)(f"{error}; {kept} has a copy that is whole: {how}") from error
+
+
+def _read(path: Path) -> xr.Dataset:
+    """Reads and verifies a results file, as `load` does."""
+    if not path.exists():
+        raise FileNotFoundError(f"there is no {path}")
+    if not path.is_file():
+        raise OSError(f"{path} is no file")
+    content, damaged = path.read_bytes(), []
+    try:
+        # HDF5 never lets go of a damaged file that it has opened, even if that is made again.
+        store = xr.backends.NetCDF4DataStore(netCDF4.Dataset(path, memory=content))
+        with xr.open_dataset(store) as dataset:
+            digests = _read_digests(dataset, path)
             for name, variable in dataset.variables.items():
                 try:
                     variable.load()
                 except Exception:  # of any kind, for damaged bytes
                     damaged.append(str(name))
-    except FileNotFoundError:
+    except ConfigError:
         raise
     except Exception as error:
         raise OSError(
             f"{path} cannot be read as results: it is empty, damaged or something else"
-            f"{_say_how_to_restore(path)}"
         ) from error
-    facts = dataset.attrs.pop(_FACTS, None)
-    if facts is None and not damaged:
+    if digests is not None and not damaged:
+        now = _digests(dataset)  # with variables that a user has added
+        damaged = [name for name, digest in digests.items() if digest != now.get(name)]
+    if damaged:
+        shown = ", ".join(damaged)
+        raise OSError(f"{path} is damaged ({shown}): its bytes are not those that were written")
+    return dataset.drop_encoding()
+
+
+def _read_digests(dataset: xr.Dataset, path: Path) -> dict[str, str] | None:
+    """Takes the digests out of a dataset; None for versions without; refuses other formats."""
+    has_checksums = any(x.encoding.get("fletcher32") for x in dataset.variables.values())
+    if _FACTS not in dataset.attrs and not has_checksums:
         if not {"versions", "status"} & {*dataset.attrs}:
             raise ConfigError(f"{path} is no results file: purejaxdqn did not write it")
-        return dataset  # of a version that kept no digests
-    if damaged := damaged or _find_damage(dataset, facts, path):
-        raise OSError(
-            f"{path} is damaged ({', '.join(damaged)}): its bytes are not those that were written"
-            f"{_say_how_to_restore(path)}"
-        )
-    return dataset
-
-
-def _find_damage(dataset: xr.Dataset, facts: str, path: Path) -> list[str]:
-    """Finds what differs from the digests that were written with it; refuses other formats."""
+        return None
     try:
-        known = json.loads(facts)
-        version, digests = known["format"], known["sha256"]
-    except (ValueError, KeyError, TypeError):
-        return ["the digests"]
+        known = json.loads(dataset.attrs.pop(_FACTS))
+        version, digests = known["format"], {**known["sha256"]}
+    except (ValueError, KeyError, TypeError, RecursionError):
+        return {"the digests": ""}  # what no digest can be
     if version != FORMAT:
         raise ConfigError(
-            f"{path} has format {version!r}, and this version of purejaxdqn reads {FORMAT}: read "
-            "it with the version that wrote it"
+            f"{path} has format {version!r:.60}, and this version of purejaxdqn reads {FORMAT}: "
+            "read it with the version that wrote it"
         )
-    now = _digests(dataset)
-    return [name for name in {**digests, **now} if digests.get(name) != now.get(name)]
-
-
-def _say_how_to_restore(path: Path) -> str:
-    if not (path.parent / CHECKPOINT / "finished").exists():
-        return ""
-    return (
-        f"; {path.parent / CHECKPOINT} still has the numbers: the same command with --resume "
-        "writes the file again, and trains nothing that is finished"
-    )
+    return digests

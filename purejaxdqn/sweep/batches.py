@@ -101,7 +101,9 @@ class BatchTrainer:
         process = f"{jax.process_index()}-"
         self._times_file = f"{process}{uuid.uuid4().hex[:8]}"
         for times in folder.read_times(process):
-            self._spent = {name: spent + times[name] for name, spent in self._spent.items()}
+            self._spent = {
+                name: spent + times.get(name, 0.0) for name, spent in self._spent.items()
+            }
         self._trained_steps = int(self._spent["trained_steps"])
         speed = self._trained_steps / max(self._spent["train_seconds"], 1e-9)
         self._facts |= {name: self._spent[name] for name in TIMES} | {"env_steps_per_second": speed}

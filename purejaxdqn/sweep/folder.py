@@ -27,6 +27,8 @@ from purejaxdqn.training.settings import RunConfig
 from purejaxdqn.types import ConfigError
 
 FORMAT = 2  # of the folder; another number here means that older folders cannot be resumed
+# Of a checkpoint that is damaged, or that something else has written.
+_UNREADABLE = (CheckpointDamaged, AttributeError, IndexError, KeyError, TypeError, ValueError)
 _KEPT_EACH = 2  # checkpoints of a batch under way, so that a damaged one has one before it
 
 
@@ -88,8 +90,9 @@ class SweepFolder:
         results.acquire_lock(self._lock, self.output)
         for half_written in self._root.rglob(f"{checkpoint.TEMPORARY}*"):
             shutil.rmtree(half_written, ignore_errors=True)
-        for half_written in find_half_written(self.output / results.FILE_NAME):
-            half_written.unlink(missing_ok=True)
+        for place in (self.output, self._root):
+            for half_written in find_half_written(place / results.FILE_NAME):
+                half_written.unlink(missing_ok=True)
 
     def is_begun(self) -> bool:
         """Tells whether a sweep was begun here."""
@@ -97,8 +100,9 @@ class SweepFolder:
 
     def begin(self, facts: Mapping[str, Any]) -> None:
         """Drops everything that was kept here, results too, and writes a sweep's description."""
-        (self.output / results.FILE_NAME).unlink(missing_ok=True)
-        for name in ("sweep", "changes", "times", "finished", "running"):
+        for place in (self.output, self._root):
+            (place / results.FILE_NAME).unlink(missing_ok=True)
+        for name in ("sweep", "changes", "times", "trials", "finished", "running"):
             shutil.rmtree(self._root / name, ignore_errors=True)
         checkpoint.write(self._root / "sweep", [], {**facts, "format": FORMAT})
 
@@ -119,6 +123,9 @@ class SweepFolder:
                 f"the checkpoints in {self._root} are of another version of purejaxdqn ({found}, "
                 f"where this version has format {FORMAT}): resume them with that version, {remedy}"
             )
+        for name in ("asked", "made_with"):
+            if not isinstance(facts.get(name), dict):
+                raise ConfigError(f"{path} does not say what was {name}: {remedy}")
         return facts
 
     def read_asked(self) -> dict[str, Any]:
@@ -133,8 +140,8 @@ class SweepFolder:
         noted = []
         for folder in sorted(filter(_numbers, (self._root / "changes").glob("*")), key=_numbers):
             try:
-                noted.append(checkpoint.read(folder)[1]["line"])
-            except CheckpointDamaged as error:
+                noted.append(str(checkpoint.read(folder)[1]["line"]))
+            except _UNREADABLE as error:
                 noted.append(f"{folder.name}: what changed can no longer be read ({error})")
         for line in find_differences(self.read_begun()["made_with"], versions):
             self.say(f"warning: what is trained from here on may have other bits: {line}")
@@ -151,8 +158,24 @@ class SweepFolder:
     def read_times(self, prefix: str) -> Iterator[dict[str, float]]:
         """Reads what earlier processes have spent, whose names begin with a prefix."""
         for folder in (self._root / "times").glob(f"{prefix}*"):
-            with contextlib.suppress(CheckpointDamaged):  # times change no result
-                yield checkpoint.read(folder)[1]
+            with contextlib.suppress(*_UNREADABLE):  # times change no result
+                facts = checkpoint.read(folder)[1]
+                yield {name: float(seconds) for name, seconds in facts.items()}
+
+    def write_trials(self, digests: Mapping[str, str]) -> None:
+        """Writes the digests of a search's trials, by number."""
+        checkpoint.write(self._root / "trials", [], digests)
+
+    def read_trials(self) -> dict[str, str]:
+        """Reads the digests of a search's trials; {} where none were kept."""
+        folder = self._root / "trials"
+        if not folder.exists():
+            return {}
+        try:
+            return checkpoint.read(folder)[1]
+        except CheckpointDamaged as error:
+            self.say(f"{folder} is damaged ({error}): damage of the study may go unnoticed")
+            return {}
 
     def save_finished(self, batch: int, record: Record) -> None:
         """Writes a finished batch's numbers and weights."""
@@ -168,8 +191,11 @@ class SweepFolder:
         if not folder.exists():
             return None
         try:
-            return Record.from_arrays(config, *checkpoint.read(folder))
-        except CheckpointDamaged as error:
+            record = Record.from_arrays(config, *checkpoint.read(folder))
+            if record.evaluation_return.shape[1:] != (len(record.steps), config.eval_episodes):
+                raise CheckpointDamaged("it is of other settings")
+            return record
+        except _UNREADABLE as error:
             self.say(f"{folder} is damaged ({error}): its runs are trained again")
             return None
 
@@ -194,7 +220,7 @@ class SweepFolder:
         for folder in [x for x in self.list_running() if x.name not in self._damaged]:
             try:
                 arrays, facts = checkpoint.read(folder, lambda x: _find_batches(x).get(batch, ()))
-            except CheckpointDamaged as error:
+            except _UNREADABLE as error:
                 if folder.exists():  # else another process has dropped it
                     self._damaged.add(folder.name)
                     self.say(f"{folder} is damaged ({error}): going back to the checkpoint before")
@@ -226,7 +252,7 @@ class SweepFolder:
             if folder.name not in self._damaged:
                 try:
                     batches = [*_find_batches(checkpoint.read_manifest(folder)["facts"])]
-                except CheckpointDamaged:
+                except _UNREADABLE:
                     batches = _numbers(folder)[1:]  # it may only be out of reach for now
             too_old = [batch for batch in batches if newer[batch] >= _KEPT_EACH]
             newer.update(batches)
@@ -238,7 +264,7 @@ class SweepFolder:
 def _numbers(folder: Path) -> list[int]:
     """Reads a change's number, or step and first batch of those under way; else nothing."""
     *numbers, _ = folder.name.split("-")
-    return [*map(int, numbers)] if all(number.isdecimal() for number in numbers) else []
+    return [*map(int, numbers)] if all(x.isascii() and x.isdecimal() for x in numbers) else []
 
 
 def _find_batches(facts: Mapping[str, Any]) -> dict[int, range]:

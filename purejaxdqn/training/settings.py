@@ -353,8 +353,13 @@ def config_from_json(text: str, kind: type[RunConfig] | None = None) -> RunConfi
     Raises:
       ConfigError: for a class that this process has not used, or a setting that the class lacks.
     """
-    facts = json.loads(text)
-    name = facts.pop("kind")
+    try:
+        facts = json.loads(text)
+        name = str(facts.pop("kind"))
+    except (AttributeError, KeyError, TypeError, ValueError, RecursionError):
+        raise ConfigError(
+            f"the settings ({text!r:.60}) cannot be read: they must be what config_to_json wrote"
+        ) from None
     kind = kind or KINDS.get(name)
     if kind is None:
         raise ConfigError(
@@ -370,6 +375,8 @@ def config_from_json(text: str, kind: type[RunConfig] | None = None) -> RunConfi
     for name, value in facts.items():
         if isinstance(value, list):
             facts[name] = tuple(value)
-        elif declared[name].type is float:
-            facts[name] = float(value)  # also "inf"
+        elif declared[name].type is float and isinstance(value, str):
+            facts[name] = parse(declared[name], value)  # such as "inf"
+        elif declared[name].type is float and isinstance(value, int):
+            facts[name] = float(value)
     return kind(**facts)

@@ -2,7 +2,10 @@
 
 import gzip
 import hashlib
+import html
+import re
 import shutil
+from xml.etree import ElementTree
 
 import numpy as np
 import pytest
@@ -11,6 +14,7 @@ from plotly.graph_objects import Figure as Page
 
 from purejaxdqn.report import figures, files, pages
 from purejaxdqn.report.statistics import Interval, bootstrap_curve, mean_return
+from purejaxdqn.runtime.console import show_controls
 
 CHROMIUM = next(
     filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None
@@ -126,6 +130,34 @@ def test_the_bundle_is_the_one_that_its_readme_names():
     assert b"plotly.js (basic - minified) v4.1.1" in bundle[:100]
     assert "MIT License" in (folder / "plotly-LICENSE").read_text()
     assert b"</script" not in bundle
+
+
+HOSTILE = "</script><b>a $\\foo$ $ %{x} \x1b \u202e --"
+
+
+def test_texts_of_a_file_are_drawn_as_they_are(tmp_path):
+    drawn = {HOSTILE: xr.DataArray(VALUES, dims=("seed", "step"), name=HOSTILE)}
+    drawn[HOSTILE] = drawn[HOSTILE].assign_coords(seed=[7, 8], step=[0, 1, 2])
+    effects = {HOSTILE: {HOSTILE: Interval(5.0, 1.0, 9.0, 0.95, HOSTILE)}}
+    for figure in (
+        figures.plot_panels(drawn, HOSTILE),
+        figures.plot_comparison({HOSTILE: drawn}, HOSTILE),
+        figures.plot_effects(effects, HOSTILE),
+    ):
+        # Formulas would fail, and control characters are no XML.
+        _, svg = files.save_figure(figure, tmp_path / "a")
+        ElementTree.parse(svg)
+        assert "foo$" in svg.read_text()
+    for page in (
+        pages.plot_interactive_curves(drawn, HOSTILE),
+        pages.plot_interactive_effects(effects, HOSTILE),
+    ):
+        own = {"<br>", "<extra>", "</extra>"}
+        assert {*re.findall(r"<[^>]*>", str(page.to_dict()))} <= own
+        assert "\x1b" not in str(page.layout.title.text)
+        for curve in page.data:
+            assert "%{x}" not in curve.hovertemplate
+            assert html.unescape(curve.name) == show_controls(HOSTILE)
 
 
 def intervals():

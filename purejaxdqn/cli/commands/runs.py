@@ -1,4 +1,4 @@
-"""Takes up one run of a results file: trains it again, or plays its policy."""
+"""Takes up a results file: trains one of its runs again, plays its policy, or mends the file."""
 
 import contextlib
 from collections.abc import Sequence
@@ -79,6 +79,27 @@ def run_play(argv: Sequence[str]) -> int:
         f"lowest {returns.min():.1f}, highest {returns.max():.1f}"
     )
     console.print(f"written: {flags.film} (an episode of return {filmed:.1f})")
+    return 0
+
+
+def run_restore(argv: Sequence[str]) -> int:
+    """Makes a damaged or missing results file again, from the copy that its sweep's folder keeps.
+
+        purejaxdqn restore results/train
+
+    A file that is whole is left as it is. Variables that others have added are not in the copy.
+    """
+    description = run_restore.__doc__
+    place = read_command_line(argv, "purejaxdqn restore", description, positional=_FILE).flags.file
+    if not place:
+        raise ConfigError("name a results file first: purejaxdqn restore results/train")
+    console = make_console()
+    try:
+        results.load(place)
+        console.print(f"{place} is whole: nothing is to be done")
+    except OSError:
+        dataset = results.load(place, restore=True)
+        console.print(f"made again: {place} (its status is {dataset.attrs.get('status')!r})")
     return 0
 
 
