@@ -9,13 +9,19 @@ from typing import Any, NoReturn, TypeVar
 
 import tyro
 
-from purejaxdqn.runtime.interrupts import EXIT_INTERRUPTED, EXIT_TERMINATED, catch_signals
+from purejaxdqn.runtime.interrupts import (
+    EXIT_INTERRUPTED,
+    EXIT_TERMINATED,
+    catch_signals,
+    end_at_second_signal,
+)
 from purejaxdqn.types import ConfigError
 
 Args = TypeVar("Args")
 
 EXIT_REFUSED = 2
 EXIT_FAILED = 1
+_remedies: list[str] = []  # how to go on from where the command is
 _format_warning = warnings.formatwarning
 
 
@@ -24,11 +30,12 @@ def exit_with(action: Callable[[], int | None]) -> NoReturn:
 
     Exit codes: what the action returns (None is 0); 2 for settings that are refused; 1 for a file
     that cannot be written; 130 after Ctrl-C; 75 after SIGTERM, which a cluster sends before it
-    takes a machine away, and after which a sweep can go on.
+    takes a machine away, and after which a sweep can go on. A second signal ends the process at
+    once with the shell's codes: 130, 143 or 129.
     """
     warnings.formatwarning = _format_in_a_line
     try:
-        with catch_signals():
+        with catch_signals(), end_at_second_signal(_say_last_words):
             exit_code = action()
         sys.exit(exit_code)
     except ConfigError as error:
@@ -54,11 +61,18 @@ def run_script(main: Callable[[Args], int | None], args_type: type[Args]) -> NoR
 @contextlib.contextmanager
 def saying_how_to_go_on(how: str) -> Iterator[None]:
     """Adds a note on how to go on to an `OSError` or interrupt of the block."""
+    _remedies.append(how)
     try:
         yield
     except (OSError, KeyboardInterrupt) as error:
         error.add_note(how)
         raise
+    finally:
+        _remedies.pop()
+
+
+def _say_last_words() -> str:
+    return "; ".join(["ended at once: what was not written yet is lost", *_remedies])
 
 
 def _join_lines(message: object) -> str:

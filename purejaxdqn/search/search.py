@@ -123,7 +123,7 @@ def _search(
     output, overwrite, num_seeds = options.output, options.overwrite, len(request.seeds)
     if output is None:
         raise ConfigError("output (None) must be the folder of the search: give output")
-    results.prepare_output(output, overwrite, resume=not overwrite)
+    results.check_output(output, overwrite, resume=not overwrite)
     devices = options.devices or ensure_devices()
     if jax.process_count() > 1:
         raise ConfigError(
@@ -134,8 +134,9 @@ def _search(
     bar = SweepProgress(total_steps, enabled=options.progress)
     folder = SweepFolder(output, bar.message)
     with contextlib.ExitStack() as stack:
-        folder.lock()
         stack.callback(folder.unlock)
+        if folder.is_there():  # else it is made once nothing more is refused
+            folder.lock()
         begun = {} if overwrite else folder.read_asked()
         at_once = len(devices) * max(1, max_width() // num_seeds)
         chosen = min(at_once, math.ceil(num_trials / _MIN_BATCHES))
@@ -145,6 +146,7 @@ def _search(
         how = {"width": width, "memory_budget": options.memory_budget}
         layout = _plan_batch(request, trials_per_batch, devices, **how)
         facts = _describe(request, trials_per_batch, width)
+        folder.lock()
         history = _begin(folder, facts, overwrite)
         opened = stack.enter_context(study.open_study(output / study.STUDY_FILE, request.pruner))
         for name, value in facts.items():

@@ -1,8 +1,12 @@
 """Keeps the results of a sweep in one netCDF file, `results.nc`, in an output folder."""
 
+import contextlib
 import hashlib
 import json
 import os
+import platform
+import shlex
+import sys
 import tempfile
 import warnings
 from pathlib import Path
@@ -10,9 +14,11 @@ from typing import Any
 
 import filelock
 import numpy as np
+import psutil
 import xarray as xr
 
 from purejaxdqn.storage.files import replace_file
+from purejaxdqn.storage.provenance import current_time
 from purejaxdqn.types import ConfigError
 
 FILE_NAME = "results.nc"
@@ -23,17 +29,33 @@ _FACTS = "purejaxdqn"  # the attribute of the file, not of the dataset, with its
 
 
 def prepare_output(folder: Path, overwrite: bool = False, resume: bool = False) -> Path:
-    """Makes an output folder, and makes sure before a long run that results can be written there.
+    """Makes an output folder, once `check_output` has found that results can be written there.
 
     Raises:
-      ConfigError: if it cannot be written; if it holds results, or a sweep that was begun, and is
-        neither to be overwritten nor resumed; or if it is to be overwritten while another process
-        works there.
+      ConfigError: as `check_output`; or if it is to be overwritten while another process works
+        there.
+    """
+    check_output(folder, overwrite, resume)
+    folder.mkdir(parents=True, exist_ok=True)
+    if overwrite and (folder / CHECKPOINT / LOCK).exists():
+        # Before anything is dropped there, such as the curves of a sweep that is still running.
+        lock = filelock.FileLock(folder / CHECKPOINT / LOCK)
+        acquire_lock(lock, folder)
+        lock.release()
+    return folder
+
+
+def check_output(folder: Path, overwrite: bool = False, resume: bool = False) -> None:
+    """Makes sure before a long run that results can be written to a folder; makes nothing there.
+
+    Raises:
+      ConfigError: if it cannot be written, or made where it is not there yet; if it holds results,
+        or a sweep that was begun, and is neither to be overwritten nor resumed.
     """
     kept, file = folder / CHECKPOINT, folder / FILE_NAME
     try:
-        folder.mkdir(parents=True, exist_ok=True)
-        tempfile.TemporaryFile(dir=folder).close()
+        nearest = next(path for path in (folder, *folder.parents) if path.exists())
+        tempfile.TemporaryFile(dir=nearest).close()
     except OSError as error:
         raise ConfigError(
             f"the output folder {folder} cannot be written ({error.strerror}): choose another "
@@ -49,23 +71,44 @@ def prepare_output(folder: Path, overwrite: bool = False, resume: bool = False) 
             f"{'results' if file.exists() else 'a sweep that was begun'}: choose another with "
             f"--output, {'go on with --resume, ' if begun else ''}or start again with --overwrite"
         )
-    if overwrite and (kept / LOCK).exists():
-        # Before anything is dropped there, such as the curves of a sweep that is still running.
-        lock = filelock.FileLock(kept / LOCK)
-        acquire_lock(lock, folder)
-        lock.release()
-    return folder
 
 
 def acquire_lock(lock: filelock.BaseFileLock, folder: Path) -> None:
-    """Acquires the lock of an output folder; a `ConfigError` says that another process has it."""
+    """Acquires the lock of an output folder, and notes in it who has it.
+
+    Raises:
+      ConfigError: if another process has it, which it names; or if the disk knows no locks.
+    """
+    path = Path(lock.lock_file)
     try:
         lock.acquire(timeout=0)
     except filelock.Timeout:
         raise ConfigError(
-            f"another process is writing to {folder} now: wait until it has ended, or choose "
-            "another folder with --output"
+            f"another process is writing to {folder} now{_name_holder(path)}: wait until it has "
+            "ended, or choose another folder with --output"
         ) from None
+    except (OSError, NotImplementedError) as error:
+        raise ConfigError(
+            f"{path} cannot be locked ({getattr(error, 'strerror', None) or error}): choose a "
+            "folder on another disk with --output"
+        ) from error
+    if not isinstance(lock, filelock.SoftFileLock):  # whose content is its own
+        holder = {"pid": os.getpid(), "host": platform.node(), "since": current_time()}
+        holder["command"] = shlex.join(sys.argv)
+        with contextlib.suppress(OSError):  # no sweep fails for that
+            path.write_text(json.dumps(holder))
+
+
+def _name_holder(path: Path) -> str:
+    """Names the process that has noted itself in a lock, unless it is one that has ended since."""
+    try:
+        holder = json.loads(path.read_text())
+        pid, host, since, command = (holder[n] for n in ("pid", "host", "since", "command"))
+        if host == platform.node() and not psutil.pid_exists(pid):
+            return ""
+    except (OSError, ValueError, KeyError, TypeError):  # it is being written, or another version's
+        return ""
+    return f" (process {pid} on {host}, since {since}: {command:.200})"
 
 
 def save(dataset: xr.Dataset, folder: Path) -> Path:
