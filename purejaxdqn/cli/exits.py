@@ -21,7 +21,7 @@ Args = TypeVar("Args")
 
 EXIT_REFUSED = 2
 EXIT_FAILED = 1
-_remedies: list[str] = []  # how to go on from where the command is
+_remedies: list[str] = []  # how to go on from where the command is; none or one
 _format_warning = warnings.formatwarning
 
 
@@ -34,6 +34,7 @@ def exit_with(action: Callable[[], int | None]) -> NoReturn:
     once with the shell's codes: 130, 143 or 129.
     """
     warnings.formatwarning = _format_in_a_line
+    _remedies.clear()
     try:
         with catch_signals(), end_at_second_signal(_say_last_words):
             exit_code = action()
@@ -61,14 +62,14 @@ def run_script(main: Callable[[Args], int | None], args_type: type[Args]) -> NoR
 @contextlib.contextmanager
 def saying_how_to_go_on(how: str) -> Iterator[None]:
     """Adds a note on how to go on to an `OSError` or interrupt of the block."""
-    _remedies.append(how)
+    _remedies[:] = [how]
     try:
         yield
     except (OSError, KeyboardInterrupt) as error:
         error.add_note(how)
         raise
-    finally:
-        _remedies.pop()
+    else:  # after an interrupt it is still to be said at a second one
+        _remedies.clear()
 
 
 def _say_last_words() -> str:

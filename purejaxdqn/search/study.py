@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
+from purejaxdqn.storage.files import replace_file
 from purejaxdqn.training.declaration import settings_of
 from purejaxdqn.training.loop import Experiment
 from purejaxdqn.training.settings import RunConfig
@@ -124,13 +125,12 @@ def open_study(path: Path, pruner: BasePruner) -> Iterator[optuna.Study]:
         stack.callback(optuna.logging.set_verbosity, optuna.logging.get_verbosity())
         optuna.logging.set_verbosity(optuna.logging.WARNING)  # else it logs that it made a study
         try:
-            if path.exists():  # Optuna leaves a connection open to what it cannot read
+            if not path.exists():
+                _make_study(path)
+            else:  # Optuna leaves a connection open to what it cannot read
                 with contextlib.closing(sqlite3.connect(path)) as database:
                     database.execute("pragma schema_version")
-            url = URL.create("sqlite", database=str(path.absolute())).render_as_string()
-            storage = optuna.storages.RDBStorage(url)
-            stack.callback(storage.engine.dispose)
-            stack.callback(storage.remove_session)
+            storage = stack.enter_context(_open_storage(path))
             kept: Any = {"storage": storage, "study_name": "search", "load_if_exists": True}
             study = optuna.create_study(pruner=pruner, direction="maximize", **kept)
         except (sqlite3.Error, SQLAlchemyError, StorageInternalError, RuntimeError) as error:
@@ -143,6 +143,24 @@ def open_study(path: Path, pruner: BasePruner) -> Iterator[optuna.Study]:
             yield study
         except StorageInternalError as error:  # such as of a full disk
             raise OSError(f"{path} cannot be written: {error}") from error
+
+
+def _make_study(path: Path) -> None:
+    """Makes a file of an empty study, which no reader and no kill finds half made."""
+    path.with_name(f"{path.name}-journal").unlink(missing_ok=True)  # of another, before it
+    with replace_file(path) as temporary, _open_storage(temporary) as storage:
+        optuna.create_study(storage=storage, study_name="search", direction="maximize")
+
+
+@contextlib.contextmanager
+def _open_storage(path: Path) -> Iterator[optuna.storages.RDBStorage]:
+    url = URL.create("sqlite", database=str(path.absolute())).render_as_string()
+    storage = optuna.storages.RDBStorage(url)
+    try:
+        yield storage
+    finally:
+        storage.remove_session()
+        storage.engine.dispose()
 
 
 def read_done(study: optuna.Study) -> list[optuna.trial.FrozenTrial]:
