@@ -1,7 +1,9 @@
 """Decides how a command ends: one line without a traceback, and an exit code."""
 
 import contextlib
+import os
 import re
+import signal
 import sys
 import warnings
 from collections.abc import Callable, Iterator
@@ -9,6 +11,7 @@ from typing import Any, NoReturn, TypeVar
 
 import tyro
 
+from purejaxdqn.runtime.console import discard
 from purejaxdqn.runtime.interrupts import (
     EXIT_INTERRUPTED,
     EXIT_TERMINATED,
@@ -21,6 +24,7 @@ Args = TypeVar("Args")
 
 EXIT_REFUSED = 2
 EXIT_FAILED = 1
+EXIT_UNREAD = 128 + signal.SIGPIPE
 _remedies: list[str] = []  # how to go on from where the command is; none or one
 _format_warning = warnings.formatwarning
 
@@ -35,10 +39,20 @@ def exit_with(action: Callable[[], int | None]) -> NoReturn:
     """
     warnings.formatwarning = _format_in_a_line
     _remedies.clear()
+    for stream in range(3):
+        try:
+            os.fstat(stream)
+        except OSError:  # it is closed: else the next file that is opened takes its place
+            os.open(os.devnull, os.O_RDWR)
     try:
         with catch_signals(), end_at_second_signal(_say_last_words):
             exit_code = action()
+            if sys.stdout is not None:
+                sys.stdout.flush()
         sys.exit(exit_code)
+    except BrokenPipeError:  # whoever read the answer has enough of it, as behind `| head`
+        discard(sys.stdout)
+        sys.exit(EXIT_UNREAD)
     except ConfigError as error:
         line, exit_code = f"error: {_join_lines(error)}", EXIT_REFUSED
     except OSError as error:

@@ -19,6 +19,7 @@ trials (such as `QMCSampler`) keep that promise only without a kill.
 from __future__ import annotations
 
 import contextlib
+import functools
 import itertools
 import json
 import math
@@ -123,7 +124,8 @@ def _search(
     output, overwrite, num_seeds = options.output, options.overwrite, len(request.seeds)
     if output is None:
         raise ConfigError("output (None) must be the folder of the search: give output")
-    results.check_output(output, overwrite, resume=not overwrite)
+    check = functools.partial(results.check_output, output, overwrite, resume=not overwrite)
+    check()
     devices = options.devices or ensure_devices()
     if jax.process_count() > 1:
         raise ConfigError(
@@ -147,6 +149,7 @@ def _search(
         layout = _plan_batch(request, trials_per_batch, devices, **how)
         facts = _describe(request, trials_per_batch, width)
         folder.lock()
+        check()  # again: no other process can write there now
         history = _begin(folder, facts, overwrite)
         opened = stack.enter_context(study.open_study(output / study.STUDY_FILE, request.pruner))
         for name, value in facts.items():

@@ -141,15 +141,24 @@ def open_study(path: Path, pruner: BasePruner) -> Iterator[optuna.Study]:
             ) from error
         try:
             yield study
-        except StorageInternalError as error:  # such as of a full disk
-            raise OSError(f"{path} cannot be written: {error}") from error
+        except (SQLAlchemyError, StorageInternalError) as error:  # such as of a full disk
+            raise OSError(f"{path} cannot be written: {_find_reason(error)}") from error
 
 
 def _make_study(path: Path) -> None:
     """Makes a file of an empty study, which no reader and no kill finds half made."""
     path.with_name(f"{path.name}-journal").unlink(missing_ok=True)  # of another, before it
-    with replace_file(path) as temporary, _open_storage(temporary) as storage:
-        optuna.create_study(storage=storage, study_name="search", direction="maximize")
+    try:
+        with replace_file(path) as temporary, _open_storage(temporary) as storage:
+            optuna.create_study(storage=storage, study_name="search", direction="maximize")
+    except (SQLAlchemyError, StorageInternalError) as error:
+        raise OSError(f"{path} cannot be written: {_find_reason(error)}") from error
+
+
+def _find_reason(error: Exception) -> str:
+    """Finds what SQLite says, such as of a full disk, beneath what Optuna makes of it."""
+    cause = error.__cause__ or error
+    return str(getattr(cause, "orig", cause)).splitlines()[0]
 
 
 @contextlib.contextmanager

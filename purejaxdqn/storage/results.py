@@ -41,7 +41,7 @@ def prepare_output(folder: Path, overwrite: bool = False, resume: bool = False) 
         # Before anything is dropped there, such as the curves of a sweep that is still running.
         lock = filelock.FileLock(folder / CHECKPOINT / LOCK)
         acquire_lock(lock, folder)
-        lock.release()
+        release_lock(lock)
     return folder
 
 
@@ -50,7 +50,8 @@ def check_output(folder: Path, overwrite: bool = False, resume: bool = False) ->
 
     Raises:
       ConfigError: if it cannot be written, or made where it is not there yet; if it holds results,
-        or a sweep that was begun, and is neither to be overwritten nor resumed.
+        or a sweep that was begun, and is neither to be overwritten nor resumed; or if nothing is
+        there from which a resumed sweep could go on.
     """
     kept, file = folder / CHECKPOINT, folder / FILE_NAME
     try:
@@ -65,6 +66,11 @@ def check_output(folder: Path, overwrite: bool = False, resume: bool = False) ->
         if path.exists() and not is_right(path):
             raise ConfigError(f"{path} is in the way: choose another folder with --output")
     begun = (kept / "sweep").exists()
+    if resume and file.exists() and not begun:
+        raise ConfigError(
+            f"{folder} holds results, but no checkpoint to go on from: choose another folder with "
+            "--output, or start again with --overwrite"
+        )
     if (begun or file.exists()) and not (overwrite or resume):
         raise ConfigError(
             f"the output folder {folder} already holds "
@@ -73,17 +79,22 @@ def check_output(folder: Path, overwrite: bool = False, resume: bool = False) ->
         )
 
 
+class Locked(ConfigError):
+    """Another process has the lock of an output folder."""
+
+
 def acquire_lock(lock: filelock.BaseFileLock, folder: Path) -> None:
     """Acquires the lock of an output folder, and notes in it who has it.
 
     Raises:
-      ConfigError: if another process has it, which it names; or if the disk knows no locks.
+      Locked: if another process has it, which it names.
+      ConfigError: if the disk knows no locks.
     """
     path = Path(lock.lock_file)
     try:
         lock.acquire(timeout=0)
     except filelock.Timeout:
-        raise ConfigError(
+        raise Locked(
             f"another process is writing to {folder} now{_name_holder(path)}: wait until it has "
             "ended, or choose another folder with --output"
         ) from None
@@ -99,6 +110,15 @@ def acquire_lock(lock: filelock.BaseFileLock, folder: Path) -> None:
             path.write_text(json.dumps(holder))
 
 
+def release_lock(lock: filelock.BaseFileLock) -> None:
+    """Releases the lock of an output folder, in which nobody is noted any more."""
+    with contextlib.suppress(OSError):
+        if lock.is_locked and not isinstance(lock, filelock.SoftFileLock):
+            os.truncate(lock.lock_file, 0)
+    with contextlib.suppress(OSError):  # such as of a network folder that is gone
+        lock.release()
+
+
 def _name_holder(path: Path) -> str:
     """Names the process that has noted itself in a lock, unless it is one that has ended since."""
     try:
@@ -108,7 +128,7 @@ def _name_holder(path: Path) -> str:
             return ""
     except (OSError, ValueError, KeyError, TypeError):  # it is being written, or another version's
         return ""
-    return f" (process {pid} on {host}, since {since}: {command:.200})"
+    return f" (process {pid} on {host}, since {since}: {str(command)[:200]!r})"
 
 
 def save(dataset: xr.Dataset, folder: Path) -> Path:
@@ -154,7 +174,12 @@ def save_or_rescue(dataset: xr.Dataset, folder: Path) -> Path:
     try:
         return save(dataset, folder)
     except OSError as error:
-        rescued = save(dataset, Path(tempfile.mkdtemp(prefix="purejaxdqn-")))
+        place = Path(tempfile.mkdtemp(prefix="purejaxdqn-"))
+        try:
+            rescued = save(dataset, place)
+        except OSError:
+            place.rmdir()
+            raise error from None
         warnings.warn(
             f"{folder} could not take the results ({error}): they are in {rescued}", stacklevel=2
         )

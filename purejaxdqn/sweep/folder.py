@@ -87,17 +87,21 @@ class SweepFolder:
         if self._lock.is_locked:
             return
         paths = [self._root / results.LOCK, self._root, *self._root.parents]
-        made = [path for path in paths if not path.exists()]
+        self._made = [path for path in paths if not path.exists()]
         self._root.mkdir(parents=True, exist_ok=True)
-        results.acquire_lock(self._lock, self.output)
-        self._made = made
+        try:
+            results.acquire_lock(self._lock, self.output)
+        except results.Locked:
+            self._made = []  # it is the other process's now
+            raise
 
     def unlock(self) -> None:
         """Unlocks the folder; where nothing was begun there, what `lock` made is gone again."""
         with contextlib.suppress(OSError):  # another process may have come since
             for path in [] if self.is_begun() else self._made:
                 path.rmdir() if path.is_dir() else path.unlink()
-        self._lock.release()
+        self._made = []
+        results.release_lock(self._lock)
 
     def is_there(self) -> bool:
         """Tells whether anything was ever kept here."""

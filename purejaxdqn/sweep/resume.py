@@ -122,18 +122,13 @@ def describe_code(experiment: Experiment, configs: Sequence[RunConfig]) -> dict[
 def begin_or_resume(
     folder: SweepFolder, request: dict[str, Any], resume: bool, what: str = "sweep"
 ) -> dict[str, Any]:
-    """Begins a sweep in a folder, or resumes it there; refuses another sweep, and lone results.
+    """Begins a sweep in a folder, or resumes it there; refuses another sweep.
 
     `request` is as in `OpenSweep`; messages call the sweep `what`. Returns attributes that say what
     happened before.
     """
     versions = provenance.collect_versions()
     if not (resume and folder.is_begun()):
-        if resume and (folder.output / results.FILE_NAME).exists():
-            raise ConfigError(
-                f"{folder.output} holds results, but no checkpoint to go on from: choose another "
-                "folder with --output, or start again with --overwrite"
-            )
         now = provenance.current_time()
         folder.clean()
         folder.begin({"asked": request, "made_with": versions, "begun": now})

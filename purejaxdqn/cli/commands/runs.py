@@ -1,6 +1,7 @@
 """Takes up one run of a results file: trains it again, or plays its policy."""
 
 import contextlib
+import os
 from collections.abc import Sequence
 from pathlib import Path
 from types import SimpleNamespace
@@ -65,6 +66,8 @@ def run_play(argv: Sequence[str]) -> int:
     one value may be left out.
     """
     place, dataset, labels, flags = _read_run(argv, "purejaxdqn play", run_play.__doc__, _PLAYING)
+    if not os.access(folder := flags.film.parent, os.W_OK):
+        raise ConfigError(f"film ({flags.film}) cannot be written: {folder} must be a folder")
     use_every_core()
     train, params = load_params(place.parent if place.is_file() else place, dataset, labels)
     if not is_in_gymnasium(train.env.name):
