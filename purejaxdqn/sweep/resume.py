@@ -81,7 +81,7 @@ def open_sweep(
             run_on_first_process(check)  # again: no other process can write there now
             history = run_on_first_process(lambda: begin_or_resume(folder, request, resume))
             if options.overwrite:
-                run_on_first_process(lambda: tracking.forget(output))
+                run_on_first_process(lambda: tracking.forget(folder.output))
         history |= {"seed_mode": options.seed_mode, "code": json.dumps(request["code"])}
         yield OpenSweep(experiment, planned, options, request, folder, bar, history)
 
