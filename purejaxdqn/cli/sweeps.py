@@ -136,18 +136,16 @@ def train_design(
         train: Callable[..., SweepResult] = run_design
         if flags.cluster is None:
             options = dataclasses.replace(options, devices=choose_devices(flags))
-            processes.run_on_first_process(lambda: results.prepare_output(*folder))
+            processes.run_on_first_process(lambda: results.check_output(*folder))
         else:
             # Ray starts before JAX does, which tells what the first process is.
-            results.prepare_output(*folder)
+            results.check_output(*folder)
             train = functools.partial(
                 run_on_cluster,
                 address=flags.cluster,
                 num_cpus_per_task=flags.num_devices,
                 num_gpus_per_task=flags.gpus_per_task,
             )
-        if flags.overwrite:
-            tracking.forget(flags.output)
         try:
             with contextlib.ExitStack() as stack:
                 settings = to_jsonable(dict(design.shared))

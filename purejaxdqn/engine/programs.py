@@ -15,6 +15,7 @@ from jax.interpreters.partial_eval import dce_jaxpr
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from purejaxdqn.runtime.devices import Plan, compiler_options
+from purejaxdqn.runtime.interrupts import finish_first
 from purejaxdqn.training.declaration import settings_of
 from purejaxdqn.training.diagnostics import diagnose
 from purejaxdqn.training.evaluation import evaluate
@@ -275,7 +276,8 @@ def compile_programs(
     mesh = Mesh(np.array(devices[: plan.num_devices]), ("runs",))
     configs, seeds, step, counts = (0, run.config), (0, SEED), (None, COUNT), (_PER_DEVICE, COUNT)
     state, params = (state_axes, run.state), (0, run.state.learner.params)
-    with ThreadPoolExecutor() as pool:
+    # A thread that compiles cannot be stopped: Python would wait for it at its end.
+    with finish_first(), ThreadPoolExecutor() as pool:
 
         def begin(of_run: Callable[..., Any], out: ArrayTree, *args: _Argument, **how: Any) -> Any:
             """Traces a function for all slots now, while XLA still compiles the one before."""

@@ -1,10 +1,28 @@
 """Makes the consoles that all commands print to, so that piped tables are never cut."""
 
 import os
-from typing import Any
+from typing import IO, Any
 
 from rich.console import Console
 from rich.text import Text
+
+
+class _Console(Console):
+    """Shows texts as they are; a sweep goes on, and is kept, where its reader leaves (`| head`)."""
+
+    def on_broken_pipe(self) -> None:
+        self.quiet = True
+        discard(self.file)
+
+    def render_str(self, text: str, **options: Any) -> Text:  # of what is printed, and of tables
+        return super().render_str(show_controls(text, keep="\n"), **options)
+
+
+def discard(stream: IO[str]) -> None:
+    """Sends what is still written to a stream nowhere."""
+    nowhere = os.open(os.devnull, os.O_WRONLY)
+    os.dup2(nowhere, stream.fileno())
+    os.close(nowhere)
 
 
 def make_console(**options: Any) -> Console:
@@ -18,11 +36,6 @@ def make_console(**options: Any) -> Console:
     if not (console.file.isatty() or console.is_jupyter or os.environ.get("COLUMNS")):
         console.width = 10_000  # columns: no line is broken
     return console
-
-
-class _Console(Console):
-    def render_str(self, text: str, **options: Any) -> Text:  # of what is printed, and of tables
-        return super().render_str(show_controls(text, keep="\n"), **options)
 
 
 def show_controls(text: str, keep: str = "") -> str:

@@ -19,6 +19,7 @@ trials (such as `QMCSampler`) keep that promise only without a kill.
 from __future__ import annotations
 
 import contextlib
+import functools
 import itertools
 import json
 import math
@@ -127,7 +128,8 @@ def _search(
     output, overwrite, num_seeds = options.output, options.overwrite, len(request.seeds)
     if output is None:
         raise ConfigError("output (None) must be the folder of the search: give output")
-    results.prepare_output(output, overwrite, resume=not overwrite)
+    check = functools.partial(results.check_output, output, overwrite, resume=not overwrite)
+    check()
     devices = options.devices or ensure_devices()
     if jax.process_count() > 1:
         raise ConfigError(
@@ -138,8 +140,9 @@ def _search(
     bar = SweepProgress(total_steps, enabled=options.progress)
     folder = SweepFolder(output, bar.message)
     with contextlib.ExitStack() as stack:
-        folder.lock()
         stack.callback(folder.unlock)
+        if folder.is_there():  # else it is made once nothing more is refused
+            folder.lock()
         begun = {} if overwrite else folder.read_asked()
         at_once = len(devices) * max(1, max_width() // num_seeds)
         chosen = min(at_once, math.ceil(num_trials / _MIN_BATCHES))
@@ -149,6 +152,8 @@ def _search(
         how = {"width": width, "memory_budget": options.memory_budget}
         plan = _plan_batch(request, trials_per_batch, devices, **how)
         facts = _describe(request, trials_per_batch, width)
+        folder.lock()
+        check()  # again: no other process can write there now
         history = _begin(folder, facts, overwrite)
         told = (request.pruner, folder.read_trials(), request.config.total_steps)
         opened = stack.enter_context(study.open_study(output / study.STUDY_FILE, *told))

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
+from purejaxdqn.storage.files import replace_file
 from purejaxdqn.training.declaration import settings_of
 from purejaxdqn.training.loop import Experiment
 from purejaxdqn.training.settings import RunConfig
@@ -23,6 +24,7 @@ try:
     from optuna.exceptions import StorageInternalError
     from optuna.trial import TrialState
     from sqlalchemy import URL
+    from sqlalchemy.exc import SQLAlchemyError
 except ModuleNotFoundError:  # an extra of the package, see `make_distributions`
     optuna = None  # type: ignore[assignment]
 
@@ -146,10 +148,9 @@ def open_study(
         try:
             if path.exists():  # Optuna leaves a connection open to what it cannot read
                 _check_file(path)
-            url = URL.create("sqlite", database=str(path.absolute())).render_as_string()
-            storage = optuna.storages.RDBStorage(url)
-            stack.callback(storage.engine.dispose)
-            stack.callback(storage.remove_session)
+            else:
+                _make_study(path)
+            storage = stack.enter_context(_open_storage(path))
             kept: Any = {"storage": storage, "study_name": "search", "load_if_exists": True}
             study = optuna.create_study(pruner=pruner, direction="maximize", **kept)
             damaged = _find_damage(study, digests, last_step)
@@ -164,9 +165,35 @@ def open_study(
             raise ConfigError(f"{path} is damaged ({', '.join(damaged[:8])}): {remedy}")
         try:
             yield study
-        except StorageInternalError as error:  # such as of a full disk
-            cause = getattr(error.__cause__, "orig", None) or error
-            raise OSError(f"{path} cannot be written: {cause}") from error
+        except (SQLAlchemyError, StorageInternalError) as error:  # such as of a full disk
+            raise OSError(f"{path} cannot be written: {_find_reason(error)}") from error
+
+
+def _make_study(path: Path) -> None:
+    """Makes a file of an empty study, which no reader and no kill finds half made."""
+    path.with_name(f"{path.name}-journal").unlink(missing_ok=True)  # of another, before it
+    try:
+        with replace_file(path) as temporary, _open_storage(temporary) as storage:
+            optuna.create_study(storage=storage, study_name="search", direction="maximize")
+    except (SQLAlchemyError, StorageInternalError) as error:
+        raise OSError(f"{path} cannot be written: {_find_reason(error)}") from error
+
+
+def _find_reason(error: Exception) -> str:
+    """Finds what SQLite says, such as of a full disk, beneath what Optuna makes of it."""
+    cause = error.__cause__ or error
+    return str(getattr(cause, "orig", cause)).splitlines()[0]
+
+
+@contextlib.contextmanager
+def _open_storage(path: Path) -> Iterator[optuna.storages.RDBStorage]:
+    url = URL.create("sqlite", database=str(path.absolute())).render_as_string()
+    storage = optuna.storages.RDBStorage(url)
+    try:
+        yield storage
+    finally:
+        storage.remove_session()
+        storage.engine.dispose()
 
 
 def _check_file(path: Path) -> None:

@@ -5,6 +5,7 @@ A checkpoint is a folder. The files `arrays/0`, `arrays/1` and so on have the by
 of each array, and the caller's `facts`.
 """
 
+import contextlib
 import errno
 import hashlib
 import json
@@ -18,10 +19,9 @@ from typing import Any
 
 import numpy as np
 
-from purejaxdqn.storage.files import sync
+from purejaxdqn.storage.files import TEMPORARY, sync
 
 MANIFEST = "manifest.json"
-TEMPORARY = ".writing-"  # begins the name of a folder that is not finished
 
 
 class CheckpointDamaged(Exception):
@@ -30,8 +30,7 @@ class CheckpointDamaged(Exception):
 
 def write(folder: Path, arrays: Sequence[np.ndarray], facts: Mapping[str, Any]) -> None:
     """Writes arrays, and facts that JSON can hold, over what lies there, or raises `OSError`."""
-    own = f"{TEMPORARY}{folder.name}.{platform.node()}.{os.getpid()}.{uuid.uuid4().hex[:8]}"
-    temporary = folder.with_name(own)
+    temporary = _name_temporary(folder)
     try:
         (temporary / "arrays").mkdir(parents=True)
         described = []
@@ -44,7 +43,7 @@ def write(folder: Path, arrays: Sequence[np.ndarray], facts: Mapping[str, Any]) 
         (temporary / MANIFEST).write_bytes(f"{digest}\n{text}\n".encode())
         for path in (*temporary.rglob("*"), temporary):
             sync(path)
-        shutil.rmtree(folder, ignore_errors=True)
+        remove(folder)
         temporary.rename(folder)
         sync(folder.parent)
     except BaseException as error:
@@ -52,6 +51,19 @@ def write(folder: Path, arrays: Sequence[np.ndarray], facts: Mapping[str, Any]) 
         if isinstance(error, OSError):
             raise OSError(f"{folder} cannot be written: {error.strerror or error}") from error
         raise
+
+
+def remove(folder: Path) -> None:
+    """Removes a checkpoint, or a folder of them, in one moment: no reader finds a part of it."""
+    temporary = _name_temporary(folder)
+    with contextlib.suppress(OSError):
+        folder.rename(temporary)
+        shutil.rmtree(temporary)
+
+
+def _name_temporary(folder: Path) -> Path:
+    own = f"{TEMPORARY}{folder.name}.{platform.node()}.{os.getpid()}.{uuid.uuid4().hex[:8]}"
+    return folder.with_name(own)
 
 
 def read(

@@ -1,8 +1,12 @@
 """Keeps the results of a sweep in one netCDF file, `results.nc`, in an output folder."""
 
+import contextlib
 import hashlib
 import json
 import os
+import platform
+import shlex
+import sys
 import tempfile
 import warnings
 from pathlib import Path
@@ -11,9 +15,11 @@ from typing import Any
 import filelock
 import netCDF4
 import numpy as np
+import psutil
 import xarray as xr
 
 from purejaxdqn.storage.files import replace_file
+from purejaxdqn.storage.provenance import current_time
 from purejaxdqn.types import ConfigError
 
 FILE_NAME = "results.nc"
@@ -24,17 +30,34 @@ _FACTS = "purejaxdqn"  # the attribute of the file, not of the dataset, with its
 
 
 def prepare_output(folder: Path, overwrite: bool = False, resume: bool = False) -> Path:
-    """Makes an output folder, and makes sure before a long run that results can be written there.
+    """Makes an output folder, once `check_output` has found that results can be written there.
 
     Raises:
-      ConfigError: if it cannot be written; if it holds results, or a sweep that was begun, and is
-        neither to be overwritten nor resumed; or if it is to be overwritten while another process
-        works there.
+      ConfigError: as `check_output`; or if it is to be overwritten while another process works
+        there.
+    """
+    check_output(folder, overwrite, resume)
+    folder.mkdir(parents=True, exist_ok=True)
+    if overwrite and (folder / CHECKPOINT / LOCK).exists():
+        # Before anything is dropped there, such as the curves of a sweep that is still running.
+        lock = filelock.FileLock(folder / CHECKPOINT / LOCK)
+        acquire_lock(lock, folder)
+        release_lock(lock)
+    return folder
+
+
+def check_output(folder: Path, overwrite: bool = False, resume: bool = False) -> None:
+    """Makes sure before a long run that results can be written to a folder; makes nothing there.
+
+    Raises:
+      ConfigError: if it cannot be written, or made where it is not there yet; if it holds results,
+        or a sweep that was begun, and is neither to be overwritten nor resumed; or if nothing is
+        there from which a resumed sweep could go on.
     """
     kept, file = folder / CHECKPOINT, folder / FILE_NAME
     try:
-        folder.mkdir(parents=True, exist_ok=True)
-        tempfile.TemporaryFile(dir=folder).close()
+        nearest = next(path for path in (folder, *folder.parents) if path.exists())
+        tempfile.TemporaryFile(dir=nearest).close()
     except OSError as error:
         raise ConfigError(
             f"the output folder {folder} cannot be written ({error.strerror}): choose another "
@@ -49,29 +72,69 @@ def prepare_output(folder: Path, overwrite: bool = False, resume: bool = False) 
             f"{link} is a link, which may lead out of {folder}: put what is meant there"
         )
     begun = (kept / "sweep").exists()
+    if resume and file.exists() and not begun:
+        raise ConfigError(
+            f"{folder} holds results, but no checkpoint to go on from: choose another folder with "
+            "--output, or start again with --overwrite"
+        )
     if (begun or file.exists()) and not (overwrite or resume):
         raise ConfigError(
             f"the output folder {folder} already holds "
             f"{'results' if file.exists() else 'a sweep that was begun'}: choose another with "
             f"--output, {'go on with --resume, ' if begun else ''}or start again with --overwrite"
         )
-    if overwrite and (kept / LOCK).exists():
-        # Before anything is dropped there, such as the curves of a sweep that is still running.
-        lock = filelock.FileLock(kept / LOCK)
-        acquire_lock(lock, folder)
-        lock.release()
-    return folder
+
+
+class Locked(ConfigError):
+    """Another process has the lock of an output folder."""
 
 
 def acquire_lock(lock: filelock.BaseFileLock, folder: Path) -> None:
-    """Acquires the lock of an output folder; a `ConfigError` says that another process has it."""
+    """Acquires the lock of an output folder, and notes in it who has it.
+
+    Raises:
+      Locked: if another process has it, which it names.
+      ConfigError: if the disk knows no locks.
+    """
+    path = Path(lock.lock_file)
     try:
         lock.acquire(timeout=0)
     except filelock.Timeout:
-        raise ConfigError(
-            f"another process is writing to {folder} now: wait until it has ended, or choose "
-            "another folder with --output"
+        raise Locked(
+            f"another process is writing to {folder} now{_name_holder(path)}: wait until it has "
+            "ended, or choose another folder with --output"
         ) from None
+    except (OSError, NotImplementedError) as error:
+        raise ConfigError(
+            f"{path} cannot be locked ({getattr(error, 'strerror', None) or error}): choose a "
+            "folder on another disk with --output"
+        ) from error
+    if not isinstance(lock, filelock.SoftFileLock):  # whose content is its own
+        holder = {"pid": os.getpid(), "host": platform.node(), "since": current_time()}
+        holder["command"] = shlex.join(sys.argv)
+        with contextlib.suppress(OSError):  # no sweep fails for that
+            path.write_text(json.dumps(holder))
+
+
+def release_lock(lock: filelock.BaseFileLock) -> None:
+    """Releases the lock of an output folder, in which nobody is noted any more."""
+    with contextlib.suppress(OSError):
+        if lock.is_locked and not isinstance(lock, filelock.SoftFileLock):
+            os.truncate(lock.lock_file, 0)
+    with contextlib.suppress(OSError):  # such as of a network folder that is gone
+        lock.release()
+
+
+def _name_holder(path: Path) -> str:
+    """Names the process that has noted itself in a lock, unless it is one that has ended since."""
+    try:
+        holder = json.loads(path.read_text())
+        pid, host, since, command = (holder[n] for n in ("pid", "host", "since", "command"))
+        if host == platform.node() and not psutil.pid_exists(pid):
+            return ""
+    except (OSError, ValueError, KeyError, TypeError):  # it is being written, or another version's
+        return ""
+    return f" (process {pid} on {host}, since {since}: {str(command)[:200]!r})"
 
 
 def save(dataset: xr.Dataset, folder: Path) -> Path:
@@ -120,7 +183,12 @@ def save_or_rescue(dataset: xr.Dataset, folder: Path) -> Path:
     try:
         return save(dataset, folder)
     except OSError as error:
-        rescued = save(dataset, Path(tempfile.mkdtemp(prefix="purejaxdqn-")))
+        place = Path(tempfile.mkdtemp(prefix="purejaxdqn-"))
+        try:
+            rescued = save(dataset, place)
+        except OSError:
+            place.rmdir()
+            raise error from None
         warnings.warn(
             f"{folder} could not take the results ({error}): they are in {rescued}", stacklevel=2
         )

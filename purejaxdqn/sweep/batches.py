@@ -78,9 +78,14 @@ class BatchTrainer:
                 self._unsaved |= unsaved
         except KeyboardInterrupt as error:
             exit_code = getattr(error, "exit_code", EXIT_INTERRUPTED)
+        except Exception as error:
+            if self._folder is not None:
+                error.add_note(f"What was kept is in {self._folder.output}: resume=True goes on.")
+            raise
         self._stop.is_deferred = True  # only the results are still to be written
         if exit_code is not None:
-            self._read_finished()  # those of other processes
+            with self._bar.attempt():
+                self._read_finished()  # those of other processes
         result = self._make_result("finished" if exit_code is None else "interrupted")
         text = "the sweep was interrupted"
         if self._folder is not None:
@@ -204,7 +209,9 @@ class BatchTrainer:
         if self._folder is None:
             return paused
         for number in left:
-            one = self._folder.load_running(number, group.config)
+            one = None
+            with self._bar.attempt():  # a folder that is out of reach holds up no training
+                one = self._folder.load_running(number, group.config)
             if one and all(one.step == other.step for other in paused.values()):
                 paused[number] = one
             if len(paused) in (0, group.plan.num_devices):

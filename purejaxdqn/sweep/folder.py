@@ -22,7 +22,7 @@ from purejaxdqn.engine.programs import Programs
 from purejaxdqn.engine.rounds import Kept, Record
 from purejaxdqn.storage import checkpoint, results
 from purejaxdqn.storage.checkpoint import CheckpointDamaged
-from purejaxdqn.storage.files import find_half_written
+from purejaxdqn.storage.files import TEMPORARY
 from purejaxdqn.training.settings import RunConfig
 from purejaxdqn.types import ConfigError
 
@@ -82,16 +82,42 @@ class SweepFolder:
         self._root = output / results.CHECKPOINT
         self._lock = filelock.FileLock(self._root / results.LOCK)
         self._damaged: set[str] = set()  # checkpoints that could not be read
-        self.unlock = self._lock.release
+        self._made: list[Path] = []  # by `lock`, the innermost first
 
     def lock(self) -> None:
         """Locks the folder until `unlock` or the end of this process; refused if another has it."""
+        if self._lock.is_locked:
+            return
+        paths = [self._root / results.LOCK, self._root, *self._root.parents]
+        self._made = [path for path in paths if not path.exists()]
         self._root.mkdir(parents=True, exist_ok=True)
-        results.acquire_lock(self._lock, self.output)
-        for half_written in self._root.rglob(f"{checkpoint.TEMPORARY}*"):
-            shutil.rmtree(half_written, ignore_errors=True)
-        for place in (self.output, self._root):
-            for half_written in find_half_written(place / results.FILE_NAME):
+        try:
+            results.acquire_lock(self._lock, self.output)
+        except results.Locked:
+            self._made = []  # it is the other process's now
+            raise
+
+    def unlock(self) -> None:
+        """Unlocks the folder; where nothing was begun there, what `lock` made is gone again."""
+        with contextlib.suppress(OSError):  # another process may have come since
+            for path in [] if self.is_begun() else self._made:
+                path.rmdir() if path.is_dir() else path.unlink()
+        self._made = []
+        results.release_lock(self._lock)
+
+    def is_there(self) -> bool:
+        """Tells whether anything was ever kept here."""
+        return self._root.exists()
+
+    def clean(self) -> None:
+        """Deletes what killed processes have left half written."""
+        for half_written in [
+            *self._root.rglob(f"{TEMPORARY}*"),
+            *self.output.glob(f"{TEMPORARY}*"),
+        ]:
+            if half_written.is_dir():
+                shutil.rmtree(half_written, ignore_errors=True)
+            else:
                 half_written.unlink(missing_ok=True)
 
     def is_begun(self) -> bool:
@@ -103,7 +129,7 @@ class SweepFolder:
         for place in (self.output, self._root):
             (place / results.FILE_NAME).unlink(missing_ok=True)
         for name in ("sweep", "changes", "times", "trials", "finished", "running"):
-            shutil.rmtree(self._root / name, ignore_errors=True)
+            checkpoint.remove(self._root / name)
         checkpoint.write(self._root / "sweep", [], {**facts, "format": FORMAT})
 
     def read_begun(self) -> dict[str, Any]:
@@ -237,7 +263,7 @@ class SweepFolder:
 
     def delete_running(self) -> None:
         """Deletes the checkpoints of batches under way, once all batches are finished."""
-        shutil.rmtree(self._root / "running", ignore_errors=True)
+        checkpoint.remove(self._root / "running")
 
     def list_running(self) -> list[Path]:
         """Lists the checkpoints of batches under way, those of the latest step first."""
@@ -258,7 +284,7 @@ class SweepFolder:
             newer.update(batches)
             finished = self._root / "finished"
             if all(batch in too_old or (finished / str(batch)).exists() for batch in batches):
-                shutil.rmtree(folder, ignore_errors=True)
+                checkpoint.remove(folder)
 
 
 def _numbers(folder: Path) -> list[int]:

@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 
 import jax
 
-from purejaxdqn import agents, environments
+from purejaxdqn import agents, environments, tracking
 from purejaxdqn.engine.programs import make_traced
 from purejaxdqn.engine.progress import SweepProgress
 from purejaxdqn.runtime.processes import run_on_every_process, run_on_first_process
@@ -55,9 +55,11 @@ def open_sweep(
         folder = None
         if output is not None:
             folder = SweepFolder(output, bar.message)
-            run_on_first_process(lambda: results.prepare_output(output, options.overwrite, resume))
-            run_on_first_process(folder.lock)
             stack.callback(folder.unlock)
+            check = functools.partial(results.check_output, output, options.overwrite, resume)
+            run_on_first_process(check)
+            if folder.is_there():  # else it is made once nothing more is refused
+                run_on_first_process(folder.lock)
             if width is None and resume:
                 width = run_on_first_process(folder.read_asked).get("width")
         budget = options.memory_budget
@@ -76,7 +78,11 @@ def open_sweep(
         if folder is not None:
             for part in find_unseen(request["code"], "code"):
                 bar.message(f"warning: a change of {part} would go unnoticed when this is resumed")
+            run_on_first_process(folder.lock)
+            run_on_first_process(check)  # again: no other process can write there now
             history = run_on_first_process(lambda: begin_or_resume(folder, request, resume))
+            if options.overwrite:
+                run_on_first_process(lambda: tracking.forget(folder.output))
         history |= {"seed_mode": options.seed_mode, "code": json.dumps(request["code"])}
         yield OpenSweep(experiment, planned, options, request, folder, bar, history)
 
@@ -131,19 +137,15 @@ def compare_code(then: Any, now: Any) -> tuple[Any, Any]:
 def begin_or_resume(
     folder: SweepFolder, request: dict[str, Any], resume: bool, what: str = "sweep"
 ) -> dict[str, Any]:
-    """Begins a sweep in a folder, or resumes it there; refuses another sweep, and lone results.
+    """Begins a sweep in a folder, or resumes it there; refuses another sweep.
 
     `request` is as in `OpenSweep`; messages call the sweep `what`. Returns attributes that say what
     happened before.
     """
     versions = provenance.collect_versions()
     if not (resume and folder.is_begun()):
-        if resume and (folder.output / results.FILE_NAME).exists():
-            raise ConfigError(
-                f"{folder.output} holds results, but no checkpoint to go on from: choose another "
-                "folder with --output, or start again with --overwrite"
-            )
         now = provenance.current_time()
+        folder.clean()
         folder.begin({"asked": request, "made_with": versions, "begun": now})
         return {"begun": now}
     begun = folder.read_begun()
@@ -154,6 +156,7 @@ def begin_or_resume(
             "resume with the same, choose another folder with --output, or start again with "
             "--overwrite"
         )
+    folder.clean()
     return {"begun": begun.get("begun", "unknown"), **folder.note_changes(versions)}
 
 

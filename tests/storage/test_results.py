@@ -1,8 +1,11 @@
 """Results on disk: all or nothing, and never over somebody's earlier results."""
 
+import errno
 import json
+import os
 import random
 
+import filelock
 import numpy as np
 import pytest
 import xarray as xr
@@ -264,3 +267,36 @@ def test_an_output_folder_that_cannot_be_written_is_refused(tmp_path):
     (tmp_path / "file").write_text("")
     with pytest.raises(ConfigError, match=r"cannot be written.*--output"):
         results.prepare_output(tmp_path / "file" / "below")
+
+
+def test_a_refusal_names_who_writes_there(tmp_path, monkeypatch):
+    def lock():
+        return filelock.FileLock(tmp_path / "lock")
+
+    held = lock()
+    results.acquire_lock(held, tmp_path)
+    words = rf"writing to {tmp_path} now \(process {os.getpid()} on .*, since 2.*: .*\): wait until"
+    with pytest.raises(ConfigError, match=words):
+        results.acquire_lock(lock(), tmp_path)
+    monkeypatch.setattr("psutil.pid_exists", lambda pid: False)
+    with pytest.raises(ConfigError, match="now: wait until"):  # of one before it, that was killed
+        results.acquire_lock(lock(), tmp_path)
+    monkeypatch.undo()
+    for text in ("", "{}", '{"pid": 1', "[]", '{"pid": "x", "host": 1, "since": 2, "command": 3}'):
+        (tmp_path / "lock").write_text(text)
+        with pytest.raises(ConfigError, match="another process is writing"):
+            results.acquire_lock(lock(), tmp_path)
+    results.release_lock(held)
+    assert (tmp_path / "lock").read_text() == ""
+    results.acquire_lock(held, tmp_path)
+    results.release_lock(held)
+
+
+@pytest.mark.parametrize("code", [errno.ENOLCK, errno.EIO, errno.ESTALE])
+def test_a_disk_without_locks_is_refused(code, tmp_path, monkeypatch):
+    def flock(*_):
+        raise OSError(code, os.strerror(code))
+
+    monkeypatch.setattr("fcntl.flock", flock)
+    with pytest.raises(ConfigError, match=r"cannot be locked .*: choose a folder on another disk"):
+        results.acquire_lock(filelock.FileLock(tmp_path / "lock"), tmp_path)

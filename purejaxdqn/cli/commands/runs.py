@@ -1,6 +1,7 @@
 """Takes up a results file: trains one of its runs again, plays its policy, or mends the file."""
 
 import contextlib
+import os
 from collections.abc import Sequence
 from pathlib import Path
 from types import SimpleNamespace
@@ -66,6 +67,8 @@ def run_play(argv: Sequence[str]) -> int:
     one value may be left out.
     """
     place, dataset, labels, flags = _read_run(argv, "purejaxdqn play", run_play.__doc__, _PLAYING)
+    if not os.access(folder := flags.film.parent, os.W_OK):
+        raise ConfigError(f"film ({flags.film}) cannot be written: {folder} must be a folder")
     use_every_core()
     train, params = load_params(place.parent if place.is_file() else place, dataset, labels)
     if problem := find_problem(train.env):
