@@ -51,13 +51,15 @@ class Args:
     folders: tuple[bool, ...] = (False, True)
     """Without an output folder, with one; a resumed sweep has one."""
     total_steps: int = 100_000
-    """Environment steps of all runs together that are learned from, at least 16 updates a run."""
+    """Environment steps of all runs together that are learned from, at least 64 updates a run."""
     config: str = "{}"
     """Other settings of the agents, as JSON."""
     options: str = "{}"
     """Other options of the sweep, as JSON."""
     rounds: int = 1
     """Processes per case, of which the one with the worst plan of memory is reported."""
+    processor_time: bool = False
+    """Count processor time, in the plan too: other work on the machine changes it little."""
     json: bool = False
     """Print everything as one JSON object on the last line of standard output."""
     worker: str | None = None
@@ -70,23 +72,33 @@ def make_config(agent: str, num_runs: int, args: Args) -> RunConfig:
     sizes = {n: tuple(v) for n, v in given.items() if isinstance(v, list)}
     own = agents.configure(agent=agent, **given | sizes)
     wished = args.total_steps // num_runs // own.steps_per_update
-    quarter = max(4, wished // 4) * own.steps_per_update  # between two evaluations
+    quarter = max(16, wished // 4) * own.steps_per_update  # between two evaluations
     total = own.prefill_steps + 4 * quarter
     return dataclasses.replace(own, total_steps=total, eval_interval=quarter)
 
 
 def train(case: dict[str, Any]) -> dict[str, float]:
-    """Trains one case in this process, and counts its memory."""
+    """Trains one case in this process, and counts its memory, and its time from its plan on."""
     import resource
 
     from purejaxdqn.engine.memory import peak_bytes
+    from purejaxdqn.engine.progress import SweepProgress
     from purejaxdqn.sweep.run import run_sweep
 
-    config = config_from_json(case["config"])
+    if case["processor_time"]:
+        time.perf_counter = time.process_time
+    config, say, shown = config_from_json(case["config"]), SweepProgress.message, [0.0]
+
+    def note_plan(bar: SweepProgress, text: str) -> None:
+        say(bar, text)
+        if _PLAN.search(text):
+            shown.append(time.perf_counter())
+
+    SweepProgress.message = note_plan  # type: ignore[method-assign]
     run_sweep(agents.train, config, range(case["runs"]), **case["options"])
-    end = time.time()
+    seconds = time.perf_counter() - shown[-1]
     children = resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss * 1024
-    return {"end": end, "peak": max(peak_bytes(), children)}
+    return {"seconds": seconds, "peak_bytes": max(peak_bytes(), children)}
 
 
 def start(case: dict[str, Any], cache: Path, stop_after: int | None = None) -> dict[str, Any]:
@@ -95,17 +107,15 @@ def start(case: dict[str, Any], cache: Path, stop_after: int | None = None) -> d
     With `stop_after` it is stopped once it has shown so many evaluations, and nothing is returned.
     """
     command = [sys.executable, __file__, "--worker", json.dumps(case)]
-    environment = os.environ | {"XDG_CACHE_HOME": str(cache)}
+    kept = {name: x for name, x in os.environ.items() if name != "JAX_COMPILATION_CACHE_DIR"}
+    environment = kept | {"XDG_CACHE_HOME": str(cache)}
     pipes: dict[str, Any] = dict.fromkeys(("stdout", "stderr"), subprocess.PIPE)
-    planned: tuple[str, ...] = ()
-    told, shown, num_evaluations = "", 0.0, 0
+    told, num_evaluations = "", 0
     with subprocess.Popen(command, text=True, env=environment, **pipes) as process:
         assert process.stderr is not None
         assert process.stdout is not None
         for line in process.stderr:
             told += line
-            if match := _PLAN.search(line):
-                planned, shown = match.groups(), time.time()
             if "greedy return" in line:
                 num_evaluations += 1
                 if num_evaluations == stop_after:
@@ -115,62 +125,61 @@ def start(case: dict[str, Any], cache: Path, stop_after: int | None = None) -> d
         if "interrupted" not in told:
             raise RuntimeError(f"the sweep was not stopped midway:\n{told}")
         return {}
-    resumed = "going on at step" in told
-    if process.returncode or not planned or resumed != case["options"].get("resume", False):
+    planned, is_resumed = _PLAN.search(told), "going on at step" in told
+    if process.returncode or not planned or is_resumed != case["options"].get("resume", False):
         raise RuntimeError(f"the sweep failed, or showed no plan:\n{told}")
-    took = json.loads(answer.splitlines()[-1])
-    memory, unit, seconds, time_unit = planned
+    memory, unit, seconds, time_unit = planned.groups()
     return {
         "planned_bytes": float(memory.replace(",", "")) * _UNITS[unit],
-        "peak_bytes": took["peak"],
         "planned_seconds": float(seconds) * _UNITS[time_unit],
-        "seconds": took["end"] - shown,
+        **json.loads(answer.splitlines()[-1]),
     }
 
 
+def make_case(agent: str, num_runs: int, args: Args, **options: Any) -> dict[str, Any]:
+    """A sweep as JSON has it."""
+    config = config_to_json(make_config(agent, num_runs, args))
+    case = {"config": config, "runs": num_runs, "options": json.loads(args.options) | options}
+    return {**case, "processor_time": args.processor_time}
+
+
 def measure(
-    agent: str, num_runs: int, kind: str, kept: bool, args: Args, warm: Path
+    agent: str, num_runs: int, kind: str, kept: bool, args: Args, cache: Path
 ) -> dict[str, Any]:
     """One row of the table."""
-    config = make_config(agent, num_runs, args)
-    options = json.loads(args.options)
-    case = {"config": config_to_json(config), "runs": num_runs, "options": options}
     with tempfile.TemporaryDirectory() as folder:
-        if kept:
-            options["output"] = f"{folder}/sweep"
+        options: dict[str, Any] = {"output": f"{folder}/sweep"} if kept else {}
         if kind == "resumed":
-            start(case, warm, stop_after=max(2, 5 * num_runs // 32))
+            case = make_case(agent, num_runs, args, **options)
+            start(case, cache, stop_after=max(2, 5 * num_runs // 32))
             options["resume"] = True
-        measured = start(case, Path(folder) if kind == "cold" else warm)
+        measured = start(make_case(agent, num_runs, args, **options), cache)
     memory = measured["peak_bytes"] / measured["planned_bytes"]
     seconds = measured["seconds"] / measured["planned_seconds"]
     row = {"agent": agent, "runs": num_runs, "kind": kind, "folder": "yes" if kept else "no"}
     return {**row, **measured, "memory": memory, "time": seconds}
 
 
-def measure_all(args: Args, console: Console) -> list[dict[str, Any]]:
-    """A row for each case; the first process of an agent that is not cold fills the cache."""
+def measure_sweep(agent: str, num_runs: int, args: Args, console: Console) -> list[dict[str, Any]]:
+    """The rows of one sweep: the first cold one fills the cache of those that follow."""
     rows = []
     with tempfile.TemporaryDirectory() as folder:
-        warm = Path(folder)
-        for agent in args.agents:
-            for num_runs in args.num_runs:
-                if {*args.kinds} != {"cold"}:
-                    tried = make_config(agent, num_runs, args)
-                    options = json.loads(args.options)
-                    start(
-                        {"config": config_to_json(tried), "runs": num_runs, "options": options},
-                        warm,
-                        stop_after=1,
-                    )
-                for kind in args.kinds:
-                    for kept in [True] if kind == "resumed" else args.folders:
-                        found = [
-                            measure(agent, num_runs, kind, kept, args, warm)
-                            for _ in range(args.rounds)
-                        ]
-                        rows.append(max(found, key=lambda row: abs(row["memory"] - 1)))
-                        console.print(" ".join(_show(rows[-1]).values()))
+        caches = Path(folder)
+        if "cold" not in args.kinds:
+            start(make_case(agent, num_runs, args), caches / "0", stop_after=1)
+        kinds = [kind for kind in KINDS if kind in args.kinds]
+        cases = [(kind, kept) for kind in kinds for kept in args.folders]
+        for kind, kept in cases:
+            if kind == "resumed" and not kept:
+                continue
+            found = []
+            for _ in range(args.rounds):
+                cache = caches / "0"
+                if kind == "cold":  # one after the first starts in another, empty one
+                    cache = caches / str(len([*caches.iterdir()]))
+                found.append(measure(agent, num_runs, kind, kept, args, cache))
+            rows.append(max(found, key=lambda row: abs(row["memory"] - 1)))
+            console.print("  ".join(_show(rows[-1]).values()))
     return rows
 
 
@@ -203,7 +212,10 @@ def main(args: Args) -> None:
         raise ConfigError("rounds and num_runs must be at least 1")
     for agent in args.agents:
         make_config(agent, max(args.num_runs), args).validate()
-    rows = measure_all(args, make_console(stderr=True))
+    console, rows = make_console(stderr=True), []
+    for agent in args.agents:
+        for num_runs in args.num_runs:
+            rows += measure_sweep(agent, num_runs, args, console)
     columns = {name: f"{{{name}}}" for name in COLUMNS}
     print_rows([_show(row) for row in rows], "what a plan says, and what it takes", columns)
     if args.json:

@@ -125,19 +125,19 @@ class Forecast(NamedTuple):
 def forecast_round(programs: Programs, config: RunConfig, runs: Sequence[Run]) -> Forecast:
     """Trains a round for about a second, evaluates it, and forecasts how long the whole takes."""
     events = train_round(programs, config, runs)
-    first, chunks, begin = next(events), [], time.perf_counter()
+    first, chunks, kept = next(events), [], None
+    begin, step = time.perf_counter(), config.prefill_steps
     for event in events:
         if event.kept is not None:
-            chunks.append(event)
+            chunks.append((event.step - step, event.train_seconds))
+            step, kept = event.step, event.kept
         if time.perf_counter() - begin > _FORECAST_SECONDS:
             break
-    last = chunks[-1]
-    evaluated = next(train_round(programs, config, runs, [last.step], last.kept))
-    # The first chunk is short, and of a program that has not run before.
-    start = chunks[0].step if chunks[1:] else config.prefill_steps
-    per_step = sum(chunk.train_seconds for chunk in chunks[1:] or chunks) / (last.step - start)
+    evaluated = next(train_round(programs, config, runs, [step], kept))
+    # Most of the time of a short chunk is not spent in training.
+    steps, seconds = np.array([one for one in chunks if 4 * one[0] >= max(chunks)[0]]).sum(axis=0)
     begin_seconds = first.train_seconds + first.evaluation_seconds
-    return Forecast(begin_seconds, evaluated.evaluation_seconds, per_step)
+    return Forecast(begin_seconds, evaluated.evaluation_seconds, float(seconds / steps))
 
 
 class _Round:
