@@ -80,6 +80,7 @@ class BatchTrainer:
         except KeyboardInterrupt as error:
             exit_code = getattr(error, "exit_code", EXIT_INTERRUPTED)
         self._stop.is_deferred = True  # only the results are still to be written
+        return_free_memory()  # for these, and for the figures of whoever asked for them
         if exit_code is not None:
             self._read_finished()  # those of other processes
         result = self._make_result("finished" if exit_code is None else "interrupted")
@@ -144,10 +145,10 @@ class BatchTrainer:
         seconds = sum(map(self._forecast_seconds, groups))
         self._plan_peak_memory()
         took = self._facts["compile_seconds"] - self._spent["compile_seconds"]
-        peak, forecast = decimal(self._facts["planned_peak_bytes"]), format_duration(seconds)
+        peak, forecast = self._facts["planned_peak_bytes"], format_duration(seconds)
         self._bar.message(
-            f"compiled in {took:.1f} s; memory up to {peak}; training with its evaluations is "
-            f"expected to take {forecast}"
+            f"compiled in {took:.1f} s; memory up to {decimal(peak, precision=2)}, compiling "
+            f"included; training and evaluating are expected to take {forecast}"
         )
 
     def _forecast_seconds(self, group: Group) -> float:
@@ -163,11 +164,11 @@ class BatchTrainer:
 
     def _plan_peak_memory(self, has_run: bool = True) -> None:
         """Notes how much memory this process is going to have, from what it has between runs."""
-        if self._folder is not None:
+        if keeps := self._options.output is not None:
             import netCDF4  # noqa: F401  # which the first write of results would
         return_free_memory()
         now = memory_bytes() + (0 if has_run else _FIRST_RUN_BYTES)
-        running, keeps = 0, self._folder is not None
+        running = 0
         is_on_host = self._devices[0].platform == "cpu"
         is_resumed = self._folder is not None and bool(self._folder.list_running())
         for group in filter(self._unfinished, self._plan.groups):
