@@ -134,8 +134,9 @@ def forecast_round(programs: Programs, config: RunConfig, runs: Sequence[Run]) -
         if time.perf_counter() - begin > _FORECAST_SECONDS:
             break
     evaluated = next(train_round(programs, config, runs, [step], kept))
-    # Most of the time of a short chunk is not spent in training.
-    steps, seconds = np.array([one for one in chunks if 4 * one[0] >= max(chunks)[0]]).sum(axis=0)
+    if step < config.total_steps:  # most of the time of a short chunk is not spent in training
+        chunks = [one for one in chunks if 4 * one[0] >= max(chunks)[0]]
+    steps, seconds = np.sum(chunks, axis=0)
     begin_seconds = first.train_seconds + first.evaluation_seconds
     return Forecast(begin_seconds, evaluated.evaluation_seconds, float(seconds / steps))
 

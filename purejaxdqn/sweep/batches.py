@@ -260,6 +260,7 @@ class BatchTrainer:
         self._unsaved |= {*numbers}
         self._save_finished()
         self._write_times()
+        return_free_memory()  # else what is left between kept weights adds up over many rounds
         stop.raise_if_requested()
         stop.is_deferred = False
 
