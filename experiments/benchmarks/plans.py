@@ -125,7 +125,8 @@ def start(case: dict[str, Any], cache: Path, stop_after: int | None = None) -> d
         if "interrupted" not in told:
             raise RuntimeError(f"the sweep was not stopped midway:\n{told}")
         return {}
-    planned, is_resumed = _PLAN.search(told), "going on at step" in told
+    planned = _PLAN.search(told)
+    is_resumed = "going on at step" in told or "finished already" in told  # under way, or after
     if process.returncode or not planned or is_resumed != case["options"].get("resume", False):
         raise RuntimeError(f"the sweep failed, or showed no plan:\n{told}")
     memory, unit, seconds, time_unit = planned.groups()
