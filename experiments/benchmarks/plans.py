@@ -94,7 +94,7 @@ def train(case: dict[str, Any]) -> dict[str, float]:
         if _PLAN.search(text):
             shown.append(time.perf_counter())
 
-    SweepProgress.message = note_plan  # type: ignore[method-assign]
+    SweepProgress.message = note_plan  # type: ignore[assignment, method-assign]
     run_sweep(agents.train, config, range(case["runs"]), **case["options"])
     seconds = time.perf_counter() - shown[-1]
     children = resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss * 1024

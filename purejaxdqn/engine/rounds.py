@@ -114,7 +114,7 @@ class Forecast(NamedTuple):
     evaluation: float  # of policies that have learned for a while: episodes get longer
     step: float  # of all runs together
 
-    def count(self, config: RunConfig, step: int | None = None) -> float:
+    def seconds_left(self, config: RunConfig, step: int | None = None) -> float:
         """Computes the seconds of a round, or those that are left of it at a step."""
         at = config.prefill_steps if step is None else step
         later = [one for one in evaluation_steps(config)[1:] if one >= at]

@@ -159,8 +159,8 @@ class BatchTrainer:
         reached = {} if self._folder is None else self._folder.find_running_steps()
         under_way = [reached[number] for number in left if number in reached]
         fresh = math.ceil((len(left) - len(under_way)) / at_once)  # rounds from the start
-        seconds = fresh * forecast.count(group.config)
-        return seconds + (forecast.count(group.config, min(under_way)) if under_way else 0.0)
+        seconds = fresh * forecast.seconds_left(group.config)
+        return seconds + (forecast.seconds_left(group.config, min(under_way)) if under_way else 0.0)
 
     def _plan_peak_memory(self, has_run: bool = True) -> None:
         """Notes how much memory this process is going to have, from what it has between runs."""

@@ -12,12 +12,12 @@ from tiny import TINY
 def test_a_round_takes_its_beginning_its_steps_and_its_evaluations():
     assert evaluation_steps(TINY) == [80, 200, 400, 480]
     forecast = Forecast(begin=1000.0, evaluation=10.0, step=0.5)
-    assert forecast.count(TINY) == 1000 + 3 * 10 + 400 * 0.5
+    assert forecast.seconds_left(TINY) == 1000 + 3 * 10 + 400 * 0.5
     # A checkpoint lies before the evaluation at its own step.
-    assert forecast.count(TINY, step=200) == 3 * 10 + 280 * 0.5
-    assert forecast.count(TINY, step=204) == 2 * 10 + 276 * 0.5
+    assert forecast.seconds_left(TINY, step=200) == 3 * 10 + 280 * 0.5
+    assert forecast.seconds_left(TINY, step=204) == 2 * 10 + 276 * 0.5
     longer = dataclasses.replace(TINY, total_steps=880)
-    assert forecast.count(longer) - forecast.count(TINY) == 2 * 10 + 400 * 0.5
+    assert forecast.seconds_left(longer) - forecast.seconds_left(TINY) == 2 * 10 + 400 * 0.5
 
 
 @pytest.mark.parametrize(
