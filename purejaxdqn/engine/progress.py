@@ -80,7 +80,9 @@ class SweepProgress(Progress):
 
 
 def format_duration(seconds: float) -> str:
-    """Formats a time, such as "about 3 min"."""
-    if seconds < 90:
-        return f"about {max(seconds, 1):.0f} s"
+    """Formats a time, such as "about 4 min"."""
+    if seconds < 10:
+        return f"about {max(seconds, 0.1):.1f} s"
+    if seconds < 180:
+        return f"about {seconds:.0f} s"
     return f"about {seconds / 60:.0f} min" if seconds < 5400 else f"about {seconds / 3600:.1f} h"

@@ -270,6 +270,15 @@ class SweepFolder:
         paths = [x for x in (self._root / "running").glob("*") if len(_numbers(x)) == 2]
         return sorted(paths, key=_numbers, reverse=True)
 
+    def find_running_steps(self) -> dict[int, int]:
+        """Finds how far each batch under way has come, as its last checkpoint says."""
+        steps: dict[int, int] = {}
+        for folder in self.list_running():
+            with contextlib.suppress(CheckpointDamaged):  # it is said where it is read
+                facts = checkpoint.read_manifest(folder)["facts"]
+                steps = {**dict.fromkeys(_find_batches(facts), facts["step"]), **steps}
+        return steps
+
     def _drop_old_checkpoints(self) -> None:
         """Drops checkpoints all of whose batches are finished, or have enough newer ones."""
         newer: collections.Counter[int] = collections.Counter()

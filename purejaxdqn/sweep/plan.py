@@ -4,7 +4,7 @@ import dataclasses
 import functools
 import inspect
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -16,7 +16,7 @@ from purejaxdqn import agents
 from purejaxdqn.engine.memory import TracedRun, free_bytes, trace_run
 from purejaxdqn.engine.programs import COUNT, SEED, OneRun, make_traced, trace_reads
 from purejaxdqn.engine.rounds import evaluation_steps
-from purejaxdqn.runtime.devices import Plan, max_width, min_devices
+from purejaxdqn.runtime.devices import Plan, available_cores, max_width, min_devices
 from purejaxdqn.storage import provenance
 from purejaxdqn.sweep.design import Design, Point, group_by_program
 from purejaxdqn.training.declaration import settings_of
@@ -43,6 +43,15 @@ class Group(NamedTuple):
         """Bytes on the devices while batches train."""
         return self.plan.slots_per_round * self.run.running_bytes
 
+    @property
+    def restoring_bytes(self) -> int:
+        """Bytes while batches go from the host back to the devices, an array of a batch at a time.
+
+        An array is then in both places.
+        """
+        run = self.run
+        return self.plan.slots_per_round * run.state_bytes + self.plan.width * run.array_bytes
+
 
 class SweepPlan(NamedTuple):
     """A sweep, laid out over batches, programs and devices."""
@@ -65,25 +74,81 @@ class SweepPlan(NamedTuple):
     @property
     def result_bytes(self) -> int:
         """Bytes on the host at the end: all numbers and last weights."""
-        return sum(group.num_runs * group.run.result_bytes for group in self.groups)
+        return 2 * sum(
+            group.num_runs * (group.run.number_bytes + group.run.weight_bytes)
+            for group in self.groups
+        )
 
-    def describe(self) -> str:
-        """Describes the plan in a few lines."""
+    def added_bytes(self, running: int, finished: Collection[int], keeps: bool) -> int:
+        """Computes the most bytes that training adds on the host, beside the `finished` batches.
+
+        Every batch's numbers and last weights stay until the end, when all weights are stacked, and
+        the `running` bytes of batches that train are free. A sweep that `keeps` its results writes
+        them while it trains, too.
+        """
+        held = numbers = weights = 0
+        for group in self.groups:
+            for number in group.batches:
+                num_runs = len(self.batches[number])
+                numbers += num_runs * group.run.number_bytes
+                weights += num_runs * group.run.weight_bytes
+                if number not in finished:
+                    held += num_runs * (group.run.number_bytes + group.run.weight_bytes)
+        # A dataset has the numbers once more, and a file's digests are made of two further copies.
+        dataset = (3 if keeps else 1) * numbers
+        return held + max(running + (dataset if keeps else 0), weights + dataset)
+
+    def describe(self, num_finished: int = 0) -> str:
+        """Describes in a few lines what trains beside what, and after what.
+
+        `num_finished` of the batches are not trained any more.
+        """
         design, groups = self.design, self.groups
         lines = [
             f"{_count(len(design.runs), 'run')} ({_count(len(design.points), 'setting')}, "
-            f"{_count(len(design.seeds), 'seed')}) in {_count(len(groups), 'program')}, "
-            f"{_count(len(self.batches), 'batch')} of up to {self.width}"
+            f"{_count(len(design.seeds), 'seed')}) in {_count(len(groups), 'program')}"
+            f"{', one after another' if len(groups) > 1 else ''}"
         ]
+        cores = available_cores() if jax.default_backend() == "cpu" else None
         for number, group in enumerate(groups, 1):
-            at_once = min(group.plan.num_devices, len(group.batches))
+            sizes = [len(self.batches[batch]) for batch in group.batches]
+            layout = describe_layout(sizes, group.plan.num_devices, jax.process_count(), cores)
             lines.append(
                 f"program {number}: {_count(group.num_runs, 'run')} of "
-                f"{group.config.total_steps:,} steps in {_count(len(group.batches), 'batch')}, "
-                f"{at_once} at a time; {decimal(group.run.running_bytes)} a run, "
-                f"{decimal(group.round_bytes)} at a time (of {decimal(self.budget)})"
+                f"{_count(group.config.total_steps, 'step')} {layout}; room for "
+                f"{_count(group.plan.slots_per_round, 'run')} of "
+                f"{decimal(group.run.running_bytes)} at a time, {decimal(group.round_bytes)} of "
+                f"the {decimal(self.budget)} that may be used"
             )
+        if num_finished:
+            whole = _count(len(self.batches), "batch")
+            lines.append(f"{num_finished:,} of {whole} finished already")
         return "\n".join(lines)
+
+
+def describe_layout(
+    sizes: Sequence[int], num_devices: int, num_processes: int, num_cores: int | None
+) -> str:
+    """Describes which batches, of these sizes, train side by side, and which one after another.
+
+    They are dealt out to processes with so many devices each; on a CPU, with so many cores.
+    """
+    share = math.ceil(len(sizes) / num_processes)  # the most batches of a process
+    at_once = min(num_devices, share)
+    num_rounds = math.ceil(share / at_once)
+    up_to = "" if min(sizes) == max(sizes) else "up to "
+    text = f"in {_count(len(sizes), 'batch')} of {up_to}{_count(max(sizes), 'run')}, "
+    if min(num_processes, len(sizes)) > 1:
+        text += f"dealt out to {num_processes} processes, in each "
+    if at_once == 1:
+        return f"{text}{'one after another ' if share > 1 else ''}on 1 device"
+    if num_rounds > 1:
+        is_whole = len(sizes) == num_processes * at_once * num_rounds
+        text += f"{'' if is_whole else 'up to '}{at_once} "
+    text += f"side by side on {at_once} devices"
+    if num_cores is not None and num_cores < at_once:
+        text += f" that take turns on {_count(num_cores, 'core')}"
+    return text if num_rounds == 1 else f"{text}, in {num_rounds:,} rounds one after another"
 
 
 def _count(number: int, one: str) -> str:
@@ -293,7 +358,7 @@ def _check_results(plan: SweepPlan) -> None:
     free = psutil.virtual_memory().available
     if plan.result_bytes <= free:
         return
-    config = max(plan.groups, key=lambda group: group.run.result_bytes).config
+    config = max(plan.groups, key=lambda group: group.run.number_bytes).config
     raise ConfigError(
         f"the results of {_count(len(plan.design.runs), 'run')} take {decimal(plan.result_bytes)} "
         f"in the end, but {decimal(free)} are free: a run has {len(evaluation_steps(config)):,} "

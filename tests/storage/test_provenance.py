@@ -86,6 +86,6 @@ OURS = {
 
 @pytest.mark.parametrize("kind", OURS)
 def test_the_file_of_what_is_the_users_is_found(kind):
-    assert find_file(partial(dqn, part=OURS[kind])) == Path(__file__)
+    assert find_file(partial(dqn, part=OURS[kind])) == Path(__file__)  # type: ignore[call-arg]
     assert find_file([dqn, OURS[kind]]) == Path(__file__)
     assert find_file(partial(dqn, env=ENV)) is None

@@ -394,6 +394,7 @@ def test_checkpoints_of_other_batches_are_kept_until_they_are_gone_on_with(tmp_p
     kept = [folder.load_running(number, TINY) for number in (0, 1)]
     assert [paused.step for paused in kept if paused is not None] == [50, 10]
     assert folder.load_running(2, TINY) is None
+    assert folder.find_running_steps() == {0: 50, 1: 10}
     assert len([*(tmp_path / "checkpoint" / "running").iterdir()]) == 3
     folder.save_finished(1, record)
     folder.save_running({0: paused(60)})
