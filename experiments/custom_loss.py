@@ -101,7 +101,7 @@ def main() -> None:
             output=folders[name],
             overwrite=flags.overwrite,
         )
-        means = result.dataset.final_return.mean("episode").values
+        means = result.dataset.final_return.mean("episode", skipna=False).values
         table.add_row(name, str(bootstrap_interval(means, np.random.default_rng(0))))
         facts[name] = summarise(result.dataset, threshold, np.random.default_rng(0))
     make_console().print(table)

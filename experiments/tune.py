@@ -88,7 +88,7 @@ def score(config: DQNConfig, args: Args) -> dict[str, Any]:
     """Trains the seeds, at each learning rate, and says how well all of these runs did."""
     grid: dict[str, Any] = {"learning_rate": args.learning_rates} if args.learning_rates else {}
     dataset = run_sweep(dqn, config, range(args.num_seeds), progress=False, **grid).dataset
-    means = dataset.final_return.mean("episode").values.ravel()
+    means = dataset.final_return.mean("episode", skipna=False).values.ravel()
     curve = dataset.evaluation_return.mean("episode").values.reshape(len(means), -1)
     reached = [
         int(dataset.step.values[np.argmax(row >= 475)]) if (row >= 475).any() else None

@@ -9,23 +9,72 @@ from __future__ import annotations
 
 import dataclasses
 import difflib
+import inspect
+import math
+import numbers
+import re
 from collections.abc import Callable, Iterable
 from typing import Any, Generic, NamedTuple, TypeVar
 
 import flax.struct
 import jax
+import numpy as np
 
 Array = jax.Array
 Params = Any  # a pytree of arrays
 ArrayTree = Any
 Extras = dict[str, Array]  # what a behaviour wrote down, by name; costs nothing where it is empty
 NOTHING: Extras = {}
-Schedule = Callable[[Array], Array]  # count [] of environment or gradient steps -> value []
+Schedule = Callable[[Array], Array | float]  # count [] of environment or gradient steps -> value []
 Output = TypeVar("Output")  # of a network
+TINY = float(np.finfo(np.float32).tiny)  # the least positive number that programs keep
 
 
 class ConfigError(ValueError):
-    """A setting is refused; the message names the value, what is allowed, and the remedy."""
+    """A setting is refused; the message names the value, what is allowed, and the remedy.
+
+    It is one line, whatever the value's own text is.
+    """
+
+    def __init__(self, message: str) -> None:
+        super().__init__(re.sub(r"\s*[\r\n]\s*", " ", message))
+
+
+def ensure(is_right: bool, name: str, value: Any, wanted: str) -> None:
+    """Refuses a value that is not right, with what is wanted in its place."""
+    if not is_right:
+        raise ConfigError(f"{name} ({value!r:.60}) must be {wanted}")
+
+
+def ensure_whole(name: str, value: Any, at_least: int = 1) -> None:
+    """Refuses a value that is no whole number of at least `at_least`."""
+    is_whole = isinstance(value, numbers.Integral) and not isinstance(value, bool)
+    ensure(is_whole and value >= at_least, name, value, f"at least {at_least} and a whole number")
+
+
+def ensure_number(name: str, value: Any, low: float = -math.inf, high: float = math.inf) -> None:
+    """Refuses a value that is no finite number from `low` to `high`; of arrays the shape counts."""
+    if isinstance(value, jax.Array):  # a tracer's value is not known
+        is_right = value.shape == () and jax.numpy.issubdtype(value.dtype, jax.numpy.number)
+    else:
+        is_number = isinstance(value, numbers.Real) and not isinstance(value, bool)
+        is_right = is_number and math.isfinite(value) and low <= value <= high
+    limits = [f"at least {low:g}"] * (low > -math.inf) + [f"at most {high:g}"] * (high < math.inf)
+    ensure(is_right, name, value, " and ".join([*limits, "a finite number"]))
+
+
+def ensure_function(name: str, value: Any, example: str, num_arguments: int = 1) -> None:
+    """Refuses what cannot be called with so many arguments, or a class."""
+    is_function = callable(value) and not isinstance(value, type)
+    if is_function:
+        try:
+            inspect.signature(value).bind(*range(num_arguments))
+        except TypeError:
+            is_function = False
+        except ValueError:  # of a function that does not say what it takes
+            pass
+    wanted = f"a function of {num_arguments} argument(s), such as {example}"
+    ensure(is_function, name, value, wanted)
 
 
 def nearest_names(name: str, names: Iterable[str]) -> str:

@@ -15,11 +15,11 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-from recipes.ensembles import ensemble
 
 from purejaxdqn import DQNConfig, agents, dqn, environments, networks, setting
 from purejaxdqn.training.loop import Train
 from purejaxdqn.types import Array, LossOutput, Network, Params, TrainState, Transition
+from recipes.ensembles import ensemble
 
 
 @dataclasses.dataclass(frozen=True)

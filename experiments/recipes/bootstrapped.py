@@ -14,13 +14,13 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-from recipes.ensembles import ensemble
 
 from purejaxdqn import DQNConfig, agents, dqn, environments, networks, setting
 from purejaxdqn.behaviours import head_behaviour, write_extras
 from purejaxdqn.training.loop import Train
 from purejaxdqn.training.schedules import linear_epsilon
 from purejaxdqn.types import Array, LossOutput, Network, Params, Transition
+from recipes.ensembles import ensemble
 
 
 @dataclasses.dataclass(frozen=True)

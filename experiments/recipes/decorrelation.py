@@ -41,7 +41,9 @@ def decorrelation(config: DecorrelationConfig) -> Train:
         covariance = jnp.cov(features, rowvar=False, bias=True)
         penalty = jnp.sum(covariance**2) - jnp.sum(jnp.diag(covariance) ** 2)
         metrics = {**output.metrics, "covariance": jnp.full_like(output.loss, penalty)}
-        return LossOutput(output.loss + config.decorrelation / 2 * penalty, output.priority, metrics)
+        return LossOutput(
+            output.loss + config.decorrelation / 2 * penalty, output.priority, metrics
+        )
 
     return dqn(config, batch_loss=loss)
 

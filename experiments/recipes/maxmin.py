@@ -15,11 +15,11 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-from recipes.ensembles import ensemble
 
 from purejaxdqn import DQNConfig, agents, dqn, environments, networks, setting
 from purejaxdqn.training.loop import Train
 from purejaxdqn.types import Array, LossOutput, Network, Params, Transition
+from recipes.ensembles import ensemble
 
 
 @dataclasses.dataclass(frozen=True)
@@ -45,9 +45,7 @@ def maxmin_loss(
 
 def maxmin(config: MaxminConfig) -> Train:
     """Makes the training run of the settings."""
-    member = networks.value_network(
-        environments.make(config.env).num_actions, config.hidden_sizes
-    )
+    member = networks.value_network(environments.make(config.env).num_actions, config.hidden_sizes)
     network = ensemble(member, config.num_members, functools.partial(jnp.min, axis=0))
     return dqn(config, network=network, batch_loss=maxmin_loss)
 

@@ -69,7 +69,7 @@ def qrc_loss(
 def qrc(config: QRCConfig) -> Train:
     """Makes the training run of the settings."""
     num_actions = environments.make(config.env).num_actions
-    network = networks.make_network(
+    network: Network[Any] = networks.make_network(
         TwoOutputs(config.hidden_sizes, num_actions), lambda output: output[0]
     )
     loss_fn = functools.partial(qrc_loss, decay=config.correction_decay)

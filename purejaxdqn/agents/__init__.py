@@ -12,7 +12,7 @@ from purejaxdqn.agents.dqn.settings import DQNConfig
 from purejaxdqn.training.declaration import settings_of
 from purejaxdqn.training.loop import Experiment, Train
 from purejaxdqn.training.settings import RunConfig
-from purejaxdqn.types import ConfigError, nearest_names, suggest_names
+from purejaxdqn.types import ConfigError, ensure, ensure_function, nearest_names, suggest_names
 
 
 class Agent(NamedTuple):
@@ -50,11 +50,8 @@ def register(name: str, config: RunConfig, experiment: Experiment, help: str = "
             f"the settings of agent {name!r} ({config!r:.60}) must be of a class derived from "
             "RunConfig, such as DQNConfig()"
         )
-    if not callable(experiment):
-        raise ConfigError(
-            f"the experiment of agent {name!r} ({experiment!r:.60}) must be a function from "
-            "settings to Train, such as dqn"
-        )
+    ensure_function(f"the experiment of agent {name!r}", experiment, "dqn")
+    ensure(isinstance(help, str), "help", help, "a text")
     module = str(sys._getframe(1).f_globals.get("__name__"))
     agent = Agent(dataclasses.replace(config, agent=name), experiment, help, module)
     agent.config.validate()
@@ -75,7 +72,7 @@ def get(name: str) -> Agent:
     Raises:
       ConfigError: for a name that is not registered, with the nearest ones.
     """
-    if name not in _AGENTS:
+    if not isinstance(name, str) or name not in _AGENTS:
         raise ConfigError(f"agent ({name!r}) must be one of {nearest_names(name, _AGENTS)}")
     return _AGENTS[name]
 
@@ -86,6 +83,7 @@ def experiment_of(config: RunConfig) -> Experiment:
     Raises:
       ConfigError: for settings of no registered agent, or of another class than its own.
     """
+    ensure(isinstance(config, RunConfig), "config", config, "settings, such as DQNConfig()")
     known = _AGENTS.get(config.agent)
     if known is None or type(config) is not type(known.config):
         kind = type(config).__name__

@@ -60,7 +60,8 @@ def find_components(names: Sequence[str], base: RunConfig) -> dict[str, Componen
         if not hasattr(base, setting):
             raise ConfigError(f"{name} cannot be put in: the settings of {agent} have no {setting}")
         value, without = getattr(base, setting), getattr(plain, setting)
-        if isinstance(value, str) and value not in (without, found[name][setting]):
+        is_fixed = isinstance(value, str) or name not in COMPONENTS  # else given by hand goes first
+        if is_fixed and value not in (without, found[name][setting]):
             raise ConfigError(
                 f"{name} cannot be put in: the base has {setting} {value!r} already; leave the "
                 f"component out, or set --{setting.replace('_', '-')} {without}"
@@ -111,7 +112,7 @@ def configure_all(
         try:
             config.validate()
         except ConfigError as error:
-            reasons += str(error).splitlines()
+            reasons.append(str(error))
         problems += [f"{'+'.join(chosen) or 'none'}: {reason}" for reason in reasons]
     for at, name in enumerate(components):
         pairs = [(one, (*one[:at], True, *one[at + 1 :])) for one in configs if not one[at]]
@@ -133,7 +134,7 @@ def _find_plain(base: RunConfig) -> RunConfig:
 def _read_component(name: str, base: RunConfig) -> Component:
     """Reads a component such as "discount=0.9"."""
     setting, equals, text = name.partition("=")
-    declared = settings_of(type(base))
+    declared = {n: one for n, one in settings_of(type(base)).items() if n != "agent"}
     if not equals:
         raise ConfigError(
             f"component {name!r} must be one of {nearest_names(name, COMPONENTS)}, or a setting "

@@ -10,9 +10,10 @@ import dataclasses
 import difflib
 import inspect
 import re
+import shlex
 import shutil
 import textwrap
-from collections.abc import Collection, Iterable, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Annotated, Any, Literal, NamedTuple, TypedDict, get_args, get_origin
@@ -88,15 +89,15 @@ def read_command_line(
         config=(tyro.conf.OmitArgPrefixes,),
         return_unknown_args=True,
     )
-    _refuse_repeated(argv)
+    _check_words(argv, everything)
     if unknown:
-        raise _unknown_flags(unknown, everything, named)
+        raise _unknown_flags(unknown, everything, named, argv)
     word = parsed.pop("word", "")
     found = {name: texts for group in parsed.values() for name, texts in group.items()}
     given = {name: _read(everything[name], texts, name in several) for name, texts in found.items()}
     values = {name: given.pop(name, one.default) for name, one in flags.items()}
     if problems := [p for name, one in flags.items() if (p := one.problem(values[name]))]:
-        raise ConfigError("\n".join(problems))
+        raise ConfigError("; ".join(problems))
     if positional is not None:
         values[positional.name] = word
     return CommandLine(SimpleNamespace(**values), given, bases[0] if bases else None)
@@ -170,11 +171,20 @@ def _metavar(one: Setting) -> str:
     return {**words, Path: "PATH", tuple[str, ...]: "NAME"}.get(one.type, "INTxINT")
 
 
-def _refuse_repeated(argv: Sequence[str]) -> None:
-    words = [word.partition("=")[0] for word in argv if word.startswith("--") and word != "--"]
-    for word, count in collections.Counter(word.replace("_", "-") for word in words).items():
-        if count > 1:
-            raise ConfigError(f"{word} is given twice: give it once, with all of its values")
+def _check_words(argv: Sequence[str], known: Collection[str]) -> None:
+    """Refuses what tyro reads over: a flag that is given twice, and an end of all flags."""
+    counts: collections.Counter[str] = collections.Counter()
+    for before, word in zip(("", *argv), argv, strict=False):
+        if not word and not before.startswith("-"):
+            raise ConfigError("'' is empty: give a name, or leave it out")
+        if word == "--" or word.endswith("=--"):
+            raise ConfigError(f"{word} is no flag and no value: leave it out")
+        flag = word.partition("=")[0].replace("_", "-")
+        positive = flag.replace("--no-", "--", 1)
+        counts[positive if positive[2:].replace("-", "_") in known else flag] += 1
+    for flag, count in counts.items():
+        if flag.startswith("--") and count > 1:
+            raise ConfigError(f"{flag} is given twice: give it once, with all of its values")
 
 
 def _read(one: Setting, found: Any, is_several: bool) -> Any:
@@ -185,15 +195,27 @@ def _read(one: Setting, found: Any, is_several: bool) -> Any:
         amount = "at least one" if is_several else "a"
         raise ConfigError(f"--{_flag(one.name)} needs {amount} value")
     if one.type == tuple[str, ...]:
+        if len({*found}) < len(found):
+            raise ConfigError(f"{one} {[*found]} must differ from each other: name each once")
         return tuple(found)
     if is_several:
         return [parse(one, text, may_be_drawn=True) for text in found]
     if len(found) > 1:
-        raise ConfigError(f"{one} takes one value, and not {' '.join(found)}")
+        raise ConfigError(f"{one} takes one value, and not {shlex.join(found)}")
     return parse_bytes(found[0]) if one.name == "memory_budget" else parse(one, found[0])
 
 
-def _unknown_flags(unknown: list[str], known: Collection[str], named: list[str]) -> ConfigError:
+def _unknown_flags(
+    unknown: list[str], known: Mapping[str, Setting], named: list[str], argv: Sequence[str]
+) -> ConfigError:
+    words = [part for word in argv for part in word.split("=", 1)]
+    before = words[words.index(unknown[0]) - 1] if unknown[0] in words[1:] else ""
+    is_on = known.get(before.removeprefix("--").removeprefix("no-").replace("-", "_"))
+    if before.startswith("--") and is_on is not None and is_on.type is bool:
+        flag = _flag(is_on.name)
+        return ConfigError(
+            f"--{flag} takes no value ({unknown[0]!r}): give --{flag} or --no-{flag}"
+        )
     first = unknown[0].partition("=")[0].replace("_", "-")
     name = first.removeprefix("--").removeprefix("no-").replace("-", "_")
     others = (settings_of(type(agents.get(other).config)) for other in agents.names() if named)

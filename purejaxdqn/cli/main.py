@@ -23,6 +23,7 @@ COMMANDS = {
     "ablate": ("ablate:run", "measure what each component of an agent adds"),
     "play": ("runs:run_play", "play trained policies in gymnasium, and film one"),
     "rerun": ("runs:run_rerun", "train one run of a results file again, and compare the bits"),
+    "restore": ("runs:run_restore", "make a damaged results file again from its folder"),
     "check": ("check:run", "check whether a loss is sound"),
     "agents": ("lists:run_agents", "list the agents, or the settings of one"),
     "environments": ("lists:run_environments", "list the environments"),

@@ -20,7 +20,7 @@ from purejaxdqn.storage.provenance import to_jsonable
 from purejaxdqn.sweep.dataset import SweepInterrupted, SweepResult
 from purejaxdqn.sweep.design import MOST_RUNS, Design
 from purejaxdqn.sweep.options import SweepOptions
-from purejaxdqn.sweep.ray.cluster import run_on_cluster
+from purejaxdqn.sweep.ray.cluster import find_node, run_on_cluster
 from purejaxdqn.sweep.run import run_design
 from purejaxdqn.training.declaration import Setting, settings_of
 from purejaxdqn.training.loop import Experiment
@@ -102,8 +102,7 @@ def make_options(flags: SimpleNamespace) -> SweepOptions:
     """Makes the options that the flags ask for, and refuses flags that exclude each other."""
     for name in flags.tracker:
         tracking.check_name(name)
-    if len({*flags.tracker}) < len(flags.tracker):
-        raise ConfigError(f"tracker {list(flags.tracker)} must differ from each other")
+    find_node(flags.cluster)
     if flags.cluster is None and flags.gpus_per_task:
         raise ConfigError(f"gpus_per_task ({flags.gpus_per_task}) needs --cluster")
     if flags.cluster is not None and flags.coordinator is not None:
@@ -137,18 +136,16 @@ def train_design(
         train: Callable[..., SweepResult] = run_design
         if flags.cluster is None:
             options = dataclasses.replace(options, devices=choose_devices(flags))
-            processes.run_on_first_process(lambda: results.prepare_output(*folder))
+            processes.run_on_first_process(lambda: results.check_output(*folder))
         else:
             # Ray starts before JAX does, which tells what the first process is.
-            results.prepare_output(*folder)
+            results.check_output(*folder)
             train = functools.partial(
                 run_on_cluster,
                 address=flags.cluster,
                 num_cpus_per_task=flags.num_devices,
                 num_gpus_per_task=flags.gpus_per_task,
             )
-        if flags.overwrite:
-            tracking.forget(flags.output)
         try:
             with contextlib.ExitStack() as stack:
                 settings = to_jsonable(dict(design.shared))

@@ -1,5 +1,7 @@
 """Measures memory: what a run will take, from its traced shapes, and what the machine has free."""
 
+import contextlib
+import ctypes
 import math
 import os
 from collections.abc import Callable, Iterator, Sequence
@@ -10,7 +12,7 @@ import jax
 import psutil
 from jax.extend.core import Jaxpr, Var, jaxprs_in_params
 
-from purejaxdqn.engine.programs import COUNT, COUNTS, SEED, make_run_functions
+from purejaxdqn.engine.programs import COUNT, COUNTS, SEED, OneRun, make_run_functions
 from purejaxdqn.engine.rounds import evaluation_steps
 from purejaxdqn.training.loop import ChunkOutputs, Experiment
 from purejaxdqn.training.settings import RunConfig
@@ -26,7 +28,10 @@ class TracedRun(NamedTuple):
     evaluation_bytes: int  # likewise
     parts: dict[str, int]  # on the device while it trains, by the setting that makes each part big
     state_bytes: int  # the part of these that stays between two chunks
-    result_bytes: int  # on the host until the end, the numbers and the last weights
+    array_bytes: int  # the largest array of these
+    number_bytes: int  # on the host until the end, of its evaluations
+    weight_bytes: int  # likewise, of its last weights
+    functions: OneRun
 
     @property
     def running_bytes(self) -> int:
@@ -60,8 +65,8 @@ def trace_run(experiment: Experiment, config: RunConfig) -> TracedRun:
     numbers = len(evaluation_steps(config)) * (4 * config.eval_episodes + 8 * num_curves)
     own = {name: size for name, size in parts.items() if hasattr(config, name)}
     own["num_envs"] += sum(parts.values()) - sum(own.values())  # of settings under other names
-    sizes = (tree_bytes(state), 2 * numbers + 2 * params)
-    return TracedRun(state, outputs, working, evaluation, own, *sizes)
+    sizes = (tree_bytes(state), max(map(tree_bytes, jax.tree.leaves(state))), numbers, params)
+    return TracedRun(state, outputs, working, evaluation, own, *sizes, run)
 
 
 def tree_bytes(tree: ArrayTree) -> int:
@@ -209,7 +214,17 @@ def memory_bytes() -> int:
 
 def peak_bytes() -> int:
     """Returns the most memory that this process has had, as the operating system counts it."""
+    with contextlib.suppress(OSError):  # Linux; the number below begins with that of the parent
+        for line in Path("/proc/self/status").read_text().splitlines():
+            if line.startswith("VmHWM:"):
+                return int(line.split()[1]) * 1024
     import resource
 
     unit = 1 if os.uname().sysname == "Darwin" else 1024
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
+
+
+def return_free_memory() -> None:
+    """Returns what this process has freed to the operating system, where the C library keeps it."""
+    if (trim := getattr(ctypes.CDLL(None), "malloc_trim", None)) is not None:  # of glibc alone
+        trim(0)

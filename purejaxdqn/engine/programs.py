@@ -11,14 +11,16 @@ from typing import Any, NamedTuple
 
 import jax
 import numpy as np
+from jax.interpreters.partial_eval import dce_jaxpr
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from purejaxdqn.runtime.devices import Plan, compiler_options
+from purejaxdqn.runtime.interrupts import finish_first
 from purejaxdqn.training.declaration import settings_of
 from purejaxdqn.training.diagnostics import diagnose
 from purejaxdqn.training.evaluation import evaluate
 from purejaxdqn.training.loop import Experiment, Train, Trained
-from purejaxdqn.training.settings import RunConfig
+from purejaxdqn.training.settings import RunConfig, record_reads
 from purejaxdqn.types import Array, ArrayTree, ConfigError, Params, TrainState, run_axes
 
 Label = float | int | bool | str  # a coordinate of the results
@@ -64,6 +66,10 @@ class OneRun(NamedTuple):
     chunk: Callable[..., Trained]
     evaluate: Callable[..., Array]
     diagnose: Callable[..., dict[str, Array]]
+    read: frozenset[str]  # settings by name that init and chunk depend on
+    env: str  # the name of the environment
+    threshold: float | None  # of the environment
+    has_probe: bool  # or `diagnose` refuses
 
 
 def make_run_functions(experiment: Experiment, config: RunConfig) -> OneRun:
@@ -84,10 +90,13 @@ def make_run_functions(experiment: Experiment, config: RunConfig) -> OneRun:
             f"{name} must be a function of the settings alone, such as dqn: {error}"
         ) from error
 
+    made: list[Train] = []
+
     def make_train(config: RunConfig) -> Train:
         train = experiment(config)
         if not isinstance(train, Train):
             raise ConfigError(f"{name} must make a Train, as dqn does, and made {train!r:.60}")
+        made.append(train)
         return train
 
     def init(config: RunConfig, seed: Array) -> TrainState:
@@ -113,11 +122,41 @@ def make_run_functions(experiment: Experiment, config: RunConfig) -> OneRun:
         key = jax.random.fold_in(run_keys(seed)[2], step)
         return diagnose(train.probe, train.env, state, params_before, key)
 
-    own = [_explaining(config, one) for one in (init, chunk, evaluate_run, diagnose_run)]
+    explaining = functools.partial(_explaining, config)
+    own = (explaining(init), explaining(chunk), explaining(evaluate_run), explaining(diagnose_run))
     shapes = jax.tree.map(lambda _: jax.ShapeDtypeStruct((), np.float32), config)
-    state = jax.eval_shape(own[0], shapes, SEED)
-    jax.eval_shape(own[1], shapes, state, COUNTS)
-    return OneRun(shapes, state, *own)
+    read_by_init, state = trace_reads(own[0], shapes, SEED)
+    read_by_chunk, _ = trace_reads(own[1], shapes, state, COUNTS)
+    env, has_probe = made[0].env, made[0].probe is not None
+    read = read_by_init | read_by_chunk
+    return OneRun(shapes, state, *own, read, env.name, env.threshold, has_probe)
+
+
+def make_traced(experiment: Experiment, config: RunConfig) -> tuple[set[str], Train]:
+    """Makes a `Train` in tracing, only to look at; also names the settings that this reads."""
+    shapes = jax.tree.map(lambda _: jax.ShapeDtypeStruct((), np.float32), config)
+    made: list[Train] = []
+    with record_reads() as read:
+        jax.eval_shape(lambda traced: made.append(experiment(traced)), shapes)
+    return read, made[0]
+
+
+def trace_reads(
+    function: Callable[..., Any], config: RunConfig, *args: ArrayTree
+) -> tuple[frozenset[str], ArrayTree]:
+    """Traces a function of settings, and finds those by name that its results depend on.
+
+    Static settings count where Python reads them, traced ones where the program uses them.
+
+    Returns:
+      These names, and the function's results as shapes.
+    """
+    with record_reads() as read:
+        closed, results = jax.make_jaxpr(function, return_shape=True)(config, *args)
+    _, is_used = dce_jaxpr(closed.jaxpr, [True] * len(closed.jaxpr.outvars))
+    traced = [name for name, one in settings_of(type(config)).items() if one.is_traced]
+    used = [name for name, used in zip(traced, is_used, strict=False) if used]
+    return frozenset(read - {*traced} | {*used}), results
 
 
 _NEEDS_A_VALUE = (  # raised by JAX if Python asks for the value of an argument
@@ -237,7 +276,8 @@ def compile_programs(
     mesh = Mesh(np.array(devices[: plan.num_devices]), ("runs",))
     configs, seeds, step, counts = (0, run.config), (0, SEED), (None, COUNT), (_PER_DEVICE, COUNT)
     state, params = (state_axes, run.state), (0, run.state.learner.params)
-    with ThreadPoolExecutor() as pool:
+    # A thread that compiles cannot be stopped: Python would wait for it at its end.
+    with finish_first(), ThreadPoolExecutor() as pool:
 
         def begin(of_run: Callable[..., Any], out: ArrayTree, *args: _Argument, **how: Any) -> Any:
             """Traces a function for all slots now, while XLA still compiles the one before."""

@@ -44,6 +44,8 @@ class SweepProgress(Progress):
         """Moves the bar to `env_steps`; `training_return [n]` is NaN where no episode has ended."""
         known = training_return[np.isfinite(training_return)]
         shown = f"{known.mean():.1f}" if len(known) else "-"
+        if 0 < len(known) < len(training_return):
+            shown += f" ({len(known)} of {len(training_return)})"
         text = f"{speed:,.0f} steps/s"
         self.update(self._bar, completed=env_steps, speed=text, mean_return=shown)
 
@@ -57,10 +59,13 @@ class SweepProgress(Progress):
     def show_evaluation(self, step: int, episode_return: np.ndarray) -> None:
         """Prints a line about one evaluation, `episode_return [n, N]`."""
         means = episode_return.mean(axis=1)
+        known = means[np.isfinite(means)]
         shown = " ".join(f"{mean:5.0f}" for mean in means)
-        if len(means) > 16:
-            low, mid, high = np.percentile(means, [0, 50, 100])
-            shown = f"lowest {low:.0f}, median {mid:.0f}, highest {high:.0f} of {len(means)} runs"
+        if len(means) > 16 and len(known):
+            low, mid, high = np.percentile(known, [0, 50, 100])
+            missing = f" ({len(means) - len(known)} NaN)" if len(known) < len(means) else ""
+            shown = f"lowest {low:.0f}, median {mid:.0f}, highest {high:.0f} "
+            shown += f"of {len(means)} runs{missing}"
         self.console.print(f"step {step:>9,}  greedy return per run: {shown}", soft_wrap=True)
 
     @contextlib.contextmanager
@@ -75,7 +80,9 @@ class SweepProgress(Progress):
 
 
 def format_duration(seconds: float) -> str:
-    """Formats a time, such as "about 3 min"."""
-    if seconds < 90:
-        return f"about {max(seconds, 1):.0f} s"
+    """Formats a time, such as "about 4 min"."""
+    if seconds < 10:
+        return f"about {max(seconds, 0.1):.1f} s"
+    if seconds < 180:
+        return f"about {seconds:.0f} s"
     return f"about {seconds / 60:.0f} min" if seconds < 5400 else f"about {seconds / 3600:.1f} h"

@@ -5,7 +5,6 @@ interruption changes a bit of it.
 """
 
 import functools
-import itertools
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple, Self
@@ -108,19 +107,38 @@ def train_round(
         trained.lap()
 
 
-def estimate_round_seconds(programs: Programs, config: RunConfig, runs: Sequence[Run]) -> float:
-    """Estimates the seconds of a round by training it for one; evaluations last as the first."""
+class Forecast(NamedTuple):
+    """The seconds that the parts of a round take."""
+
+    begin: float  # until the first step that is learned from, with the evaluation before it
+    evaluation: float  # of policies that have learned for a while: episodes get longer
+    step: float  # of all runs together
+
+    def seconds_left(self, config: RunConfig, step: int | None = None) -> float:
+        """Computes the seconds of a round, or those that are left of it at a step."""
+        at = config.prefill_steps if step is None else step
+        later = [one for one in evaluation_steps(config)[1:] if one >= at]
+        seconds = (config.total_steps - at) * self.step + len(later) * self.evaluation
+        return seconds + (self.begin if step is None else 0.0)
+
+
+def forecast_round(programs: Programs, config: RunConfig, runs: Sequence[Run]) -> Forecast:
+    """Trains a round for about a second, evaluates it, and forecasts how long the whole takes."""
     events = train_round(programs, config, runs)
-    evaluation_seconds = next(events).evaluation_seconds
-    step, train_seconds, per_step = config.prefill_steps, 0.0, 0.0
-    for event in itertools.takewhile(lambda event: event.kept is not None, events):
-        train_seconds += event.train_seconds
-        per_step = event.train_seconds / (event.step - step)  # of the longest chunk yet
-        step = event.step
-        if train_seconds > _FORECAST_SECONDS:
+    first, chunks, kept = next(events), [], None
+    begin, step = time.perf_counter(), config.prefill_steps
+    for event in events:
+        if event.kept is not None:
+            chunks.append((event.step - step, event.train_seconds))
+            step, kept = event.step, event.kept
+        if time.perf_counter() - begin > _FORECAST_SECONDS:
             break
-    seconds = per_step * (config.total_steps - config.prefill_steps)
-    return seconds + len(evaluation_steps(config)) * evaluation_seconds
+    evaluated = next(train_round(programs, config, runs, [step], kept))
+    if step < config.total_steps:  # most of the time of a short chunk is not spent in training
+        chunks = [one for one in chunks if 4 * one[0] >= max(chunks)[0]]
+    steps, seconds = np.sum(chunks, axis=0)
+    begin_seconds = first.train_seconds + first.evaluation_seconds
+    return Forecast(begin_seconds, evaluated.evaluation_seconds, float(seconds / steps))
 
 
 class _Round:

@@ -26,7 +26,7 @@ def register(name: str, make: Callable[[], Environment]) -> None:
       ConfigError: for a name that is no text or belongs to another function, or a `make` that
         cannot be called.
     """
-    if not isinstance(name, str) or not name:
+    if not isinstance(name, str) or not name or not name.isprintable() or name != name.strip():
         raise ConfigError(f"environment ({name!r}) must be a name, such as 'My-v0'")
     if not callable(make):
         raise ConfigError(
@@ -50,7 +50,7 @@ def make(name: str) -> Environment:
       ConfigError: if no environment has the name, with the nearest ones; or if its function makes
         anything but an `Environment` of this name.
     """
-    if name not in _ENVIRONMENTS:
+    if not isinstance(name, str) or name not in _ENVIRONMENTS:
         raise ConfigError(f"environment ({name!r}) must be one of {nearest_names(name, names())}")
     env = _ENVIRONMENTS[name]()
     if not isinstance(env, Environment):
@@ -62,6 +62,13 @@ def make(name: str) -> Environment:
             f"the environment registered as {name!r} is named {env.name!r}: both must be equal, so "
             "change one of them"
         )
+    return env
+
+
+def ensure(env: Environment) -> Environment:
+    """Returns an environment as it is; a `ConfigError` refuses what is none."""
+    if not isinstance(env, Environment):
+        raise ConfigError(f"env ({env!r:.60}) must be an Environment, such as make('CartPole-v1')")
     return env
 
 

@@ -11,7 +11,18 @@ import jax.numpy as jnp
 import optax
 
 from purejaxdqn.losses.bellman_targets import q_learning
-from purejaxdqn.types import Array, ConfigError, LossFn, LossOutput, Network, Output, Transition
+from purejaxdqn.types import (
+    Array,
+    ConfigError,
+    LossFn,
+    LossOutput,
+    Network,
+    Output,
+    Transition,
+    ensure,
+    ensure_function,
+    ensure_whole,
+)
 
 TDError = Callable[..., Array]
 Penalty = Callable[[Array], Array]
@@ -49,6 +60,7 @@ def masked_squared_error(num_actions: int) -> Penalty:
     targets with the mean squared error over the outputs. Where the mask is 0 there is no error. So
     the loss is the square of the TD error divided by `A`, that is `2 / A` times `optax.l2_loss`.
     """
+    ensure_whole("num_actions", num_actions)
 
     def masked_squared(td_error: Array) -> Array:
         return jnp.square(td_error) / num_actions
@@ -113,6 +125,7 @@ def loss_of_outputs(
 
     With `double` the online network chooses actions at t, and does not look at `obs_t` otherwise.
     """
+    ensure(isinstance(double, bool), "double", double, "True or False")
 
     def loss_fn(
         network: Network[Any], params: Any, target_params: Any, transition: Transition, key: Array
@@ -148,6 +161,7 @@ def bellman_loss(td_error: TDError = q_learning, penalty: Penalty = optax.l2_los
       ConfigError: if the TD error lacks one of these arguments, or needs another one.
     """
     check_arguments(td_error)
+    ensure_function("penalty", penalty, "optax.l2_loss")
 
     def measure(outputs: Outputs[Any], transition: Transition) -> LossOutput:
         _, _, q_tm1, q_t, q_t_selector = outputs

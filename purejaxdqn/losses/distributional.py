@@ -7,6 +7,7 @@ import jax.numpy as jnp
 from purejaxdqn.losses.bellman_loss import Outputs, loss_of_outputs, write_recipe
 from purejaxdqn.losses.bellman_targets import softmax_log_policy
 from purejaxdqn.types import (
+    TINY,
     Array,
     Categorical,
     LossFn,
@@ -14,6 +15,7 @@ from purejaxdqn.types import (
     ProposedQuantiles,
     Quantiles,
     Transition,
+    ensure_number,
 )
 
 AnyQuantiles = Quantiles | ProposedQuantiles
@@ -160,6 +162,9 @@ def quantile_loss(
       A `LossFn` whose priority is the absolute difference between the means of target and
       prediction.
     """
+    ensure_number("threshold", threshold, 0)
+    if temperature is not None:
+        ensure_number("temperature", temperature, TINY)
 
     def measure(outputs: Outputs[AnyQuantiles], transition: Transition) -> LossOutput:
         online_tm1, target_t, q_tm1, _, q_t_selector = outputs

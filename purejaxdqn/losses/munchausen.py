@@ -8,7 +8,17 @@ import optax
 
 from purejaxdqn.losses.bellman_loss import Penalty, measure_error, name_part, write_recipe
 from purejaxdqn.losses.bellman_targets import q_learning, softmax_log_policy
-from purejaxdqn.types import Array, LossFn, LossOutput, Network, Output, Transition
+from purejaxdqn.types import (
+    TINY,
+    Array,
+    LossFn,
+    LossOutput,
+    Network,
+    Output,
+    Transition,
+    ensure_function,
+    ensure_number,
+)
 
 
 def munchausen(
@@ -34,6 +44,10 @@ def munchausen(
       log_policy_min: `[]` at most 0, the least that `temperature * log pi` can be, in the unit of
         the reward.
     """
+    ensure_function("loss_fn", loss_fn, "bellman_loss(soft_q_learning)", 5)
+    ensure_number("temperature", temperature, TINY)
+    ensure_number("coefficient", coefficient)
+    ensure_number("log_policy_min", log_policy_min, high=0)
 
     def munchausen_loss(
         network: Network[Any], params: Any, target_params: Any, transition: Transition, key: Array
@@ -77,6 +91,8 @@ def persistent_advantage_learning_loss(
     Returns:
       A `LossFn` whose priority is the absolute TD error.
     """
+    ensure_number("coefficient", coefficient, 0, 1)
+    ensure_function("penalty", penalty, "optax.l2_loss")
 
     def loss_fn(
         network: Network[Any], params: Any, target_params: Any, transition: Transition, key: Array

@@ -1,7 +1,6 @@
 """Makes value networks of torsos, outputs and heads, with one argument for each difference."""
 
 import functools
-import math
 from collections.abc import Callable, Sequence
 from typing import Any, Literal, get_args, overload
 
@@ -10,7 +9,18 @@ import jax
 import jax.numpy as jnp
 
 from purejaxdqn.networks import heads, layers
-from purejaxdqn.types import Activations, Array, ConfigError, Network, Output, Params
+from purejaxdqn.types import (
+    Activations,
+    Array,
+    ConfigError,
+    Network,
+    Output,
+    Params,
+    ensure,
+    ensure_function,
+    ensure_number,
+    ensure_whole,
+)
 
 Representation = Literal[
     "values", "categorical", "quantile", "implicit_quantile", "proposed_quantile"
@@ -51,6 +61,8 @@ def make_network(
       action_values: `output -> q [A]`, whose argument says what the module puts out; by default
         it puts out action values.
     """
+    ensure(isinstance(module, nn.Module), "module", module, "a module of flax.linen")
+    ensure_function("action_values", action_values, "networks.expected_value")
 
     def init(key: Array, obs: Array) -> Params:
         return module.init(key, obs)
@@ -149,17 +161,27 @@ def value_network(
     Raises:
       ConfigError: for an argument that is not allowed. Traced floats are not checked.
     """
-    _check_counts(1, num_actions=num_actions, num_quantiles=num_quantiles, num_cosines=num_cosines)
-    _check_counts(2, num_atoms=num_atoms)
+    counts = {"num_actions": num_actions, "num_quantiles": num_quantiles}
     for name, sizes in (("hidden_sizes", hidden_sizes), ("head_sizes", head_sizes)):
-        _check_counts(1, **{f"{name}[{i}]": size for i, size in enumerate(sizes)})
-    if _is_known(v_min, v_max) and not -math.inf < v_min < v_max < math.inf:
+        ensure(
+            isinstance(sizes, list | tuple), name, sizes, "a sequence of sizes, such as (64, 64)"
+        )
+        counts |= {f"{name}[{i}]": size for i, size in enumerate(sizes)}
+    for name, count in {**counts, "num_cosines": num_cosines}.items():
+        ensure_whole(name, count)
+    ensure_whole("num_atoms", num_atoms, 2)
+    flags = {"dueling": dueling, "noisy": noisy, "layer_norm": layer_norm}
+    for name, flag in flags.items():
+        ensure(isinstance(flag, bool), name, flag, "True or False")
+    for name, number in {"v_min": v_min, "v_max": v_max}.items():
+        ensure_number(name, number)
+    ensure_number("noisy_sigma", noisy_sigma, 0)
+    ensure(torso is None or isinstance(torso, nn.Module), "torso", torso, "a module of flax.linen")
+    if _is_known(v_min, v_max) and not v_min < v_max:
         raise ConfigError(
             f"v_min ({v_min}) must be below v_max ({v_max}), both finite: give the least and the "
             "largest discounted return"
         )
-    if _is_known(noisy_sigma) and not 0 <= noisy_sigma < math.inf:
-        raise ConfigError(f"noisy_sigma ({noisy_sigma}) must be at least 0 and finite, such as 0.5")
     if torso is not None and hidden_sizes:
         raise ConfigError(
             f"hidden_sizes {tuple(hidden_sizes)} must be () beside a torso, which has its own: "
@@ -210,12 +232,6 @@ def label_fraction_proposal(params: Params) -> Params:
         return "fraction_proposal" if "fraction_proposal" in names else "value"
 
     return jax.tree_util.tree_map_with_path(label, params)
-
-
-def _check_counts(least: int, **counts: int) -> None:
-    for name, count in counts.items():
-        if count < least:
-            raise ConfigError(f"{name} ({count}) must be at least {least}: give a larger one")
 
 
 def _is_known(*numbers: Any) -> bool:

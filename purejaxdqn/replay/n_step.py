@@ -3,7 +3,17 @@
 import jax
 import jax.numpy as jnp
 
-from purejaxdqn.types import Array, ArrayTree, ConfigError, Replay, Sample, Transition, Window
+from purejaxdqn.types import (
+    Array,
+    ArrayTree,
+    ConfigError,
+    Replay,
+    Sample,
+    Transition,
+    Window,
+    ensure,
+    ensure_whole,
+)
 
 
 def n_step_transition(window: Window, discount: Array | float) -> Transition:
@@ -38,8 +48,8 @@ def n_step_replay(replay: Replay, n_step: int) -> Replay:
     Raises:
       ConfigError: if `n_step` is not positive, or the replay has no `window_at`.
     """
-    if n_step < 1:
-        raise ConfigError(f"n_step ({n_step}) must be at least 1")
+    ensure_whole("n_step", n_step)
+    ensure(isinstance(replay, Replay), "replay", replay, "a Replay, such as of uniform_replay")
     window_at = replay.window_at
     if window_at is None:
         raise ConfigError(

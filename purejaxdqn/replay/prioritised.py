@@ -12,7 +12,7 @@ import jax
 import jax.numpy as jnp
 
 from purejaxdqn.replay.uniform import UniformReplayState, read_window, uniform_replay
-from purejaxdqn.types import Array, Replay, Sample, Step, Window
+from purejaxdqn.types import Array, Replay, Sample, Step, Window, ensure_number
 
 
 @flax.struct.dataclass
@@ -152,8 +152,8 @@ def prioritised_replay(
       ValueError: as `uniform_replay`; for a bad exponent; from `sample`, if nothing is held.
     """
     ring = uniform_replay(capacity, batch_size, time_limit)
-    if isinstance(exponent, (int, float)) and not 0 <= exponent < math.inf:
-        raise ValueError(f"exponent ({exponent}) must be at least 0 and finite, such as 0.6")
+    ensure_number("exponent", exponent, 0)
+    ensure_number("epsilon", epsilon, 0)
 
     def init(step: Step, key: Array | None = None) -> PrioritisedReplayState:
         return PrioritisedReplayState(ring.init(step), make_sum_tree(capacity), jnp.ones(()))

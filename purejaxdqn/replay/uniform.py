@@ -14,7 +14,17 @@ import flax.struct
 import jax
 import jax.numpy as jnp
 
-from purejaxdqn.types import Array, Extras, Replay, Sample, Step, Window, shared_counter
+from purejaxdqn.types import (
+    Array,
+    Extras,
+    Replay,
+    Sample,
+    Step,
+    Window,
+    ensure,
+    ensure_whole,
+    shared_counter,
+)
 
 _COLUMNS = ("action", "reward", "terminated", "truncated")  # of the ring, beside observations
 
@@ -198,8 +208,9 @@ def uniform_replay(
     """
     counts = {"capacity": capacity, "batch_size": batch_size, "time_limit": time_limit}
     for name, count in counts.items():
-        if count < 1:
-            raise ValueError(f"{name} ({count}) must be at least 1")
+        ensure_whole(name, count)
+    is_bool = isinstance(with_replacement, bool)
+    ensure(is_bool, "with_replacement", with_replacement, "True or False")
     if batch_size > capacity and not with_replacement:
         raise ValueError(
             f"batch_size ({batch_size}) must be at most capacity ({capacity}): without replacement "

@@ -12,7 +12,7 @@ from rich.table import Table
 from purejaxdqn.report import figures, files, pages
 from purejaxdqn.report import statistics as stats
 from purejaxdqn.report.statistics import Interval
-from purejaxdqn.report.training import find_name
+from purejaxdqn.report.training import find_environment
 from purejaxdqn.runtime.console import make_console
 
 Metric = Literal["iqm", "mean"]
@@ -33,7 +33,7 @@ class Row(NamedTuple):
 
 def report_ablation(
     dataset: xr.Dataset, output: Path, components: Sequence[str], base: str, metric: Metric = "iqm"
-) -> dict[str, Any]:
+) -> dict[str, Any] | None:
     """Prints the tables of an ablation, and writes its summary, figures and pages.
 
     The dataset has a dimension for each component, of the coordinates False and True. The tables
@@ -41,27 +41,32 @@ def report_ablation(
     says how seeds are put together.
 
     Returns:
-      `base`, `env`, `components`, `seeds`, `metric`, `interval_note`; `combinations`, the best
-      first, and `effects` by component, each with `estimate`, `low` and `high` of both outcomes.
+      `base`, `env`, `components`, `seeds`, `seeds_counted` (with numbers in every combination),
+      `metric`, `interval_note`; `combinations`, the best first, and `effects` by component, each
+      with `estimate`, `low` and `high` of both outcomes. None, and no file, if no seed counts.
     """
-    greedy = dataset.evaluation_return.mean("episode").rename("greedy return")
-    finals = dataset.final_return.mean("episode").astype(float)
-    scores = {"final_return": finals, "area": measure_area(dataset)}
+    greedy = stats.mean_return(dataset, "evaluation_return")
+    finals = stats.mean_return(dataset, "final_return")
+    # A seed counts if every combination has its numbers: else each would be of other seeds.
+    whole = xr.Dataset({"final_return": finals, "area": measure_area(dataset)}).dropna("seed")
+    of = stats.count_seeds(greedy.seed.where(greedy.seed.isin(whole.seed)))
+    if not whole.sizes["seed"]:
+        make_console(stderr=True).print(f"numbers in every combination: {of}: nothing is written")
+        return None
+    scores = {key: whole[key] for key in _OUTCOMES}
     statistic = STATISTICS[metric]
     rows = rank_combinations(components, scores, statistic)
     effects = {key: estimate_effects(components, x, statistic) for key, x in scores.items()}
     of_each = {name: {key: row[name] for key, row in effects.items()} for name in components}
     note = rows[0].intervals["final_return"].note
     console = make_console()
-    name = statistic.__name__.replace("_", " ")
-    words = f"{name} over {dataset.sizes['seed']} seeds (95 % interval)"
+    words = f"{statistic.__name__.replace('_', ' ')} of {of}, 95 % interval"
     combined = {row.name: row.intervals for row in rows}
     console.print(_make_table(f"All combinations, {words}", "components", combined))
     console.print(_make_table(f"Effect of each component, {words}", "component", of_each, "+"))
     if note:
         console.print(note)
-
-    env = find_name(dataset, "env")
+    env = find_environment(dataset)[0]
     title = f"What each component adds to {base} on {env}"
     named = {_OUTCOMES[outcome]: intervals for outcome, intervals in effects.items()}
     curves = {row.name: greedy.sel(row.point) for row in rows}
@@ -70,6 +75,7 @@ def report_ablation(
         "env": env,
         "components": list(components),
         "seeds": dataset.seed.values.tolist(),
+        "seeds_counted": whole.seed.values.tolist(),
         "metric": metric,
         "interval_note": note,
         "combinations": [
@@ -79,16 +85,17 @@ def report_ablation(
         ],
         "effects": {name: _to_json(intervals) for name, intervals in of_each.items()},
     }
-    picture, page = figures.plot_effects(named, title), pages.plot_interactive_effects(named, title)
-    all_curves = pages.plot_interactive_curves(curves, f"All combinations on {env}")
-    drawn = {"effects": page, "learning_curves": all_curves}
-    files.save_report(output, facts, {"effects": picture}, drawn)
+    drawn = {
+        "effects": pages.plot_interactive_effects(named, title),
+        "learning_curves": pages.plot_interactive_curves(curves, f"All combinations on {env}"),
+    }
+    files.save_report(output, facts, {"effects": figures.plot_effects(named, title)}, drawn)
     return facts
 
 
 def measure_area(dataset: xr.Dataset) -> xr.DataArray:
     """Returns the area under each seed's learning curve over its length, which is a mean return."""
-    curve = dataset.evaluation_return.mean("episode").astype(float)
+    curve = stats.mean_return(dataset, "evaluation_return")
     return curve.integrate("step") / float(dataset.step[-1] - dataset.step[0])
 
 
@@ -119,8 +126,7 @@ def estimate_effects(
     """Returns each component's mean difference over all pairs that differ in it alone."""
     effects = {}
     for name in components:
-        sides = score.sortby(name).transpose(name, ..., "seed").values
-        control, treated = sides.reshape(2, -1, score.sizes["seed"])
+        treated, control = (score.sel({name: is_in}, drop=True) for is_in in (True, False))
         effects[name] = stats.paired_effect(treated, control, np.random.default_rng(0), statistic)
     return effects
 

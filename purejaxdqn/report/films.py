@@ -12,6 +12,7 @@ import xarray as xr
 from PIL import Image
 from rich.progress import track
 
+from purejaxdqn.environments import Environment
 from purejaxdqn.runtime.console import make_console
 from purejaxdqn.storage import results
 from purejaxdqn.storage.files import replace_file
@@ -30,7 +31,7 @@ def play_and_film(train: Train, dataset: xr.Dataset, params: Params, output: Pat
     folder of the results too, to which `gymnasium_return (seed, gymnasium_episode)` is added.
     """
     returns = play_in_gymnasium(train, params, _EPISODES, progress=True)
-    best = int(returns.mean(axis=1).argmax())
+    best = int(np.nan_to_num(returns.mean(axis=1), nan=-np.inf).argmax())
     save_gif(train, jax.tree.map(lambda x: x[best], params), output / FILM_NAME)
     dataset = dataset.assign(gymnasium_return=(("seed", "gymnasium_episode"), returns))
     results.save(dataset, output)  # last, because it says that all of this is done
@@ -101,6 +102,16 @@ def _play(
     return returns
 
 
-def is_in_gymnasium(name: str) -> bool:
-    """Tells whether gymnasium has an environment of this name."""
-    return name in gymnasium.registry
+def find_problem(env: Environment) -> str | None:
+    """Says why policies of an environment cannot be played in gymnasium's; None where they can."""
+    if env.name not in gymnasium.registry:
+        return f"gymnasium has no {env.name!r}"
+    try:
+        there = gymnasium.make(env.name, disable_env_checker=True).unwrapped
+    except gymnasium.error.Error as error:  # such as of a library that is not installed
+        return f"gymnasium cannot make {env.name!r} ({' '.join(str(error).split())})"
+    wanted = env.observation_space.shape, env.action_space
+    found = there.observation_space.shape, there.action_space
+    if found == wanted:
+        return None
+    return f"gymnasium's {env.name!r} has the spaces {found}, and not {wanted}"

@@ -6,10 +6,13 @@ at the Edge of the Statistical Precipice" (NeurIPS 2021); Efron, "Bootstrap meth
 the jackknife" (Annals of Statistics, 1979).
 """
 
+import json
+import reprlib
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import numpy as np
+import xarray as xr
 from numpy.random import Generator
 from numpy.typing import ArrayLike, NDArray
 from scipy import stats
@@ -46,6 +49,44 @@ class Curve(NamedTuple):
     estimate: FloatArray
     low: FloatArray
     high: FloatArray
+
+
+def mean_return(dataset: xr.Dataset, name: str) -> xr.DataArray:
+    """Returns the mean over the episodes of returns, such as `final_return (..., seed, episode)`.
+
+    It is NaN for a seed of which any episode is NaN or infinite: the mean of the others would be
+    one of chosen episodes. Episodes beyond a setting's own `eval_episodes` do not count. The name
+    of the array says what it is, for an axis.
+    """
+    returns, asked = dataset[name].astype(float), dataset.sizes["episode"]
+    if "settings" in dataset:
+        read = np.vectorize(lambda text: json.loads(text)["eval_episodes"], otypes=[int])
+        asked = dataset.settings.copy(data=read(dataset.settings.values))
+    index = xr.DataArray(np.arange(returns.sizes["episode"]), dims="episode")
+    known = returns.where(np.isfinite(returns))
+    is_wrong = known.isnull() & (index < asked)
+    mean = known.mean("episode").where(~is_wrong.any("episode"))
+    numbers = np.unique(asked)
+    of = f"of {numbers[0]} episodes" if len(numbers) == 1 else "over its episodes"
+    return mean.rename(f"greedy return, mean {of}")
+
+
+def count_seeds(scores: ArrayLike) -> str:
+    """Says how many seeds a mean is of: "10 seeds", "7 of 10 seeds (3 not finished or NaN)".
+
+    `scores` are `[num_seeds]`, or curves `[num_seeds, num_points]`, of which each point has its own
+    number of seeds: "7 to 9 of 10 seeds"; points without any do not count.
+    """
+    present = np.isfinite(np.atleast_2d(np.asarray(scores, dtype=np.float64).T))
+    counts, total = present.sum(axis=-1), present.shape[-1]
+    low, high = counts[counts > 0].min(initial=total), counts.max(initial=0)
+    words = "1 seed" if total == 1 else f"{total} seeds"
+    if low == high == total:
+        return words
+    why = f"{total - high} not finished or NaN"
+    if np.ndim(scores) > 1:
+        why = "the others are NaN" if high else "all are NaN"
+    return f"{f'{low} to ' if low < high else ''}{high} of {words} ({why})"
 
 
 def interquartile_mean(scores: ArrayLike, axis: int | None = -1) -> Any:
@@ -97,7 +138,7 @@ def bootstrap_interval(
       ValueError: an argument is out of its range, scores are not one-dimensional, empty, NaN or
         infinite, or the statistic yields NaN or a wrong shape.
     """
-    sample = _check_scores("scores", scores, ndim=1)
+    sample = _check_scores("scores", scores, ("num_seeds",))
     return _resample(statistic, rng, confidence, num_resamples, sample)
 
 
@@ -114,7 +155,9 @@ def bootstrap_curve(
     `scores` are `[num_seeds, num_points]`, finite or NaN, which means missing, such as a training
     return before the first finished episode. All else is as in `bootstrap_interval`.
     """
-    values = _check_scores("scores", scores, ndim=2, missing_allowed=True)
+    if isinstance(scores, xr.DataArray) and "seed" in scores.dims:
+        scores = scores.transpose("seed", ...)
+    values = _check_scores("scores", scores, ("num_seeds", "num_points"), missing_allowed=True)
     confidence = _check_settings(rng, confidence, num_resamples)
     num_seeds, num_points = values.shape
     drawn = rng.integers(num_seeds, size=(num_resamples, num_seeds))
@@ -145,7 +188,7 @@ def probability_of_improvement(
         u = stats.mannwhitneyu(x, y, axis=axis, method="asymptotic").statistic
         return u / (x.shape[axis] * y.shape[axis])
 
-    samples = _check_scores("x", x, ndim=1), _check_scores("y", y, ndim=1)
+    samples = _check_scores("x", x, ("num_seeds",)), _check_scores("y", y, ("num_seeds",))
     return _resample(compare, rng, confidence, num_resamples, *samples)
 
 
@@ -164,10 +207,14 @@ def paired_effect(
     own seeds, and the same ones on both sides, because a seed is one start that both sides had.
 
     `treated` (with the change) and `control` (without it) are `[num_pairs, num_seeds]`, finite, of
-    the same pairs and seeds. All else is as in `bootstrap_interval`.
+    the same pairs and seeds in the same order. Two `xarray.DataArray` with a dimension `seed` have
+    any other dimensions, in any order, and are matched by their labels. All else is as in
+    `bootstrap_interval`.
     """
-    with_it = _check_scores("treated", treated, ndim=2)
-    without = _check_scores("control", control, ndim=2)
+    if isinstance(treated, xr.DataArray) and isinstance(control, xr.DataArray):
+        treated, control = _match_labels(treated, control)
+    with_it = _check_scores("treated", treated, ("num_pairs", "num_seeds"))
+    without = _check_scores("control", control, ("num_pairs", "num_seeds"))
     if with_it.shape != without.shape:
         raise ValueError(
             f"treated {with_it.shape} and control {without.shape} must have the same shape "
@@ -177,11 +224,37 @@ def paired_effect(
     pairs = np.arange(num_pairs)[:, np.newaxis]
 
     def effect(seeds: NDArray[np.int64], axis: int) -> FloatArray:
-        difference = statistic(with_it[pairs, seeds], axis=axis)
-        return (difference - statistic(without[pairs, seeds], axis=axis)).mean(axis=-1)
+        sides = (side[pairs, seeds] for side in (with_it, without))
+        one, other = (_apply(statistic, (side,), side.shape[:-1]) for side in sides)
+        return (one - other).mean(axis=-1)
 
     seeds = np.broadcast_to(np.arange(num_seeds), with_it.shape)
     return _resample(effect, rng, confidence, num_resamples, seeds)
+
+
+def _match_labels(treated: xr.DataArray, control: xr.DataArray) -> list[ArrayLike]:
+    """Returns both sides as `[num_pairs, num_seeds]`, in the order of the labels of all axes."""
+    for name, side in {"treated": treated, "control": control}.items():
+        if "seed" not in side.dims:
+            raise ValueError(
+                f"{name} has the dimensions {side.dims} and must have the dimension 'seed': rename "
+                "the one over the seeds"
+            )
+    if {*treated.dims} != {*control.dims}:
+        raise ValueError(
+            f"treated {treated.dims} and control {control.dims} must have the same dimensions: "
+            "select the setting that differs, such as scores.sel(double=True)"
+        )
+    dims = sorted(map(str, treated.dims), key=lambda dim: (dim == "seed", dim))
+    for dim in dims:
+        mine, theirs = (sorted(side[dim].values.tolist()) for side in (treated, control))
+        if mine != theirs or len({*mine}) < len(mine):
+            raise ValueError(
+                f"treated and control must have the same {dim}s, each once, got {mine!r:.200} and "
+                f"{theirs!r:.200}: select those that both have"
+            )
+    ordered = (side.sortby(dims).transpose(*dims).values for side in (treated, control))
+    return [side.reshape(-1, treated.sizes["seed"]) for side in ordered]
 
 
 def _interquartile_mean_of_present(values: FloatArray) -> FloatArray:
@@ -202,13 +275,7 @@ def _resample(
     confidence = _check_settings(rng, confidence, num)
 
     def checked_statistic(*resampled: Samples) -> FloatArray:
-        values = np.asarray(statistic(*resampled, axis=-1), dtype=np.float64)
-        expected = resampled[0].shape[: -samples[0].ndim]
-        if values.shape != expected:
-            raise ValueError(
-                f"statistic gave shape {values.shape} for scores of shape {resampled[0].shape}; "
-                f"it must give {expected}, reducing axis=-1 alone, as np.mean does"
-            )
+        values = _apply(statistic, resampled, resampled[0].shape[: -samples[0].ndim])
         if num_bad := np.count_nonzero(~np.isfinite(values)):
             raise ValueError(
                 f"statistic is not finite for {num_bad} of {values.size} samples of the scores; "
@@ -232,30 +299,51 @@ def _resample(
     return Interval(estimate, low, high, confidence, few if min(sizes) < _ADVISED_SEEDS else "")
 
 
+def _apply(
+    statistic: Callable[..., Any], samples: tuple[Samples, ...], expected: tuple[int, ...]
+) -> FloatArray:
+    """Returns a statistic over the last axis of samples, or raises that it has another shape."""
+    values = np.asarray(statistic(*samples, axis=-1), dtype=np.float64)
+    if values.shape != expected:
+        raise ValueError(
+            f"statistic gave shape {values.shape} for scores of shape {samples[0].shape}; "
+            f"it must give {expected}, reducing axis=-1 alone, as np.mean does"
+        )
+    return values
+
+
 def _percentiles(resampled: FloatArray, confidence: float) -> list[float]:
     return np.quantile(resampled, [(1 - confidence) / 2, (1 + confidence) / 2]).tolist()
 
 
 def _check_scores(
-    name: str, values: ArrayLike, ndim: int | None = None, missing_allowed: bool = False
+    name: str, values: ArrayLike, axes: tuple[str, ...] = (), missing_allowed: bool = False
 ) -> FloatArray:
-    """Returns scores as float64, or raises what is wrong with them."""
+    """Returns scores of these axes (none: any) as float64, or raises what is wrong with them."""
     try:
         array = np.asarray(values, dtype=np.float64)
     except (TypeError, ValueError) as error:
+        shown = " ".join(reprlib.repr(values).split())
         raise ValueError(
-            f"{name} must be a rectangular array of real numbers, got {values!r} ({error})"
+            f"{name} must be a rectangular array of real numbers, got {shown} ({error}): give "
+            "each seed as many numbers as the others"
         ) from error
-    if ndim is None and array.ndim == 0:
-        raise ValueError(f"{name} must have an axis of seeds, got the single number {array}")
-    if ndim is not None and array.ndim != ndim:
-        axes = {1: "[num_seeds]", 2: "[num_seeds, num_points]"}[ndim]
+    if not axes and array.ndim == 0:
         raise ValueError(
-            f"{name} must be {ndim}-dimensional, {axes}, got shape {array.shape}; "
+            f"{name} must have an axis of seeds, got the single number {array}: give a list"
+        )
+    shape = f"[{', '.join(axes)}]"
+    if axes and array.ndim != len(axes):
+        raise ValueError(
+            f"{name} must be {len(axes)}-dimensional, {shape}, got shape {array.shape}; "
             "reduce it to that shape first, such as a mean over the episodes"
         )
     if array.size == 0:
-        raise ValueError(f"{name} has no entries (shape {array.shape}); give at least one seed")
+        empty = axes[array.shape.index(0)] if axes else "num_seeds"
+        raise ValueError(
+            f"{name} has no entries (shape {array.shape}{f' of {shape}' if axes else ''}); give at "
+            f"least one {empty.removeprefix('num_').removesuffix('s')}"
+        )
     num_nan, num_infinite = int(np.isnan(array).sum()), int(np.isinf(array).sum())
     if num_infinite or (num_nan and not missing_allowed):
         allowed = "finite or NaN (missing)" if missing_allowed else "finite"
@@ -273,6 +361,8 @@ def _check_settings(rng: Generator, confidence: float, num_resamples: int) -> fl
         raise TypeError(
             f"rng must be a numpy.random.Generator, got {rng!r}; pass np.random.default_rng(seed)"
         )
+    if not isinstance(confidence, int | float | np.number):
+        raise TypeError(f"confidence must be a number, got {confidence!r}; write 0.95 for 95 %")
     confidence = float(confidence)
     if not 0 < confidence < 1:
         raise ValueError(

@@ -8,6 +8,7 @@ import xarray as xr
 from rich.table import Table
 
 from purejaxdqn.report import files, pages
+from purejaxdqn.report.statistics import mean_return
 from purejaxdqn.report.training import show, summarise_final_return
 from purejaxdqn.runtime.console import make_console
 
@@ -22,20 +23,20 @@ def report_sweep(dataset: xr.Dataset, output: Path) -> dict[str, Any]:
       `status`, `width`, and `settings`: per setting, the best first, its name as `setting`, what
       `summarise_final_return` returns, and `num_diverged`, the seeds whose numbers became NaN.
     """
-    rng = np.random.default_rng(0)
     settings = group_by_setting(dataset)
     rows: list[dict[str, Any]] = []
     for name, part in settings.items():
-        finals = summarise_final_return(part, rng)
+        # One generator each: the interval of a setting does not depend on the others.
+        finals = summarise_final_return(part, np.random.default_rng(0))
         rows.append({"setting": name, **finals, "num_diverged": int(part.diverged.sum())})
     rows.sort(key=lambda row: -np.inf if row["iqm"] is None else row["iqm"], reverse=True)
     make_console().print(_make_table(rows[:_MOST_ROWS]))
     facts = {"status": dataset.attrs["status"], "width": int(dataset.attrs["width"])}
     facts["settings"] = rows
     best = [row["setting"] for row in rows[:_MOST_CURVES]]
-    greedy = {name: settings[name].evaluation_return.mean("episode") for name in best}
-    curves = {name: curve.rename("greedy return") for name, curve in greedy.items()}
-    page = pages.plot_interactive_curves(curves, "Greedy return by setting")
+    curves = {name: mean_return(settings[name], "evaluation_return") for name in best}
+    shown = f"the best {len(best)} of {len(rows)} settings" if rows[len(best) :] else "by setting"
+    page = pages.plot_interactive_curves(curves, f"Greedy return, {shown}")
     files.save_report(output, facts, {}, {"learning_curves": page})
     return facts
 

@@ -12,7 +12,7 @@ from rich.table import Table
 from purejaxdqn import environments
 from purejaxdqn.report import figures, files, pages
 from purejaxdqn.report.films import FILM_NAME
-from purejaxdqn.report.statistics import Interval, bootstrap_interval
+from purejaxdqn.report.statistics import Interval, bootstrap_interval, count_seeds, mean_return
 from purejaxdqn.runtime.console import make_console
 
 _TIMES = ("env_steps_per_second", "compile_seconds", "train_seconds", "evaluation_seconds")
@@ -24,17 +24,18 @@ def report_training(dataset: xr.Dataset, output: Path) -> dict[str, Any] | None:
     Returns:
       What `summarise` returns. None where nothing was evaluated: then nothing is written either.
     """
-    if dataset.evaluation_return.isnull().all():
-        make_console(stderr=True).print("nothing was evaluated: nothing is written")
+    greedy = mean_return(dataset, "evaluation_return")
+    if greedy.isnull().all():
+        words = f"no mean return at any step of {count_seeds(greedy)}: nothing is written"
+        make_console(stderr=True).print(words)
         return None
     if "gymnasium_return" not in dataset:
         (output / FILM_NAME).unlink(missing_ok=True)  # an earlier run's
-    threshold = environments.make(find_name(dataset, "env")).threshold
+    threshold = find_environment(dataset)[1]
     facts = summarise(dataset, threshold, np.random.default_rng(0))
     print_summary(facts, make_console())
     title = f"{facts['agent'] or facts['algorithm']} on {facts['env']}"
     picture = figures.plot_learning_curve(dataset, title, threshold)
-    greedy = dataset.evaluation_return.mean("episode").rename("greedy return")
     page = pages.plot_interactive_curves({title: greedy}, title, threshold)
     files.save_report(output, facts, {"learning_curve": picture}, {"learning_curve": page})
     return facts
@@ -65,7 +66,7 @@ def summarise(
     return {
         "algorithm": dataset.attrs["experiment"].rpartition(".")[2].upper(),
         "agent": find_name(dataset, "agent"),
-        "env": find_name(dataset, "env"),
+        "env": find_environment(dataset)[0],
         "status": dataset.attrs["status"],
         "seeds": dataset.seed.values.tolist(),
         **finals,
@@ -83,19 +84,22 @@ def summarise_final_return(dataset: xr.Dataset, rng: np.random.Generator) -> dic
     """Returns how well one setting's seeds did in the end, ready for JSON.
 
     Of `final_return (seed, episode)`, NaN for a seed that has not finished, these are
-    `final_return` per seed (means over episodes), `num_finished`, `iqm` over the seeds' means with
-    its 95 % interval `iqm_low` and `iqm_high`, and `interval_note`.
+    `final_return` per seed (means over episodes), `num_finished`, the seeds whose mean is a number,
+    `num_missing`, the others, `iqm` over the seeds' means with its 95 % interval `iqm_low` and
+    `iqm_high`, `iqm_seeds`, which says of how many seeds it is, and `interval_note`.
     """
-    finals = dataset.final_return.mean("episode").values.astype(float)
+    finals = mean_return(dataset, "final_return").values
     finished = finals[np.isfinite(finals)]
     interval = bootstrap_interval(finished, rng) if len(finished) else None
     return {
         "final_return": _to_json(finals),
         "num_finished": len(finished),
+        "num_missing": len(finals) - len(finished),
+        "iqm_seeds": count_seeds(finals),
         "iqm": interval and interval.estimate,
         "iqm_low": interval and interval.low,
         "iqm_high": interval and interval.high,
-        "interval_note": interval.note if interval else "no seed has finished",
+        "interval_note": interval.note if interval else "no seed has finished with a number",
     }
 
 
@@ -104,7 +108,7 @@ def steps_to_threshold(dataset: xr.Dataset, threshold: float) -> list[int | None
 
     None stands for a seed whose `evaluation_return (seed, step, episode)` never reached it.
     """
-    means = dataset.evaluation_return.mean("episode").transpose("seed", "step").values
+    means = mean_return(dataset, "evaluation_return").transpose("seed", "step").values
     steps = dataset.step.values
     return [int(steps[row >= threshold][0]) if (row >= threshold).any() else None for row in means]
 
@@ -117,6 +121,18 @@ def find_name(dataset: xr.Dataset, setting: str) -> str:
     return str(dataset[setting].item()) if setting in dataset else ""
 
 
+def find_environment(dataset: xr.Dataset) -> tuple[str, float | None]:
+    """Returns the name of the environment that was trained on, and its threshold if it has one.
+
+    Results of older versions, and of several environments, only have the name of the setting.
+    """
+    if "env" in dataset.attrs:
+        threshold = dataset.attrs.get("threshold")
+        return dataset.attrs["env"], None if threshold is None else float(threshold)
+    name = find_name(dataset, "env")
+    return name, environments.make(name).threshold if name else None
+
+
 def print_summary(summary: dict[str, Any], console: Console) -> None:
     """Prints the table, a row per seed, and what all seeds have in common below it."""
     table = Table(title=f"{summary['agent'] or summary['algorithm']} on {summary['env']}")
@@ -124,16 +140,18 @@ def print_summary(summary: dict[str, Any], console: Console) -> None:
         table.add_column(column, justify="right")
     columns = ("seeds", "final_return", "gymnasium_return", "steps_to_threshold")
     for seed, final, played, steps in zip(*map(summary.get, columns), strict=True):
-        table.add_row(str(seed), show(final, ".1f", "not finished"), show(played), show(steps, ","))
+        table.add_row(
+            str(seed), show(final, ".1f", "not finished or NaN"), show(played), show(steps, ",")
+        )
     console.print(table)
     if summary["iqm"] is not None:
         interval = Interval(summary["iqm"], summary["iqm_low"], summary["iqm_high"], 0.95, "")
-        console.print(f"interquartile mean over seeds {interval}")
+        console.print(f"interquartile mean of {summary['iqm_seeds']}: {interval}")
     if summary["interval_note"]:
         console.print(summary["interval_note"])
     if summary["threshold"] is not None:
         solved = f"{summary['num_solved']} of {len(summary['seeds'])} seeds"
-        console.print(f"solved (at least {summary['threshold']:.0f}): {solved}")
+        console.print(f"solved (at least {summary['threshold']:g}): {solved}")
     console.print(
         f"{summary['env_steps_per_second']:,.0f} environment steps per second over all seeds; "
         f"compiled in {summary['compile_seconds']:.1f} s, trained in "

@@ -13,6 +13,8 @@ from typing import Any
 EXIT_INTERRUPTED = 130  # 128 + SIGINT, as shells have it
 EXIT_TERMINATED = 75  # EX_TEMPFAIL: try again, which a cluster's scheduler does
 _SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+_NOTICE = "stopping after what is under way; a second Ctrl-C or signal ends it at once"
+_resent: list[int] = []  # signals that this process has sent to itself, which ask for nothing new
 
 
 class Stopped(KeyboardInterrupt):
@@ -35,7 +37,8 @@ class StopRequest:
     """Remembers whether a signal has asked for an end.
 
     While `is_deferred`, the first signal is only noted, until `raise_if_requested` is called, as
-    between two chunks. A second signal is not deferred, except while a file is written.
+    between two chunks. A second signal is not deferred, except while a file is written; within
+    `end_at_second_signal` it ends the process even then.
     """
 
     number: int | None = None  # the first signal
@@ -53,16 +56,26 @@ class StopRequest:
         if self.number is None:
             self.number = number
             if self.is_deferred:
+                with contextlib.suppress(RuntimeError, OSError, AttributeError):  # amid a print
+                    print(_NOTICE, file=sys.stderr, flush=True)
                 return
+        elif not _insists(self.number, number):
+            return
         raise Stopped(self.number)
+
+
+def _insists(first: int, number: int) -> bool:
+    """Tells whether a later signal asks for more: a session that ends sends two different ones."""
+    return number == first or signal.SIGINT in (first, number)
 
 
 def _leave_terminal() -> None:
     """Sends what is still printed nowhere: a terminal that was closed fails each write to it."""
     nowhere = os.open(os.devnull, os.O_WRONLY)
     for stream in (1, 2):
-        if stat.S_ISCHR(os.fstat(stream).st_mode):  # no file, and no pipe
-            os.dup2(nowhere, stream)
+        with contextlib.suppress(OSError):  # one that is closed
+            if stat.S_ISCHR(os.fstat(stream).st_mode):  # no file, and no pipe
+                os.dup2(nowhere, stream)
     os.close(nowhere)
 
 
@@ -76,6 +89,7 @@ def catch_signals() -> Iterator[StopRequest]:
 
     def send(number: int) -> None:
         if signal.getsignal(number) == request.handle:
+            _resent.append(number)
             os.kill(os.getpid(), number)
 
     def resend(unraisable: Any) -> None:
@@ -97,6 +111,53 @@ def catch_signals() -> Iterator[StopRequest]:
 
 
 @contextlib.contextmanager
+def finish_first() -> Iterator[None]:
+    """Delivers the first signal after the block, and says so; a second one ends the block."""
+    with catch_signals() as request:
+        request.is_deferred = True
+        yield
+    request.raise_if_requested()
+
+
+@contextlib.contextmanager
+def end_at_second_signal(last_words: Callable[[], str]) -> Iterator[None]:
+    """Ends the process at the second signal within the block, at once, whatever it is doing.
+
+    The exit code is the shell's: 128 and the signal's number. `last_words` go to standard error.
+    """
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    read_end, write_end = os.pipe()
+
+    def watch() -> None:
+        # Python's handlers wait for the main thread, which may be in a library for minutes.
+        first = None
+        with open(read_end, "rb", buffering=0) as signals:
+            while byte := signals.read(1):
+                if (number := byte[0]) not in _SIGNALS:
+                    continue
+                if number in _resent:
+                    _resent.remove(number)
+                elif first is None:
+                    first = number
+                elif _insists(first, number):
+                    with contextlib.suppress(OSError):  # the terminal may be gone
+                        os.write(2, f"\n{last_words()}\n".encode())
+                    os._exit(128 + number)
+
+    _resent.clear()
+    os.set_blocking(write_end, False)
+    before = signal.set_wakeup_fd(write_end, warn_on_full_buffer=False)
+    threading.Thread(target=watch, daemon=True).start()
+    try:
+        yield
+    finally:
+        signal.set_wakeup_fd(before)
+        os.close(write_end)  # which ends the thread
+
+
+@contextlib.contextmanager
 def defer_signals() -> Iterator[None]:
     """Delivers signals after the block: amid it, libraries that write files may hold locks."""
     received: list[int] = []
@@ -105,7 +166,11 @@ def defer_signals() -> Iterator[None]:
             yield
     finally:
         for number in received:
-            signal.raise_signal(number)
+            handler = signal.getsignal(number)
+            if callable(handler):
+                handler(number, None)
+            else:  # the system's own
+                signal.raise_signal(number)
 
 
 @contextlib.contextmanager

@@ -20,8 +20,12 @@ def import_module_or_file(place: str) -> ModuleType:
     Raises:
       ConfigError: if there is no such module or file, or if it raises while it is imported.
     """
+    is_file = place.endswith(".py") and place.isprintable()
+    if not is_file and not all(part.isidentifier() for part in place.split(".")):
+        raise ConfigError(
+            f"import ({place!r:.60}) must be a module such as my_module, or a file that ends in .py"
+        )
     path = Path(place).resolve()
-    is_file = place.endswith(".py")
     if is_file and not path.is_file():
         raise ConfigError(
             f"there is no file {place} in {Path.cwd()}: correct the path, or name a module"
@@ -31,6 +35,8 @@ def import_module_or_file(place: str) -> ModuleType:
             sys.path.insert(0, str(folder))
     try:
         module = _import_file(path) if is_file else importlib.import_module(place)
+    except ConfigError:  # of a registration too
+        raise
     except (Exception, SystemExit) as error:
         missing = error.name if isinstance(error, ModuleNotFoundError) else None
         if missing and not is_file and f"{place}.".startswith(f"{missing}."):
@@ -42,6 +48,10 @@ def import_module_or_file(place: str) -> ModuleType:
             f"importing {place} raises {describe_error(error)}; correct it until Python can "
             "import it"
         ) from error
+    if not is_file and hasattr(module, "__path__") and getattr(module, "__file__", None) is None:
+        raise ConfigError(
+            f"import ({place!r:.60}) is a folder without __init__.py: name a module or file in it"
+        )
     name = str(path) if is_file else place
     if name not in IMPORTED:
         IMPORTED.append(name)
@@ -58,6 +68,11 @@ def _import_file(path: Path) -> ModuleType:
     known = sys.modules.get(path.stem)
     if known is not None and getattr(known, "__file__", None) == str(path):
         return known
+    is_others = "site-packages" in str(getattr(known, "__file__", ""))
+    if is_others or path.stem in (*sys.stdlib_module_names, __package__.split(".")[0]):
+        raise ConfigError(
+            f"{path.name} has the name of a module that others import: rename the file"
+        )
     spec: Any = importlib.util.spec_from_file_location(path.stem, path)
     module = sys.modules[path.stem] = importlib.util.module_from_spec(spec)
     try:

@@ -43,12 +43,7 @@ def join_processes(
         if coordinator is None:
             return
     else:
-        host, _, port = coordinator.rpartition(":")
-        if not (host and port.isdigit()):
-            raise ConfigError(
-                f"coordinator ({coordinator!r}) must be a host and a port, such as 10.0.0.1:8476, "
-                "or auto"
-            )
+        split_address("coordinator", coordinator)
         if num_processes is None or num_processes < 1:
             raise ConfigError(f"num_processes ({num_processes}) must be at least 1")
         if process_id is None or not 0 <= process_id < num_processes:
@@ -61,6 +56,17 @@ def join_processes(
         raise ConfigError(
             f"the processes do not find each other (coordinator {coordinator!r}): {first_line}"
         ) from error
+
+
+def split_address(name: str, address: Any) -> tuple[str, int]:
+    """Splits an address such as "10.0.0.1:8476" into host and port, or refuses it."""
+    host, _, port = address.rpartition(":") if isinstance(address, str) else ("", "", "")
+    is_port = port.isascii() and port.isdigit() and 0 < int(port[:6]) < 2**16
+    if not (host and is_port and host.isprintable() and " " not in host):
+        raise ConfigError(
+            f"{name} ({address!r:.60}) must be a host and a port, such as 10.0.0.1:8476, or auto"
+        )
+    return host.strip("[]"), int(port)
 
 
 def is_first_process() -> bool:

@@ -19,6 +19,7 @@ trials (such as `QMCSampler`) keep that promise only without a kill.
 from __future__ import annotations
 
 import contextlib
+import functools
 import itertools
 import json
 import math
@@ -30,7 +31,7 @@ import numpy as np
 
 from purejaxdqn.engine.progress import SweepProgress
 from purejaxdqn.report.statistics import interquartile_mean
-from purejaxdqn.runtime.devices import Plan, ensure_devices, max_width
+from purejaxdqn.runtime.devices import ensure_devices, max_width
 from purejaxdqn.runtime.interrupts import catch_signals
 from purejaxdqn.search import study
 from purejaxdqn.search.study import SearchRequest, Statistic
@@ -40,12 +41,12 @@ from purejaxdqn.storage.fingerprint import fingerprint
 from purejaxdqn.storage.provenance import to_jsonable
 from purejaxdqn.sweep.design import MOST_RUNS, grid_design, random_design
 from purejaxdqn.sweep.folder import SweepFolder
-from purejaxdqn.sweep.options import SweepOptions, check_whole, take_options
-from purejaxdqn.sweep.plan import plan_sweep
+from purejaxdqn.sweep.options import SweepOptions, take_options
+from purejaxdqn.sweep.plan import SweepPlan, plan_sweep
 from purejaxdqn.sweep.resume import begin_or_resume, describe_code
 from purejaxdqn.training.loop import Experiment
 from purejaxdqn.training.settings import RunConfig, config_to_json
-from purejaxdqn.types import ConfigError
+from purejaxdqn.types import ConfigError, ensure, ensure_function, ensure_whole
 
 if TYPE_CHECKING:
     import optuna
@@ -103,10 +104,14 @@ def search(
       SearchInterrupted: on Ctrl-C and SIGTERM, with everything that was finished.
     """
     options = take_options(options, option_fields, "search", _NOT_TAKEN)
+    ensure(isinstance(config, RunConfig), "config", config, "settings, such as DQNConfig()")
+    ensure_function("statistic", statistic, "interquartile_mean")
+    ensure(callable(sampler), "sampler", sampler, "a function from a seed to a sampler of Optuna")
     distributions = study.make_distributions(config, space)
-    check_whole("num_trials", num_trials, 1)
-    check_whole("sampler_seed", sampler_seed, 0)
-    check_whole("trials_per_batch", 1 if trials_per_batch is None else trials_per_batch, 1)
+    study.ensure_pruner(pruner)
+    ensure_whole("num_trials", num_trials, 1)
+    ensure_whole("sampler_seed", sampler_seed, 0)
+    ensure_whole("trials_per_batch", 1 if trials_per_batch is None else trials_per_batch, 1)
     # Refuses unknown names, bad seeds, and values that are wrong alone or two together.
     for some in itertools.combinations(distributions.items(), min(2, len(distributions))):
         grid_design(config, seeds, {name: study.list_extremes(one) for name, one in some})
@@ -123,7 +128,8 @@ def _search(
     output, overwrite, num_seeds = options.output, options.overwrite, len(request.seeds)
     if output is None:
         raise ConfigError("output (None) must be the folder of the search: give output")
-    results.prepare_output(output, overwrite, resume=not overwrite)
+    check = functools.partial(results.check_output, output, overwrite, resume=not overwrite)
+    check()
     devices = options.devices or ensure_devices()
     if jax.process_count() > 1:
         raise ConfigError(
@@ -134,8 +140,9 @@ def _search(
     bar = SweepProgress(total_steps, enabled=options.progress)
     folder = SweepFolder(output, bar.message)
     with contextlib.ExitStack() as stack:
-        folder.lock()
         stack.callback(folder.unlock)
+        if folder.is_there():  # else it is made once nothing more is refused
+            folder.lock()
         begun = {} if overwrite else folder.read_asked()
         at_once = len(devices) * max(1, max_width() // num_seeds)
         chosen = min(at_once, math.ceil(num_trials / _MIN_BATCHES))
@@ -143,15 +150,19 @@ def _search(
         chosen = _choose_width(min(trials_per_batch, at_once), num_seeds, len(devices))
         width = options.width or begun.get("width", chosen)
         how = {"width": width, "memory_budget": options.memory_budget}
-        layout = _plan_batch(request, trials_per_batch, devices, **how)
+        plan = _plan_batch(request, trials_per_batch, devices, **how)
         facts = _describe(request, trials_per_batch, width)
+        folder.lock()
+        check()  # again: no other process can write there now
         history = _begin(folder, facts, overwrite)
-        opened = stack.enter_context(study.open_study(output / study.STUDY_FILE, request.pruner))
+        told = (request.pruner, folder.read_trials(), request.config.total_steps)
+        opened = stack.enter_context(study.open_study(output / study.STUDY_FILE, *told))
         for name, value in facts.items():
             opened.set_user_attr(name, value)
         attrs = {"num_trials": num_trials, "trials_per_batch": trials_per_batch, **history}
-        attrs["code"] = json.dumps(facts["code"])
-        trainer = TrialTrainer(request, opened, layout, devices, folder, bar, attrs)
+        attrs |= {"code": json.dumps(facts["code"]), **plan.environment}
+        env, layout = plan.recorded.points[0].config.env, plan.groups[0].plan
+        trainer = TrialTrainer(request, opened, layout, devices, folder, bar, env, attrs)
         stop = stack.enter_context(catch_signals())
         if (known := trainer.read_earlier(num_trials)) is not None:
             return known
@@ -161,21 +172,22 @@ def _search(
 
 def _plan_batch(
     request: SearchRequest, trials_per_batch: int, devices: Sequence[jax.Device], **options: Any
-) -> Plan:
+) -> SweepPlan:
     """Lays out a batch of trials, with as many runs as every batch will have."""
     rng, num_seeds = np.random.default_rng(0), len(request.seeds)
     if trials_per_batch * num_seeds > MOST_RUNS:
         shown = f"trials_per_batch ({trials_per_batch}) of {num_seeds} seeds"
         raise ConfigError(f"{shown} are too many runs: at most {MOST_RUNS:,}")
     batch = random_design(request.config, request.seeds, request.space, trials_per_batch, rng)
-    layout = plan_sweep(request.experiment, batch, devices, **options).groups[0].plan
+    plan = plan_sweep(request.experiment, batch, devices, **options)
+    layout = plan.groups[0].plan
     if layout.slots_per_round < num_seeds:
         raise ConfigError(
             f"the {num_seeds} seeds of a trial must train at the same time, but at width "
             f"({layout.width}) the {layout.num_devices} device(s) have {layout.slots_per_round} "
             "slots: raise the width, take fewer seeds, or train on more devices"
         )
-    return layout
+    return plan
 
 
 def _describe(request: SearchRequest, trials_per_batch: int, width: int) -> dict[str, Any]:

@@ -26,11 +26,15 @@ from purejaxdqn.storage import provenance, results
 from purejaxdqn.sweep.dataset import to_dataset
 from purejaxdqn.sweep.design import grid_design
 from purejaxdqn.sweep.folder import SweepFolder
+from purejaxdqn.sweep.resume import list_code
 from purejaxdqn.training.settings import RunConfig
 from purejaxdqn.types import ConfigError
 
 if TYPE_CHECKING:
     import optuna
+
+
+_STATES = ("complete", "pruned", "diverged")
 
 
 class Best(NamedTuple):
@@ -61,14 +65,13 @@ class SearchResult(NamedTuple):
 
     def print(self, console: Console, at_most: int = 10) -> None:
         """Prints a table of the best trials that were trained to their end, and the best flags."""
-        coords = self.dataset.coords.items()
-        names = [str(n) for n, values in coords if values.dims == ("trial",) and n != "trial"]
-        scores = self.dataset.score.isel(step=-1, trial=self.dataset.state.values == "complete")
-        table = Table("trial", "score", *names)
-        for one in scores.sortby(-scores)[:at_most]:
-            settings = [f"{float(one[name]):.4g}" for name in names]
-            table.add_row(str(int(one.trial)), f"{float(one):.1f}", *settings)
+        table = Table("trial", "score", *_list_searched(self.dataset))
+        for number, score, settings in rank_trials(self.dataset)[:at_most]:
+            # Settings to the last digit: they are there to be used.
+            table.add_row(str(number), f"{score:.1f}", *map(str, settings.values()))
         console.print(table)
+        states = ", ".join(f"{self.summary()[name]} {name}" for name in _STATES)
+        console.print(f"scores over {self.dataset.sizes['seed']} seeds; of the trials, {states}")
         if self.best is None:
             console.print("no trial was trained to its end")
             return
@@ -79,11 +82,29 @@ class SearchResult(NamedTuple):
     def summary(self) -> dict[str, Any]:
         """Returns the counts and the best trial, ready for JSON."""
         states = self.dataset.state.values.tolist()
-        counts = {state: states.count(state) for state in ("complete", "pruned", "diverged")}
+        counts = {state: states.count(state) for state in _STATES}
         facts = {"status": self.dataset.attrs["status"], "num_trials": len(states), **counts}
         names = ("trial", "score", "settings")
         best = self.best and {name: getattr(self.best, name) for name in names}
         return {**facts, "best": provenance.to_jsonable(best)}
+
+
+def _list_searched(dataset: xr.Dataset) -> list[str]:
+    coords = dataset.coords.items()
+    return [str(n) for n, values in coords if values.dims == ("trial",) and n != "trial"]
+
+
+def rank_trials(dataset: xr.Dataset) -> list[tuple[int, float, dict[str, Any]]]:
+    """Returns number, score and settings of the trials trained to their end, the best first.
+
+    Of several that are as good the first one comes first.
+    """
+    scores = dataset.score.isel(step=-1, trial=dataset.state.values == "complete")
+    names = _list_searched(dataset)
+    return [
+        (int(one.trial), float(one), {name: float(one[name]) for name in names})
+        for one in scores.sortby(-scores)
+    ]
 
 
 class SearchInterrupted(Interrupted):
@@ -100,6 +121,7 @@ class TrialTrainer:
     devices: Sequence[jax.Device]
     folder: SweepFolder
     bar: SweepProgress
+    env: str  # as results name it
     attrs: dict[str, Any]
 
     def __post_init__(self) -> None:
@@ -107,7 +129,12 @@ class TrialTrainer:
         self._output, last_step = self.folder.output, self._config.total_steps
         self._at_once = self.layout.slots_per_round // len(self._seeds)  # trials of a round
         self._load = functools.cache(lambda n: self.folder.load_finished(n, self._config))
-        self._tell_batch = functools.partial(study.tell_batch, self.opened, self._load, last_step)
+        self._digests = self.folder.read_trials()
+
+        def is_kept(number: int) -> bool:
+            return str(number) in self._digests and self._load(number) is not None
+
+        self._tell_batch = functools.partial(study.tell_batch, self.opened, is_kept, last_step)
         self._trained_steps = 0
         times = ("compile_seconds", "train_seconds", "evaluation_seconds", "env_steps_per_second")
         layout = {"width": self.layout.width, "device": self.devices[0].device_kind}
@@ -130,7 +157,7 @@ class TrialTrainer:
                 is_finished = dataset.attrs.get("status") == "finished"
                 if is_finished and dataset.trial.values.tolist() == numbers:
                     self.bar.message(f"the search in {self._output} is finished already")
-                    return SearchResult(dataset, self._find_best())
+                    return SearchResult(dataset, self._find_best(dataset))
         if numbers or num_failed:
             again = f"; {num_failed} that were under way are proposed again" if num_failed else ""
             self.bar.message(f"going on after {len(numbers)} trial(s){again}")
@@ -151,6 +178,8 @@ class TrialTrainer:
                 for number, record in records.items():
                     record.params = []  # the weights of hundreds of trials would fill the disk
                     self.folder.save_finished(number, record)
+                self._digests = study.digest_trials(self.opened)
+                self.folder.write_trials(self._digests)
                 self._tell_batch()
                 with self.bar.attempt():
                     results.save(self._make_dataset("running"), self._output)
@@ -228,12 +257,15 @@ class TrialTrainer:
     def _write(self, status: str) -> SearchResult:
         dataset = self._make_dataset(status)
         results.save_or_rescue(dataset, self._output)
-        return SearchResult(dataset, self._find_best())
+        return SearchResult(dataset, self._find_best(dataset))
 
     def _make_dataset(self, status: str) -> xr.Dataset:
         trials = study.read_done(self.opened)
         configs = {t.number: dataclasses.replace(self._config, **t.params) for t in trials}
         design = grid_design(lambda trial: configs[trial], self._seeds, {"trial": [*configs]})
+        named = [dataclasses.replace(config, env=self.env) for config, _ in design.points]
+        points = [one._replace(config=c) for one, c in zip(design.points, named, strict=True)]
+        design = design._replace(points=tuple(points))
         members = np.arange(len(design.runs)).reshape(len(trials), -1).tolist()
         loaded = {i: self._load(number) for i, number in enumerate(configs)}
         records = {i: record for i, record in loaded.items() if record is not None}
@@ -243,17 +275,18 @@ class TrialTrainer:
         # The last report of a trial that has diverged is NaN, which the study keeps no value of.
         states = ["diverged" if t.value is None else t.state.name.lower() for t in trials]
         settings = {name: ("trial", [t.params[name] for t in trials]) for name in trials[0].params}
-        fixed = {k: v for k, v in dataclasses.asdict(self._config).items() if k not in settings}
-        attrs = provenance.collect_provenance(fixed, self.request.experiment)
+        experiment = self.request.experiment
+        fixed = {name: value for name, value in design.shared.items() if name not in settings}
+        attrs = provenance.collect_provenance(
+            fixed, experiment, list_code(experiment, [self._config])
+        )
         return (
             dataset.assign(state=("trial", states), score=(("trial", "step"), np.array(scores)))
             .assign_coords(settings)
             .assign_attrs(attrs, status=status, peak_bytes=peak_bytes(), **self._facts)
         )
 
-    def _find_best(self) -> Best | None:
-        for best in self.opened.best_trials:  # the first of several that are as good
-            assert best.value is not None
-            config = dataclasses.replace(self._config, **best.params)
-            return Best(best.number, best.params, best.value, config)
+    def _find_best(self, dataset: xr.Dataset) -> Best | None:
+        for number, score, settings in rank_trials(dataset):
+            return Best(number, settings, score, dataclasses.replace(self._config, **settings))
         return None

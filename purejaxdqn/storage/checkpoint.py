@@ -5,6 +5,8 @@ A checkpoint is a folder. The files `arrays/0`, `arrays/1` and so on have the by
 of each array, and the caller's `facts`.
 """
 
+import contextlib
+import errno
 import hashlib
 import json
 import os
@@ -17,10 +19,9 @@ from typing import Any
 
 import numpy as np
 
-from purejaxdqn.storage.files import sync
+from purejaxdqn.storage.files import TEMPORARY, sync
 
 MANIFEST = "manifest.json"
-TEMPORARY = ".writing-"  # begins the name of a folder that is not finished
 
 
 class CheckpointDamaged(Exception):
@@ -29,8 +30,7 @@ class CheckpointDamaged(Exception):
 
 def write(folder: Path, arrays: Sequence[np.ndarray], facts: Mapping[str, Any]) -> None:
     """Writes arrays, and facts that JSON can hold, over what lies there, or raises `OSError`."""
-    own = f"{TEMPORARY}{folder.name}.{platform.node()}.{os.getpid()}.{uuid.uuid4().hex[:8]}"
-    temporary = folder.with_name(own)
+    temporary = _name_temporary(folder)
     try:
         (temporary / "arrays").mkdir(parents=True)
         described = []
@@ -43,7 +43,7 @@ def write(folder: Path, arrays: Sequence[np.ndarray], facts: Mapping[str, Any]) 
         (temporary / MANIFEST).write_bytes(f"{digest}\n{text}\n".encode())
         for path in (*temporary.rglob("*"), temporary):
             sync(path)
-        shutil.rmtree(folder, ignore_errors=True)
+        remove(folder)
         temporary.rename(folder)
         sync(folder.parent)
     except BaseException as error:
@@ -51,6 +51,19 @@ def write(folder: Path, arrays: Sequence[np.ndarray], facts: Mapping[str, Any]) 
         if isinstance(error, OSError):
             raise OSError(f"{folder} cannot be written: {error.strerror or error}") from error
         raise
+
+
+def remove(folder: Path) -> None:
+    """Removes a checkpoint, or a folder of them, in one moment: no reader finds a part of it."""
+    temporary = _name_temporary(folder)
+    with contextlib.suppress(OSError):
+        folder.rename(temporary)
+        shutil.rmtree(temporary)
+
+
+def _name_temporary(folder: Path) -> Path:
+    own = f"{TEMPORARY}{folder.name}.{platform.node()}.{os.getpid()}.{uuid.uuid4().hex[:8]}"
+    return folder.with_name(own)
 
 
 def read(
@@ -65,10 +78,8 @@ def read(
     arrays = []
     for number in wanted(content["facts"]) if wanted else range(len(content["arrays"])):
         shape, dtype, digest = content["arrays"][number]
-        try:
-            array = np.fromfile(folder / "arrays" / str(number), np.uint8)
-        except OSError as error:
-            raise CheckpointDamaged(f"array {number} cannot be read ({error.strerror})") from error
+        path = folder / "arrays" / str(number)
+        array = _read_file(path, lambda file: np.fromfile(file, np.uint8))
         if hashlib.sha256(array.data).hexdigest() != digest:
             raise CheckpointDamaged(f"array {number} is not what was written")
         arrays.append(array.view(dtype).reshape(shape))
@@ -77,10 +88,25 @@ def read(
 
 def read_manifest(folder: Path) -> dict[str, Any]:
     """Reads the manifest of a checkpoint alone, as `read` does: `arrays` and `facts`."""
-    try:
-        digest, _, text = (folder / MANIFEST).read_text().removesuffix("\n").partition("\n")
-    except (OSError, UnicodeDecodeError) as error:
-        raise CheckpointDamaged(f"{MANIFEST} cannot be read ({error})") from error
-    if hashlib.sha256(text.encode()).hexdigest() != digest:
+    digest, _, text = (
+        _read_file(folder / MANIFEST, Path.read_bytes).removesuffix(b"\n").partition(b"\n")
+    )
+    if hashlib.sha256(text).hexdigest().encode() != digest:
         raise CheckpointDamaged(f"{MANIFEST} is not what was written")
-    return json.loads(text)
+    try:
+        facts = json.loads(text)
+        if not (isinstance(facts["arrays"], list) and isinstance(facts["facts"], dict)):
+            raise TypeError
+    except (ValueError, KeyError, TypeError, RecursionError) as error:
+        raise CheckpointDamaged(f"{MANIFEST} is not what this package writes") from error
+    return facts
+
+
+def _read_file(path: Path, read: Callable[[Path], Any]) -> Any:
+    """Reads a file of the checkpoint itself: no link, pipe or device in its place."""
+    try:
+        if path.is_symlink() or (path.exists() and not path.is_file()):
+            raise OSError(errno.EINVAL, "it is no file")
+        return read(path)
+    except OSError as error:
+        raise CheckpointDamaged(f"{path.name} cannot be read ({error.strerror})") from error

@@ -9,6 +9,7 @@ from pathlib import Path
 
 from purejaxdqn.runtime.interrupts import defer_signals
 
+TEMPORARY = ".writing-"  # begins the name of what is not finished
 _COST = 20.0  # writing may take one part in so many of the time
 
 
@@ -19,7 +20,7 @@ def replace_file(path: Path) -> Iterator[Path]:
     The block is given a path beside the file, with the same suffix. Where it cannot be written, an
     `OSError` names the file and the reason.
     """
-    temporary = path.with_name(f".{path.stem}.{os.getpid()}{path.suffix}")
+    temporary = path.with_name(f"{TEMPORARY}{path.stem}.{os.getpid()}{path.suffix}")
     with defer_signals():
         try:
             yield temporary
@@ -40,11 +41,6 @@ def sync(path: Path) -> None:
         os.fsync(descriptor)
     finally:
         os.close(descriptor)
-
-
-def find_half_written(path: Path) -> Iterator[Path]:
-    """Finds the temporary files that killed processes have left beside a file."""
-    return path.parent.glob(f".{path.stem}.*{path.suffix}")
 
 
 def _find_failure(folder: Path) -> str | None:

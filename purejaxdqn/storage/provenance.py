@@ -18,19 +18,22 @@ from typing import Any
 
 import numpy as np
 
-from purejaxdqn.storage.fingerprint import WITH_EVERY_RESULT, find_file
+from purejaxdqn.storage.fingerprint import WITH_EVERY_RESULT, find_file, strip_address
 
 
-def collect_provenance(settings: Mapping[str, Any], experiment: Any) -> dict[str, Any]:
+def collect_provenance(
+    settings: Mapping[str, Any], experiment: Any, code: Any = None
+) -> dict[str, Any]:
     """Collects what a reader needs to run the same again, as attributes that netCDF can hold.
 
     These are `config` (JSON of the settings, those that all runs share), `command`, `date`, `host`,
-    `platform`, `experiment_git_commit` (of the user's code), and the entries of `name_experiment`
-    and `collect_versions`, `versions` as JSON.
+    `platform`, `experiment_git_commit` (of the file in which something of the experiment, or of
+    the `code` that it chooses, is the user's; or of the script), and the entries of
+    `name_experiment` and `collect_versions`, `versions` as JSON.
     """
     versions = collect_versions()
     main = getattr(sys.modules["__main__"], "__file__", None)
-    place = find_file(experiment) or (Path(main) if main else None)
+    place = find_file([experiment, code]) or (Path(main) if main else None)
     return {
         "config": json.dumps(to_jsonable(dict(settings)), allow_nan=False),
         **name_experiment(experiment),
@@ -105,8 +108,8 @@ def _name(value: Any) -> str:
     if isinstance(value, tuple) and hasattr(value, "name"):  # an Environment
         return str(value.name)
     if qualified := getattr(value, "__qualname__", None):
-        return f"{value.__module__}.{qualified}"
-    return re.sub(r" at 0x[0-9a-f]+", "", repr(value))  # the address differs in each process
+        return strip_address(f"{value.__module__}.{qualified}")
+    return strip_address(repr(value))
 
 
 @functools.cache

@@ -9,10 +9,10 @@ import jax
 import numpy as np
 from rich.filesize import decimal
 
-from purejaxdqn.engine.memory import memory_bytes, peak_bytes
+from purejaxdqn.engine.memory import memory_bytes, peak_bytes, return_free_memory
 from purejaxdqn.engine.programs import Programs, compile_programs
 from purejaxdqn.engine.progress import format_duration
-from purejaxdqn.engine.rounds import Event, Kept, Record, estimate_round_seconds, train_round
+from purejaxdqn.engine.rounds import Event, Kept, Record, forecast_round, train_round
 from purejaxdqn.runtime import processes
 from purejaxdqn.runtime.interrupts import EXIT_INTERRUPTED, catch_signals
 from purejaxdqn.storage import provenance, results
@@ -20,13 +20,14 @@ from purejaxdqn.storage.files import WriteSchedule
 from purejaxdqn.sweep.dataset import SweepInterrupted, SweepResult, stack_params, to_dataset
 from purejaxdqn.sweep.folder import Paused, copy_from_devices, copy_to_devices
 from purejaxdqn.sweep.plan import Group
-from purejaxdqn.sweep.resume import OpenSweep
+from purejaxdqn.sweep.resume import OpenSweep, list_code
 from purejaxdqn.tracking import Evaluated
 from purejaxdqn.types import ConfigError
 
 _SAVE_SECONDS = 5.0  # between two writes of results that are not finished, at least
 _CHECKPOINT_SECONDS = 10.0  # between two checkpoints, at least
 _DISBELIEF_FACTOR = 1.6  # ignore XLA's estimate of memory if ours is this many times larger
+_FIRST_RUN_BYTES = 20_000_000  # that JAX keeps of the first run of programs, as measured
 TIMES = ("compile_seconds", "train_seconds", "evaluation_seconds", "checkpoint_seconds")
 
 
@@ -52,7 +53,7 @@ class BatchTrainer:
         layout = {"width": plan.width, "device": devices[0].device_kind, "num_devices": num_devices}
         memory = {"memory_budget": plan.budget, "planned_peak_bytes": 0, "peak_bytes": 0}
         times = dict.fromkeys((*TIMES, "env_steps_per_second"), 0.0)
-        self._facts: dict[str, Any] = {**layout, **memory, **times, **attrs}
+        self._facts: dict[str, Any] = {**plan.environment, **layout, **memory, **times, **attrs}
 
     def run(self) -> SweepResult:
         """Trains every batch that is not finished; a sweep that is finished is only read.
@@ -78,9 +79,15 @@ class BatchTrainer:
                 self._unsaved |= unsaved
         except KeyboardInterrupt as error:
             exit_code = getattr(error, "exit_code", EXIT_INTERRUPTED)
+        except Exception as error:
+            if self._folder is not None:
+                error.add_note(f"What was kept is in {self._folder.output}: resume=True goes on.")
+            raise
         self._stop.is_deferred = True  # only the results are still to be written
+        return_free_memory()  # for these, and for the figures of whoever asked for them
         if exit_code is not None:
-            self._read_finished()  # those of other processes
+            with self._bar.attempt():
+                self._read_finished()  # those of other processes
         result = self._make_result("finished" if exit_code is None else "interrupted")
         text = "the sweep was interrupted"
         if self._folder is not None:
@@ -101,7 +108,9 @@ class BatchTrainer:
         process = f"{jax.process_index()}-"
         self._times_file = f"{process}{uuid.uuid4().hex[:8]}"
         for times in folder.read_times(process):
-            self._spent = {name: spent + times[name] for name, spent in self._spent.items()}
+            self._spent = {
+                name: spent + times.get(name, 0.0) for name, spent in self._spent.items()
+            }
         self._trained_steps = int(self._spent["trained_steps"])
         speed = self._trained_steps / max(self._spent["train_seconds"], 1e-9)
         self._facts |= {name: self._spent[name] for name in TIMES} | {"env_steps_per_second": speed}
@@ -136,38 +145,50 @@ class BatchTrainer:
 
     def compile_and_forecast(self) -> None:
         """Compiles all programs that are needed, runs each for a second, and shows the plan."""
-        self._bar.message(f"{self._plan.describe()}\ncompiling ...")
+        self._bar.message(f"{self._plan.describe(len(self._finished))}\ncompiling ...")
         groups = [group for group in self._plan.groups if self._unfinished(group)]
-        programs = [self._compile(group) for group in groups]
-        now = memory_bytes()  # before the short runs below, which leave memory behind
-        seconds = 0.0
-        for group, compiled in zip(groups, programs, strict=True):
-            at_once, left = group.plan.num_devices, self._unfinished(group)
-            first = [self._runs[i] for number in left[:at_once] for i in self._plan.batches[number]]
-            round_seconds = estimate_round_seconds(compiled, group.config, first)
-            seconds += math.ceil(len(left) / at_once) * round_seconds
-        self._plan_peak_memory(now)
+        for group in groups:
+            self._compile(group)
+        seconds = sum(map(self._forecast_seconds, groups))
+        self._plan_peak_memory()
         took = self._facts["compile_seconds"] - self._spent["compile_seconds"]
-        peak, forecast = decimal(self._facts["planned_peak_bytes"]), format_duration(seconds)
+        peak, forecast = self._facts["planned_peak_bytes"], format_duration(seconds)
         self._bar.message(
-            f"compiled in {took:.1f} s; memory up to {peak}; expected to take {forecast}"
+            f"compiled in {took:.1f} s; memory up to {decimal(peak, precision=2)}, compiling "
+            f"included; training and evaluating are expected to take {forecast}"
         )
 
-    def _plan_peak_memory(self, now: int) -> None:
-        """Notes how much memory this process is going to have; it has `now` bytes without runs."""
-        groups, running = self._plan.groups, 0
-        for group in groups:
+    def _forecast_seconds(self, group: Group) -> float:
+        """Trains a group's first round for a second, and forecasts how long its batches take."""
+        at_once, left = group.plan.num_devices, self._unfinished(group)
+        first = [self._runs[i] for number in left[:at_once] for i in self._plan.batches[number]]
+        forecast = forecast_round(self._compile(group), group.config, first)
+        reached = {} if self._folder is None else self._folder.find_running_steps()
+        under_way = [reached[number] for number in left if number in reached]
+        fresh = math.ceil((len(left) - len(under_way)) / at_once)  # rounds from the start
+        seconds = fresh * forecast.seconds_left(group.config)
+        return seconds + (forecast.seconds_left(group.config, min(under_way)) if under_way else 0.0)
+
+    def _plan_peak_memory(self, has_run: bool = True) -> None:
+        """Notes how much memory this process is going to have, from what it has between runs."""
+        if keeps := self._options.output is not None:
+            import netCDF4  # noqa: F401  # which the first write of results would
+        return_free_memory()
+        now = memory_bytes() + (0 if has_run else _FIRST_RUN_BYTES)
+        running = 0
+        is_on_host = self._devices[0].platform == "cpu"
+        is_resumed = self._folder is not None and bool(self._folder.list_running())
+        for group in filter(self._unfinished, self._plan.groups):
             compiled = self._compiled.get(group.batches[0])
             by_xla = 0 if compiled is None else compiled.round_bytes  # 0 too if it does not know
             # XLA knows its own buffers better than we do, but not those of libraries that it calls.
             is_known = by_xla > group.round_bytes / _DISBELIEF_FACTOR
-            running = max(running, by_xla if is_known else group.round_bytes)
-        if self._folder is not None and self._folder.list_running():
-            # A batch that is read from the disk is there beside its copy on the device.
-            running += self._plan.width * max(group.run.state_bytes for group in groups)
-        in_process = running if self._devices[0].platform == "cpu" else 0
-        planned = now + in_process + self._plan.result_bytes
-        self._facts["planned_peak_bytes"] = max(peak_bytes(), planned)
+            training = by_xla if is_known else group.round_bytes
+            copied = group.restoring_bytes if is_resumed or (keeps and not is_on_host) else 0
+            running = max(running, copied, training if is_on_host else 0)
+        added = self._plan.added_bytes(running, self._finished, keeps)
+        known = self._facts["planned_peak_bytes"]
+        self._facts["planned_peak_bytes"] = max(known, peak_bytes(), now + added)
 
     def _unfinished(self, group: Group) -> list[int]:
         """Lists the batches of a group that this process has still to train."""
@@ -182,6 +203,7 @@ class BatchTrainer:
                 self._experiment, group.config, group.plan, self._devices, self._options.diagnostics
             )
             self._facts["compile_seconds"] += self._compiled[key].compile_seconds
+            return_free_memory()  # compiling takes hundreds of megabytes more than programs do
             self._saving.start()
             self._checkpointing.start()
         return self._compiled[key]
@@ -190,9 +212,9 @@ class BatchTrainer:
         """Trains the batches of this process that are not finished."""
         for group in self._plan.groups:
             while left := self._unfinished(group):
-                self._compile(group)
-                if not self._facts["planned_peak_bytes"]:
-                    self._plan_peak_memory(memory_bytes())
+                if group.batches[0] not in self._compiled:
+                    self._compile(group)
+                    self._plan_peak_memory(has_run=False)
                 paused = self._load_paused(left, group)
                 self._train_round(group, [*paused] or left[: group.plan.num_devices], paused)
 
@@ -202,7 +224,9 @@ class BatchTrainer:
         if self._folder is None:
             return paused
         for number in left:
-            one = self._folder.load_running(number, group.config)
+            one = None
+            with self._bar.attempt():  # a folder that is out of reach holds up no training
+                one = self._folder.load_running(number, group.config)
             if one and all(one.step == other.step for other in paused.values()):
                 paused[number] = one
             if len(paused) in (0, group.plan.num_devices):
@@ -245,6 +269,7 @@ class BatchTrainer:
         self._unsaved |= {*numbers}
         self._save_finished()
         self._write_times()
+        return_free_memory()  # else what is left between kept weights adds up over many rounds
         stop.raise_if_requested()
         stop.is_deferred = False
 
@@ -311,9 +336,10 @@ class BatchTrainer:
 
     def _make_result(self, status: str) -> SweepResult:
         self._facts["peak_bytes"] = max(self._facts["peak_bytes"], peak_bytes())
-        design, batches = self._plan.design, self._plan.batches
+        design, batches = self._plan.recorded, self._plan.batches
         dataset = to_dataset(design, batches, self._records)
-        attrs = provenance.collect_provenance(design.shared, self._experiment)
+        code = list_code(self._experiment, [group.config for group in self._plan.groups])
+        attrs = provenance.collect_provenance(design.shared, self._experiment, code)
         params = None
         if status != "running":
             structure = jax.tree.structure(self._plan.groups[0].run.state.learner.params)

@@ -2,6 +2,7 @@
 
 import dataclasses
 import functools
+import inspect
 import itertools
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -9,15 +10,17 @@ from typing import Any, NamedTuple
 
 import jax
 import numpy as np
+import xarray as xr
 
 from purejaxdqn.engine.programs import Label, Run
-from purejaxdqn.sweep.options import SweepOptions, check_whole
+from purejaxdqn.sweep.options import SweepOptions
 from purejaxdqn.training.settings import RunConfig, config_to_dict
-from purejaxdqn.types import ConfigError, suggest_names
+from purejaxdqn.types import ConfigError, ensure, ensure_whole, suggest_names
 
 Configure = Callable[..., RunConfig]  # swept settings by name -> all settings
 
 MOST_RUNS = 10**5  # in one sweep
+_MAPPING = "settings by name with their values, such as {'discount': [0.9, 0.99]}"
 
 
 class Point(NamedTuple):
@@ -107,7 +110,7 @@ def random_design(
     `loguniform(1e-5, 1e-2)`, or a list of values that are equally likely. Everything else is as in
     `grid_design`.
     """
-    check_whole("num_samples", num_samples, 1)
+    ensure_whole("num_samples", num_samples, 1)
     if not isinstance(rng, np.random.Generator):
         raise ConfigError(f"rng ({rng!r:.60}) must be a generator: give np.random.default_rng(0)")
     _check_axes(config, space, is_drawn=True)
@@ -154,6 +157,12 @@ def _make_points(
     points = []
     for given in swept:
         values = {n: x.item() if isinstance(x, np.generic) else x for n, x in given.items()}
+        try:
+            inspect.signature(make).bind(**values)
+        except (TypeError, ValueError) as error:
+            raise ConfigError(
+                f"config ({config!r:.60}) must take the swept settings by name: {error}"
+            ) from None
         made = make(**values)
         if not isinstance(made, RunConfig):
             raise ConfigError(
@@ -182,7 +191,7 @@ def _check_seeds(seeds: Sequence[int], num_points: int) -> None:
 
 def _check_sequence(name: str, values: Any, example: str) -> None:
     is_array = isinstance(values, np.ndarray) and values.ndim > 0
-    if not (is_array or isinstance(values, Sequence)) or isinstance(values, str):
+    if not (is_array or isinstance(values, Sequence)) or isinstance(values, str | bytes):
         raise ConfigError(f"{name} ({values!r}) must be a sequence, such as {example}")
     try:
         if not len(values):
@@ -194,6 +203,8 @@ def _check_sequence(name: str, values: Any, example: str) -> None:
 def _check_axes(
     config: RunConfig | Configure, axes: Mapping[str, Any], is_drawn: bool = False
 ) -> None:
+    ensure(isinstance(axes, Mapping), "space" if is_drawn else "grid", axes, _MAPPING)
+    ensure(bool(axes) or not is_drawn, "space", axes, _MAPPING)
     for name, values in axes.items():
         if isinstance(config, RunConfig):  # else the function that makes them refuses unknown names
             _check_name(name, config)
@@ -227,6 +238,7 @@ def _check_name(name: str, config: RunConfig) -> None:
 
 def to_label(value: Any) -> Label:
     """Turns a setting's value into one that results can show: sizes (64, 64) into "64x64"."""
-    if np.ndim(value) == 0 and hasattr(value, "item"):  # such as a coordinate of the results
+    is_array = isinstance(value, np.generic | np.ndarray | xr.DataArray)
+    if is_array and np.ndim(value) == 0:  # such as a coordinate of the results
         return value.item()  # type: ignore[no-any-return]
     return "x".join(map(str, value)) if isinstance(value, (tuple, list, np.ndarray)) else value

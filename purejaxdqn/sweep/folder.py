@@ -22,11 +22,13 @@ from purejaxdqn.engine.programs import Programs
 from purejaxdqn.engine.rounds import Kept, Record
 from purejaxdqn.storage import checkpoint, results
 from purejaxdqn.storage.checkpoint import CheckpointDamaged
-from purejaxdqn.storage.files import find_half_written
+from purejaxdqn.storage.files import TEMPORARY
 from purejaxdqn.training.settings import RunConfig
 from purejaxdqn.types import ConfigError
 
 FORMAT = 2  # of the folder; another number here means that older folders cannot be resumed
+# Of a checkpoint that is damaged, or that something else has written.
+_UNREADABLE = (CheckpointDamaged, AttributeError, IndexError, KeyError, TypeError, ValueError)
 _KEPT_EACH = 2  # checkpoints of a batch under way, so that a damaged one has one before it
 
 
@@ -80,16 +82,43 @@ class SweepFolder:
         self._root = output / results.CHECKPOINT
         self._lock = filelock.FileLock(self._root / results.LOCK)
         self._damaged: set[str] = set()  # checkpoints that could not be read
-        self.unlock = self._lock.release
+        self._made: list[Path] = []  # by `lock`, the innermost first
 
     def lock(self) -> None:
         """Locks the folder until `unlock` or the end of this process; refused if another has it."""
+        if self._lock.is_locked:
+            return
+        paths = [self._root / results.LOCK, self._root, *self._root.parents]
+        self._made = [path for path in paths if not path.exists()]
         self._root.mkdir(parents=True, exist_ok=True)
-        results.acquire_lock(self._lock, self.output)
-        for half_written in self._root.rglob(f"{checkpoint.TEMPORARY}*"):
-            shutil.rmtree(half_written, ignore_errors=True)
-        for half_written in find_half_written(self.output / results.FILE_NAME):
-            half_written.unlink(missing_ok=True)
+        try:
+            results.acquire_lock(self._lock, self.output)
+        except results.Locked:
+            self._made = []  # it is the other process's now
+            raise
+
+    def unlock(self) -> None:
+        """Unlocks the folder; where nothing was begun there, what `lock` made is gone again."""
+        with contextlib.suppress(OSError):  # another process may have come since
+            for path in [] if self.is_begun() else self._made:
+                path.rmdir() if path.is_dir() else path.unlink()
+        self._made = []
+        results.release_lock(self._lock)
+
+    def is_there(self) -> bool:
+        """Tells whether anything was ever kept here."""
+        return self._root.exists()
+
+    def clean(self) -> None:
+        """Deletes what killed processes have left half written."""
+        for half_written in [
+            *self._root.rglob(f"{TEMPORARY}*"),
+            *self.output.glob(f"{TEMPORARY}*"),
+        ]:
+            if half_written.is_dir():
+                shutil.rmtree(half_written, ignore_errors=True)
+            else:
+                half_written.unlink(missing_ok=True)
 
     def is_begun(self) -> bool:
         """Tells whether a sweep was begun here."""
@@ -97,9 +126,10 @@ class SweepFolder:
 
     def begin(self, facts: Mapping[str, Any]) -> None:
         """Drops everything that was kept here, results too, and writes a sweep's description."""
-        (self.output / results.FILE_NAME).unlink(missing_ok=True)
-        for name in ("sweep", "changes", "times", "finished", "running"):
-            shutil.rmtree(self._root / name, ignore_errors=True)
+        for place in (self.output, self._root):
+            (place / results.FILE_NAME).unlink(missing_ok=True)
+        for name in ("sweep", "changes", "times", "trials", "finished", "running"):
+            checkpoint.remove(self._root / name)
         checkpoint.write(self._root / "sweep", [], {**facts, "format": FORMAT})
 
     def read_begun(self) -> dict[str, Any]:
@@ -119,6 +149,9 @@ class SweepFolder:
                 f"the checkpoints in {self._root} are of another version of purejaxdqn ({found}, "
                 f"where this version has format {FORMAT}): resume them with that version, {remedy}"
             )
+        for name in ("asked", "made_with"):
+            if not isinstance(facts.get(name), dict):
+                raise ConfigError(f"{path} does not say what was {name}: {remedy}")
         return facts
 
     def read_asked(self) -> dict[str, Any]:
@@ -133,8 +166,8 @@ class SweepFolder:
         noted = []
         for folder in sorted(filter(_numbers, (self._root / "changes").glob("*")), key=_numbers):
             try:
-                noted.append(checkpoint.read(folder)[1]["line"])
-            except CheckpointDamaged as error:
+                noted.append(str(checkpoint.read(folder)[1]["line"]))
+            except _UNREADABLE as error:
                 noted.append(f"{folder.name}: what changed can no longer be read ({error})")
         for line in find_differences(self.read_begun()["made_with"], versions):
             self.say(f"warning: what is trained from here on may have other bits: {line}")
@@ -151,8 +184,24 @@ class SweepFolder:
     def read_times(self, prefix: str) -> Iterator[dict[str, float]]:
         """Reads what earlier processes have spent, whose names begin with a prefix."""
         for folder in (self._root / "times").glob(f"{prefix}*"):
-            with contextlib.suppress(CheckpointDamaged):  # times change no result
-                yield checkpoint.read(folder)[1]
+            with contextlib.suppress(*_UNREADABLE):  # times change no result
+                facts = checkpoint.read(folder)[1]
+                yield {name: float(seconds) for name, seconds in facts.items()}
+
+    def write_trials(self, digests: Mapping[str, str]) -> None:
+        """Writes the digests of a search's trials, by number."""
+        checkpoint.write(self._root / "trials", [], digests)
+
+    def read_trials(self) -> dict[str, str]:
+        """Reads the digests of a search's trials; {} where none were kept."""
+        folder = self._root / "trials"
+        if not folder.exists():
+            return {}
+        try:
+            return checkpoint.read(folder)[1]
+        except CheckpointDamaged as error:
+            self.say(f"{folder} is damaged ({error}): damage of the study may go unnoticed")
+            return {}
 
     def save_finished(self, batch: int, record: Record) -> None:
         """Writes a finished batch's numbers and weights."""
@@ -168,8 +217,11 @@ class SweepFolder:
         if not folder.exists():
             return None
         try:
-            return Record.from_arrays(config, *checkpoint.read(folder))
-        except CheckpointDamaged as error:
+            record = Record.from_arrays(config, *checkpoint.read(folder))
+            if record.evaluation_return.shape[1:] != (len(record.steps), config.eval_episodes):
+                raise CheckpointDamaged("it is of other settings")
+            return record
+        except _UNREADABLE as error:
             self.say(f"{folder} is damaged ({error}): its runs are trained again")
             return None
 
@@ -194,7 +246,7 @@ class SweepFolder:
         for folder in [x for x in self.list_running() if x.name not in self._damaged]:
             try:
                 arrays, facts = checkpoint.read(folder, lambda x: _find_batches(x).get(batch, ()))
-            except CheckpointDamaged as error:
+            except _UNREADABLE as error:
                 if folder.exists():  # else another process has dropped it
                     self._damaged.add(folder.name)
                     self.say(f"{folder} is damaged ({error}): going back to the checkpoint before")
@@ -211,12 +263,21 @@ class SweepFolder:
 
     def delete_running(self) -> None:
         """Deletes the checkpoints of batches under way, once all batches are finished."""
-        shutil.rmtree(self._root / "running", ignore_errors=True)
+        checkpoint.remove(self._root / "running")
 
     def list_running(self) -> list[Path]:
         """Lists the checkpoints of batches under way, those of the latest step first."""
         paths = [x for x in (self._root / "running").glob("*") if len(_numbers(x)) == 2]
         return sorted(paths, key=_numbers, reverse=True)
+
+    def find_running_steps(self) -> dict[int, int]:
+        """Finds how far each batch under way has come, as its last checkpoint says."""
+        steps: dict[int, int] = {}
+        for folder in self.list_running():
+            with contextlib.suppress(CheckpointDamaged):  # it is said where it is read
+                facts = checkpoint.read_manifest(folder)["facts"]
+                steps = {**dict.fromkeys(_find_batches(facts), facts["step"]), **steps}
+        return steps
 
     def _drop_old_checkpoints(self) -> None:
         """Drops checkpoints all of whose batches are finished, or have enough newer ones."""
@@ -226,19 +287,19 @@ class SweepFolder:
             if folder.name not in self._damaged:
                 try:
                     batches = [*_find_batches(checkpoint.read_manifest(folder)["facts"])]
-                except CheckpointDamaged:
+                except _UNREADABLE:
                     batches = _numbers(folder)[1:]  # it may only be out of reach for now
             too_old = [batch for batch in batches if newer[batch] >= _KEPT_EACH]
             newer.update(batches)
             finished = self._root / "finished"
             if all(batch in too_old or (finished / str(batch)).exists() for batch in batches):
-                shutil.rmtree(folder, ignore_errors=True)
+                checkpoint.remove(folder)
 
 
 def _numbers(folder: Path) -> list[int]:
     """Reads a change's number, or step and first batch of those under way; else nothing."""
     *numbers, _ = folder.name.split("-")
-    return [*map(int, numbers)] if all(number.isdecimal() for number in numbers) else []
+    return [*map(int, numbers)] if all(x.isascii() and x.isdecimal() for x in numbers) else []
 
 
 def _find_batches(facts: Mapping[str, Any]) -> dict[int, range]:

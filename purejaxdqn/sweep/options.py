@@ -85,7 +85,7 @@ class SweepOptions:
         """Refuses bad values, and makes a `Path` of an output folder that is text."""
         declared = [*settings_of(type(self)).values(), Setting("progress", bool, True)]
         if problems := [p for one in declared if (p := one.problem(getattr(self, one.name)))]:
-            raise ConfigError("\n".join(problems))
+            raise ConfigError("; ".join(problems))
         if self.output is not None:
             object.__setattr__(self, "output", Path(self.output))
         devices = self.devices
@@ -115,12 +115,6 @@ class SweepOptions:
     def runs_per_batch(self) -> int | None:
         """The width that is asked for; None leaves it to the plan."""
         return 1 if self.seed_mode == "map" else self.width
-
-
-def check_whole(name: str, value: Any, at_least: int) -> None:
-    """Refuses a value that is no whole number of at least `at_least`, with a `ConfigError`."""
-    if isinstance(value, bool) or not isinstance(value, int) or value < at_least:
-        raise ConfigError(f"{name} ({value!r}) must be a whole number of at least {at_least}")
 
 
 _DEFAULTS = {field.name: field.default for field in dataclasses.fields(SweepOptions)}
@@ -170,9 +164,9 @@ def take_options(
 
 def parse_bytes(text: str) -> int:
     """Reads an amount of memory, such as "4GB", "500 MiB" or "1e9", as bytes, or refuses it."""
-    pattern = r"\s*(\d+\.?\d*(?:e\+?\d+)?|\.\d+)\s*(?:([kmgt])(i?))?b?\s*"
+    pattern = r"(\d+\.?\d*(?:e\+?\d+)?|\.\d+) ?(?:([kmgt])(i?))?b?"
     amount = 0.0
-    if match := re.fullmatch(pattern, text.lower()):
+    if match := re.fullmatch(pattern, text.lower(), re.ASCII):
         number, unit, binary = match.groups()
         amount = float(number) * (1024 if binary else 1000) ** " kmgt".index(unit or " ")
     if not 1 <= amount < math.inf:

@@ -1,5 +1,7 @@
 """Takes up any single run of a results file: trains it again bit for bit, or loads its weights."""
 
+import contextlib
+import dataclasses
 import json
 import warnings
 from collections.abc import Mapping, Sequence
@@ -10,17 +12,18 @@ import jax
 import numpy as np
 import xarray as xr
 
-from purejaxdqn import agents
+from purejaxdqn import agents, environments
+from purejaxdqn.engine.programs import make_traced
 from purejaxdqn.storage import provenance, results
 from purejaxdqn.sweep.design import group_by_program, to_label
 from purejaxdqn.sweep.folder import SweepFolder, find_differences
 from purejaxdqn.sweep.options import SweepOptions
-from purejaxdqn.sweep.plan import cut_into_batches
-from purejaxdqn.sweep.resume import describe_code
+from purejaxdqn.sweep.plan import cut_into_batches, defaults_of
+from purejaxdqn.sweep.resume import compare_code, describe_code
 from purejaxdqn.sweep.run import run_sweep
 from purejaxdqn.training.diagnostics import DIAGNOSTICS
 from purejaxdqn.training.loop import Experiment, Train
-from purejaxdqn.training.settings import RunConfig, config_from_json
+from purejaxdqn.training.settings import RunConfig, config_from_json, config_to_json
 from purejaxdqn.types import ConfigError, Params
 
 # What files of older versions call the package's experiments.
@@ -60,11 +63,13 @@ def rerun(
     """
     if not isinstance(dataset, xr.Dataset):
         dataset = results.load(dataset)
-    if "settings" not in dataset or "width" not in dataset.attrs:
-        raise ConfigError("the dataset is not one of a sweep: it names no settings and no width")
+    _check_dataset(dataset)
     run = select_run(dataset, labels)
     config = config_from_json(str(run.settings.item()), config_class)
     experiment = experiment or _find_experiment(dataset, config)
+    if config.env not in environments.names():
+        make_traced(experiment, config)  # refuses the name where the experiment reads it
+        config = dataclasses.replace(config, env=defaults_of(config).env)
     _check_code(dataset, experiment, config)
     now = provenance.collect_versions()
     then = {name: dataset.attrs.get(name) for name in now}
@@ -74,6 +79,28 @@ def rerun(
     width, measured = int(dataset.attrs["width"]), any(name in dataset for name in DIAGNOSTICS)
     options = SweepOptions(width=width, devices=devices, progress=progress, diagnostics=measured)
     return run_sweep(experiment, config, [int(run.seed)], options=options).dataset.isel(seed=0)
+
+
+def _check_dataset(dataset: xr.Dataset) -> None:
+    """Refuses what is no dataset of a sweep, in as far as runs are taken up from it."""
+    attrs = {"code": "{}", "experiment_arguments": "{}", **dataset.attrs}
+    wrong = [name for name in ("settings", "final_return") if name not in dataset]
+    width = attrs.get("width")
+    if not isinstance(width, (int, np.integer)) or width < 1:
+        wrong.append("width")
+    for name in ("experiment", "git_commit", "python", "processor"):
+        if not isinstance(attrs.get(name, ""), str):
+            wrong.append(name)
+    for name in ("experiment_arguments", "versions", "code"):
+        with contextlib.suppress(TypeError, ValueError, RecursionError):
+            if isinstance(json.loads(attrs.get(name, "")), dict):
+                continue
+        wrong.append(name)
+    if wrong:
+        raise ConfigError(
+            f"the dataset is not one of a sweep: its {', '.join(wrong)} cannot be read; give what "
+            "purejaxdqn.load returned"
+        )
 
 
 def select_run(dataset: xr.Dataset, labels: Mapping[str, Any]) -> xr.Dataset:
@@ -105,7 +132,8 @@ def _find_experiment(dataset: xr.Dataset, config: RunConfig) -> Experiment:
     experiment = agents.experiment_of(config)
     known = [provenance.name_experiment(one) for one in (experiment, agents.train)]
     known += [{"experiment": name, "experiment_arguments": "{}"} for name in _OLD_NAMES]
-    names = {name: dataset.attrs[name] for name in known[0]}
+    missing = {"experiment": "an unknown function", "experiment_arguments": "{}"}
+    names = {name: dataset.attrs.get(name, text) for name, text in missing.items()}
     if names in known:
         return agents.train if names == known[1] else experiment
     passed = json.loads(names["experiment_arguments"])
@@ -120,7 +148,8 @@ def _check_code(dataset: xr.Dataset, experiment: Experiment, config: RunConfig) 
     """Refuses to go on with other code than made the results; older files say nothing of theirs."""
     then = json.loads(dataset.attrs.get("code", "{}"))
     now = describe_code(experiment, [config]) if then else {}
-    if lines := find_differences({name: then.get(name) for name in now}, now, "code"):
+    then = {name: then.get(name) for name in now}
+    if lines := find_differences(*compare_code(then, now), "code"):
         raise ConfigError(
             f"the results were made by other code ({'; '.join(lines[:4])}): go back to that code, "
             "give what was trained as experiment, or train anew with run_sweep"
@@ -137,11 +166,13 @@ def load_params(
     """
     if "trial" in dataset.dims:
         raise ConfigError("a search keeps no weights: train its best settings first")
+    _check_dataset(dataset)
     runs = dataset.final_return.isel(episode=0, drop=True)
     settings = xr.broadcast(dataset.settings, runs)[0].transpose(*runs.dims)
     numbered = dataset.assign(number=(runs.dims, np.arange(runs.size).reshape(runs.shape)))
     run = select_run(numbered, labels)
     config = config_from_json(str(run.settings.item()))
+    config.validate()
     experiment = _find_experiment(dataset, config)
     _check_code(dataset, experiment, config)
     train = experiment(config)
@@ -159,5 +190,9 @@ def load_params(
             "--resume"
         )
     row = batches[batch].index(number)
-    structure = jax.tree.structure(jax.eval_shape(train.init, jax.random.key(0)).learner.params)
-    return train, jax.tree.unflatten(structure, [leaf[row] for leaf in record.params])
+    shapes = jax.eval_shape(train.init, jax.random.key(0)).learner.params
+    if len(jax.tree.leaves(shapes)) != len(record.params):
+        raise ConfigError(f"{folder} has weights of other settings than {config_to_json(config)}")
+    return train, jax.tree.unflatten(
+        jax.tree.structure(shapes), [leaf[row] for leaf in record.params]
+    )

@@ -3,16 +3,17 @@
 import contextlib
 import functools
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Any, NamedTuple
 
 import jax
 
-from purejaxdqn import agents, environments
+from purejaxdqn import agents, environments, tracking
+from purejaxdqn.engine.programs import make_traced
 from purejaxdqn.engine.progress import SweepProgress
 from purejaxdqn.runtime.processes import run_on_every_process, run_on_first_process
 from purejaxdqn.storage import provenance, results
-from purejaxdqn.storage.fingerprint import find_unseen, fingerprint
+from purejaxdqn.storage.fingerprint import FORMAT, find_unseen, fingerprint, keep_common
 from purejaxdqn.sweep.design import Design, find_common
 from purejaxdqn.sweep.folder import SweepFolder, find_differences
 from purejaxdqn.sweep.options import SweepOptions
@@ -54,9 +55,11 @@ def open_sweep(
         folder = None
         if output is not None:
             folder = SweepFolder(output, bar.message)
-            run_on_first_process(lambda: results.prepare_output(output, options.overwrite, resume))
-            run_on_first_process(folder.lock)
             stack.callback(folder.unlock)
+            check = functools.partial(results.check_output, output, options.overwrite, resume)
+            run_on_first_process(check)
+            if folder.is_there():  # else it is made once nothing more is refused
+                run_on_first_process(folder.lock)
             if width is None and resume:
                 width = run_on_first_process(folder.read_asked).get("width")
         budget = options.memory_budget
@@ -75,7 +78,11 @@ def open_sweep(
         if folder is not None:
             for part in find_unseen(request["code"], "code"):
                 bar.message(f"warning: a change of {part} would go unnoticed when this is resumed")
+            run_on_first_process(folder.lock)
+            run_on_first_process(check)  # again: no other process can write there now
             history = run_on_first_process(lambda: begin_or_resume(folder, request, resume))
+            if options.overwrite:
+                run_on_first_process(lambda: tracking.forget(folder.output))
         history |= {"seed_mode": options.seed_mode, "code": json.dumps(request["code"])}
         yield OpenSweep(experiment, planned, options, request, folder, bar, history)
 
@@ -99,7 +106,8 @@ def describe_code(experiment: Experiment, configs: Sequence[RunConfig]) -> dict[
     """Fingerprints all code that trains these settings, with the agents and environments they name.
 
     The experiment, or each agent's for `agents.train`, the classes of the settings, and the
-    environments that their `env` names; see `purejaxdqn.storage.fingerprint`.
+    environments that their `env` names, but where the experiment brings its own; see
+    `purejaxdqn.storage.fingerprint`.
     """
     parts: dict[str, Any] = {} if experiment is agents.train else {"experiment": experiment}
     # A sweep has many configs, and few kinds of them.
@@ -107,28 +115,37 @@ def describe_code(experiment: Experiment, configs: Sequence[RunConfig]) -> dict[
         if experiment is agents.train:
             parts[f"agent {config.agent}"] = agents.experiment_of(config)
         parts[f"class {type(config).__name__}"] = type(config)
-        env = environments.make(config.env)._asdict()
-        del env["observation_space"]  # only checked, and gymnasium writes it anew in each version
-        parts[f"env {config.env}"] = env
-    return {name: fingerprint(part) for name, part in parts.items()}
+        if "env" in make_traced(experiment, config)[0]:
+            env = environments.make(config.env)._asdict()
+            del env["observation_space"]  # only checked, and gymnasium writes it anew each version
+            parts[f"env {config.env}"] = env
+    return {name: fingerprint(part) for name, part in parts.items()} | {"format": FORMAT}
+
+
+def list_code(experiment: Experiment, configs: Iterable[RunConfig]) -> list[Any]:
+    """Lists what trains these settings: the experiments of agents, and the settings' classes."""
+    if experiment is not agents.train:
+        return [*map(type, configs)]
+    return [part for one in configs for part in (agents.experiment_of(one), type(one))]
+
+
+def compare_code(then: Any, now: Any) -> tuple[Any, Any]:
+    """Prepares two answers of `describe_code` for a comparison: an older one says less."""
+    return (then, now) if then.get("format") == now.get("format") else keep_common(then, now)
 
 
 def begin_or_resume(
     folder: SweepFolder, request: dict[str, Any], resume: bool, what: str = "sweep"
 ) -> dict[str, Any]:
-    """Begins a sweep in a folder, or resumes it there; refuses another sweep, and lone results.
+    """Begins a sweep in a folder, or resumes it there; refuses another sweep.
 
     `request` is as in `OpenSweep`; messages call the sweep `what`. Returns attributes that say what
     happened before.
     """
     versions = provenance.collect_versions()
     if not (resume and folder.is_begun()):
-        if resume and (folder.output / results.FILE_NAME).exists():
-            raise ConfigError(
-                f"{folder.output} holds results, but no checkpoint to go on from: choose another "
-                "folder with --output, or start again with --overwrite"
-            )
         now = provenance.current_time()
+        folder.clean()
         folder.begin({"asked": request, "made_with": versions, "begun": now})
         return {"begun": now}
     begun = folder.read_begun()
@@ -139,12 +156,15 @@ def begin_or_resume(
             "resume with the same, choose another folder with --output, or start again with "
             "--overwrite"
         )
+    folder.clean()
     return {"begun": begun.get("begun", "unknown"), **folder.note_changes(versions)}
 
 
 def _compare(begun: dict[str, Any], request: dict[str, Any]) -> list[str]:
     """Lists where the sweep that was begun differs from the one asked for now, in few lines."""
     axes, now = begun.get("axes", {}), request.get("axes", {})
+    code = compare_code(begun.get("code", {}), request["code"])
+    begun, request = {**begun, "code": code[0]}, {**request, "code": code[1]}
     lines = find_differences({**begun, "settings": None}, {**request, "settings": None})
     # Each point of a sweep has its own settings: those that all points share are compared once.
     shared = [

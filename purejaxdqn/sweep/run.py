@@ -77,7 +77,8 @@ def print_plan(
     ensure_design(design)
     options = take_options(options, fields, "print_plan")
     devices, width = options.devices or ensure_devices(), options.runs_per_batch
-    plan = plan_sweep(experiment, design, devices, options.memory_budget, width=width)
+    num_devices = len(devices) * jax.process_count()
+    plan = plan_sweep(experiment, design, devices, options.memory_budget, num_devices, width)
     with SweepProgress(0) as bar, catch_signals():
         sweep = OpenSweep(experiment, plan, options, {}, None, bar, {})
         BatchTrainer(sweep, devices).compile_and_forecast()

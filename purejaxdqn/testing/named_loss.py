@@ -88,7 +88,7 @@ def report_on_named_loss(name: str, options: LossOptions) -> Report:
     loss = load_loss(name)
     declared = settings_of(LossOptions).values()
     if problems := [p for one in declared if (p := one.problem(getattr(options, one.name)))]:
-        raise ConfigError("\n".join(problems))
+        raise ConfigError("; ".join(problems))
     if not options.discount < 1:
         raise ConfigError(f"discount ({options.discount}) must be at least 0 and below 1")
     temperature, coefficient = options.temperature, options.coefficient

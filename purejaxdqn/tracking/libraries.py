@@ -80,12 +80,18 @@ def track_runs(
 
     A run is closed at the first evaluation without it, or at the end, and the groups after all.
     """
-    id_file = folder / ID_FILE  # moves with the sweep
-    if not id_file.exists():
-        folder.mkdir(parents=True, exist_ok=True)
-        id_file.write_text(uuid.uuid4().hex[:8] + "\n")
-    sweep_id = id_file.read_text().strip()
-    name_run = functools.partial(_name_run, f"{folder.resolve().name}-{sweep_id}", sweep_id)
+
+    @functools.cache
+    def identify() -> str:
+        id_file = folder / ID_FILE  # moves with the sweep
+        if not id_file.exists():
+            folder.mkdir(parents=True, exist_ok=True)
+            id_file.write_text(uuid.uuid4().hex[:8] + "\n")
+        return id_file.read_text().strip()
+
+    def name_run(label: Mapping[str, Any]) -> TrackedRun:
+        return _name_run(f"{folder.resolve().name}-{identify()}", identify(), label)
+
     open_runs: dict[str, Curves] = {}
 
     def close(keys: set[str], failed: bool) -> None:
@@ -263,15 +269,9 @@ def open_trackio(folder: Path, project: str, config: Mapping[str, Any]) -> Opene
     return track_runs(folder, open_run)
 
 
-def open_mlflow(folder: Path, project: str, config: Mapping[str, Any]) -> Opened:
-    """Writes an MLflow run per setting, and below it one per seed; see `open_tracker`.
-
-    They go to `folder/mlflow/mlflow.db`, or to the server that the environment variable
-    `MLFLOW_TRACKING_URI` names.
-    """
-    _import_library("mlflow")
+def _open_experiment(folder: Path, project: str) -> tuple[Any, str]:
+    """Opens MLflow's experiment, or makes it; returns its client and its id."""
     from mlflow import MlflowClient
-    from mlflow.entities import Metric, Param
 
     uri, artifacts = os.environ.get("MLFLOW_TRACKING_URI"), None
     if not uri:
@@ -280,11 +280,26 @@ def open_mlflow(folder: Path, project: str, config: Mapping[str, Any]) -> Opened
         uri, artifacts = f"sqlite:///{home / 'mlflow.db'}", (home / "artifacts").as_uri()
     client = MlflowClient(uri)
     found = client.get_experiment_by_name(project)
-    experiment = found.experiment_id if found else client.create_experiment(project, artifacts)
+    return client, found.experiment_id if found else client.create_experiment(project, artifacts)
+
+
+def open_mlflow(folder: Path, project: str, config: Mapping[str, Any]) -> Opened:
+    """Writes an MLflow run per setting, and below it one per seed; see `open_tracker`.
+
+    They go to `folder/mlflow/mlflow.db`, or to the server that the environment variable
+    `MLFLOW_TRACKING_URI` names.
+    """
+    _import_library("mlflow")
+    from mlflow.entities import Metric, Param
+
+    connect = functools.cache(lambda: _open_experiment(folder, project))
+    if os.environ.get("MLFLOW_TRACKING_URI"):  # files are made once something is trained
+        connect()  # refuses a server that does not answer
     groups: dict[str, str] = {}
 
     def start(key: str, name: str, settings: Mapping[str, Any], **tags: str) -> tuple[str, int]:
         """Finds a run by its key, or makes it; returns its id and the last step of its curves."""
+        client, experiment = connect()
         same = client.search_runs([experiment], f"tags.`{PROJECT}.run` = '{key}'", max_results=1)
         if same:
             run_id = same[0].info.run_id
@@ -298,7 +313,7 @@ def open_mlflow(folder: Path, project: str, config: Mapping[str, Any]) -> Opened
         return run_id, -1
 
     def end(run_id: str, failed: bool) -> None:
-        client.set_terminated(run_id, "FAILED" if failed else "FINISHED")
+        connect()[0].set_terminated(run_id, "FAILED" if failed else "FINISHED")
 
     def open_run(run: TrackedRun) -> Curves:
         if run.group not in groups:
@@ -308,7 +323,9 @@ def open_mlflow(folder: Path, project: str, config: Mapping[str, Any]) -> Opened
 
         def write(step: int, values: dict[str, float]) -> None:
             now = int(time.time() * 1000)
-            client.log_batch(run_id, [Metric(name, x, now, step) for name, x in values.items()])
+            connect()[0].log_batch(
+                run_id, [Metric(name, x, now, step) for name, x in values.items()]
+            )
 
         return Curves(last_step, write, lambda failed: end(run_id, failed))
 

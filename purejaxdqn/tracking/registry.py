@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from purejaxdqn.types import ConfigError, is_same_definition, nearest_names
+from purejaxdqn.types import ConfigError, ensure, is_same_definition, nearest_names
 
 PROJECT = "purejaxdqn"
 
@@ -43,6 +43,9 @@ def register(name: str, opener: Opener) -> None:
     Raises:
       ConfigError: if the name is taken by another opener. A notebook's cell may run again.
     """
+    is_name = isinstance(name, str) and name.isprintable() and name == name.strip() != ""
+    ensure(is_name, "tracker", name, "a name, such as 'mine'")
+    ensure(callable(opener), "opener", opener, "a function of folder, project and settings")
     if name in TRACKERS and not is_same_definition(TRACKERS[name], opener):
         raise ConfigError(f"tracker {name!r} is registered already: choose another name")
     TRACKERS[name] = opener
@@ -50,7 +53,7 @@ def register(name: str, opener: Opener) -> None:
 
 def check_name(name: str) -> None:
     """Refuses a name under which no tracker is registered: a `ConfigError` names the nearest."""
-    if name not in TRACKERS:
+    if not isinstance(name, str) or name not in TRACKERS:
         raise ConfigError(f"tracker ({name!r}) must be one of {nearest_names(name, TRACKERS)}")
 
 

@@ -8,11 +8,11 @@ import types
 import typing
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal, NamedTuple, get_args
 
 import numpy as np
 
-from purejaxdqn.types import ConfigError
+from purejaxdqn.types import ConfigError, ensure
 
 Group = Literal[  # the headings of `--help`, in their order
     "run", "agent", "exploration", "replay", "network", "evaluation", "sweep", "machines"
@@ -22,12 +22,23 @@ Condition = Mapping[str, Any]  # settings by name, with the value, or values, th
 LARGEST_INT = 2**31 - 1
 _SINGLE = np.finfo(np.float32)  # the precision in which floats enter a program
 _WIDEST = 10**6  # units of a layer
+PATH = "a path, such as results/a, without ~, :// or blanks at its ends, and not the root"
+
+
+def is_path(value: Any) -> bool:
+    """Tells whether a value can name a file or folder to write; no address, `~`, or blank end."""
+    text = os.fspath(value) if isinstance(value, str | os.PathLike) else b""
+    if not isinstance(text, str) or not text.isprintable() or text != text.strip():
+        return False  # such as NUL, which no path may have, or a line's end
+    is_local = bool(text) and not text.startswith("~") and "://" not in text
+    return is_local and os.path.abspath(text).strip(os.path.sep) != ""
+
 
 # By type: what a value, or each part of a tuple, has to be, and how a message calls it.
 _CHECKS: dict[Any, tuple[Callable[[Any], bool], str]] = {
     bool: (lambda x: isinstance(x, bool), "True or False"),
     str: (lambda x: isinstance(x, str), "a name"),
-    Path: (lambda x: isinstance(x, str | os.PathLike) and x != "", "a path, such as results/a"),
+    Path: (is_path, PATH),
     tuple[str, ...]: (lambda part: isinstance(part, str), "a tuple of names"),
     tuple[int, ...]: (lambda n: type(n) is int and n > 0, "a tuple of whole numbers of at least 1"),
 }
@@ -60,7 +71,7 @@ class Setting(NamedTuple):
             return self._problem_of_int(value)
         if self.type is float:
             return self._problem_of_float(value)
-        choices = typing.get_args(self.type)
+        choices = get_args(self.type)
         by_default = (choices.__contains__, f"one of {', '.join(map(str, choices))}")
         is_allowed, wanted = _CHECKS.get(self.type, by_default)
         is_one = is_allowed(value)
@@ -151,9 +162,16 @@ def setting(
       read_if: settings by name with the value, or a tuple of values, that each has to have for this
         one to be read; a tuple of such conditions asks for any of them.
     """
+    ensure(isinstance(help, str), "help", help, "a text")
+    ensure(group in get_args(Group), "group", group, f"one of {', '.join(get_args(Group))}")
+    for name, limit in {"at_least": at_least, "at_most": at_most, "above": above}.items():
+        is_number = isinstance(limit, int | float) and limit == limit
+        ensure(limit is None or is_number, name, limit, "a number: leave it out for no limit")
+    conditions = _values(read_if)
+    ensure(all(isinstance(x, Mapping) for x in conditions), "read_if", read_if, "settings by name")
     remedy = f": {remedy}" if remedy else ""
     declared = Setting("", None, default, help, group, at_least, at_most, above, remedy)
-    declared = declared._replace(read_if=_values(read_if))
+    declared = declared._replace(read_if=conditions)
     return dataclasses.field(default=default, metadata={"declared": declared, "static": static})
 
 
@@ -166,10 +184,10 @@ def _settings_of(kind: Any) -> dict[str, Setting]:
         if field.metadata.get("is_no_flag"):
             continue
         name, annotation = f"{kind.__name__}.{field.name}", hints[field.name]
-        inner = {*typing.get_args(annotation)} - {types.NoneType}
+        inner = {*get_args(annotation)} - {types.NoneType}
         if isinstance(annotation, types.UnionType) and len(inner) == 1:
             (annotation,) = inner
-        choices = typing.get_args(annotation) if typing.get_origin(annotation) is Literal else ()
+        choices = get_args(annotation) if typing.get_origin(annotation) is Literal else ()
         if annotation not in _TYPES and not (choices and all(isinstance(x, str) for x in choices)):
             raise ConfigError(
                 f"{name} ({annotation}) must be of type bool, int, float, str, tuple[int, ...] or "

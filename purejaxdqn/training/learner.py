@@ -5,6 +5,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 
 from purejaxdqn.training.schedules import linear_schedule
@@ -21,6 +22,8 @@ from purejaxdqn.types import (
     Params,
     Schedule,
     Transition,
+    ensure,
+    ensure_function,
 )
 
 MakeOptimizer = Callable[[Schedule], optax.GradientTransformation]
@@ -34,18 +37,23 @@ def linear_learning_rate(config: RunConfig, learning_rate: Array | float) -> Sch
 
 
 def make_clipped_optimizer(
-    config: RunConfig, optimizer: MakeOptimizer | None, default: MakeOptimizer
+    config: RunConfig, optimizer: MakeOptimizer | None, default: Callable[[Any], MakeOptimizer]
 ) -> optax.GradientTransformation:
     """Puts an optimiser, or else the agent's own, behind the clipping of gradients' global norm.
 
-    Each is made of its learning rate, `num_updates -> step size`.
+    Each is made of its learning rate, `num_updates -> step size`; `default` chooses the agent's by
+    the settings, which are only read where it is used.
     """
     learning_rate = linear_learning_rate(config, config.learning_rate)
     clip = optax.clip_by_global_norm(config.max_grad_norm)
     if optimizer is not None:
-        return optax.chain(clip, optimizer(learning_rate))
+        ensure_function("optimizer", optimizer, "optax.rmsprop")
+        made = optimizer(learning_rate)
+        is_made = isinstance(made, optax.GradientTransformation)
+        ensure(is_made, "what optimizer makes", made, "an optimiser of optax")
+        return optax.chain(clip, made)
     # All weights as one vector: a few long operations where each layer would have its own.
-    return optax.flatten(optax.chain(clip, default(learning_rate)))
+    return optax.flatten(optax.chain(clip, default(config)(learning_rate)))
 
 
 def periodic_target_update(period: int, step_size: Array | float = 1.0) -> TargetUpdate:
@@ -65,29 +73,63 @@ def periodic_target_update(period: int, step_size: Array | float = 1.0) -> Targe
     return target_update
 
 
-def _check_metrics(metrics: dict[str, Array]) -> None:
-    """Refuses metrics `[B]` of a loss that results could not show."""
+def _check_metrics(metrics: Any, ndim: int = 0) -> None:
+    """Refuses metrics of one transition, or `[B]` of a batch, that results could not show."""
+    if not isinstance(metrics, dict) or not all(isinstance(name, str) for name in metrics):
+        raise ConfigError(
+            f"metrics of the loss ({metrics!r:.60}) must be numbers by name, such as "
+            "{'q_value': q_value}: give a dictionary, {} for none"
+        )
     if reserved := reserved_names() & set(metrics):
         raise ConfigError(
             f"the loss has a metric named {', '.join(sorted(reserved))}, which names something "
             "else in results: rename it"
         )
     for name, metric in metrics.items():
-        if jnp.ndim(metric) != 1:
+        is_number = isinstance(metric, (jax.Array, np.ndarray, np.generic, int, float))
+        if not is_number or jnp.ndim(metric) != ndim or jnp.iscomplexobj(metric):
+            shown = f"is of type {type(metric).__name__}"
+            if is_number:
+                shown = f"has shape {jnp.shape(metric)} and type {jnp.result_type(metric)}"
             raise ConfigError(
-                f"metric {name} has shape {metric.shape[1:]}, and must be one number of a "
-                "transition: give its mean, or several metrics"
+                f"metric {name} {shown}, and must be one real number of a transition: give its "
+                "mean, or several metrics"
             )
 
 
+def refuse_unused(learner: Learner | None, **parts: Any) -> None:
+    """Refuses parts of a learner that would not be used: beside a learner, or a batch's loss."""
+    given = [name for name, part in parts.items() if part is not None]
+    beside = "learner"
+    if learner is None:
+        beside = "batch_loss"
+        given = [name for name in given if name in ("loss_fn", "wrap_loss")]
+        given = given if parts["batch_loss"] is not None else []
+    if given:
+        raise ConfigError(
+            f"{beside}= stands in place of {', '.join(f'{name}=' for name in given)}, which would "
+            "not be used: pass one of them"
+        )
+
+
 def over_batch(loss_fn: LossFn[Any]) -> BatchLossFn[Any]:
-    """Makes the loss of a batch `[B, ...]` that sees each of its transitions alone."""
+    """Makes the loss of a batch `[B, ...]` that sees each of its transitions alone.
+
+    Raises:
+      ConfigError: for what is no loss; from the loss, for a metric that is no single number.
+    """
+    ensure_function("loss_fn", loss_fn, "losses.bellman_loss(td_error)", 5)
+
+    def checked_loss(*args: Any) -> LossOutput:
+        output = loss_fn(*args)
+        _check_metrics(output.metrics)
+        return output
 
     def batch_loss(
         network: Network[Any], params: Params, target_params: Params, batch: Transition, key: Array
     ) -> LossOutput:
         keys = jax.random.split(key, batch.r_t.shape[0])
-        batched = jax.vmap(loss_fn, in_axes=(None, None, None, 0, 0))
+        batched: Any = jax.vmap(checked_loss, in_axes=(None, None, None, 0, 0))
         return batched(network, params, target_params, batch, keys)
 
     return batch_loss
@@ -95,7 +137,7 @@ def over_batch(loss_fn: LossFn[Any]) -> BatchLossFn[Any]:
 
 def make_learner(
     network: Network[Any],
-    loss_fn: LossFn[Any],
+    loss_fn: LossFn[Any] | None,
     optimizer: optax.GradientTransformation,
     target_update: TargetUpdate | None = None,
     batch_loss: BatchLossFn[Any] | None = None,
@@ -111,12 +153,10 @@ def make_learner(
       ConfigError: if the loss is no function; from `update`, if a metric has one of the
         `reserved_names`, or is no single number of a transition.
     """
-    for name, given in {"loss_fn": loss_fn, "batch_loss": batch_loss}.items():
-        if given is not None and not callable(given):
-            raise ConfigError(
-                f"{name} ({given!r:.60}) must be a loss, such as losses.bellman_loss(td_error)"
-            )
-    measure = over_batch(loss_fn) if batch_loss is None else batch_loss
+    is_network = isinstance(network, Network)
+    ensure(is_network, "network", network, "a Network, such as networks.value_network makes")
+    measure: Any = over_batch(loss_fn) if batch_loss is None else batch_loss  # type: ignore[arg-type]
+    ensure_function("batch_loss", measure, "over_batch(losses.bellman_loss(td_error))", 5)
 
     def init(key: Array, obs: Array) -> LearnerState:
         params = network.init(key, obs)
@@ -128,7 +168,8 @@ def make_learner(
         params: Params, state: LearnerState, transition: Transition, key: Array, weights: Any = None
     ) -> tuple[Array, LossOutput]:
         bootstrap_params = state.params if target_update is None else state.target_params
-        output = measure(network, params, bootstrap_params, transition, key)
+        output: LossOutput = measure(network, params, bootstrap_params, transition, key)
+        _check_metrics(output.metrics, ndim=1)
         weighted = output.loss if weights is None else weights * output.loss
         return jnp.mean(weighted), output
 
@@ -138,7 +179,6 @@ def make_learner(
         state: LearnerState, transition: Transition, key: Array, weights: Array | None = None
     ) -> tuple[LearnerState, Array, dict[str, Array]]:
         (loss, output), grads = differentiate(state.params, state, transition, key, weights)
-        _check_metrics(output.metrics)
         updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
         params = optax.apply_updates(state.params, updates)
         num_updates, target_params = state.num_updates + 1, None

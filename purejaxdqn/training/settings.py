@@ -3,9 +3,13 @@
 A command line's texts are read by `parse`; JSON is written and read for results files.
 """
 
+import contextlib
 import dataclasses
 import functools
 import json
+import math
+import sys
+import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, get_args
@@ -16,7 +20,14 @@ from scipy import stats
 
 from purejaxdqn import environments
 from purejaxdqn.storage.provenance import to_jsonable
-from purejaxdqn.training.declaration import LARGEST_INT, Setting, setting, settings_of
+from purejaxdqn.training.declaration import (
+    LARGEST_INT,
+    PATH,
+    Setting,
+    is_path,
+    setting,
+    settings_of,
+)
 from purejaxdqn.training.diagnostics import DIAGNOSTICS
 from purejaxdqn.types import ConfigError
 
@@ -145,7 +156,7 @@ class RunConfig:
         problems = [p for one in declared if (p := one.problem(getattr(self, one.name)))]
         # The relations divide by these numbers.
         if problems := problems or [*self.problems_together()]:
-            raise ConfigError("\n".join(problems))
+            raise ConfigError("; ".join(problems))
         environments.make(self.env)
 
     def problems_together(self) -> Iterator[str]:
@@ -174,6 +185,33 @@ class RunConfig:
                 f"the gradient steps of the run ({self.num_updates}) must be at most "
                 f"{LARGEST_INT}: lower total_steps or the gradient steps of each iteration"
             )
+
+
+_RECORDING = threading.RLock()
+
+
+@contextlib.contextmanager
+def record_reads() -> Iterator[set[str]]:
+    """Records the names of all settings that code reads within the block, of any config.
+
+    Whoever only copies a config, as `dataclasses.replace` and `jax.jit` do, reads none.
+    """
+    read: set[str] = set()
+
+    def get(config: RunConfig, name: str) -> Any:
+        reader = sys._getframe(1)
+        room = str(reader.f_globals.get("__name__")).partition(".")[0]
+        is_copied = room == "dataclasses" and reader.f_code.co_name in ("replace", "_replace")
+        if not is_copied and room != "jax":
+            read.add(name)
+        return object.__getattribute__(config, name)
+
+    with _RECORDING:
+        RunConfig.__getattribute__ = get  # type: ignore[method-assign, assignment]
+        try:
+            yield read
+        finally:
+            del RunConfig.__getattribute__
 
 
 KINDS: dict[str, type[RunConfig]] = {}  # every class that this process has used, by `name_of_kind`
@@ -231,17 +269,24 @@ def reserved_names() -> frozenset[str]:
 
 
 def _read_path(text: str) -> Path:
-    if not text:
-        raise ValueError  # Path would take the current folder
+    if not is_path(text):
+        raise ValueError
     return Path(text)
+
+
+def _read_float(text: str) -> float:
+    value = float(text)
+    if math.isinf(value) and "inf" not in text.lower():
+        raise ValueError  # such as 1e400
+    return value
 
 
 _READERS: dict[Any, tuple[Callable[[str], Any], str]] = {
     bool: (lambda text: {"true": True, "false": False}[text.lower()], "true or false"),
-    int: (lambda text: int(text.replace("_", "")), "a whole number"),
-    float: (float, "a number"),
+    int: (int, "a whole number"),
+    float: (_read_float, "a number"),
     str: (str, "a name"),
-    Path: (_read_path, "a path, such as results/mine"),
+    Path: (_read_path, PATH),
     tuple[int, ...]: (
         lambda text: () if text == "none" else tuple(int(part) for part in text.split("x")),
         "whole numbers with x between them, such as 64x64",
@@ -270,8 +315,10 @@ def parse(setting: Setting, text: str, may_be_drawn: bool = False) -> Any:
                 "loguniform:1e-5:1e-2: finite limits, the lower one first, of loguniform above 0"
             )
     try:
+        if not text or text != text.strip() or not text.isprintable():
+            raise ValueError  # Python would read over blanks and a line's end
         if not text.isascii() and setting.type in (int, float, tuple[int, ...]):
-            raise ValueError  # Python would read the digits of any script
+            raise ValueError  # nor over the digits of any script
         return read(text)
     except (ValueError, KeyError):
         raise ConfigError(f"{setting} ({text!r}) must be {wanted}") from None
@@ -306,8 +353,13 @@ def config_from_json(text: str, kind: type[RunConfig] | None = None) -> RunConfi
     Raises:
       ConfigError: for a class that this process has not used, or a setting that the class lacks.
     """
-    facts = json.loads(text)
-    name = facts.pop("kind")
+    try:
+        facts = json.loads(text)
+        name = str(facts.pop("kind"))
+    except (AttributeError, KeyError, TypeError, ValueError, RecursionError):
+        raise ConfigError(
+            f"the settings ({text!r:.60}) cannot be read: they must be what config_to_json wrote"
+        ) from None
     kind = kind or KINDS.get(name)
     if kind is None:
         raise ConfigError(
@@ -323,6 +375,8 @@ def config_from_json(text: str, kind: type[RunConfig] | None = None) -> RunConfi
     for name, value in facts.items():
         if isinstance(value, list):
             facts[name] = tuple(value)
-        elif declared[name].type is float:
-            facts[name] = float(value)  # also "inf"
+        elif declared[name].type is float and isinstance(value, str):
+            facts[name] = parse(declared[name], value)  # such as "inf"
+        elif declared[name].type is float and isinstance(value, int):
+            facts[name] = float(value)
     return kind(**facts)

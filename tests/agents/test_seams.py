@@ -2,6 +2,7 @@
 
 import dataclasses
 import functools
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -14,7 +15,7 @@ from purejaxdqn.training.learner import make_learner, over_batch
 from purejaxdqn.types import ConfigError, LossOutput
 from tiny import TINY, TINY_PQN, bits
 
-EXPERIMENTS = {"dqn": (dqn, TINY), "pqn": (pqn, TINY_PQN)}
+EXPERIMENTS: dict[str, Any] = {"dqn": (dqn, TINY), "pqn": (pqn, TINY_PQN)}
 NETWORK = networks.value_network(2, (8,))
 PARAMS = NETWORK.init(jax.random.key(7), jnp.zeros(4))
 
@@ -64,7 +65,7 @@ def run(experiment, config, num_iterations=3):
 @pytest.mark.parametrize("name", EXPERIMENTS)
 def test_all_parts_at_once(name):
     experiment, config = EXPERIMENTS[name]
-    parts = {
+    parts: dict[str, Any] = {
         "network": NETWORK,
         "initial_params": PARAMS,
         "behaviour": masked_behaviour(),
@@ -110,22 +111,19 @@ def test_a_wrapped_loss_is_the_configured_one(name):
 @pytest.mark.parametrize("name", EXPERIMENTS)
 def test_a_learner_of_ones_own_replaces_the_loss_and_its_optimiser(name):
     experiment, config = EXPERIMENTS[name]
-    made = []
-
-    def remember(loss_fn):
-        made.append(loss_fn)
-        return loss_fn
-
     own = make_learner(NETWORK, losses.bellman_loss(), optax.sgd(0.0))
-    parts = {"network": NETWORK, "learner": own, "wrap_loss": remember}
+    parts: dict[str, Any] = {"network": NETWORK, "learner": own}
     before, after, _ = run(functools.partial(experiment, **parts), config)
     assert bits(before.learner.params) == bits(after.learner.params)
     assert int(after.learner.num_updates) > 0
-    assert not made
+    with pytest.raises(ConfigError, match=r"learner= stands in place of wrap_loss="):
+        experiment(config, learner=own, wrap_loss=lambda loss_fn: loss_fn)
+    with pytest.raises(ConfigError, match=r"batch_loss= stands in place of loss_fn="):
+        experiment(config, batch_loss=batch_loss, loss_fn=losses.bellman_loss())
 
 
 def test_sequences_are_learned_from():
-    parts = {
+    parts: dict[str, Any] = {
         "replay": replay.sequence_replay(replay.uniform_replay(100, 16, 500), 4),
         "behaviour": behaviours.epsilon_greedy_behaviour(lambda _: 0.5, write_probability=True),
         "loss_fn": losses.trajectory_loss(losses.retrace(0.9)),

@@ -1,5 +1,6 @@
 """The memory that a traced function takes on its way, beside what XLA makes of it."""
 
+import platform
 from typing import Any
 
 import jax
@@ -9,7 +10,13 @@ import pytest
 
 from purejaxdqn import agents
 from purejaxdqn.agents.pqn.settings import PQNConfig
-from purejaxdqn.engine.memory import trace_memory, trace_run
+from purejaxdqn.engine.memory import (
+    memory_bytes,
+    peak_bytes,
+    return_free_memory,
+    trace_memory,
+    trace_run,
+)
 from purejaxdqn.engine.programs import max_iterations_of
 from purejaxdqn.training.evaluation import evaluate
 
@@ -65,3 +72,13 @@ def test_a_run_takes_about_what_the_compiler_says(config, compile_as_user):
     assert 0.6 * real < run.chunk_bytes < 1.6 * real
     real = by_the_compiler(play, shapes, run.state.learner.params, count)
     assert 0.6 * real < run.evaluation_bytes < 1.6 * real
+
+
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="other C libraries keep nothing")
+def test_what_was_freed_goes_back_to_the_system():
+    blocks = [b"x" * 20_000 for _ in range(5_000)]
+    assert 1.01 * peak_bytes() > memory_bytes() > 100e6
+    del blocks[:-1]  # the last one keeps the heap from shrinking by itself
+    before = memory_bytes()
+    return_free_memory()
+    assert before - memory_bytes() > 80e6

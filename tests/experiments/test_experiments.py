@@ -206,12 +206,30 @@ def test_tune_scores_a_setting_at_several_learning_rates_and_goes_on_where_it_st
     assert (tmp_path / "tune" / "tune.jsonl").read_text().splitlines() == again
 
 
+@pytest.mark.slow
+def test_a_plan_of_memory_holds_cold_warm_and_resumed(run_script):
+    flags = ("--agents", "pqn", "--num-runs", "1", "20", "--json")
+    answer = run_script("benchmarks/plans.py", *flags, as_user=True)
+    assert answer.returncode == 0, answer.stderr
+    rows = json.loads(answer.stdout.splitlines()[-1])
+    assert [(row["runs"], row["kind"], row["folder"]) for row in rows] == [
+        (runs, kind, folder)
+        for runs in (1, 20)
+        for kind, folders in (("cold", "no yes"), ("warm", "no yes"), ("resumed", "yes"))
+        for folder in folders.split()
+    ]
+    for row in rows:
+        assert 0.9 < row["memory"] < 1.1, row
+
+
 @pytest.mark.parametrize(
     ("script", "flags", "words"),
     [
         ("tune.py", ["--num-seeds=30"], "num_seeds (30) must be 1 to 10"),
         ("benchmarks/pqn.py", ["--rounds=0"], "num_seeds and rounds must be at least 1"),
         ("benchmarks/pqn.py", ["--total-steps=20010"], "num_envs * num_steps (500)"),
+        ("benchmarks/plans.py", ["--num-runs", "0"], "rounds and num_runs must be at least 1"),
+        ("benchmarks/plans.py", ["--kinds", "hot"], "kinds ['hot'] must be of cold, warm, resumed"),
         ("benchmarks/throughput.py", ["--rounds=0"], "rounds [0] must be at least 1"),
         ("benchmarks/throughput.py", ["--total-steps=5000"], "prefill_steps (10000)"),
     ],

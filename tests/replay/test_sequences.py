@@ -1,5 +1,7 @@
 """Sequences: trajectories of any replay, checked against the steps that were added."""
 
+from typing import Any
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -28,7 +30,7 @@ def steps_of(num_steps, seed=0):
     )
     following = np.concatenate([numbers[1:], numbers[-1:] + NUM_ENVS])
     next_obs = np.where(terminated | truncated, -1 - numbers, following)
-    return Step(
+    fields: Any = (
         numbers[..., None],
         (numbers % 3).astype(np.int32),
         numbers / 2,
@@ -37,6 +39,7 @@ def steps_of(num_steps, seed=0):
         next_obs[..., None],
         {"code": numbers.astype(np.int16)},
     )
+    return Step(*fields)
 
 
 @pytest.mark.parametrize("make", [uniform_replay, prioritised_replay])
@@ -48,7 +51,8 @@ def test_trajectories_are_the_steps_that_were_added(make, num_steps):
     for t in range(num_steps):
         state = replay.add(state, jax.tree.map(lambda x, t=t: jnp.asarray(x[t]), steps))
     windows = replay.sample(state, jax.random.key(0)).window
-    trajectories = jax.vmap(replay.to_transition, in_axes=(0, None))(windows, 0.9)
+    assert replay.to_transition is make_trajectory
+    trajectories = jax.vmap(make_trajectory, in_axes=(0, None))(windows, 0.9)
     assert trajectories.obs_tm1.shape == (64, LENGTH, 1)
     seen = set()
     for i in range(64):
@@ -90,6 +94,7 @@ def test_extras_reach_transitions_of_several_steps():
     assert transitions.extras["code"].dtype == jnp.int16
     cut = {int(x) for x in steps.obs[steps.truncated][:, 0]}
     last = np.where(transitions.obs_t[:, 0] < 0, -1 - transitions.obs_t[:, 0], -1)
+    assert transitions.truncated_t is not None
     assert transitions.truncated_t.tolist() == [int(x) in cut for x in last]
 
 
@@ -111,6 +116,7 @@ class TestRefusals:
         replay = uniform_replay(8, 4)
         step = jax.tree.map(lambda x: jnp.asarray(x[0]), steps_of(1))
         state = replay.add(replay.init(step), step)
+        assert replay.window_at is not None
         window = replay.window_at(state, jnp.int32(0), 2)
         with pytest.raises(ConfigError, match=r"observations, \[n, \*obs\]"):
             make_trajectory(window._replace(observations=None), 0.9)

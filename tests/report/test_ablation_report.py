@@ -1,5 +1,7 @@
 """Tests the report of an ablation: effects by hand, and names of combinations."""
 
+import json
+
 import numpy as np
 import pytest
 import xarray as xr
@@ -57,3 +59,36 @@ def test_combinations_are_named_in_the_order_of_the_results_and_the_best_is_firs
     assert [row.name for row in rows] == ["double", "double+dueling", "none", "dueling"]
     assert rows[1].point == {"dueling": True, "double": True}
     assert rows[0].intervals["final greedy return"].estimate == pytest.approx(124.5)
+
+
+def results():
+    """Makes results of two seeds too few for an interval, and of one that one combination lacks."""
+    dims, shape = ("double", "noisy", "seed", "step", "episode"), (2, 2, 4, 3, 2)
+    values = -np.arange(np.prod(shape), dtype=float).reshape(shape)
+    values[1, 0, 2, -1, 1] = np.nan
+    coords = {"double": [False, True], "noisy": [False, True], "seed": [3, 4, 5, 6]}
+    curves = xr.DataArray(values, {**coords, "step": [0, 100, 200]}, dims)
+    attrs = {"config": '{"env": "CartPole-v1"}'}
+    variables = {"evaluation_return": curves, "final_return": curves[..., -1, :].drop_vars("step")}
+    return xr.Dataset(variables, attrs=attrs)
+
+
+def test_a_seed_that_one_combination_lacks_counts_nowhere_and_is_said(tmp_path, capsys):
+    facts = ablation.report_ablation(results(), tmp_path, ["double", "noisy"], "dqn", "mean")
+    assert facts is not None
+    assert facts["seeds_counted"] == [3, 4, 6]
+    assert facts == json.loads((tmp_path / "summary.json").read_text())
+    text = " ".join(capsys.readouterr().out.split())
+    assert text.count("mean of 3 of 4 seeds (1 not finished or NaN), 95 % interval") == 2
+    # Means over the episodes of seeds 3, 4 and 6 at the last step: -4.5, -10.5 and -22.5.
+    best = facts["combinations"][0]
+    assert (best["name"], best["final_return"]["estimate"]) == ("none", pytest.approx(-12.5))
+    assert facts["effects"]["double"]["final_return"]["estimate"] == pytest.approx(-48)
+
+
+def test_without_any_seed_a_line_says_so_and_nothing_is_written(tmp_path, capsys):
+    dataset = results() * np.nan
+    dataset.attrs = results().attrs
+    assert ablation.report_ablation(dataset, tmp_path, ["double", "noisy"], "dqn") is None
+    assert "0 of 4 seeds (4 not finished or NaN): nothing is written" in capsys.readouterr().err
+    assert [*tmp_path.iterdir()] == []

@@ -2,6 +2,7 @@
 
 import numpy as np
 import pytest
+import xarray as xr
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -143,3 +144,55 @@ class TestPairedEffect:
     def test_refused(self, treated, control, words):
         with pytest.raises(ValueError, match=words):
             paired_effect(treated, control, generator())
+
+    @pytest.mark.parametrize(
+        ("treated", "control", "words"),
+        [
+            ([1.0], [1.0], r"treated must be 2-dimensional, \[num_pairs, num_seeds\]"),
+            ([[1.0]], [1.0], r"control must be 2-dimensional, \[num_pairs, num_seeds\]"),
+            (np.zeros((0, 3)), np.zeros((0, 3)), "at least one pair"),
+            (np.zeros((3, 0)), np.zeros((3, 0)), "at least one seed"),
+        ],
+    )
+    def test_a_refusal_names_the_axis(self, treated, control, words):
+        with pytest.raises(ValueError, match=words):
+            paired_effect(treated, control, generator())
+
+    @pytest.mark.parametrize(
+        "statistic", [lambda x, axis: np.mean(x), lambda x, axis: np.mean(x, 0), np.sort]
+    )
+    def test_a_statistic_over_another_axis_is_refused(self, statistic):
+        with pytest.raises(ValueError, match=r"scores of shape \(2, 4\).*reducing axis=-1 alone"):
+            paired_effect(np.ones((2, 4)), np.ones((2, 4)), generator(), statistic)
+
+    def labelled(self):
+        values = generator(3).normal(size=(2, 5, 2, 3))
+        coords = {"double": [False, True], "seed": [3, 1, 4, 9, 5], "noisy": [False, True]}
+        dims = ("double", "seed", "noisy", "rate")
+        score = xr.DataArray(values, {**coords, "rate": [0.1, 0.3, 0.2]}, dims)
+        return score.sel(double=True, drop=True), score.sel(double=False, drop=True)
+
+    def test_labels_say_what_belongs_together_and_not_positions(self):
+        treated, control = self.labelled()
+        found = paired_effect(treated, control, generator(), np.mean)
+        assert found.estimate == pytest.approx(float((treated - control).mean()))
+        moved = control.isel(seed=[2, 0, 1, 4, 3], noisy=[1, 0]).transpose("rate", "seed", "noisy")
+        for one in (treated, treated.sortby("seed"), treated.transpose("noisy", "rate", "seed")):
+            for other in (control, moved):
+                assert paired_effect(one, other, generator(), np.mean) == found
+        alone = paired_effect(treated[:, 0, 0], control[:, 0, 0], generator())
+        assert "only 5 seeds" in alone.note
+
+    def test_labels_that_do_not_match_are_refused(self):
+        treated, control = self.labelled()
+        for one, other, words in (
+            (treated.rename(seed="run"), control, "treated has the dimensions .* dimension 'seed'"),
+            (treated, control.isel(seed=slice(4)), "the same seeds, each once"),
+            (treated, control.assign_coords(rate=[1, 2, 3]), "the same rates, each once"),
+            (treated, control.isel(rate=0), "must have the same dimensions"),
+            (treated.isel(seed=[0, 0]), control.isel(seed=[0, 0]), "seeds, each once"),
+            (treated.where(treated.seed > 1), control, "treated must be finite, got 6 NaN"),
+        ):
+            with pytest.raises(ValueError, match=words) as caught:
+                paired_effect(one, other, generator())
+            assert "\n" not in str(caught.value)

@@ -4,10 +4,17 @@ import json
 
 import numpy as np
 import pytest
+import xarray as xr
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from purejaxdqn.report.statistics import bootstrap_curve, bootstrap_interval, interquartile_mean
+from purejaxdqn.report.statistics import (
+    bootstrap_curve,
+    bootstrap_interval,
+    count_seeds,
+    interquartile_mean,
+    mean_return,
+)
 from tiny import limits, whole_scores
 
 
@@ -281,3 +288,46 @@ class TestBootstrapCurve:
     def test_bad_arguments(self, arguments):
         with pytest.raises((TypeError, ValueError), match=next(iter(arguments))):
             bootstrap_curve(**{"scores": np.zeros((3, 2)), "rng": generator()} | arguments)
+
+    def test_a_labelled_curve_may_have_its_axes_in_any_order(self):
+        scores = xr.DataArray(generator(1).normal(size=(6, 3)), dims=("seed", "step"))
+        for one, other in zip(
+            bootstrap_curve(scores, generator()),
+            bootstrap_curve(scores.T, generator()),
+            strict=True,
+        ):
+            np.testing.assert_array_equal(one, other)
+
+
+class TestMissingSeeds:
+    @pytest.mark.parametrize(
+        ("scores", "words"),
+        [
+            ([1.0, 2.0], "2 seeds"),
+            ([1.0], "1 seed"),
+            ([1.0, np.nan, np.inf], "1 of 3 seeds (2 not finished or NaN)"),
+            ([np.nan] * 4, "0 of 4 seeds (4 not finished or NaN)"),
+            ([[1.0, 2.0], [1.0, 2.0]], "2 seeds"),
+            ([[1.0, 2.0], [1.0, np.nan]], "1 to 2 of 2 seeds (the others are NaN)"),
+            ([[1.0, np.nan], [1.0, np.nan], [np.nan] * 2], "2 of 3 seeds (the others are NaN)"),
+            ([[np.nan], [np.nan]], "0 of 2 seeds (all are NaN)"),
+        ],
+    )
+    def test_are_counted(self, scores, words):
+        assert count_seeds(scores) == words
+
+    def test_a_mean_return_is_of_all_episodes_of_its_setting(self):
+        returns = [
+            [[1.0, 2.0, 6.0], [1.0, np.nan, 6.0]],
+            [[4.0, 6.0, np.nan], [np.inf, 2.0, np.nan]],
+        ]
+        dataset = xr.Dataset({"final_return": (("rate", "seed", "episode"), returns)})
+        # The second setting plays two episodes; with its own number of them all seeds count.
+        asked = [json.dumps({"eval_episodes": n}) for n in (3, 2)]
+        known = dataset.assign(settings=("rate", asked))
+        mean = mean_return(known, "final_return")
+        np.testing.assert_array_equal(mean.values, [[3.0, np.nan], [5.0, np.nan]])
+        assert mean.name == "greedy return, mean over its episodes"
+        one = mean_return(dataset.isel(rate=1), "final_return")
+        assert one.isnull().all()
+        assert one.name == "greedy return, mean of 3 episodes"

@@ -130,3 +130,30 @@ def test_policies_are_played_and_filmed_in_gymnasium(tmp_path):
         milliseconds = sum(frame.info["duration"] for frame in ImageSequence.Iterator(film))
     # Every second frame for 40 ms; equal ones in a row may be stored as one.
     assert milliseconds == 40 * -(-int(total) // 2)
+
+
+def test_negative_thresholds_and_missing_episodes(dataset, capsys):
+    dataset = dataset - 600  # means at the end: -150, -100, -591
+    dataset.attrs = {**dataset.attrs, "config": '{"env": "CartPole-v1"}', "experiment": "a.dqn"}
+    times = ("env_steps_per_second", "compile_seconds", "train_seconds", "evaluation_seconds")
+    dataset.attrs |= {**dict.fromkeys(times, 1.5), "status": "x", "width": 2, "num_devices": 2}
+    assert training.steps_to_threshold(dataset, -110) == [20, 30, None]
+    dataset.evaluation_return[0, 1, 0] = np.nan
+    dataset.final_return[2, 1] = -np.inf
+    assert training.steps_to_threshold(dataset, -110) == [None, 30, None]
+    facts = training.summarise(dataset, -99.5, np.random.default_rng(0))
+    assert facts["num_solved"] == 0
+    facts = training.summarise(dataset, -150.0, np.random.default_rng(0))
+    assert (facts["num_solved"], facts["num_finished"], facts["num_missing"]) == (2, 2, 1)
+    assert facts["iqm"] == -125
+    training.print_summary(facts, Console(width=120))
+    text = capsys.readouterr().out
+    assert "interquartile mean of 2 of 3 seeds (1 not finished or NaN): -125.0" in text
+    assert "solved (at least -150): 2 of 3 seeds" in text
+
+
+def test_without_a_mean_return_a_line_says_so_and_nothing_is_written(dataset, tmp_path, capsys):
+    dataset.evaluation_return[..., 1] = np.nan
+    assert training.report_training(dataset, tmp_path) is None
+    assert "0 of 3 seeds (all are NaN): nothing is written" in capsys.readouterr().err
+    assert [*tmp_path.iterdir()] == []

@@ -7,7 +7,7 @@ import sys
 import pytest
 from rich.table import Table
 
-from purejaxdqn.runtime.console import make_console
+from purejaxdqn.runtime.console import make_console, show_controls
 
 
 class Terminal(io.StringIO):
@@ -49,3 +49,21 @@ def test_a_terminal_and_the_environment_say_how_wide_lines_are(monkeypatch):
 def test_a_terminal_is_as_wide_as_it_says(monkeypatch):
     monkeypatch.delenv("COLUMNS", raising=False)
     assert max(map(len, print_wide(Terminal(), monkeypatch))) <= 150
+
+
+STEERING = "\x1b[31m \x9b2J \x1b]8;;http://there\x07 \u202egnp \r \udcff"
+
+
+def test_texts_that_would_steer_a_terminal_are_shown_as_they_are(capsys):
+    table = Table(f"[bold]a {STEERING}", title="[link=http://there]b")
+    table.add_row(f"[red]c[/red] :smile: {STEERING}")
+    for console in (make_console(), make_console(stderr=True)):
+        console.print(table)
+        console.print(f"[/no] d {STEERING}\nnext line")
+    for text in capsys.readouterr():
+        assert text.replace("\n", "").isprintable()
+        for shown in ("[bold]a", "[link=http://there]b", "[red]c[/red] :smile:", "[/no] d"):
+            assert shown in text
+        assert text.count(show_controls(STEERING)) == 3
+        assert "\nnext line" in text
+    assert show_controls(STEERING).startswith(r"\x1b[31m \x9b2J \x1b]8")

@@ -7,6 +7,7 @@ import math
 import numpy as np
 import pytest
 import xarray as xr
+from rich.console import Console
 from scipy import stats
 
 pytest.importorskip("optuna", reason="Optuna is an extra: pip install 'purejaxdqn[search]'")
@@ -18,7 +19,7 @@ from purejaxdqn.agents.dqn.dqn import dqn
 from purejaxdqn.engine import programs
 from purejaxdqn.engine.programs import Run
 from purejaxdqn.engine.rounds import train_round
-from purejaxdqn.search import search
+from purejaxdqn.search import search, trials
 from purejaxdqn.storage import results
 from purejaxdqn.types import ConfigError
 from tiny import TINY
@@ -205,3 +206,30 @@ def test_the_command_refuses_what_cannot_be_searched(call_command, tmp_path):
     assert code == 2
     assert err.startswith("error: hidden_sizes cannot be searched")
     assert len(err.splitlines()) == 1
+
+
+def test_the_best_setting_is_the_first_row_of_the_table_to_its_last_digit(capsys):
+    scores = [-300.0, -np.inf, -120.5, np.nan, -120.5, -90.0]  # the last one was pruned
+    states = ["complete", "complete", "complete", "diverged", "complete", "pruned"]
+    rates = np.array([1e-4, 1e-4, 0.00031415926535, 1e-3, 3e-4, 1e-2])
+    dataset = xr.Dataset(
+        {
+            "score": (("trial", "step"), np.array(scores)[:, None]),
+            "state": ("trial", states),
+            "diverged": (("trial", "seed"), np.zeros((6, 3), bool)),
+        },
+        {"trial": [0, 1, 2, 3, 5, 6], "learning_rate": ("trial", rates)},
+        {"status": "finished"},
+    )
+    for order in (range(6), [2, 4, 0, 1, 3, 5]):
+        ranked = trials.rank_trials(dataset.isel(trial=[*order]))
+        assert [number for number, *_ in ranked] == [2, 5, 0, 1]
+        assert ranked[0] == (2, -120.5, {"learning_rate": 0.00031415926535})
+    number, score, settings = ranked[0]
+    best = search.Best(number, settings, score, CONFIG)
+    search.SearchResult(dataset, best).print(Console())
+    text = capsys.readouterr().out
+    _, first, *_ = (line for line in text.splitlines() if line.startswith(("┃", "│")))
+    assert first.split("│")[3].strip() == "0.00031415926535"
+    assert "best: --learning-rate 0.00031415926535" in text
+    assert "scores over 3 seeds; of the trials, 4 complete, 1 pruned, 1 diverged" in text

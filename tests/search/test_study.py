@@ -1,9 +1,11 @@
 """Studies: what Optuna itself reads, proposals, pruning, and what survives a kill."""
 
 import contextlib
+import functools
 import os
 import signal
 import sqlite3
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -250,6 +252,54 @@ def test_a_study_that_cannot_be_read_is_refused(run, begun):
     with pytest.raises(ConfigError, match="cannot be read as a study") as caught:
         run(begun, 12)
     assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("change", "damaged"),
+    [
+        ("update trial_params set param_value=param_value/2 where param_id=1", "trial 0"),
+        ("update trial_params set distribution_json=replace(distribution_json, '01', '02')", ""),
+        ("update trial_intermediate_values set intermediate_value=5 where trial_id=3", "trial 2"),
+        ("update trial_values set value=999 where trial_id=1", "trial 0"),
+        ("update trials set state='FAIL' where trial_id=1", "trial 0"),
+        ("update trials set state='PRUNED' where trial_id=1", "trial 0"),
+        ("update trials set number=77 where trial_id=1", "trial 77, trial 0"),
+        ("insert into trials(number, study_id, state) values(50, 1, 'COMPLETE')", "trial 50"),
+        ("delete from trials", "trial 0, trial 1"),
+        ("update study_directions set direction='MINIMIZE'", "its direction"),
+        ("update trial_params set distribution_json='['", "cannot be read"),
+        ("update trial_params set param_value='abc'", "cannot be read"),
+        ("update trials set datetime_start='x'", "cannot be read"),
+        ("update alembic_version set version_num='x'", "cannot be read"),
+    ],
+)
+def test_a_study_of_which_anything_was_changed_is_refused(run, begun, change, damaged):
+    with contextlib.closing(sqlite3.connect(begun / "study.db")) as database:
+        database.execute(change)
+        database.commit()
+    with pytest.raises(ConfigError, match=rf"study\.db .*{damaged}.* put a copy") as caught:
+        run(begun, 12)
+    assert "\n" not in str(caught.value)
+
+
+def test_a_study_that_another_process_writes_to_is_refused_in_a_line(run, begun, monkeypatch):
+    connect = functools.partial(sqlite3.connect, timeout=0.0)
+    monkeypatch.setattr(study.sqlite3, "connect", connect)
+    with contextlib.closing(connect(begun / "study.db", isolation_level=None)) as database:
+        database.execute("begin exclusive")
+        with pytest.raises(ConfigError, match=r"is locked\): end what has it open"):
+            run(begun, 12)
+
+
+@pytest.mark.parametrize(
+    "make", [Path.mkdir, Path.touch, lambda path: path.symlink_to("/dev/zero")]
+)
+def test_what_is_no_study_in_its_place_is_refused(run, begun, make):
+    path = begun / "study.db"
+    path.unlink()
+    make(path)
+    with pytest.raises(ConfigError, match=r"study\.db (cannot be read|is damaged|is a link)"):
+        run(begun, 12)
 
 
 def test_a_study_that_is_missing_or_another_ones_is_refused(run, begun, tmp_path):

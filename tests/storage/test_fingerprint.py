@@ -64,6 +64,10 @@ def test_what_changes_no_number_does_not_count(change):
     assert made_with(one) == made_with(other)
 
 
+PRIMAL = "import jax\n@jax.custom_jvp\ndef f(x): return x\n"
+DATA = "import dataclasses as d\n@d.dataclass\nclass f:\n"
+TUPLE = "import typing\nclass A(typing.NamedTuple):\n    c: int\n    def g(self):\n"
+ENUM = "import enum\nclass E(enum.Enum):\n    A = 1\n    B = 2\n"
 OTHER = {
     "a constant": ("def f(x):\n    return x + 1", "def f(x):\n    return x + 2"),
     "an operation": ("def f(x):\n    return x + 1", "def f(x):\n    return x - 1"),
@@ -104,6 +108,45 @@ OTHER = {
         "def f(x):\n    return 1 if x else 2",
         "def f(x):\n    return 1 if not x else 2",
     ),
+    "the name of a keyword": (
+        "def f(x):\n    return dict(a=x)",
+        "def f(x):\n    return dict(b=x)",
+    ),
+    "what a try is around": (
+        "def f(x):\n    a()\n    try:\n        b()\n    except OSError:\n        pass",
+        "def f(x):\n    try:\n        a()\n        b()\n    except OSError:\n        pass",
+    ),
+    "a rule of derivatives": (
+        f"{PRIMAL}@f.defjvp\ndef rule(x, t):\n    return x[0], t[0]",
+        f"{PRIMAL}@f.defjvp\ndef rule(x, t):\n    return x[0], 2 * t[0]",
+    ),
+    "an attribute of a function": ("def f(x): return x\nf.c = 1", "def f(x): return x\nf.c = 2"),
+    "an attribute in a slot": (
+        "class A:\n    __slots__ = ('c',)\nf = A()\nf.c = 1",
+        "class A:\n    __slots__ = ('c',)\nf = A()\nf.c = 2",
+    ),
+    "a method of a named tuple": (
+        f"{TUPLE}        return 1\nf = A(3)",
+        f"{TUPLE}        return 2\nf = A(3)",
+    ),
+    "how a default is made": (
+        f"{DATA}    c: int = d.field(default_factory=int)",
+        f"{DATA}    c: int = d.field(default_factory=str)",
+    ),
+    "the order of fields": (
+        f"{DATA}    a: int\n    b: int",
+        f"{DATA}    b: int\n    a: int",
+    ),
+    "the order of a dictionary": ("f = {'a': 1, 'b': 2}", "f = {'b': 2, 'a': 1}"),
+    "a list in place of a tuple": ("f = [1]", "f = (1,)"),
+    "a text in place of a number": ("f = {1: 2}", "f = {'1': 2}"),
+    "the sign of nothing": ("f = 0.0", "f = -0.0"),
+    "a member": (f"{ENUM}f = E.A", f"{ENUM}f = E.B"),
+    "what a bound method of Python's is bound to": ("f = {'a': 1}.get", "f = {'a': 2}.get"),
+    "a function of no module": (
+        "d = {}\nexec('def f(x): return 1', d)\nf = d['f']",
+        "d = {}\nexec('def f(x): return 2', d)\nf = d['f']",
+    ),
     "where a loop ends": (
         "def f(x):\n    for i in x:\n        g(i)\n    h(x)",
         "def f(x):\n    for i in x:\n        g(i)\n        h(x)",
@@ -137,6 +180,36 @@ def test_a_module_of_the_users_is_followed_to_what_is_taken_from_it():
     assert "helper.other" not in with_helper(1)
 
 
+def test_a_module_that_a_function_imports_itself_is_followed_too(monkeypatch):
+    def with_helper(k):
+        monkeypatch.setitem(sys.modules, "helper", module(f"k = {k}", "helper"))
+        return fingerprint(module("def f(x):\n    from helper import k\n    return k * x").f)
+
+    assert with_helper(1)["helper.k"] == "1"
+    assert with_helper(2)["helper.k"] == "2"
+
+
+def test_functions_that_all_call_each_other_are_described_once():
+    names = [f"f{i}" for i in range(12)]
+    calls = " + ".join(f"{name}(x)" for name in names)
+    tree = fingerprint(module("\n".join(f"def {n}(x): return {calls}" for n in names)).f0)
+    assert len(str(tree)) < 20_000
+    row = "\n".join(f"def f{i}(x): return f{i + 1}(x)" for i in range(300))
+    assert len(find_unseen(fingerprint(module(row).f0))) == 1
+
+
+def test_what_many_functions_hold_does_not_hide_them():
+    source = "import logging, threading\na = logging.getLogger('a')\nb = threading.Lock()\n"
+    tree = made_with(f"{source}def f(x):\n    return a, b")
+    assert (tree["a"], tree["b"]) == ("logging.Logger", "_thread.lock")
+    # The environment of a process is nobody's to keep.
+    (line,) = find_unseen(made_with("from os import environ\ndef f(x): return environ['A']"))
+    assert line == "experiment.environ: a os._Environ"
+    assert find_unseen(made_with("def f(x): return eval('x')")) == [
+        "experiment.eval: what eval() reads"
+    ]
+
+
 PARTS = {
     "partial": lambda c: functools.partial(dqn, loss_fn=scaled(c)),
     "partial of a partial": lambda c: functools.partial(functools.partial(dqn, loss_fn=c), env=0),
@@ -144,6 +217,10 @@ PARTS = {
     "array": lambda c: functools.partial(dqn, initial=np.array([0.0, c])),
     "array on a device": lambda c: functools.partial(dqn, initial=jnp.array([0.0, c])),
     "dtype": lambda c: functools.partial(dqn, initial=np.zeros(3, [np.int32, np.int64][c > 1])),
+    "mask": lambda c: np.ma.array([1, 2], mask=[c > 1, True]),
+    "weak type": lambda c: jnp.asarray(1.0 if c > 1 else np.float32(1.0)),
+    "long text": lambda c: "x" * 10_000 + str(c),
+    "loss of an object": lambda c: losses.bellman_loss(Loss(c)),
     "key": lambda c: functools.partial(dqn, key=jax.random.key(int(c))),
     "optimiser": lambda c: functools.partial(optax.adam, b1=c / 10),
     "made optimiser": lambda c: optax.sgd(c),
@@ -170,6 +247,14 @@ class Learner:
         return self.rate
 
     __call__ = update
+
+
+class Loss:
+    def __init__(self, c):
+        self.c = c
+
+    def __call__(self, q_tm1, a_tm1, r_t, discount_t, q_t):
+        return self.c * r_t
 
 
 class Torso(nn.Module):
@@ -241,7 +326,9 @@ def test_another_process_finds_the_same(tmp_path):
         "from purejaxdqn import dqn\n"
         "from purejaxdqn.storage.fingerprint import fingerprint\n"
         "def loss(x):\n    return x in {'a', 'b', 'c', 'd'} and optax.l2_loss(x)\n"
-        "print(json.dumps(fingerprint(functools.partial(dqn, loss_fn=loss, names={'p', 'q'}))))"
+        "def other(x): return x\n"
+        "names = {'p', 'q', loss, other}\n"
+        "print(json.dumps(fingerprint(functools.partial(dqn, loss_fn=loss, names=names))))"
     )
     answers = {
         subprocess.run(

@@ -6,6 +6,7 @@ import json
 import re
 import subprocess
 from functools import partial
+from pathlib import Path
 
 import pytest
 
@@ -13,6 +14,7 @@ from purejaxdqn import environments
 from purejaxdqn.agents.dqn.dqn import DQNConfig, dqn
 from purejaxdqn.losses import bellman_loss
 from purejaxdqn.storage import provenance
+from purejaxdqn.storage.fingerprint import find_file
 
 
 class Scaled:
@@ -59,3 +61,31 @@ def test_the_commit_is_this_projects_own(tmp_path, monkeypatch):
     assert re.fullmatch("[0-9a-f]{40}", commit())
     (tmp_path / "provenance.py").write_text("changed")
     assert re.fullmatch("[0-9a-f]{40}-dirty", commit())
+
+
+class Loss:
+    def __call__(self, *args):
+        return 0.0
+
+
+@functools.cache
+def cached(*args):
+    return 0.0
+
+
+ENV = environments.make("CartPole-v1")
+OURS = {
+    "function": cached.__wrapped__,
+    "cached": cached,
+    "object": Loss(),
+    "bound method": Loss().__call__,
+    "class": Loss,
+    "environment": ENV._replace(step=cached.__wrapped__),
+}
+
+
+@pytest.mark.parametrize("kind", OURS)
+def test_the_file_of_what_is_the_users_is_found(kind):
+    assert find_file(partial(dqn, part=OURS[kind])) == Path(__file__)  # type: ignore[call-arg]
+    assert find_file([dqn, OURS[kind]]) == Path(__file__)
+    assert find_file(partial(dqn, env=ENV)) is None

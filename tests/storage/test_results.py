@@ -1,8 +1,11 @@
 """Results on disk: all or nothing, and never over somebody's earlier results."""
 
+import errno
 import json
+import os
 import random
 
+import filelock
 import numpy as np
 import pytest
 import xarray as xr
@@ -92,8 +95,11 @@ def test_a_thousand_flipped_bits_are_noticed(tmp_path):
         (lambda x: x.assign(settings=((), "{}")), "settings"),
         (lambda x: x.assign_attrs(width=5), "the attributes"),
         (lambda x: x.drop_vars("loss"), "loss"),
-        (lambda x: x.rename(loss="lost"), "loss, lost"),
+        (lambda x: x.rename(loss="lost"), "loss"),
         (lambda x: x.assign_attrs(purejaxdqn="{"), "the digests"),
+        (lambda x: x.assign_attrs(purejaxdqn='{"format": 1, "sha256": []}'), "the digests"),
+        (lambda x: x.assign_attrs(purejaxdqn="[" * 50_000), "the digests"),
+        (lambda x: x.drop_attrs(deep=False), "the digests"),
     ],
 )
 def test_what_another_program_has_changed_is_named(change, damaged, tmp_path):
@@ -105,14 +111,56 @@ def test_what_another_program_has_changed_is_named(change, damaged, tmp_path):
         results.load(path)
 
 
-def test_results_whose_folder_has_the_numbers_say_how_they_are_made_again(tmp_path):
+def test_a_variable_that_a_user_adds_is_read_and_the_others_are_still_verified(tmp_path):
+    path = results.save(MUCH, tmp_path)
+    with xr.open_dataset(path) as dataset:
+        more = dataset.load().assign(mine=("seed", np.arange(4)))
+    more.to_netcdf(path)
+    xr.testing.assert_identical(results.load(path).drop_vars("mine"), results.load(path)[[*MUCH]])
+    more.assign(loss=more.loss.fillna(1.0)).to_netcdf(path)
+    with pytest.raises(OSError, match=r"is damaged \(loss\)"):
+        results.load(path)
+    # What is loaded and written anew is the user's own.
     results.save(MUCH, tmp_path)
-    (tmp_path / "results.nc").write_bytes(b"")
-    with pytest.raises(OSError, match=r"something else$"):
+    results.load(path).assign(loss=0.0).to_netcdf(path)
+    assert results.load(path).loss == 0
+
+
+@pytest.mark.parametrize("content", [b"", b"text", None])
+def test_a_damaged_file_is_made_again_when_asked_and_else_says_that_it_can_be(content, tmp_path):
+    with pytest.raises(FileNotFoundError, match=r"there is no .*results\.nc$"):
+        results.load(tmp_path, restore=True)
+    kept = tmp_path / "checkpoint"
+    kept.mkdir()
+    path = results.save(MUCH, tmp_path)
+    before = path.read_bytes()
+
+    def damage():
+        path.unlink() if content is None else path.write_bytes(content)
+
+    damage()
+    with pytest.raises(OSError, match=r"has a copy that is whole: .*restore=True.* puts it back"):
         results.load(tmp_path)
-    (tmp_path / "checkpoint" / "finished").mkdir(parents=True)
-    with pytest.raises(OSError, match=r"the same command with --resume writes the file again"):
-        results.load(tmp_path)
+    for place in (tmp_path, path):
+        xr.testing.assert_identical(results.load(place, restore=True), results.load(path))
+        xr.testing.assert_identical(results.load(path), MUCH)
+        damage()
+    (kept / "results.nc").write_bytes(before[:-9])
+    with pytest.raises(OSError, match=r"no copy that is whole: the same command") as caught:
+        results.load(tmp_path, restore=True)
+    assert "\n" not in str(caught.value)
+    assert path.exists() == (content is not None)
+
+
+def test_what_is_whole_or_of_somebody_else_is_not_restored(tmp_path):
+    (tmp_path / "checkpoint").mkdir()
+    results.save(MUCH, tmp_path)
+    path = results.save(MUCH.assign_attrs(status="running"), tmp_path / "checkpoint")
+    path.rename(tmp_path / "results.nc")
+    assert results.load(tmp_path, restore=True).attrs["status"] == "running"
+    DATASET.drop_attrs().to_netcdf(tmp_path / "results.nc")
+    with pytest.raises(ConfigError, match="is no results file"):
+        results.load(tmp_path, restore=True)
 
 
 def test_plain_xarray_reads_the_file_and_checks_its_bytes_too(tmp_path):
@@ -135,7 +183,7 @@ def test_files_of_others_are_refused_and_those_of_older_versions_read(tmp_path):
         results.load(path)
 
 
-@pytest.mark.parametrize("path", ["", None, 3])
+@pytest.mark.parametrize("path", ["", None, 3, "a\0b"])
 def test_what_is_no_path_is_refused(path):
     with pytest.raises(ConfigError, match=r"path \(.*\) must be a results file or its folder"):
         results.load(path)
@@ -203,7 +251,52 @@ def test_an_output_folder_is_made_and_earlier_results_are_kept(tmp_path):
     assert results.prepare_output(folder, overwrite=True) == folder
 
 
+@pytest.mark.parametrize("name", ["checkpoint", "checkpoint/finished", "study.db"])
+def test_a_link_that_may_lead_out_of_a_folder_is_refused(name, tmp_path):
+    outside, folder = tmp_path / "outside", tmp_path / "mine"
+    (outside / "finished").mkdir(parents=True)
+    (folder / name).parent.mkdir(parents=True, exist_ok=True)
+    (folder / name).symlink_to(outside)
+    for how in ({"overwrite": True}, {"resume": True}):
+        with pytest.raises(ConfigError, match=rf"{name} is a link"):
+            results.prepare_output(folder, **how)
+    assert (outside / "finished").exists()
+
+
 def test_an_output_folder_that_cannot_be_written_is_refused(tmp_path):
     (tmp_path / "file").write_text("")
     with pytest.raises(ConfigError, match=r"cannot be written.*--output"):
         results.prepare_output(tmp_path / "file" / "below")
+
+
+def test_a_refusal_names_who_writes_there(tmp_path, monkeypatch):
+    def lock():
+        return filelock.FileLock(tmp_path / "lock")
+
+    held = lock()
+    results.acquire_lock(held, tmp_path)
+    words = rf"writing to {tmp_path} now \(process {os.getpid()} on .*, since 2.*: .*\): wait until"
+    with pytest.raises(ConfigError, match=words):
+        results.acquire_lock(lock(), tmp_path)
+    monkeypatch.setattr("psutil.pid_exists", lambda pid: False)
+    with pytest.raises(ConfigError, match="now: wait until"):  # of one before it, that was killed
+        results.acquire_lock(lock(), tmp_path)
+    monkeypatch.undo()
+    for text in ("", "{}", '{"pid": 1', "[]", '{"pid": "x", "host": 1, "since": 2, "command": 3}'):
+        (tmp_path / "lock").write_text(text)
+        with pytest.raises(ConfigError, match="another process is writing"):
+            results.acquire_lock(lock(), tmp_path)
+    results.release_lock(held)
+    assert (tmp_path / "lock").read_text() == ""
+    results.acquire_lock(held, tmp_path)
+    results.release_lock(held)
+
+
+@pytest.mark.parametrize("code", [errno.ENOLCK, errno.EIO, errno.ESTALE])
+def test_a_disk_without_locks_is_refused(code, tmp_path, monkeypatch):
+    def flock(*_):
+        raise OSError(code, os.strerror(code))
+
+    monkeypatch.setattr("fcntl.flock", flock)
+    with pytest.raises(ConfigError, match=r"cannot be locked .*: choose a folder on another disk"):
+        results.acquire_lock(filelock.FileLock(tmp_path / "lock"), tmp_path)

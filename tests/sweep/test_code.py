@@ -5,13 +5,17 @@ import json
 import shutil
 from pathlib import Path
 
+import jax
 import jax.numpy as jnp
 import pytest
 import xarray as xr
 
 from purejaxdqn import ConfigError, agents, dqn, environments, load, losses, rerun, run_sweep
+from purejaxdqn.report.training import find_environment
 from purejaxdqn.storage.fingerprint import find_file
 from purejaxdqn.sweep import resume
+from purejaxdqn.sweep.design import grid_design
+from purejaxdqn.sweep.plan import plan_sweep
 from purejaxdqn.sweep.rerun import load_params
 from tiny import TINY, assert_same_dataset
 
@@ -120,3 +124,44 @@ def test_what_cannot_be_seen_is_said_once(tmp_path, capsys):
     run_sweep(mine, TINY, [0], output=tmp_path)
     said = " ".join(capsys.readouterr().err.split())
     assert said.count("a builtins.generator would go unnoticed") == 1
+
+
+MINE = environments.make("CartPole-v1")._replace(name="Mine-v0", threshold=20.0, max_steps=77)
+
+
+def test_results_name_the_environment_that_was_passed(tmp_path):
+    mine = functools.partial(dqn, env=MINE)
+    dataset = quiet(mine, TINY, [0], output=tmp_path).dataset
+    assert (dataset.attrs["env"], dataset.attrs["threshold"]) == ("Mine-v0", 20.0)
+    assert "CartPole" not in str({**dataset.attrs, "settings": dataset.settings.item()})
+    assert find_environment(load(tmp_path)) == ("Mine-v0", 20.0)
+    quiet(mine, TINY, [0], output=tmp_path, resume=True)
+    assert_same_dataset(rerun(tmp_path, experiment=mine, progress=False), dataset.isel(seed=0))
+    with pytest.raises(ConfigError, match=r"environment \('Mine-v0'\) must be one of"):
+        rerun(tmp_path, experiment=dqn, progress=False)
+    other = functools.partial(dqn, env=MINE._replace(max_steps=78))
+    with pytest.raises(ConfigError, match=r'env\.max_steps: "77" there, "78" now'):
+        rerun(tmp_path, experiment=other, progress=False)
+
+
+def test_an_environment_made_of_the_one_that_the_settings_name_has_its_own_name():
+    def sticky(config):
+        env = environments.make(config.env)
+        return dqn(config, env=env._replace(name=f"Sticky-{env.name}", threshold=None))
+
+    design = grid_design(TINY, [0], {"env": ["CartPole-v0", "CartPole-v1"]})
+    assert plan_sweep(sticky, design, jax.devices()).environment == {}
+    planned = plan_sweep(sticky, grid_design(TINY, [0], {}), jax.devices())
+    assert planned.environment == {"env": "Sticky-CartPole-v1"}
+    assert planned.recorded is planned.design
+
+
+def test_an_older_fingerprint_is_compared_as_far_as_it_goes():
+    now = resume.describe_code(experiment_of(1.0), [TINY])
+    older = {**now, "env Gone-v0": {"name": "gone"}, "experiment": {**now["experiment"]}}
+    del older["format"], older["class DQNConfig"]
+    assert resume.find_differences(*resume.compare_code(older, now)) == []
+    other = resume.describe_code(experiment_of(7.0), [TINY])
+    (line,) = resume.find_differences(*resume.compare_code(older, other))
+    assert line.endswith('td_error.c: "1.0" there, "7.0" now')
+    assert len(resume.find_differences(*resume.compare_code({**older, "format": "2"}, now))) > 1

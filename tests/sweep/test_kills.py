@@ -1,24 +1,34 @@
 """Sweeps that are killed or stopped by a signal go on as if nothing had happened."""
 
 import concurrent.futures
+import contextlib
 import dataclasses
 import functools
 import gc
+import hashlib
+import itertools
 import json
+import multiprocessing
 import os
 import random
 import re
+import runpy
+import shutil
 import signal
+import sqlite3
 import subprocess
 import sys
 import threading
 import time
+from pathlib import Path
 
 import pytest
 
 from purejaxdqn.agents.dqn.dqn import dqn
 from purejaxdqn.runtime.interrupts import Stopped, catch_signals
-from purejaxdqn.storage import results
+from purejaxdqn.storage import checkpoint, results
+from purejaxdqn.storage.checkpoint import CheckpointDamaged
+from purejaxdqn.storage.files import TEMPORARY
 from purejaxdqn.sweep.run import run_sweep
 from tiny import TINY, assert_same_dataset
 
@@ -124,6 +134,158 @@ def test_eight_kills_lose_nothing(tmp_path):
 @pytest.mark.slow
 def test_a_hundred_kills_lose_nothing(tmp_path):
     check_kills(tmp_path, 50)
+
+
+COMMAND = """
+import os, signal, sys
+signal.signal(signal.SIGINT, signal.default_int_handler)
+os.dup2(os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND), 2)
+os.dup2(2, 1)
+sys.argv[1:] = words
+from purejaxdqn.cli.main import main
+main()
+"""
+SMALL = (
+    "--total-steps 20000 --num-envs 4 --steps-per-update 4 --prefill-steps 80 --replay-capacity "
+    "120 --batch-size 16 --hidden-sizes 8 --target-period 5 --eval-interval 5000 "
+    "--eval-episodes 3 --num-seeds 2 --output"
+)
+RATES = "--learning-rate 1e-3 3e-3 --width 2 --checkpoint-seconds 0 --resume"
+COMMANDS = {
+    "sweep": f"sweep {RATES} {SMALL}",
+    "ablation": f"ablate --components double --width 2 --checkpoint-seconds 0 --resume {SMALL}",
+    "search": f"search --learning-rate loguniform:1e-4:1e-2 --num-trials 6 --trials-per-batch 2 "
+    f"{SMALL}",
+    "cluster": f"sweep --cluster local {RATES} {SMALL}",
+}
+SIGNALS = [signal.SIGKILL, signal.SIGKILL, signal.SIGTERM, signal.SIGINT, signal.SIGHUP]
+
+
+class Lives:
+    """Lives of one command in one folder, each of which ends in its own time or before.
+
+    A server that has imported the package forks them: importing takes longer than training.
+    """
+
+    server = multiprocessing.get_context("forkserver")
+    server.set_forkserver_preload(
+        [f"purejaxdqn.cli.commands.{name}" for name in ("sweep", "search", "ablate")]
+    )
+
+    def __init__(self, words, output, cache):
+        self.output, self.words = output, [*words.split(), str(output)]
+        self.log, self.script = output.with_suffix(".log"), cache.parent / "command.py"
+        self.script.write_text(COMMAND)
+
+    def start(self):
+        names = {"words": self.words, "log": str(self.log)}
+        args = (str(self.script), names, "__main__")
+        process = self.server.Process(target=runpy.run_path, args=args)
+        process.start()
+        return process
+
+    def live(self):
+        """Lives to the end, and returns the seconds that this took."""
+        begin = time.monotonic()
+        process = self.start()
+        process.join()
+        assert process.exitcode == 0, self.log.read_text()
+        return time.monotonic() - begin
+
+
+def kept_steps(output):
+    """The steps that are kept of each batch, of those checkpoints whose every byte is right."""
+    steps: dict[int, int] = {}
+    for path in (output / "checkpoint" / "running").glob("[0-9]*"):
+        with contextlib.suppress(CheckpointDamaged):  # dropped meanwhile
+            facts = checkpoint.read(path)[1]
+            for one in facts["batches"]:
+                steps[one["batch"]] = max(steps.get(one["batch"], 0), facts["step"])
+    for path in (output / "checkpoint" / "finished").glob("[0-9]*"):
+        checkpoint.read(path)  # never dropped
+        steps[int(path.name)] = 10**9
+    return steps
+
+
+def read_everything(output):
+    """Opens each file there as readers do: it is absent, or whole."""
+    if (output / "study.db").exists():
+        with contextlib.closing(sqlite3.connect(output / "study.db", timeout=60)) as study:
+            assert study.execute("pragma integrity_check").fetchall() == [("ok",)]
+            assert study.execute("select study_name from studies").fetchall() == [("search",)]
+    with contextlib.suppress(FileNotFoundError):
+        results.load(output)
+    with contextlib.suppress(FileNotFoundError):
+        json.loads((output / "summary.json").read_text())
+    for folder, _, files in os.walk(output / "checkpoint"):  # also while it changes
+        if "manifest.json" not in files or TEMPORARY in folder:
+            continue
+        path = Path(folder) / "manifest.json"
+        with contextlib.suppress(FileNotFoundError):
+            digest, _, text = path.read_text().removesuffix("\n").partition("\n")
+            assert hashlib.sha256(text.encode()).hexdigest() == digest, path
+
+
+def kill_at_random(words, folder, num_kills, rng, cache):
+    """Kills a command so often, at any moment of its life, and begins again where it has ended."""
+    whole = Lives(words, folder / "whole", cache)
+    whole.live()  # compiles
+    expected = results.load(whole.output)
+    shutil.rmtree(whole.output)
+    seconds = whole.live()
+    for name, variable in expected.variables.items():
+        assert variable.values.tobytes() == results.load(whole.output)[name].values.tobytes()
+    kills = 0
+    for number in itertools.count():
+        lives = Lives(words, folder / f"killed{number}", cache)
+        seen: dict[int, int] = {}  # the furthest steps that were ever on the disk
+        while kills < num_kills:
+            process, wait = lives.start(), rng.uniform(0, 1.2 * seconds)
+            begin = time.monotonic()
+            while process.is_alive() and time.monotonic() - begin < wait:
+                read_everything(lives.output)
+                seen |= {n: max(s, seen.get(n, 0)) for n, s in kept_steps(lives.output).items()}
+                time.sleep(0.02)
+            if not process.is_alive():
+                assert process.exitcode == 0, lives.log.read_text()
+                break
+            kills += 1
+            signals = [rng.choice(SIGNALS)]
+            if rng.random() < 0.2:
+                signals *= 2  # the second at once
+            for one in signals:
+                os.kill(process.pid, one)
+                time.sleep(rng.uniform(0, 0.2))
+            process.join()
+            read_everything(lives.output)
+            now = kept_steps(lives.output)
+            if "search" not in words:  # whose batches under way are proposed again
+                assert all(now.get(n, 0) >= s for n, s in seen.items()), (seen, now)
+        lives.live()
+        read_everything(lives.output)
+        resumed = results.load(lives.output)
+        trials = {"trial"} & {*expected.dims}  # kills use up some of their numbers
+        assert_same_dataset(resumed.drop_vars(trials), expected.drop_vars(trials))
+        assert resumed.attrs["status"] == "finished"
+        assert not [*lives.output.rglob(f"{TEMPORARY}*")]
+        assert "Traceback" not in lives.log.read_text()
+        if kills >= num_kills:
+            return
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("command", "num_kills"), [("sweep", 60), ("search", 60), ("ablation", 50), ("cluster", 30)]
+)
+def test_two_hundred_kills_at_random_times_lose_nothing(command, num_kills, tmp_path, monkeypatch):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    for name in [name for name in os.environ if name.startswith("JAX_")]:
+        monkeypatch.delenv(name)
+    if command == "cluster":
+        pytest.importorskip("ray")
+    num_kills = int(os.environ.get("NUM_KILLS", num_kills))  # fewer, on a busy machine
+    rng = random.Random(command)
+    kill_at_random(COMMANDS[command], tmp_path, num_kills, rng, tmp_path / "cache")
 
 
 @pytest.mark.parametrize(

@@ -15,6 +15,7 @@ from purejaxdqn.agents.dqn.dqn import DQNConfig, dqn
 from purejaxdqn.storage import provenance
 from purejaxdqn.sweep.design import grid_design, random_design
 from purejaxdqn.sweep.run import run_design, run_sweep
+from purejaxdqn.training.settings import config_from_json
 from purejaxdqn.types import ConfigError
 from tiny import TINY
 
@@ -177,6 +178,29 @@ def test_labels_that_name_no_run_or_several_are_refused(grid, labels, words, mon
     monkeypatch.setattr("purejaxdqn.sweep.batches.compile_programs", None)
     with pytest.raises(ConfigError, match=words):
         again(grid, **labels)
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        *[("width", value) for value in ("2", -1, None, 2.5)],
+        *[("versions", value) for value in ("", "{", "[]", 5, "[" * 30_000)],
+        *[("code", value) for value in ("x", "null", 5)],
+        *[("experiment_arguments", value) for value in ("[]", np.array([1, 2]))],
+        *[("git_commit", value) for value in (5, np.array([1, 2]))],
+    ],
+)
+def test_attributes_that_cannot_be_read_are_named(grid, name, value):
+    dataset = purejaxdqn.load(grid).assign_attrs({name: value})
+    with pytest.raises(ConfigError, match=rf"its {name} cannot be read"):
+        again(dataset, seed=0)
+
+
+@pytest.mark.parametrize("text", ["", "{", "[]", "5", "{}", "null", "[" * 30_000])
+def test_settings_that_cannot_be_read_are_a_line(text):
+    with pytest.raises(ConfigError, match=r"the settings .* cannot be read") as caught:
+        config_from_json(text)
+    assert "\n" not in str(caught.value)
 
 
 def test_what_was_trained_must_be_known(grid):

@@ -312,6 +312,50 @@ def test_nothing_is_dropped_from_under_a_sweep_that_is_running(tmp_path):
     assert results.prepare_output(tmp_path, overwrite=True) == tmp_path
 
 
+@pytest.mark.parametrize("there", [False, True])
+def test_a_refused_sweep_leaves_nothing(there, tmp_path, monkeypatch):
+    output = tmp_path / "a" / "b"
+    if there:
+        output.mkdir(parents=True)
+    before = {path: path.stat().st_mtime_ns for path in (tmp_path, *tmp_path.rglob("*"))}
+    with pytest.raises(ConfigError, match="10 bytes may be used"):
+        quiet(dqn, TINY, range(2), output=output, memory_budget=10)
+    assert before == {path: path.stat().st_mtime_ns for path in (tmp_path, *tmp_path.rglob("*"))}
+
+    def full(*_):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(checkpoint, "write", full)
+    with pytest.raises(OSError, match="No space left"):
+        quiet(dqn, TINY, range(2), output=output)
+    assert {*before} == {tmp_path, *tmp_path.rglob("*")}
+
+
+def test_a_refused_sweep_touches_nothing_that_is_there(finished, tmp_path):
+    output = Path(shutil.copytree(finished[0], tmp_path / "copy"))
+    (output / ".writing-results.1.nc").write_text("half")
+    (output / "tensorboard").mkdir()
+    before = {path: path.stat().st_mtime_ns for path in output.rglob("*")}
+    for options in ({"resume": True}, {}, {"overwrite": True, "memory_budget": 10}):
+        with pytest.raises(ConfigError):
+            quiet(dqn, TINY, range(4), output=output, **options)
+        locked = output / "checkpoint" / "lock"
+        assert {**before, locked: True} == {
+            path: path == locked or path.stat().st_mtime_ns for path in output.rglob("*")
+        }
+    quiet(dqn, TINY, range(3), output=output, resume=True)
+    assert not (output / ".writing-results.1.nc").exists()
+
+
+def test_what_was_kept_before_an_error_is_told(tmp_path):
+    def fail(event):
+        raise ValueError("mine")
+
+    with pytest.raises(ValueError, match="mine") as caught:
+        quiet(dqn, TINY, range(3), width=2, output=tmp_path, on_evaluation=fail)
+    assert str(tmp_path) in caught.value.__notes__[0]
+
+
 def test_a_full_disk_costs_nothing_that_is_finished(tmp_path, monkeypatch, capsys):
     """No checkpoint and no finished batch can be written until the last moment."""
     write, full = checkpoint.write, True
@@ -350,6 +394,7 @@ def test_checkpoints_of_other_batches_are_kept_until_they_are_gone_on_with(tmp_p
     kept = [folder.load_running(number, TINY) for number in (0, 1)]
     assert [paused.step for paused in kept if paused is not None] == [50, 10]
     assert folder.load_running(2, TINY) is None
+    assert folder.find_running_steps() == {0: 50, 1: 10}
     assert len([*(tmp_path / "checkpoint" / "running").iterdir()]) == 3
     folder.save_finished(1, record)
     folder.save_running({0: paused(60)})

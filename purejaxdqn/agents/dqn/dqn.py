@@ -89,27 +89,33 @@ def dqn(
       ConfigError: for settings of another kind.
     """
     ensure_kind(config, DQNConfig)
-    env = env or environments.make(config.env)
-    network = network or _make_network(config, env)
+    given = {"loss_fn": loss_fn, "wrap_loss": wrap_loss, "batch_loss": batch_loss}
+    learning.refuse_unused(learner, optimizer=optimizer, target_update=target_update, **given)
+    env = environments.make(config.env) if env is None else environments.ensure(env)
+    network = _make_network(config, env) if network is None else network
     if initial_params is not None:
         network = networks.begin_with(network, initial_params)
-    behaviour = behaviour or epsilon_greedy_behaviour(choose_epsilon(config))
+    if behaviour is None:
+        behaviour = epsilon_greedy_behaviour(choose_epsilon(config))
     actor = Actor(env, network, behaviour, config.num_envs)
     if learner is None:
-        loss_fn = loss_fn or losses.from_config(config, env.num_actions)
-        loss_fn = loss_fn if wrap_loss is None else wrap_loss(loss_fn)
-        target_update = target_update or learning.periodic_target_update(
-            config.target_period, config.target_step_size
+        if loss_fn is None and batch_loss is None:
+            loss_fn = losses.from_config(config, env.num_actions)
+        if wrap_loss is not None and loss_fn is not None:
+            loss_fn = wrap_loss(loss_fn)
+        learner = learning.make_learner(
+            network,
+            loss_fn,
+            _make_transformation(config, optimizer),
+            _make_target_update(config) if target_update is None else target_update,
+            batch_loss,
         )
-        transformation = _make_transformation(config, optimizer)
-        learner = learning.make_learner(network, loss_fn, transformation, target_update, batch_loss)
     is_weighted = replay is not None or config.prioritised
-    replay = replay or _make_replay(config, env)
+    replay = _make_replay(config, env) if replay is None else replay
     if config.n_step > 1:
         replay = n_step_replay(replay, config.n_step)
     exponent_at = schedules.linear_schedule(config.importance_exponent, 1.0, config.num_updates)
-    make_one = replay.to_transition or n_step_transition
-    to_transition = functools.partial(make_one, discount=config.discount)
+    to_transition = replay.to_transition or n_step_transition
 
     def act_once(state: TrainState, is_prefill: bool = False) -> tuple[TrainState, Array]:
         """Steps every environment once; also gives the returns `[E]` of episodes that ended."""
@@ -120,7 +126,7 @@ def dqn(
     def draw(state: TrainState, key: Array) -> tuple[Transition, Array | None, Array]:
         """Draws a batch; also says what each transition counts, and its index in the replay."""
         sample = replay.sample(state.replay, key)
-        transitions = jax.vmap(to_transition)(sample.window)
+        transitions = jax.vmap(to_transition, in_axes=(0, None))(sample.window, config.discount)
         if not is_weighted:
             return transitions, None, sample.indices
         exponent = exponent_at(state.learner.num_updates)
@@ -208,7 +214,7 @@ def _make_transformation(
     config: DQNConfig, optimizer: learning.MakeOptimizer | None
 ) -> optax.GradientTransformation:
     """Makes the optimiser of all weights; FQF's proposal of fractions has its own."""
-    transformation = learning.make_clipped_optimizer(config, optimizer, choose_optimizer(config))
+    transformation = learning.make_clipped_optimizer(config, optimizer, choose_optimizer)
     if config.representation != "proposed_quantile":
         return transformation
     rate = learning.linear_learning_rate(config, config.fraction_learning_rate)
@@ -216,6 +222,10 @@ def _make_transformation(
     return optax.multi_transform(
         {"value": transformation, "fraction_proposal": proposal}, networks.label_fraction_proposal
     )
+
+
+def _make_target_update(config: DQNConfig) -> learning.TargetUpdate:
+    return learning.periodic_target_update(config.target_period, config.target_step_size)
 
 
 def _make_replay(config: DQNConfig, env: Environment) -> Replay:

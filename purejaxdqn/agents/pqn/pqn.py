@@ -24,7 +24,12 @@ from purejaxdqn.behaviours import epsilon_greedy_behaviour
 from purejaxdqn.environments import Environment
 from purejaxdqn.training.diagnostics import NUM_STATES, Probe, gradient_norm
 from purejaxdqn.training.evaluation import greedy_policy
-from purejaxdqn.training.learner import MakeOptimizer, make_clipped_optimizer, make_learner
+from purejaxdqn.training.learner import (
+    MakeOptimizer,
+    make_clipped_optimizer,
+    make_learner,
+    refuse_unused,
+)
 from purejaxdqn.training.loop import Actor, ChunkOutputs, Train, act, make_first_state, run_chunk
 from purejaxdqn.training.schedules import linear_epsilon
 from purejaxdqn.training.settings import ensure_kind
@@ -80,20 +85,23 @@ def pqn(
       ConfigError: for settings of another kind.
     """
     ensure_kind(config, PQNConfig)
-    env = env or environments.make(config.env)
-    network = network or networks.value_network(
-        env.num_actions, config.hidden_sizes, layer_norm=config.layer_norm
-    )
+    given = {"loss_fn": loss_fn, "wrap_loss": wrap_loss, "batch_loss": batch_loss}
+    refuse_unused(learner, optimizer=optimizer, **given)
+    env = environments.make(config.env) if env is None else environments.ensure(env)
+    if network is None:
+        sizes = config.hidden_sizes
+        network = networks.value_network(env.num_actions, sizes, layer_norm=config.layer_norm)
     if initial_params is not None:
         network = networks.begin_with(network, initial_params)
-    if learner is None:
-        loss_fn = loss_fn or losses.bellman_loss(losses.return_error)
-        loss_fn = loss_fn if wrap_loss is None else wrap_loss(loss_fn)
-        radam = functools.partial(optax.radam, eps=config.adam_epsilon)
-        transformation = make_clipped_optimizer(config, optimizer, radam)
-        learner = make_learner(network, loss_fn, transformation, batch_loss=batch_loss)
-    behaviour = behaviour or epsilon_greedy_behaviour(linear_epsilon(config))
+    if behaviour is None:
+        behaviour = epsilon_greedy_behaviour(linear_epsilon(config))
     actor = Actor(env, network, behaviour, config.num_envs)
+    if loss_fn is None:
+        loss_fn = losses.bellman_loss(losses.return_error)
+    if learner is None:
+        loss_fn = loss_fn if wrap_loss is None else wrap_loss(loss_fn)
+        transformation = make_clipped_optimizer(config, optimizer, make_radam)
+        learner = make_learner(network, loss_fn, transformation, batch_loss=batch_loss)
 
     def play(state: TrainState, _: None) -> tuple[TrainState, tuple[Step, Array]]:
         state, step, episode_return = act(actor, state)[:3]
@@ -167,6 +175,11 @@ def pqn(
     chunk = functools.partial(run_chunk, iteration)
     probe = Probe(network, config.discount, observe)
     return Train(init, chunk, functools.partial(greedy_policy, network), env, probe)
+
+
+def make_radam(config: PQNConfig) -> MakeOptimizer:
+    """Makes the optimiser that is used where none is passed."""
+    return functools.partial(optax.radam, eps=config.adam_epsilon)
 
 
 def deal_minibatches(key: Array, transitions: Transition, num_minibatches: int) -> Transition:

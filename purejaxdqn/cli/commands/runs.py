@@ -1,6 +1,7 @@
-"""Takes up one run of a results file: trains it again, or plays its policy."""
+"""Takes up a results file: trains one of its runs again, plays its policy, or mends the file."""
 
 import contextlib
+import os
 from collections.abc import Sequence
 from pathlib import Path
 from types import SimpleNamespace
@@ -12,8 +13,9 @@ import xarray as xr
 
 from purejaxdqn.cli.exits import EXIT_FAILED
 from purejaxdqn.cli.flags import format_value, read_command_line
-from purejaxdqn.report.films import FILM_NAME, is_in_gymnasium, play_in_gymnasium, save_gif
-from purejaxdqn.report.training import find_name
+from purejaxdqn.report.films import FILM_NAME, find_problem, play_in_gymnasium, save_gif
+from purejaxdqn.report.statistics import mean_return
+from purejaxdqn.report.training import find_environment
 from purejaxdqn.runtime.console import make_console
 from purejaxdqn.runtime.devices import use_every_core
 from purejaxdqn.storage import results
@@ -45,9 +47,9 @@ def run_rerun(argv: Sequence[str]) -> int:
     again = rerun(dataset, **labels)
     numbers = [name for name in known.data_vars if name in again and name != "settings"]
     other = [str(name) for name in numbers if not _same_bits(known[name], again[name])]
-    mean = float(again.final_return.mean("episode"))
+    mean = float(mean_return(again, "final_return"))
     console = make_console()
-    console.print(f"mean greedy return on {find_name(known, 'env')}: {mean:.1f}")
+    console.print(f"mean greedy return on {find_environment(known)[0]}: {mean:.1f}")
     if other:
         console.print(f"other numbers than in the file: {', '.join(other)}")
         return EXIT_FAILED
@@ -65,12 +67,12 @@ def run_play(argv: Sequence[str]) -> int:
     one value may be left out.
     """
     place, dataset, labels, flags = _read_run(argv, "purejaxdqn play", run_play.__doc__, _PLAYING)
+    if not os.access(folder := flags.film.parent, os.W_OK):
+        raise ConfigError(f"film ({flags.film}) cannot be written: {folder} must be a folder")
     use_every_core()
     train, params = load_params(place.parent if place.is_file() else place, dataset, labels)
-    if not is_in_gymnasium(train.env.name):
-        raise ConfigError(
-            f"gymnasium has no {train.env.name!r}: play policies of gymnasium's environments alone"
-        )
+    if problem := find_problem(train.env):
+        raise ConfigError(f"{problem}: play policies of gymnasium's environments alone")
     one = jax.tree.map(lambda x: x[np.newaxis], params)
     returns = play_in_gymnasium(train, one, flags.num_episodes, flags.random_seed, progress=True)
     filmed = save_gif(train, params, flags.film, flags.random_seed)
@@ -80,6 +82,27 @@ def run_play(argv: Sequence[str]) -> int:
         f"lowest {returns.min():.1f}, highest {returns.max():.1f}"
     )
     console.print(f"written: {flags.film} (an episode of return {filmed:.1f})")
+    return 0
+
+
+def run_restore(argv: Sequence[str]) -> int:
+    """Makes a damaged or missing results file again, from the copy that its sweep's folder keeps.
+
+        purejaxdqn restore results/train
+
+    A file that is whole is left as it is. Variables that others have added are not in the copy.
+    """
+    description = run_restore.__doc__
+    place = read_command_line(argv, "purejaxdqn restore", description, positional=_FILE).flags.file
+    if not place:
+        raise ConfigError("name a results file first: purejaxdqn restore results/train")
+    console = make_console()
+    try:
+        results.load(place)
+        console.print(f"{place} is whole: nothing is to be done")
+    except OSError:
+        dataset = results.load(place, restore=True)
+        console.print(f"made again: {place} (its status is {dataset.attrs.get('status')!r})")
     return 0
 
 

@@ -18,7 +18,7 @@ from typing import Any
 from purejaxdqn import agents
 from purejaxdqn.cli.flags import read_command_line
 from purejaxdqn.cli.sweeps import list_seeds, print_json, refuse_unread, sweep_flags, train_design
-from purejaxdqn.report.films import is_in_gymnasium, play_and_film
+from purejaxdqn.report.films import find_problem, play_and_film
 from purejaxdqn.report.training import report_training
 from purejaxdqn.runtime.console import make_console
 from purejaxdqn.sweep.dataset import SweepResult
@@ -57,11 +57,10 @@ def train_and_report(config: RunConfig, flags: SimpleNamespace) -> None:
             made = experiment(config)
             if dataset.attrs["status"] != "finished" or "gymnasium_return" in dataset:
                 return  # nothing can be played yet, or it has been already
-            if is_in_gymnasium(made.env.name):
-                dataset = play_and_film(made, dataset, params, flags.output)
+            if problem := find_problem(made.env):
+                make_console(stderr=True).print(f"{problem}: nothing is played there")
             else:
-                console = make_console(stderr=True)
-                console.print(f"gymnasium has no {made.env.name}: nothing is played there")
+                dataset = play_and_film(made, dataset, params, flags.output)
         finally:
             print_json(flags, report_training(dataset, flags.output))
 

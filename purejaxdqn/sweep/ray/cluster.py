@@ -24,15 +24,16 @@ from purejaxdqn.engine.rounds import Event, Record
 from purejaxdqn.runtime.devices import ensure_devices
 from purejaxdqn.runtime.interrupts import catch_signals
 from purejaxdqn.runtime.modules import IMPORTED
+from purejaxdqn.runtime.processes import split_address
 from purejaxdqn.storage import provenance
 from purejaxdqn.sweep.batches import TIMES, BatchTrainer
 from purejaxdqn.sweep.dataset import SweepResult
 from purejaxdqn.sweep.design import Design
-from purejaxdqn.sweep.options import SweepOptions, check_whole, take_options
+from purejaxdqn.sweep.options import SweepOptions, take_options
 from purejaxdqn.sweep.ray.task import ANSWER_SECONDS, Board, Layout, run_task
 from purejaxdqn.sweep.resume import OpenSweep, open_sweep
 from purejaxdqn.training.loop import Experiment
-from purejaxdqn.types import ConfigError
+from purejaxdqn.types import ConfigError, ensure_whole
 
 _UNKNOWN = 2**62  # bytes: only the node itself knows the memory of its GPUs
 _NOT_TAKEN = {"devices": "a task trains on its node's own, give num_cpus_per_task"}
@@ -80,9 +81,9 @@ def run_on_cluster(
         no cluster at that address; or if a node does not see the folder.
       SweepInterrupted: as `run_design` does.
     """
-    check_whole("batches_per_task", 1 if batches_per_task is None else batches_per_task, 1)
-    check_whole("num_cpus_per_task", 1 if num_cpus_per_task is None else num_cpus_per_task, 1)
-    check_whole("num_gpus_per_task", num_gpus_per_task, 0)
+    ensure_whole("batches_per_task", 1 if batches_per_task is None else batches_per_task, 1)
+    ensure_whole("num_cpus_per_task", 1 if num_cpus_per_task is None else num_cpus_per_task, 1)
+    ensure_whole("num_gpus_per_task", num_gpus_per_task, 0)
     options = take_options(options, option_fields, "run_on_cluster", _NOT_TAKEN)
     if options.output is None:
         raise ConfigError("output (None) must be a folder that all nodes of the cluster see")
@@ -96,9 +97,19 @@ def run_on_cluster(
             return _Driver(ray, layout, sweep, batches_per_task).run()
 
 
+def find_node(address: str | None) -> tuple[str, int] | None:
+    """Finds host and port in the address of a cluster, None where it has none; refuses others."""
+    if address in (None, "auto", "local"):
+        return None
+    return split_address("cluster", str(address).removeprefix("ray://"))
+
+
 @contextlib.contextmanager
 def _connect(address: str | None) -> Iterator[Any]:
     """Imports Ray, and connects to a cluster within the block unless it is connected already."""
+    if address is None:
+        address = os.environ.get("RAY_ADDRESS") or None
+    node = find_node(address)
     # Imported here: it takes seconds, and is an extra of the package.
     try:
         import ray
@@ -110,16 +121,10 @@ def _connect(address: str | None) -> Iterator[Any]:
     if ray.is_initialized():
         yield ray
         return
-    address = address or os.environ.get("RAY_ADDRESS") or None
     with catch_signals(), contextlib.ExitStack() as stack:  # Ray leaves a handler of its own
         stack.callback(ray.shutdown)
         try:
-            if address not in (None, "auto", "local") and "://" not in address:
-                # Within seconds, where nobody answers: Ray itself takes minutes.
-                host, _, port = address.rpartition(":")
-                if not (host and port.isdigit()):
-                    raise ValueError("an address is a host and a port, such as 10.0.0.1:6379")
-                node = host.strip("[]"), int(port)
+            if node is not None:  # within seconds, where nobody answers: Ray takes minutes
                 socket.create_connection(node, timeout=ANSWER_SECONDS).close()
             quiet = {"log_to_driver": False, "logging_level": logging.ERROR}
             with warnings.catch_warnings():
