@@ -281,6 +281,21 @@ class Behaviour(NamedTuple):
     init: Callable[[Array], ArrayTree] = lambda key: None  # key -> state
 
 
+class Measure(NamedTuple):
+    """Looks inside a run as it trains: diagnostics of one's own, as pure functions.
+
+    It is asked every so many gradient steps, after the step and what follows it. Each metric goes
+    into results and trackers as its mean since the evaluation before; NaN says nothing.
+    """
+
+    # (accumulator, TrainState before the gradient step, TrainState, Transition [B, ...], key)
+    # -> (accumulator, metrics [] by name)
+    update: Callable[..., tuple[ArrayTree, dict[str, Any]]]
+    # TrainState -> accumulator, which is kept in the state; it may hold weights of before
+    init: Callable[[Any], ArrayTree] = lambda state: None
+    every: int = 1  # gradient steps
+
+
 class Replay(NamedTuple):
     """A replay buffer as pure functions over a state of its own.
 
@@ -346,6 +361,7 @@ class TrainState:
     key: Array  # [] the typed PRNG key from which all later keys are split
     # [] int32, environment steps taken so far, over all environments and with the prefill
     num_steps: Array = shared_counter()
+    measured: ArrayTree = None  # the accumulator of a `Measure`; None without one
 
 
 # (key, state) -> state, after a gradient step: of weights, optimiser, replay, or whatever it holds

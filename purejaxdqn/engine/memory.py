@@ -61,7 +61,7 @@ def trace_run(experiment: Experiment, config: RunConfig) -> TracedRun:
         parts["batch_size"] = max(layers, working - 2 * params)
     else:
         parts["num_envs"] += max(0, working - 2 * params)  # all steps are learned from at once
-    num_curves = 1 + len(outputs.metrics)
+    num_curves = 1 + len(outputs.metrics) + len(outputs.measured)
     numbers = len(evaluation_steps(config)) * (4 * config.eval_episodes + 8 * num_curves)
     own = {name: size for name, size in parts.items() if hasattr(config, name)}
     own["num_envs"] += sum(parts.values()) - sum(own.values())  # of settings under other names

@@ -181,8 +181,7 @@ class _Round:
         train_seconds, params = self.lap(), self._state.learner.params
         step = np.int32(self.step)
         returns = self._to_host(self._programs.evaluate(self._configs, params, self._seeds, step))
-        sums = {name: self._window[name] for name in self._window if name not in _COUNTS}
-        metrics = {name: total / self._window[_ITERATIONS] for name, total in sums.items()}
+        metrics = _find_means(self._window)
         if self._programs.diagnose is not None:
             metrics |= self._diagnose(self._programs.diagnose, step)
             self._params_before = jax.tree.map(jax.numpy.copy, params)  # a chunk donates its state
@@ -226,7 +225,16 @@ def _find_ended_episodes(episode_return: np.ndarray, step: int) -> list[Games]:
 
 
 _RETURN, _EPISODES, _ITERATIONS = "episode_return/sum", "episode_return/count", "iterations"
+_TAKEN = "/count"  # behind a name, how often that was measured; no metric's own name has a slash
 _COUNTS = (_RETURN, _EPISODES, _ITERATIONS)  # in a window, beside the learner's metrics
+
+
+def _find_means(window: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+    """Computes the means `[n]` by name of a window, NaN of what was never measured in it."""
+    names = [name for name in window if name not in _COUNTS and not name.endswith(_TAKEN)]
+    counts = {name: window.get(name + _TAKEN, window[_ITERATIONS]) for name in names}
+    with np.errstate(invalid="ignore"):
+        return {name: window[name] / count for name, count in counts.items()}
 
 
 def _add_outputs(window: Mapping[str, np.ndarray], outputs: ChunkOutputs) -> dict[str, np.ndarray]:
@@ -240,6 +248,10 @@ def _add_outputs(window: Mapping[str, np.ndarray], outputs: ChunkOutputs) -> dic
         _ITERATIONS: np.full((num_runs, 1), iterations),
         **outputs.metrics,
     }
+    for name, values in outputs.measured.items():
+        rows = np.asarray(values).reshape(num_runs, -1)
+        taken = ~np.isnan(rows)
+        added |= {name: np.where(taken, rows, 0.0), name + _TAKEN: taken}
     sums = {}
     for name, rows in added.items():
         # In float64 and in order, where `sum` would add in pairs: chunking changes no bit.

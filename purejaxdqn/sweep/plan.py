@@ -181,7 +181,8 @@ def plan_sweep(
     configs = [runs[group[0]].config for group in members]
     traced = [trace_run(experiment, config) for config in configs]
     for name in design.axes:
-        if name in NAMES_OF_RESULTS or any(name in run.outputs.metrics for run in traced):
+        curves = [{**run.outputs.metrics, **run.outputs.measured} for run in traced]
+        if name in NAMES_OF_RESULTS or any(name in curve for curve in curves):
             raise ConfigError(
                 f"{name!r} cannot be swept: something else has that name in the results, choose "
                 "another"

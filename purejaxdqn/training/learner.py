@@ -5,15 +5,14 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 import optax
 
+from purejaxdqn.training.parts import check_output
 from purejaxdqn.training.schedules import linear_schedule
-from purejaxdqn.training.settings import RunConfig, reserved_names
+from purejaxdqn.training.settings import RunConfig
 from purejaxdqn.types import (
     Array,
     BatchLossFn,
-    ConfigError,
     Learner,
     LearnerState,
     LossFn,
@@ -73,43 +72,17 @@ def periodic_target_update(period: int, step_size: Array | float = 1.0) -> Targe
     return target_update
 
 
-def _check_metrics(metrics: Any, ndim: int = 0) -> None:
-    """Refuses metrics of one transition, or `[B]` of a batch, that results could not show."""
-    if not isinstance(metrics, dict) or not all(isinstance(name, str) for name in metrics):
-        raise ConfigError(
-            f"metrics of the loss ({metrics!r:.60}) must be numbers by name, such as "
-            "{'q_value': q_value}: give a dictionary, {} for none"
-        )
-    if reserved := reserved_names() & set(metrics):
-        raise ConfigError(
-            f"the loss has a metric named {', '.join(sorted(reserved))}, which names something "
-            "else in results: rename it"
-        )
-    for name, metric in metrics.items():
-        is_number = isinstance(metric, (jax.Array, np.ndarray, np.generic, int, float))
-        if not is_number or jnp.ndim(metric) != ndim or jnp.iscomplexobj(metric):
-            shown = f"is of type {type(metric).__name__}"
-            if is_number:
-                shown = f"has shape {jnp.shape(metric)} and type {jnp.result_type(metric)}"
-            raise ConfigError(
-                f"metric {name} {shown}, and must be one real number of a transition: give its "
-                "mean, or several metrics"
-            )
+def wrap(loss_fn: LossFn[Any] | None, wrap_loss: Any) -> LossFn[Any] | None:
+    """Makes the loss that `wrap_loss` makes of another; each may be None."""
+    if loss_fn is None or wrap_loss is None:
+        return loss_fn
+    wrapped: LossFn[Any] = wrap_loss(loss_fn)
+    ensure_function("what wrap_loss makes", wrapped, "losses.munchausen(loss_fn)", 5)
+    return wrapped
 
 
-def refuse_unused(learner: Learner | None, **parts: Any) -> None:
-    """Refuses parts of a learner that would not be used: beside a learner, or a batch's loss."""
-    given = [name for name, part in parts.items() if part is not None]
-    beside = "learner"
-    if learner is None:
-        beside = "batch_loss"
-        given = [name for name in given if name in ("loss_fn", "wrap_loss")]
-        given = given if parts["batch_loss"] is not None else []
-    if given:
-        raise ConfigError(
-            f"{beside}= stands in place of {', '.join(f'{name}=' for name in given)}, which would "
-            "not be used: pass one of them"
-        )
+def no_target(params: Params, target_params: Params, num_updates: Array) -> None:
+    """Stands as `target_update` for no target network: losses get the weights themselves."""
 
 
 def over_batch(loss_fn: LossFn[Any]) -> BatchLossFn[Any]:
@@ -122,13 +95,13 @@ def over_batch(loss_fn: LossFn[Any]) -> BatchLossFn[Any]:
 
     def checked_loss(*args: Any) -> LossOutput:
         output = loss_fn(*args)
-        _check_metrics(output.metrics)
+        check_output(output, ())
         return output
 
     def batch_loss(
         network: Network[Any], params: Params, target_params: Params, batch: Transition, key: Array
     ) -> LossOutput:
-        keys = jax.random.split(key, batch.r_t.shape[0])
+        keys = jax.random.split(key, len(jax.tree.leaves(batch)[0]))
         batched: Any = jax.vmap(checked_loss, in_axes=(None, None, None, 0, 0))
         return batched(network, params, target_params, batch, keys)
 
@@ -145,9 +118,9 @@ def make_learner(
     """Makes the learner: the mean loss of a batch, one optimiser step, the target's update.
 
     Without a `target_update`, such as `periodic_target_update(50)`, there is no target network, and
-    the loss is given the weights themselves in its place. A `batch_loss` stands in place of the
-    `loss_fn`, and sees the batch as a whole. The learner's metrics are the loss function's own,
-    averaged over the batch, and `loss`.
+    the loss is given the weights themselves in its place; so it is with `no_target`. A `batch_loss`
+    stands in place of the `loss_fn`, and sees the batch as a whole. The learner's metrics are the
+    loss function's own, averaged over the batch, and `loss`.
 
     Raises:
       ConfigError: if the loss is no function; from `update`, if a metric has one of the
@@ -155,6 +128,7 @@ def make_learner(
     """
     is_network = isinstance(network, Network)
     ensure(is_network, "network", network, "a Network, such as networks.value_network makes")
+    target_update = None if target_update is no_target else target_update
     measure: Any = over_batch(loss_fn) if batch_loss is None else batch_loss  # type: ignore[arg-type]
     ensure_function("batch_loss", measure, "over_batch(losses.bellman_loss(td_error))", 5)
 
@@ -169,7 +143,7 @@ def make_learner(
     ) -> tuple[Array, LossOutput]:
         bootstrap_params = state.params if target_update is None else state.target_params
         output: LossOutput = measure(network, params, bootstrap_params, transition, key)
-        _check_metrics(output.metrics, ndim=1)
+        check_output(output, (len(jax.tree.leaves(transition)[0]),))
         weighted = output.loss if weights is None else weights * output.loss
         return jnp.mean(weighted), output
 

@@ -11,18 +11,24 @@ import jax.numpy as jnp
 from purejaxdqn.environments import Environment, step_and_reset
 from purejaxdqn.training.diagnostics import Probe
 from purejaxdqn.training.evaluation import Policy
+from purejaxdqn.training.parts import check_acted, check_metrics, ensure_alike
 from purejaxdqn.types import (
+    NOTHING,
+    AfterUpdate,
     Array,
     ArrayTree,
     Behaviour,
+    ConfigError,
     Extras,
     Learner,
+    Measure,
     Network,
     Params,
     Replay,
     Situation,
     Step,
     TrainState,
+    ensure,
 )
 
 
@@ -31,6 +37,7 @@ class ChunkOutputs(NamedTuple):
 
     episode_return: Array  # [M, k, E] of the episode that ended at this step, NaN where none did
     metrics: dict[str, Array]  # [M] each, averaged over the iteration's updates
+    measured: dict[str, Array] = NOTHING  # [M, U] each, of each update; NaN where it was not due
 
 
 Trained = tuple[TrainState, ChunkOutputs]
@@ -112,11 +119,15 @@ def act(
         behaviour_state: ArrayTree, key: Array, obs: Array, output: Any, is_first: Array
     ) -> tuple[ArrayTree, Array, Extras]:
         q_values = network.action_values(output)
-        facts = (obs, output, q_values, is_first, state.num_steps, is_prefill)
-        if env.legal_actions is None:
-            return behaviour.act(behaviour_state, key, Situation(*facts))
-        is_legal = env.legal_actions(obs)
-        return behaviour.act(behaviour_state, key, Situation(*facts, is_legal))
+        is_legal = None if env.legal_actions is None else env.legal_actions(obs)
+        facts = (obs, output, q_values, is_first, state.num_steps, is_prefill, is_legal)
+        acted = behaviour.act(behaviour_state, key, Situation(*facts))
+        check_acted(acted, behaviour_state)
+        if is_prefill:  # the replay was made for the extras of later steps
+            later = Situation(*facts)._replace(is_prefill=False)
+            shapes = jax.eval_shape(lambda: behaviour.act(behaviour_state, key, later))
+            ensure_alike("extras in the prefill", acted[2], shapes[2])
+        return acted
 
     arguments = (state.behaviour, explore_keys, state.obs, outputs, state.is_first)
     behaviour_state, action, extras = jax.vmap(choose)(*arguments)
@@ -138,6 +149,50 @@ def act(
     return state, step, jnp.where(ended, episode_return, jnp.nan), keys[-1]
 
 
+def begin_measuring(measure: Measure | None, state: TrainState) -> TrainState:
+    """Makes the accumulator of a measure in a state that is about to learn."""
+    if measure is None:
+        return state
+    # Copied: one buffer cannot be donated twice.
+    return dataclasses.replace(state, measured=jax.tree.map(jnp.copy, measure.init(state)))
+
+
+def end_update(
+    key: Array,
+    before: TrainState,
+    state: TrainState,
+    batch: Any,
+    after_update: AfterUpdate | None = None,
+    measure: Measure | None = None,
+) -> tuple[TrainState, dict[str, Array]]:
+    """Ends a gradient step on a batch: with what follows it, and with a look inside.
+
+    Returns:
+      The state, and `[]` float32 by name, what was measured; NaN where that was not due.
+    """
+    ensure_alike("the state after Learner.update and Replay.update", state, before)
+    if after_update is not None:
+        changed: Any = after_update(key, state)
+        ensure(isinstance(changed, TrainState), "what after_update returns", changed, "the state")
+        ensure_alike("what after_update returns", changed, state)
+        state = changed
+    if measure is None:
+        return state, {}
+    measure_key = jax.random.fold_in(key, 1)
+
+    def take() -> tuple[ArrayTree, dict[str, Array]]:
+        accumulator, metrics = measure.update(state.measured, before, state, batch, measure_key)
+        ensure_alike("the accumulator of measure", accumulator, state.measured)
+        check_metrics(metrics, of="measure")
+        return accumulator, {name: jnp.float32(x) for name, x in metrics.items()}
+
+    nothing = dict.fromkeys(jax.eval_shape(take)[1], jnp.full((), jnp.nan))
+    is_due = state.learner.num_updates % measure.every == 0
+    # All runs of a batch have taken as many steps: under vmap, too, only one side of it runs.
+    accumulator, metrics = jax.lax.cond(is_due, take, lambda: (state.measured, nothing))
+    return dataclasses.replace(state, measured=accumulator), metrics
+
+
 def run_chunk(
     iteration: Iteration, state: TrainState, num_iterations: Array, max_iterations: int
 ) -> Trained:
@@ -154,5 +209,7 @@ def run_chunk(
         return state, jax.tree.map(write, carry[1], output)
 
     shapes = jax.eval_shape(run_iteration, state)[1]
+    if twice := shapes.metrics.keys() & shapes.measured.keys():
+        raise ConfigError(f"measure has metrics {sorted(twice)}, as the loss has: rename them")
     empty = jax.tree.map(lambda x: jnp.full((max_iterations, *x.shape), jnp.nan, x.dtype), shapes)
     return jax.lax.fori_loop(0, num_iterations, body, (state, empty))

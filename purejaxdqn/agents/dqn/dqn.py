@@ -27,7 +27,17 @@ from purejaxdqn.training import learner as learning
 from purejaxdqn.training import schedules
 from purejaxdqn.training.diagnostics import NUM_STATES, Probe, gradient_norm
 from purejaxdqn.training.evaluation import greedy_policy
-from purejaxdqn.training.loop import Actor, ChunkOutputs, Train, act, make_first_state, run_chunk
+from purejaxdqn.training.loop import (
+    Actor,
+    ChunkOutputs,
+    Train,
+    act,
+    begin_measuring,
+    end_update,
+    make_first_state,
+    run_chunk,
+)
+from purejaxdqn.training.parts import ensure_parts, refuse_unused
 from purejaxdqn.training.settings import ensure_kind
 from purejaxdqn.types import (
     AfterUpdate,
@@ -36,6 +46,7 @@ from purejaxdqn.types import (
     Behaviour,
     Learner,
     LossFn,
+    Measure,
     Network,
     Params,
     Replay,
@@ -60,6 +71,7 @@ def dqn(
     target_update: learning.TargetUpdate | None = None,
     learner: Learner | None = None,
     after_update: AfterUpdate | None = None,
+    measure: Measure | None = None,
 ) -> Train:
     """Makes a training run of DQN from settings: an `Experiment`.
 
@@ -81,16 +93,21 @@ def dqn(
       optimizer: `learning-rate schedule -> optax optimiser`, such as `optax.rmsprop`, instead of
         the one that `config.optimizer` names; behind the clipping of the gradients' global norm.
         FQF's proposal of fractions keeps its own.
-      target_update: instead of that of `config.target_period` and `config.target_step_size`.
+      target_update: instead of that of `config.target_period` and `config.target_step_size`;
+        `no_target` for no target network.
       learner: instead of all that the losses, the optimiser and the target's update make.
       after_update: what a gradient step is followed by.
+      measure: diagnostics of one's own; they change nothing.
 
     Raises:
-      ConfigError: for settings of another kind.
+      ConfigError: for settings of another kind, or a part that is of none or not used.
     """
     ensure_kind(config, DQNConfig)
-    given = {"loss_fn": loss_fn, "wrap_loss": wrap_loss, "batch_loss": batch_loss}
-    learning.refuse_unused(learner, optimizer=optimizer, target_update=target_update, **given)
+    given: dict[str, Any] = {"loss_fn": loss_fn, "wrap_loss": wrap_loss, "batch_loss": batch_loss}
+    given |= {"optimizer": optimizer, "target_update": target_update}
+    refuse_unused(learner, initial_params=initial_params, **given)
+    own = {"network": network, "behaviour": behaviour, "replay": replay, "learner": learner}
+    ensure_parts(**own, **given, after_update=after_update, measure=measure)
     env = environments.make(config.env) if env is None else environments.ensure(env)
     network = _make_network(config, env) if network is None else network
     if initial_params is not None:
@@ -101,11 +118,9 @@ def dqn(
     if learner is None:
         if loss_fn is None and batch_loss is None:
             loss_fn = losses.from_config(config, env.num_actions)
-        if wrap_loss is not None and loss_fn is not None:
-            loss_fn = wrap_loss(loss_fn)
         learner = learning.make_learner(
             network,
-            loss_fn,
+            learning.wrap(loss_fn, wrap_loss),
             _make_transformation(config, optimizer),
             _make_target_update(config) if target_update is None else target_update,
             batch_loss,
@@ -132,14 +147,15 @@ def dqn(
         exponent = exponent_at(state.learner.num_updates)
         return transitions, importance_weights(sample.probabilities, exponent), sample.indices
 
-    def learn(state: TrainState, _: None) -> tuple[TrainState, dict[str, Array]]:
-        """Takes one gradient step."""
-        key, sample_key, loss_key, last_key = jax.random.split(state.key, 4)
-        transitions, weights, indices = draw(state, sample_key)
-        updated, priorities, metrics = learner.update(state.learner, transitions, loss_key, weights)
-        remembered = replay.update(state.replay, indices, priorities)
-        state = dataclasses.replace(state, learner=updated, replay=remembered, key=key)
-        return state if after_update is None else after_update(last_key, state), metrics
+    def learn(before: TrainState, _: None) -> tuple[TrainState, tuple[dict[str, Array], ...]]:
+        """Takes one gradient step; also gives the loss's metrics, and what was measured."""
+        key, sample_key, loss_key, last_key = jax.random.split(before.key, 4)
+        batch, weights, indices = draw(before, sample_key)
+        updated, priorities, metrics = learner.update(before.learner, batch, loss_key, weights)
+        remembered = replay.update(before.replay, indices, priorities)
+        state = dataclasses.replace(before, learner=updated, replay=remembered, key=key)
+        state, measured = end_update(last_key, before, state, batch, after_update, measure)
+        return state, (metrics, measured)
 
     def iteration(state: TrainState) -> tuple[TrainState, ChunkOutputs]:
         state, episode_return = jax.lax.scan(
@@ -147,16 +163,18 @@ def dqn(
             state,
             length=config.steps_per_update // config.num_envs,
         )
-        state, metrics = jax.lax.scan(learn, state, length=config.updates_per_iteration)
-        return state, ChunkOutputs(episode_return, jax.tree.map(jnp.mean, metrics))
+        updates = jax.lax.scan(learn, state, length=config.updates_per_iteration)
+        state, (metrics, measured) = updates
+        return state, ChunkOutputs(episode_return, jax.tree.map(jnp.mean, metrics), measured)
 
     def init(key: Array) -> TrainState:
-        return jax.lax.fori_loop(
+        state = jax.lax.fori_loop(
             0,
             config.prefill_steps // config.num_envs,
             lambda _, state: act_once(state, is_prefill=True)[0],
             make_first_state(key, actor, learner, replay),
         )
+        return begin_measuring(measure, state)
 
     def observe(state: TrainState, key: Array) -> tuple[Array, Array]:
         """Draws batches that might be learned from next; gives their states and gradients."""

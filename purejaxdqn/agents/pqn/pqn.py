@@ -28,9 +28,19 @@ from purejaxdqn.training.learner import (
     MakeOptimizer,
     make_clipped_optimizer,
     make_learner,
-    refuse_unused,
+    wrap,
 )
-from purejaxdqn.training.loop import Actor, ChunkOutputs, Train, act, make_first_state, run_chunk
+from purejaxdqn.training.loop import (
+    Actor,
+    ChunkOutputs,
+    Train,
+    act,
+    begin_measuring,
+    end_update,
+    make_first_state,
+    run_chunk,
+)
+from purejaxdqn.training.parts import ensure_parts, refuse_unused
 from purejaxdqn.training.schedules import linear_epsilon
 from purejaxdqn.training.settings import ensure_kind
 from purejaxdqn.types import (
@@ -40,12 +50,15 @@ from purejaxdqn.types import (
     Behaviour,
     Learner,
     LossFn,
+    Measure,
     Network,
     Params,
     Step,
     TrainState,
     Transition,
 )
+
+Metrics = tuple[dict[str, Array], dict[str, Array]]  # of the loss, and those that were measured
 
 
 def pqn(
@@ -61,6 +74,7 @@ def pqn(
     optimizer: MakeOptimizer | None = None,
     learner: Learner | None = None,
     after_update: AfterUpdate | None = None,
+    measure: Measure | None = None,
 ) -> Train:
     """Makes a training run of PQN from settings: an `Experiment`.
 
@@ -80,13 +94,17 @@ def pqn(
       batch_loss: instead of both; it sees a whole minibatch.
       learner: instead of all that the losses and the optimiser make.
       after_update: what a gradient step is followed by.
+      measure: diagnostics of one's own; they change nothing.
 
     Raises:
-      ConfigError: for settings of another kind.
+      ConfigError: for settings of another kind, or a part that is of none or not used.
     """
     ensure_kind(config, PQNConfig)
-    given = {"loss_fn": loss_fn, "wrap_loss": wrap_loss, "batch_loss": batch_loss}
-    refuse_unused(learner, optimizer=optimizer, **given)
+    given: dict[str, Any] = {"loss_fn": loss_fn, "wrap_loss": wrap_loss, "batch_loss": batch_loss}
+    given |= {"optimizer": optimizer}
+    refuse_unused(learner, initial_params=initial_params, **given)
+    own = {"network": network, "behaviour": behaviour, "learner": learner}
+    ensure_parts(**own, **given, after_update=after_update, measure=measure)
     env = environments.make(config.env) if env is None else environments.ensure(env)
     if network is None:
         sizes = config.hidden_sizes
@@ -99,7 +117,7 @@ def pqn(
     if loss_fn is None:
         loss_fn = losses.bellman_loss(losses.return_error)
     if learner is None:
-        loss_fn = loss_fn if wrap_loss is None else wrap_loss(loss_fn)
+        loss_fn = wrap(loss_fn, wrap_loss)
         transformation = make_clipped_optimizer(config, optimizer, make_radam)
         learner = make_learner(network, loss_fn, transformation, batch_loss=batch_loss)
 
@@ -129,19 +147,18 @@ def pqn(
         )
         return jax.tree.map(lambda x: x.reshape(-1, *x.shape[2:]), played)
 
-    def learn(state: TrainState, steps: Step) -> tuple[TrainState, dict[str, Array]]:
+    def learn(state: TrainState, steps: Step) -> tuple[TrainState, Metrics]:
         """Takes all gradient steps on the steps `[T, E, ...]`; the returns stay the same."""
         transitions = make_transitions(state, steps)
 
-        def update(
-            state: TrainState, batch: tuple[Any, ...]
-        ) -> tuple[TrainState, dict[str, Array]]:
+        def update(before: TrainState, batch: tuple[Any, ...]) -> tuple[TrainState, Metrics]:
             minibatch, loss_key, last_key = batch
-            updated, _, metrics = learner.update(state.learner, minibatch, loss_key)
-            state = dataclasses.replace(state, learner=updated)
-            return state if after_update is None else after_update(last_key, state), metrics
+            updated, _, metrics = learner.update(before.learner, minibatch, loss_key)
+            state = dataclasses.replace(before, learner=updated)
+            state, measured = end_update(last_key, before, state, minibatch, after_update, measure)
+            return state, (metrics, measured)
 
-        def epoch(state: TrainState, key: Array) -> tuple[TrainState, dict[str, Array]]:
+        def epoch(state: TrainState, key: Array) -> tuple[TrainState, Metrics]:
             shuffle_key, loss_key, last_key = jax.random.split(key, 3)
             minibatches = deal_minibatches(shuffle_key, transitions, config.num_minibatches)
             keys = (jax.random.split(x, config.num_minibatches) for x in (loss_key, last_key))
@@ -153,11 +170,12 @@ def pqn(
 
     def iteration(state: TrainState) -> tuple[TrainState, ChunkOutputs]:
         state, (steps, episode_return) = jax.lax.scan(play, state, length=config.num_steps)
-        state, metrics = learn(state, steps)
-        return state, ChunkOutputs(episode_return, jax.tree.map(jnp.mean, metrics))
+        state, (metrics, measured) = learn(state, steps)
+        means, measured = jax.tree.map(jnp.mean, metrics), jax.tree.map(jnp.ravel, measured)
+        return state, ChunkOutputs(episode_return, means, measured)
 
     def init(key: Array) -> TrainState:
-        return make_first_state(key, actor, learner)
+        return begin_measuring(measure, make_first_state(key, actor, learner))
 
     def observe(state: TrainState, key: Array) -> tuple[Array, Array]:
         """Plays steps that might be learned from next; gives their states and gradients."""
