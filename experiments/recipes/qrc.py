@@ -20,6 +20,7 @@ import jax
 import jax.numpy as jnp
 
 from purejaxdqn import DQNConfig, agents, dqn, environments, networks, setting
+from purejaxdqn.training.learner import no_target
 from purejaxdqn.training.loop import Train
 from purejaxdqn.types import Array, LossOutput, Network, Params, Transition
 
@@ -73,8 +74,7 @@ def qrc(config: QRCConfig) -> Train:
         TwoOutputs(config.hidden_sizes, num_actions), lambda output: output[0]
     )
     loss_fn = functools.partial(qrc_loss, decay=config.correction_decay)
-    config = dataclasses.replace(config, target_period=1)  # its copy is not looked at
-    return dqn(config, network=network, loss_fn=loss_fn)
+    return dqn(config, network=network, loss_fn=loss_fn, target_update=no_target)
 
 
 agents.register("qrc", QRCConfig(n_step=1), qrc, "corrections in place of a target network")

@@ -61,6 +61,7 @@ class Train(NamedTuple):
 
 Experiment = Callable[[Any], Train]  # of a `RunConfig`, or of one of its kinds
 Iteration = Callable[[TrainState], Trained]
+Metrics = tuple[dict[str, Array], dict[str, Array]]  # the learner's, and what was measured
 
 
 class Actor(NamedTuple):
@@ -162,14 +163,17 @@ def end_update(
     before: TrainState,
     state: TrainState,
     batch: Any,
+    metrics: dict[str, Array],
     after_update: AfterUpdate | None = None,
     measure: Measure | None = None,
-) -> tuple[TrainState, dict[str, Array]]:
+) -> tuple[TrainState, Metrics]:
     """Ends a gradient step on a batch: with what follows it, and with a look inside.
 
     Returns:
-      The state, and `[]` float32 by name, what was measured; NaN where that was not due.
+      The state; the learner's metrics; and `[]` float32 by name, what was measured, NaN where that
+      was not due.
     """
+    check_metrics({n: x for n, x in metrics.items() if n != "loss"}, of="the learner")
     ensure_alike("the state after Learner.update and Replay.update", state, before)
     if after_update is not None:
         changed: Any = after_update(key, state)
@@ -177,20 +181,25 @@ def end_update(
         ensure_alike("what after_update returns", changed, state)
         state = changed
     if measure is None:
-        return state, {}
+        return state, (metrics, {})
     measure_key = jax.random.fold_in(key, 1)
 
     def take() -> tuple[ArrayTree, dict[str, Array]]:
-        accumulator, metrics = measure.update(state.measured, before, state, batch, measure_key)
+        taken = measure.update(state.measured, before, state, batch, measure_key)
+        is_pair = isinstance(taken, tuple) and len(taken) == 2
+        ensure(is_pair, "what Measure.update returns", taken, "(accumulator, metrics)")
+        accumulator, numbers = taken
         ensure_alike("the accumulator of measure", accumulator, state.measured)
-        check_metrics(metrics, of="measure")
-        return accumulator, {name: jnp.float32(x) for name, x in metrics.items()}
+        check_metrics(numbers, of="measure")
+        if twice := metrics.keys() & numbers.keys():
+            raise ConfigError(f"measure has metrics {sorted(twice)}, as the loss has: rename them")
+        return accumulator, {name: jnp.float32(x) for name, x in numbers.items()}
 
     nothing = dict.fromkeys(jax.eval_shape(take)[1], jnp.full((), jnp.nan))
     is_due = state.learner.num_updates % measure.every == 0
     # All runs of a batch have taken as many steps: under vmap, too, only one side of it runs.
-    accumulator, metrics = jax.lax.cond(is_due, take, lambda: (state.measured, nothing))
-    return dataclasses.replace(state, measured=accumulator), metrics
+    accumulator, measured = jax.lax.cond(is_due, take, lambda: (state.measured, nothing))
+    return dataclasses.replace(state, measured=accumulator), (metrics, measured)
 
 
 def run_chunk(
@@ -209,7 +218,5 @@ def run_chunk(
         return state, jax.tree.map(write, carry[1], output)
 
     shapes = jax.eval_shape(run_iteration, state)[1]
-    if twice := shapes.metrics.keys() & shapes.measured.keys():
-        raise ConfigError(f"measure has metrics {sorted(twice)}, as the loss has: rename them")
     empty = jax.tree.map(lambda x: jnp.full((max_iterations, *x.shape), jnp.nan, x.dtype), shapes)
     return jax.lax.fori_loop(0, num_iterations, body, (state, empty))

@@ -30,6 +30,7 @@ from purejaxdqn.training.evaluation import greedy_policy
 from purejaxdqn.training.loop import (
     Actor,
     ChunkOutputs,
+    Metrics,
     Train,
     act,
     begin_measuring,
@@ -147,15 +148,14 @@ def dqn(
         exponent = exponent_at(state.learner.num_updates)
         return transitions, importance_weights(sample.probabilities, exponent), sample.indices
 
-    def learn(before: TrainState, _: None) -> tuple[TrainState, tuple[dict[str, Array], ...]]:
-        """Takes one gradient step; also gives the loss's metrics, and what was measured."""
+    def learn(before: TrainState, _: None) -> tuple[TrainState, Metrics]:
+        """Takes one gradient step."""
         key, sample_key, loss_key, last_key = jax.random.split(before.key, 4)
         batch, weights, indices = draw(before, sample_key)
         updated, priorities, metrics = learner.update(before.learner, batch, loss_key, weights)
         remembered = replay.update(before.replay, indices, priorities)
         state = dataclasses.replace(before, learner=updated, replay=remembered, key=key)
-        state, measured = end_update(last_key, before, state, batch, after_update, measure)
-        return state, (metrics, measured)
+        return end_update(last_key, before, state, batch, metrics, after_update, measure)
 
     def iteration(state: TrainState) -> tuple[TrainState, ChunkOutputs]:
         state, episode_return = jax.lax.scan(

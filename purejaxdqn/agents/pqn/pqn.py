@@ -33,6 +33,7 @@ from purejaxdqn.training.learner import (
 from purejaxdqn.training.loop import (
     Actor,
     ChunkOutputs,
+    Metrics,
     Train,
     act,
     begin_measuring,
@@ -57,8 +58,6 @@ from purejaxdqn.types import (
     TrainState,
     Transition,
 )
-
-Metrics = tuple[dict[str, Array], dict[str, Array]]  # of the loss, and those that were measured
 
 
 def pqn(
@@ -155,8 +154,8 @@ def pqn(
             minibatch, loss_key, last_key = batch
             updated, _, metrics = learner.update(before.learner, minibatch, loss_key)
             state = dataclasses.replace(before, learner=updated)
-            state, measured = end_update(last_key, before, state, minibatch, after_update, measure)
-            return state, (metrics, measured)
+            ends = (after_update, measure)
+            return end_update(last_key, before, state, minibatch, metrics, *ends)
 
         def epoch(state: TrainState, key: Array) -> tuple[TrainState, Metrics]:
             shuffle_key, loss_key, last_key = jax.random.split(key, 3)
