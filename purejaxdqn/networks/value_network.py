@@ -7,6 +7,7 @@ from typing import Any, Literal, get_args, overload
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from purejaxdqn.networks import heads, layers
 from purejaxdqn.types import (
@@ -93,8 +94,13 @@ def begin_with(network: Network[Output], initial_params: Params) -> Network[Outp
     """Makes the same network whose weights begin as given, such as those of a run before.
 
     Raises:
-      ConfigError: from `init`, for weights of other shapes or of another structure than its own.
+      ConfigError: for what are no weights; from `init`, for weights of other shapes or of another
+        structure than its own.
     """
+    kinds = (jax.Array, np.ndarray, np.generic, int, float)
+    leaves = jax.tree.leaves(initial_params)
+    is_right = bool(leaves) and all(isinstance(x, kinds) for x in leaves)
+    ensure(is_right, "initial_params", initial_params, "weights, as the network's init makes them")
 
     def init(key: Array, obs: Array) -> Params:
         own = jax.eval_shape(network.init, key, obs)
@@ -109,7 +115,6 @@ def begin_with(network: Network[Output], initial_params: Params) -> Network[Outp
                     f"network's own {shapes.get(name, 'none at all')}: give the weights of a "
                     "network of the same settings"
                 )
-        leaves = jax.tree.leaves(initial_params)
         return jax.tree.unflatten(jax.tree.structure(own), map(jnp.asarray, leaves))
 
     return network._replace(init=init)

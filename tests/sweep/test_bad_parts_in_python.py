@@ -5,13 +5,14 @@
 import functools
 
 import numpy as np
+import optax
 import pytest
 from scipy import stats
 
 from purejaxdqn import agents, dqn, environments, losses, networks, pqn, replay, setting, tracking
 from purejaxdqn.search.search import search
 from purejaxdqn.sweep.design import grid_design, random_design
-from purejaxdqn.types import ConfigError
+from purejaxdqn.types import Behaviour, ConfigError, Learner, Measure
 from tiny import TINY, TINY_PQN
 
 RNG = np.random.default_rng(0)
@@ -24,6 +25,9 @@ munchausen = functools.partial(losses.munchausen, losses.bellman_loss())
 find = functools.partial(trials, RATES)
 
 
+WHOLE, NUMBER, BOOL = "and a whole number", "a finite number", "must be True or False"
+
+
 class TwoLines:
     def __repr__(self):
         return "two\nlines"
@@ -34,7 +38,33 @@ def of(make, name, rule, *values):
     return [(functools.partial(make, **{name: value}), f"{name} (", rule) for value in values]
 
 
-WHOLE, NUMBER, BOOL = "and a whole number", "a finite number", "must be True or False"
+def with_part(part):
+    experiment, config = (pqn, TINY_PQN) if part == "measure" else (dqn, TINY)
+    return functools.partial(experiment, config)
+
+
+PARTS = [
+    ("behaviour", "a Behaviour", 5, "greedy", lambda *args: args),
+    ("replay", "a Replay", "uniform", replay.uniform_replay, {}),
+    ("learner", "a Learner", 5, lambda *args: args, optax.adam(1e-3)),
+    ("measure", "a Measure", 5, lambda *args: args, {"update": 1}),
+    ("initial_params", "weights", 5 + 1j, "x", {}, [None], object()),
+    ("wrap_loss", "of 1 arg", 3, losses.bellman_loss(), losses.q_learning),
+    ("batch_loss", "of 5 arg", 0, lambda batch: batch, "mean"),
+    ("after_update", "of 2 arg", 5, lambda state: state, "reset"),
+    ("target_update", "of 3 arg", 50, lambda params: params, False),
+]
+FIELDS = [
+    ("Behaviour.act", "of 3 arg", Behaviour(lambda q_values: 0)),
+    ("Behaviour.init", "of 1 arg", Behaviour(lambda *args: args, 3)),
+    ("Replay.add", "of 3 arg", ring()._replace(add=lambda state, step: state)),
+    ("Replay.sample", "of 2 arg", ring()._replace(sample=None)),
+    ("Learner.update", "of 4 arg", Learner(lambda key, obs: obs, lambda state, batch: state)),
+    ("Network.apply", "of 2 arg", net()._replace(apply=lambda obs: obs)),
+    ("Measure.update", "of 5 arg", Measure(lambda state, batch: {})),
+    ("Measure.every", WHOLE, Measure(lambda *args: args, every=0)),
+    ("Measure.every", WHOLE, Measure(lambda *args: args, every=2.5)),
+]
 CASES = [
     *of(functools.partial(replay.uniform_replay, batch_size=1), "capacity", WHOLE, 2.5, NAN, True),
     *of(functools.partial(replay.uniform_replay, 8), "batch_size", WHOLE, "4", None, [4], 1e3),
@@ -74,6 +104,11 @@ CASES = [
     *of(functools.partial(dqn, TINY), "loss_fn", "of 5", 0, "huber", lambda: 0),
     *of(functools.partial(dqn, TINY), "optimizer", "of 1", 3, "adam", lambda: 0),
     *of(functools.partial(pqn, TINY_PQN), "network", "a Network", [], "mlp"),
+    *(row for part, rule, *values in PARTS for row in of(with_part(part), part, rule, *values)),
+    *(
+        (functools.partial(dqn, TINY, **{type(part).__name__.lower(): part}), f"{name} (", rule)
+        for name, rule, part in FIELDS
+    ),
     *of(agents.train, "config", "must be settings", None, "dqn", {}),
     *of(agents.configure, "agent", "must be one of", None, ["dqn"], {}, 3),
     *of(functools.partial(grid_design, TINY, [0]), "grid", "by name", None, [1], "x", 3),

@@ -14,7 +14,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from rich.filesize import decimal
 
-from purejaxdqn import agents, dqn, environments, losses, networks
+from purejaxdqn import agents, behaviours, dqn, environments, losses, networks, replay
 from purejaxdqn.agents import configure, train
 from purejaxdqn.agents.dqn.settings import DQNConfig
 from purejaxdqn.agents.pqn.pqn import pqn
@@ -27,6 +27,7 @@ from purejaxdqn.sweep.design import grid_design
 from purejaxdqn.sweep.options import SweepOptions
 from purejaxdqn.sweep.plan import choose_width, describe_layout, plan_sweep
 from purejaxdqn.training.declaration import settings_of
+from purejaxdqn.training.learner import make_learner, no_target, over_batch
 from purejaxdqn.types import ConfigError
 
 CONFIG = DQNConfig(hidden_sizes=(16,), total_steps=8_000)
@@ -270,6 +271,16 @@ PARTS = {
     "network": functools.partial(dqn, network=NETWORK),
     "optimizer": functools.partial(dqn, optimizer=optax.sgd),
     "env": functools.partial(dqn, env=MINE),
+    "replay": functools.partial(dqn, replay=replay.uniform_replay(100, 16, 500)),
+    "behaviour": functools.partial(
+        dqn, behaviour=behaviours.boltzmann_behaviour(lambda num_steps: 1.0)
+    ),
+    "learner": functools.partial(
+        dqn, network=NETWORK, learner=make_learner(NETWORK, LOSS, optax.sgd(0.1))
+    ),
+    "target_update": functools.partial(dqn, target_update=no_target),
+    "batch_loss": functools.partial(dqn, batch_loss=over_batch(LOSS)),
+    "wrap_loss": functools.partial(dqn, wrap_loss=lambda loss_fn: loss_fn),
 }
 
 
@@ -312,6 +323,16 @@ UNREAD = [
     ("optimizer", {"optimizer": "rmsprop"}, {}),
     ("optimizer", {}, {"adam_epsilon": [1e-3, 1e-2]}),
     ("env", {"env": "CartPole-v0"}, {}),
+    ("replay", {"replay_capacity": 2_000}, {}),
+    ("replay", {"batch_size": 64}, {}),
+    ("replay", {"prioritised": True}, {}),
+    ("behaviour", {"epsilon_start": 0.5}, {}),
+    ("behaviour", {}, {"epsilon_fraction": [0.1, 0.2]}),
+    ("learner", {}, {"learning_rate": [1e-3, 1e-2]}),
+    ("learner", {"td_error": "q_learning"}, {}),
+    ("learner", {"target_step_size": 0.5}, {}),
+    ("target_update", {"target_period": 20}, {}),
+    ("batch_loss", {"td_error": "q_learning"}, {}),
 ]
 
 
@@ -356,6 +377,8 @@ def test_a_replaced_part_of_pqn_is_named():
     ("experiment", "given", "grid"),
     [
         (PARTS["loss_fn"], {"n_step": 1, "hidden_sizes": (8,)}, {}),
+        (PARTS["wrap_loss"], {"td_error": "q_learning"}, {}),
+        (PARTS["behaviour"], {"td_error": "expected_sarsa", "epsilon_end": 0.1}, {}),
         (PARTS["network"], {"hidden_sizes": (8,)}, {}),  # which is true of it
         (PARTS["network"], {"noisy": True, "huber_threshold": 2.0}, {}),  # epsilon; the loss
         (dqn, {"num_atoms": 11, "priority_exponent": 0.7}, {}),  # others leave them unread

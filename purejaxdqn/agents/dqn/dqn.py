@@ -185,7 +185,8 @@ def dqn(
             norm = gradient_norm(learner, state.learner, transitions, loss_key, weights)
             return transitions.obs_tm1, norm
 
-        num_batches = math.ceil(NUM_STATES / config.batch_size)
+        batch_size = len(jax.eval_shape(replay.sample, state.replay, key).indices)
+        num_batches = math.ceil(NUM_STATES / batch_size)
         obs, norms = jax.vmap(observe_batch)(jax.random.split(key, num_batches))
         return obs.reshape(-1, *obs.shape[2:])[:NUM_STATES], jnp.mean(norms)
 
