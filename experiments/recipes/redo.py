@@ -13,6 +13,7 @@ moments in the optimiser. New is a hook between updates.
 import dataclasses
 import functools
 from collections.abc import Sequence
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -59,8 +60,9 @@ def redo(config: ReDoConfig) -> Train:
     def recycle(key: Array, state: TrainState) -> TrainState:
         learner, (sample_key, init_key) = state.learner, jax.random.split(key)
         obs = replay.sample(state.replay, sample_key).window.obs
-        activations = jax.vmap(network.activations, in_axes=(None, 0))(learner.params, obs)
-        dormant = find_dormant(activations.hidden, config.dormant_threshold)
+        show: Any = network.activations
+        hidden = jax.vmap(show, in_axes=(None, 0))(learner.params, obs).hidden
+        dormant = find_dormant(hidden, config.dormant_threshold)
         params = begin_anew(learner.params, network.init(init_key, obs[0]), dormant)
         moments = {n: optax.tree.get(learner.opt_state, n) for n in ("mu", "nu")}
         anew = {n: begin_anew(x, optax.tree.zeros_like(x), dormant) for n, x in moments.items()}

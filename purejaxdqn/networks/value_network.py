@@ -99,7 +99,7 @@ def begin_with(network: Network[Output], initial_params: Params) -> Network[Outp
     """
     kinds = (jax.Array, np.ndarray, np.generic, int, float)
     leaves = jax.tree.leaves(initial_params)
-    is_right = bool(leaves) and all(isinstance(x, kinds) for x in leaves)
+    is_right = all(isinstance(x, kinds) for x in leaves)
     ensure(is_right, "initial_params", initial_params, "weights, as the network's init makes them")
 
     def init(key: Array, obs: Array) -> Params:

@@ -48,14 +48,14 @@ PARTS = [
     ("replay", "a Replay", "uniform", replay.uniform_replay, {}),
     ("learner", "a Learner", 5, lambda *args: args, optax.adam(1e-3)),
     ("measure", "a Measure", 5, lambda *args: args, {"update": 1}),
-    ("initial_params", "weights", 5 + 1j, "x", {}, [None], object()),
+    ("initial_params", "weights", 5 + 1j, "x", ["x"], object()),
     ("wrap_loss", "of 1 arg", 3, losses.bellman_loss(), losses.q_learning),
     ("batch_loss", "of 5 arg", 0, lambda batch: batch, "mean"),
     ("after_update", "of 2 arg", 5, lambda state: state, "reset"),
     ("target_update", "of 3 arg", 50, lambda params: params, False),
 ]
 FIELDS = [
-    ("Behaviour.act", "of 3 arg", Behaviour(lambda q_values: 0)),
+    ("Behaviour.act", "of 3 arg", Behaviour(losses.q_learning)),
     ("Behaviour.init", "of 1 arg", Behaviour(lambda *args: args, 3)),
     ("Replay.add", "of 3 arg", ring()._replace(add=lambda state, step: state)),
     ("Replay.sample", "of 2 arg", ring()._replace(sample=None)),

@@ -99,7 +99,7 @@ def test_curves_are_in_the_results_and_the_same_after_a_stop(name, tmp_path):
     assert np.isnan(values[..., 0]).all()
     ends = np.asarray(whole["num_updates"].values)
     expected = [np.nan] + [
-        np.mean([n for n in range(1, ends[-1] + 1) if low < n <= high and n % 3 == 0])
+        float(np.mean([n for n in range(1, ends[-1] + 1) if low < n <= high and n % 3 == 0]))
         for low, high in itertools.pairwise(ends)
     ]
     np.testing.assert_allclose(values, np.broadcast_to(expected, values.shape))
