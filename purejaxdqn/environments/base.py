@@ -28,7 +28,8 @@ class Environment(NamedTuple):
     observation_space: gymnasium.spaces.Box  # bounds, shape and dtype of an observation
     threshold: float | None  # the mean return at which the task counts as solved, if there is one
     max_steps: int  # the time limit
-    # obs [*obs] -> [A] bool, which actions may be taken there; None where all may be, always
+    # obs [*obs] -> [A] bool, which actions may be taken there, at least one of them; None where all
+    # may be, always
     legal_actions: Callable[[Array], Array] | None = None
 
     @property

@@ -7,7 +7,7 @@ import chex
 import jax
 import jax.numpy as jnp
 
-from purejaxdqn.types import Array
+from purejaxdqn.types import ILLEGAL, Array
 
 
 def check_shapes(q_tm1: Array, a_tm1: Array, scalars: list[Array], *q_t: Array | None) -> None:
@@ -79,7 +79,8 @@ def expected_sarsa(
     drawn uniformly from all. At 0 this is `double_q_learning`.
     """
     check_shapes(q_tm1, a_tm1, [r_t, discount_t], q_t, q_t_selector)
-    value_t = (1 - epsilon) * q_t[jnp.argmax(q_t_selector)] + epsilon * jnp.mean(q_t)
+    mean_t = jnp.mean(q_t, where=q_t != ILLEGAL)  # the random actions are legal ones, too
+    value_t = (1 - epsilon) * q_t[jnp.argmax(q_t_selector)] + epsilon * mean_t
     return jax.lax.stop_gradient(r_t + discount_t * value_t) - q_tm1[a_tm1]
 
 

@@ -21,6 +21,7 @@ from purejaxdqn.networks.layers import CNNTorso as CNNTorso
 from purejaxdqn.networks.layers import DenseLayer as DenseLayer
 from purejaxdqn.networks.layers import MLPTorso as MLPTorso
 from purejaxdqn.networks.layers import NoisyDense as NoisyDense
+from purejaxdqn.networks.legal import mask_illegal as mask_illegal
 from purejaxdqn.networks.value_network import MLP as MLP
 from purejaxdqn.networks.value_network import Representation as Representation
 from purejaxdqn.networks.value_network import begin_with as begin_with

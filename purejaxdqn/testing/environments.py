@@ -16,6 +16,7 @@ from purejaxdqn.testing.require import NUM_LANES, describe_type, drop_keys, is_k
 from purejaxdqn.types import Array, ArrayTree, TimeStep
 
 _ONE_ENVIRONMENT = f"It is a function of ONE environment, batched with vmap. {COMPILABLE}"
+_ONE_LEGAL = "legal_actions must allow at least one where an episode goes on"
 _CORRECT = "correct the one or the other"
 
 
@@ -29,6 +30,8 @@ def check_environment(env: Environment, key: Array, *, random_reset: bool = True
     - `terminated` and `truncated` are separate bool scalars; `truncated` is True from the
       `max_steps`-th step on and not before.
     - `step` never starts a new episode by itself.
+    - `legal_actions`, if there are any, are bool, and at least one may be taken wherever an episode
+      goes on. No other action is ever taken here.
 
     Args:
       env: the environment; some `max_steps` steps of it are played at random.
@@ -42,6 +45,7 @@ def check_environment(env: Environment, key: Array, *, random_reset: bool = True
     for x64 in (False, True):
         with jax.enable_x64(x64):
             _check_types(env, key, "in 64-bit mode" if x64 else "in 32-bit mode")
+    env = _keep_legal(env)
     start_key, play_key = jax.random.split(key)
     # Two steps longer than an episode.
     rng = np.random.default_rng(np.asarray(jax.random.key_data(key)).ravel())
@@ -50,17 +54,43 @@ def check_environment(env: Environment, key: Array, *, random_reset: bool = True
     _check_episodes(env, play_key, actions, fresh)
 
 
+def _keep_legal(env: Environment) -> Environment:
+    """Makes the same environment, where each illegal action stands for the legal one after it."""
+    legal_actions = env.legal_actions
+    if legal_actions is None:
+        return env
+
+    def reset(key: Array) -> tuple[Any, Array]:
+        state, obs = env.reset(key)
+        return (state, obs), obs
+
+    def step(key: Array, state: Any, action: Array) -> tuple[Any, TimeStep]:
+        order = (action + jnp.arange(env.num_actions)) % env.num_actions
+        action = order[jnp.argmax(legal_actions(state[1])[order])].astype(jnp.int32)
+        state, timestep = env.step(key, state[0], action)
+        return (state, timestep.obs), timestep
+
+    return env._replace(reset=reset, step=step)
+
+
+def _has_legal(env: Environment, obs: Array) -> Array:
+    """Tells whether an action may be taken."""
+    return jnp.bool(True) if env.legal_actions is None else env.legal_actions(obs).any()
+
+
 def _check_description(env: Environment) -> None:
     require.that(isinstance(env, Environment), f"{env!r} is not an Environment: build one")
     is_count = [type(count) is int and count >= 1 for count in (env.num_actions, env.max_steps)]
     is_box = isinstance(env.observation_space, gymnasium.spaces.Box)
     is_number = env.threshold is None or isinstance(env.threshold, (int, float))
+    is_legal = env.legal_actions is None or callable(env.legal_actions)
     for name, is_right, rule in (
         ("name", isinstance(env.name, str) and bool(env.name), "a string that is not empty"),
         ("num_actions", is_count[0], "a whole number of at least 1"),
         ("max_steps", is_count[1], "a whole number of at least 1"),
         ("observation_space", is_box, "a gymnasium.spaces.Box"),
         ("threshold", is_number, "a number, or None where none is agreed on"),
+        ("legal_actions", is_legal, "a function of an observation, or None where all are legal"),
     ):
         require.that(is_right, f"Environment.{name} is {getattr(env, name)!r}: it must be {rule}")
 
@@ -73,6 +103,12 @@ def _check_types(env: Environment, key: Array, mode: str) -> None:
         return answer
 
     state, obs = find("reset", "(state, obs)", object, key)
+    if env.legal_actions is not None:
+        name = f"env.legal_actions {mode}"
+        legal = find_types(name, _ONE_ENVIRONMENT, env.legal_actions, obs)
+        is_right = getattr(legal, "shape", None) == (env.num_actions,) and legal.dtype == bool
+        rule = f"bool[{env.num_actions}], whether each action may be taken"
+        require.that(is_right, f"{name} answers with {legal!r}: it must return {rule}")
     action = jax.ShapeDtypeStruct((), jnp.int32)
     next_state, timestep = find("step", "(state, TimeStep)", TimeStep, key, state, action)
     space = env.observation_space
@@ -138,6 +174,10 @@ def _check_starts(env: Environment, key: Array, action: np.ndarray, random_reset
         "an observation of env.reset lies outside of observation_space "
         f"({env.observation_space}): {_CORRECT}",
     )
+    require.that(
+        bool(jax.vmap(functools.partial(_has_legal, env))(obs).all()),
+        f"no action is legal after env.reset: {_ONE_LEGAL}",
+    )
     return fresh
 
 
@@ -152,8 +192,9 @@ def _check_episodes(env: Environment, key: Array, actions: np.ndarray, fresh: Ar
         pairs = zip(*map(drop_keys, answers), strict=True)
         same = [jnp.array_equal(x, y, equal_nan=True) for x, y in pairs]
         in_space = _lies_in_space(env.observation_space, timestep.obs)
-        ends = timestep.terminated, timestep.truncated
-        return next_state, (*ends, in_space, jnp.isfinite(timestep.reward), ~jnp.stack(same).all())
+        ends, is_finite = (timestep.terminated, timestep.truncated), jnp.isfinite(timestep.reward)
+        has_legal = _has_legal(env, timestep.obs)
+        return next_state, (*ends, in_space, is_finite, has_legal, ~jnp.stack(same).all())
 
     def set_clock(fresh: Array, then: Array, other: Array) -> Array:
         # A clock is the same in all lanes, whatever their keys and actions, but not at all times.
@@ -188,7 +229,7 @@ def _check_episodes(env: Environment, key: Array, actions: np.ndarray, fresh: Ar
 
 def _check_played(env: Environment, played: tuple[np.ndarray, ...]) -> None:
     """Judges what `play_one` says of each step, `[T, lanes]` each."""
-    terminated, truncated, in_space, is_finite, depends_on_key = played
+    terminated, truncated, in_space, is_finite, has_legal, depends_on_key = played
     is_late = np.arange(1, len(terminated) + 1)[:, np.newaxis] >= env.max_steps
     over = terminated | is_late
     in_episode = np.equal(np.cumsum(over, axis=0), over)
@@ -218,6 +259,7 @@ def _check_played(env: Environment, played: tuple[np.ndarray, ...]) -> None:
     for wrong, what, how in (
         (~in_space & in_episode, "the observation after", f" {outside}: {_CORRECT}"),
         (~is_finite & in_episode, "the reward of", " is NaN or infinite: it must be finite"),
+        (~has_legal & in_episode & ~terminated, "no action is legal after", f": {_ONE_LEGAL}"),
         (truncated & ~is_late, "truncated is True at", rule),
         (missed, "truncated is False at", f"{limit}{remedy}"),
     ):

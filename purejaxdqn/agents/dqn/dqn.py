@@ -113,6 +113,7 @@ def dqn(
     network = _make_network(config, env) if network is None else network
     if initial_params is not None:
         network = networks.begin_with(network, initial_params)
+    network = networks.mask_illegal(network, env.legal_actions)
     if behaviour is None:
         behaviour = epsilon_greedy_behaviour(choose_epsilon(config))
     actor = Actor(env, network, behaviour, config.num_envs)

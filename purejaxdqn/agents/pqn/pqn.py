@@ -110,6 +110,7 @@ def pqn(
         network = networks.value_network(env.num_actions, sizes, layer_norm=config.layer_norm)
     if initial_params is not None:
         network = networks.begin_with(network, initial_params)
+    network = networks.mask_illegal(network, env.legal_actions)
     if behaviour is None:
         behaviour = epsilon_greedy_behaviour(linear_epsilon(config))
     actor = Actor(env, network, behaviour, config.num_envs)

@@ -1,0 +1,69 @@
+"""Keeps what a network says to the actions that may be taken."""
+
+from collections.abc import Callable
+from typing import Any
+
+import jax.numpy as jnp
+
+from purejaxdqn.types import (
+    ILLEGAL,
+    Array,
+    Categorical,
+    ConfigError,
+    Network,
+    Output,
+    Params,
+    ProposedQuantiles,
+    Quantiles,
+)
+
+
+def mask_illegal(
+    network: Network[Output], legal_actions: Callable[[Array], Array] | None
+) -> Network[Output]:
+    """Makes the same network whose illegal actions are worth `ILLEGAL`, less than all others.
+
+    So whoever reads it keeps to the legal ones: acting, evaluation, diagnostics, and the targets of
+    losses. No gradient reaches the values of the others.
+
+    Args:
+      network: its outputs are `[..., A]`, `Categorical` or quantiles.
+      legal_actions: `obs [*obs] -> [A]` bool, as of `Environment`; None leaves the network as it
+        is.
+
+    Raises:
+      ConfigError: from `apply`, for outputs of other kinds.
+    """
+    if legal_actions is None:
+        return network
+
+    def apply(params: Params, obs: Array, key: Array | None = None) -> Any:
+        output: Any = network.apply(params, obs, key)
+        is_legal = legal_actions(obs)
+
+        def mask(rows: Array) -> Array:
+            return jnp.where(is_legal[:, jnp.newaxis], rows, ILLEGAL)
+
+        match output:
+            case Categorical():
+                return output._replace(logits=mask(output.logits))
+            case Quantiles():
+                return output._replace(values=mask(output.values))
+            case ProposedQuantiles():
+                values, at_boundaries = map(mask, (output.values, output.boundary_values))
+                return output._replace(values=values, boundary_values=at_boundaries)
+        if getattr(output, "shape", ())[-1:] != is_legal.shape:
+            raise ConfigError(
+                f"the network's output ({output!r:.60}) cannot be kept to the legal actions: make "
+                "it an array [..., actions], Categorical or Quantiles, or leave legal_actions out "
+                "of the environment, and keep to them in network and behaviour"
+            )
+        return jnp.where(is_legal, output, ILLEGAL)
+
+    def action_values(output: Any) -> Array:
+        if not isinstance(output, Categorical):
+            return network.action_values(output)
+        is_masked = jnp.all(output.logits == ILLEGAL, axis=-1)  # whose softmax says nothing
+        return jnp.where(is_masked, ILLEGAL, network.action_values(output))
+
+    return network._replace(apply=apply, action_values=action_values)
