@@ -48,8 +48,8 @@ def trace_run(experiment: Experiment, config: RunConfig) -> TracedRun:
     params = tree_bytes(weights)
     parts = {
         # Gradients and optimiser updates are as large as the weights.
-        "hidden_sizes": tree_bytes(state.learner) + 2 * params,
-        "num_envs": tree_bytes((state.env_state, state.obs, outputs)),
+        "hidden_sizes": tree_bytes((state.learner, state.measured)) + 2 * params,
+        "num_envs": tree_bytes((state.env_state, state.obs, state.behaviour, outputs)),
         # An evaluation runs between two chunks: only what it takes beyond theirs counts.
         "eval_episodes": max(0, evaluation - working),
     }

@@ -37,6 +37,8 @@ def mask_illegal(
     if legal_actions is None:
         return network
 
+    values_of: Any = network.action_values
+
     def apply(params: Params, obs: Array, key: Array | None = None) -> Any:
         output: Any = network.apply(params, obs, key)
         is_legal = legal_actions(obs)
@@ -62,8 +64,8 @@ def mask_illegal(
 
     def action_values(output: Any) -> Array:
         if not isinstance(output, Categorical):
-            return network.action_values(output)
+            return values_of(output)
         is_masked = jnp.all(output.logits == ILLEGAL, axis=-1)  # whose softmax says nothing
-        return jnp.where(is_masked, ILLEGAL, network.action_values(output))
+        return jnp.where(is_masked, ILLEGAL, values_of(output))
 
     return network._replace(apply=apply, action_values=action_values)
