@@ -17,7 +17,6 @@ import jax
 import jax.numpy as jnp
 
 from purejaxdqn import DQNConfig, agents, dqn, environments, networks, setting
-from purejaxdqn.training.learner import no_target
 from purejaxdqn.training.loop import Train
 from purejaxdqn.types import Array, LossOutput, Network, Params, TrainState, Transition
 from recipes.ensembles import ensemble
@@ -58,10 +57,9 @@ def averaged(config: AveragedConfig) -> Train:
     network = ensemble(member, 1 + config.num_targets, lambda values: values[0])
     after_update = functools.partial(hand_on, period=config.hand_on_period)
     return dqn(
-        config,
+        dataclasses.replace(config, target_period=1),
         network=network,
         loss_fn=averaged_loss,
-        target_update=no_target,
         after_update=after_update,
     )
 

@@ -21,7 +21,7 @@ from purejaxdqn import DQNConfig, agents, dqn, environments, networks, setting
 from purejaxdqn.behaviours import epsilon_greedy_behaviour, write_extras
 from purejaxdqn.training.loop import Train
 from purejaxdqn.training.schedules import linear_epsilon
-from purejaxdqn.types import Array, Learner, LearnerState, Network, Replay, Sample, Step, Window
+from purejaxdqn.types import Learner, LearnerState, Network, Replay, Sample, Step, Window, ensure
 
 
 @dataclasses.dataclass(frozen=True)
@@ -32,7 +32,6 @@ class StreamQConfig(DQNConfig):
     steps_per_update: int = 1
     prefill_steps: int = 1
     batch_size: int = 1
-    replay_capacity: int = 1
     n_step: int = 1
     layer_norm: bool = True
     learning_rate: float = 1.0
@@ -43,7 +42,7 @@ class StreamQConfig(DQNConfig):
 def newest_step() -> Replay:
     """Makes the replay of one step of one environment."""
 
-    def sample(step: Step, key: Array) -> Sample:
+    def sample(step: Step, key: jax.Array) -> Sample:
         columns: Any = [x[:, jnp.newaxis] for x in (*step[1:5], jnp.ones(1, bool))]
         extras = jax.tree.map(lambda x: x[:, jnp.newaxis], step.extras)
         window = Window._make((step.obs, *columns, step.next_obs, extras, None))
@@ -52,14 +51,14 @@ def newest_step() -> Replay:
     return Replay(lambda step, key: step, lambda state, step, key: step, sample, lambda s, *_: s)
 
 
-def stream_learner(network: Network[Array], config: StreamQConfig) -> Learner:
+def stream_learner(network: Network[Any], config: StreamQConfig) -> Learner:
     """Makes the learner; its traces stand where an optimiser's state does."""
 
-    def init(key: Array, obs: Array) -> LearnerState:
+    def init(key: jax.Array, obs: jax.Array) -> LearnerState:
         params = network.init(key, obs)
         return LearnerState(params, None, optax.tree.zeros_like(params), jnp.zeros((), jnp.int32))
 
-    def update(state: LearnerState, batch: Any, key: Array, weights: Any = None) -> Any:
+    def update(state: LearnerState, batch: Any, key: jax.Array, weights: Any = None) -> Any:
         step = jax.tree.map(lambda x: x[0], batch)
         value = lambda params: network.apply(params, step.obs_tm1)[step.a_tm1]  # noqa: E731
         q_tm1, gradient = jax.value_and_grad(value)(state.params)
@@ -81,6 +80,7 @@ def stream_learner(network: Network[Array], config: StreamQConfig) -> Learner:
 
 def stream_q(config: StreamQConfig) -> Train:
     """Makes the training run of the settings."""
+    ensure(config.num_envs == 1, "num_envs", config.num_envs, "1: traces are of one episode")
     actions = environments.make(config.env).num_actions
     network = networks.value_network(actions, config.hidden_sizes, layer_norm=config.layer_norm)
     behaviour = write_extras(

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from purejaxdqn import agents, networks, run_sweep
-from purejaxdqn.types import Network, Transition
+from purejaxdqn.types import ConfigError, Network, Transition
 
 EXPERIMENTS = Path(__file__).parents[2] / "experiments"
 SHORT: dict[str, Any] = {"total_steps": 400, "eval_interval": 200, "eval_episodes": 2}
@@ -81,6 +81,12 @@ def test_stream_q_learns_from_each_step_once(recipes):
         state, _ = chunk(before, 1, 1)
         assert (state.replay.obs == before.obs).all()
     assert int(state.learner.num_updates) == 3
+
+
+def test_two_environments_are_one_too_many(recipes):
+    config = recipes["stream_q"].StreamQConfig(num_envs=2, steps_per_update=2, prefill_steps=2)
+    with pytest.raises(ConfigError, match=r"num_envs \(2\) must be 1"):
+        recipes["stream_q"].stream_q(config)
 
 
 # ------------------------------------------------------------------------------------------ ReDo
