@@ -131,8 +131,7 @@ def _check_all(
         attempt("other keys, other actions", _check_streams, plays, why_not="it is greedy here"),
         attempt("the prefill is uniform", _check_prefill, plays),
         attempt("legal actions alone", _check_legal, plays, why_not="as told (knows_legal)"),
-        attempt("greedy where epsilon is 0", _check_greedy, plays, num_heads, why_not=why),
-        attempt("explores where epsilon is 1", _check_random, plays, why_not=why),
+        attempt("greedy where epsilon is 0", _check_epsilon, plays, num_heads, why_not=why),
         attempt("the probability", _check_probability, plays, options, why_not="none is written"),
         attempt("an episode begins afresh", _check_starts, plays, why_not=unmade),
     ]
@@ -204,30 +203,16 @@ def _play_all(
 
     In the latter a lane has its own keys, and its neighbour's state.
     """
-    values, is_legal, is_first = _situations(options)
-    here = jax.tree.map(jnp.asarray, (values, is_legal, is_first))
-
-    def roll(epsilon: Array, states: ArrayTree, keys: Array, is_prefill: bool, legal: bool) -> Any:
-        """Plays all lanes: `(states, (actions, extras))`, by time first."""
-
-        def act(state: ArrayTree, key: Array, here: Any) -> Any:
-            value, is_legal, is_first = here
-            facts = (value, is_first, is_prefill, is_legal if legal else None)
-            return make(epsilon).act(state, key, _situation(options, *facts))
-
-        def step(states: ArrayTree, xs: Any) -> Any:
-            states, *rest = jax.vmap(act, in_axes=(0, 0, None))(states, *xs)
-            return states, rest
-
-        return jax.lax.scan(step, states, (keys, jax.tree.map(lambda x: x[: len(keys)], here)))
 
     def play(epsilons: Array, init_keys: Array, keys: Array, late_keys: Array) -> dict[str, Any]:
         def begin(epsilon: Array, *way: bool) -> Any:
             init_copies, copies = clone_keys((init_keys, keys))
-            return roll(epsilon, jax.vmap(make(epsilon).init)(init_copies), copies, *way)
+            states = jax.vmap(make(epsilon).init)(init_copies)
+            return _roll(make(epsilon), options, states, copies, *way)
 
         def go_on(states: ArrayTree) -> Any:
-            return roll(epsilons[0], states, jax.random.clone(late_keys), False, False)[1]
+            behaviour, keys = make(epsilons[0]), jax.random.clone(late_keys)
+            return _roll(behaviour, options, states, keys, False, False)[1]
 
         played = {}
         for suffix in ("", ", legal") if options.knows_legal else ("",):
@@ -251,14 +236,37 @@ def _play_all(
         stacked = found.pop(suffix)
         for i, name in enumerate(epsilons):
             found[name + suffix] = jax.tree.map(lambda x, i=i: x[i], stacked)
-    plays = {}
-    for name, played in found.items():
-        actions, extras = jax.tree.map(lambda x: np.swapaxes(x, 0, 1), played)
-        num = actions.shape[1]
-        legal = is_legal[:num] if "legal" in name else np.ones_like(is_legal[:num])
-        is_greedy = _find_greedy(actions, values[:num], legal, is_first[:num])
-        plays[name] = _Play(actions, extras, is_greedy, legal)
-    return plays
+    return {name: _make_play(name, *played, options) for name, played in found.items()}
+
+
+def _roll(
+    behaviour: Behaviour,
+    options: _Options,
+    states: ArrayTree,
+    keys: Array,
+    is_prefill: bool,
+    has_legal: bool,
+) -> Any:
+    """Plays all lanes with keys `[T, lanes]`: `(states, (actions, extras))`, by time first."""
+
+    def act(state: ArrayTree, key: Array, here: Any) -> Any:
+        value, is_legal, is_first = here
+        facts = (value, is_first, is_prefill, is_legal if has_legal else None)
+        return behaviour.act(state, key, _situation(options, *facts))
+
+    def step(states: ArrayTree, xs: Any) -> Any:
+        states, *rest = jax.vmap(act, in_axes=(0, 0, None))(states, *xs)
+        return states, rest
+
+    here = tuple(jnp.asarray(x[: len(keys)]) for x in _situations(options))
+    return jax.lax.scan(step, states, (keys, here))
+
+
+def _make_play(name: str, actions: Any, extras: Any, options: _Options) -> _Play:
+    actions, extras = jax.tree.map(lambda x: np.swapaxes(x, 0, 1), (actions, extras))
+    values, is_legal, is_first = (x[: actions.shape[1]] for x in _situations(options))
+    is_legal = is_legal | ("legal" not in name)
+    return _Play(actions, extras, _find_greedy(actions, values, is_legal, is_first), is_legal)
 
 
 def _find_greedy(
@@ -294,9 +302,7 @@ def _check_streams(plays: dict[str, _Play]) -> str | None:
 
 def _check_prefill(plays: dict[str, _Play]) -> str:
     largest = 0.0
-    for name in ("prefill", "prefill, legal"):
-        if name not in plays:
-            continue
+    for name in sorted(plays.keys() & {"prefill", "prefill, legal"}):
         actions, is_legal = plays[name].actions, plays[name].is_legal
         expected = is_legal / is_legal.sum(1, keepdims=True)  # [T, A]
         counts = (actions[:, :, np.newaxis] == np.arange(is_legal.shape[1])).sum(0)
@@ -328,33 +334,26 @@ def _check_legal(plays: dict[str, _Play]) -> str | None:
     return "0.0%" if "some, legal" in plays else None
 
 
-def _check_greedy(plays: dict[str, _Play], num_heads: int) -> str | None:
+def _check_epsilon(plays: dict[str, _Play], num_heads: int) -> str | None:
     if "none" not in plays:
         return None
-    for name in ("none", "none, legal"):
-        if name in plays:
-            share = float(plays[name].is_greedy.mean())
-            among = " legal" if "legal" in name else ""
-            wrong = (
-                f"with an epsilon of 0 only {share:.1%} of actions are the best{among} ones (of a "
-                "head that is kept through the episode, with num_heads): read epsilon at "
-                "Situation.num_steps, and take the action of the highest value"
-            )
-            expect(share > 0.999, f"{share:.1%}", wrong)
+    for name in plays.keys() & {"none", "none, legal"}:
+        share = float(plays[name].is_greedy.mean())
+        wrong = (
+            f"with an epsilon of 0 only {share:.1%} of actions are the best{name[4:]} ones (of a "
+            "head that is kept through the episode, with num_heads): read epsilon at "
+            "Situation.num_steps, and take the action of the highest value"
+        )
+        expect(share > 0.999, f"{share:.1%}", wrong)
     is_one = num_heads > 1 and _is_shared(plays["none"])
     wrong = "all environments, and all seeds, follow the same head through each episode"
-    return expect(not is_one, f"{share:.1%}", f"{wrong}: draw it from the key")
-
-
-def _check_random(plays: dict[str, _Play]) -> str | None:
-    if "all" not in plays:
-        return None
+    expect(not is_one, "1 head", f"{wrong}: draw it from the key")
     share = float(plays["all"].is_greedy.mean())
     wrong = (
         f"with an epsilon of 1 {share:.1%} of actions are greedy: epsilon does not count, or is "
         "not that of Situation.num_steps"
     )
-    return expect(share < 0.99, f"{share:.1%} greedy", wrong)
+    return expect(share < 0.99, f"{share:.1%} where it is 1", wrong)
 
 
 def _check_probability(plays: dict[str, _Play], options: _Options) -> str | None:
