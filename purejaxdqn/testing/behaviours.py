@@ -63,8 +63,8 @@ def check_behaviour(
       the prefill too; the action is an int32 scalar. No key is used twice.
     - Environments and seeds have streams of their own: other keys, other actions.
     - In the prefill it is uniformly random, among the legal actions. No illegal one is ever taken.
-    - Made with an epsilon of 0 it is greedy, and with one of 1 it is not; epsilon is that of the
-      situation's `num_steps`. It is 1e-7 and not 0, so that a temperature can be judged too.
+    - With an epsilon of 0 it is greedy, with one of 1 it is not, at the situation's `num_steps`.
+      It is 1e-7 and not 0, so that a temperature can be judged too.
     - The `probability` in its extras, where it writes one, is how often the action is taken.
     - An episode begins without what the state held on to; one head of an ensemble is followed
       through each episode.
@@ -87,8 +87,7 @@ def check_behaviour(
     """
     key = jax.random.key(0) if key is None else key
     name = getattr(make_behaviour, "__qualname__", None) or type(make_behaviour).__name__
-    obs = jnp.zeros(4) if obs is None else jnp.asarray(obs)
-    shape = (num_actions, num_heads, make_output, obs, num_steps)
+    shape = (num_actions, num_heads, make_output, jnp.zeros(4) if obs is None else obs, num_steps)
     options = _Options(*shape, knows_legal, outlives_episodes)
     return Report(name, tuple(_check_all(make_behaviour, key, options)))
 
@@ -124,14 +123,13 @@ def _check_all(
     if not plays:
         return checks
     why = "it is not made of a schedule: pass what makes it, such as epsilon_greedy_behaviour"
-    num_heads = options.num_heads or 1
-    unmade = "its state holds nothing but keys" if not options.outlives_episodes else "as told"
+    unmade = "as told" if options.outlives_episodes else "its state holds nothing but keys"
     return [
         *checks,
         attempt("other keys, other actions", _check_streams, plays, why_not="it is greedy here"),
         attempt("the prefill is uniform", _check_prefill, plays),
         attempt("legal actions alone", _check_legal, plays, why_not="as told (knows_legal)"),
-        attempt("greedy where epsilon is 0", _check_epsilon, plays, num_heads, why_not=why),
+        attempt("greedy where epsilon is 0", _check_epsilon, plays, options, why_not=why),
         attempt("the probability", _check_probability, plays, options, why_not="none is written"),
         attempt("an episode begins afresh", _check_starts, plays, why_not=unmade),
     ]
@@ -227,11 +225,9 @@ def _play_all(
         return played
 
     program = pure_jit("Behaviour.init and Behaviour.act", _ONE_ENVIRONMENT, play)
-    keys, late_keys = jax.random.split(key)
-    init_keys, *act_keys = jax.random.split(keys, (_NUM_STEPS + 1, _NUM_LANES))
-    late_keys = jax.random.split(late_keys, (_EPISODE, _NUM_LANES))
-    given = jnp.asarray([*epsilons.values()]), init_keys, jnp.stack(act_keys), late_keys
-    found = to_numpy(program(*given))
+    keys = jax.random.split(key, (1 + _NUM_STEPS + _EPISODE, _NUM_LANES))
+    given = keys[0], keys[1 : 1 + _NUM_STEPS], keys[1 + _NUM_STEPS :]
+    found = to_numpy(program(jnp.asarray([*epsilons.values()]), *given))
     for suffix in ("", ", legal") if options.knows_legal else ("",):
         stacked = found.pop(suffix)
         for i, name in enumerate(epsilons):
@@ -334,7 +330,7 @@ def _check_legal(plays: dict[str, _Play]) -> str | None:
     return "0.0%" if "some, legal" in plays else None
 
 
-def _check_epsilon(plays: dict[str, _Play], num_heads: int) -> str | None:
+def _check_epsilon(plays: dict[str, _Play], options: _Options) -> str | None:
     if "none" not in plays:
         return None
     for name in plays.keys() & {"none", "none, legal"}:
@@ -345,7 +341,7 @@ def _check_epsilon(plays: dict[str, _Play], num_heads: int) -> str | None:
             "Situation.num_steps, and take the action of the highest value"
         )
         expect(share > 0.999, f"{share:.1%}", wrong)
-    is_one = num_heads > 1 and _is_shared(plays["none"])
+    is_one = (options.num_heads or 1) > 1 and _is_shared(plays["none"])
     wrong = "all environments, and all seeds, follow the same head through each episode"
     expect(not is_one, "1 head", f"{wrong}: draw it from the key")
     share = float(plays["all"].is_greedy.mean())
