@@ -30,5 +30,6 @@ from purejaxdqn.testing.replay import replay_report as replay_report
 from purejaxdqn.testing.report import Check as Check
 from purejaxdqn.testing.report import CheckError as CheckError
 from purejaxdqn.testing.report import Report as Report
+from purejaxdqn.testing.tabular.table_networks import OutputTable as OutputTable
 from purejaxdqn.testing.training import check_training as check_training
 from purejaxdqn.testing.training import training_report as training_report

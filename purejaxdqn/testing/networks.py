@@ -104,7 +104,7 @@ def _check_noise(
 ) -> None:
     """Checks that noise is the key's alone."""
     keys = jax.random.split(key)
-    find = jax.jit(lambda *x: (values(*x), *(values(*x, key) for key in keys)))
+    find = jax.jit(lambda *x: (values(*x), values(*x, keys[0]), values(*x, keys[1])))
     plain, *with_keys = map(np.asarray, find(params, obs))
     varies = not np.array_equal(*with_keys)
     draws = ["random_bits" in str(jax.make_jaxpr(values)(params, obs, x)) for x in (None, key)]
