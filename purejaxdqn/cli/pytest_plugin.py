@@ -48,7 +48,6 @@ def list_checks(module: ModuleType) -> dict[str, Callable[[], Any]]:
     Raises:
       ConfigError: if `CHECKS` is none of names and functions.
     """
-    from purejaxdqn.testing import check_loss
     from purejaxdqn.types import ensure
 
     declared = getattr(module, "CHECKS", {})
@@ -56,12 +55,18 @@ def list_checks(module: ModuleType) -> dict[str, Callable[[], Any]]:
     wanted = "a dict of functions without arguments, such as {'loss': lambda: check_loss(mine)}"
     ensure(is_right, f"CHECKS of {module.__name__}", declared, wanted)
     losses = {
-        name: functools.partial(check_loss, value)
+        name: functools.partial(_check_loss, value)
         for name, value in vars(module).items()
         if "fixed_point" in getattr(value, "__dict__", {})
         and getattr(value, "__module__", None) == module.__name__
     }
     return {**losses, **declared}
+
+
+def _check_loss(loss: Any) -> None:
+    from purejaxdqn.testing import check_loss
+
+    check_loss(loss)
 
 
 class _Check(pytest.Item):

@@ -33,6 +33,7 @@ from purejaxdqn.types import LossFn, Network, Transition
 
 LOSS_ARGUMENTS = ("network", "params", "target_params", "transition", "key")
 DECLARED: Any = object()
+_OF_TRAJECTORIES = "a loss of trajectories"
 _NO_TABLE = (
     "the network's output is none that is known: say how it is made of action values and read, "
     "with outputs=OutputTable(encode, decode)"
@@ -116,7 +117,7 @@ def check_loss(
         made = _make_loss(loss)
         kinds = {"a TD error" if _is_td_error(loss) else "a loss": made}
         if "a loss" in kinds:
-            kinds |= {"of batches": of_batch(made), "of trajectories": of_trajectory(made)}
+            kinds |= {"a loss of batches": of_batch(made), _OF_TRAJECTORIES: of_trajectory(made)}
         filled = {kind: fill_in(one, transitions) for kind, one in kinds.items()}
         fits = (x for x in filled if choose_table(filled[x], network, outputs) is not None)
         kind = next(fits, next(iter(kinds)))
@@ -133,6 +134,9 @@ def check_loss(
             return Report(name, tuple(checks))
     rows = check_interface(loss_fn, network, transitions, learns_next_obs, outputs)
     checks += rows
+    if checks[0].measured == _OF_TRAJECTORIES:
+        why = "trajectories of one step were judged: what later steps count is not known"
+        checks.append(Check("several steps", None, "", why))
     table = choose_table(loss_fn, network, outputs)
     if not rows[0].passed:
         return Report(name, tuple(checks))
