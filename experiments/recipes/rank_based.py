@@ -8,8 +8,7 @@ each batch. A new transition ranks first.
     purejaxdqn train --import recipes.rank_based --agent rank_based --num-seeds 10
 """
 
-from typing import NamedTuple
-
+import flax.struct
 import jax
 import jax.numpy as jnp
 
@@ -19,7 +18,8 @@ from purejaxdqn.training.loop import Train
 from purejaxdqn.types import Array, Replay, Sample, Step
 
 
-class RankedState(NamedTuple):
+@flax.struct.dataclass
+class RankedState:
     """A ring, and the error of each of its entries; below 0 where nothing was written."""
 
     ring: UniformReplayState
@@ -54,7 +54,8 @@ def rank_based_replay(
         return Sample(windows, indices, (mass / mass.sum())[ranks])
 
     def update(state: RankedState, indices: Array, errors: Array) -> RankedState:
-        return state._replace(errors=state.errors.at[indices].set(jnp.abs(errors)))
+        sizes = jnp.where(jnp.isnan(errors), state.errors.max(), jnp.abs(errors))
+        return RankedState(state.ring, state.errors.at[indices].set(sizes))
 
     def window_at(state: RankedState, index: Array, num_steps: int):  # type: ignore[no-untyped-def]
         assert ring.window_at is not None

@@ -88,7 +88,11 @@ def epsilon_z_behaviour(
             goes_on &= is_legal[held]
         current = 1.0 if situation.is_prefill else epsilon(situation.num_steps)
         begins = jax.random.uniform(explore_key) < current
-        greedy, drawn = (epsilon_greedy(action_key, q_values, x, is_legal) for x in (0.0, 1.0))
+        keys = action_key, jax.random.clone(action_key)  # the greedy action needs no draw
+        greedy, drawn = (
+            epsilon_greedy(key, q_values, x, is_legal)
+            for key, x in zip(keys, (0.0, 1.0), strict=True)
+        )
         length = 1 + jnp.searchsorted(up_to, jax.random.uniform(length_key)).astype(jnp.int32)
         if situation.is_prefill:
             return (jnp.zeros_like(left), drawn), drawn, {}

@@ -187,6 +187,33 @@ def persistent(coefficient: Any) -> FixedPoint:
     return _make(f"persistent({coefficient})", targets)
 
 
+def rescaled(
+    fixed_point: FixedPoint, rescale: Callable[[Rows], Rows], restore: Callable[[Rows], Rows]
+) -> FixedPoint:
+    """Makes another fixed point of values that the network puts out rescaled.
+
+    Pohlen et al., "Observe and look further: achieving consistent performance on Atari" (2018),
+    section 3.1: `rescale(r_t + discount_t * restore(value at time t))`, where `restore` is the
+    inverse of `rescale`; both take and give NumPy.
+    """
+
+    def target(q_tm1: Rows, a_tm1: Rows, r_t: Rows, discount_t: Rows, q_t: Rows) -> Rows:
+        true = fixed_point.target(restore(q_tm1), a_tm1, r_t, discount_t, restore(q_t))
+        return rescale(true)
+
+    return FixedPoint(f"rescaled({fixed_point.name})", target)
+
+
+def is_bent(fixed_point: FixedPoint) -> bool:
+    """Tells whether 1 more of the reward is not declared to be 1 more of the target."""
+    q_values, action = np.array([[0.4, 1.5, -0.7]]), np.array([1])
+    less, more = (
+        fixed_point.target(q_values, action, np.array([r]), np.array([0.9]), q_values)
+        for r in (0.3, 1.3)
+    )
+    return bool(np.abs(more - less - 1).max() > 1e-6)
+
+
 def converges_to(
     fixed_point: FixedPoint | Callable[..., FixedPoint], bootstrap: Bootstrap = "target"
 ) -> Callable[[Loss], Loss]:

@@ -14,7 +14,7 @@ from purejaxdqn.runtime.console import make_console
 from purejaxdqn.types import ConfigError
 
 P = ParamSpec("P")
-_VERDICTS = {True: ("pass", "green"), False: ("FAIL", "bold red"), None: ("-", "dim")}
+_VERDICTS = {True: ("pass", "green"), False: ("FAIL", "bold red"), None: ("not judged", "dim")}
 
 
 class Check(NamedTuple):
@@ -51,6 +51,13 @@ class Report(NamedTuple):
         """Lists the rows that failed."""
         return tuple(check for check in self.checks if check.passed is False)
 
+    @property
+    def verdict(self) -> str:
+        """Says in words whether it passes, and which rows were not judged."""
+        num, not_judged = len(self.failures), [x.name for x in self.checks if x.passed is None]
+        text = f"fails {num} check(s)" if num else "passes"
+        return f"{text}; not judged: {', '.join(not_judged)}" if not_judged else text
+
     def print(self) -> None:
         """Prints the table, then the message of each row that has one."""
         table = Table("check", "", "measured", title=Text(self.subject), title_justify="left")
@@ -61,6 +68,7 @@ class Report(NamedTuple):
         for check in self.checks:
             if check.message:
                 console.print(Text(f"{check.name}: ", _VERDICTS[check.passed][1]) + check.message)
+        console.print(Text(f"{self.subject} {self.verdict}"))
 
     def raise_if_failed(self) -> Report:
         """Returns itself, or raises a `CheckError` if a row failed."""

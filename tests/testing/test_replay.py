@@ -3,7 +3,9 @@
 import functools
 import itertools
 import re
+import sys
 from collections.abc import Callable
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
@@ -11,8 +13,17 @@ import jax
 import jax.numpy as jnp
 import pytest
 
-from purejaxdqn.replay import n_step_replay, uniform_replay
+from purejaxdqn.replay import (
+    n_step_replay,
+    prioritised_replay,
+    sequence_replay,
+    uniform_replay,
+)
 from purejaxdqn.testing import check_replay, replay_report
+
+sys.path.insert(0, str(Path(__file__).parents[2] / "experiments"))
+from recipes.rank_based import rank_based_replay
+from recipes.reservoir import reservoir_replay
 
 KEY = jax.random.key(0)
 HIDDEN = itertools.count(1)  # no function of its arguments
@@ -70,7 +81,7 @@ def stuck(replay, capacity, state, key):
     return jax.tree.map(lambda x: jnp.broadcast_to(x[:1], x.shape), sample)
 
 
-def add_without_overwriting(replay, capacity, state, step):
+def add_without_overwriting(replay, capacity, state, step, key):
     """Once it is full, it takes nothing more; but it counts on."""
     return jax.tree.map(
         lambda new, old: jnp.where(state.num_rows < state.max_rows, new, old),
@@ -79,25 +90,25 @@ def add_without_overwriting(replay, capacity, state, step):
     )
 
 
-def add_actions_late(replay, capacity, state, step):
+def add_actions_late(replay, capacity, state, step, key):
     return replay.add(state, step._replace(action=jnp.roll(step.action, 1)))
 
 
-def add_with_a_copy(replay, capacity, state, step):
+def add_with_a_copy(replay, capacity, state, step, key):
     """The old ring is read after the new one was written."""
     new = replay.add(state, step)
     both = jnp.sum(jnp.flip(state.obs, 0) * new.obs)
     return new.replace(reward=jnp.where(both == 1e30, 0.0, new.reward))
 
 
-def add_with_a_scatter(replay, capacity, state, step):
+def add_with_a_scatter(replay, capacity, state, step, key):
     """The row to be written depends on what is added, so that it differs from run to run."""
     rows = state.insert_row + jnp.zeros_like(step.action)
     new = replay.add(state, step)
     return new.replace(obs=new.obs.at[rows, jnp.arange(state.num_envs)].set(step.obs))
 
 
-def add_with_a_counter_of_its_own(replay, capacity, state, step):
+def add_with_a_counter_of_its_own(replay, capacity, state, step, key):
     is_always = step.action[0] > -1
     return replay.add(state, step).replace(
         num_rows=jnp.minimum(state.num_rows + is_always, state.max_rows)
@@ -114,7 +125,76 @@ def sample_with_one_key_for_all(replay, capacity, state, key):
     return sample._replace(probabilities=sample.probabilities * noise)
 
 
+def prioritised(update=None, add=None):
+    """Prioritised replay with `update(replay, state, ...)` or `add(replay, state, ...)`."""
+
+    def make_replay(*sizes):
+        replay = prioritised_replay(*sizes)
+        changes = {"update": update, "add": add}
+        new = {name: functools.partial(f, replay) for name, f in changes.items() if f}
+        return replay._replace(**new)
+
+    return make_replay
+
+
+def keeps_nan(replay, state, indices, priorities):
+    new = replay.update(state, indices, priorities)
+    is_nan = jnp.isnan(priorities).any()
+    return new.replace(tree=jax.tree.map(lambda x: jnp.where(is_nan, jnp.nan, x), new.tree))
+
+
+def of_positive_ones(replay, state, indices, priorities):
+    """A root of priorities that may be below 0 is NaN, and spreads."""
+    root = jnp.sum(jnp.sqrt(priorities) * 0)
+    return state.replace(
+        tree=jax.tree.map(lambda x: x + root, replay.update(state, indices, priorities).tree)
+    )
+
+
+def spreads_nan_to_new_ones(replay, state, indices, priorities):
+    new = replay.update(state, indices, priorities)
+    is_nan = jnp.isnan(priorities).any()
+    return new.replace(max_priority=jnp.where(is_nan, jnp.nan, new.max_priority))
+
+
+def new_ones_at_one(replay, state, step, key):
+    new = replay.add(state.replace(max_priority=jnp.ones(())), step, key)
+    return new.replace(max_priority=state.max_priority)
+
+
+def new_ones_as_what_they_overwrite(replay, state, step, key):
+    return state.replace(replay=replay.add(state, step, key).replay)
+
+
+def reservoir_of_one_stream(*sizes):
+    replay = reservoir_replay(*sizes)
+    return replay._replace(
+        add=lambda state, step, key: replay.add(state, step, jax.random.key(0)),
+    )
+
+
+def add_without_a_key(replay, capacity, state, step):
+    return replay.add(state, step)
+
+
 BROKEN_REPLAYS = {
+    "new entries at 1": (
+        prioritised(add=new_ones_at_one),
+        r"a new entry is drawn with a probability of .* the largest priority so far",
+    ),
+    "new entries at what they overwrite": (
+        prioritised(add=new_ones_as_what_they_overwrite),
+        "probabilities reach from nan",
+    ),
+    "NaN for all": (prioritised(keeps_nan), "after one NaN .* probabilities reach from nan"),
+    "negative ones": (prioritised(of_positive_ones), "after negative priorities .* from nan"),
+    "NaN for what is new": (
+        prioritised(spreads_nan_to_new_ones),
+        "after a NaN in Replay.update a new entry is never drawn",
+    ),
+    "add without a key": (changed_replay(add=add_without_a_key), "Replay.add raises TypeError"),
+    "a reservoir of one stream": (reservoir_of_one_stream, "two seeds hold the same all the same"),
+    "a reservoir for a ring": (reservoir_replay, "Where others are meant .* newest=False"),
     "unwritten entries": (
         changed_replay(sample=all_of_the_ring),
         "a sampled window holds observations that were never added",
@@ -250,11 +330,28 @@ class TestCheckReplay:
         with pytest.raises(AssertionError, match=r"windows of 2 steps .* int32\[16, 1\]"):
             check_replay(uniform_replay, KEY, n_step=2)
 
+    @pytest.mark.slow
+    @pytest.mark.parametrize(
+        ("make_replay", "options"),
+        [
+            (prioritised_replay, {}),
+            (rank_based_replay, {}),
+            (reservoir_replay, {"newest": False}),
+            (lambda *sizes: sequence_replay(prioritised_replay(*sizes), 4), {"n_step": 4}),
+        ],
+    )
+    def test_others(self, make_replay, options):
+        check_replay(make_replay, KEY, **options)
+
+    def test_a_sequence(self):
+        check_replay(lambda *sizes: sequence_replay(uniform_replay(*sizes), 3), KEY, n_step=3)
+
     @pytest.mark.parametrize("name", BROKEN_REPLAYS)
     def test_broken(self, name):
         make_replay, message = BROKEN_REPLAYS[name]
+        options = {"newest": False} if name == "a reservoir of one stream" else {}
         with pytest.raises(AssertionError, match=message):
-            check_replay(make_replay, KEY)
+            check_replay(make_replay, KEY, **options)
 
 
 # ---------------------------------------------------------------------------- the probes' values

@@ -10,14 +10,42 @@ from purejaxdqn import losses
 from purejaxdqn.losses.bellman_loss import ALIASES, TD_ERROR_ARGUMENTS, Recipe, TDError
 from purejaxdqn.testing import fixed_points
 from purejaxdqn.testing.fixed_points import OPTIMAL, RETURN, Bootstrap, FixedPoint, soft
-from purejaxdqn.testing.losses import convergence, distributions, gradients, target_parts
-from purejaxdqn.testing.losses.interface import check_error_sign, check_interface, choose_table
+from purejaxdqn.testing.losses import (
+    convergence,
+    distributions,
+    fractions,
+    gradients,
+    target_parts,
+)
+from purejaxdqn.testing.losses.interface import (
+    check_error_sign,
+    check_interface,
+    check_outputs,
+    choose_table,
+    fill_in,
+    of_batch,
+    of_trajectory,
+)
 from purejaxdqn.testing.losses.single_transitions import Subject, make_subject
 from purejaxdqn.testing.report import Check, Report, attempt, print_and_raise, unprinted
+from purejaxdqn.testing.tabular.table_networks import OutputTable
 from purejaxdqn.types import LossFn, Network, Transition
 
 LOSS_ARGUMENTS = ("network", "params", "target_params", "transition", "key")
 DECLARED: Any = object()
+_OF_TRAJECTORIES = "a loss of trajectories"
+_NO_TABLE = (
+    "the network's output is none that is known: say how it is made of action values and read, "
+    "with outputs=OutputTable(encode, decode)"
+)
+_ROWS_ON_TABLES = (
+    *("no gradient to the target network", "no gradient through the target"),
+    *("the gradient reaches q_tm1[a_tm1]", "no gradient to other actions"),
+    *("leads towards the target", "finite differences, float64", "finite at a million"),
+    *("the reward counts once", "the discount counts once", "the bootstrap"),
+    *("the target is the declared one", "with 2 and with 6 actions", "errors of both signs"),
+    *("the penalty", "the priority", "the fixed point"),
+)
 
 
 @print_and_raise
@@ -28,13 +56,15 @@ def check_loss(
     bootstrap: Bootstrap | None = None,
     discount: float = 0.99,
     network: Network[Any] | None = None,
+    outputs: OutputTable | None = None,
     transitions: Transition | None = None,
     learns_other_actions: bool = False,
     learns_next_obs: bool = False,
 ) -> Report:
     """Checks a loss, prints a table with a row a check, and raises if one failed.
 
-    One line in a test: `check_loss(my_loss)`. The rows:
+    One line in a test: `check_loss(my_loss)`. A loss of batches, or of trajectories, is judged on
+    those of one transition. The rows:
 
     - It takes ONE transition, and gives a float, a priority of at least 0 and scalar metrics; the
       same arguments give the same bits, and no PRNG key is used twice.
@@ -50,6 +80,9 @@ def check_loss(
       named if it is known; else the message says what the difference depends on.
     - Errors of both signs count alike, or as a quantile's fraction says; and a network of whole
       distributions is taught the whole distribution.
+    - With 2 and with 6 actions it is drawn to the declared target too, as with 3.
+    - Fractions and weights of quantiles count as the network gives them, and a proposal of
+      fractions has a loss of its own, whose gradient reaches nothing else.
     - Iterated on small decision processes it converges to the declared values. One whose minimiser
       is not the mean (Huber, quantiles) is judged on deterministic ones and by known quantiles.
 
@@ -66,8 +99,11 @@ def check_loss(
         what the loss declares.
       discount: the largest gamma of the decision processes.
       network: the one that the loss is meant for, where it is none of `value_network`'s.
+      outputs: how its output is made of action values and read as such, `OutputTable(encode,
+        decode)`, where it is another one. By default action values are repeated along all axes but
+        the last, if `network` reads them so; else what needs a table is said to be not judged.
       transitions: `[B, ...]` that go with `network`; random ones with 4 numbers in an
-        observation by default.
+        observation by default. All rows see the extras of the first one.
       learns_other_actions: True for a loss that is meant to move other actions than the one taken.
       learns_next_obs: True for a loss that is meant to learn from `obs_t` whatever the discount.
 
@@ -78,16 +114,34 @@ def check_loss(
     found: list[Any] = []
 
     def recognise() -> str:
-        found.extend([_make_loss(loss), find_declared(loss)])
-        return "a TD error" if _is_td_error(loss) else "a loss"
+        made = _make_loss(loss)
+        kinds = {"a TD error" if _is_td_error(loss) else "a loss": made}
+        if "a loss" in kinds:
+            kinds |= {"a loss of batches": of_batch(made), _OF_TRAJECTORIES: of_trajectory(made)}
+        filled = {kind: fill_in(one, transitions) for kind, one in kinds.items()}
+        fits = (x for x in filled if choose_table(filled[x], network, outputs) is not None)
+        kind = next(fits, next(iter(kinds)))
+        found.extend([filled[kind], find_declared(loss)])
+        return kind
 
     checks = [attempt("is a TD error or a loss", recognise)]
     if not found:
         return Report(name, tuple(checks))
     loss_fn, declared = found
-    checks += check_interface(loss_fn, network, transitions, learns_next_obs)
-    table = choose_table(loss_fn, network)
-    if table is None or not checks[1].passed:
+    if outputs is not None:
+        checks.append(attempt("decode(encode(q)) is q", check_outputs, outputs))
+        if not checks[-1].passed:
+            return Report(name, tuple(checks))
+    rows = check_interface(loss_fn, network, transitions, learns_next_obs, outputs)
+    checks += rows
+    if checks[0].measured == _OF_TRAJECTORIES:
+        why = "trajectories of one step were judged: what later steps count is not known"
+        checks.append(Check("several steps", None, "", why))
+    table = choose_table(loss_fn, network, outputs)
+    if not rows[0].passed:
+        return Report(name, tuple(checks))
+    if table is None:
+        checks += [Check(x, None, "", _NO_TABLE) for x in _ROWS_ON_TABLES]
         return Report(name, tuple(checks))
     if _is_td_error(loss):
         checks.append(attempt("the TD error is target less prediction", check_error_sign, loss))
@@ -150,6 +204,9 @@ def _check_subject(subject: Subject, discount: float, checks: list[Check]) -> No
         if fixed_point is not None:
             declared, wrong = target_parts.check_declared_target(subject)
             rows.append(declared)
+            if declared.passed:
+                sizes = "with 2 and with 6 actions"
+                rows.append(attempt(sizes, target_parts.check_other_sizes, subject))
             if representation != "categorical":
                 title = "errors of both signs" if representation == "values" else "the fractions"
                 rows.append(attempt(title, gradients.check_asymmetry, subject))
@@ -162,6 +219,8 @@ def _check_subject(subject: Subject, discount: float, checks: list[Check]) -> No
                 why = "it learns a mean alone, as a distribution"
                 look = distributions.CHECKS[representation]
                 rows.append(attempt("the whole distribution", look, subject, why_not=why))
+            if representation == "quantile" and all(x.passed is not False for x in rows):
+                rows += fractions.check_fractions(subject)
     checks += rows
     if fixed_point is None:
         checks.append(Check("fixed point", None, "", "none is declared: it is not judged"))

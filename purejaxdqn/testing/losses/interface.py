@@ -13,12 +13,28 @@ import numpy as np
 from purejaxdqn.losses.bellman_loss import TD_ERROR_ARGUMENTS, TDError, call_by_name
 from purejaxdqn.networks import value_network
 from purejaxdqn.testing import require
-from purejaxdqn.testing.programs import COMPILABLE, find_types, pure_jit, to_numpy
+from purejaxdqn.testing.programs import (
+    COMPILABLE,
+    explain_errors,
+    find_types,
+    pure_jit,
+    to_numpy,
+)
 from purejaxdqn.testing.report import Check, attempt, expect, find_true
 from purejaxdqn.testing.require import NUM_LANES, find_size, pair_leaves
-from purejaxdqn.testing.tabular.table_networks import TABLES, Table
+from purejaxdqn.testing.tabular.table_networks import TABLES, OutputTable, Table, make_output_table
 from purejaxdqn.training.settings import reserved_names
-from purejaxdqn.types import Array, Categorical, LossFn, LossOutput, Network, Quantiles, Transition
+from purejaxdqn.types import (
+    Array,
+    Categorical,
+    LossFn,
+    LossOutput,
+    Network,
+    ProposedQuantiles,
+    Quantiles,
+    Trajectory,
+    Transition,
+)
 
 _REMEDY = (
     "It is a function of ONE transition: scalars without a batch axis, mapped over a batch with "
@@ -26,6 +42,7 @@ _REMEDY = (
 )
 _NUM_ACTIONS = 3
 _OUTPUTS: dict[str, Any] = {"quantile": Quantiles, "categorical": Categorical}
+_OUTPUTS["proposed_quantile"] = ProposedQuantiles
 
 
 def check_error_sign(td_error: TDError) -> str:
@@ -60,14 +77,91 @@ def check_error_sign(td_error: TDError) -> str:
     return expect(not is_scaled, f"{factor:.3g} times", wrong)
 
 
-def choose_table(loss_fn: LossFn[Any], network: Network[Any] | None) -> Table | None:
+def choose_table(
+    loss_fn: LossFn[Any], network: Network[Any] | None, outputs: OutputTable | None = None
+) -> Table | None:
     """Chooses the kind of table that a loss works with; None for another representation."""
+    if outputs is not None:
+        table = make_output_table(outputs)
+        return table if _find_error(loss_fn, table) is None else None
     if network is not None:
         obs, key = jnp.zeros(4), jax.random.key(0)  # only the type of the output counts
         with contextlib.suppress(Exception):
             output = jax.eval_shape(lambda: network.apply(network.init(key, obs), obs))
-            return next(TABLES[name] for name, kind in _OUTPUTS.items() if isinstance(output, kind))
+            known = (TABLES[name] for name, kind in _OUTPUTS.items() if isinstance(output, kind))
+            table = next(known, None) or make_output_table(_repeat(network, output))
+            return table if _find_error(loss_fn, table) is None else None
     return next((t for t in TABLES.values() if _find_error(loss_fn, t) is None), None)
+
+
+def check_outputs(outputs: OutputTable) -> str:
+    """Checks that an output that was encoded is read as the values that it was made of."""
+    remedy = "encode takes action values [A] in jnp, and decode what it gives; any A must do"
+    largest = 0.0
+    for num_actions in (2, _NUM_ACTIONS, 6):
+        q_values = jnp.asarray(np.random.default_rng(0).normal(size=num_actions), jnp.float32)
+        with explain_errors("outputs", remedy):
+            read = np.asarray(outputs.decode(outputs.encode(q_values)))
+        is_right = read.shape == q_values.shape
+        error = float(np.abs(read - q_values).max()) if is_right else np.inf
+        wrong = f"decode(encode(q)) is off by {error:.2g}: it must be q, the action values [A]"
+        expect(error < 1e-3, f"{error:.1e}", wrong)
+        largest = max(largest, error)
+    return f"{largest:.1e}"
+
+
+def _repeat(network: Network[Any], output: Any) -> OutputTable:
+    """Makes outputs that repeat the action values, for a network that reads them as these."""
+    num_actions = jax.eval_shape(network.action_values, output).shape[0]
+    if any(x.shape[-1:] != (num_actions,) for x in jax.tree.leaves(output)):
+        raise ValueError("its last axis is not that of the actions")
+
+    def encode(q_values: Array) -> Any:
+        num = q_values.shape[0]
+        return jax.tree.map(lambda x: jnp.broadcast_to(q_values, (*x.shape[:-1], num)), output)
+
+    outputs = OutputTable(encode, network.action_values)
+    check_outputs(outputs)
+    return outputs
+
+
+def _take_one(tree: Any) -> Any:
+    return jax.tree.map(lambda x: x[0], tree)
+
+
+def of_batch(loss_fn: Any) -> LossFn[Any]:
+    """Makes the loss of ONE transition of a loss of batches, such as `dqn` takes as batch_loss."""
+
+    def one(network: Any, params: Any, target: Any, transition: Transition, key: Array) -> Any:
+        batch = jax.tree.map(lambda x: x[jnp.newaxis], transition)
+        return _take_one(loss_fn(network, params, target, batch, key))
+
+    return one
+
+
+def of_trajectory(loss_fn: Any) -> LossFn[Any]:
+    """Makes the loss of ONE transition of a loss of trajectories: of those of one step."""
+
+    def one(network: Any, params: Any, target: Any, transition: Transition, key: Array) -> Any:
+        extras = {"probability": jnp.ones((), jnp.float32), **transition.extras}
+        fields = jax.tree.map(lambda x: x[jnp.newaxis], transition._replace(extras=extras))
+        trajectory = Trajectory(*fields, is_valid=jnp.ones(1, bool))
+        return loss_fn(network, params, target, trajectory, key)
+
+    return one
+
+
+def fill_in(loss_fn: LossFn[Any], transitions: Transition | None) -> LossFn[Any]:
+    """Shows a loss the extras of the first transition, and no time limit, where there are none."""
+    extras = {} if transitions is None else _take_first(transitions.extras)
+
+    def filled(network: Any, params: Any, target: Any, transition: Transition, key: Array) -> Any:
+        if transition.truncated_t is None:
+            is_cut = jnp.zeros((), bool)
+            transition = transition._replace(truncated_t=is_cut, extras=extras)
+        return loss_fn(network, params, target, transition, key)
+
+    return filled
 
 
 def _find_error(loss_fn: LossFn[Any], table: Table) -> Exception | None:
@@ -82,11 +176,15 @@ def _find_error(loss_fn: LossFn[Any], table: Table) -> Exception | None:
     return None
 
 
-def _make_network(loss_fn: LossFn[Any]) -> Network[Any]:
+def _make_network(loss_fn: LossFn[Any], outputs: OutputTable | None) -> Network[Any]:
     """Makes a small network of the representation that a loss works with."""
     representation: Any = "values"
+    if outputs is not None:
+        plain, encode = value_network(_NUM_ACTIONS, (16,)), outputs.encode
+        apply = lambda *x: encode(plain.apply(*x))  # noqa: E731
+        return Network(plain.init, apply, outputs.decode)
     if table := choose_table(loss_fn, None):
-        representation = table.representation
+        representation = next(name for name, other in TABLES.items() if other is table)
     # It raises with each of them: the network that has the field it asks for shows why.
     elif asked := re.search(r"no attribute '(\w+)'", str(_find_error(loss_fn, TABLES["values"]))):
         owners = (name for name, kind in _OUTPUTS.items() if asked[1] in kind._fields)
@@ -113,9 +211,10 @@ def check_interface(
     network: Network[Any] | None,
     transitions: Transition | None,
     learns_next_obs: bool,
+    outputs: OutputTable | None = None,
 ) -> list[Check]:
     """Makes the rows on a loss's interface: one alone if it does not take one transition."""
-    network = network or _make_network(loss_fn)
+    network = network or _make_network(loss_fn, outputs)
     loss = functools.partial(loss_fn, network)
     batch: Any = jax.tree.map(np.asarray, transitions or _draw_transitions())
     key, *init_keys = jax.random.split(jax.random.key(0), 3)

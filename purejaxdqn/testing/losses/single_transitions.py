@@ -67,11 +67,11 @@ class Cases(NamedTuple):
         return [table.from_values(np.stack(values, 1)) for values in (self[:2], self[2:4])]
 
 
-def draw_cases() -> Cases:
+def draw_cases(num_actions: int = NUM_ACTIONS) -> Cases:
     """Draws cases in which all values differ, and so do the greedy actions: the same each time."""
     rng, num = np.random.default_rng(2), _NUM_CASES
-    rows = rng.uniform(-2, 2, (2, num, 2, NUM_ACTIONS)).swapaxes(1, 2).reshape(4, num, NUM_ACTIONS)
-    a_tm1 = np.arange(num, dtype=np.int32) % NUM_ACTIONS
+    rows = rng.uniform(-2, 2, (2, num, 2, num_actions)).swapaxes(1, 2).reshape(4, num, num_actions)
+    a_tm1 = np.arange(num, dtype=np.int32) % num_actions
     return Cases._make((*rows, a_tm1, rng.uniform(-1, 1, num), rng.uniform(0.3, 0.95, num)))
 
 

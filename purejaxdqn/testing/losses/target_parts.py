@@ -4,11 +4,15 @@ from collections.abc import Callable
 
 import numpy as np
 
-from purejaxdqn.testing.fixed_points import take_value
+from purejaxdqn.testing.fixed_points import is_bent, take_value
 from purejaxdqn.testing.losses.gradients import FAR
-from purejaxdqn.testing.losses.single_transitions import Cases, Subject, find_size
+from purejaxdqn.testing.losses.single_transitions import Cases, Subject, draw_cases, find_size
 from purejaxdqn.testing.losses.target_formulas import TOLERANCE, Formula, name_target
 from purejaxdqn.testing.report import Check, attempt, expect, find_true
+from purejaxdqn.testing.tabular.decision_processes import NUM_ACTIONS
+
+_HIGH = 0.9999  # the largest discount that is tried
+_CAPPED = "discount_t is capped, or bent: it is gamma itself"
 
 
 def check_target_parts(subject: Subject) -> list[Check]:
@@ -85,8 +89,44 @@ def _describe_weights(subject: Subject, expected: np.ndarray | float, *others: C
     )
 
 
+def _follow_declared(subject: Subject, other: Cases, what: str) -> str:
+    """Compares how far a target moves with what a fixed point declares that bends rewards."""
+    one = subject.cases.equate_networks()
+    declared = [subject.fixed_point.target(x.q_tm1, *x[4:], x.q_t) for x in (one, other)]
+    moved = subject.settle(other) - subject.settle(one)
+    error = find_size(moved - (declared[1] - declared[0]))
+    wrong = f"1 more of {what} does not move the target as {subject.fixed_point.name} declares"
+    return expect(error < 10 * TOLERANCE, f"{error:.1e}", wrong)
+
+
+def _is_bent(subject: Subject) -> bool:
+    return subject.fixed_point is not None and is_bent(subject.fixed_point)
+
+
+def check_other_sizes(subject: Subject) -> str:
+    """Checks on 2 and on 6 actions that predictions are drawn to the declared target."""
+    for num_actions in (2, 6):
+        cases = draw_cases(num_actions).equate_networks()
+        target = subject.fixed_point.target(cases.q_tm1, *cases[4:], cases.q_t)
+        for by in (-0.05, 0.05):
+            moved = cases.predict(target + by)
+            seen = moved if subject.bootstrap == "online" else cases
+            declared = subject.fixed_point.target(seen.q_tm1, *cases[4:], cases.q_t)
+            wanted = np.sign(declared - target - by)
+            share = float((np.sign(subject.evaluate(moved).pull) != wanted).mean())
+            wrong = (
+                f"with {num_actions} actions (and not with {NUM_ACTIONS}) {share:.0%} of "
+                "predictions are drawn away from the declared target: a number of actions is "
+                "written into the loss"
+            )
+            expect(share == 0, f"{share:.0%}", wrong)
+    return "0%"
+
+
 def _check_reward(subject: Subject) -> str:
     cases = subject.cases
+    if _is_bent(subject):
+        return _follow_declared(subject, cases.equate_networks().shift(r_t=1.0), "r_t")
     return _expect_alike(
         *(subject, cases, cases.shift(r_t=1.0, q_tm1=1.0)),
         "1 more of reward and of all q_tm1 changes the loss,",
@@ -101,10 +141,14 @@ def _check_discount(subject: Subject) -> str:
     cases, both = subject.cases, ["q_t", "q_t_selector"]
     names = {"target": both[:1], "online": both[1:]}.get(subject.bootstrap, both)
     values = " and ".join(names)
+    if _is_bent(subject):
+        other = cases.equate_networks().shift(q_t=1.0, q_t_selector=1.0)
+        return _follow_declared(subject, other, "all values at time t")
     raised = cases.shift(**dict.fromkeys(names, 1.0))
+    high = cases.set(discount_t=_HIGH)
     rewarded = cases.shift(r_t=cases.discount_t)
     unused = f"{values} does not count at all: is the target built from other values?"
-    return _expect_alike(
+    measured = _expect_alike(
         *(subject, raised, rewarded),
         f"1 more of {values} must be worth as much as discount_t more of r_t, and the loss differs",
         lambda _: unused if subject.compare(cases, raised) == 0 else "",
@@ -112,6 +156,13 @@ def _check_discount(subject: Subject) -> str:
         *(_describe_discount, _describe_reward),
         "discount_t must multiply what comes from time t, once",
     )
+    _expect_alike(
+        *(subject, high.shift(**dict.fromkeys(names, 1.0)), high.shift(r_t=_HIGH)),
+        f"1 more of {values} must be worth as much as discount_t more of r_t, and where discount_t "
+        f"is {_HIGH} the loss differs",
+        _CAPPED,
+    )
+    return measured
 
 
 def _check_bootstrap(subject: Subject) -> str:
@@ -170,6 +221,7 @@ def _find_difference(subject: Subject) -> tuple[float, str, str]:
     stages: list[tuple[Cases, float, Callable[..., str]]] = [
         (cases, TOLERANCE, _describe_dependence),
         (cases.set(discount_t=0.0), TOLERANCE, _describe_end),
+        (cases.set(discount_t=_HIGH), TOLERANCE, lambda *_: f"at {_HIGH} {_CAPPED}"),
     ]
     if subject.table.representation != "categorical":  # its support ends before a thousand
         said = "at values of a thousand the target is clipped or bent"

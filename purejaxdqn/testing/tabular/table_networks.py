@@ -8,13 +8,20 @@ import jax.numpy as jnp
 import numpy as np
 
 from purejaxdqn.networks import expected_value, mean_of_quantiles
-from purejaxdqn.types import Array, Categorical, Network, Quantiles
+from purejaxdqn.types import Array, Categorical, Network, ProposedQuantiles, Quantiles
 
 NUM_QUANTILES = 8
 FRACTIONS = (np.arange(NUM_QUANTILES) + 0.5) / NUM_QUANTILES
 _WEIGHTS = np.full(NUM_QUANTILES, 1 / NUM_QUANTILES)
 SUPPORT = np.linspace(-20.0, 20.0, 81)  # wide: targets outside of it would change the mean
 _LEAST_STEP, _MOST_STEP = 1e-10, 1e4
+
+
+class OutputTable(NamedTuple):
+    """How a network of another output is read, so that a loss for it is judged on tables."""
+
+    encode: Callable[[Array], Any]  # action values [A] -> an output that has them, in jnp
+    decode: Callable[[Any], Array]  # output -> action values [A], as Network.action_values
 
 
 class Table(NamedTuple):
@@ -76,6 +83,14 @@ def _make_table(representation: str, head: Any, action_values: Any, *others: Any
     return Table(representation, Network(no_init, apply, action_values), *others)
 
 
+def _propose_evenly(params: Array, obs: Array, key: Array | None = None) -> ProposedQuantiles:
+    """Proposes the fractions of `Quantiles`, with boundaries that have no reason to move."""
+    values = jnp.tensordot(obs.astype(params.dtype), params, 1)
+    fractions, weights = jnp.asarray([FRACTIONS, _WEIGHTS], values.dtype)
+    between = (values[:, 1:] + values[:, :-1]) / 2
+    return ProposedQuantiles(values, fractions, weights, jnp.cumsum(weights)[:-1], between)
+
+
 _BY_SIGN: Any = (_start_by_sign, _descend_by_sign, 16)
 TABLES = {
     "values": _make_table("values", lambda x: x, lambda q: q, lambda q: q, np.ones(()), *_BY_SIGN),
@@ -98,3 +113,13 @@ TABLES = {
         5,
     ),
 }
+TABLES["proposed_quantile"] = TABLES["quantile"]._replace(
+    network=TABLES["quantile"].network._replace(apply=_propose_evenly)
+)
+
+
+def make_output_table(outputs: OutputTable) -> Table:
+    """Makes the table of action values that an output is encoded from."""
+    values = TABLES["values"]
+    rest = (values.from_values, values.pull, *_BY_SIGN)
+    return _make_table("values", outputs.encode, outputs.decode, *rest)

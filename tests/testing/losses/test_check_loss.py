@@ -4,6 +4,7 @@ import functools
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
@@ -18,17 +19,26 @@ from purejaxdqn.losses import (
     persistent_advantage_learning_loss,
     q_learning,
     quantile_loss,
+    retrace,
     return_error,
     soft_q_learning,
+    trajectory_loss,
 )
 from purejaxdqn.networks import MLP, make_network
-from purejaxdqn.testing import CheckError, check_loss, converges_to, fixed_points, loss_report
+from purejaxdqn.testing import (
+    CheckError,
+    OutputTable,
+    check_loss,
+    converges_to,
+    fixed_points,
+    loss_report,
+)
 from purejaxdqn.testing.fixed_points import OPTIMAL, soft
 from purejaxdqn.testing.losses.check_loss import find_declared
 from purejaxdqn.testing.losses.interface import check_interface
 from purejaxdqn.testing.losses.single_transitions import draw_cases
 from purejaxdqn.testing.losses.target_formulas import name_target
-from purejaxdqn.types import Transition
+from purejaxdqn.types import LossOutput, Network, Transition
 
 stop = jax.lax.stop_gradient
 huber = functools.partial(optax.huber_loss, delta=1.0)
@@ -165,3 +175,124 @@ def test_what_a_loss_declares_is_found_behind_what_wraps_it():
     doubled = quantile_loss(temperature=0.5)
     assert name_of(munchausen(doubled, 0.5)) == "munchausen(soft(0.5), 0.5, 0.9)"
     assert name_of(persistent_advantage_learning_loss(0.3)) == "persistent(0.3)"
+
+
+# ------------------------------------------------------------------- other outputs and other shapes
+
+
+def of_heads(reward=1.0, power=1, stops=True):
+    """A loss of `K` heads `[K, A]`, with what may be wrong in it."""
+
+    def loss_fn(network, params, target_params, transition, key):
+        q_tm1 = network.apply(params, transition.obs_tm1)[:, transition.a_tm1]
+        v_t = network.apply(target_params, transition.obs_t).max(1)
+        target = reward * transition.r_t + transition.discount_t**power * v_t
+        errors = (stop(target) if stops else target) - q_tm1
+        return LossOutput(jnp.mean(errors**2) / 2, jnp.abs(errors.mean()), {})
+
+    return loss_fn
+
+
+HEADS = OutputTable(lambda q: jnp.stack([q, q + 1, q - 1]), lambda output: output.mean(0))
+
+
+def network_of_heads():
+    one = make_network(MLP((8,), 3))
+    return Network(one.init, lambda *x: HEADS.encode(one.apply(*x)), HEADS.decode)
+
+
+def test_a_loss_of_another_output():
+    report = loss_report(of_heads(), outputs=HEADS)
+    assert report.failures == ()
+    assert len([check for check in report.checks if check.passed]) > 20
+    assert report.verdict == "passes"
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("wrong", "pattern"),
+    [
+        ({"reward": -3.0}, "the reward is scaled by -3"),
+        ({"power": 2}, "the discount is applied twice"),
+        ({"stops": False}, "reaches target_params"),
+    ],
+)
+def test_mistakes_in_a_loss_of_another_output(wrong, pattern, assert_named):
+    """Told of the output, or of the network alone, whose values are those that are repeated."""
+    assert_named(of_heads(**wrong), pattern, outputs=HEADS)
+
+
+@pytest.mark.slow
+def test_a_network_alone_says_how_its_output_is_read(assert_named):
+    assert loss_report(of_heads(), network=network_of_heads()).failures == ()
+    assert_named(of_heads(reward=-3.0), "scaled by -3", network=network_of_heads())
+
+
+def test_what_cannot_be_judged_says_so(capsys):
+    """A network whose output is none that is known."""
+    one = make_network(MLP((8,), 3))
+    by_name = Network(one.init, lambda *x: {"q": one.apply(*x)[:, None]}, lambda x: x["q"][:, 0])
+
+    def loss_fn(network, params, target_params, transition, key):
+        plain = network._replace(apply=lambda *x: network.action_values(network.apply(*x)))
+        assert "q" in network.apply(params, transition.obs_t)
+        plain = plain._replace(action_values=lambda q: q)
+        return bellman_loss()(plain, params, target_params, transition, key)
+
+    report = check_loss(loss_fn, network=by_name)
+    assert "the reward counts once" in report.verdict.partition("not judged: ")[2]
+    out = capsys.readouterr().out
+    assert "not judged" in out
+    assert "outputs=OutputTable(encode, decode)" in " ".join(out.split())
+
+
+def test_an_output_that_is_read_otherwise_is_refused(assert_named):
+    wrong = OutputTable(HEADS.encode, lambda output: output.max(0))
+    assert_named(of_heads(), r"decode\(encode\(q\)\) is off by 1", outputs=wrong)
+
+
+def test_a_loss_of_trajectories_is_judged_on_one_step():
+    report = loss_report(trajectory_loss(retrace()))
+    assert report.failures == ()
+    assert report.checks[0].measured == "a loss of trajectories"
+    assert report.verdict == "passes; not judged: several steps"
+
+
+def of_masks(network, params, target_params, batch, key):
+    """A loss of a batch whose transitions have a mask."""
+    each = jax.vmap(bellman_loss(), in_axes=(None, None, None, 0, None))
+    output = each(network, params, target_params, batch, key)
+    return output._replace(loss=output.loss * batch.extras["mask"])
+
+
+@pytest.mark.slow
+def test_a_loss_of_batches_with_extras():
+    rng, num = np.random.default_rng(0), 8
+    obs: Any = rng.normal(size=(2, num, 4)).astype(np.float32)
+    ones: Any = np.ones(num, np.float32)
+    fields: Any = (obs[0], np.arange(num, dtype=np.int32) % 3, ones, 0.9 * ones, obs[1])
+    transitions = Transition._make((*fields, None, {"mask": ones}))
+    report = loss_report(of_masks, transitions=transitions)
+    assert report.failures == ()
+    assert report.checks[0].measured == "a loss of batches"
+
+
+def rescale(x, m=np):
+    return m.sign(x) * (m.sqrt(m.abs(x) + 1) - 1) + 0.01 * x
+
+
+def restore(x, m=np):
+    root = m.sqrt(1 + 0.04 * (m.abs(x) + 1.01)) - 1
+    return m.sign(x) * ((root / 0.02) ** 2 - 1)
+
+
+def r2d2(q_tm1, a_tm1, r_t, discount_t, q_t, power=1):
+    value = restore(q_t.max(), jnp)
+    return stop(rescale(r_t + discount_t**power * value, jnp)) - q_tm1[a_tm1]
+
+
+def test_rescaled_values(assert_named):
+    known = fixed_points.rescaled(OPTIMAL, rescale, restore)
+    assert loss_report(r2d2, fixed_point=known).failures == ()
+    twice = functools.partial(r2d2, power=2)
+    assert_named(twice, "the discount counts once: .* does not move the target", fixed_point=known)

@@ -13,7 +13,8 @@ from purejaxdqn.losses import (
     quantile_huber,
     soft_q_learning,
 )
-from purejaxdqn.types import LossOutput
+from purejaxdqn.testing import loss_report
+from purejaxdqn.types import LossOutput, ProposedQuantiles
 
 stop = jax.lax.stop_gradient
 
@@ -156,6 +157,64 @@ LOSSES = {
         "the target takes values of the online network",
     ),
 }
+
+
+def fqf(sign=1.0, fractions=stop, weights=stop, has_proposal=True, boundary_values=stop):
+    """The loss of FQF for networks that propose fractions, and for others."""
+
+    def loss_fn(network, params, target_params, transition, key):
+        online = network.apply(params, transition.obs_tm1)
+        target = network.apply(target_params, transition.obs_t)
+        values_t = target.values[network.action_values(target).argmax()]
+        target_tm1 = stop(transition.r_t + transition.discount_t * values_t)
+        values = online.values[transition.a_tm1]
+        errors = target_tm1[None] - values[:, None]
+        pairs = quantile_huber(errors, fractions(online.fractions)[:, None])
+        loss = jnp.sum(pairs * weights(target.weights)[None])
+        if has_proposal and isinstance(online, ProposedQuantiles):
+            slope = 2 * online.boundary_values[transition.a_tm1] - values[1:] - values[:-1]
+            loss += sign * jnp.sum(boundary_values(slope) * online.boundaries)
+        return LossOutput(loss, jnp.abs(errors.mean()), {})
+
+    return loss_fn
+
+
+def midpoints(fractions):
+    return (jnp.arange(len(fractions)) + 0.5) / len(fractions)
+
+
+FRACTIONS = {
+    "wrong sign": (fqf(sign=-1.0), "the proposal of fractions: .* it has the wrong sign"),
+    "gradient to the fractions": (
+        fqf(fractions=lambda x: x),
+        "the quantile loss reaches the fractions or weights too",
+    ),
+    "weights ignored": (
+        fqf(weights=lambda x: jnp.full_like(x, 1 / len(x))),
+        "the weights are ignored",
+    ),
+    "midpoints assumed": (fqf(fractions=midpoints), r"the midpoints \(i \+ 0.5\) / N are assumed"),
+    "gradient to the quantiles": (
+        fqf(boundary_values=lambda x: x),
+        "the proposal of fractions|finite differences",
+    ),
+}
+
+
+@pytest.mark.parametrize(
+    "name", [pytest.param(x, marks=[pytest.mark.slow] * (x != "wrong sign")) for x in FRACTIONS]
+)
+def test_a_mistake_in_fractions_is_named(name, assert_named):
+    assert_named(*FRACTIONS[name])
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("has_proposal", [True, False])
+def test_a_loss_of_fractions(has_proposal):
+    report = loss_report(fqf(has_proposal=has_proposal))
+    assert report.failures == ()
+    judged = {check.name: check.passed for check in report.checks}
+    assert judged["the proposal of fractions"] == (True if has_proposal else None)
 
 
 def penalised(penalty):

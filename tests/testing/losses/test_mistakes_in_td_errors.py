@@ -123,6 +123,14 @@ def no_bootstrap(q_tm1, a_tm1, r_t, discount_t, q_t, q_t_selector):
     return stop(r_t) - q_tm1[a_tm1]
 
 
+def first_three(q_tm1, a_tm1, r_t, discount_t, q_t, q_t_selector):
+    return stop(r_t + discount_t * q_t[:3].max()) - q_tm1[a_tm1]
+
+
+def capped_discount(q_tm1, a_tm1, r_t, discount_t, q_t, q_t_selector):
+    return stop(r_t + jnp.minimum(discount_t, 0.99) * q_t.max()) - q_tm1[a_tm1]
+
+
 def clipped_error(q_tm1, a_tm1, r_t, discount_t, q_t, q_t_selector):
     return jnp.clip(q_learning(q_tm1, a_tm1, r_t, discount_t, q_t, q_t_selector), -1, 1)
 
@@ -205,6 +213,8 @@ TD_ERRORS = [
     (all_actions, "reaches q_tm1 of actions that were not taken"),
     (no_reward, "the reward r_t is lost"),
     (no_bootstrap, "there is no bootstrap"),
+    (first_three, "with 6 actions .* a number of actions is written into the loss"),
+    (capped_discount, "where discount_t is 0.9999 .* capped"),
     (clipped_error, r"a large error has no gradient: clip the gradient \(Huber\)"),
     (clipped_reward, "the reward is clipped to its sign"),
     (overflowing, "is not finite: look for an exponential"),
