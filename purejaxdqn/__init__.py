@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from purejaxdqn.storage.results import load as load
     from purejaxdqn.sweep.rerun import rerun as rerun
     from purejaxdqn.sweep.run import run_sweep as run_sweep
+    from purejaxdqn.training import schedules as schedules
     from purejaxdqn.training.declaration import setting as setting
     from purejaxdqn.training.settings import RunConfig as RunConfig
     from purejaxdqn.types import ConfigError as ConfigError
@@ -36,14 +37,15 @@ _HOMES = {  # of each public name
     "run_sweep": "sweep.run",
     "setting": "training.declaration",
 }
-_ROOMS = ("agents", "environments", "losses", "networks", "replay", "testing")
+_MODULES = {name: name for name in ("agents", "environments", "losses", "networks", "replay")}
+_MODULES |= {"schedules": "training.schedules", "testing": "testing"}
 
-__all__ = sorted([*_HOMES, *_ROOMS])
+__all__ = sorted([*_HOMES, *_MODULES])
 
 
 def __getattr__(name: str) -> Any:
-    if name in _ROOMS:
-        return importlib.import_module(f"purejaxdqn.{name}")
+    if name in _MODULES:
+        return importlib.import_module(f"purejaxdqn.{_MODULES[name]}")
     if name in _HOMES:
         return getattr(importlib.import_module(f"purejaxdqn.{_HOMES[name]}"), name)
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

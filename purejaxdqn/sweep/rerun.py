@@ -114,6 +114,8 @@ def select_run(dataset: xr.Dataset, labels: Mapping[str, Any]) -> xr.Dataset:
         if name not in names:
             raise ConfigError(f"{name!r} is no label of these runs: they have {', '.join(names)}")
         value = to_label(value)
+        if dataset[name].dtype.kind in "OU":  # such as "0.9" beside a schedule
+            value = str(value)
         (matches,) = np.nonzero(dataset[name].values == value)
         if not len(matches):
             values = ", ".join(str(x) for x in np.unique(dataset[name].values)[:20])

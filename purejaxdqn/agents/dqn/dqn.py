@@ -22,7 +22,13 @@ from purejaxdqn import environments, losses, networks
 from purejaxdqn.agents.dqn.settings import DQNConfig
 from purejaxdqn.behaviours import epsilon_greedy_behaviour
 from purejaxdqn.environments import Environment
-from purejaxdqn.replay import n_step_replay, n_step_transition, prioritised_replay, uniform_replay
+from purejaxdqn.replay import (
+    first_steps,
+    n_step_replay,
+    n_step_transition,
+    prioritised_replay,
+    uniform_replay,
+)
 from purejaxdqn.training import learner as learning
 from purejaxdqn.training import schedules
 from purejaxdqn.training.diagnostics import NUM_STATES, Probe, gradient_norm
@@ -42,6 +48,7 @@ from purejaxdqn.types import (
     Schedule,
     TrainState,
     Transition,
+    Window,
 )
 
 
@@ -98,35 +105,46 @@ def dqn(
     if behaviour is None:
         behaviour = epsilon_greedy_behaviour(choose_epsilon(config))
     actor = Actor(env, network, behaviour, config.num_envs)
-    if learner is None:
-        if loss_fn is None and batch_loss is None:
-            loss_fn = losses.from_config(config, env.num_actions)
-        if wrap_loss is not None and loss_fn is not None:
-            loss_fn = wrap_loss(loss_fn)
-        learner = learning.make_learner(
-            network,
-            loss_fn,
-            _make_transformation(config, optimizer),
-            _make_target_update(config) if target_update is None else target_update,
-            batch_loss,
-        )
     is_weighted = replay is not None or config.prioritised
-    replay = _make_replay(config, env) if replay is None else replay
-    if config.n_step > 1:
-        replay = n_step_replay(replay, config.n_step)
+    longest = schedules.largest(config.n_step)
     exponent_at = schedules.linear_schedule(config.importance_exponent, 1.0, config.num_updates)
-    to_transition = replay.to_transition or n_step_transition
+
+    def make_parts(now: DQNConfig) -> tuple[Learner, Replay, Callable[[Window], Any]]:
+        """Makes what a gradient step is taken with, of the settings as they are then."""
+        ring = _make_replay(now, env) if replay is None else replay
+        ring = n_step_replay(ring, longest) if longest > 1 else ring
+        to_transition = ring.to_transition or n_step_transition
+
+        def transition_of(window: Window) -> Any:
+            cut = first_steps(window, now.n_step) if callable(config.n_step) else window
+            return to_transition(cut, now.discount)
+
+        if learner is not None:
+            return learner, ring, transition_of
+        loss = loss_fn
+        if loss_fn is None and batch_loss is None:
+            loss = losses.from_config(now, env.num_actions)
+        if wrap_loss is not None and loss is not None:
+            loss = wrap_loss(loss)
+        move_target = _make_target_update(now) if target_update is None else target_update
+        transformation = _make_transformation(now, optimizer)
+        made = learning.make_learner(network, loss, transformation, move_target, batch_loss)
+        return made, ring, transition_of
+
+    parts_at = schedules.follow(config, make_parts)  # num_updates -> parts
+    first_learner, first_replay, _ = parts_at(0)
 
     def act_once(state: TrainState, is_prefill: bool = False) -> tuple[TrainState, Array]:
         """Steps every environment once; also gives the returns `[E]` of episodes that ended."""
         state, step, episode_return, key = act(actor, state, is_prefill)
-        state = dataclasses.replace(state, replay=replay.add(state.replay, step, key))
-        return state, episode_return
+        remembered = first_replay.add(state.replay, step, key)
+        return dataclasses.replace(state, replay=remembered), episode_return
 
     def draw(state: TrainState, key: Array) -> tuple[Transition, Array | None, Array]:
         """Draws a batch; also says what each transition counts, and its index in the replay."""
+        _, replay, transition_of = parts_at(state.learner.num_updates)
         sample = replay.sample(state.replay, key)
-        transitions = jax.vmap(to_transition, in_axes=(0, None))(sample.window, config.discount)
+        transitions = jax.vmap(transition_of)(sample.window)
         if not is_weighted:
             return transitions, None, sample.indices
         exponent = exponent_at(state.learner.num_updates)
@@ -134,6 +152,7 @@ def dqn(
 
     def learn(state: TrainState, _: None) -> tuple[TrainState, dict[str, Array]]:
         """Takes one gradient step."""
+        learner, replay = parts_at(state.learner.num_updates)[:2]
         key, sample_key, loss_key, last_key = jax.random.split(state.key, 4)
         transitions, weights, indices = draw(state, sample_key)
         updated, priorities, metrics = learner.update(state.learner, transitions, loss_key, weights)
@@ -155,7 +174,7 @@ def dqn(
             0,
             config.prefill_steps // config.num_envs,
             lambda _, state: act_once(state, is_prefill=True)[0],
-            make_first_state(key, actor, learner, replay),
+            make_first_state(key, actor, first_learner, first_replay),
         )
 
     def observe(state: TrainState, key: Array) -> tuple[Array, Array]:
@@ -164,6 +183,7 @@ def dqn(
         def observe_batch(key: Array) -> tuple[Array, Array]:
             sample_key, loss_key = jax.random.split(key)
             transitions, weights, _ = draw(state, sample_key)
+            learner = parts_at(state.learner.num_updates)[0]
             norm = gradient_norm(learner, state.learner, transitions, loss_key, weights)
             return transitions.obs_tm1, norm
 
