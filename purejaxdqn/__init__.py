@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from purejaxdqn.agents.pqn.pqn import pqn as pqn
     from purejaxdqn.agents.pqn.settings import PQNConfig as PQNConfig
     from purejaxdqn.storage.results import load as load
+    from purejaxdqn.sweep.rerun import load_params as load_params
     from purejaxdqn.sweep.rerun import rerun as rerun
     from purejaxdqn.sweep.run import run_sweep as run_sweep
     from purejaxdqn.training import schedules as schedules
@@ -32,6 +33,7 @@ _HOMES = {  # of each public name
     "RunConfig": "training.settings",
     "dqn": "agents.dqn.dqn",
     "load": "storage.results",
+    "load_params": "sweep.rerun",
     "pqn": "agents.pqn.pqn",
     "rerun": "sweep.rerun",
     "run_sweep": "sweep.run",

@@ -94,9 +94,11 @@ def test_a_transition_spans_as_many_steps_as_the_schedule_says():
 
 
 def window(is_inside, terminated):
-    flags = [jnp.array(x) for x in (terminated, [False] * 3, is_inside)]
-    steps = (jnp.arange(3), jnp.arange(3.0), *flags)
-    return Window(jnp.array([0.0]), *steps, jnp.array([9.0]), {}, jnp.arange(3.0)[:, None])
+    flags = [jnp.array(x, bool) for x in (terminated, [0] * 3, is_inside)]
+    first, *following = jnp.array([[0.0], [1.0], [2.0], [9.0]])
+    rewards = jnp.arange(3.0)
+    steps = Window(first, rewards, rewards, flags[0], flags[1], flags[2], following[-1])
+    return steps._replace(observations=jnp.stack([first, *following[:2]]))
 
 
 @pytest.mark.parametrize(
@@ -104,7 +106,7 @@ def window(is_inside, terminated):
     [(1, [1, 1, 1], 1), (2, [1, 1, 1], 2), (3, [1, 1, 1], 9), (2, [1, 1, 0], 9), (1, [1, 0, 0], 9)],
 )
 def test_the_first_steps_lead_to_what_the_next_one_acted_on(num_steps, is_inside, next_obs):
-    cut = first_steps(window([bool(x) for x in is_inside], [False] * 3), jnp.float32(num_steps))
+    cut = first_steps(window(is_inside, [0] * 3), jnp.float32(num_steps))
     assert cut.is_inside.sum() == num_steps
     assert cut.next_obs.tolist() == [next_obs]
 
@@ -117,7 +119,7 @@ def test_schedules_that_have_ended_learn_as_the_numbers_do(experiment, config, n
     for values in (numbers, ended):
         state, _ = learn(experiment, dataclasses.replace(config, **values), 4)
         after.append(jax.flatten_util.ravel_pytree(state.learner.params)[0])
-    np.testing.assert_allclose(*after, rtol=1e-3, atol=1e-5)
+    np.testing.assert_allclose(after[0], after[1], rtol=1e-3, atol=1e-5)
     # The numbers of each schedule enter the program that learns.
     read = make_run_functions(experiment, dataclasses.replace(config, **ended)).read
     assert read >= {*numbers}
@@ -198,7 +200,7 @@ def test_a_schedule_is_no_number(use):
         ("epsilon_end", RISING, "must be one value"),
         ("total_steps", linear(5, 10, 10), "must be one value"),
         ("scale", linear(0.0, float("inf"), 10), "start and end at finite numbers"),
-        ("scale", linear(0.0, "x", 10), "start and end at finite numbers"),
+        ("scale", linear(0.0, "x", 10), "start and end at finite numbers"),  # type: ignore[arg-type]
         ("scale", exponential(0.0, 1.0, 10), "of one sign, and not at 0"),
         ("scale", linear(0.0, 1.0, 0), "last at least 1 gradient step"),
         ("scale", linear(0.0, 1.0, 1.5), "last at least 1 gradient step"),  # type: ignore[arg-type]

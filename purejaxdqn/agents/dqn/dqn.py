@@ -78,7 +78,8 @@ def dqn(
       config: the settings.
       env: instead of the one that `config.env` names.
       network: instead of the MLP of `config.hidden_sizes` with the head of `config.representation`.
-      initial_params: instead of the network's own; every seed begins with the same ones then.
+      initial_params: instead of the network's own, such as those of `load_params`; every seed
+        begins with the same ones then, or with those of a function `key -> params`.
       behaviour: instead of epsilon-greedy actions.
       replay: instead of that of `config.replay_capacity`, `config.batch_size` and
         `config.prioritised`; transitions count what its probabilities say.
