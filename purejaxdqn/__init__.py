@@ -18,8 +18,10 @@ if TYPE_CHECKING:
     from purejaxdqn.agents.pqn.pqn import pqn as pqn
     from purejaxdqn.agents.pqn.settings import PQNConfig as PQNConfig
     from purejaxdqn.storage.results import load as load
+    from purejaxdqn.sweep.rerun import load_params as load_params
     from purejaxdqn.sweep.rerun import rerun as rerun
     from purejaxdqn.sweep.run import run_sweep as run_sweep
+    from purejaxdqn.training import schedules as schedules
     from purejaxdqn.training.declaration import setting as setting
     from purejaxdqn.training.settings import RunConfig as RunConfig
     from purejaxdqn.types import ConfigError as ConfigError
@@ -31,19 +33,21 @@ _HOMES = {  # of each public name
     "RunConfig": "training.settings",
     "dqn": "agents.dqn.dqn",
     "load": "storage.results",
+    "load_params": "sweep.rerun",
     "pqn": "agents.pqn.pqn",
     "rerun": "sweep.rerun",
     "run_sweep": "sweep.run",
     "setting": "training.declaration",
 }
-_ROOMS = ("agents", "environments", "losses", "networks", "replay", "testing")
+_MODULES = {name: name for name in ("agents", "environments", "losses", "networks", "replay")}
+_MODULES |= {"schedules": "training.schedules", "testing": "testing"}
 
-__all__ = sorted([*_HOMES, *_ROOMS])
+__all__ = sorted([*_HOMES, *_MODULES])
 
 
 def __getattr__(name: str) -> Any:
-    if name in _ROOMS:
-        return importlib.import_module(f"purejaxdqn.{name}")
+    if name in _MODULES:
+        return importlib.import_module(f"purejaxdqn.{_MODULES[name]}")
     if name in _HOMES:
         return getattr(importlib.import_module(f"purejaxdqn.{_HOMES[name]}"), name)
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

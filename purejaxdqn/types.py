@@ -214,6 +214,9 @@ class LossOutput(NamedTuple):
     loss: Array  # [] what is minimised
     priority: Array  # [] how surprising it was, for the replay: usually |td_error|
     metrics: dict[str, Array]  # [] each, by name; averaged over the batch
+    # Of a loss of the whole batch: new values of collections beside the weights, such as
+    # {"batch_stats": ...}, which take the place of the old ones after the gradient step
+    collections: dict[str, ArrayTree] = NOTHING
 
 
 class Activations(NamedTuple):
@@ -228,14 +231,22 @@ class Activations(NamedTuple):
 class Network(NamedTuple, Generic[Output]):
     """A value network as pure functions of ONE observation.
 
-    Its `Output` is an `Array` of action values, `Categorical`, or quantiles.
+    Its `Output` is an `Array` of action values, `Categorical`, quantiles, or any pytree of which
+    `action_values` makes them.
     """
 
-    init: Callable[[Array, Array], Params]  # (key, obs) -> params
+    # (key, obs) -> params: what the optimiser moves; or, in a dictionary with "params", that, and
+    # beside it collections that no gradient moves, such as flax's "batch_stats"
+    init: Callable[[Array, Array], Params]
     apply: Callable[..., Output]  # (params, obs, key=None) -> output; without noise if no key
     action_values: Callable[[Output], Array]  # output -> q [A]: acting and evaluation see no more
     # (params, obs) -> Activations, without noise, for diagnostics; None where it does not say
     activations: Callable[[Params, Array], Activations] | None = None
+    # The two halves of `apply`, where the network has them: (params, obs, key=None) -> features,
+    # and (params, features, key=None) -> output. With other params, or features, than `apply`'s, a
+    # head looks at features that are not its own
+    features: Callable[..., Any] | None = None
+    head: Callable[..., Any] | None = None
 
 
 # (network, params, target_params, transition, key) -> LossOutput: a loss of ONE transition, for

@@ -154,7 +154,8 @@ def trace_reads(
     with record_reads() as read:
         closed, results = jax.make_jaxpr(function, return_shape=True)(config, *args)
     _, is_used = dce_jaxpr(closed.jaxpr, [True] * len(closed.jaxpr.outvars))
-    traced = [name for name, one in settings_of(type(config)).items() if one.is_traced]
+    leaves = jax.tree.leaves_with_path(config)  # several ones of a setting that is a schedule
+    traced = [path[0].name for path, _ in leaves]
     used = [name for name, used in zip(traced, is_used, strict=False) if used]
     return frozenset(read - {*traced} | {*used}), results
 

@@ -65,19 +65,32 @@ def value_plus_advantages(value: Array, advantages: Array) -> Array:
 
 
 class Head(nn.Module):
-    """Base of all heads: a torso, and outputs for each action."""
+    """Base of all heads: a torso, and outputs for each action.
+
+    Each has a method `head`, which maps features `[F]` to the output.
+    """
 
     torso: nn.Module  # obs [*obs] -> features [F]
     outputs: nn.Module  # features [..., F] -> [..., A, N], such as ActionOutputs(A, N)
+
+    def features(self, obs: Array) -> Array:
+        """Maps one observation `[*obs]` to features `[F]`."""
+        features: Array = self.torso(obs)
+        self.sow("intermediates", "features", features)
+        return features
+
+    def __call__(self, obs: Array) -> Any:
+        """Maps one observation `[*obs]` to the output."""
+        return self.head(self.features(obs))
 
 
 class Values(Head):
     """Action values as they are, with `N = 1`."""
 
     @nn.compact
-    def __call__(self, obs: Array) -> Array:
-        """Maps one observation `[*obs]` to values `[A]`."""
-        return self.outputs(_features(self, obs))[:, 0]
+    def head(self, features: Array) -> Array:
+        """Maps features `[F]` to values `[A]`."""
+        return self.outputs(features)[:, 0]
 
 
 class C51(Head):
@@ -91,9 +104,9 @@ class C51(Head):
     v_max: float
 
     @nn.compact
-    def __call__(self, obs: Array) -> Categorical:
-        """Maps one observation `[*obs]` to `Categorical`."""
-        logits = self.outputs(_features(self, obs))
+    def head(self, features: Array) -> Categorical:
+        """Maps features `[F]` to `Categorical`."""
+        logits = self.outputs(features)
         return Categorical(logits, jnp.linspace(self.v_min, self.v_max, logits.shape[-1]))
 
 
@@ -105,9 +118,9 @@ class QRDQN(Head):
     """
 
     @nn.compact
-    def __call__(self, obs: Array) -> Quantiles:
-        """Maps one observation `[*obs]` to `Quantiles`."""
-        values = self.outputs(_features(self, obs))
+    def head(self, features: Array) -> Quantiles:
+        """Maps features `[F]` to `Quantiles`."""
+        values = self.outputs(features)
         return _equal_quantiles(values, midpoints(values.shape[-1]))
 
 
@@ -126,9 +139,8 @@ class IQN(Head):
     num_cosines: int = 64
 
     @nn.compact
-    def __call__(self, obs: Array) -> Quantiles:
-        """Maps one observation `[*obs]` to `Quantiles`."""
-        features = _features(self, obs)
+    def head(self, features: Array) -> Quantiles:
+        """Maps features `[F]` to `Quantiles`."""
         if self.has_rng("noise"):
             fractions = jax.random.uniform(self.make_rng("noise"), (self.num_quantiles,))
         else:
@@ -154,9 +166,8 @@ class FQF(Head):
     num_cosines: int = 64
 
     @nn.compact
-    def __call__(self, obs: Array) -> ProposedQuantiles:
-        """Maps one observation `[*obs]` to `ProposedQuantiles`."""
-        features = _features(self, obs)
+    def head(self, features: Array) -> ProposedQuantiles:
+        """Maps features `[F]` to `ProposedQuantiles`."""
         # Zeros, so that the parts are equal at first, as in QR-DQN.
         zeros = nn.initializers.zeros
         proposal = nn.Dense(self.num_quantiles, kernel_init=zeros, name="fraction_proposal")
@@ -215,12 +226,6 @@ _COSINE: list[float] = (
 def midpoints(num: int) -> Array:
     """Computes the midpoints `[num]` of `num` equal parts of the interval from 0 to 1."""
     return (jnp.arange(num) + 0.5) / num
-
-
-def _features(head: Any, obs: Array) -> Array:
-    features: Array = head.torso(obs)
-    head.sow("intermediates", "features", features)
-    return features
 
 
 def _equal_quantiles(values: Array, fractions: Array) -> Quantiles:

@@ -35,12 +35,23 @@ class MLP(nn.Module):
     num_outputs: int
 
     @nn.compact
-    def __call__(self, obs: Array) -> Array:
-        """Maps one observation `[*obs]` to `[num_outputs]`."""
-        x = jnp.ravel(obs).astype(jnp.float32)
-        x = layers.hidden_layers(self, x, self.hidden_sizes, False, nn.Dense)
-        self.sow("intermediates", "features", x)
-        return nn.Dense(self.num_outputs)(x)
+    def __call__(self, x: Array, part: Literal["all", "features", "head"] = "all") -> Array:
+        """Maps one observation `[*obs]` to `[num_outputs]`; or one half of that."""
+        if part != "head":
+            x = jnp.ravel(x).astype(jnp.float32)
+            x = layers.hidden_layers(self, x, self.hidden_sizes, False, nn.Dense)
+            self.sow("intermediates", "features", x)
+        if part == "features":
+            return x
+        return nn.Dense(self.num_outputs, name=f"Dense_{len(self.hidden_sizes)}")(x)
+
+    def features(self, obs: Array) -> Array:
+        """Maps one observation `[*obs]` to features `[F]`."""
+        return self(obs, "features")
+
+    def head(self, features: Array) -> Array:
+        """Maps features `[F]` to `[num_outputs]`."""
+        return self(features, "head")
 
 
 @overload
@@ -58,7 +69,8 @@ def make_network(
       module: maps one observation `[*obs]` to an output, and draws its noise from the stream
         "noise". Diagnostics read what it or a submodule shows them with flax's
         `self.sow("intermediates", name, x)`: the features under "features", and the layers' units
-        behind their nonlinearity under names that begin with "hidden".
+        behind their nonlinearity under names that begin with "hidden". Methods of it that are
+        called `features` and `head` are the two halves of a call, `Network.features` and `.head`.
       action_values: `output -> q [A]`, whose argument says what the module puts out; by default
         it puts out action values.
     """
@@ -68,8 +80,8 @@ def make_network(
     def init(key: Array, obs: Array) -> Params:
         return module.init(key, obs)
 
-    def apply(params: Params, obs: Array, key: Array | None = None) -> Any:
-        return module.apply(params, obs, rngs=None if key is None else {"noise": key})
+    def apply(params: Params, x: Array, key: Array | None = None, method: Any = None) -> Any:
+        return module.apply(params, x, rngs=None if key is None else {"noise": key}, method=method)
 
     def activations(params: Params, obs: Array) -> Activations:
         _, sown = module.apply(params, obs, mutable=["intermediates"])
@@ -87,26 +99,31 @@ def make_network(
         # Where a module and its submodules show features, the outermost one counts.
         return Activations(tuple(hidden), features[min(features)] if features else jnp.zeros(0))
 
-    return Network(init, apply, action_values, activations)
+    halves = (getattr(type(module), name, None) for name in ("features", "head"))
+    features, head = (functools.partial(apply, method=x) if callable(x) else None for x in halves)
+    return Network(init, apply, action_values, activations, features, head)
 
 
 def begin_with(network: Network[Output], initial_params: Params) -> Network[Output]:
     """Makes the same network whose weights begin as given, such as those of a run before.
+
+    A function `key -> params` gives each seed its own; the key is the network's.
 
     Raises:
       ConfigError: for what are no weights; from `init`, for weights of other shapes or of another
         structure than its own.
     """
     kinds = (jax.Array, np.ndarray, np.generic, int, float)
-    leaves = jax.tree.leaves(initial_params)
-    is_right = all(isinstance(x, kinds) for x in leaves)
+    is_right = all(isinstance(x, kinds) for x in jax.tree.leaves(initial_params))
+    is_right |= callable(initial_params)
     ensure(is_right, "initial_params", initial_params, "weights, as the network's init makes them")
 
     def init(key: Array, obs: Array) -> Params:
         own = jax.eval_shape(network.init, key, obs)
+        first = initial_params(key) if callable(initial_params) else initial_params
         shapes, given = (
             {jax.tree_util.keystr(path): x.shape for path, x in jax.tree.leaves_with_path(tree)}
-            for tree in (own, jax.tree.map(jnp.asarray, initial_params))
+            for tree in (own, jax.tree.map(jnp.asarray, first))
         )
         for name in {**shapes, **given}:
             if shapes.get(name) != given.get(name):
@@ -115,6 +132,7 @@ def begin_with(network: Network[Output], initial_params: Params) -> Network[Outp
                     f"network's own {shapes.get(name, 'none at all')}: give the weights of a "
                     "network of the same settings"
                 )
+        leaves = jax.tree.leaves(first)
         return jax.tree.unflatten(jax.tree.structure(own), map(jnp.asarray, leaves))
 
     return network._replace(init=init)

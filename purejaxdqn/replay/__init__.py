@@ -3,6 +3,7 @@
 A replay stores what happened. Nothing here may know a discount but `n_step_transition`, or a loss.
 """
 
+from purejaxdqn.replay.n_step import first_steps as first_steps
 from purejaxdqn.replay.n_step import n_step_replay as n_step_replay
 from purejaxdqn.replay.n_step import n_step_transition as n_step_transition
 from purejaxdqn.replay.prioritised import PrioritisedReplayState as PrioritisedReplayState

@@ -37,6 +37,25 @@ def n_step_transition(window: Window, discount: Array | float) -> Transition:
     )
 
 
+def first_steps(window: Window, num_steps: Array | int) -> Window:
+    """Cuts ONE window down to its first steps, `num_steps` `[]` rounded and at least 1.
+
+    Raises:
+      ConfigError: if the window does not hold its observations.
+    """
+    if window.observations is None:
+        raise ConfigError(
+            "n_step is a schedule, and the replay's windows hold no observations but the first and "
+            "the last: let window_at give Window.observations, [n, *obs], too, or set n_step"
+        )
+    is_inside = window.is_inside & (jnp.arange(len(window.reward)) < jnp.round(num_steps))
+    num_inside = is_inside.sum()
+    is_cut = num_inside < window.is_inside.sum()
+    following = window.observations[jnp.minimum(num_inside, len(window.reward) - 1)]
+    next_obs = jnp.where(is_cut, following, window.next_obs)
+    return window._replace(is_inside=is_inside, next_obs=next_obs)
+
+
 def n_step_replay(replay: Replay, n_step: int) -> Replay:
     """Makes a replay whose windows span `n_step` steps, or fewer: see `Window`.
 

@@ -20,6 +20,8 @@ import numpy as np
 
 from purejaxdqn.storage.fingerprint import WITH_EVERY_RESULT, find_file, strip_address
 
+_LONGEST = 200  # characters of a value's name
+
 
 def collect_provenance(
     settings: Mapping[str, Any], experiment: Any, code: Any = None
@@ -109,7 +111,8 @@ def _name(value: Any) -> str:
         return str(value.name)
     if qualified := getattr(value, "__qualname__", None):
         return strip_address(f"{value.__module__}.{qualified}")
-    return strip_address(repr(value))
+    text = strip_address(repr(value))  # of weights it is long, and their fingerprint tells more
+    return text if len(text) <= _LONGEST else f"{text[:_LONGEST]}..."
 
 
 @functools.cache

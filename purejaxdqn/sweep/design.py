@@ -14,6 +14,7 @@ import xarray as xr
 
 from purejaxdqn.engine.programs import Label, Run
 from purejaxdqn.sweep.options import SweepOptions
+from purejaxdqn.training.schedules import Changing
 from purejaxdqn.training.settings import RunConfig, config_to_dict
 from purejaxdqn.types import ConfigError, ensure, ensure_whole, suggest_names
 
@@ -93,7 +94,7 @@ def grid_design(
     _check_axes(config, grid)
     swept = (dict(zip(grid, point, strict=True)) for point in itertools.product(*grid.values()))
     points = _make_points(config, seeds, math.prod(map(len, grid.values())), swept)
-    axes = {name: [to_label(value) for value in values] for name, values in grid.items()}
+    axes = {name: to_labels(values) for name, values in grid.items()}
     return Design(points, tuple(map(int, seeds)), axes)
 
 
@@ -116,7 +117,7 @@ def random_design(
     _check_axes(config, space, is_drawn=True)
     swept = ({n: _draw(n, source, rng) for n, source in space.items()} for _ in range(num_samples))
     points = _make_points(config, seeds, num_samples, swept)
-    axes = {name: [point.labels[name] for point in points] for name in space}
+    axes = {name: to_labels([point.labels[name] for point in points]) for name in space}
     return Design(points, tuple(map(int, seeds)), axes, is_grid=False)
 
 
@@ -211,7 +212,7 @@ def _check_axes(
         if is_drawn and hasattr(values, "rvs"):
             continue
         _check_sequence(name, values, f"[{values!r}]")
-        labels = [to_label(value) for value in values]
+        labels = to_labels(values)
         for label in labels:
             if not isinstance(label, (bool, int, float, str)):
                 raise ConfigError(
@@ -236,8 +237,16 @@ def _check_name(name: str, config: RunConfig) -> None:
         )
 
 
+def to_labels(values: Sequence[Any]) -> list[Label]:
+    """Turns the values along an axis into labels: all of them texts, if one of them is."""
+    labels = [to_label(value) for value in values]
+    return [*map(str, labels)] if any(isinstance(label, str) for label in labels) else labels
+
+
 def to_label(value: Any) -> Label:
     """Turns a setting's value into one that results can show: sizes (64, 64) into "64x64"."""
+    if isinstance(value, Changing):
+        return str(value)
     is_array = isinstance(value, np.generic | np.ndarray | xr.DataArray)
     if is_array and np.ndim(value) == 0:  # such as a coordinate of the results
         return value.item()  # type: ignore[no-any-return]

@@ -61,6 +61,7 @@ class SweepOptions:
         "Seconds between two checkpoints; by default 20 times as long as the last one took, and at "
         "least 10. 0 makes one after each chunk.",
         at_least=0,
+        may_change=False,
         remedy="give seconds, such as 60",
     )
     memory_budget: float | None = setting(
@@ -70,6 +71,7 @@ class SweepOptions:
         group="machines",
         at_least=1,
         remedy="give bytes, such as 4e9",
+        may_change=False,
     )
     diagnostics: bool = setting(
         False,

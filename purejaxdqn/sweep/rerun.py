@@ -114,6 +114,8 @@ def select_run(dataset: xr.Dataset, labels: Mapping[str, Any]) -> xr.Dataset:
         if name not in names:
             raise ConfigError(f"{name!r} is no label of these runs: they have {', '.join(names)}")
         value = to_label(value)
+        if dataset[name].dtype.kind in "OU":  # such as "0.9" beside a schedule
+            value = str(value)
         (matches,) = np.nonzero(dataset[name].values == value)
         if not len(matches):
             values = ", ".join(str(x) for x in np.unique(dataset[name].values)[:20])
@@ -157,13 +159,48 @@ def _check_code(dataset: xr.Dataset, experiment: Experiment, config: RunConfig) 
 
 
 def load_params(
-    folder: Path, dataset: xr.Dataset, labels: Mapping[str, Any]
+    folder: Path | str,
+    *,
+    experiment: Experiment | None = None,
+    config_class: type[RunConfig] | None = None,
+    **labels: Any,
+) -> Params:
+    """Loads the last weights of one finished run, from the output folder of its sweep.
+
+    They are what `initial_params` takes, so that other runs go on from there, with the network of
+    the same settings: `partial(dqn, initial_params=load_params("results/rates", seed=3))`.
+
+    Args:
+      folder: that of the sweep, or the results file in it.
+      experiment: what was trained, as in `rerun`; it may have changed, but for its network.
+      config_class: as in `rerun`.
+      **labels: which run, as in `rerun`.
+
+    Returns:
+      The weights of one run, as NumPy arrays.
+
+    Raises:
+      ConfigError: if the labels name no run or several, if the folder does not have the weights, or
+        if the network of the experiment is another one.
+    """
+    dataset = results.load(folder)
+    return load_run(Path(folder), dataset, labels, experiment, config_class, True)[1]
+
+
+def load_run(
+    folder: Path,
+    dataset: xr.Dataset,
+    labels: Mapping[str, Any],
+    experiment: Experiment | None = None,
+    config_class: type[RunConfig] | None = None,
+    may_have_changed: bool = False,
 ) -> tuple[Train, Params]:
     """Loads the last weights of one run, and its `Train`, from the folder of its sweep.
 
-    `dataset` has the results of that sweep; `labels` are as in `rerun`. Refuses labels of no run or
-    several, and a folder without the weights.
+    `dataset` has the results of that sweep; the other arguments are as in `load_params`. Unless it
+    `may_have_changed`, other code than made the results is refused too.
     """
+    folder = folder.parent if folder.is_file() else folder
     if "trial" in dataset.dims:
         raise ConfigError("a search keeps no weights: train its best settings first")
     _check_dataset(dataset)
@@ -171,12 +208,14 @@ def load_params(
     settings = xr.broadcast(dataset.settings, runs)[0].transpose(*runs.dims)
     numbered = dataset.assign(number=(runs.dims, np.arange(runs.size).reshape(runs.shape)))
     run = select_run(numbered, labels)
-    config = config_from_json(str(run.settings.item()))
-    config.validate()
-    experiment = _find_experiment(dataset, config)
-    _check_code(dataset, experiment, config)
+    config = config_from_json(str(run.settings.item()), config_class)
+    experiment = experiment or _find_experiment(dataset, config)
+    if config.env in environments.names():  # else the experiment brings its own
+        config.validate()
+    if not may_have_changed:
+        _check_code(dataset, experiment, config)
     train = experiment(config)
-    configs = [config_from_json(str(text)) for text in settings.values.ravel()]
+    configs = [config_from_json(str(text), config_class) for text in settings.values.ravel()]
     groups, width = group_by_program(configs), int(dataset.attrs["width"])
     batches = [batch for group in groups for batch in cut_into_batches(group, width)]
     number = int(run.number)
@@ -191,7 +230,8 @@ def load_params(
         )
     row = batches[batch].index(number)
     shapes = jax.eval_shape(train.init, jax.random.key(0)).learner.params
-    if len(jax.tree.leaves(shapes)) != len(record.params):
+    found = [leaf.shape[1:] for leaf in record.params]
+    if [leaf.shape for leaf in jax.tree.leaves(shapes)] != found:
         raise ConfigError(f"{folder} has weights of other settings than {config_to_json(config)}")
     return train, jax.tree.unflatten(
         jax.tree.structure(shapes), [leaf[row] for leaf in record.params]

@@ -11,7 +11,9 @@ from pathlib import Path
 from typing import Any, Literal, NamedTuple, get_args
 
 import numpy as np
+from scipy import stats
 
+from purejaxdqn.training.schedules import Changing
 from purejaxdqn.types import ConfigError, ensure
 
 Group = Literal[  # the headings of `--help`, in their order
@@ -32,6 +34,16 @@ def is_path(value: Any) -> bool:
         return False  # such as NUL, which no path may have, or a line's end
     is_local = bool(text) and not text.startswith("~") and "://" not in text
     return is_local and os.path.abspath(text).strip(os.path.sep) != ""
+
+
+def read_distribution(text: str) -> Any:
+    """Reads a text such as "uniform:0.9:1" as a frozen distribution of `scipy.stats`."""
+    word, *limits = text.split(":")
+    low, high = map(float, limits)
+    least = {"uniform": -np.inf, "loguniform": 0.0}[word]
+    if not least < low < high < np.inf:
+        raise ValueError
+    return stats.uniform(low, high - low) if word == "uniform" else stats.loguniform(low, high)
 
 
 # By type: what a value, or each part of a tuple, has to be, and how a message calls it.
@@ -58,6 +70,7 @@ class Setting(NamedTuple):
     above: float | None = None
     remedy: str = ""  # how a message ends
     is_traced: bool = False  # an argument of the compiled program; static otherwise
+    may_change: bool = False  # whether it may be a schedule, over gradient steps
     read_if: tuple[Condition, ...] = ()  # read where one of them holds; always without any
 
     def __str__(self) -> str:
@@ -67,6 +80,8 @@ class Setting(NamedTuple):
         """Says what is wrong with a value and what is allowed; None where nothing is wrong."""
         if value is None and self.default is None:
             return None
+        if isinstance(value, Changing):
+            return self._problem_of_schedule(value)
         if self.type is int:
             return self._problem_of_int(value)
         if self.type is float:
@@ -97,6 +112,16 @@ class Setting(NamedTuple):
             all(getattr(config, n, _values(v)[0]) in _values(v) for n, v in condition.items())
             for condition in self.read_if
         )
+
+    def _problem_of_schedule(self, value: Changing) -> str | None:
+        if not self.may_change:
+            return (
+                f"{self} ({value}) must be one value, and no schedule: it is read once, or is an "
+                "end of a schedule itself"
+            )
+        if problem := value.problem():
+            return f"{self} ({value}) must {problem}"
+        return self.problem(value.start) or self.problem(value.end)
 
     def _problem_of_int(self, value: Any) -> str | None:
         least = 1 if self.at_least is None else self.at_least
@@ -145,6 +170,7 @@ def setting(
     above: float | None = None,
     remedy: str = "",
     static: bool | None = None,
+    may_change: bool | None = None,
     read_if: Condition | tuple[Condition, ...] = (),
 ) -> Any:
     """Declares a setting, as the default of a dataclass field.
@@ -159,6 +185,8 @@ def setting(
       remedy: what to do about a value that is not allowed, if the range does not say it.
       static: whether a program is compiled for each value. By default floats are arguments of the
         compiled program, and everything else is static; only floats can be arguments.
+      may_change: whether it may be a schedule over gradient steps, as of `schedules.linear`; by
+        default floats that are arguments may. An experiment reads them at `config.at(num_updates)`.
       read_if: settings by name with the value, or a tuple of values, that each has to have for this
         one to be read; a tuple of such conditions asks for any of them.
     """
@@ -172,7 +200,8 @@ def setting(
     remedy = f": {remedy}" if remedy else ""
     declared = Setting("", None, default, help, group, at_least, at_most, above, remedy)
     declared = declared._replace(read_if=conditions)
-    return dataclasses.field(default=default, metadata={"declared": declared, "static": static})
+    how = {"declared": declared, "static": static, "may_change": may_change}
+    return dataclasses.field(default=default, metadata=how)
 
 
 @functools.cache
@@ -204,11 +233,13 @@ def _settings_of(kind: Any) -> dict[str, Setting]:
                 f"{name} (static=False) must be a float to be an argument of the compiled program: "
                 "leave static out"
             )
+        is_traced, may_change = annotation is float and not static, metadata.get("may_change")
         found[field.name] = metadata.get("declared", Setting("", None, None))._replace(
             name=field.name,
             type=annotation,
             default=field.default,
-            is_traced=annotation is float and not static,
+            is_traced=is_traced,
+            may_change=is_traced if may_change is None else may_change,
         )
     return found
 

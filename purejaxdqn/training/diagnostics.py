@@ -9,7 +9,7 @@ import numpy as np
 import optax
 
 from purejaxdqn.environments import Environment
-from purejaxdqn.types import Array, Learner, LearnerState, Network, Params, TrainState
+from purejaxdqn.types import Array, Learner, LearnerState, Network, Params, Schedule, TrainState
 
 NUM_STATES = 256  # on which networks are measured; no effective rank can be larger
 NUM_EPISODES = 10  # with whose returns values are compared
@@ -32,7 +32,8 @@ class Probe(NamedTuple):
     """What a training run shows of itself."""
 
     network: Network[Any]
-    discount: Array | float  # [] gamma, per step of one environment
+    # [] gamma, per step of one environment; of a schedule, over gradient steps
+    discount: Array | float | Schedule
     # (TrainState, key) -> (obs [N, *obs], gradient_norm []): states drawn as for the next updates,
     # NUM_STATES at most, and the mean norm of their batches' gradients
     observe: Callable[[TrainState, Array], tuple[Array, Array]]
@@ -52,6 +53,8 @@ def diagnose(
       without `gradient`. All are NaN where weights are NaN.
     """
     network, params = probe.network, state.learner.params
+    discount = probe.discount
+    discount = discount(state.learner.num_updates) if callable(discount) else discount
     observe_key, play_key = jax.random.split(key)
     obs, norm = probe.observe(state, observe_key)
 
@@ -63,7 +66,7 @@ def diagnose(
     if network.activations is not None:
         hidden, features = jax.vmap(network.activations, in_axes=(None, 0))(params, obs)
     return {
-        "value_bias": value_bias(network, params, env, probe.discount, play_key, NUM_EPISODES),
+        "value_bias": value_bias(network, params, env, discount, play_key, NUM_EPISODES),
         "dormant_units": dormant_units(hidden),
         "features": features,
         "gradient_norm": norm,

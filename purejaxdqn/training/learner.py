@@ -1,6 +1,6 @@
 """The learner: one gradient step on a batch of transitions, and when the target network moves."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import jax
@@ -12,7 +12,9 @@ from purejaxdqn.training.schedules import linear_schedule
 from purejaxdqn.training.settings import RunConfig
 from purejaxdqn.types import (
     Array,
+    ArrayTree,
     BatchLossFn,
+    ConfigError,
     Learner,
     LearnerState,
     LossFn,
@@ -67,7 +69,9 @@ def periodic_target_update(period: int, step_size: Array | float = 1.0) -> Targe
         # A select and no branch: under vmap both sides of a branch would run anyway.
         is_due = num_updates % period == 0
         moved = optax.incremental_update(params, target_params, step_size)
-        return jax.tree.map(lambda new, old: jnp.where(is_due, new, old), moved, target_params)
+        return jax.tree.map(
+            lambda new, old: jnp.where(is_due, new.astype(old.dtype), old), moved, target_params
+        )
 
     return target_update
 
@@ -85,6 +89,26 @@ def no_target(params: Params, target_params: Params, num_updates: Array) -> None
     """Stands as `target_update` for no target network: losses get the weights themselves."""
 
 
+def split_collections(params: Params) -> tuple[Params, dict[str, ArrayTree]]:
+    """Splits weights from what no gradient moves: collections beside "params", see `Network`."""
+    if not isinstance(params, Mapping) or "params" not in params:
+        return params, {}
+    others = {name: part for name, part in params.items() if name != "params"}
+    return ({"params": params["params"]}, others) if others else (params, {})
+
+
+def _check_collections(new: Mapping[str, ArrayTree], old: Mapping[str, ArrayTree]) -> None:
+    """Refuses collections of a loss that are not beside the weights, or of another shape there."""
+    known = {name: old[name] for name in new if name in old}
+    found, wanted = (jax.tree.map(lambda x: str(jnp.shape(x)), tree) for tree in (dict(new), known))
+    if found != wanted:
+        raise ConfigError(
+            f"collections of the loss ({found!s:.200}) must be some of those beside the weights, "
+            f"of the same shapes ({wanted!s:.200}): give what the module gives when they are "
+            "mutable, without an axis of the batch"
+        )
+
+
 def over_batch(loss_fn: LossFn[Any]) -> BatchLossFn[Any]:
     """Makes the loss of a batch `[B, ...]` that sees each of its transitions alone.
 
@@ -96,6 +120,8 @@ def over_batch(loss_fn: LossFn[Any]) -> BatchLossFn[Any]:
     def checked_loss(*args: Any) -> LossOutput:
         output = loss_fn(*args)
         check_output(output, ())
+        has_none = not output.collections
+        ensure(has_none, "collections", [*output.collections], "{}: they are for a batch_loss")
         return output
 
     def batch_loss(
@@ -119,8 +145,10 @@ def make_learner(
 
     Without a `target_update`, such as `periodic_target_update(50)`, there is no target network, and
     the loss is given the weights themselves in its place; so it is with `no_target`. A `batch_loss`
-    stands in place of the `loss_fn`, and sees the batch as a whole. The learner's metrics are the
-    loss function's own, averaged over the batch, and `loss`.
+    stands in place of the `loss_fn`, and sees the batch as a whole. The optimiser moves what lies
+    under "params", where a network has collections beside it: `LossOutput.collections` take the
+    place of those. The target's update moves all. The learner's metrics are the loss function's
+    own, averaged over the batch, and `loss`.
 
     Raises:
       ConfigError: if the loss is no function; from `update`, if a metric has one of the
@@ -136,14 +164,18 @@ def make_learner(
         params = network.init(key, obs)
         # Copied: one buffer cannot be donated twice.
         target_params = None if target_update is None else jax.tree.map(jnp.copy, params)
-        return LearnerState(params, target_params, optimizer.init(params), jnp.zeros((), jnp.int32))
+        opt_state = optimizer.init(split_collections(params)[0])
+        return LearnerState(params, target_params, opt_state, jnp.zeros((), jnp.int32))
 
     def mean_loss(
-        params: Params, state: LearnerState, transition: Transition, key: Array, weights: Any = None
+        moved: Params, state: LearnerState, transition: Transition, key: Array, weights: Any = None
     ) -> tuple[Array, LossOutput]:
+        _, collections = split_collections(state.params)
+        params = {**moved, **collections} if collections else moved
         bootstrap_params = state.params if target_update is None else state.target_params
         output: LossOutput = measure(network, params, bootstrap_params, transition, key)
         check_output(output, (len(jax.tree.leaves(transition)[0]),))
+        _check_collections(output.collections, collections)
         weighted = output.loss if weights is None else weights * output.loss
         return jnp.mean(weighted), output
 
@@ -152,9 +184,12 @@ def make_learner(
     def update(
         state: LearnerState, transition: Transition, key: Array, weights: Array | None = None
     ) -> tuple[LearnerState, Array, dict[str, Array]]:
-        (loss, output), grads = differentiate(state.params, state, transition, key, weights)
-        updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
-        params = optax.apply_updates(state.params, updates)
+        params, collections = split_collections(state.params)
+        (loss, output), grads = differentiate(params, state, transition, key, weights)
+        updates, opt_state = optimizer.update(grads, state.opt_state, params)
+        params = optax.apply_updates(params, updates)
+        if collections:
+            params = {**params, **collections, **output.collections}
         num_updates, target_params = state.num_updates + 1, None
         if target_update is not None:
             target_params = target_update(params, state.target_params, num_updates)
@@ -162,4 +197,7 @@ def make_learner(
         state = LearnerState(params, target_params, opt_state, num_updates)
         return state, output.priority, metrics
 
-    return Learner(init, update, lambda state, *x: differentiate(state.params, state, *x)[1])
+    def gradient(state: LearnerState, *batch: Any) -> Params:
+        return differentiate(split_collections(state.params)[0], state, *batch)[1]
+
+    return Learner(init, update, gradient)

@@ -1,9 +1,17 @@
 """Schedules: numbers that change with a count of environment steps or gradient steps."""
 
+import dataclasses
+import functools
+import math
+from collections.abc import Callable
+from typing import Any, NoReturn, TypeVar
+
+import jax
 import jax.numpy as jnp
 
-from purejaxdqn.training.settings import RunConfig
-from purejaxdqn.types import Array, Schedule
+from purejaxdqn.types import Array, ConfigError, Schedule
+
+Part = TypeVar("Part")
 
 
 def linear_schedule(start: Array | float, end: Array | float, duration: Array | float) -> Schedule:
@@ -15,6 +23,21 @@ def linear_schedule(start: Array | float, end: Array | float, duration: Array | 
 
     def schedule(count: Array) -> Array:
         along = start + (end - start) * (count / jnp.maximum(duration, 1.0))
+        return jnp.where(count >= duration, end, along)
+
+    return schedule
+
+
+def exponential_schedule(
+    start: Array | float, end: Array | float, duration: Array | float
+) -> Schedule:
+    """Goes from `start` to `end` by the same factor at each count; all else as `linear_schedule`.
+
+    Both have the same sign, and neither is 0.
+    """
+
+    def schedule(count: Array) -> Array:
+        along = start * (end / start) ** (count / jnp.maximum(duration, 1.0))
         return jnp.where(count >= duration, end, along)
 
     return schedule
@@ -35,7 +58,105 @@ def multiplicative_schedule(
     return schedule
 
 
-def linear_epsilon(config: RunConfig) -> Schedule:
-    """Makes the schedule `num_steps -> epsilon`, in environment steps."""
+def linear_epsilon(config: Any) -> Schedule:
+    """Makes the schedule `num_steps -> epsilon`, in environment steps, of a `RunConfig`."""
     duration = config.epsilon_fraction * config.total_steps
     return linear_schedule(config.epsilon_start, config.epsilon_end, duration)
+
+
+# ------------------------------------------------------------------------ settings that change
+
+SHAPES = {"linear": linear_schedule, "exponential": exponential_schedule}
+EXAMPLE = "linear:0.97:0.997:10000"
+
+
+@functools.partial(
+    jax.tree_util.register_dataclass,
+    data_fields=("start", "end", "duration"),
+    meta_fields=("shape",),
+)
+@dataclasses.dataclass(frozen=True, repr=False)
+class Changing:
+    """The value of a setting that changes with the count of gradient steps: a `Schedule`.
+
+    Its text, such as "linear:0.97:0.997:10000", is what command lines and results have. It is a
+    pytree of its numbers, so that these stay arguments of the compiled program. It is no number:
+    an experiment reads those of `config.at(num_updates)`.
+    """
+
+    shape: str  # one of `SHAPES`
+    start: Array | float  # at the first gradient step
+    end: Array | float  # from gradient step `duration` on
+    duration: Array | int  # gradient steps
+
+    def __call__(self, num_updates: Array) -> Array | float:
+        """Returns the value after so many gradient steps."""
+        return SHAPES[self.shape](self.start, self.end, self.duration)(num_updates)
+
+    def __repr__(self) -> str:
+        def show(number: Any) -> str:
+            is_whole = isinstance(number, int | float) and float(number).is_integer()
+            return str(int(number) if is_whole else number)
+
+        return ":".join([self.shape, *map(show, (self.start, self.end, self.duration))])
+
+    def problem(self) -> str | None:
+        """Says what the numbers have to be, where they are not; None where nothing is wrong."""
+        ends, duration = (self.start, self.end), self.duration
+        if not all(isinstance(x, int | float) and math.isfinite(x) for x in ends):
+            return "start and end at finite numbers"
+        if self.shape == "exponential" and not self.start * self.end > 0:
+            return "start and end at numbers of one sign, and not at 0"
+        is_whole = isinstance(duration, int) and not isinstance(duration, bool)
+        return None if is_whole and duration >= 1 else "last at least 1 gradient step"
+
+    def _refuse(self, *_: Any) -> NoReturn:
+        raise ConfigError(
+            f"a setting that is a {self.shape} schedule is no number: let the experiment read it "
+            "from config.at(state.learner.num_updates), or set it to a number"
+        )
+
+    __jax_array__ = __float__ = __neg__ = __add__ = __radd__ = __sub__ = __rsub__ = _refuse
+    __mul__ = __rmul__ = __truediv__ = __rtruediv__ = __pow__ = __rpow__ = _refuse
+    __lt__ = __le__ = __gt__ = __ge__ = _refuse
+
+
+def linear(start: float, end: float, duration: int) -> Any:
+    """Makes the value of a setting that goes in a straight line over `duration` gradient steps.
+
+    Then it stays at `end`: `DQNConfig(discount=linear(0.97, 0.997, 10_000))`. Where
+    `LearnerState.num_updates` is set back, as `after_update` may do, it begins anew.
+    """
+    return Changing("linear", start, end, duration)
+
+
+def exponential(start: float, end: float, duration: int) -> Any:
+    """Makes the value of a setting that changes by the same factor at each gradient step."""
+    return Changing("exponential", start, end, duration)
+
+
+def read_changing(text: str, read: Callable[[str], Any]) -> Changing:
+    """Reads a text such as "linear:0.97:0.997:10000", each end with `read`; else a `ValueError`."""
+    shape, start, end, duration = text.split(":")
+    if shape not in SHAPES:
+        raise ValueError
+    return Changing(shape, read(start), read(end), int(duration))
+
+
+def follow(config: Any, make: Callable[[Any], Part]) -> Callable[[Array | int], Part]:
+    """Makes `num_updates -> part`, the part that settings make as they are after so many steps.
+
+    Without schedules it is made once.
+    """
+    first = make(config.at(0))
+
+    def part_at(num_updates: Array | int) -> Part:
+        now = config.at(num_updates)
+        return first if now is config else make(now)
+
+    return part_at
+
+
+def largest(value: Any) -> Any:
+    """Returns the largest number that a setting has at any time."""
+    return max(value.start, value.end) if isinstance(value, Changing) else value

@@ -12,11 +12,10 @@ import sys
 import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any, get_args
+from typing import Any, Self, get_args
 
 import jax
 import numpy as np
-from scipy import stats
 
 from purejaxdqn import environments
 from purejaxdqn.storage.provenance import to_jsonable
@@ -25,11 +24,13 @@ from purejaxdqn.training.declaration import (
     PATH,
     Setting,
     is_path,
+    read_distribution,
     setting,
     settings_of,
 )
 from purejaxdqn.training.diagnostics import DIAGNOSTICS
-from purejaxdqn.types import ConfigError
+from purejaxdqn.training.schedules import EXAMPLE, SHAPES, Changing, read_changing
+from purejaxdqn.types import Array, ConfigError
 
 # Settings that not every agent has: where they are missing, what depends on them is read.
 _READ_IF_THERE = {"noisy", "optimizer", "epsilon_schedule", "td_error"}
@@ -44,7 +45,9 @@ NAMES_OF_RESULTS = frozenset(
 _run = functools.partial(setting, group="run")
 _network = functools.partial(setting, group="network")
 _fraction = functools.partial(setting, at_least=0, at_most=1)
-_epsilon = functools.partial(_fraction, group="exploration", read_if={"noisy": False})
+_epsilon = functools.partial(
+    _fraction, group="exploration", may_change=False, read_if={"noisy": False}
+)
 _evaluation = functools.partial(setting, group="evaluation")
 
 
@@ -75,6 +78,7 @@ class RunConfig:
     learning_rate_end_fraction: float = _fraction(
         0.05,
         "Fraction of learning_rate left at the last gradient step, falling linearly; 1: constant.",
+        may_change=False,
     )
     adam_epsilon: float = setting(
         1e-3,
@@ -146,6 +150,14 @@ class RunConfig:
         """Gradient steps in a run."""
         return self.num_iterations * self.updates_per_iteration
 
+    def at(self, num_updates: Array | int) -> Self:
+        """Returns the settings as they are after so many gradient steps, numbers for schedules.
+
+        They are these settings themselves where none of them is a schedule.
+        """
+        now = {name: x(num_updates) for name, x in vars(self).items() if callable(x)}
+        return dataclasses.replace(self, **now) if now else self
+
     def validate(self) -> None:
         """Refuses settings that cannot be kept, on concrete values, before anything is traced.
 
@@ -166,6 +178,13 @@ class RunConfig:
                 f"eval_interval ({self.eval_interval}) makes more than {_MOST_EVALUATIONS:,} "
                 f"evaluations of total_steps ({self.total_steps}): raise it"
             )
+        for name in ("learning_rate", "fraction_learning_rate"):
+            value, end = getattr(self, name, None), self.learning_rate_end_fraction
+            if isinstance(value, Changing) and end != 1:
+                yield (
+                    f"{name} ({value}) is a schedule beside learning_rate_end_fraction ({end}), "
+                    "which is another: set that to 1"
+                )
 
     def multiple_problems(self, name: str, of: str, base: int) -> Iterator[str]:
         """Yields what is wrong with a setting that is no multiple of a number, called `of`."""
@@ -297,22 +316,27 @@ _READERS: dict[Any, tuple[Callable[[str], Any], str]] = {
 def parse(setting: Setting, text: str, may_be_drawn: bool = False) -> Any:
     """Reads a value of a setting as a command line has it, such as "1e-3", "64x64" or "true".
 
-    A float that `may_be_drawn` may also be a distribution, such as "loguniform:1e-5:1e-2", which
-    becomes a frozen one of `scipy.stats`.
+    A setting that may change may be a schedule, such as "linear:0.97:0.997:10000". A float that
+    `may_be_drawn` may also be a distribution, such as "loguniform:1e-5:1e-2", which becomes a
+    frozen one of `scipy.stats`.
 
     Raises:
-      ConfigError: if the text is neither.
+      ConfigError: if the text is none of them.
     """
     choices = {name: name for name in map(str, get_args(setting.type))}
     by_default = (choices.__getitem__, f"one of {', '.join(choices)}")
     read, wanted = _READERS.get(setting.type, by_default)
+    if setting.may_change and ":" in text:
+        read = functools.partial(read_changing, read=read)
+        wanted += f", or a schedule such as {EXAMPLE}, over whole gradient steps"
     if setting.type is float and may_be_drawn:
         wanted += ", or a distribution such as loguniform:1e-5:1e-2"
-        if ":" in text:
-            read = _read_distribution
+        if ":" in text and text.partition(":")[0] not in SHAPES:
+            read = read_distribution
             wanted = (
                 "one of uniform, loguniform with two limits, such as uniform:0.9:1 or "
-                "loguniform:1e-5:1e-2: finite limits, the lower one first, of loguniform above 0"
+                "loguniform:1e-5:1e-2: finite limits, the lower one first, of loguniform above 0; "
+                f"or a schedule, such as {EXAMPLE}"
             )
     try:
         if not text or text != text.strip() or not text.isprintable():
@@ -324,18 +348,10 @@ def parse(setting: Setting, text: str, may_be_drawn: bool = False) -> Any:
         raise ConfigError(f"{setting} ({text!r}) must be {wanted}") from None
 
 
-def _read_distribution(text: str) -> Any:
-    word, *limits = text.split(":")
-    low, high = map(float, limits)
-    least = {"uniform": -np.inf, "loguniform": 0.0}[word]
-    if not least < low < high < np.inf:
-        raise ValueError
-    return stats.uniform(low, high - low) if word == "uniform" else stats.loguniform(low, high)
-
-
 def config_to_dict(config: RunConfig) -> dict[str, Any]:
-    """Lists all settings by name."""
-    return {name: getattr(config, name) for name in settings_of(type(config))}
+    """Lists all settings by name; schedules as texts."""
+    values = {name: getattr(config, name) for name in settings_of(type(config))}
+    return {name: str(x) if isinstance(x, Changing) else x for name, x in values.items()}
 
 
 def config_to_json(config: RunConfig) -> str:
@@ -375,8 +391,8 @@ def config_from_json(text: str, kind: type[RunConfig] | None = None) -> RunConfi
     for name, value in facts.items():
         if isinstance(value, list):
             facts[name] = tuple(value)
-        elif declared[name].type is float and isinstance(value, str):
-            facts[name] = parse(declared[name], value)  # such as "inf"
+        elif declared[name].type in (float, int) and isinstance(value, str):
+            facts[name] = parse(declared[name], value)  # such as "inf", or a schedule
         elif declared[name].type is float and isinstance(value, int):
             facts[name] = float(value)
     return kind(**facts)

@@ -51,6 +51,18 @@ CASES: list[tuple[list[str], str]] = [
     (["sweep", "--learning-rate", "uniform:0:1e400", "--num-samples", "2"], "finite limits"),
     (["search", "--learning-rate", "uniform:\u0660:1"], "finite limits"),
     (["search", "--learning-rate", "1e-3"], "space is empty"),
+    # Schedules that are none, and settings that follow none.
+    *((["train", "--discount", x], "or a schedule such as") for x in ("linear:0.9:1", "lin:0:1:9")),
+    *((["train", "--discount", f"linear:0.9:1:{x}"], "whole gradient") for x in ("1.5", "", "x")),
+    (["train", "--discount", "linear:0.9:1.5:10"], "discount (1.5) must lie between 0 and 1"),
+    (["train", "--discount", "linear:0.9:nan:10"], "start and end at finite numbers"),
+    (["train", "--n-step", "linear:10:0:100"], "n_step (0) must be a whole number of at least 1"),
+    (["train", "--n-step", "linear:9999:1:100"], "must be at most replay_capacity / num_envs"),
+    (["train", "--epsilon-start", "linear:1:0:10"], "epsilon_start ('linear:1:0:10') must be"),
+    (["train", "--learning-rate", "linear:1e-3:1e-4:10"], "learning_rate_end_fraction (0.05)"),
+    (["train", "--temperature", "linear:1:2:10"], "temperature changes nothing"),
+    (["sweep", "--discount", "0.9", "lin:0.9:1:10"], "or a schedule, such as linear:0.97"),
+    (["search", "--discount", "0.9", "linear:0.9:1:10"], "or in a list of numbers"),
     # Folders that are none, and addresses.
     *((["train", f"--output={x}"], PATH) for x in ("", " ", "x ", "/", "//", "/tmp/..", "~")),
     *((["train", f"--output={x}"], PATH) for x in ("a\0b", "a\nb", "\x1b[31m", "\ud800")),

@@ -16,7 +16,7 @@ from purejaxdqn.storage.fingerprint import find_file
 from purejaxdqn.sweep import resume
 from purejaxdqn.sweep.design import grid_design
 from purejaxdqn.sweep.plan import plan_sweep
-from purejaxdqn.sweep.rerun import load_params
+from purejaxdqn.sweep.rerun import load_run
 from tiny import TINY, assert_same_dataset
 
 
@@ -95,7 +95,7 @@ def test_an_agent_whose_code_has_changed_is_refused_by_name(tmp_path, monkeypatc
     for act in (
         lambda: quiet(agents.train, config, [0], output=tmp_path, resume=True),
         lambda: rerun(tmp_path, progress=False),
-        lambda: load_params(tmp_path, dataset, {}),
+        lambda: load_run(tmp_path, dataset, {}),
     ):
         with pytest.raises(ConfigError, match=match):
             act()

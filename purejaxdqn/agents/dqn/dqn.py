@@ -22,7 +22,13 @@ from purejaxdqn import environments, losses, networks
 from purejaxdqn.agents.dqn.settings import DQNConfig
 from purejaxdqn.behaviours import epsilon_greedy_behaviour
 from purejaxdqn.environments import Environment
-from purejaxdqn.replay import n_step_replay, n_step_transition, prioritised_replay, uniform_replay
+from purejaxdqn.replay import (
+    first_steps,
+    n_step_replay,
+    n_step_transition,
+    prioritised_replay,
+    uniform_replay,
+)
 from purejaxdqn.training import learner as learning
 from purejaxdqn.training import schedules
 from purejaxdqn.training.diagnostics import NUM_STATES, Probe, gradient_norm
@@ -54,6 +60,7 @@ from purejaxdqn.types import (
     Schedule,
     TrainState,
     Transition,
+    Window,
 )
 
 
@@ -84,7 +91,8 @@ def dqn(
       config: the settings.
       env: instead of the one that `config.env` names.
       network: instead of the MLP of `config.hidden_sizes` with the head of `config.representation`.
-      initial_params: instead of the network's own; every seed begins with the same ones then.
+      initial_params: instead of the network's own, such as those of `load_params`; every seed
+        begins with the same ones then, or with those of a function `key -> params`.
       behaviour: instead of epsilon-greedy actions.
       replay: instead of that of `config.replay_capacity`, `config.batch_size` and
         `config.prioritised`; transitions count what its probabilities say.
@@ -117,33 +125,45 @@ def dqn(
     if behaviour is None:
         behaviour = epsilon_greedy_behaviour(choose_epsilon(config))
     actor = Actor(env, network, behaviour, config.num_envs)
-    if learner is None:
-        if loss_fn is None and batch_loss is None:
-            loss_fn = losses.from_config(config, env.num_actions)
-        learner = learning.make_learner(
-            network,
-            learning.wrap(loss_fn, wrap_loss),
-            _make_transformation(config, optimizer),
-            _make_target_update(config) if target_update is None else target_update,
-            batch_loss,
-        )
     is_weighted = replay is not None or config.prioritised
-    replay = _make_replay(config, env) if replay is None else replay
-    if config.n_step > 1:
-        replay = n_step_replay(replay, config.n_step)
+    longest = schedules.largest(config.n_step)
     exponent_at = schedules.linear_schedule(config.importance_exponent, 1.0, config.num_updates)
-    to_transition = replay.to_transition or n_step_transition
+
+    def make_parts(now: DQNConfig) -> tuple[Learner, Replay, Callable[[Window], Any]]:
+        """Makes what a gradient step is taken with, of the settings as they are then."""
+        ring = _make_replay(now, env) if replay is None else replay
+        ring = n_step_replay(ring, longest) if longest > 1 else ring
+        to_transition = ring.to_transition or n_step_transition
+
+        def transition_of(window: Window) -> Any:
+            cut = first_steps(window, now.n_step) if callable(config.n_step) else window
+            return to_transition(cut, now.discount)
+
+        if learner is not None:
+            return learner, ring, transition_of
+        loss = loss_fn
+        if loss_fn is None and batch_loss is None:
+            loss = losses.from_config(now, env.num_actions)
+        loss = learning.wrap(loss, wrap_loss)
+        move_target = _make_target_update(now) if target_update is None else target_update
+        transformation = _make_transformation(now, optimizer)
+        made = learning.make_learner(network, loss, transformation, move_target, batch_loss)
+        return made, ring, transition_of
+
+    parts_at = schedules.follow(config, make_parts)  # num_updates -> parts
+    first_learner, first_replay, _ = parts_at(0)
 
     def act_once(state: TrainState, is_prefill: bool = False) -> tuple[TrainState, Array]:
         """Steps every environment once; also gives the returns `[E]` of episodes that ended."""
         state, step, episode_return, key = act(actor, state, is_prefill)
-        state = dataclasses.replace(state, replay=replay.add(state.replay, step, key))
-        return state, episode_return
+        remembered = first_replay.add(state.replay, step, key)
+        return dataclasses.replace(state, replay=remembered), episode_return
 
     def draw(state: TrainState, key: Array) -> tuple[Transition, Array | None, Array]:
         """Draws a batch; also says what each transition counts, and its index in the replay."""
+        _, replay, transition_of = parts_at(state.learner.num_updates)
         sample = replay.sample(state.replay, key)
-        transitions = jax.vmap(to_transition, in_axes=(0, None))(sample.window, config.discount)
+        transitions = jax.vmap(transition_of)(sample.window)
         if not is_weighted:
             return transitions, None, sample.indices
         exponent = exponent_at(state.learner.num_updates)
@@ -151,6 +171,7 @@ def dqn(
 
     def learn(before: TrainState, _: None) -> tuple[TrainState, Metrics]:
         """Takes one gradient step."""
+        learner, replay = parts_at(before.learner.num_updates)[:2]
         key, sample_key, loss_key, last_key = jax.random.split(before.key, 4)
         batch, weights, indices = draw(before, sample_key)
         updated, priorities, metrics = learner.update(before.learner, batch, loss_key, weights)
@@ -173,7 +194,7 @@ def dqn(
             0,
             config.prefill_steps // config.num_envs,
             lambda _, state: act_once(state, is_prefill=True)[0],
-            make_first_state(key, actor, learner, replay),
+            make_first_state(key, actor, first_learner, first_replay),
         )
         return begin_measuring(measure, state)
 
@@ -183,10 +204,11 @@ def dqn(
         def observe_batch(key: Array) -> tuple[Array, Array]:
             sample_key, loss_key = jax.random.split(key)
             transitions, weights, _ = draw(state, sample_key)
+            learner = parts_at(state.learner.num_updates)[0]
             norm = gradient_norm(learner, state.learner, transitions, loss_key, weights)
             return transitions.obs_tm1, norm
 
-        batch_size = len(jax.eval_shape(replay.sample, state.replay, key).indices)
+        batch_size = len(jax.eval_shape(first_replay.sample, state.replay, key).indices)
         num_batches = math.ceil(NUM_STATES / batch_size)
         obs, norms = jax.vmap(observe_batch)(jax.random.split(key, num_batches))
         return obs.reshape(-1, *obs.shape[2:])[:NUM_STATES], jnp.mean(norms)

@@ -9,6 +9,7 @@ import numpy as np
 
 from purejaxdqn.networks import Representation
 from purejaxdqn.training.declaration import setting
+from purejaxdqn.training.schedules import largest
 from purejaxdqn.training.settings import RunConfig
 
 _GREEDY_TARGETS = ("q_learning", "double_q_learning")
@@ -19,7 +20,7 @@ _fraction = functools.partial(setting, at_least=0, at_most=1)
 _replay = functools.partial(setting, group="replay")
 _priorities = functools.partial(_fraction, group="replay", read_if={"prioritised": True})
 _network = functools.partial(setting, group="network")
-_atoms = functools.partial(_network, read_if={"representation": "categorical"})
+_atoms = functools.partial(_network, may_change=False, read_if={"representation": "categorical"})
 _exploration = functools.partial(setting, group="exploration")
 
 
@@ -56,6 +57,7 @@ class DQNConfig(RunConfig):
         0.4,
         "How far sampling by priority is corrected for at the first gradient step; rises in a "
         "straight line to 1, wholly, where the run ends.",
+        may_change=False,
     )
     representation: Representation = setting(
         "values",
@@ -139,7 +141,10 @@ class DQNConfig(RunConfig):
         read_if=({"representation": "values", "penalty": "huber"}, {"representation": _QUANTILES}),
     )
     n_step: int = setting(
-        5, "Steps of one environment that a transition spans: so many rewards before the bootstrap."
+        5,
+        "Steps of one environment that a transition spans: so many rewards before the bootstrap. A "
+        "schedule is rounded.",
+        may_change=True,
     )
     optimizer: Literal["adam", "rmsprop"] = setting(
         "adam", "Adam, or RMSprop with Keras's constants (decay 0.9, epsilon 1e-7, no momentum)."
@@ -166,6 +171,7 @@ class DQNConfig(RunConfig):
     epsilon_decay: float = _fraction(
         0.999,
         "Factor on epsilon per environment step.",
+        may_change=False,
         group="exploration",
         read_if={"epsilon_schedule": "multiplicative", "noisy": False},
     )
@@ -198,7 +204,7 @@ class DQNConfig(RunConfig):
             ("batch_size", "prefill_steps", prefill, "learning starts when the prefill is over"),
             ("n_step", "replay_capacity / num_envs", capacity // self.num_envs, never),
         ):
-            if getattr(self, name) > most:
+            if largest(getattr(self, name)) > most:
                 yield f"{name} ({getattr(self, name)}) must be at most {limit} ({most}): {why}"
         if prefill >= (total := self.total_steps):
             yield (

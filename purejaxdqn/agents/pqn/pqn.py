@@ -42,7 +42,7 @@ from purejaxdqn.training.loop import (
     run_chunk,
 )
 from purejaxdqn.training.parts import ensure_parts, refuse_unused
-from purejaxdqn.training.schedules import linear_epsilon
+from purejaxdqn.training.schedules import follow, linear_epsilon
 from purejaxdqn.training.settings import ensure_kind
 from purejaxdqn.types import (
     AfterUpdate,
@@ -114,12 +114,17 @@ def pqn(
     if behaviour is None:
         behaviour = epsilon_greedy_behaviour(linear_epsilon(config))
     actor = Actor(env, network, behaviour, config.num_envs)
-    if loss_fn is None:
-        loss_fn = losses.bellman_loss(losses.return_error)
-    if learner is None:
-        loss_fn = wrap(loss_fn, wrap_loss)
-        transformation = make_clipped_optimizer(config, optimizer, make_radam)
-        learner = make_learner(network, loss_fn, transformation, batch_loss=batch_loss)
+
+    def make_own_learner(now: PQNConfig) -> Learner:
+        """Makes the learner of the settings as they are at a gradient step."""
+        if learner is not None:
+            return learner
+        loss: Any = losses.bellman_loss(losses.return_error) if loss_fn is None else loss_fn
+        loss = wrap(loss, wrap_loss)
+        transformation = make_clipped_optimizer(now, optimizer, make_radam)
+        return make_learner(network, loss, transformation, batch_loss=batch_loss)
+
+    learner_at = follow(config, make_own_learner)  # num_updates -> learner
 
     def play(state: TrainState, _: None) -> tuple[TrainState, tuple[Step, Array]]:
         state, step, episode_return = act(actor, state)[:3]
@@ -127,16 +132,17 @@ def pqn(
 
     def make_transitions(state: TrainState, steps: Step) -> Transition:
         """Makes transitions `[T * E, ...]` of the steps `[T, E, ...]` that were played."""
+        now = config.at(state.learner.num_updates)
 
         def highest_value(obs: Array) -> Array:
             return jnp.max(network.action_values(network.apply(state.learner.params, obs)))
 
         def compute_returns(steps: Step) -> Array:
             """Computes the Q(lambda) returns `[T]` of the steps `[T, ...]` of ONE environment."""
-            discount_t = jnp.where(steps.terminated, 0.0, config.discount)
+            discount_t = jnp.where(steps.terminated, 0.0, now.discount)
             v_t = jax.vmap(highest_value)(steps.next_obs)  # at a time limit, of the true last one
             return losses.q_lambda_returns(
-                steps.reward, discount_t, steps.truncated, v_t, config.q_lambda
+                steps.reward, discount_t, steps.truncated, v_t, now.q_lambda
             )
 
         returns = jax.vmap(compute_returns, in_axes=1, out_axes=1)(steps)
@@ -153,7 +159,8 @@ def pqn(
 
         def update(before: TrainState, batch: tuple[Any, ...]) -> tuple[TrainState, Metrics]:
             minibatch, loss_key, last_key = batch
-            updated, _, metrics = learner.update(before.learner, minibatch, loss_key)
+            update_once = learner_at(before.learner.num_updates).update
+            updated, _, metrics = update_once(before.learner, minibatch, loss_key)
             state = dataclasses.replace(before, learner=updated)
             ends = (after_update, measure)
             return end_update(last_key, before, state, minibatch, metrics, *ends)
@@ -175,7 +182,7 @@ def pqn(
         return state, ChunkOutputs(episode_return, means, measured)
 
     def init(key: Array) -> TrainState:
-        return begin_measuring(measure, make_first_state(key, actor, learner))
+        return begin_measuring(measure, make_first_state(key, actor, learner_at(0)))
 
     def observe(state: TrainState, key: Array) -> tuple[Array, Array]:
         """Plays steps that might be learned from next; gives their states and gradients."""
@@ -184,7 +191,8 @@ def pqn(
         state, (steps, _) = jax.lax.scan(play, state, length=config.num_steps)
         transitions = make_transitions(state, steps)
         minibatches = deal_minibatches(shuffle_key, transitions, config.num_minibatches)
-        norms = jax.vmap(functools.partial(gradient_norm, learner, state.learner))(
+        last_learner = learner_at(state.learner.num_updates)
+        norms = jax.vmap(functools.partial(gradient_norm, last_learner, state.learner))(
             minibatches, jax.random.split(loss_key, config.num_minibatches)
         )
         obs = minibatches.obs_tm1

@@ -19,7 +19,7 @@ from purejaxdqn.report.training import find_environment
 from purejaxdqn.runtime.console import make_console
 from purejaxdqn.runtime.devices import use_every_core
 from purejaxdqn.storage import results
-from purejaxdqn.sweep.rerun import load_params, rerun, select_run
+from purejaxdqn.sweep.rerun import load_run, rerun, select_run
 from purejaxdqn.training.declaration import Setting
 from purejaxdqn.types import ConfigError
 
@@ -70,7 +70,7 @@ def run_play(argv: Sequence[str]) -> int:
     if not os.access(folder := flags.film.parent, os.W_OK):
         raise ConfigError(f"film ({flags.film}) cannot be written: {folder} must be a folder")
     use_every_core()
-    train, params = load_params(place.parent if place.is_file() else place, dataset, labels)
+    train, params = load_run(place, dataset, labels)
     if problem := find_problem(train.env):
         raise ConfigError(f"{problem}: play policies of gymnasium's environments alone")
     one = jax.tree.map(lambda x: x[np.newaxis], params)
