@@ -55,7 +55,7 @@ def reservoir_replay(capacity: int, batch_size: int, time_limit: int = 1) -> Rep
         one: Any = jax.tree.map(lambda x: x[indices], state.steps)
         columns: Any = [x[:, jnp.newaxis] for x in (*one[1:5], jnp.ones(batch_size, bool))]
         extras = jax.tree.map(lambda x: x[:, jnp.newaxis], one.extras)
-        windows = Window(one.obs, *columns, one.next_obs, extras)
+        windows = Window._make((one.obs, *columns, one.next_obs, extras, None))
         return Sample(windows, indices, jnp.full((batch_size,), 1.0) / num_held)
 
     return Replay(init, add, sample, lambda state, indices, priorities: state)

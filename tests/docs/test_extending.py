@@ -2,6 +2,7 @@
 
 import re
 from pathlib import Path
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -12,7 +13,9 @@ from tiny import TINY
 
 ROOT = Path(__file__).parents[2]
 PAGE = (ROOT / "docs" / "extending.md").read_text()
-SECTIONS = dict(re.findall(r"^### (.*?)\n.*?^```python\n(.*?)^```$", PAGE, re.M | re.S))
+SECTIONS: dict[str, str] = dict(
+    re.findall(r"^### (.*?)\n.*?^```python\n(.*?)^```$", PAGE, re.M | re.S)
+)
 SHARED = re.findall(r"^## The seams\n.*?^```python\n(.*?)^```$", PAGE, re.M | re.S)[0]
 
 
@@ -28,7 +31,7 @@ def test_the_gallery_lists_every_recipe_with_its_seams():
 
 
 def test_the_page_has_a_section_for_every_part_of_dqn():
-    parts = {*dqn.__kwdefaults__} - {"env"}
+    parts = {*(dqn.__kwdefaults__ or {})} - {"env"}
     assert parts == {*re.findall(r"`(\w+)`", " ".join(SECTIONS))} - {
         "sequence_replay",
         "trajectory_loss",
@@ -37,10 +40,11 @@ def test_the_page_has_a_section_for_every_part_of_dqn():
 
 @pytest.mark.parametrize("title", SECTIONS)
 def test_each_example_makes_a_run(title):
-    names: dict = {}
+    names: dict[str, Any] = {}
     exec(SHARED + SECTIONS[title], names)
     train = names["experiment"](TINY)
     state = jax.eval_shape(train.init, jax.random.key(0))
     after, outputs = jax.eval_shape(lambda s: train.chunk(s, jnp.int32(1), 1), state)
-    assert jax.tree.structure(after) == jax.tree.structure(state)
+    structure: Any = jax.tree.structure
+    assert structure(after) == structure(state)
     assert "loss" in outputs.metrics

@@ -20,7 +20,7 @@ from purejaxdqn.cli.main import main
 from purejaxdqn.sweep import batches
 from purejaxdqn.training.declaration import settings_of
 from purejaxdqn.types import Step, Transition
-from tiny import TINY, TINY_PQN
+from tiny import TINY, TINY_PQN, step_of
 
 ROOT = Path(__file__).parents[2]
 FOLDER = ROOT / "experiments" / "recipes"
@@ -45,7 +45,7 @@ METRICS = {
     "maxmin": "spread",
     "qrc": "correction",
 }
-RUN = functools.partial(run_sweep, progress=False, width=2)
+RUN: Any = functools.partial(run_sweep, progress=False, width=2)
 every_recipe = pytest.mark.parametrize("name", NAMES)
 
 
@@ -191,10 +191,10 @@ def parts_of(module, config):
 def make_transitions(**extras):
     """A batch `[16]` of observations of four numbers."""
     rng = np.random.default_rng(0)
-    obs_tm1, obs_t = rng.normal(size=(2, 16, 4)).astype(np.float32)
-    action = np.arange(16, dtype=np.int32) % 2
-    reward, discount = rng.normal(size=(2, 16)).astype(np.float32)
-    return Transition(obs_tm1, action, reward, np.abs(discount) % 1, obs_t, None, extras)
+    obs_tm1, obs_t = jnp.float32(rng.normal(size=(2, 16, 4)))
+    action = jnp.arange(16) % 2
+    reward, discount = jnp.float32(rng.normal(size=(2, 16)))
+    return Transition(obs_tm1, action, reward, jnp.abs(discount) % 1, obs_t, None, extras)
 
 
 @every_recipe
@@ -228,15 +228,14 @@ def test_a_reservoir_holds_every_step_with_the_same_probability(recipes):
     replay = recipes["reservoir"].reservoir_replay(capacity=4, batch_size=8)
 
     def play(key):
-        def add(state, number):
-            obs = number + jnp.arange(2.0)[:, jnp.newaxis]
-            flag = jnp.zeros(2, bool)
-            step = Step(obs, jnp.zeros(2, jnp.int32), obs[:, 0], flag, flag, obs)
-            return replay.add(state, step, jax.random.fold_in(key, number)), None
+        def step_of(number):
+            obs, flag = number + jnp.arange(2.0)[:, jnp.newaxis], jnp.zeros(2, bool)
+            return Step(obs, jnp.zeros(2, jnp.int32), obs[:, 0], flag, flag, obs)
 
-        flag = jnp.zeros(2, bool)
-        like = Step(jnp.zeros((2, 1)), jnp.zeros(2, jnp.int32), jnp.zeros(2), flag, flag, None)
-        state = replay.init(like._replace(next_obs=like.obs))
+        def add(state, number):
+            return replay.add(state, step_of(number), jax.random.fold_in(key, number)), None
+
+        state = replay.init(step_of(0.0))
         state, _ = jax.lax.scan(add, state, 2.0 * jnp.arange(8))
         return state.steps.reward, replay.sample(state, key).window
 
@@ -252,9 +251,7 @@ def test_a_reservoir_holds_every_step_with_the_same_probability(recipes):
 
 def test_ranks_give_probabilities_by_hand_and_a_nan_spoils_nothing(recipes):
     replay = recipes["rank_based"].rank_based_replay(4, 4000, exponent=1.0)
-    flag = jnp.zeros(1, bool)
-    step = Step(jnp.zeros((1, 1)), jnp.zeros(1, jnp.int32), jnp.zeros(1), flag, flag, None)
-    step = step._replace(next_obs=step.obs)
+    step = step_of(1)
     state = replay.init(step)
     for _ in range(3):
         state = replay.add(state, step)

@@ -334,7 +334,7 @@ class TestHLGauss:
     def test_a_target_outside_counts_as_the_end(self, target, end):
         support = jnp.asarray(self.ATOMS, jnp.float32)
         labels = [gaussian_label(jnp.float32(x), support) for x in (target, end)]
-        np.testing.assert_array_equal(*labels)
+        np.testing.assert_array_equal(labels[0], labels[1])
         assert float(labels[0].sum()) == pytest.approx(1.0)
 
     @pytest.mark.parametrize("td_error", [q_learning, double_q_learning, minto])

@@ -203,8 +203,8 @@ def _make_network(config: DQNConfig, env: Environment) -> Network[Any]:
     )
     if config.ensemble == "none":
         return network
-    read = functools.partial({"min": jnp.min, "mean": jnp.mean}[config.ensemble], axis=0)
-    return networks.ensemble(network, config.num_members, read)
+    read = jnp.min if config.ensemble == "min" else jnp.mean
+    return networks.ensemble(network, config.num_members, functools.partial(read, axis=0))
 
 
 def choose_optimizer(config: DQNConfig) -> learning.MakeOptimizer:
