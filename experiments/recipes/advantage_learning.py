@@ -1,12 +1,14 @@
 """Advantage learning: the gap to the best action is widened.
 
-Bellemare et al., "Increasing the action gap: new operators for reinforcement learning" (2016),
-equation 10: `r_t + discount_t * max q_t - alpha * (max q_tm1 - q_tm1[a_tm1])`, with the target
-network's values of both observations. New is a loss, as a TD error does not see these of `obs_tm1`.
+Bellemare et al., "Increasing the action gap: new operators for reinforcement learning" (2016), the
+operator T_AL: `r_t + discount_t * max q_t - gap_weight * (max q_tm1 - q_tm1[a_tm1])`, with the
+target network's values of both observations. New is a loss, as a TD error sees the online network's
+values of `obs_tm1` alone. It is handed on as `loss_fn`, and declares what it converges to. The
+persistent version is a setting of the package (`--td-error persistent_advantage_learning`).
 
     cd experiments
     purejaxdqn train --import recipes.advantage_learning --agent advantage_learning --num-seeds 10
-    purejaxdqn check recipes.advantage_learning:advantage_loss --fixed-point none
+    purejaxdqn check recipes.advantage_learning:advantage_loss
 """
 
 import dataclasses
@@ -15,8 +17,9 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
-from purejaxdqn import DQNConfig, agents, dqn, setting
+from purejaxdqn import DQNConfig, agents, dqn, setting, testing
 from purejaxdqn.training.loop import Train
 from purejaxdqn.types import Array, LossOutput, Network, Params, Transition
 
@@ -28,6 +31,17 @@ class AdvantageLearningConfig(DQNConfig):
     gap_weight: float = setting(0.5, "Share of the gap taken off.", at_least=0, at_most=1)
 
 
+def fixed_point(gap_weight: float) -> testing.FixedPoint:
+    """Says in NumPy what the target is where both networks agree."""
+
+    def target(q_tm1: Any, a_tm1: Any, r_t: Any, discount_t: Any, q_t: Any) -> Any:
+        gap = q_tm1.max(-1) - np.take_along_axis(q_tm1, a_tm1[..., np.newaxis], -1)[..., 0]
+        return r_t + discount_t * q_t.max(-1) - gap_weight * gap
+
+    return testing.FixedPoint("advantage learning", target)
+
+
+@testing.converges_to(fixed_point)
 def advantage_loss(
     network: Network[Any],
     params: Params,

@@ -1,16 +1,17 @@
-"""Averaged DQN: the target takes the mean of the last target networks.
+"""Averaged DQN: the target is made of the mean of the last target networks.
 
 Anschel, Baram and Shimkin, "Averaged-DQN: variance reduction and stabilization for deep
-reinforcement learning" (2017), algorithm 2. Member 0 learns. The others are what it was when the
-target moved last, and the times before. New are the network, the loss, and a hook that hands the
-weights on: there is no other target network.
+reinforcement learning" (2017): `r_t + discount_t * max_a mean_k q_t^k[a]`, where the networks `k`
+are the last `K` copies of the one that learns. New are a `network` of `K` members, of whose weights
+the first ones learn, a `target_update` that copies these and drops the oldest, and the `loss_fn`.
+Here the network that learns also acts.
 
     cd experiments
     purejaxdqn train --import recipes.averaged --agent averaged --num-seeds 10
+    purejaxdqn sweep --import recipes.averaged --agent averaged --num-targets 1 5 10
 """
 
 import dataclasses
-import functools
 from typing import Any
 
 import jax
@@ -18,8 +19,7 @@ import jax.numpy as jnp
 
 from purejaxdqn import DQNConfig, agents, dqn, environments, networks, setting
 from purejaxdqn.training.loop import Train
-from purejaxdqn.types import Array, LossOutput, Network, Params, TrainState, Transition
-from recipes.ensembles import ensemble
+from purejaxdqn.types import Array, LossOutput, Network, Params, Transition
 
 
 @dataclasses.dataclass(frozen=True)
@@ -27,41 +27,33 @@ class AveragedConfig(DQNConfig):
     """DQN's settings, and the number of target networks."""
 
     num_targets: int = setting(5, "Target networks whose mean counts.")
-    hand_on_period: int = setting(50, "Gradient steps after which a new one is kept.")
 
 
 def averaged_loss(
-    network: Network[Any], params: Params, _: Params, transition: Transition, key: Array
+    network: Network[Any], params: Params, target_params: Params, transition: Transition, key: Array
 ) -> LossOutput:
     """Computes half the squared error of one transition."""
-    q_t = network.apply(params, transition.obs_t)[1:].mean(axis=0)
+    q_t = network.apply(target_params, transition.obs_t).mean(axis=0)
     target = jax.lax.stop_gradient(transition.r_t + transition.discount_t * q_t.max())
-    td_error = target - network.apply(params, transition.obs_tm1)[0, transition.a_tm1]
-    return LossOutput(td_error**2 / 2, jnp.abs(td_error), {})
-
-
-def hand_on(key: Array, state: TrainState, period: int) -> TrainState:
-    """Keeps the weights that learn as the newest target, and drops the oldest one."""
-    is_due = state.learner.num_updates % period == 0
-
-    def shift(x: Array) -> Array:
-        return jnp.where(is_due, jnp.concatenate([x[:1], x[:-1]]), x)
-
-    learner = dataclasses.replace(state.learner, params=jax.tree.map(shift, state.learner.params))
-    return dataclasses.replace(state, learner=learner)
+    q_value = network.apply(params, transition.obs_tm1)[0, transition.a_tm1]
+    td_error = target - q_value
+    return LossOutput(td_error**2 / 2, jnp.abs(td_error), {"q_value": q_value})
 
 
 def averaged(config: AveragedConfig) -> Train:
     """Makes the training run of the settings."""
-    member = networks.value_network(environments.make(config.env).num_actions, config.hidden_sizes)
-    network = ensemble(member, 1 + config.num_targets, lambda values: values[0])
-    after_update = functools.partial(hand_on, period=config.hand_on_period)
-    return dqn(
-        dataclasses.replace(config, target_period=1),
-        network=network,
-        loss_fn=averaged_loss,
-        after_update=after_update,
-    )
+    num_actions = environments.make(config.env).num_actions
+    member = networks.value_network(num_actions, config.hidden_sizes)
+    network = networks.ensemble(member, config.num_targets, lambda values: values[0])
+
+    def hand_on(params: Params, target_params: Params, num_updates: Array) -> Params:
+        def shift(new: Array, old: Array) -> Array:
+            is_due = num_updates % config.target_period == 0
+            return jnp.where(is_due, jnp.concatenate([new[:1], old[:-1]]), old)
+
+        return jax.tree.map(shift, params, target_params)
+
+    return dqn(config, network=network, loss_fn=averaged_loss, target_update=hand_on)
 
 
 agents.register("averaged", AveragedConfig(), averaged, "the mean of several target networks")

@@ -1,8 +1,8 @@
 """Boltzmann exploration: better actions are taken more often.
 
 Sutton and Barto, "Reinforcement Learning: An Introduction" (2018), equation 13.2, with action
-values over a temperature as preferences. New is the behaviour alone: the temperature falls in a
-straight line, as epsilon would.
+values over a temperature as preferences: `pi(a)` is in proportion to `exp(q[a] / temperature)`. New
+is the `behaviour` alone. The temperature falls in a straight line, as epsilon would.
 
     cd experiments
     purejaxdqn train --import recipes.boltzmann --agent boltzmann --num-seeds 10

@@ -1,11 +1,14 @@
 """Bootstrapped DQN: each episode is played by one head of several, for deep exploration.
 
-Osband et al., "Deep exploration via bootstrapped DQN" (2016), algorithm 1. Each transition keeps a
-mask of the heads that learn from it. The policy that is evaluated takes the heads' mean. New are
-the network, the behaviour with what it writes down, and the loss.
+Osband et al., "Deep exploration via bootstrapped DQN" (2016), algorithm 1. A head is drawn where an
+episode begins, and acts until it ends. Each transition keeps a mask of the heads that learn from
+it, each with a target of its own: `r_t + discount_t * q_t^k[argmax_a q_t_online^k[a]]`. The policy
+that is evaluated takes the heads' mean. New are the `network` (here the heads share no layer), the
+`behaviour` with what it writes down, and the `loss_fn`.
 
     cd experiments
     purejaxdqn train --import recipes.bootstrapped --agent bootstrapped --num-seeds 10
+    purejaxdqn sweep --import recipes.bootstrapped --agent bootstrapped --mask-probability 0.5 1
 """
 
 import dataclasses
@@ -20,7 +23,6 @@ from purejaxdqn.behaviours import head_behaviour, write_extras
 from purejaxdqn.training.loop import Train
 from purejaxdqn.training.schedules import linear_epsilon
 from purejaxdqn.types import Array, LossOutput, Network, Params, Transition
-from recipes.ensembles import ensemble
 
 
 @dataclasses.dataclass(frozen=True)
@@ -47,7 +49,7 @@ def bootstrapped_loss(
 def bootstrapped(config: BootstrappedConfig) -> Train:
     """Makes the training run of the settings."""
     member = networks.value_network(environments.make(config.env).num_actions, config.hidden_sizes)
-    network = ensemble(member, config.num_heads, functools.partial(jnp.mean, axis=0))
+    network = networks.ensemble(member, config.num_heads, functools.partial(jnp.mean, axis=0))
     shape = (config.num_heads,)
     behaviour = write_extras(
         head_behaviour(linear_epsilon(config), config.num_heads),

@@ -1,11 +1,12 @@
 """A regulariser of the features over a batch: their correlations are drawn to 0.
 
-Mavrin, Yao and Kong, "Deep reinforcement learning with decorrelation" (2019), section 3: half the
-sum of the squared covariances of different features is added to the loss. A covariance needs the
-whole batch, so what is new is a `batch_loss` around the one that the settings name.
+Mavrin, Yao and Kong, "Deep reinforcement learning with decorrelation" (2019): to the loss is added
+`decorrelation / 2 * sum_{i != j} cov(feature_i, feature_j)^2`. A covariance needs the whole batch,
+so what is new is a `batch_loss` around the loss that the settings name.
 
     cd experiments
     purejaxdqn train --import recipes.decorrelation --agent decorrelation --num-seeds 10
+    purejaxdqn sweep --import recipes.decorrelation --agent decorrelation --decorrelation 0 1e-3 1
 """
 
 import dataclasses

@@ -1,10 +1,12 @@
 """Temporally-extended exploration: a random action is held on to for a while.
 
-Dabney, Ostrovski and Barreto, "Temporally-extended epsilon-greedy exploration" (2021), algorithm 1.
-New is the behaviour alone: how long an action lasts is drawn from the zeta distribution.
+Dabney, Ostrovski and Barreto, "Temporally-extended epsilon-greedy exploration" (2021), algorithm 1:
+with probability epsilon an action is drawn, and taken `n` times, where `n` is drawn from the zeta
+distribution, in proportion to `n^-2`. New is the `behaviour` alone.
 
     cd experiments
     purejaxdqn train --import recipes.epsilon_z --agent epsilon_z --num-seeds 10
+    purejaxdqn sweep --import recipes.epsilon_z --agent epsilon_z --longest-action 1 10 100
 """
 
 import dataclasses

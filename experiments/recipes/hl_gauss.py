@@ -1,23 +1,23 @@
 """HL-Gauss: values are learned by classification, with a Gaussian around each target as label.
 
 Farebrother et al., "Stop regressing: training value functions via classification for scalable deep
-RL" (2024), section 3.1. The network puts out logits of C51's atoms. Around the scalar target of
-double Q-learning stands a Gaussian, whose mass in each atom's bin is the label of a cross-entropy.
-New is the loss alone.
+RL" (2024). The network puts out logits of C51's atoms. Around the target of double Q-learning, one
+number, stands a Gaussian. Its mass in the bin of each atom is the label, and the loss is
+`-sum_i label_i * log p_i`. New is the `loss_fn` alone; the package's own agent is `hl_gauss`.
 
     cd experiments
     purejaxdqn train --import recipes.hl_gauss --agent hl_gauss_recipe --num-seeds 10
-    purejaxdqn sweep --import recipes.hl_gauss --agent hl_gauss_recipe --label-width 0.5 0.75 1.5
+    purejaxdqn check recipes.hl_gauss:hl_gauss_loss
+    purejaxdqn sweep --import recipes.hl_gauss --agent hl_gauss_recipe --gaussian-width 0.5 0.75 1.5
 """
 
 import dataclasses
 import functools
-from typing import Any
 
 import jax
 import jax.numpy as jnp
 
-from purejaxdqn import DQNConfig, agents, dqn, setting
+from purejaxdqn import DQNConfig, agents, dqn, setting, testing
 from purejaxdqn.training.loop import Train
 from purejaxdqn.types import Array, Categorical, LossOutput, Network, Params, Transition
 
@@ -26,7 +26,7 @@ from purejaxdqn.types import Array, Categorical, LossOutput, Network, Params, Tr
 class HLGaussConfig(DQNConfig):
     """DQN's settings, and how wide the labels are."""
 
-    label_width: float = setting(0.75, "The label's deviation, in widths of a bin.", above=0)
+    gaussian_width: float = setting(0.75, "The label's deviation, in widths of a bin.", above=0)
 
 
 def label(target: Array, support: Array, width: Array | float) -> Array:
@@ -38,6 +38,7 @@ def label(target: Array, support: Array, width: Array | float) -> Array:
     return jnp.diff(up_to) / (up_to[-1] - up_to[0])
 
 
+@testing.converges_to(testing.OPTIMAL)
 def hl_gauss_loss(
     network: Network[Categorical],
     params: Params,
@@ -60,8 +61,8 @@ def hl_gauss_loss(
 
 def hl_gauss(config: HLGaussConfig) -> Train:
     """Makes the training run of the settings."""
-    return dqn(config, loss_fn=functools.partial(hl_gauss_loss, width=config.label_width))
+    return dqn(config, loss_fn=functools.partial(hl_gauss_loss, width=config.gaussian_width))
 
 
-settings: Any = HLGaussConfig(representation="categorical", adam_epsilon=1e-5)
+settings = HLGaussConfig(representation="categorical", adam_epsilon=1e-5)
 agents.register("hl_gauss_recipe", settings, hl_gauss, "values by classification")

@@ -1,17 +1,19 @@
 """L2 init: weights are drawn back to where they began, so that they can still learn later.
 
 Kumar, Marklund and Van Roy, "Maintaining plasticity in continual learning via regenerative
-regularization" (2023), equation 1. New is the optimiser: what it is made of remembers the first
-weights, and adds their distance to the gradient.
+regularization" (2023): to the loss is added `l2_init * |params - first params|^2`. New is the
+`optimizer`: what it is made of remembers the first weights, and adds the term's gradient.
 
     cd experiments
     purejaxdqn train --import recipes.l2_init --agent l2_init --num-seeds 10
+    purejaxdqn sweep --import recipes.l2_init --agent l2_init --l2-init 0 1e-4 1e-2
 """
 
 import dataclasses
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import optax
 
 from purejaxdqn import DQNConfig, agents, dqn, setting
@@ -30,10 +32,12 @@ def draw_to_start(weight: Array | float) -> optax.GradientTransformation:
     """Adds the gradient of `weight * |params - first params|^2`."""
 
     def update(grads: Any, first: Any, params: Any = None) -> tuple[Any, Any]:
-        pull = lambda g, now, then: g + 2 * weight * (now - then)  # noqa: E731
+        def pull(grad: Array, now: Array, then: Array) -> Array:
+            return grad + 2 * weight * (now - then)
+
         return jax.tree.map(pull, grads, params, first), first
 
-    return optax.GradientTransformation(lambda params: params, update)
+    return optax.GradientTransformation(lambda params: jax.tree.map(jnp.copy, params), update)
 
 
 def l2_init(config: L2InitConfig) -> Train:

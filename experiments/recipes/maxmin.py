@@ -1,12 +1,13 @@
 """Maxmin Q-learning: the target takes the smallest value that several networks say.
 
 Lan et al., "Maxmin Q-learning: controlling the estimation bias of Q-learning" (2020), algorithm 1:
-actions and targets see `min_k q^k`, and each update learns one member, drawn anew. New are the
-network and a loss of the batch, as all of a batch trains the same member.
+`r_t + discount_t * max_a min_k q_t^k[a]`. Actions are chosen by `min_k q^k` too, and each update
+teaches one member, drawn anew. New are the `network` and a `batch_loss`, as all of a batch teaches
+the same member. The package's own agent `maxmin` draws a member for each transition.
 
     cd experiments
     purejaxdqn train --import recipes.maxmin --agent maxmin_recipe --num-seeds 10
-    purejaxdqn sweep --import recipes.maxmin --agent maxmin_recipe --num-members 2 4 8
+    purejaxdqn sweep --import recipes.maxmin --agent maxmin_recipe --num-networks 2 4 8
 """
 
 import dataclasses
@@ -19,14 +20,13 @@ import jax.numpy as jnp
 from purejaxdqn import DQNConfig, agents, dqn, environments, networks, setting
 from purejaxdqn.training.loop import Train
 from purejaxdqn.types import Array, LossOutput, Network, Params, Transition
-from recipes.ensembles import ensemble
 
 
 @dataclasses.dataclass(frozen=True)
 class MaxminConfig(DQNConfig):
     """DQN's settings, and the number of networks."""
 
-    num_members: int = setting(2, "Networks of which the smallest value counts.")
+    num_networks: int = setting(2, "Networks of which the smallest value counts.")
 
 
 def maxmin_loss(
@@ -46,7 +46,7 @@ def maxmin_loss(
 def maxmin(config: MaxminConfig) -> Train:
     """Makes the training run of the settings."""
     member = networks.value_network(environments.make(config.env).num_actions, config.hidden_sizes)
-    network = ensemble(member, config.num_members, functools.partial(jnp.min, axis=0))
+    network = networks.ensemble(member, config.num_networks, functools.partial(jnp.min, axis=0))
     return dqn(config, network=network, batch_loss=maxmin_loss)
 
 

@@ -1,7 +1,8 @@
 """MINTO: the target takes the smaller of what the online and the target network say.
 
 Hendawy et al., "Use the online network if you can: towards fast and stable reinforcement learning"
-(2025): `r_t + discount_t * max_a min(q_t[a], q_t_selector[a])`. New is the TD error alone.
+(2025): `r_t + discount_t * max_a min(q_t[a], q_t_selector[a])`. New is the TD error alone, from
+which `bellman_loss` makes the `loss_fn`. The package's own agent is `minto`.
 
     cd experiments
     purejaxdqn train --import recipes.minto --agent minto_recipe --num-seeds 10
@@ -13,10 +14,11 @@ import functools
 import jax
 import jax.numpy as jnp
 
-from purejaxdqn import DQNConfig, agents, dqn, losses
+from purejaxdqn import DQNConfig, agents, dqn, losses, testing
 from purejaxdqn.types import Array
 
 
+@testing.converges_to(testing.OPTIMAL, bootstrap="both")
 def minto(
     q_tm1: Array, a_tm1: Array, r_t: Array, discount_t: Array, q_t: Array, q_t_selector: Array
 ) -> Array:

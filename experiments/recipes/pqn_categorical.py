@@ -1,11 +1,13 @@
 """PQN that learns the distribution of its returns, on C51's atoms.
 
 Bellemare, Dabney and Munos, "A distributional perspective on reinforcement learning" (2017),
-algorithm 1, in the loop of Gallici et al. (2025). The Q(lambda) return is one number, whose label
-lies on its two neighbouring atoms. New is nothing: network and loss of the package are passed.
+equation 7, in the loop of Gallici et al., "Simplifying deep temporal difference learning" (2025).
+The Q(lambda) return is one number, whose mass goes to the two atoms beside it. New is nothing:
+`network` and `loss_fn` of the package are passed.
 
     cd experiments
     purejaxdqn train --import recipes.pqn_categorical --agent pqn_categorical --num-seeds 10
+    purejaxdqn sweep --import recipes.pqn_categorical --agent pqn_categorical --num-atoms 21 51
 """
 
 import dataclasses

@@ -1,9 +1,10 @@
 """QRC: Q-learning with regularised corrections, which needs no target network.
 
-Ghiassian et al., "Gradient temporal-difference learning with regularized corrections" (2020),
-section 5: a second output h says how large the TD error will be. Its term in the gradient corrects
-for the bootstrap, and h is drawn to 0 by beta. h is linear in the features, which it leaves alone.
-New are the network, with a second linear layer, and the loss.
+Ghiassian et al., "Gradient temporal-difference learning with regularized corrections" (2020). A
+second output `h` predicts the TD error `e`, and corrects for the bootstrap: the weights of the
+values move by `e * grad q_tm1[a_tm1] - discount_t * h * grad max(q_t)`, those of `h` by
+`(e - h) * grad h - beta * weights`. `h` is linear in the features, which it leaves alone. New are
+the `network` with its second linear layer, and the `loss_fn`; there is no target network.
 
     cd experiments
     purejaxdqn train --import recipes.qrc --agent qrc --num-seeds 10

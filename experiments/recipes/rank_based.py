@@ -1,21 +1,31 @@
 """Rank-based priorities: how likely a transition is depends on its error's rank alone.
 
-Schaul et al., "Prioritized experience replay" (2016), section 3.3: `P(i)` in proportion to
-`rank(i)^-alpha`. New is the replay: a ring of the package's and an array of errors, sorted anew for
-each batch. A new transition ranks first.
+Schaul et al., "Prioritized experience replay" (2016), section 3.3: `P(i)` is in proportion to
+`rank(i)^-exponent`. New is the `replay`: a ring of the package's and an array of errors, sorted
+anew for each batch. A new transition ranks first.
 
     cd experiments
     purejaxdqn train --import recipes.rank_based --agent rank_based --num-seeds 10
+    purejaxdqn sweep --import recipes.rank_based --agent rank_based --rank-exponent 0 0.7 1
 """
+
+import dataclasses
 
 import flax.struct
 import jax
 import jax.numpy as jnp
 
-from purejaxdqn import DQNConfig, agents, dqn, environments
+from purejaxdqn import DQNConfig, agents, dqn, environments, setting
 from purejaxdqn.replay import UniformReplayState, uniform_replay
 from purejaxdqn.training.loop import Train
-from purejaxdqn.types import Array, Replay, Sample, Step
+from purejaxdqn.types import Array, Replay, Sample, Step, Window
+
+
+@dataclasses.dataclass(frozen=True)
+class RankBasedConfig(DQNConfig):
+    """DQN's settings, and how much ranks count."""
+
+    rank_exponent: float = setting(0.7, "How much ranks count; 0 for not at all.", at_least=0)
 
 
 @flax.struct.dataclass
@@ -36,39 +46,37 @@ def rank_based_replay(
         return RankedState(ring.init(step, key), jnp.full(capacity, -1.0))
 
     def add(state: RankedState, step: Step, key: Array | None = None) -> RankedState:
-        first = state.ring.insert_row * len(step.reward)
         newest = jnp.full(len(step.reward), jnp.maximum(state.errors.max(), 1.0))
-        errors = jax.lax.dynamic_update_slice_in_dim(state.errors, newest, first, axis=0)
+        place = state.ring.insert_row * len(newest)
+        errors = jax.lax.dynamic_update_slice_in_dim(state.errors, newest, place, axis=0)
         return RankedState(ring.add(state.ring, step, key), errors)
 
     def sample(state: RankedState, key: Array) -> Sample:
         order = jnp.argsort(-state.errors)
         is_held = state.errors[order] >= 0
         mass = jnp.where(is_held, (1.0 + jnp.arange(capacity)) ** -exponent, 0.0)
-        up_to = jnp.cumsum(mass / mass.sum())
-        last = jnp.sum(is_held) - 1  # where rounding leaves the sum below the draw
-        ranks = jnp.searchsorted(up_to, jax.random.uniform(key, (batch_size,)))
-        ranks = jnp.minimum(ranks, last)
+        up_to = jnp.cumsum(mass)
+        drawn = jax.random.uniform(key, (batch_size,), maxval=up_to[-1])
+        ranks = jnp.minimum(jnp.searchsorted(up_to, drawn, "right"), is_held.sum() - 1)
         indices = order[ranks].astype(jnp.int32)
         windows = jax.vmap(lambda index: window_at(state, index, 1))(indices)
-        return Sample(windows, indices, (mass / mass.sum())[ranks])
+        return Sample(windows, indices, mass[ranks] / mass.sum())
 
     def update(state: RankedState, indices: Array, errors: Array) -> RankedState:
-        sizes = jnp.where(jnp.isnan(errors), state.errors.max(), jnp.abs(errors))
+        sizes = jnp.nan_to_num(jnp.abs(errors), nan=state.errors.max())
         return RankedState(state.ring, state.errors.at[indices].set(sizes))
 
-    def window_at(state: RankedState, index: Array, num_steps: int):  # type: ignore[no-untyped-def]
+    def window_at(state: RankedState, index: Array, num_steps: int) -> Window:
         assert ring.window_at is not None
         return ring.window_at(state.ring, index, num_steps)
 
     return Replay(init, add, sample, update, window_at)
 
 
-def rank_based(config: DQNConfig) -> Train:
+def rank_based(config: RankBasedConfig) -> Train:
     """Makes the training run of the settings."""
-    env = environments.make(config.env)
-    replay = rank_based_replay(config.replay_capacity, config.batch_size, env.max_steps)
-    return dqn(config, replay=replay)
+    sizes = config.replay_capacity, config.batch_size, environments.make(config.env).max_steps
+    return dqn(config, replay=rank_based_replay(*sizes, config.rank_exponent))
 
 
-agents.register("rank_based", DQNConfig(), rank_based, "priorities by rank")
+agents.register("rank_based", RankBasedConfig(), rank_based, "priorities by rank")

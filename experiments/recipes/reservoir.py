@@ -1,10 +1,13 @@
 """A reservoir: the replay holds a uniform sample of everything that was ever played.
 
-Vitter, "Random sampling with a reservoir" (1985), algorithm R. What is dropped is drawn, so `add`
-uses its key. New is the replay: it keeps whole transitions, as neighbours are not kept together.
+Vitter, "Random sampling with a reservoir" (1985), algorithm R: the step of number `n` (from 0 on)
+takes a place that is drawn from 0 to `n`, and none if the place is beyond the capacity. New is the
+`replay`. Its `add` uses its key, as what is dropped is drawn. It keeps whole transitions, as
+neighbours are not kept together.
 
     cd experiments
     purejaxdqn train --import recipes.reservoir --agent reservoir --num-seeds 10
+    purejaxdqn sweep --import recipes.reservoir --agent reservoir --replay-capacity 2000 10000
 """
 
 from typing import Any
@@ -36,7 +39,10 @@ def reservoir_replay(capacity: int, batch_size: int, time_limit: int = 1) -> Rep
     def add(state: Reservoir, step: Step, key: Array) -> Reservoir:
         numbers = state.num_added + jnp.arange(len(step.reward))
         drawn = jax.random.randint(key, numbers.shape, 0, numbers + 1)
-        places = jnp.where(numbers < capacity, numbers, drawn)  # from capacity on, it is dropped
+        places = jnp.where(numbers < capacity, numbers, drawn)
+        # Of two steps that take the same place, the later one stays.
+        is_lost = jnp.triu(places[:, jnp.newaxis] == places[jnp.newaxis], 1).any(axis=1)
+        places = jnp.where(is_lost, capacity, places)
 
         def write(kept: Array, new: Array) -> Array:
             return kept.at[places].set(new, mode="drop")

@@ -1,8 +1,9 @@
 """Retrace: returns of several steps, corrected for what the behaviour would not do any more.
 
-Munos et al., "Safe and efficient off-policy reinforcement learning" (2016), equation 3. The
-behaviour writes down how likely each action was. The replay gives sequences. New is nothing: three
-parts of the package are put together.
+Munos et al., "Safe and efficient off-policy reinforcement learning" (2016), equation 3: TD errors
+of later steps count by the traces `lambda * min(1, pi(a) / mu(a))`. The `behaviour` writes down how
+likely each action was (`mu`), the `replay` gives sequences, and the `loss_fn` learns the returns of
+the greedy policy (`pi`). New is nothing: three parts of the package are put together.
 
     cd experiments
     purejaxdqn train --import recipes.retrace --agent retrace --num-seeds 10

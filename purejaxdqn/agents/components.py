@@ -17,6 +17,8 @@ Combination = tuple[bool, ...]  # of each component, whether it is in
 _DRAWN: Component = {"num_quantiles": 8, "adam_epsilon": 1e-5}
 COMPONENTS: dict[str, Component] = {
     "double": {"td_error": "double_q_learning"},
+    "minto": {"td_error": "minto"},
+    "maxmin": {"ensemble": "min"},
     "dueling": {"dueling": True},
     "n_step": {"n_step": 5},
     "prioritised": {"prioritised": True},
@@ -24,6 +26,7 @@ COMPONENTS: dict[str, Component] = {
     "noisy": {"noisy": True},
     "layer_norm": {"layer_norm": True},
     "categorical": {"representation": "categorical", "adam_epsilon": 1e-5},
+    "hl_gauss": {"representation": "categorical", "label": "gaussian", "adam_epsilon": 1e-5},
     "quantile": {"representation": "quantile", "adam_epsilon": 1e-5},
     "implicit_quantile": {"representation": "implicit_quantile", **_DRAWN},
     "proposed_quantile": {"representation": "proposed_quantile", **_DRAWN},

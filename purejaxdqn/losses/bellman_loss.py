@@ -164,15 +164,57 @@ def bellman_loss(td_error: TDError = q_learning, penalty: Penalty = optax.l2_los
     ensure_function("penalty", penalty, "optax.l2_loss")
 
     def measure(outputs: Outputs[Any], transition: Transition) -> LossOutput:
-        _, _, q_tm1, q_t, q_t_selector = outputs
-        _, a_tm1, r_t, discount_t, *_ = transition
-        values = (q_tm1, a_tm1, r_t, discount_t, q_t, q_t_selector)
-        error = call_by_name(td_error, dict(zip(TD_ERROR_ARGUMENTS, values, strict=True)))
-        return measure_error(error, q_tm1[a_tm1], penalty)
+        error = find_error(td_error, outputs, transition)
+        return measure_error(error, outputs.q_tm1[transition.a_tm1], penalty)
 
-    loss_fn = loss_of_outputs(measure, double=SELECTOR in inspect.signature(td_error).parameters)
+    loss_fn = loss_of_outputs(measure, takes_selector(td_error))
     name = f"bellman_loss({name_part(td_error)}, {name_part(penalty)})"
     return write_recipe(loss_fn, name, bellman_loss, td_error=td_error, penalty=penalty)
+
+
+def ensemble_loss(td_error: TDError = q_learning, penalty: Penalty = optax.l2_loss) -> LossFn[Any]:
+    """Makes the loss of a `networks.ensemble`, of which each transition teaches one member.
+
+    Lan, Pan, Fyshe and White, "Maxmin Q-learning: controlling the estimation bias of Q-learning"
+    (2020), algorithm 1, with the smallest of the members' values: the target is made of the values
+    that are read of all members, and the prediction is one member's, which is drawn anew for each
+    transition. The arguments, the priority and what is raised are those of `bellman_loss`; the
+    metric `member_spread` `[]` is the deviation of the members' values of the action taken.
+    """
+    check_arguments(td_error)
+    ensure_function("penalty", penalty, "optax.l2_loss")
+
+    def loss_fn(
+        network: Network[Any], params: Any, target_params: Any, transition: Transition, key: Array
+    ) -> LossOutput:
+        draw_key, key = jax.random.split(key)
+
+        def measure(outputs: Outputs[Any], transition: Transition) -> LossOutput:
+            members = jnp.atleast_2d(outputs.online_tm1)  # [K, A]
+            q_tm1 = members[jax.random.randint(draw_key, (), 0, len(members))]
+            error = find_error(td_error, outputs._replace(q_tm1=q_tm1), transition)
+            output = measure_error(error, outputs.q_tm1[transition.a_tm1], penalty)
+            spread = jax.lax.stop_gradient(jnp.std(members[:, transition.a_tm1]))
+            return output._replace(metrics={**output.metrics, "member_spread": spread})
+
+        learn = loss_of_outputs(measure, takes_selector(td_error))
+        return learn(network, params, target_params, transition, key)
+
+    name = f"ensemble_loss({name_part(td_error)}, {name_part(penalty)})"
+    return write_recipe(loss_fn, name, ensemble_loss, td_error=td_error, penalty=penalty)
+
+
+def takes_selector(td_error: TDError) -> bool:
+    """Tells whether a TD error looks at the online network's values at time t."""
+    return SELECTOR in inspect.signature(td_error).parameters
+
+
+def find_error(td_error: TDError, outputs: Outputs[Any], transition: Transition) -> Array:
+    """Computes the TD error `[]` of what both networks put out."""
+    _, _, q_tm1, q_t, q_t_selector = outputs
+    _, a_tm1, r_t, discount_t, *_ = transition
+    values = (q_tm1, a_tm1, r_t, discount_t, q_t, q_t_selector)
+    return call_by_name(td_error, dict(zip(TD_ERROR_ARGUMENTS, values, strict=True)))
 
 
 def measure_error(error: Array, q_value: Array, penalty: Penalty) -> LossOutput:

@@ -60,6 +60,20 @@ def double_q_learning(
     return jax.lax.stop_gradient(r_t + discount_t * q_t[jnp.argmax(q_t_selector)]) - q_tm1[a_tm1]
 
 
+def minto(
+    q_tm1: Array, a_tm1: Array, r_t: Array, discount_t: Array, q_t: Array, q_t_selector: Array
+) -> Array:
+    """Computes the TD error of MINTO: the smaller of both networks' values counts.
+
+    Hendawy et al., "Use the online network if you can: towards fast and stable reinforcement
+    learning" (2025): `r_t + discount_t * max_a min(q_t[a], q_t_selector[a]) - q_tm1[a_tm1]`. The
+    online network's newest values are used where they do not exceed the target network's.
+    """
+    check_shapes(q_tm1, a_tm1, [r_t, discount_t], q_t, q_t_selector)
+    value_t = jnp.max(jnp.minimum(q_t, q_t_selector))
+    return jax.lax.stop_gradient(r_t + discount_t * value_t) - q_tm1[a_tm1]
+
+
 def expected_sarsa(
     q_tm1: Array,
     a_tm1: Array,

@@ -4,8 +4,17 @@ import chex
 import jax
 import jax.numpy as jnp
 
-from purejaxdqn.losses.bellman_loss import Outputs, loss_of_outputs, write_recipe
-from purejaxdqn.losses.bellman_targets import softmax_log_policy
+from purejaxdqn.losses.bellman_loss import (
+    Outputs,
+    TDError,
+    check_arguments,
+    find_error,
+    loss_of_outputs,
+    name_part,
+    takes_selector,
+    write_recipe,
+)
+from purejaxdqn.losses.bellman_targets import double_q_learning, softmax_log_policy
 from purejaxdqn.types import (
     TINY,
     Array,
@@ -78,6 +87,53 @@ def categorical_loss(double: bool = True) -> LossFn[Categorical]:
 
     loss_fn, name = loss_of_outputs(measure, double), f"categorical_loss(double={double})"
     return write_recipe(loss_fn, name, categorical_loss, double=double)
+
+
+def gaussian_label(target: Array, support: Array, width: Array | float = 0.75) -> Array:
+    """Spreads a target `[]` over a fixed support `[N]`: a Gaussian's mass in the bin of each atom.
+
+    Imani and White, "Improving regression performance with distributional losses" (2018). The
+    deviation is `width` bins, `[]` above 0. A bin reaches half way to the atoms beside it, and as
+    far beyond the last one, which a target outside of the support is moved to. What the Gaussian
+    has outside of all bins is shared out in proportion, so that the label `[N]` sums to 1.
+    """
+    bin_width = support[1] - support[0]
+    edges = jnp.append(support, support[-1] + bin_width) - bin_width / 2
+    centre = jnp.clip(target, support[0], support[-1])
+    below = jax.scipy.stats.norm.cdf(edges, centre, width * bin_width)
+    return jnp.diff(below) / (below[-1] - below[0])
+
+
+def hl_gauss_loss(
+    td_error: TDError = double_q_learning, width: Array | float = 0.75
+) -> LossFn[Categorical]:
+    """Makes the loss of HL-Gauss: values are learned by classification.
+
+    Farebrother et al., "Stop regressing: training value functions via classification for scalable
+    deep RL" (2024), section 3.1: the cross-entropy between the `gaussian_label` of a target, which
+    is one number, and the prediction.
+
+    Args:
+      td_error: whose target it is, as for `bellman_loss`.
+      width: `[]` of the label, in bins.
+
+    Returns:
+      A `LossFn` whose priority is the absolute TD error.
+    """
+    check_arguments(td_error)
+    ensure_number("width", width, TINY)
+
+    def measure(outputs: Outputs[Categorical], transition: Transition) -> LossOutput:
+        logits, support = outputs.online_tm1
+        q_value = outputs.q_tm1[transition.a_tm1]
+        error = find_error(td_error, outputs, transition)
+        label = jax.lax.stop_gradient(gaussian_label(q_value + error, support, width))
+        loss = -jnp.sum(label * jax.nn.log_softmax(logits[transition.a_tm1]))
+        return LossOutput(loss, jnp.abs(error), {"q_value": q_value})
+
+    loss_fn = loss_of_outputs(measure, takes_selector(td_error))
+    name = f"hl_gauss_loss({name_part(td_error)})"
+    return write_recipe(loss_fn, name, hl_gauss_loss, td_error=td_error, width=width)
 
 
 def quantile_huber(error: Array, fraction: Array, threshold: Array | float = 1.0) -> Array:

@@ -4,6 +4,7 @@ A network has a torso (observation to features), outputs for each action (plain 
 head, which makes values, logits of atoms or quantiles of the outputs.
 """
 
+from purejaxdqn.networks.ensembles import ensemble as ensemble
 from purejaxdqn.networks.heads import C51 as C51
 from purejaxdqn.networks.heads import FQF as FQF
 from purejaxdqn.networks.heads import IQN as IQN

@@ -138,6 +138,8 @@ def test_an_unknown_name_is_refused_with_the_nearest_ones():
         {"td_error": "expected_sarsa", "optimizer": "rmsprop"},
         pytest.param({"td_error": "soft_q_learning", "penalty": "huber"}, marks=pytest.mark.slow),
         {"td_error": "persistent_advantage_learning", "penalty": "huber"},
+        {"ensemble": "mean", "num_members": 3, "noisy": True, "dueling": True, "munchausen": True},
+        {"representation": "categorical", "label": "gaussian", "td_error": "soft_q_learning"},
         {"representation": "proposed_quantile", "dueling": True, "noisy": True, "munchausen": True},
     ],
 )

@@ -147,6 +147,10 @@ ONLY_WITH: dict[str, tuple[dict[str, Any], set[str]]] = {
         {"representation": "categorical"},
         {"epsilon_fraction", "value_min", "value_max"},
     ),
+    "gaussian": (
+        {"representation": "categorical", "label": "gaussian"},
+        {"epsilon_fraction", "value_min", "value_max", "label_width"},
+    ),
     "proposed_quantile": (
         {"representation": "proposed_quantile", "num_quantiles": 4},
         {"epsilon_fraction", "huber_threshold", "fraction_learning_rate"},

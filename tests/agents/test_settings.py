@@ -62,6 +62,27 @@ REFUSED_BY_DQN: list[tuple[dict[str, Any], list[str]]] = [
         {"td_error": "expected_sarsa", "representation": "quantile"},
         ["td_error ('expected_sarsa')", "double_q_learning"],
     ),
+    (
+        {"td_error": "minto", "representation": "categorical"},
+        ["td_error ('minto')", "double_q_learning"],
+    ),
+    (
+        {
+            "td_error": "persistent_advantage_learning",
+            "representation": "categorical",
+            "label": "gaussian",
+        },
+        ["td_error ('persistent_advantage_learning')", "double_q_learning"],
+    ),
+    ({"ensemble": "min", "representation": "quantile"}, ["ensemble ('min')", "'none'"]),
+    (
+        {"ensemble": "mean", "td_error": "persistent_advantage_learning"},
+        ["ensemble ('mean')", "'none'", "gap"],
+    ),
+    ({"ensemble": "max"}, ["ensemble ('max')", "none, min, mean"]),
+    ({"num_members": 0}, ["num_members (0)", "at least 1"]),
+    ({"label": "two-hot"}, ["label ('two-hot')", "projection, gaussian"]),
+    ({"label_width": 0.0}, ["label_width (0.0)", "positive"]),
     ({"prioritised": True, "sample_with_replacement": False}, ["with replacement"]),
     ({"epsilon_decay": 1.5}, ["epsilon_decay (1.5)", "between 0 and 1"]),
     ({"env": "CartPole-v2"}, ["CartPole-v2", "CartPole-v1"]),
@@ -107,6 +128,9 @@ def test_the_defaults_and_the_limits_of_what_is_allowed_are_accepted():
     DQNConfig().validate()
     dataclasses.replace(DQN, discount=1.0, epsilon_end=0.0, max_grad_norm=float("inf")).validate()
     dataclasses.replace(DQN, discount=0.0, epsilon_fraction=0.0, batch_size=80).validate()
+    gaussian = {"representation": "categorical", "label": "gaussian", "td_error": "minto"}
+    dataclasses.replace(DQN, **gaussian).validate()
+    dataclasses.replace(DQN, ensemble="min", num_members=1, td_error="minto").validate()
     PQNConfig().validate()
     for q_lambda in (0.0, 1.0):
         dataclasses.replace(PQN, q_lambda=q_lambda, num_minibatches=40).validate()

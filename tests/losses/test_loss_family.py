@@ -2,6 +2,7 @@
 
 import functools
 import math
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -15,7 +16,11 @@ from purejaxdqn.losses import (
     bellman_loss,
     categorical_loss,
     double_q_learning,
+    ensemble_loss,
     expected_sarsa,
+    gaussian_label,
+    hl_gauss_loss,
+    minto,
     munchausen,
     persistent_advantage_learning_loss,
     q_learning,
@@ -24,7 +29,7 @@ from purejaxdqn.losses import (
 )
 from purejaxdqn.losses.bellman_targets import softmax_log_policy
 from purejaxdqn.testing.losses.interface import check_interface
-from purejaxdqn.types import LossOutput
+from purejaxdqn.types import LossOutput, Network
 from tiny_losses import (
     BATCH,
     CATEGORICAL,
@@ -32,6 +37,7 @@ from tiny_losses import (
     KEY,
     PROPOSED,
     QUANTILES,
+    SUPPORT,
     VALUES,
     linear_network,
     losses_of,
@@ -74,6 +80,8 @@ class TestTDErrors:
                 0.5 + 0.9 * 2 * math.log(math.exp(2) + math.exp(3) + math.exp(2.5)) - 2,
             ),
             (soft_q_learning, 0.0, 0.5 - 2),
+            (minto, 0.9, 0.5 + 0.9 * 5 - 2),  # the smaller values are 4, 1 and 5
+            (minto, 0.0, 0.5 - 2),
         ],
     )
     def test_by_hand(self, td_error, discount_t, expected):
@@ -81,7 +89,7 @@ class TestTDErrors:
         assert error.shape == ()
         assert float(error) == pytest.approx(expected, rel=1e-6)
 
-    @pytest.mark.parametrize("td_error", [expected_sarsa, soft_q_learning])
+    @pytest.mark.parametrize("td_error", [expected_sarsa, minto, soft_q_learning])
     def test_batches_are_refused(self, td_error):
         batch = jax.tree.map(lambda x: jnp.stack([x, x]), td_arguments())
         with pytest.raises(AssertionError, match="rank"):
@@ -308,3 +316,87 @@ class TestPersistentAdvantageLearning:
         batch = make_batch()
         none = losses_of(persistent_advantage_learning_loss(0.0), VALUES, batch)
         require_equal(none.loss, losses_of(bellman_loss(), VALUES, batch).loss)
+
+
+class TestHLGauss:
+    ATOMS = np.linspace(0.0, 10.0, 11)
+
+    @pytest.mark.parametrize("target", [0.0, 3.0, 3.3, 9.9, 10.0])
+    def test_a_label_is_the_mass_of_a_gaussian_in_each_bin(self, target):
+        label = gaussian_label(jnp.float32(target), jnp.asarray(self.ATOMS, jnp.float32), 0.75)
+        edges = np.arange(12) - 0.5
+        below = np.array([0.5 * math.erfc((target - x) / (0.75 * math.sqrt(2))) for x in edges])
+        np.testing.assert_allclose(label, np.diff(below) / (below[-1] - below[0]), atol=1e-6)
+        if target in (3.0, 3.3):  # far from the ends its mean is the target
+            assert float(label @ self.ATOMS) == pytest.approx(target, abs=1e-3)
+
+    @pytest.mark.parametrize(("target", "end"), [(-1e6, 0.0), (11.0, 10.0), (1e6, 10.0)])
+    def test_a_target_outside_counts_as_the_end(self, target, end):
+        support = jnp.asarray(self.ATOMS, jnp.float32)
+        labels = [gaussian_label(jnp.float32(x), support) for x in (target, end)]
+        np.testing.assert_array_equal(labels[0], labels[1])
+        assert float(labels[0].sum()) == pytest.approx(1.0)
+
+    @pytest.mark.parametrize("td_error", [q_learning, double_q_learning, minto])
+    def test_the_loss_is_the_cross_entropy_of_the_label_of_its_target(self, td_error):
+        batch = make_batch()
+        output = losses_of(hl_gauss_loss(td_error, 0.5), CATEGORICAL, batch)
+        online_tm1, _, target_t, online_t = raw_of(CATEGORICAL, batch)
+        for i in range(BATCH):
+            action = batch.a_tm1[i]
+            q_tm1, q_t, q_t_selector = (
+                np.array([numpy_softmax(row) @ SUPPORT for row in raw[i]])
+                for raw in (online_tm1, target_t, online_t)
+            )
+            value_t = {
+                q_learning: q_t.max(),
+                double_q_learning: q_t[q_t_selector.argmax()],
+                minto: np.minimum(q_t, q_t_selector).max(),
+            }[td_error]
+            target = batch.r_t[i] + batch.discount_t[i] * value_t
+            label = gaussian_label(jnp.float32(target), jnp.asarray(SUPPORT, jnp.float32), 0.5)
+            log_p = np.log(numpy_softmax(online_tm1[i, action]))
+            require_equal(output.loss[i], -np.sum(label * log_p))
+            require_equal(output.priority[i], abs(target - q_tm1[action]))
+
+
+class TestEnsembleLoss:
+    MEMBERS = jnp.array([[1.0, 5.0], [3.0, 2.0], [9.0, 4.0]])  # [K, A], whatever the observation
+
+    def network(self):
+        return VALUES_OF_TABLE._replace(action_values=functools.partial(jnp.min, axis=0))
+
+    def test_one_member_learns_towards_the_values_that_are_read(self):
+        one = one_transition(a_tm1=0)
+        target = 0.5 + 0.9 * 2  # the smallest of each column are 1 and 2
+        taught = []
+        for seed in range(30):
+
+            def loss(params, seed=seed):
+                args = (self.network(), params, self.MEMBERS, one, jax.random.key(seed))
+                return ensemble_loss()(*args).loss
+
+            value, gradient = jax.value_and_grad(loss)(self.MEMBERS)
+            (member,) = np.flatnonzero(np.abs(gradient).sum(1))
+            error = target - float(self.MEMBERS[member, 0])
+            assert float(value) == pytest.approx(error**2 / 2, rel=1e-6)
+            assert float(gradient[member, 0]) == pytest.approx(-error, rel=1e-6)
+            assert (gradient[:, 1] == 0).all()
+            taught.append(int(member))
+        assert {*taught} == {0, 1, 2}
+
+    def test_of_one_member_it_is_the_bellman_loss(self):
+        for td_error in (q_learning, double_q_learning, minto):
+            both = [
+                losses_of(make(td_error), VALUES, make_batch())
+                for make in (bellman_loss, ensemble_loss)
+            ]
+            np.testing.assert_allclose(both[0].loss, both[1].loss, rtol=1e-6)
+            assert (both[1].metrics["member_spread"] == 0).all()
+
+
+VALUES_OF_TABLE: Network[Any] = Network(
+    init=lambda key, obs: TestEnsembleLoss.MEMBERS,
+    apply=lambda params, obs, key=None: params,
+    action_values=lambda output: output,
+)

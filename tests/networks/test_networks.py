@@ -1,5 +1,6 @@
 """Networks of one observation, their layers and their torsos."""
 
+import functools
 import math
 
 import flax.linen as nn
@@ -16,6 +17,7 @@ from purejaxdqn.networks import (
     Dueling,
     MLPTorso,
     NoisyDense,
+    ensemble,
     make_network,
     value_network,
 )
@@ -327,6 +329,11 @@ class TestValueNetwork:
         network = small("implicit_quantile", hidden_sizes=(), torso=torso, layer_norm=True)
         check_network(network, jax.random.key(0), jnp.ones((4, 4, 2), jnp.uint8), 3)
 
+    @pytest.mark.parametrize("noisy", [False, True])
+    def test_contract_of_an_ensemble(self, noisy):
+        network = ensemble(small("values", noisy=noisy), 3, functools.partial(jnp.min, axis=0))
+        check_network(network, jax.random.key(0), OBS, 3)
+
     def test_floats_may_be_traced(self):
         """A sweep maps over them."""
 
@@ -360,3 +367,42 @@ class TestValueNetwork:
     def test_refusals(self, kwargs, message):
         with pytest.raises(ConfigError, match=message):
             value_network(**{"num_actions": 2, "hidden_sizes": (4,), **kwargs})
+
+
+class TestEnsemble:
+    def test_members_are_networks_with_weights_and_noise_of_their_own(self):
+        member = small("values", noisy=True)
+        network = ensemble(member, 3, functools.partial(jnp.mean, axis=0))
+        key = jax.random.key(4)
+        params = network.init(key, OBS)
+        for noise in (None, jax.random.key(5)):
+            keys = [None] * 3 if noise is None else jax.random.split(noise, 3)
+            each = [
+                member.apply(jax.tree.map(lambda x, k=k: x[k], params), OBS, keys[k])
+                for k in range(3)
+            ]
+            output = network.apply(params, OBS, noise)
+            np.testing.assert_allclose(output, each, rtol=1e-6)
+            np.testing.assert_allclose(network.action_values(output), np.mean(each, 0), rtol=1e-6)
+            assert len({*np.asarray(output)[:, 0].tolist()}) == 3
+
+    def test_units_of_the_members_stand_beside_each_other(self):
+        member = value_network(3, (6, 5))
+        network = ensemble(member, 2, functools.partial(jnp.min, axis=0))
+        params = network.init(jax.random.key(0), jnp.arange(4.0))
+        assert network.activations is not None
+        assert member.activations is not None
+        shown = network.activations(params, jnp.arange(4.0))
+        assert sorted(x.shape for x in shown.hidden) == [(1, 10), (1, 12)]
+        each = [
+            member.activations(jax.tree.map(lambda x, k=k: x[k], params), jnp.arange(4.0))
+            for k in range(2)
+        ]
+        np.testing.assert_array_equal(shown.features, np.concatenate([x.features for x in each]))
+
+    def test_bad_arguments_are_refused(self):
+        member = value_network(3, (4,))
+        with pytest.raises(ConfigError, match=r"num_members \(0\) must be at least 1"):
+            ensemble(member, 0, jnp.min)
+        with pytest.raises(ConfigError, match="read"):
+            ensemble(member, 2, "min")  # type: ignore[arg-type]

@@ -229,7 +229,7 @@ def importance_weights(probabilities: Array, exponent: Array | float) -> Array:
 
 
 def _make_network(config: DQNConfig, env: Environment) -> Network[Any]:
-    return networks.value_network(
+    network = networks.value_network(
         env.num_actions,
         config.hidden_sizes,
         head_sizes=config.head_sizes,
@@ -243,6 +243,10 @@ def _make_network(config: DQNConfig, env: Environment) -> Network[Any]:
         num_quantiles=config.num_quantiles,
         num_cosines=config.num_cosines,
     )
+    if config.ensemble == "none":
+        return network
+    read = jnp.min if config.ensemble == "min" else jnp.mean
+    return networks.ensemble(network, config.num_members, functools.partial(read, axis=0))
 
 
 def choose_optimizer(config: DQNConfig) -> learning.MakeOptimizer:

@@ -13,6 +13,7 @@ from purejaxdqn.training.schedules import largest
 from purejaxdqn.training.settings import RunConfig
 
 _GREEDY_TARGETS = ("q_learning", "double_q_learning")
+_PERSISTENT = "persistent_advantage_learning"
 _QUANTILES = ("quantile", "implicit_quantile", "proposed_quantile")
 
 # Settings of one range, under one heading of `--help`, or of one component.
@@ -70,6 +71,20 @@ class DQNConfig(RunConfig):
     value_max: float = _atoms(
         100.0, "The highest atom: the greatest discounted return there may be."
     )
+    label: Literal["projection", "gaussian"] = setting(
+        "projection",
+        "What the atoms learn: the target's distribution, moved onto them (C51), or one number, "
+        "with a Gaussian around it (HL-Gauss).",
+        group="network",
+        read_if={"representation": "categorical"},
+    )
+    label_width: float = setting(
+        0.75,
+        "The Gaussian's deviation, in distances of atoms.",
+        group="network",
+        above=0,
+        read_if={"representation": "categorical", "label": "gaussian"},
+    )
     num_quantiles: int = _network(
         32, "Quantiles of the distribution.", read_if={"representation": _QUANTILES}
     )
@@ -93,12 +108,21 @@ class DQNConfig(RunConfig):
         "Widths of hidden layers between features and outputs: a set in each stream of a dueling "
         "network, and behind the embedding of fractions.",
     )
+    ensemble: Literal["none", "min", "mean"] = _network(
+        "none",
+        "Whether there are several networks, and which of their values counts: the smallest "
+        "(Maxmin) or the mean. Each transition teaches one of them.",
+    )
+    num_members: int = _network(
+        2, "Networks of the ensemble.", read_if={"ensemble": ("min", "mean")}
+    )
     noisy: bool = _exploration(
         False, "Whether the network's weights are noisy, and explore in epsilon's place."
     )
     td_error: Literal[
         "q_learning",
         "double_q_learning",
+        "minto",
         "expected_sarsa",
         "soft_q_learning",
         "persistent_advantage_learning",
@@ -190,10 +214,24 @@ class DQNConfig(RunConfig):
                 "munchausen needs a representation of values or quantiles: with 'categorical' its "
                 "soft target would leave the atoms"
             )
-        if self.representation != "values" and self.td_error not in _GREEDY_TARGETS:
+        is_gaussian = self.representation == "categorical" and self.label == "gaussian"
+        takes_any = self.representation == "values" or (
+            is_gaussian and self.td_error != _PERSISTENT
+        )  # a target that is one number
+        if self.td_error not in _GREEDY_TARGETS and not takes_any:
             yield (
                 f"td_error ({self.td_error!r}) must be one of {', '.join(_GREEDY_TARGETS)} with "
                 f"representation {self.representation!r}"
+            )
+        if self.ensemble != "none" and self.representation != "values":
+            yield (
+                f"ensemble ({self.ensemble!r}) must be 'none' with representation "
+                f"{self.representation!r}: its members put out values"
+            )
+        if self.ensemble != "none" and self.td_error == _PERSISTENT and not self.munchausen:
+            yield (
+                f"ensemble ({self.ensemble!r}) must be 'none' with td_error {_PERSISTENT!r}: the "
+                "gap is that of one network"
             )
         if self.prioritised and not self.sample_with_replacement:
             yield "prioritised replay samples with replacement: leave sample_with_replacement True"

@@ -278,10 +278,13 @@ def _call_with_settings(make: Callable[..., Any], settings: dict[str, Any]) -> A
 KNOWN_LOSSES: dict[Callable[..., Any], Callable[..., Declared]] = {
     losses.q_learning: lambda: Declared(OPTIMAL),
     losses.double_q_learning: lambda: Declared(OPTIMAL),
+    losses.minto: lambda: Declared(OPTIMAL, "both"),
     losses.expected_sarsa: lambda epsilon: Declared(fixed_points.epsilon_greedy(epsilon)),
     losses.soft_q_learning: lambda temperature: Declared(soft(temperature)),
     losses.return_error: lambda: Declared(RETURN, "none"),
     losses.bellman_loss: lambda td_error: find_declared(td_error),
+    losses.ensemble_loss: lambda td_error: find_declared(td_error),
+    losses.hl_gauss_loss: lambda td_error: find_declared(td_error),
     losses.categorical_loss: lambda: Declared(OPTIMAL),
     losses.quantile_loss: (
         lambda temperature: Declared(OPTIMAL if temperature is None else soft(temperature))
