@@ -34,6 +34,7 @@ def pytest_configure(config: pytest.Config) -> None:
         if jax.__version_info__ < (0, 11):  # Unknown flags end the process; 0.12 knows it no more.
             flags += " --xla_cpu_use_fusion_emitters=false"  # half of the time that is left
         os.environ["XLA_FLAGS"] = flags.strip()
+    os.environ.pop("COLUMNS", None)  # what is printed is as wide as where nobody says how wide
     if config.pluginmanager.hasplugin("cacheprovider"):
         # A second run of the suite compiles nothing; `make clean` removes it.
         jax.config.update("jax_compilation_cache_dir", str(compiled_programs(config)))

@@ -36,7 +36,7 @@ from purejaxdqn.types import ConfigError
 
 KINDS = ("cold", "warm", "resumed")
 _UNITS = {"bytes": 1, "kB": 1e3, "MB": 1e6, "GB": 1e9, "s": 1, "min": 60, "h": 3600}
-_PLAN = re.compile(r"memory up to ([\d.,]+) (\w+).* about ([\d.]+) (s|min|h)\b")
+_PLAN = re.compile(r"memory up to ([\d.,]+) (\w+).* (?:about|under) ([\d.]+) (s|min|h)\b")
 
 
 @dataclasses.dataclass(frozen=True)

@@ -18,7 +18,7 @@ from purejaxdqn.runtime.devices import Plan, compiler_options
 from purejaxdqn.runtime.interrupts import finish_first
 from purejaxdqn.training.declaration import settings_of
 from purejaxdqn.training.diagnostics import diagnose
-from purejaxdqn.training.evaluation import evaluate
+from purejaxdqn.training.evaluation import EpisodeStats, evaluate
 from purejaxdqn.training.loop import Experiment, Train, Trained
 from purejaxdqn.training.settings import RunConfig, record_reads
 from purejaxdqn.types import Array, ArrayTree, ConfigError, Params, TrainState, run_axes
@@ -64,11 +64,12 @@ class OneRun(NamedTuple):
     state: TrainState  # as shapes
     init: Callable[..., TrainState]
     chunk: Callable[..., Trained]
-    evaluate: Callable[..., Array]
+    evaluate: Callable[..., EpisodeStats]
     diagnose: Callable[..., dict[str, Array]]
     read: frozenset[str]  # settings by name that init and chunk depend on
     env: str  # the name of the environment
     threshold: float | None  # of the environment
+    max_steps: int  # likewise
     has_probe: bool  # or `diagnose` refuses
 
 
@@ -105,10 +106,10 @@ def make_run_functions(experiment: Experiment, config: RunConfig) -> OneRun:
     def chunk(config: RunConfig, state: TrainState, num_iterations: Array) -> Trained:
         return make_train(config).chunk(state, num_iterations[0], max_iterations_of(config))
 
-    def evaluate_run(config: RunConfig, params: Params, seed: Array, step: Array) -> Array:
+    def evaluate_run(config: RunConfig, params: Params, seed: Array, step: Array) -> EpisodeStats:
         train = make_train(config)
         key = jax.random.fold_in(run_keys(seed)[1], step)
-        return evaluate(train.policy(params), train.env, key, config.eval_episodes).episode_return
+        return evaluate(train.policy(params), train.env, key, config.eval_episodes)
 
     def diagnose_run(
         config: RunConfig, state: TrainState, params_before: Params, seed: Array, step: Array
@@ -129,7 +130,7 @@ def make_run_functions(experiment: Experiment, config: RunConfig) -> OneRun:
     read_by_chunk, _ = trace_reads(own[1], shapes, state, COUNTS)
     env, has_probe = made[0].env, made[0].probe is not None
     read = read_by_init | read_by_chunk
-    return OneRun(shapes, state, *own, read, env.name, env.threshold, has_probe)
+    return OneRun(shapes, state, *own, read, env.name, env.threshold, env.max_steps, has_probe)
 
 
 def make_traced(experiment: Experiment, config: RunConfig) -> tuple[set[str], Train]:
@@ -214,8 +215,8 @@ class Programs(NamedTuple):
     # Of (config, TrainState, num_iterations [devices]): the state is donated. A device without a
     # run gets 0 iterations.
     chunk: Callable[..., Trained]
-    # Of (config, params, seeds [slots], step []): episode returns [slots, N].
-    evaluate: Callable[..., Array]
+    # Of (config, params, seeds [slots], step []): of greedy episodes [slots, N].
+    evaluate: Callable[..., EpisodeStats]
     # Of (config, TrainState, params before, seeds [slots], step []): diagnostics [slots] by name.
     diagnose: Callable[..., dict[str, Array]] | None  # None if it was not asked for
     plan: Plan  # how the runs are laid out
@@ -223,6 +224,7 @@ class Programs(NamedTuple):
     state: TrainState  # as shapes, with their shardings
     round_bytes: int  # on all devices while a round trains or is evaluated, by XLA; 0 if unknown
     compile_seconds: float  # of tracing, lowering and compiling
+    max_steps: int  # of an episode
 
     def place(self, values: ArrayTree) -> ArrayTree:
         """Puts host arrays with one entry per slot, or per device, onto the devices."""
@@ -299,8 +301,9 @@ def compile_programs(
     compiled: dict[str, Any] = {name: program.result() for name, program in begun.items()}
     functions = {"diagnose": None, **compiled, "plan": plan, "mesh": mesh}
     shapes, round_bytes = _add_axes(*state, mesh, plan), plan.num_devices * _device_bytes(compiled)
+    functions |= {"round_bytes": round_bytes, "max_steps": run.max_steps}
     seconds = time.perf_counter() - start
-    return Programs(**functions, state=shapes, round_bytes=round_bytes, compile_seconds=seconds)
+    return Programs(**functions, state=shapes, compile_seconds=seconds)
 
 
 def _add_axes(axes: ArrayTree, tree: ArrayTree, mesh: Mesh, plan: Plan) -> ArrayTree:

@@ -81,8 +81,10 @@ class SweepProgress(Progress):
 
 def format_duration(seconds: float) -> str:
     """Formats a time, such as "about 4 min"."""
+    if seconds < 0.7:
+        return "under 1 s"
     if seconds < 10:
-        return f"about {max(seconds, 0.1):.1f} s"
+        return f"about {seconds:.1f} s"
     if seconds < 180:
         return f"about {seconds:.0f} s"
     return f"about {seconds / 60:.0f} min" if seconds < 5400 else f"about {seconds / 3600:.1f} h"

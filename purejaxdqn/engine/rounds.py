@@ -54,6 +54,7 @@ class Event(NamedTuple):
     metrics: dict[str, np.ndarray]  # [n] means of the learner's, diagnostics; {} after a chunk
     params: Params  # the weights; None after a chunk
     kept: Kept | None = None  # after a chunk; to be read before the next event
+    longest: int = 0  # steps of the longest greedy episode
 
 
 def evaluation_steps(config: RunConfig) -> list[int]:
@@ -111,7 +112,7 @@ class Forecast(NamedTuple):
     """The seconds that the parts of a round take."""
 
     begin: float  # until the first step that is learned from, with the evaluation before it
-    evaluation: float  # of policies that have learned for a while: episodes get longer
+    evaluation: float
     step: float  # of all runs together
 
     def seconds_left(self, config: RunConfig, step: int | None = None) -> float:
@@ -138,7 +139,9 @@ def forecast_round(programs: Programs, config: RunConfig, runs: Sequence[Run]) -
         chunks = [one for one in chunks if 4 * one[0] >= max(chunks)[0]]
     steps, seconds = np.sum(chunks, axis=0)
     begin_seconds = first.train_seconds + first.evaluation_seconds
-    return Forecast(begin_seconds, evaluated.evaluation_seconds, float(seconds / steps))
+    # Half way between episodes as they are now and as long as they may get.
+    longer = (1 + programs.max_steps / evaluated.longest) / 2
+    return Forecast(begin_seconds, longer * evaluated.evaluation_seconds, float(seconds / steps))
 
 
 class _Round:
@@ -180,15 +183,24 @@ class _Round:
         """Evaluates the greedy policies, measures the diagnostics, and begins a new window."""
         train_seconds, params = self.lap(), self._state.learner.params
         step = np.int32(self.step)
-        returns = self._to_host(self._programs.evaluate(self._configs, params, self._seeds, step))
+        stats = self._to_host(self._programs.evaluate(self._configs, params, self._seeds, step))
+        returns, longest = stats.episode_return, int(stats.length.max())
         metrics = _find_means(self._window)
         if self._programs.diagnose is not None:
             metrics |= self._diagnose(self._programs.diagnose, step)
             self._params_before = jax.tree.map(jax.numpy.copy, params)  # a chunk donates its state
         seconds, training_return = (train_seconds, self.lap()), self._training_return()
         self._window = {}
-        weights = self._to_host(params)
-        return Event(self.step, *seconds, training_return, [], returns, metrics, weights)
+        return Event(
+            self.step,
+            *seconds,
+            training_return,
+            [],
+            returns,
+            metrics,
+            self._to_host(params),
+            longest=longest,
+        )
 
     def _diagnose(self, diagnose: Callable[..., Any], step: np.int32) -> dict[str, np.ndarray]:
         """Measures the diagnostics `[n]` by name."""

@@ -155,7 +155,7 @@ class BatchTrainer:
         peak, forecast = self._facts["planned_peak_bytes"], format_duration(seconds)
         self._bar.message(
             f"compiled in {took:.1f} s; memory up to {decimal(peak, precision=2)}, compiling "
-            f"included; training and evaluating are expected to take {forecast}"
+            f"included; training and evaluating should take {forecast}"
         )
 
     def _forecast_seconds(self, group: Group) -> float:

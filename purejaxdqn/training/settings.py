@@ -367,7 +367,8 @@ def config_from_json(text: str, kind: type[RunConfig] | None = None) -> RunConfi
     that names a class causes no import.
 
     Raises:
-      ConfigError: for a class that this process has not used, or a setting that the class lacks.
+      ConfigError: for a class that this process has not used, a setting that the class lacks, or a
+        value that it does not take.
     """
     try:
         facts = json.loads(text)
@@ -393,6 +394,8 @@ def config_from_json(text: str, kind: type[RunConfig] | None = None) -> RunConfi
             facts[name] = tuple(value)
         elif declared[name].type in (float, int) and isinstance(value, str):
             facts[name] = parse(declared[name], value)  # such as "inf", or a schedule
-        elif declared[name].type is float and isinstance(value, int):
+        elif declared[name].type is float and type(value) is int:
             facts[name] = float(value)
+        if problem := declared[name].problem(facts[name]):
+            raise ConfigError(problem)
     return kind(**facts)

@@ -91,15 +91,15 @@ def test_a_sweep_goes_on_when_nobody_reads_it_any_more(fresh_environment, tmp_pa
         f"    open({str(tmp_path / 'kept')!r}, 'w').close()\n"
         "exit_with(act)"
     )
-    process = start(code, fresh_environment, bufsize=0, text=False)
-    process.stdout.close()
-    process.stderr.close()
-    assert process.wait() == 0
+    with start(code, fresh_environment, bufsize=0, text=False) as process:
+        process.stdout.close()
+        process.stderr.close()
+        assert process.wait() == 0
     assert (tmp_path / "kept").exists()
-    process = start("exit_with(lambda: print('x' * 100_000))", fresh_environment)
-    process.stdout.close()
-    assert process.stderr.read() == ""
-    assert process.wait() == 141
+    with start("exit_with(lambda: print('x' * 100_000))", fresh_environment) as process:
+        process.stdout.close()
+        assert process.stderr.read() == ""
+        assert process.wait() == 141
 
 
 def test_no_file_takes_the_place_of_a_closed_stream(fresh_environment, tmp_path):
@@ -107,5 +107,5 @@ def test_no_file_takes_the_place_of_a_closed_stream(fresh_environment, tmp_path)
         "os.close(0), os.close(1)\n"
         f"exit_with(lambda: open({str(tmp_path / 'file')!r}, 'w').fileno() > 2 and 5)"
     )
-    process = start(code, fresh_environment)
-    assert (process.wait(), process.stderr.read()) == (5, "")
+    with start(code, fresh_environment) as process:
+        assert (process.wait(), process.stderr.read()) == (5, "")

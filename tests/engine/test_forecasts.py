@@ -23,7 +23,8 @@ def test_a_round_takes_its_beginning_its_steps_and_its_evaluations():
 @pytest.mark.parametrize(
     ("seconds", "text"),
     [
-        (0.0, "about 0.1 s"),
+        (0.2, "under 1 s"),
+        (0.74, "about 0.7 s"),
         (1.44, "about 1.4 s"),
         (9.94, "about 9.9 s"),
         (10.4, "about 10 s"),

@@ -128,6 +128,7 @@ def test_two_processes_give_what_one_gives(tmp_path, fresh_environment, assert_s
     assert sorted(path.name for path in (output / "checkpoint").iterdir()) == [
         "finished",
         "lock",
+        "results.nc",
         "sweep",
         "times",
     ]

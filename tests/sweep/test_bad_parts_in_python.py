@@ -25,7 +25,7 @@ munchausen = functools.partial(losses.munchausen, losses.bellman_loss())
 find = functools.partial(trials, RATES)
 
 
-WHOLE, NUMBER, BOOL = "and a whole number", "a finite number", "must be True or False"
+WHOLE, NUMBER, BOOL = "a whole number of at least", "a finite number", "must be True or False"
 
 
 class TwoLines:

@@ -254,7 +254,8 @@ def kill_at_random(words, folder, num_kills, rng, cache):
             if rng.random() < 0.2:
                 signals *= 2  # the second at once
             for one in signals:
-                os.kill(process.pid, one)
+                with contextlib.suppress(ProcessLookupError):  # the first was enough
+                    os.kill(process.pid, one)
                 time.sleep(rng.uniform(0, 0.2))
             process.join()
             read_everything(lives.output)

@@ -15,7 +15,7 @@ from purejaxdqn.agents.dqn.dqn import DQNConfig, dqn
 from purejaxdqn.storage import provenance
 from purejaxdqn.sweep.design import grid_design, random_design
 from purejaxdqn.sweep.run import run_design, run_sweep
-from purejaxdqn.training.settings import config_from_json
+from purejaxdqn.training.settings import config_from_json, config_to_json
 from purejaxdqn.types import ConfigError
 from tiny import TINY
 
@@ -201,6 +201,13 @@ def test_settings_that_cannot_be_read_are_a_line(text):
     with pytest.raises(ConfigError, match=r"the settings .* cannot be read") as caught:
         config_from_json(text)
     assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("value", [None, [1], {}, True, "x"])
+def test_values_that_a_setting_does_not_take_are_named(value):
+    facts = json.loads(config_to_json(DQNConfig())) | {"learning_rate": value}
+    with pytest.raises(ConfigError, match=r"learning_rate \(.*\) must be"):
+        config_from_json(json.dumps(facts))
 
 
 def test_what_was_trained_must_be_known(grid):
