@@ -34,7 +34,7 @@ def of(make, name, rule, *values):
     return [(functools.partial(make, **{name: value}), f"{name} (", rule) for value in values]
 
 
-WHOLE, NUMBER, BOOL = "a whole number of at least", "a finite number", "must be True or False"
+WHOLE, NUMBER, BOOL = "and a whole number", "a finite number", "must be True or False"
 CASES = [
     *of(functools.partial(replay.uniform_replay, batch_size=1), "capacity", WHOLE, 2.5, NAN, True),
     *of(functools.partial(replay.uniform_replay, 8), "batch_size", WHOLE, "4", None, [4], 1e3),
