@@ -50,7 +50,7 @@ def ensure(is_right: bool, name: str, value: Any, wanted: str) -> None:
 def ensure_whole(name: str, value: Any, at_least: int = 1) -> None:
     """Refuses a value that is no whole number of at least `at_least`."""
     is_whole = isinstance(value, numbers.Integral) and not isinstance(value, bool)
-    ensure(is_whole and value >= at_least, name, value, f"a whole number of at least {at_least}")
+    ensure(is_whole and value >= at_least, name, value, f"at least {at_least} and a whole number")
 
 
 def ensure_number(name: str, value: Any, low: float = -math.inf, high: float = math.inf) -> None:

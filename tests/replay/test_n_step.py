@@ -289,7 +289,7 @@ class TestComposition:
         state, key = filled(replay, steps, 11), jax.random.key(1)
         samples = [jax.jit(r.sample)(state, key) for r in (replay, n_step_replay(replay, 1))]
         leaves = [[np.asarray(x).tobytes() for x in jax.tree.leaves(s)] for s in samples]
-        assert len(leaves[0]) == 9
+        assert len(leaves[0]) == 10
         assert leaves[0] == leaves[1]
 
     @pytest.mark.parametrize("kind", MAKE_REPLAY)

@@ -25,7 +25,7 @@ munchausen = functools.partial(losses.munchausen, losses.bellman_loss())
 find = functools.partial(trials, RATES)
 
 
-WHOLE, NUMBER, BOOL = "a whole number of at least", "a finite number", "must be True or False"
+WHOLE, NUMBER, BOOL = "and a whole number", "a finite number", "must be True or False"
 
 
 class TwoLines:
@@ -38,6 +38,7 @@ def of(make, name, rule, *values):
     return [(functools.partial(make, **{name: value}), f"{name} (", rule) for value in values]
 
 
+<<<<<<< HEAD
 def with_part(part):
     experiment, config = (pqn, TINY_PQN) if part == "measure" else (dqn, TINY)
     return functools.partial(experiment, config)
@@ -65,6 +66,9 @@ FIELDS = [
     ("Measure.every", WHOLE, Measure(lambda *args: args, every=0)),
     ("Measure.every", WHOLE, Measure(lambda *args: args, every=2.5)),
 ]
+=======
+WHOLE, NUMBER, BOOL = "and a whole number", "a finite number", "must be True or False"
+>>>>>>> main
 CASES = [
     *of(functools.partial(replay.uniform_replay, batch_size=1), "capacity", WHOLE, 2.5, NAN, True),
     *of(functools.partial(replay.uniform_replay, 8), "batch_size", WHOLE, "4", None, [4], 1e3),

@@ -230,7 +230,7 @@ def test_what_a_node_refuses_is_one_line(ray_cluster, tmp_path, monkeypatch):
 @pytest.mark.parametrize(
     ("options", "words"),
     [
-        ({"batches_per_task": 0}, r"batches_per_task \(0\) must be a whole number of at least 1"),
+        ({"batches_per_task": 0}, r"batches_per_task \(0\) must be at least 1 and a whole number"),
         ({"num_cpus_per_task": 1.5}, r"num_cpus_per_task \(1.5\)"),
         ({"num_gpus_per_task": -1}, r"num_gpus_per_task \(-1\) .* at least 0"),
         ({"num_gpus_per_task": True}, r"num_gpus_per_task \(True\)"),
