@@ -232,7 +232,8 @@ class Network(NamedTuple, Generic[Output]):
     """A value network as pure functions of ONE observation.
 
     Its `Output` is an `Array` of action values, `Categorical`, quantiles, or any pytree of which
-    `action_values` makes them.
+    `action_values` makes them. Further inputs, such as a task or a goal, are parts of the
+    observation, which a network takes apart.
     """
 
     # (key, obs) -> params: what the optimiser moves; or, in a dictionary with "params", that, and

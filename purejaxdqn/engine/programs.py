@@ -20,6 +20,7 @@ from purejaxdqn.training.declaration import settings_of
 from purejaxdqn.training.diagnostics import diagnose
 from purejaxdqn.training.evaluation import EpisodeStats, evaluate
 from purejaxdqn.training.loop import Experiment, Train, Trained
+from purejaxdqn.training.schedules import Changing
 from purejaxdqn.training.settings import RunConfig, record_reads
 from purejaxdqn.types import Array, ArrayTree, ConfigError, Params, TrainState, run_axes
 
@@ -152,11 +153,13 @@ def trace_reads(
     Returns:
       These names, and the function's results as shapes.
     """
+    if starts := {name: x.start for name, x in vars(config).items() if isinstance(x, Changing)}:
+        jax.eval_shape(function, config, *args)  # refuses an experiment that follows no schedules
+        config = dataclasses.replace(config, **starts)  # of which numbers are read in their place
     with record_reads() as read:
         closed, results = jax.make_jaxpr(function, return_shape=True)(config, *args)
     _, is_used = dce_jaxpr(closed.jaxpr, [True] * len(closed.jaxpr.outvars))
-    leaves = jax.tree.leaves_with_path(config)  # several ones of a setting that is a schedule
-    traced = [path[0].name for path, _ in leaves]
+    traced = [name for name, one in settings_of(type(config)).items() if one.is_traced]
     used = [name for name, used in zip(traced, is_used, strict=False) if used]
     return frozenset(read - {*traced} | {*used}), results
 

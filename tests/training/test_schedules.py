@@ -120,7 +120,7 @@ def test_schedules_that_have_ended_learn_as_the_numbers_do(experiment, config, n
         state, _ = learn(experiment, dataclasses.replace(config, **values), 4)
         after.append(jax.flatten_util.ravel_pytree(state.learner.params)[0])
     np.testing.assert_allclose(after[0], after[1], rtol=1e-3, atol=1e-5)
-    # The numbers of each schedule enter the program that learns.
+    # What a sweep refuses as unread is the same.
     read = make_run_functions(experiment, dataclasses.replace(config, **ended)).read
     assert read >= {*numbers}
 
@@ -171,6 +171,14 @@ def test_a_sweep_over_schedules_is_resumed_and_its_runs_taken_up_again(tmp_path)
     np.testing.assert_array_equal(one.loss, found.loss.sel(discount=TEXT, seed=1))
     assert np.isfinite(one.value_bias).any()
     assert select_run(found, {"discount": TEXT, "seed": 0}).seed == 0
+
+
+def test_a_schedule_of_a_part_that_is_replaced_is_refused():
+    still = functools.partial(dqn, target_update=lambda params, target, num_updates: target)
+    config = dataclasses.replace(TINY, target_period=50)
+    for name, sweep in (("target_step_size", {}), ("temperature", {"temperature": [RISING]})):
+        with pytest.raises(ConfigError, match=f"{name} .*(target_update=|read only where)"):
+            run_sweep(still, dataclasses.replace(config, **{name: RISING}), [0], **sweep)
 
 
 @dataclasses.dataclass(frozen=True)
