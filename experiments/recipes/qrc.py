@@ -78,4 +78,6 @@ def qrc(config: QRCConfig) -> Train:
     return dqn(config, network=network, loss_fn=loss_fn, target_update=no_target)
 
 
-agents.register("qrc", QRCConfig(n_step=1), qrc, "corrections in place of a target network")
+agents.register(
+    "qrc", QRCConfig(n_step=1, learning_rate=1e-3), qrc, "corrections in place of a target network"
+)
