@@ -106,7 +106,7 @@ def _check_noise(
     keys = jax.random.split(key)
     find = jax.jit(lambda *x: (values(*x), values(*x, keys[0]), values(*x, keys[1])))
     plain, *with_keys = map(np.asarray, find(params, obs))
-    varies = not np.array_equal(*with_keys)
+    varies = not np.array_equal(with_keys[0], with_keys[1])
     draws = ["random_bits" in str(jax.make_jaxpr(values)(params, obs, x)) for x in (None, key)]
     wrong = "network.apply draws random numbers without a key: where key is None there is no noise"
     require.that(not (draws[0] and (varies or not draws[1])), wrong)
@@ -171,7 +171,8 @@ def _check_dependence(network: Network[Any], key: Array, obs: Array, frozen: Seq
 
         over = jax.vmap(jax.grad(project, allow_int=True), in_axes=(None, 0, None))
         both = [over(weights, batch, x) for x in (None, noise_key)]
-        return {name: sum(jnp.abs(x[name]).sum() for x in both) for name in learned}
+        one, other = both
+        return {x: jnp.abs(one[x]).sum() + jnp.abs(other[x]).sum() for x in learned}
 
     _check_outputs([np.asarray(values(weights)) for weights in (one, other)])
     sizes = [find_gradient(weights) for weights in (one, other)]
