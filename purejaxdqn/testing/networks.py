@@ -144,7 +144,8 @@ def _check_dependence(network: Network[Any], key: Array, obs: Array, frozen: Seq
         return tree, {jax.tree_util.keystr(path): leaf for path, leaf in paths}
 
     (tree, one), (_, other) = map(draw, init_keys)
-    is_flax = any(name.startswith("['params']") for name in one)
+    names = [*one]  # in the order of the tree; a program sorts them
+    is_flax = any(name.startswith("['params']") for name in names)
     learned = [
         name
         for name, leaf in one.items()
@@ -159,20 +160,19 @@ def _check_dependence(network: Network[Any], key: Array, obs: Array, frozen: Seq
     @jax.jit
     def values(weights: dict[str, Array]) -> Array:
         apply = jax.vmap(network.apply, in_axes=(None, 0))
-        output = apply(jax.tree.unflatten(tree, weights.values()), batch)
+        output = apply(jax.tree.unflatten(tree, [weights[x] for x in names]), batch)
         return jax.vmap(network.action_values)(output)
 
     @jax.jit
     def find_gradient(weights: dict[str, Array]) -> dict[str, Array]:
         def project(weights: dict[str, Array], obs: Array, key: Array | None) -> Array:
-            output = network.apply(jax.tree.unflatten(tree, weights.values()), obs, key)
+            output = network.apply(jax.tree.unflatten(tree, [weights[x] for x in names]), obs, key)
             leaves = [x for x in jax.tree.leaves(output) if jnp.issubdtype(x.dtype, jnp.floating)]
             return sum((jnp.vdot(_draw_like(x), x) for x in leaves), start=jnp.zeros(()))
 
         over = jax.vmap(jax.grad(project, allow_int=True), in_axes=(None, 0, None))
-        both = [over(weights, batch, x) for x in (None, noise_key)]
-        one, other = both
-        return {x: jnp.abs(one[x]).sum() + jnp.abs(other[x]).sum() for x in learned}
+        plain, noisy = (over(weights, batch, x) for x in (None, noise_key))
+        return {x: jnp.abs(plain[x]).sum() + jnp.abs(noisy[x]).sum() for x in learned}
 
     _check_outputs([np.asarray(values(weights)) for weights in (one, other)])
     sizes = [find_gradient(weights) for weights in (one, other)]
