@@ -232,7 +232,7 @@ def _play_all(
         stacked = found.pop(suffix)
         for i, name in enumerate(epsilons):
             found[name + suffix] = jax.tree.map(lambda x, i=i: x[i], stacked)
-    return {name: _make_play(name, *played, options) for name, played in found.items()}
+    return {name: _make_play(name, played, options) for name, played in found.items()}
 
 
 def _roll(
@@ -258,8 +258,8 @@ def _roll(
     return jax.lax.scan(step, states, (keys, here))
 
 
-def _make_play(name: str, actions: Any, extras: Any, options: _Options) -> _Play:
-    actions, extras = jax.tree.map(lambda x: np.swapaxes(x, 0, 1), (actions, extras))
+def _make_play(name: str, played: Any, options: _Options) -> _Play:
+    actions, extras = jax.tree.map(lambda x: np.swapaxes(x, 0, 1), played)
     values, is_legal, is_first = (x[: actions.shape[1]] for x in _situations(options))
     is_legal = is_legal | ("legal" not in name)
     return _Play(actions, extras, _find_greedy(actions, values, is_legal, is_first), is_legal)

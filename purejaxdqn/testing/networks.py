@@ -106,7 +106,7 @@ def _check_noise(
     keys = jax.random.split(key)
     find = jax.jit(lambda *x: (values(*x), values(*x, keys[0]), values(*x, keys[1])))
     plain, *with_keys = map(np.asarray, find(params, obs))
-    varies = not np.array_equal(*with_keys)
+    varies = not np.array_equal(with_keys[0], with_keys[1])
     draws = ["random_bits" in str(jax.make_jaxpr(values)(params, obs, x)) for x in (None, key)]
     wrong = "network.apply draws random numbers without a key: where key is None there is no noise"
     require.that(not (draws[0] and (varies or not draws[1])), wrong)
@@ -144,7 +144,8 @@ def _check_dependence(network: Network[Any], key: Array, obs: Array, frozen: Seq
         return tree, {jax.tree_util.keystr(path): leaf for path, leaf in paths}
 
     (tree, one), (_, other) = map(draw, init_keys)
-    is_flax = any(name.startswith("['params']") for name in one)
+    names = [*one]  # in the order of the tree; a program sorts them
+    is_flax = any(name.startswith("['params']") for name in names)
     learned = [
         name
         for name, leaf in one.items()
@@ -159,19 +160,19 @@ def _check_dependence(network: Network[Any], key: Array, obs: Array, frozen: Seq
     @jax.jit
     def values(weights: dict[str, Array]) -> Array:
         apply = jax.vmap(network.apply, in_axes=(None, 0))
-        output = apply(jax.tree.unflatten(tree, weights.values()), batch)
+        output = apply(jax.tree.unflatten(tree, [weights[x] for x in names]), batch)
         return jax.vmap(network.action_values)(output)
 
     @jax.jit
     def find_gradient(weights: dict[str, Array]) -> dict[str, Array]:
         def project(weights: dict[str, Array], obs: Array, key: Array | None) -> Array:
-            output = network.apply(jax.tree.unflatten(tree, weights.values()), obs, key)
+            output = network.apply(jax.tree.unflatten(tree, [weights[x] for x in names]), obs, key)
             leaves = [x for x in jax.tree.leaves(output) if jnp.issubdtype(x.dtype, jnp.floating)]
             return sum((jnp.vdot(_draw_like(x), x) for x in leaves), start=jnp.zeros(()))
 
         over = jax.vmap(jax.grad(project, allow_int=True), in_axes=(None, 0, None))
-        both = [over(weights, batch, x) for x in (None, noise_key)]
-        return {name: sum(jnp.abs(x[name]).sum() for x in both) for name in learned}
+        plain, noisy = (over(weights, batch, x) for x in (None, noise_key))
+        return {x: jnp.abs(plain[x]).sum() + jnp.abs(noisy[x]).sum() for x in learned}
 
     _check_outputs([np.asarray(values(weights)) for weights in (one, other)])
     sizes = [find_gradient(weights) for weights in (one, other)]

@@ -137,7 +137,8 @@ def _learn_probes(
     found = to_numpy(jax.jit(sampled)(jax.random.split(key, 4)))
     if isinstance(found, Trajectory):  # each valid step of it is a transition
         *fields, extras, is_valid = found
-        found, n_step = Transition(*(x[is_valid] for x in fields), extras), 1
+        valid = [x[is_valid] for x in fields]
+        found, n_step = Transition._make((*valid, extras)), 1
     return probes.solve_values(found), n_step
 
 

@@ -1,6 +1,7 @@
 """`check_behaviour`: sound behaviours pass, and each kind of broken one is found."""
 
 import functools
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -202,7 +203,7 @@ def marked(names):
 
 @pytest.mark.parametrize("name", marked([*BEHAVIOURS, *HEADS]))
 def test_broken(name):
-    options = {"num_heads": 3} if name in HEADS else {}
+    options: Any = {"num_heads": 3} if name in HEADS else {}
     make_behaviour, message = (BEHAVIOURS | HEADS)[name]
     with pytest.raises(AssertionError, match=message):
         check_behaviour(make_behaviour, **options)
@@ -218,7 +219,7 @@ def noisy_greedy(state, key, here):
     return state, epsilon_greedy(key, here.q_values, epsilon, here.is_legal), {}
 
 
-SOUND = {
+SOUND: dict[str, tuple[Any, dict[str, Any]]] = {
     "epsilon_greedy": (epsilon_greedy_behaviour, {}),
     "with its probability": (
         functools.partial(epsilon_greedy_behaviour, write_probability=True),

@@ -145,7 +145,7 @@ def of_trajectory(loss_fn: Any) -> LossFn[Any]:
     def one(network: Any, params: Any, target: Any, transition: Transition, key: Array) -> Any:
         extras = {"probability": jnp.ones((), jnp.float32), **transition.extras}
         fields = jax.tree.map(lambda x: x[jnp.newaxis], transition._replace(extras=extras))
-        trajectory = Trajectory(*fields, is_valid=jnp.ones(1, bool))
+        trajectory = Trajectory._make((*fields, jnp.ones(1, bool)))
         return loss_fn(network, params, target, trajectory, key)
 
     return one
