@@ -38,7 +38,6 @@ def of(make, name, rule, *values):
     return [(functools.partial(make, **{name: value}), f"{name} (", rule) for value in values]
 
 
-<<<<<<< HEAD
 def with_part(part):
     experiment, config = (pqn, TINY_PQN) if part == "measure" else (dqn, TINY)
     return functools.partial(experiment, config)
@@ -66,9 +65,6 @@ FIELDS = [
     ("Measure.every", WHOLE, Measure(lambda *args: args, every=0)),
     ("Measure.every", WHOLE, Measure(lambda *args: args, every=2.5)),
 ]
-=======
-WHOLE, NUMBER, BOOL = "and a whole number", "a finite number", "must be True or False"
->>>>>>> main
 CASES = [
     *of(functools.partial(replay.uniform_replay, batch_size=1), "capacity", WHOLE, 2.5, NAN, True),
     *of(functools.partial(replay.uniform_replay, 8), "batch_size", WHOLE, "4", None, [4], 1e3),
