@@ -396,6 +396,6 @@ def config_from_json(text: str, kind: type[RunConfig] | None = None) -> RunConfi
             facts[name] = parse(declared[name], value)  # such as "inf", or a schedule
         elif declared[name].type is float and type(value) is int:
             facts[name] = float(value)
-        if problem := declared[name].problem(facts[name]):
-            raise ConfigError(problem)
+        if declared[name].type is float and not isinstance(facts[name], float):
+            raise ConfigError(f"{name} ({value!r:.60}) must be a number")
     return kind(**facts)
