@@ -342,7 +342,7 @@ def shared_counter() -> Any:
 def run_axes(state: ArrayTree) -> ArrayTree:
     """Makes the `in_axes` of a state for `vmap` over runs: None for a `shared_counter`, else 0."""
     if not dataclasses.is_dataclass(state):
-        return 0
+        return 0 if jax.tree.leaves(state) else state  # of nothing, nothing
     axes = {
         field.name: None if field.metadata.get("shared") else run_axes(getattr(state, field.name))
         for field in dataclasses.fields(state)

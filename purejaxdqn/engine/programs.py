@@ -153,7 +153,9 @@ def trace_reads(
     Returns:
       These names, and the function's results as shapes.
     """
-    if starts := {name: x.start for name, x in vars(config).items() if isinstance(x, Changing)}:
+    changing = {name: x for name, x in vars(config).items() if isinstance(x, Changing)}
+    starts: dict[str, Any] = {name: x.start for name, x in changing.items()}
+    if starts:
         jax.eval_shape(function, config, *args)  # refuses an experiment that follows no schedules
         config = dataclasses.replace(config, **starts)  # of which numbers are read in their place
     with record_reads() as read:

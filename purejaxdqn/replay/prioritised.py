@@ -6,6 +6,7 @@ of leaves. A sum is always made anew from all that it sums, so that rounding nev
 """
 
 import math
+from typing import Any
 
 import flax.struct
 import jax
@@ -158,9 +159,7 @@ def prioritised_replay(
     def init(step: Step, key: Array | None = None) -> PrioritisedReplayState:
         return PrioritisedReplayState(ring.init(step), make_sum_tree(capacity), jnp.ones(()))
 
-    def add(
-        state: PrioritisedReplayState, step: Step, key: Array | None = None
-    ) -> PrioritisedReplayState:
+    def add(state: PrioritisedReplayState, step: Step, key: Any = None) -> PrioritisedReplayState:
         num_envs = state.replay.num_envs
         priorities = jnp.broadcast_to(state.max_priority, (num_envs,))
         tree = set_range(state.tree, state.replay.insert_row * num_envs, priorities)

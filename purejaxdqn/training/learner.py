@@ -148,7 +148,8 @@ def make_learner(
     stands in place of the `loss_fn`, and sees the batch as a whole. The optimiser moves what lies
     under "params", where a network has collections beside it: `LossOutput.collections` take the
     place of those. The target's update moves all. The learner's metrics are the loss function's
-    own, averaged over the batch, and `loss`.
+    own, averaged over the batch, and `loss`. This function is long, so that a gradient step can be
+    read in one place.
 
     Raises:
       ConfigError: if the loss is no function; from `update`, if a metric has one of the

@@ -367,8 +367,7 @@ def config_from_json(text: str, kind: type[RunConfig] | None = None) -> RunConfi
     that names a class causes no import.
 
     Raises:
-      ConfigError: for a class that this process has not used, a setting that the class lacks, or a
-        value that it does not take.
+      ConfigError: for an unknown class, or a setting or value that the class does not take.
     """
     try:
         facts = json.loads(text)
@@ -396,6 +395,6 @@ def config_from_json(text: str, kind: type[RunConfig] | None = None) -> RunConfi
             facts[name] = parse(declared[name], value)  # such as "inf", or a schedule
         elif declared[name].type is float and type(value) is int:
             facts[name] = float(value)
-        if declared[name].type is float and not isinstance(facts[name], float):
+        if declared[name].type is float and type(value) not in (str, float, int):
             raise ConfigError(f"{name} ({value!r:.60}) must be a number")
     return kind(**facts)

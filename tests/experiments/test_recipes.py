@@ -36,6 +36,7 @@ SWEPT: dict[str, dict[str, list[Any]]] = {
     "l2_init": {"l2_init": [0.0, 1.0]},
     "maxmin": {"num_networks": [2, 3]},
     "pqn_categorical": {"value_max": [20.0, 100.0]},
+    "redo": {"dormant_threshold": [0.0, 0.9]},
     "retrace": {"trace_decay": [0.0, 1.0]},
 }
 METRICS = {
@@ -91,8 +92,10 @@ def small(agent):
     tiny = TINY if isinstance(agent.config, type(TINY)) else TINY_PQN
     sizes = {"num_envs", "num_steps", "num_epochs", "num_minibatches", "steps_per_update"}
     sizes |= {"prefill_steps", "replay_capacity", "batch_size", "target_period"}
-    if agent.config.agent == "qrc":  # it has no target network, and says so
+    if agent.config.agent in ("qrc", "stream_q"):  # without a target network, which they say
         sizes -= {"target_period"}
+    if agent.config.agent == "stream_q":  # nor batches of many environments
+        sizes &= {"num_epochs"}
     changes = {size: getattr(tiny, size) for size in sizes & {*settings_of(type(tiny))}}
     return dataclasses.replace(agent.config, **changes, **SHORT)
 

@@ -176,7 +176,8 @@ def test_a_sweep_over_schedules_is_resumed_and_its_runs_taken_up_again(tmp_path)
 def test_a_schedule_of_a_part_that_is_replaced_is_refused():
     still = functools.partial(dqn, target_update=lambda params, target, num_updates: target)
     config = dataclasses.replace(TINY, target_period=50)
-    for name, sweep in (("target_step_size", {}), ("temperature", {"temperature": [RISING]})):
+    cases: Any = (("target_step_size", {}), ("temperature", {"temperature": [RISING]}))
+    for name, sweep in cases:
         with pytest.raises(ConfigError, match=f"{name} .*(target_update=|read only where)"):
             run_sweep(still, dataclasses.replace(config, **{name: RISING}), [0], **sweep)
 
