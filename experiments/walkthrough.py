@@ -41,7 +41,7 @@ from purejaxdqn.replay import n_step_transition, uniform_replay
 from purejaxdqn.training.evaluation import evaluate, greedy_policy
 from purejaxdqn.training.learner import make_learner, periodic_target_update
 from purejaxdqn.training.schedules import multiplicative_schedule
-from purejaxdqn.types import Step
+from purejaxdqn.types import Step, Transition
 
 np.set_printoptions(precision=3, suppress=True)
 print("JAX", jax.__version__)
@@ -185,7 +185,7 @@ def to_transitions(sample):
     return jax.vmap(n_step_transition, in_axes=(0, None))(sample.window, GAMMA)
 
 
-for name, value in to_transitions(sample)._asdict().items():
+for name, value in zip(Transition._fields[:5], to_transitions(sample)[:5], strict=True):
     print(f"{name:10} {value.dtype}{list(value.shape)}")
 
 for capacity in (1_000, 1_000_000):

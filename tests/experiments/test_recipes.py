@@ -36,7 +36,7 @@ SWEPT: dict[str, dict[str, list[Any]]] = {
     "l2_init": {"l2_init": [0.0, 1.0]},
     "maxmin": {"num_networks": [2, 3]},
     "pqn_categorical": {"value_max": [20.0, 100.0]},
-    "redo": {"dormant_threshold": [0.0, 0.9]},
+    "redo": {"redo_period": [20], "dormant_threshold": [0.0, 0.9]},
     "retrace": {"trace_decay": [0.0, 1.0]},
 }
 METRICS = {
