@@ -322,7 +322,7 @@ class TestCost:
         axes = run_axes(state)
         shared = {"insert_row", "num_rows", "block", "row_in_block"}
         for field in UniformReplayState.__dataclass_fields__:
-            nothing = {} if field == "extras" else 0
+            nothing: Any = {} if field == "extras" else 0
             assert getattr(axes, field) == (None if field in shared else nothing)
 
 
