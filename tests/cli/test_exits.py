@@ -87,7 +87,7 @@ def test_a_sweep_goes_on_when_nobody_reads_it_any_more(fresh_environment, tmp_pa
         "def act():\n"
         "    for stderr in (False, True):\n"
         "        console = make_console(stderr=stderr)\n"
-        "        for _ in range(3):\n            console.print('x' * 100_000)\n"
+        "        for _ in range(3):\n            console.print('x' * 1_000)\n"
         f"    open({str(tmp_path / 'kept')!r}, 'w').close()\n"
         "exit_with(act)"
     )
