@@ -26,7 +26,7 @@ from purejaxdqn.storage.files import TEMPORARY
 from purejaxdqn.training.settings import RunConfig
 from purejaxdqn.types import ConfigError
 
-FORMAT = 2  # of the folder; another number here means that older folders cannot be resumed
+FORMAT = 3  # of the folder; another number here means that older folders cannot be resumed
 # Of a checkpoint that is damaged, or that something else has written.
 _UNREADABLE = (CheckpointDamaged, AttributeError, IndexError, KeyError, TypeError, ValueError)
 _KEPT_EACH = 2  # checkpoints of a batch under way, so that a damaged one has one before it
