@@ -1,9 +1,9 @@
 """Sequences of steps, from any replay."""
 
-import jax
 import jax.numpy as jnp
 
-from purejaxdqn.types import Array, ArrayTree, ConfigError, Replay, Sample, Trajectory, Window
+from purejaxdqn.replay.n_step import n_step_replay
+from purejaxdqn.types import Array, ConfigError, Replay, Trajectory, Window, ensure_whole
 
 
 def make_trajectory(window: Window, discount: Array | float) -> Trajectory:
@@ -43,16 +43,12 @@ def sequence_replay(replay: Replay, length: int) -> Replay:
     Raises:
       ConfigError: if `length` is not positive, or the replay has no `window_at`.
     """
-    window_at = replay.window_at
-    if length < 1 or window_at is None:
+    ensure_whole("length", length)
+    if replay.window_at is None:
         raise ConfigError(
             f"length ({length}) must be at least 1, and the replay must have window_at: give "
             "Replay a fifth function, (state, index, num_steps) -> Window"
         )
-
-    def sample(state: ArrayTree, key: Array) -> Sample:
-        drawn = replay.sample(state, key)
-        windows = jax.vmap(lambda index: window_at(state, index, length))(drawn.indices)
-        return drawn._replace(window=windows)
-
-    return replay._replace(sample=sample, window_at=None, to_transition=make_trajectory)
+    # The windows of several steps, of which another thing is made.
+    windows = n_step_replay(replay, length)
+    return windows._replace(window_at=None, to_transition=make_trajectory)
