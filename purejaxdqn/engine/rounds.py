@@ -126,12 +126,14 @@ class Forecast(NamedTuple):
 def forecast_round(programs: Programs, config: RunConfig, runs: Sequence[Run]) -> Forecast:
     """Trains a round for about a second, evaluates it, and forecasts how long the whole takes."""
     events = train_round(programs, config, runs)
-    first, chunks, kept = next(events), [], None
+    first, chunks, evaluations, kept = next(events), [], [], None
     begin, step = time.perf_counter(), config.prefill_steps
     for event in events:
         if event.kept is not None:
             chunks.append((event.step - step, event.train_seconds))
             step, kept = event.step, event.kept
+        else:
+            evaluations.append(event.evaluation_seconds)
         if time.perf_counter() - begin > _FORECAST_SECONDS:
             break
     evaluated = next(train_round(programs, config, runs, [step], kept))
@@ -139,9 +141,12 @@ def forecast_round(programs: Programs, config: RunConfig, runs: Sequence[Run]) -
         chunks = [one for one in chunks if 4 * one[0] >= max(chunks)[0]]
     steps, seconds = np.sum(chunks, axis=0)
     begin_seconds = first.train_seconds + first.evaluation_seconds
-    # Half way between episodes as they are now and as long as they may get.
-    longer = (1 + programs.max_steps / evaluated.longest) / 2
-    return Forecast(begin_seconds, longer * evaluated.evaluation_seconds, float(seconds / steps))
+    # What is to come lies half way between episodes as they are now and as long as they may get.
+    later = evaluated.evaluation_seconds * (1 + programs.max_steps / evaluated.longest) / 2
+    seen = np.mean([*evaluations, evaluated.evaluation_seconds])
+    unseen = (config.total_steps - step) / (config.total_steps - config.prefill_steps)
+    evaluation_seconds = float(seen + unseen * (later - seen))
+    return Forecast(begin_seconds, evaluation_seconds, float(seconds / steps))
 
 
 class _Round:

@@ -3,6 +3,7 @@
 A replay stores what happened. Nothing here may know a discount but `n_step_transition`, or a loss.
 """
 
+from purejaxdqn.replay.batches import independent_batches as independent_batches
 from purejaxdqn.replay.n_step import first_steps as first_steps
 from purejaxdqn.replay.n_step import n_step_replay as n_step_replay
 from purejaxdqn.replay.n_step import n_step_transition as n_step_transition

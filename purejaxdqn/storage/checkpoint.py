@@ -1,14 +1,16 @@
 """Keeps arrays on disk as checkpoints: written wholly or not at all, and checked when read.
 
-A checkpoint is a folder. The files `arrays/0`, `arrays/1` and so on have the bytes of each array.
-`manifest.json` has a SHA-256 of the rest of this file, and then JSON: the shape, type and SHA-256
-of each array, and the caller's `facts`.
+A checkpoint is a folder. The file `arrays` has the bytes of one array after another: a disk takes
+one file sooner than many. `manifest.json` has a SHA-256 of the rest of this file, and then JSON:
+the shape, type and SHA-256 of each array, and the caller's `facts`.
 """
 
 import contextlib
 import errno
 import hashlib
+import itertools
 import json
+import math
 import os
 import platform
 import shutil
@@ -21,7 +23,7 @@ import numpy as np
 
 from purejaxdqn.storage.files import TEMPORARY, sync
 
-MANIFEST = "manifest.json"
+MANIFEST, ARRAYS = "manifest.json", "arrays"
 
 
 class CheckpointDamaged(Exception):
@@ -32,16 +34,18 @@ def write(folder: Path, arrays: Sequence[np.ndarray], facts: Mapping[str, Any]) 
     """Writes arrays, and facts that JSON can hold, over what lies there, or raises `OSError`."""
     temporary = _name_temporary(folder)
     try:
-        (temporary / "arrays").mkdir(parents=True)
+        temporary.mkdir(parents=True)
         described = []
-        for number, array in enumerate(arrays):
-            content = np.ascontiguousarray(array).reshape(-1).view(np.uint8).data
-            (temporary / "arrays" / str(number)).write_bytes(content)
-            described.append([array.shape, array.dtype.str, hashlib.sha256(content).hexdigest()])
+        with open(temporary / ARRAYS, "wb") as file:
+            for array in arrays:
+                content = np.ascontiguousarray(array).reshape(-1).view(np.uint8).data
+                file.write(content)
+                digest = hashlib.sha256(content).hexdigest()
+                described.append([array.shape, array.dtype.str, digest])
         text = json.dumps({"arrays": described, "facts": facts}, allow_nan=False)
         digest = hashlib.sha256(text.encode()).hexdigest()
         (temporary / MANIFEST).write_bytes(f"{digest}\n{text}\n".encode())
-        for path in (*temporary.rglob("*"), temporary):
+        for path in (temporary / ARRAYS, temporary / MANIFEST, temporary):
             sync(path)
         remove(folder)
         temporary.rename(folder)
@@ -75,11 +79,20 @@ def read(
     Anything that is not as it was written raises `CheckpointDamaged`.
     """
     content = read_manifest(folder)
+    numbers = wanted(content["facts"]) if wanted else range(len(content["arrays"]))
+    sizes = [np.dtype(dtype).itemsize * math.prod(shape) for shape, dtype, _ in content["arrays"]]
+    ends = [0, *itertools.accumulate(sizes)]
+
+    def read_arrays(path: Path) -> list[np.ndarray]:
+        size = path.stat().st_size
+        if size != ends[-1]:
+            known = f"{size:,} bytes where there were {ends[-1]:,}"
+            raise CheckpointDamaged(f"{ARRAYS} is not what was written: {known}")
+        return [np.fromfile(path, np.uint8, sizes[i], offset=ends[i]) for i in numbers]
+
     arrays = []
-    for number in wanted(content["facts"]) if wanted else range(len(content["arrays"])):
+    for number, array in zip(numbers, _read_file(folder / ARRAYS, read_arrays), strict=True):
         shape, dtype, digest = content["arrays"][number]
-        path = folder / "arrays" / str(number)
-        array = _read_file(path, lambda file: np.fromfile(file, np.uint8))
         if hashlib.sha256(array.data).hexdigest() != digest:
             raise CheckpointDamaged(f"array {number} is not what was written")
         arrays.append(array.view(dtype).reshape(shape))

@@ -26,7 +26,7 @@ from purejaxdqn.storage.files import TEMPORARY
 from purejaxdqn.training.settings import RunConfig
 from purejaxdqn.types import ConfigError
 
-FORMAT = 3  # of the folder; another number here means that older folders cannot be resumed
+FORMAT = 4  # of the folder; another number here means that older folders cannot be resumed
 # Of a checkpoint that is damaged, or that something else has written.
 _UNREADABLE = (CheckpointDamaged, AttributeError, IndexError, KeyError, TypeError, ValueError)
 _KEPT_EACH = 2  # checkpoints of a batch under way, so that a damaged one has one before it
@@ -137,7 +137,7 @@ class SweepFolder:
         path = self._root / "sweep"
         remedy = "choose another folder with --output, or start again with --overwrite"
         try:
-            facts: dict[str, Any] = checkpoint.read(path)[1]
+            facts: dict[str, Any] = checkpoint.read_manifest(path)["facts"]
         except CheckpointDamaged as error:
             raise ConfigError(
                 f"{path} is damaged ({error}): nothing says any more what was trained there. "

@@ -156,6 +156,7 @@ def open_tensorboard(folder: Path, project: str, config: Mapping[str, Any]) -> O
         group = folder / "tensorboard" / _shorten(run.setting, _MAX_FOLDER)
         path = group / f"seed_{run.label['seed']}"
         is_resumed = path.exists()
+        _await_later_name(path)
         writer = EventFileWriter(str(path))
 
         def add(**content: Any) -> None:
@@ -179,6 +180,13 @@ def open_tensorboard(folder: Path, project: str, config: Mapping[str, Any]) -> O
         return Curves(-1, write, lambda failed: writer.close())
 
     return track_runs(folder, open_run)
+
+
+def _await_later_name(path: Path) -> None:
+    """Waits until a new event file's name sorts last: it begins with the second of its start."""
+    seconds = [int(file.name.split(".")[3]) for file in path.glob("events.out.tfevents.*")]
+    if int(time.time()) in seconds:
+        time.sleep(1 - time.time() % 1)
 
 
 def open_wandb(

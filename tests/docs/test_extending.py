@@ -1,14 +1,18 @@
 """The gallery lists every recipe as it is, and each example of a seam makes a training run."""
 
+import functools
 import re
 from pathlib import Path
 from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import pytest
 
-from purejaxdqn import dqn
+from purejaxdqn import dqn, losses, networks
+from purejaxdqn.training import learner as learning
+from purejaxdqn.types import Transition
 from tiny import TINY
 
 ROOT = Path(__file__).parents[2]
@@ -35,6 +39,7 @@ def test_the_page_has_a_section_for_every_part_of_dqn():
     assert parts == {*re.findall(r"`(\w+)`", " ".join(SECTIONS))} - {
         "sequence_replay",
         "trajectory_loss",
+        "independent_batches",
     }
 
 
@@ -48,3 +53,24 @@ def test_each_example_makes_a_run(title):
     structure: Any = jax.tree.structure
     assert structure(after) == structure(state)
     assert "loss" in outputs.metrics
+    if "own_batches" in names:
+        check_own_batches(names["own_batches"])
+
+
+def check_own_batches(loss):
+    """Each member of the page's ensemble is taught by its own batch, as DQN alone would be."""
+    member = networks.value_network(2, (4,))
+    network = networks.ensemble(member, 3, functools.partial(jnp.mean, axis=0))
+    keys = iter(jax.random.split(jax.random.key(1), 6))
+    obs_tm1, obs_t = (jax.random.normal(next(keys), (6, 4)) for _ in range(2))
+    actions = jax.random.randint(next(keys), (6,), 0, 2)
+    batch = Transition(obs_tm1, actions, jnp.arange(6.0), jnp.full(6, 0.9), obs_t)
+    params, target_params = (network.init(next(keys), obs_t[0]) for _ in range(2))
+    found = loss(network, params, target_params, batch, next(keys))
+    alone = learning.over_batch(losses.bellman_loss(losses.q_learning))
+    for k in range(3):
+        own = slice(2 * k, 2 * k + 2)
+        pick = lambda tree, at: jax.tree.map(lambda x: x[at], tree)  # noqa: E731
+        weights = pick(params, k), pick(target_params, k)
+        output = alone(member, *weights, pick(batch, own), jax.random.key(0))
+        np.testing.assert_allclose(found.priority[own], output.priority, rtol=1e-5)

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 from purejaxdqn.replay import (
+    independent_batches,
     make_trajectory,
     n_step_replay,
     n_step_transition,
@@ -98,7 +99,27 @@ def test_extras_reach_transitions_of_several_steps():
     assert transitions.truncated_t.tolist() == [int(x) in cut for x in last]
 
 
+def test_batches_are_drawn_each_for_itself():
+    """Without replacement no batch has a step twice, and several batches have."""
+    single = uniform_replay(14, 7, TIME_LIMIT, with_replacement=False)
+    state = single.init(jax.tree.map(lambda x: jnp.asarray(x[0]), steps_of(1)))
+    for t in range(7):
+        state = single.add(state, jax.tree.map(lambda x, t=t: jnp.asarray(x[t]), steps_of(7)))
+    drawn = n_step_replay(independent_batches(single, 3), 2).sample(state, jax.random.key(3))
+    assert drawn.window.reward.shape == (21, 2)
+    assert drawn.probabilities.shape == (21,)
+    batches = np.asarray(drawn.indices).reshape(3, 7)
+    assert all(len({*batch}) == 7 for batch in batches)
+    assert len({*batches.ravel()}) < 21
+    assert len({tuple(sorted(batch)) for batch in batches}) == 3
+
+
 class TestRefusals:
+    @pytest.mark.parametrize("num_batches", [0, 1.5, True])
+    def test_a_number_of_batches_that_is_none(self, num_batches):
+        with pytest.raises(ConfigError, match=r"num_batches .* at least 1 and a whole number"):
+            independent_batches(uniform_replay(8, 4), num_batches)
+
     @pytest.mark.parametrize("length", [0, -1])
     def test_a_length_that_is_none(self, length):
         with pytest.raises(ConfigError, match=rf"length \({length}\) must be at least 1"):

@@ -158,11 +158,10 @@ def test_a_damaged_checkpoint_falls_back_to_the_one_before_and_says_so(finished,
         )
     running = sorted((tmp_path / "checkpoint" / "running").iterdir(), key=_age)
     assert len(running) == 2
-    arrays = (running[-1] / "arrays").iterdir()
-    largest = max(arrays, key=lambda path: path.stat().st_size)
-    content = bytearray(largest.read_bytes())
+    arrays = running[-1] / checkpoint.ARRAYS
+    content = bytearray(arrays.read_bytes())
     content[len(content) // 2] ^= 4
-    largest.write_bytes(content)
+    arrays.write_bytes(content)
     steps = [checkpoint.read_manifest(folder)["facts"]["step"] for folder in running]
     again = run_sweep(dqn, TINY, range(3), output=tmp_path, resume=True)
     err = " ".join(capsys.readouterr().err.split())

@@ -14,6 +14,7 @@ import jax.numpy as jnp
 import pytest
 
 from purejaxdqn.replay import (
+    independent_batches,
     n_step_replay,
     prioritised_replay,
     sequence_replay,
@@ -342,6 +343,12 @@ class TestCheckReplay:
     )
     def test_others(self, make_replay, options):
         check_replay(make_replay, KEY, **options)
+
+    def test_batches_drawn_each_for_itself(self):
+        def make_replay(capacity, batch_size, *rest):
+            return independent_batches(uniform_replay(capacity, batch_size // 4, *rest), 4)
+
+        check_replay(make_replay, KEY)
 
     def test_a_sequence(self):
         check_replay(lambda *sizes: sequence_replay(uniform_replay(*sizes), 3), KEY, n_step=3)

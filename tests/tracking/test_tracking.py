@@ -11,6 +11,7 @@ import sqlite3
 import subprocess
 import sys
 import tomllib
+import types
 from pathlib import Path
 
 import numpy as np
@@ -131,6 +132,21 @@ def resumed(tmp_path_factory):
         track(evaluation(200))
         track(evaluation(400))
     return folder, interrupted
+
+
+def test_event_files_are_read_in_the_order_of_their_processes(tmp_path, monkeypatch):
+    """TensorBoard sorts them by second, host, process and a count, "10" before "9"."""
+    skip_without("tensorboard")
+    from tensorboard.summary.writer import event_file_writer
+
+    counts = iter([9, 10, 11])
+    counter = types.SimpleNamespace(get=lambda: next(counts))
+    monkeypatch.setattr(event_file_writer, "_global_uid", counter)
+    for step in STEPS:
+        with open_tracker("tensorboard", tmp_path, project="tests", config=CONFIG) as track:
+            track(evaluation(step, [0]))
+    ((_, curves),) = read_tensorboard(tmp_path)[0].items()
+    assert [step for step, _ in curves["greedy_return"]] == [*STEPS]
 
 
 # Each reader returns `{run: {name: [(step, value), ...]}}`, `{run: group}` and `{run: settings}`;
