@@ -1,6 +1,7 @@
 """Trains the batches of a planned sweep, writes their checkpoints, and collects their numbers."""
 
 import math
+import time
 import uuid
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -149,7 +150,10 @@ class BatchTrainer:
         groups = [group for group in self._plan.groups if self._unfinished(group)]
         for group in groups:
             self._compile(group)
-        seconds = sum(map(self._forecast_seconds, groups))
+        begin = time.perf_counter()
+        self._write_times()
+        write_seconds = time.perf_counter() - begin
+        seconds = sum(self._forecast_seconds(group, write_seconds) for group in groups)
         self._plan_peak_memory()
         took = self._facts["compile_seconds"] - self._spent["compile_seconds"]
         peak, forecast = self._facts["planned_peak_bytes"], format_duration(seconds)
@@ -158,8 +162,11 @@ class BatchTrainer:
             f"included; training and evaluating should take {forecast}"
         )
 
-    def _forecast_seconds(self, group: Group) -> float:
-        """Trains a group's first round for a second, and forecasts how long its batches take."""
+    def _forecast_seconds(self, group: Group, write_seconds: float) -> float:
+        """Trains a group's first round for a second, and forecasts how long its batches take.
+
+        Each batch is written once, and each round's times; either takes `write_seconds`.
+        """
         at_once, left = group.plan.num_devices, self._unfinished(group)
         first = [self._runs[i] for number in left[:at_once] for i in self._plan.batches[number]]
         forecast = forecast_round(self._compile(group), group.config, first)
@@ -167,7 +174,8 @@ class BatchTrainer:
         under_way = [reached[number] for number in left if number in reached]
         fresh = math.ceil((len(left) - len(under_way)) / at_once)  # rounds from the start
         seconds = fresh * forecast.seconds_left(group.config)
-        return seconds + (forecast.seconds_left(group.config, min(under_way)) if under_way else 0.0)
+        seconds += forecast.seconds_left(group.config, min(under_way)) if under_way else 0.0
+        return seconds + (len(left) + fresh + bool(under_way)) * write_seconds
 
     def _plan_peak_memory(self, has_run: bool = True) -> None:
         """Notes how much memory this process is going to have, from what it has between runs."""
