@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+from collections.abc import Collection
 from pathlib import Path
 from typing import Any
 
@@ -20,9 +21,11 @@ from purejaxdqn.agents.dqn.dqn import DQNConfig, dqn
 from purejaxdqn.cli.exits import run_script
 from purejaxdqn.report.statistics import interquartile_mean
 from purejaxdqn.runtime.console import make_console
+from purejaxdqn.storage import results
 from purejaxdqn.storage.provenance import to_jsonable
 from purejaxdqn.sweep.run import run_sweep
-from purejaxdqn.types import ConfigError
+from purejaxdqn.training.declaration import PATH, is_path, settings_of
+from purejaxdqn.types import ConfigError, ensure, ensure_whole
 
 SPACE: dict[str, list[Any]] = {
     # num_envs, steps_per_update, updates_per_iteration
@@ -78,9 +81,20 @@ def draw(rng: np.random.Generator, space: dict[str, Any]) -> dict[str, Any]:
     return choice
 
 
+def read_json(name: str, text: str, names: Collection[str]) -> dict[str, Any]:
+    """Reads an object by some of these names, or refuses the text of a flag or file."""
+    try:
+        found = json.loads(text)
+    except ValueError:
+        found = None
+    is_right = isinstance(found, dict) and set(found) <= set(names)
+    ensure(is_right, name, text, f"a JSON object with some of {', '.join(names)}")
+    return dict(found)
+
+
 def read(line: str) -> dict[str, Any]:
     """One setting of a file."""
-    choice = json.loads(line)
+    choice = read_json("settings", line, settings_of(DQNConfig))
     return {name: tuple(x) if isinstance(x, list) else x for name, x in choice.items()}
 
 
@@ -113,19 +127,35 @@ def main(args: Args) -> None:
         raise ConfigError(
             f"num_seeds ({args.num_seeds}) must be 1 to 10: the seeds above are for reporting"
         )
-    args.output.mkdir(parents=True, exist_ok=True)
-    path = args.output / "tune.jsonl"
-    known = [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
-    space = SPACE | json.loads(args.overrides)
+    ensure(1 <= args.num_settings <= 10**5, "num_settings", args.num_settings, "1 to 100,000")
+    ensure_whole("search_seed", args.search_seed, 0)
+    ensure(is_path(args.output), "output", str(args.output), PATH)
+    results.check_output(args.output, resume=True)
+    overrides = read_json("overrides", args.overrides, SPACE)
+    for name, values in overrides.items():
+        ensure(isinstance(values, list) and len(values) > 0, name, values, "a list of values")
+    space = SPACE | overrides
     rng = np.random.default_rng(args.search_seed)
     console = make_console(stderr=True)
     if args.settings is None:
         choices = [draw(rng, space) for _ in range(args.num_settings)]
     else:
-        choices = [read(line) for line in args.settings.read_text().splitlines() if line]
+        try:
+            lines = args.settings.read_text().splitlines()
+        except (OSError, ValueError) as error:
+            raise ConfigError(
+                f"settings ({str(args.settings)!r}) cannot be read ({error}): name a file of JSON "
+                "objects, one a line"
+            ) from None
+        choices = [read(line) for line in lines if line]
     configs = [dataclasses.replace(DQNConfig(), **choice) for choice in choices]
     for config in configs:
         config.validate()
+    for rate in args.learning_rates:
+        dataclasses.replace(DQNConfig(), learning_rate=rate).validate()
+    args.output.mkdir(parents=True, exist_ok=True)
+    path = args.output / "tune.jsonl"
+    known = [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
     rows = []
     for index, (choice, config) in enumerate(zip(choices, configs, strict=True)):
         asked = {

@@ -1,7 +1,10 @@
 """Decides how a command ends: one line without a traceback, and an exit code."""
 
 import contextlib
+import dataclasses
+import io
 import os
+import re
 import signal
 import sys
 import warnings
@@ -10,6 +13,7 @@ from typing import Any, NoReturn, TypeVar
 
 import tyro
 
+from purejaxdqn.cli.flags import check_words
 from purejaxdqn.runtime.console import discard, show_controls
 from purejaxdqn.runtime.interrupts import (
     EXIT_INTERRUPTED,
@@ -68,8 +72,20 @@ def exit_with(action: Callable[[], int | None]) -> NoReturn:
 
 def run_script(main: Callable[[Args], int | None], args_type: type[Args]) -> NoReturn:
     """Parses the command line of a script into a dataclass, runs its `main`, and exits."""
-    text, config = args_type.__doc__, (tyro.conf.OmitArgPrefixes,)
-    exit_with(lambda: main(tyro.cli(args_type, description=text, config=config)))
+    exit_with(lambda: main(_read_args(args_type)))
+
+
+def _read_args(args_type: Any) -> Any:
+    """Parses the words of the process; what tyro refuses in a box of lines is one line here."""
+    check_words(sys.argv[1:], [field.name for field in dataclasses.fields(args_type)])
+    text, config, said = args_type.__doc__, (tyro.conf.OmitArgPrefixes,), io.StringIO()
+    try:
+        with contextlib.redirect_stderr(said):
+            return tyro.cli(args_type, description=text, config=config)
+    except SystemExit:
+        if refusal := " ".join(re.sub("[\u2500-\u257f]|--{2,}", " ", said.getvalue()).split()):
+            raise ConfigError(refusal) from None
+        raise  # of --help
 
 
 @contextlib.contextmanager

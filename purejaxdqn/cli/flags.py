@@ -89,7 +89,7 @@ def read_command_line(
         config=(tyro.conf.OmitArgPrefixes,),
         return_unknown_args=True,
     )
-    _check_words(argv, everything)
+    check_words(argv, everything)
     if unknown:
         raise _unknown_flags(unknown, everything, named, argv)
     word = parsed.pop("word", "")
@@ -171,7 +171,7 @@ def _metavar(one: Setting) -> str:
     return {**words, Path: "PATH", tuple[str, ...]: "NAME"}.get(one.type, "INTxINT")
 
 
-def _check_words(argv: Sequence[str], known: Collection[str]) -> None:
+def check_words(argv: Sequence[str], known: Collection[str]) -> None:
     """Refuses what tyro reads over: a flag that is given twice, and an end of all flags."""
     counts: collections.Counter[str] = collections.Counter()
     for before, word in zip(("", *argv), argv, strict=False):

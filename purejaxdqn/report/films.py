@@ -14,6 +14,7 @@ from rich.progress import track
 
 from purejaxdqn.environments import Environment
 from purejaxdqn.runtime.console import make_console
+from purejaxdqn.runtime.modules import describe_error
 from purejaxdqn.storage import results
 from purejaxdqn.storage.files import replace_file
 from purejaxdqn.training.loop import Train
@@ -56,8 +57,6 @@ def save_gif(train: Train, params: Params, path: Path, random_seed: int = 0) -> 
 
     Its initial state is that of `random_seed`. Returns the episode's return.
     """
-    # Frames are drawn on machines without a screen too.
-    os.environ.setdefault("SDL_VIDEODRIVER", "dummy")
     frames: list[Image.Image] = []
     batched = jax.tree.map(lambda x: x[None], params)
     returns = _play(train, batched, [random_seed], False, frames)
@@ -73,11 +72,8 @@ def _play(
 ) -> np.ndarray:
     """Plays an episode from each seed with each run's policy; adds frames of the first one."""
     mode = None if frames is None else "rgb_array"
-    options: dict[str, Any] = {"render_mode": mode, "disable_env_checker": True}
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # gymnasium calls CartPole-v0 outdated at each make
-        runs = range(len(jax.tree.leaves(params)[0]))
-        envs = [[gymnasium.make(train.env.name, **options) for _ in seeds] for _ in runs]
+    runs = range(len(jax.tree.leaves(params)[0]))
+    envs = [[_make_in_gymnasium(train.env.name, mode) for _ in seeds] for _ in runs]
 
     @jax.jit
     @jax.vmap
@@ -103,15 +99,42 @@ def _play(
 
 
 def find_problem(env: Environment) -> str | None:
-    """Says why policies of an environment cannot be played in gymnasium's; None where they can."""
+    """Says why policies of an environment cannot be played in gymnasium's; None where they can.
+
+    It takes one step there and draws it, before a policy is played for long.
+    """
     if env.name not in gymnasium.registry:
         return f"gymnasium has no {env.name!r}"
     try:
-        there = gymnasium.make(env.name, disable_env_checker=True).unwrapped
-    except gymnasium.error.Error as error:  # such as of a library that is not installed
-        return f"gymnasium cannot make {env.name!r} ({' '.join(str(error).split())})"
-    wanted = env.observation_space.shape, env.action_space
-    found = there.observation_space.shape, there.action_space
-    if found == wanted:
-        return None
-    return f"gymnasium's {env.name!r} has the spaces {found}, and not {wanted}"
+        there = _make_in_gymnasium(env.name, "rgb_array")
+        found, wanted = map(_read_spaces, (there, env))
+        if found != wanted:
+            return f"gymnasium's {env.name!r} has {_show(found)}, and not {_show(wanted)}"
+        there.reset(seed=0)
+        _, _, _, _, _ = there.step(0)
+        Image.fromarray(np.asarray(there.render()))
+        there.close()
+    except Exception as error:  # of any kind: what is made and drawn is others' code
+        return f"gymnasium cannot make and draw {env.name!r} ({describe_error(error)})"
+    return None
+
+
+def _make_in_gymnasium(name: str, render_mode: str | None) -> gymnasium.Env[Any, Any]:
+    # Frames are drawn on machines without a screen too.
+    os.environ.setdefault("SDL_VIDEODRIVER", "dummy")
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # gymnasium calls CartPole-v0 outdated at each make
+        return gymnasium.make(name, render_mode=render_mode, disable_env_checker=True)
+
+
+def _read_spaces(env: Any) -> tuple[Any, ...]:
+    """Reads what a network has to fit; the kind of number tells pixels from coordinates."""
+    space, actions = env.observation_space, env.action_space
+    return type(space).__name__, space.shape, space.dtype and space.dtype.kind, actions
+
+
+def _show(spaces: tuple[Any, ...]) -> str:
+    name, shape, kind, actions = spaces
+    numbers = {"f": "floats", "i": "whole numbers", "u": "unsigned numbers"}.get(kind, kind)
+    observations = name if kind is None else f"{name} {shape} of {numbers}"
+    return f"observations {observations} and actions {' '.join(str(actions).split())}"

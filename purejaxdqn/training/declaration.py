@@ -121,6 +121,8 @@ class Setting(NamedTuple):
             )
         if problem := value.problem():
             return f"{self} ({value}) must {problem}"
+        if value.duration > LARGEST_INT:
+            return f"{self} ({value}) must last at most {LARGEST_INT} gradient steps"
         return self.problem(value.start) or self.problem(value.end)
 
     def _problem_of_int(self, value: Any) -> str | None:

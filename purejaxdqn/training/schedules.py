@@ -98,10 +98,12 @@ class Changing:
             is_whole = isinstance(number, int | float) and float(number).is_integer()
             return str(int(number) if is_whole else number)
 
-        return ":".join([self.shape, *map(show, (self.start, self.end, self.duration))])
+        return ":".join([str(self.shape), *map(show, (self.start, self.end, self.duration))])
 
     def problem(self) -> str | None:
         """Says what the numbers have to be, where they are not; None where nothing is wrong."""
+        if self.shape not in SHAPES:
+            return f"have a shape of {', '.join(SHAPES)}"
         ends, duration = (self.start, self.end), self.duration
         if not all(isinstance(x, int | float) and math.isfinite(x) for x in ends):
             return "start and end at finite numbers"

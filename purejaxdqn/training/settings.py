@@ -341,11 +341,11 @@ def parse(setting: Setting, text: str, may_be_drawn: bool = False) -> Any:
     try:
         if not text or text != text.strip() or not text.isprintable():
             raise ValueError  # Python would read over blanks and a line's end
-        if not text.isascii() and setting.type in (int, float, tuple[int, ...]):
-            raise ValueError  # nor over the digits of any script
+        if setting.type in (int, float, tuple[int, ...]) and (" " in text or not text.isascii()):
+            raise ValueError  # nor over those within, and the digits of any script
         return read(text)
     except (ValueError, KeyError):
-        raise ConfigError(f"{setting} ({text!r}) must be {wanted}") from None
+        raise ConfigError(f"{setting} ({text!r:.60}) must be {wanted}") from None
 
 
 def config_to_dict(config: RunConfig) -> dict[str, Any]:

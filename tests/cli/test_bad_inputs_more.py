@@ -55,6 +55,10 @@ CASES: list[tuple[list[str], str]] = [
     *((["train", "--discount", x], "or a schedule such as") for x in ("linear:0.9:1", "lin:0:1:9")),
     *((["train", "--discount", f"linear:0.9:1:{x}"], "whole gradient") for x in ("1.5", "", "x")),
     (["train", "--discount", "linear:0.9:1.5:10"], "discount (1.5) must lie between 0 and 1"),
+    *((["train", "--discount", x], "whole gr") for x in ("linear:0.1:0.2: 5", "linear: 0.1:0.2:5")),
+    (["train", "--discount", f"linear:0.1:0.2:{10**30}"], "last at most 2147483647 gradient steps"),
+    (["train", "--discount", "9" * 5000], "'99"),
+    (["sweep", "--discount", "uniform: 0.1:0.2", "--num-samples", "2"], "finite limits"),
     (["train", "--discount", "linear:0.9:nan:10"], "start and end at finite numbers"),
     (["train", "--n-step", "linear:10:0:100"], "n_step (0) must be a whole number of at least 1"),
     (["train", "--n-step", "linear:9999:1:100"], "must be at most replay_capacity / num_envs"),
@@ -130,4 +134,5 @@ def test_it_is_refused_in_one_line(words, expected, call_command, tmp_path, monk
     assert expected in err
     assert err.startswith("error: ")
     assert len(err.splitlines()) == 1
+    assert len(err) < 1000
     assert sorted(tmp_path.rglob("*")) == before

@@ -7,9 +7,11 @@ import gc
 import json
 import os
 import shutil
+import socket
 import sys
 import threading
 import time
+import types
 import warnings
 from typing import Any
 
@@ -259,6 +261,84 @@ def test_where_there_is_no_cluster_it_is_said(address, words, tmp_path):
     pytest.importorskip("ray")
     with pytest.raises(ConfigError, match=words):
         run_on_cluster(dqn, DESIGN, address=address, output=tmp_path)
+
+
+class NoRay(types.ModuleType):
+    """Stands in for Ray that does not start, or that fails once it has started."""
+
+    class exceptions:
+        class RayError(Exception):
+            pass
+
+        class RayTaskError(RayError):
+            pass
+
+    def __init__(self, failure=None, nodes=()):
+        super().__init__("ray")
+        self.failure, self.nodes, self.is_up = failure, nodes, False
+
+    def is_initialized(self):
+        return False
+
+    def init(self, *_, **__):
+        self.is_up = True
+        if self.failure:
+            raise self.failure
+
+    def shutdown(self):
+        self.is_up = False
+
+
+@pytest.mark.parametrize(
+    ("address", "failure", "words"),
+    [
+        (None, Exception("The current node timed out"), "Ray does not start .*: The .* 'ray stop'"),
+        ("local", TimeoutError(), "Ray does not start on this machine"),
+        ("auto", ConnectionError("no\nRay"), "no Ray cluster .* at auto .*no Ray.* 'ray start"),
+        ("auto", NoRay.exceptions.RayError("x" * 999), "no Ray cluster can be reached at auto"),
+    ],
+)
+def test_where_ray_does_not_start_a_line_says_why(address, failure, words, tmp_path, monkeypatch):
+    ray = NoRay(failure)
+    monkeypatch.setitem(sys.modules, "ray", ray)
+    monkeypatch.delenv("RAY_ADDRESS", raising=False)
+    with pytest.raises(ConfigError, match=words) as caught:
+        run_on_cluster(dqn, DESIGN, address=address, output=tmp_path / "out")
+    assert len(str(caught.value).splitlines()) == 1
+    assert len(str(caught.value)) < 600
+    assert not ray.is_up
+    assert [*tmp_path.iterdir()] == []
+
+
+@pytest.mark.parametrize("answer", [b"HTTP/1.0 200 OK\r\n", b"", b"x"])
+def test_what_answers_at_the_address_and_is_no_ray(answer, tmp_path, monkeypatch):
+    """Ray itself would try for minutes."""
+    monkeypatch.setitem(sys.modules, "ray", NoRay())
+    with socket.create_server(("127.0.0.1", 0)) as server:
+
+        def serve():
+            connection, _ = server.accept()
+            with connection:
+                connection.recv(99)
+                connection.sendall(answer)
+
+        thread = threading.Thread(target=serve)
+        thread.start()
+        address = f"127.0.0.1:{server.getsockname()[1]}"
+        with pytest.raises(ConfigError, match=f"at {address} .*what answers there is no Ray"):
+            run_on_cluster(dqn, DESIGN, address=address, output=tmp_path / "out")
+        thread.join()
+
+
+def test_a_cluster_that_is_lost_is_one_line(tmp_path, monkeypatch):
+    def fail():
+        raise NoRay.exceptions.RayError("the raylet\ndied")
+
+    ray = NoRay(nodes=fail)
+    monkeypatch.setitem(sys.modules, "ray", ray)
+    with pytest.raises(OSError, match=r"cannot be used any more .*the raylet died.* 'ray status'"):
+        run_on_cluster(dqn, DESIGN, address="auto", output=tmp_path / "out")
+    assert not ray.is_up
 
 
 @pytest.mark.parametrize("command", ["train", "sweep"])

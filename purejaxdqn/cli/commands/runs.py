@@ -1,7 +1,7 @@
 """Takes up a results file: trains one of its runs again, plays its policy, or mends the file."""
 
 import contextlib
-import os
+import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 from types import SimpleNamespace
@@ -67,12 +67,21 @@ def run_play(argv: Sequence[str]) -> int:
     one value may be left out.
     """
     place, dataset, labels, flags = _read_run(argv, "purejaxdqn play", run_play.__doc__, _PLAYING)
-    if not os.access(folder := flags.film.parent, os.W_OK):
-        raise ConfigError(f"film ({flags.film}) cannot be written: {folder} must be a folder")
+    if flags.film.suffix.lower() != ".gif" or flags.film.is_dir():
+        raise ConfigError(f"film ({flags.film}) must be a file that ends in .gif, as policy.gif")
+    try:
+        tempfile.TemporaryFile(dir=flags.film.parent).close()
+    except OSError as error:
+        raise ConfigError(
+            f"film ({flags.film}) cannot be written ({error.strerror}): its folder must exist"
+        ) from error
     use_every_core()
     train, params = load_run(place, dataset, labels)
     if problem := find_problem(train.env):
-        raise ConfigError(f"{problem}: play policies of gymnasium's environments alone")
+        raise ConfigError(
+            f"{problem}: play policies of gymnasium's environments alone, or import what registers "
+            "yours there (--import)"
+        )
     one = jax.tree.map(lambda x: x[np.newaxis], params)
     returns = play_in_gymnasium(train, one, flags.num_episodes, flags.random_seed, progress=True)
     filmed = save_gif(train, params, flags.film, flags.random_seed)

@@ -23,7 +23,7 @@ import numpy as np
 from purejaxdqn.engine.rounds import Event, Record
 from purejaxdqn.runtime.devices import ensure_devices
 from purejaxdqn.runtime.interrupts import catch_signals
-from purejaxdqn.runtime.modules import IMPORTED
+from purejaxdqn.runtime.modules import IMPORTED, describe_error
 from purejaxdqn.runtime.processes import split_address
 from purejaxdqn.storage import provenance
 from purejaxdqn.sweep.batches import TIMES, BatchTrainer
@@ -35,6 +35,7 @@ from purejaxdqn.sweep.resume import OpenSweep, open_sweep
 from purejaxdqn.training.loop import Experiment
 from purejaxdqn.types import ConfigError, ensure_whole
 
+_HELLO = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n\0\0\0\4\0\0\0\0\0"  # answered in kind where Ray is
 _UNKNOWN = 2**62  # bytes: only the node itself knows the memory of its GPUs
 _NOT_TAKEN = {"devices": "a task trains on its node's own, give num_cpus_per_task"}
 _POLL_SECONDS = 0.5  # between two looks at the reports of tasks
@@ -118,27 +119,46 @@ def _connect(address: str | None) -> Iterator[Any]:
             f"a sweep on a cluster needs Ray, which cannot be imported ({error}): "
             'pip install "purejaxdqn[cluster]"'
         ) from None
-    if ray.is_initialized():
-        yield ray
-        return
-    with catch_signals(), contextlib.ExitStack() as stack:  # Ray leaves a handler of its own
-        stack.callback(ray.shutdown)
+    with contextlib.ExitStack() as stack:
+        if not ray.is_initialized():
+            stack.enter_context(catch_signals())  # Ray leaves a handler of its own
+            stack.callback(ray.shutdown)
+            _start(ray, address, node)
         try:
-            if node is not None:  # within seconds, where nobody answers: Ray takes minutes
-                socket.create_connection(node, timeout=ANSWER_SECONDS).close()
-            quiet = {"log_to_driver": False, "logging_level": logging.ERROR}
-            with warnings.catch_warnings():
-                # Where JAX has threads already, forking warns; but Ray starts other programs.
-                warnings.filterwarnings("ignore", "os.fork", RuntimeWarning)
-                ray.init(address, include_dashboard=False, **quiet)
-        except (OSError, RuntimeError, ValueError) as error:
-            first_line = (str(error).splitlines() or [""])[0]
-            raise ConfigError(
-                f"no Ray cluster can be reached at {address or 'the default address'} "
-                f"({first_line}): start one with 'ray start --head', run this on one of its nodes, "
-                "and give its address"
+            yield ray
+        except ray.exceptions.RayTaskError:
+            raise  # of the user's code, with its traceback
+        except ray.exceptions.RayError as error:
+            raise OSError(
+                f"the Ray cluster cannot be used any more ({describe_error(error):.300}): 'ray "
+                "status' says what is left of it, and /tmp/ray/session_latest/logs why"
             ) from error
-        yield ray
+
+
+def _start(ray: Any, address: str | None, node: tuple[str, int] | None) -> None:
+    """Connects to a cluster, or starts one on this machine; refuses one that does not answer."""
+    try:
+        if node is not None:  # within seconds, where nobody answers: Ray takes minutes
+            with socket.create_connection(node, timeout=ANSWER_SECONDS) as connection:
+                connection.sendall(_HELLO)
+                if "RAY_USE_TLS" not in os.environ and connection.recv(9)[3:4] != b"\4":
+                    raise OSError("what answers there is no Ray")
+        quiet = {"log_to_driver": False, "logging_level": logging.ERROR}
+        with warnings.catch_warnings():
+            # Where JAX has threads already, forking warns; but Ray starts other programs.
+            warnings.filterwarnings("ignore", "os.fork", RuntimeWarning)
+            ray.init(address, include_dashboard=False, **quiet)
+    except Exception as error:  # of any kind: Ray raises bare ones where it does not start in time
+        why = f"({describe_error(error):.300})"
+        if address in (None, "local"):
+            raise ConfigError(
+                f"Ray does not start on this machine {why}: see /tmp/ray/session_latest/logs, end "
+                "what is left of an earlier one with 'ray stop', or train without a cluster"
+            ) from error
+        raise ConfigError(
+            f"no Ray cluster can be reached at {address} {why}: start one with 'ray start --head', "
+            "run this on one of its nodes, and give its address"
+        ) from error
 
 
 def _lay_out(ray: Any, num_cpus: int | None, num_gpus: int, memory_budget: float | None) -> Layout:
@@ -250,8 +270,8 @@ class _Driver(BatchTrainer):
             # A copy: Ray's own is read-only, and takes room in its store.
             records, unsaved, trained_steps, theirs = copy.deepcopy(self._ray.get(task))
         except self._ray.exceptions.RayTaskError as error:
-            if isinstance(error.cause, ConfigError):
-                raise ConfigError(str(error.cause)) from None
+            if isinstance(error.cause, ConfigError | OSError):  # such as of a disk that is full
+                raise error.cause from None
             raise
         self._records |= records
         self._finished |= {*records}
