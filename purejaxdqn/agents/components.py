@@ -9,7 +9,7 @@ from purejaxdqn import agents
 from purejaxdqn.agents.dqn.settings import DQNConfig
 from purejaxdqn.training.declaration import settings_of
 from purejaxdqn.training.settings import RunConfig, parse
-from purejaxdqn.types import ConfigError, nearest_names
+from purejaxdqn.types import ConfigError, ensure, nearest_names
 
 Component = Mapping[str, Any]  # settings by name; the first one is the switch
 Combination = tuple[bool, ...]  # of each component, whether it is in
@@ -48,6 +48,9 @@ def find_components(names: Sequence[str], base: RunConfig) -> dict[str, Componen
       ConfigError: for names that are none, or components that cannot stand beside each other or in
         the base.
     """
+    is_list = isinstance(names, Sequence | Mapping) and not isinstance(names, str)
+    is_list = is_list and all(isinstance(name, str) for name in names)
+    ensure(is_list, "components", names, "a list of names, such as ['double', 'dueling']")
     if not names:
         raise ConfigError(f"components is empty: name some of {', '.join(COMPONENTS)}")
     if len(set(names)) < len(names):

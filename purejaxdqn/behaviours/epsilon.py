@@ -6,7 +6,18 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from purejaxdqn.types import Array, ArrayTree, Behaviour, ConfigError, Extras, Schedule, Situation
+from purejaxdqn.types import (
+    Array,
+    ArrayTree,
+    Behaviour,
+    Extras,
+    Schedule,
+    Situation,
+    ensure,
+    ensure_function,
+    ensure_number,
+    ensure_whole,
+)
 
 
 def epsilon_greedy(
@@ -41,6 +52,7 @@ def epsilon_greedy_behaviour(epsilon: Schedule, write_probability: bool = False)
       write_probability: whether to write down the `probability` `[]` with which the action was
         taken, which corrections of off-policy returns divide by.
     """
+    ensure_function("epsilon", epsilon, "lambda num_steps: 0.1")
 
     def act(state: None, key: Array, situation: Situation) -> tuple[None, Array, Extras]:
         q_values, is_legal = situation.q_values, situation.is_legal
@@ -71,11 +83,10 @@ def epsilon_z_behaviour(
       exponent: mu, above 1; the larger, the shorter.
       longest: the most steps that an action lasts.
     """
-    if not exponent > 1 or longest < 1:
-        raise ConfigError(
-            f"exponent ({exponent}) must be above 1, and longest ({longest}) at least 1: with such "
-            "as 2.0 and 10_000"
-        )
+    ensure_function("epsilon", epsilon, "lambda num_steps: 0.1")
+    ensure_number("exponent", exponent, 1)
+    ensure(exponent > 1, "exponent", exponent, "above 1, such as 2.0")
+    ensure_whole("longest", longest)
     weights = jnp.arange(1, longest + 1, dtype=jnp.float32) ** -exponent
     up_to = jnp.cumsum(weights) / weights.sum()
 
@@ -118,6 +129,9 @@ def head_behaviour(
       num_heads: `K`.
       values_of: makes the action values `[K, A]` of the network's output.
     """
+    ensure_function("epsilon", epsilon, "lambda num_steps: 0.1")
+    ensure_whole("num_heads", num_heads)
+    ensure_function("values_of", values_of, "lambda output: output")
 
     def act(head: Array, key: Array, situation: Situation) -> tuple[Array, Array, Extras]:
         head_key, action_key = jax.random.split(key)

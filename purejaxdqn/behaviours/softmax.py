@@ -3,7 +3,7 @@
 import jax
 import jax.numpy as jnp
 
-from purejaxdqn.types import Array, Behaviour, Extras, Schedule, Situation
+from purejaxdqn.types import Array, Behaviour, Extras, Schedule, Situation, ensure_function
 
 
 def boltzmann_behaviour(temperature: Schedule, write_probability: bool = False) -> Behaviour:
@@ -16,6 +16,7 @@ def boltzmann_behaviour(temperature: Schedule, write_probability: bool = False) 
       temperature: `num_steps -> []`, above 0, in units of the action values.
       write_probability: as in `epsilon_greedy_behaviour`.
     """
+    ensure_function("temperature", temperature, "lambda num_steps: 0.1")
 
     def act(state: None, key: Array, situation: Situation) -> tuple[None, Array, Extras]:
         q_values = situation.q_values

@@ -4,7 +4,16 @@ from collections.abc import Callable
 
 import jax
 
-from purejaxdqn.types import Array, ArrayTree, Behaviour, ConfigError, Extras, Situation
+from purejaxdqn.types import (
+    Array,
+    ArrayTree,
+    Behaviour,
+    ConfigError,
+    Extras,
+    Situation,
+    ensure,
+    ensure_function,
+)
 
 
 def write_extras(
@@ -18,6 +27,9 @@ def write_extras(
     Raises:
       ConfigError: from `act`, for a name that the behaviour writes already.
     """
+    is_behaviour = isinstance(behaviour, Behaviour)
+    ensure(is_behaviour, "behaviour", behaviour, "a Behaviour, such as of epsilon_greedy_behaviour")
+    ensure_function("extras", extras, "lambda key, situation, action: {'index': action}", 3)
 
     def act(state: ArrayTree, key: Array, situation: Situation) -> tuple[ArrayTree, Array, Extras]:
         act_key, extras_key = jax.random.split(key)

@@ -85,15 +85,15 @@ def check_arguments(td_error: TDError) -> None:
     known = {ALIASES.get(x, x): parameter for x, parameter in parameters.items()}
     if missing := [x for x in needed if x not in known]:
         raise ConfigError(
-            f"td_error ({name}) takes ({', '.join(parameters)}), without {', '.join(missing)}: "
-            f"{rule}. Name its arguments so, also those that it does not use"
+            f"td_error ({name}) takes ({', '.join(parameters):.100}), without "
+            f"{', '.join(missing)}: {rule}. Name its arguments so, also those that it does not use"
         )
     # The values of `*args` and `**kwargs` may be none at all.
     required = [x for x, p in known.items() if p.default is p.empty and "VAR" not in p.kind.name]
     if unknown := [x for x in required if x not in TD_ERROR_ARGUMENTS]:
         renamed = f"; q_t_online is now {SELECTOR}" if "q_t_online" in unknown else ""
         raise ConfigError(
-            f"td_error ({name}) needs {', '.join(unknown)}, which bellman_loss does not know: "
+            f"td_error ({name}) needs {', '.join(unknown):.100}, which bellman_loss does not know: "
             f"{rule}{renamed}. Give what else it takes a default, or a value with functools.partial"
         )
 

@@ -13,7 +13,17 @@ import jax.numpy as jnp
 import optax
 
 from purejaxdqn.losses.bellman_loss import Penalty, name_part
-from purejaxdqn.types import Array, ConfigError, LossFn, LossOutput, Network, Params, Trajectory
+from purejaxdqn.types import (
+    Array,
+    ConfigError,
+    LossFn,
+    LossOutput,
+    Network,
+    Params,
+    Trajectory,
+    ensure_function,
+    ensure_number,
+)
 
 # (trajectory, q_t [T, A]) -> returns [T], the targets of q_tm1[a_tm1]: q_t are the target network's
 # values of obs_t
@@ -51,6 +61,7 @@ def peng_q_lambda(lambda_: Array | float) -> Returns:
     Peng and Williams, "Incremental multi-step Q-learning" (1996). The returns of all lengths up to
     the trajectory's are averaged with weights that fall by lambda, `[]` from 0 to 1.
     """
+    ensure_number("lambda_", lambda_, 0, 1)
 
     def returns(trajectory: Trajectory, q_t: Array) -> Array:
         v_t = jnp.max(q_t, axis=1)
@@ -65,6 +76,7 @@ def watkins_q_lambda(lambda_: Array | float) -> Returns:
     Watkins, "Learning from delayed rewards" (1989), chapter 7; Sutton and Barto, "Reinforcement
     Learning: An Introduction" (2018), section 12.10.
     """
+    ensure_number("lambda_", lambda_, 0, 1)
 
     def returns(trajectory: Trajectory, q_t: Array) -> Array:
         v_t = jnp.max(q_t, axis=1)
@@ -85,6 +97,7 @@ def retrace(lambda_: Array | float = 1.0) -> Returns:
     Raises:
       ConfigError: from the returns, if no probability was written down.
     """
+    ensure_number("lambda_", lambda_, 0, 1)
 
     def returns(trajectory: Trajectory, q_t: Array) -> Array:
         if "probability" not in trajectory.extras:
@@ -113,6 +126,8 @@ def trajectory_loss(returns: Returns, penalty: Penalty = optax.l2_loss) -> LossF
     The `LossFn` is given a `Trajectory` for a transition. Its priority is the mean absolute TD
     error, and its returns let no gradient through.
     """
+    ensure_function("returns", returns, "losses.watkins_q_lambda(0.9)", 2)
+    ensure_function("penalty", penalty, "optax.l2_loss")
 
     def loss_fn(
         network: Network[Any], params: Params, target_params: Params, transition: Any, key: Array

@@ -10,7 +10,7 @@ import numpy as np
 from numpy.polynomial import Chebyshev, Polynomial
 
 from purejaxdqn.networks.layers import DenseLayer, hidden_layers
-from purejaxdqn.types import Array, Categorical, ProposedQuantiles, Quantiles
+from purejaxdqn.types import Array, Categorical, ProposedQuantiles, Quantiles, ensure_whole
 
 
 class ActionOutputs(nn.Module):
@@ -225,6 +225,7 @@ _COSINE: list[float] = (
 
 def midpoints(num: int) -> Array:
     """Computes the midpoints `[num]` of `num` equal parts of the interval from 0 to 1."""
+    ensure_whole("num", num)
     return (jnp.arange(num) + 0.5) / num
 
 

@@ -58,6 +58,12 @@ def mean_return(dataset: xr.Dataset, name: str) -> xr.DataArray:
     one of chosen episodes. Episodes beyond a setting's own `eval_episodes` do not count. The name
     of the array says what it is, for an axis.
     """
+    is_dataset = isinstance(dataset, xr.Dataset)
+    if not is_dataset or "episode" not in dataset.get(name, xr.DataArray()).dims:
+        raise ValueError(
+            f"dataset ({type(dataset).__name__}) must be a sweep's, which has {name!r} of "
+            "episodes: give run_sweep(...).dataset, or what load reads"
+        )
     returns, asked = dataset[name].astype(float), dataset.sizes["episode"]
     if "settings" in dataset:
         read = np.vectorize(lambda text: json.loads(text)["eval_episodes"], otypes=[int])
@@ -321,6 +327,8 @@ def _check_scores(
 ) -> FloatArray:
     """Returns scores of these axes (none: any) as float64, or raises what is wrong with them."""
     try:
+        if np.iscomplexobj(values):
+            raise TypeError("it is complex")
         array = np.asarray(values, dtype=np.float64)
     except (TypeError, ValueError) as error:
         shown = " ".join(reprlib.repr(values).split())

@@ -9,9 +9,14 @@ from typing import Any, NoReturn, TypeVar
 import jax
 import jax.numpy as jnp
 
-from purejaxdqn.types import Array, ConfigError, Schedule
+from purejaxdqn.types import Array, ConfigError, Schedule, ensure_number
 
 Part = TypeVar("Part")
+
+
+def _ensure_numbers(**numbers: Any) -> None:
+    for name, number in numbers.items():
+        ensure_number(name, number)
 
 
 def linear_schedule(start: Array | float, end: Array | float, duration: Array | float) -> Schedule:
@@ -20,6 +25,7 @@ def linear_schedule(start: Array | float, end: Array | float, duration: Array | 
     With a duration of 0 it is `end` from the start. A count is of environment steps or of gradient
     steps. All three may be tracers, unlike those of `optax.linear_schedule`.
     """
+    _ensure_numbers(start=start, end=end, duration=duration)
 
     def schedule(count: Array) -> Array:
         along = start + (end - start) * (count / jnp.maximum(duration, 1.0))
@@ -35,6 +41,7 @@ def exponential_schedule(
 
     Both have the same sign, and neither is 0.
     """
+    _ensure_numbers(start=start, end=end, duration=duration)
 
     def schedule(count: Array) -> Array:
         along = start * (end / start) ** (count / jnp.maximum(duration, 1.0))
@@ -50,6 +57,7 @@ def multiplicative_schedule(
 
     Below a count of 0 it is `start`. All three may be tracers.
     """
+    _ensure_numbers(start=start, decay=decay, end=end)
 
     def schedule(count: Array) -> Array:
         power = jnp.maximum(jnp.asarray(count, jnp.float32), 0.0)

@@ -144,11 +144,6 @@ class TestEpsilonZ:
         (left, _), action, _ = behaviour.act(held, jax.random.key(0), situation(LEGAL))
         assert (int(action), int(left)) == (2, 0)
 
-    @pytest.mark.parametrize(("exponent", "longest"), [(1.0, 5), (float("nan"), 5), (2.0, 0)])
-    def test_what_cannot_be_is_refused(self, exponent, longest):
-        with pytest.raises(ConfigError, match=r"exponent \(.*longest \(.*such as"):
-            behaviours.epsilon_z_behaviour(half, exponent, longest)
-
 
 class TestHeads:
     OUTPUT = jnp.array([[1.0, 0.0, 0.0, 0.0], [0.0, 0.0, 0.0, 1.0], [0.0, 1.0, 0.0, 0.0]])

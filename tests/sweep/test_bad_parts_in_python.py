@@ -9,9 +9,22 @@ import optax
 import pytest
 from scipy import stats
 
-from purejaxdqn import agents, dqn, environments, losses, networks, pqn, replay, setting, tracking
+from purejaxdqn import (
+    agents,
+    behaviours,
+    dqn,
+    environments,
+    losses,
+    networks,
+    pqn,
+    replay,
+    setting,
+    tracking,
+)
+from purejaxdqn.agents.components import find_components
 from purejaxdqn.search.search import search
 from purejaxdqn.sweep.design import grid_design, random_design
+from purejaxdqn.training import schedules
 from purejaxdqn.types import Behaviour, ConfigError, Learner, Measure
 from tiny import TINY, TINY_PQN
 
@@ -23,6 +36,14 @@ ring = functools.partial(replay.uniform_replay, 8, 4)
 trials = functools.partial(search, dqn, TINY, seeds=[0], num_trials=2, output="x")
 munchausen = functools.partial(losses.munchausen, losses.bellman_loss())
 find = functools.partial(trials, RATES)
+chance = lambda num_steps: 0.1  # noqa: E731
+zeta = functools.partial(behaviours.epsilon_z_behaviour, epsilon=chance)
+heads = functools.partial(behaviours.head_behaviour, epsilon=chance, num_heads=2)
+greedy = behaviours.epsilon_greedy_behaviour(chance)
+written = functools.partial(behaviours.write_extras, behaviour=greedy, extras=lambda *args: {})
+batches = functools.partial(replay.independent_batches, ring())
+linear = functools.partial(schedules.linear_schedule, start=0.1, end=0.2, duration=10)
+named = lambda components: find_components(components, TINY)  # noqa: E731
 
 
 WHOLE, NUMBER, BOOL = "and a whole number", "a finite number", "must be True or False"
@@ -75,6 +96,25 @@ CASES = [
     *of(functools.partial(replay.n_step_replay, ring()), "n_step", WHOLE, 0, 1.5, None, "3"),
     *of(functools.partial(replay.n_step_replay, n_step=3), "replay", "a Replay", None, "x", ring),
     *of(losses.bellman_loss, "penalty", "a function of 1", None, 3, "huber", lambda: 0, float),
+    *of(losses.trajectory_loss, "returns", "of 2 arg", None, "peng", 0.9, lambda q_t: q_t),
+    *of(losses.peng_q_lambda, "lambda_", NUMBER, -1, 1.5, NAN, True, "1", None),
+    *of(losses.watkins_q_lambda, "lambda_", NUMBER, 2, np.ones(2)),
+    *of(losses.retrace, "lambda_", NUMBER, [1], INF),
+    *of(behaviours.epsilon_greedy_behaviour, "epsilon", "of 1 arg", 0.1, None, NAN, np.ones(2)),
+    *of(behaviours.boltzmann_behaviour, "temperature", "of 1 arg", 1, "warm", lambda: 1.0),
+    *of(zeta, "epsilon", "of 1 arg", 0.1),
+    *of(zeta, "exponent", "above 1", 1, 1.0),
+    *of(zeta, "exponent", NUMBER, NAN, "2", True, 0.5),
+    *of(zeta, "longest", WHOLE, 0, 1.5, True, "9"),
+    *of(heads, "num_heads", WHOLE, 0, 2.0, None),
+    *of(heads, "values_of", "of 1 arg", 3, lambda: 0),
+    *of(written, "behaviour", "a Behaviour", None, "greedy", 5),
+    *of(written, "extras", "of 3 arg", {}, lambda key: {}),
+    *of(linear, "start", NUMBER, None, "0.1", NAN, 1j, {}),
+    *of(linear, "duration", NUMBER, "10", INF, np.ones(2)),
+    *of(networks.midpoints, "num", WHOLE, 0, -1, True, 2.5, None),
+    *of(batches, "num_batches", WHOLE, 0, 2.0, True),
+    *of(named, "components", "a list of names", 5, "double", [None], [b"double"], [["double"]]),
     *of(losses.munchausen, "loss_fn", "a function of 5", None, "x", lambda x: x),
     *of(munchausen, "temperature", NUMBER, 0, NAN),
     *of(munchausen, "coefficient", NUMBER, "x", INF),
