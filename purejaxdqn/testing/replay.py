@@ -51,9 +51,9 @@ def check_replay(
       true one, also where the time limit cut an episode off.
     - With `n_step`, a window spans that many steps of one environment, or fewer where its episode
       ends or no more were added; it never reaches into the next episode.
-    - Entries are drawn as often as `Sample.probabilities` says, which sum to 1; where priorities
-      count, an entry with a higher one is the more likely, and a new one as likely as the
-      likeliest. Negative priorities and a NaN leave all probabilities above 0.
+    - Entries are drawn as often as `Sample.probabilities` says, which sum to 1, and none is left
+      out; where priorities count, an entry with a higher one is the more likely, and a new one as
+      likely as the likeliest. Negative priorities and a NaN leave all probabilities above 0.
     - What `init` and `add` draw comes from their keys, so that seeds differ.
     - `window_at`, where there is one, gives such windows too, at a sample's indices.
     - It works under `jit`, `scan` and `vmap`; it writes in place, also for several runs at once;
@@ -70,8 +70,8 @@ def check_replay(
       num_envs: `E`.
       n_step: the most steps that a window in a sample of this replay spans, such as the length of
         a `sequence_replay`.
-      newest: False for a replay that forgets others than the oldest, such as a reservoir. It may
-        write with a scatter, too.
+      newest: False for a replay that forgets others than the oldest, such as a reservoir, or that
+        does not draw all that it holds. It may write with a scatter, too.
     """
     key = jax.random.key(0) if key is None else key
     name = getattr(make_replay, "__qualname__", None) or repr(make_replay)
@@ -98,6 +98,10 @@ def _check_all(
         look(make(16, 3), _draw_steps(11, num_envs, 3), key, 10 * num_envs)
         return look(make(8, 3), _draw_steps(22, num_envs, 3), key, 8 * num_envs)
 
+    def check_all(replay: Replay, steps: Step, key: Array, num_held: int) -> str:
+        draws_all = newest and n_step == 1
+        return check_draws(replay, steps, key, num_held, draws_all)
+
     def check_values() -> str:
         learned, num_steps = _learn_probes(make_replay, key, num_envs, n_step)
         values.extend(probes.check_probes(learned, num_steps))
@@ -112,7 +116,7 @@ def _check_all(
         types,
         attempt("what was added is sampled", check_content, 8, 3),
         attempt("with a time limit of one step", check_content, 4, 1),
-        attempt("probabilities and priorities", check, check_draws),
+        attempt("probabilities and priorities", check, check_all),
         attempt("odd priorities", check, functools.partial(check_odd_priorities, newest=newest)),
         attempt("streams of seeds", check_streams, *drawn, why_not=why),
         attempt("written in place", _check_in_place, make_replay, num_envs, newest),
@@ -149,7 +153,8 @@ def _draw_steps(num_steps: int, num_envs: int, time_limit: int) -> Step:
     terminated = rng.random((num_steps, num_envs)) < 0.25
     since = np.arange(num_steps)[:, np.newaxis] + rng.integers(0, time_limit, num_envs)
     truncated = (since % time_limit == 0) & (rng.random(terminated.shape) < 0.75)
-    obs, last_obs = rng.permutation(2 * num_steps * num_envs).reshape(2, num_steps, num_envs) + 1
+    numbers = 1 + rng.permutation(2 * num_steps * num_envs).reshape(2, num_steps, num_envs)
+    obs, last_obs = 100.25 * numbers  # no type but their own holds them
     following = np.concatenate([obs[1:], last_obs[-1:]])
     next_obs = np.where(terminated | truncated, last_obs, following)
 

@@ -151,6 +151,31 @@ def check_finite(subject: Subject) -> str:
     return "finite"
 
 
+def check_weights(subject: Subject) -> str | None:
+    """Checks that errors of one size pull alike, also at the end; None if they cannot be made."""
+    cases, settled = subject.cases, subject.settled
+    moved = cases.shift(q_tm1=1.0)
+    targets = [subject.fixed_point.target(x.q_tm1, *x[4:], x.q_t) for x in (cases, moved)]
+    if subject.bootstrap != "target" or find_size(targets[0] - targets[1]) > 0:
+        return None
+    ended = cases.set(discount_t=0.0)
+    pulls = [subject.evaluate(cases.predict(settled - 0.3)).pull]
+    pulls.append(subject.evaluate(ended.predict(subject.settle(ended) - 0.3)).pull)
+    # By the action they may be meant to differ, and not by what follows it.
+    shares = [pull / np.maximum(np.abs(pulls[0]), 1e-12) for pull in pulls]
+    spread = max(
+        float(np.ptp(np.concatenate([x[cases.a_tm1 == a] for x in pulls])) / np.abs(pulls[0]).max())
+        for a in np.unique(cases.a_tm1)
+    )
+    low, high = np.min(shares[1]), np.max(shares[1])
+    wrong = (
+        f"an error of 0.3 pulls by shares that differ up to {spread:.2g}, where the episode "
+        f"terminated {low:.3g} to {high:.3g} times as much: what it counts depends on discount_t, "
+        "r_t or values, which biases what is learned. Where that is meant: fixed_point=None"
+    )
+    return expect(spread < 1e-3, f"{spread:.1e}", wrong)
+
+
 def check_asymmetry(subject: Subject) -> str:
     """Checks how much errors of either sign count: as the quantile's fraction says, else alike."""
     cases, settled = subject.cases, subject.settled
