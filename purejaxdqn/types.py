@@ -250,7 +250,7 @@ class Network(NamedTuple, Generic[Output]):
     head: Callable[..., Any] | None = None
     # (output, is_legal [A] bool) -> an output that values all other actions at `ILLEGAL`, where an
     # environment tells legal actions; None for the kinds above, whose values it knows
-    mask: Callable[[Output, Array], Output] | None = None
+    mask: Callable[[Any, Array], Any] | None = None
 
 
 # (network, params, target_params, transition, key) -> LossOutput: a loss of ONE transition, for

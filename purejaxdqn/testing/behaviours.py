@@ -1,5 +1,6 @@
 """Checks that a behaviour keeps its contract."""
 
+import functools
 from collections.abc import Callable
 from typing import Any
 
@@ -111,11 +112,14 @@ def _check_all(
         checks.append(attempt("same keys, same actions", play))
     if not plays:
         return checks
+    look = functools.partial(_check_streams, draws=_draws_actions(make(_SOME), key, options))
     why = "it is not made of a schedule: pass what makes it, such as epsilon_greedy_behaviour"
     unmade = "as told" if options.outlives_episodes else "its state holds nothing but keys"
     return [
         *checks,
-        attempt("other keys, other actions", _check_streams, plays, why_not="it is greedy here"),
+        attempt(
+            "other keys, other actions", look, plays, why_not="it is greedy here, or draws nothing"
+        ),
         attempt("the prefill is uniform", _check_prefill, plays),
         attempt("legal actions alone", _check_legal, plays, why_not="as told (knows_legal)"),
         attempt("greedy where epsilon is 0", _check_epsilon, plays, options, why_not=why),
@@ -166,14 +170,26 @@ def _is_shared(play: Play) -> bool:
     return bool((play.actions == play.actions[:1]).all())
 
 
-def _check_streams(plays: dict[str, Play]) -> str | None:
+def _draws_actions(behaviour: Behaviour, key: Array, options: Options) -> bool:
+    """Tells whether a behaviour draws random numbers after the prefill."""
+    values, _, is_first = (jnp.asarray(x[0]) for x in draw_situations(options))
+
+    def act(state: ArrayTree, key: Array) -> Any:
+        here = make_situation(options, values, is_first, False, None)
+        return behaviour.act(state, key, here)
+
+    state = jax.eval_shape(behaviour.init, key)
+    return "random_bits" in str(jax.make_jaxpr(act)(state, key))
+
+
+def _check_streams(plays: dict[str, Play], draws: bool) -> str | None:
     wrong = "all environments, and all seeds, take the same actions {}: they share a stream; {}"
     expect(not _is_shared(plays["prefill"]), "1 stream", wrong.format("in the prefill", _DRAW))
     moves = np.diff(plays["prefill"].actions, axis=1).any()
     again = "in the prefill each environment takes one action over and over: the key is the same"
     expect(moves, "no change", f"{again} at each step; {_DRAW}, which it renews")
     most = plays.get("all", plays["some"])
-    if "all" not in plays and most.is_greedy.all():
+    if not draws or ("all" not in plays and most.is_greedy.all()):
         return None
     expect(not _is_shared(most), "1 stream", wrong.format("after the prefill", _DRAW))
     return f"{len(np.unique(most.actions, axis=0))} different"

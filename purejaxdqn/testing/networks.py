@@ -186,19 +186,18 @@ def _change_entries(obs: Array, unread: Sequence[int]) -> dict[int, Array]:
     return {i: jnp.stack([jnp.where(places == i, x, obs) for x in changes]) for i in entries}
 
 
-def _check_dependence(
-    network: Network[Any], key: Array, obs: Array, frozen: Sequence[str], unread: Sequence[int]
-) -> None:
-    """Checks what the values depend on, with weights near the first ones: those may be 0."""
-    *init_keys, noise_key = jax.random.split(key, 3)
-    batch = _draw_observations(obs)
+def _draw_weights(init: Any, keys: list[Array], obs: Array) -> tuple[Any, list[str], list[Any]]:
+    """Draws two sets of weights near the first ones, which may be 0, by name.
+
+    Also gives what makes params of them, and the names of those that are learned.
+    """
     rng = np.random.default_rng(1)
 
     def draw(init_key: Array) -> Any:
-        paths, tree = jax.tree.flatten_with_path(network.init(init_key, obs))
+        paths, tree = jax.tree.flatten_with_path(init(init_key, obs))
         return tree, {jax.tree_util.keystr(path): leaf for path, leaf in paths}
 
-    (tree, one), (_, other) = map(draw, init_keys)
+    (tree, one), (_, other) = map(draw, keys)
     names = [*one]  # in the order of the tree; a program sorts them
     is_flax = any(name.startswith("['params']") for name in names)
     learned = [
@@ -211,12 +210,18 @@ def _check_dependence(
         for name in learned:
             noise = 0.1 * rng.normal(size=weights[name].shape)
             weights[name] = weights[name] + noise.astype(weights[name].dtype)
+    return lambda x: jax.tree.unflatten(tree, [x[name] for name in names]), learned, [one, other]
 
+
+def _check_dependence(
+    network: Network[Any], key: Array, obs: Array, frozen: Sequence[str], unread: Sequence[int]
+) -> None:
+    """Checks what the values depend on."""
+    *init_keys, noise_key = jax.random.split(key, 3)
+    params_of, learned, (one, other) = _draw_weights(network.init, init_keys, obs)
+    batch = _draw_observations(obs)
     changed = _change_entries(batch[3], unread)
     every = jnp.concatenate([batch, *changed.values()])
-
-    def params_of(weights: dict[str, Array]) -> Params:
-        return jax.tree.unflatten(tree, [weights[x] for x in names])
 
     @jax.jit
     def all_values(weights: dict[str, Array]) -> Array:
@@ -322,7 +327,8 @@ def _check_parts(network: Network[Any], params: list[Params], batch: Array) -> N
         both = over(lambda params, obs: head(params, features(params, obs)), params[0])
         wrong = "head(params, features(params, obs)) is not apply(params, obs)"
         whole = over(network.apply, params[0])
-        require.that(jax.tree.structure(both) == jax.tree.structure(whole), wrong)
+        is_alike = str(jax.tree.structure(both)) == str(jax.tree.structure(whole))
+        require.that(is_alike, wrong)
         require.close(whole, both, wrong, "make them the two halves of one network")
     if activations is not None:
         found = [over(activations, x) for x in params]

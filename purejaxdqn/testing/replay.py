@@ -98,10 +98,6 @@ def _check_all(
         look(make(16, 3), _draw_steps(11, num_envs, 3), key, 10 * num_envs)
         return look(make(8, 3), _draw_steps(22, num_envs, 3), key, 8 * num_envs)
 
-    def check_all(replay: Replay, steps: Step, key: Array, num_held: int) -> str:
-        draws_all = newest and n_step == 1
-        return check_draws(replay, steps, key, num_held, draws_all)
-
     def check_values() -> str:
         learned, num_steps = _learn_probes(make_replay, key, num_envs, n_step)
         values.extend(probes.check_probes(learned, num_steps))
@@ -112,11 +108,12 @@ def _check_all(
     if not types.passed:
         return [types]
     drawn, why = (make(8, 3), _draw_steps(29, num_envs, 3), key), "init and add draw nothing"
+    look = functools.partial(check_draws, draws_all=newest and n_step == 1)
     return [
         types,
         attempt("what was added is sampled", check_content, 8, 3),
         attempt("with a time limit of one step", check_content, 4, 1),
-        attempt("probabilities and priorities", check, check_all),
+        attempt("probabilities and priorities", check, look),
         attempt("odd priorities", check, functools.partial(check_odd_priorities, newest=newest)),
         attempt("streams of seeds", check_streams, *drawn, why_not=why),
         attempt("written in place", _check_in_place, make_replay, num_envs, newest),
@@ -136,9 +133,16 @@ def _learn_probes(
     def sampled(keys: Array) -> Any:
         batches = jax.vmap(replay.sample, in_axes=(None, 0))(fill(replay, steps), keys).window
         windows = jax.tree.map(jnp.concatenate, batches)
-        return jax.vmap(to_transition, in_axes=(0, None))(windows, probes.DISCOUNT)
+        over = [jax.vmap(x, in_axes=(0, None)) for x in (to_transition, n_step_transition)]
+        return windows, *(make(windows, probes.DISCOUNT) for make in over)
 
-    found = to_numpy(jax.jit(sampled)(jax.random.split(key, 4)))
+    windows, found, single = to_numpy(jax.jit(sampled)(jax.random.split(key, 4)))
+    is_step, limits = windows.is_inside, windows.truncated
+    if isinstance(found, Transition):
+        is_step, limits = np.ones_like(single.truncated_t), single.truncated_t
+    given = getattr(found, "truncated_t", None)
+    wrong = "truncated_t is not whether the time limit cut the episode off at obs_t"
+    require.that(given is None or np.array_equal(given[is_step], limits[is_step]), wrong)
     if isinstance(found, Trajectory):  # each valid step of it is a transition
         *fields, extras, is_valid = found
         valid = [x[is_valid] for x in fields]

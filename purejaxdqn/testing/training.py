@@ -60,14 +60,8 @@ def check_training(
         values = jax.vmap(lambda obs: network.action_values(network.apply(params, obs)))
         return np.asarray(values(jnp.eye(probes.NUM_OBS)), np.float64)
 
-    def run(train: Train) -> tuple[TrainState, TrainState]:
-        state = jax.jit(train.init)(jax.random.key(0))
-        chunk = jax.jit(train.chunk, static_argnums=2)
-        num = config.num_iterations
-        return state, chunk(state, jnp.int32(num), num)[0]
-
     def learn() -> str:
-        _, state = run(make(probes.make_probe_environment()))
+        _, state = _run(make(probes.make_probe_environment()), config.num_iterations)
         learned.extend([values_of(state), state])
         return f"{config.total_steps} steps"
 
@@ -77,7 +71,7 @@ def check_training(
         ends = ("learning_rate", "learning_rate_end_fraction", "max_grad_norm")
         own = dataclasses.replace(config, **{x: getattr(given, x) for x in ends})
         train = experiment(own, env=probes.make_probe_environment(), network=network)
-        return probes.check_approach(*map(values_of, run(train)))
+        return probes.check_approach(*map(values_of, _run(train, config.num_iterations)))
 
     checks = [attempt("trains", learn)]
     if learned:
@@ -91,6 +85,13 @@ def check_training(
 
 
 training_report = unprinted(check_training)
+
+
+def _run(train: Train, num_iterations: int) -> tuple[TrainState, TrainState]:
+    """Trains; returns the states before and after."""
+    state = jax.jit(train.init)(jax.random.key(0))
+    chunk = jax.jit(train.chunk, static_argnums=2)
+    return state, chunk(state, jnp.int32(num_iterations), num_iterations)[0]
 
 
 def _shorten(config: DQNConfig) -> DQNConfig:

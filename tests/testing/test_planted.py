@@ -33,7 +33,7 @@ def named(names, fast):
 
 
 def of_pair(item):
-    return item if isinstance(item, tuple) else (item, {})
+    return item if type(item) is tuple else (item, {})  # a part is a tuple too
 
 
 # --------------------------------------------------------------------------------------- networks
@@ -263,6 +263,7 @@ def stored_as(dtype):
             return replay.init(cast(step, dtype), key)
 
         def window_at(*at):
+            assert replay.window_at is not None
             return cast(replay.window_at(*at), own["dtype"], ("obs", "next_obs", "observations"))
 
         def sample(state, key):
@@ -311,6 +312,11 @@ BAD_REPLAYS: dict[str, Any] = {
         {"n_step": 3},
         "probe: ",
     ),
+    "truncations are lost": (
+        of_transition(lambda t, w: t._replace(truncated_t=~w.is_inside[0])),
+        {"n_step": 3},
+        "truncated_t is not whether",
+    ),
     "the first reward alone": (
         of_transition(lambda t, w: t._replace(r_t=w.reward[0])),
         {"n_step": 3},
@@ -342,7 +348,7 @@ def test_a_sound_replay(name):
 # ------------------------------------------------------------------------------------- behaviours
 
 
-def of_act(act: Callable[..., Any], init=lambda key: None):
+def of_act(act: Callable[..., Any], init: Any = lambda key: None) -> Any:
     """A `make_behaviour` of `act(epsilon, state, key, situation)`, with epsilon's value."""
 
     def make_behaviour(epsilon):
@@ -455,7 +461,7 @@ def make_batch():
     obs: Any = rng.normal(size=(2, 16, 4)).astype(np.float32)
     scalars: Any = np.float32(rng.normal(size=16)), np.full(16, 0.9, np.float32)
     action: Any = np.arange(16, dtype=np.int32) % 3
-    return Transition(obs[0], action, *scalars, obs[1], np.zeros(16, bool), {})  # type: ignore[arg-type]
+    return Transition._make((obs[0], action, *scalars, obs[1], np.zeros(16, bool), {}))
 
 
 def with_weights(change):

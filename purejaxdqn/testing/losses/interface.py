@@ -51,22 +51,22 @@ def check_error_sign(td_error: TDError) -> str:
     action = np.arange(NUM_LANES, dtype=np.int32) % _NUM_ACTIONS
     mapped = jax.jit(jax.vmap(functools.partial(call_by_name, td_error)))
 
-    def evaluate(reward: float, more: float = 0.0) -> np.ndarray:
-        r_t, discount_t = (np.full(NUM_LANES, x, np.float32) for x in (reward, 0.9))
+    def evaluate(more: float) -> np.ndarray:
+        r_t, discount_t = (np.full(NUM_LANES, x, np.float32) for x in (0.0, 0.9))
         values = (np.float32(q_tm1 + more), action, r_t, discount_t, *[np.float32(q_t)] * 2)
         return np.asarray(mapped(dict(zip(TD_ERROR_ARGUMENTS, values, strict=True))))
 
-    above, below = evaluate(1e3), evaluate(-1e3)
+    above, below = evaluate(-1e3), evaluate(1e3)
     share = float(((above > 0) & (below < 0)).mean())
     why = {
         "it is the prediction less the target: the wrong sign. Under a penalty that is the same on "
         "both sides nothing changes, under any other everything does": max(*above, *-below) < 0,
         "it has the same sign on both sides: the square or the size of the error is taken in it, "
         "but that is for the penalty to do (bellman_loss)": (above * below > 0).all(),
-        "it must be above 0 where r_t is large, and below 0 where it is small": True,
+        "it must be above 0 where q_tm1 is small, and below 0 where it is large": True,
     }
     expect(share == 1, f"{share:.0%}", find_true(why)[0])
-    factors = evaluate(0.0) - evaluate(0.0, 1.0)
+    factors = evaluate(0.0) - evaluate(1.0)
     factor = float(factors.mean())
     is_scaled = np.ptp(factors) < 1e-3 and abs(factor - 1) > 1e-3
     whose = " (a mean over the actions?)" if abs(factor * _NUM_ACTIONS - 1) < 1e-3 else ""

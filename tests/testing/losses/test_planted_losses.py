@@ -255,6 +255,10 @@ SOUND: dict[str, Any] = {
         of_target(lambda r, d, q, _: jnp.clip(r, -1, 1) + d * q.max()),
         {"fixed_point": lambda q_tm1, a, r, d, q_t: np.clip(r, -1, 1) + d * q_t.max(-1)},
     ),
+    "rewards scaled, and declared": (
+        of_target(lambda r, d, q, _: 0.1 * r + d * q.max()),
+        {"fixed_point": lambda q_tm1, a, r, d, q_t: 0.1 * r + d * q_t.max(-1)},
+    ),
     "residual gradient": (residual, {"bootstrap": "online", "learns_next_obs": True}),
     "maxmin": (
         of_heads,
