@@ -144,10 +144,10 @@ def _check_noise(
     values: Callable[..., Array], params: Params, obs: Array, key: Array, noisy: bool
 ) -> None:
     """Checks that noise is the key's alone."""
-    keys = jax.random.split(key)
-    find = jax.jit(lambda *x: (values(*x), values(*x, keys[0]), values(*x, keys[1])))
-    plain, *with_keys = map(np.asarray, find(params, obs))
-    varies = not np.array_equal(with_keys[0], with_keys[1])
+    over = jax.vmap(values, in_axes=(None, None, 0))
+    find = jax.jit(lambda *x: (values(*x[:2]), over(*x)))
+    plain, with_keys = map(np.asarray, find(params, obs, jax.random.split(key, 16)))
+    varies = not np.array_equal(with_keys, np.broadcast_to(with_keys[0], with_keys.shape))
     draws = ["random_bits" in str(jax.make_jaxpr(values)(params, obs, x)) for x in (None, key)]
     wrong = "network.apply draws random numbers without a key: where key is None there is no noise"
     require.that(not (draws[0] and (varies or not draws[1])), wrong)

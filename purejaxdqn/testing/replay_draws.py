@@ -50,9 +50,13 @@ class _Held:
             given = self.entries[places], priorities[places].astype(np.float32)
             self.state = self._update(self.state, *given)
 
-    def add_newest(self) -> np.ndarray:
-        """Adds the last row; returns the probabilities `[E]` of its steps, 0 where never drawn."""
+    def add_newest(self, by: float = 0.0) -> np.ndarray:
+        """Adds the last row; returns the probabilities `[E]` of its steps, 0 where never drawn.
+
+        Its observations are shifted, so that it may be added again.
+        """
         add = jax.jit(self._replay.add)
+        self.newest = self.newest._replace(obs=self.newest.obs + np.float32(by))
         self.state = add(self.state, self.newest, jax.random.key(4))
         self.drawn = self.sample(2)
         number = self.drawn.window.obs[..., 0, 0, 0]
@@ -94,13 +98,14 @@ def check_draws(
         "after Replay.update with a priority of its own for each entry, the probabilities do not "
         f"rise with the priorities (they do from {rising:.0%} of entries to the next): {why}",
     )
-    _check_newest(held)
+    for by in (0.0, 0.5):  # after an update, and after another row
+        _check_newest(held, by)
     return "by priority"
 
 
-def _check_newest(held: _Held) -> None:
+def _check_newest(held: _Held, by: float) -> None:
     """Checks that new entries are as likely as the likeliest; a tie may put one before them."""
-    new = held.add_newest()
+    new = held.add_newest(by)
     number, given = held.drawn.window.obs[..., 0, 0, 0], held.drawn.probabilities
     old = given[~np.isin(number, held.newest.obs[:, 0, 0, 0])]
     likelier = np.unique(held.drawn.indices[np.isin(given, old[old > 1.001 * new.min()])])

@@ -149,6 +149,17 @@ class Fourier(nn.Module):
         return nn.Dense(3)(jnp.concatenate([jnp.sin(x), jnp.cos(x)]))
 
 
+class Dropout(nn.Module):
+    """Few of its units are ever left out."""
+
+    @nn.compact
+    def __call__(self, obs):
+        x = nn.relu(nn.Dense(8)(obs))
+        if self.has_rng("noise"):
+            x = x * jax.random.bernoulli(self.make_rng("noise"), 0.9, x.shape) / 0.9
+        return nn.Dense(3)(x)
+
+
 class Zeros(nn.Module):
     """All values begin at 10."""
 
@@ -164,6 +175,7 @@ GOOD_NETWORKS: dict[str, Any] = {
     "a table": (networks.make_network(nn.Embed(10, 3)), {"obs": jnp.int32(3)}),
     "pixels": (networks.make_network(Pixels()), {"obs": jnp.zeros((8, 8, 2), jnp.uint8)}),
     "Fourier features": (networks.make_network(Fourier()), {"frozen": ("frequencies",)}),
+    "dropout": (networks.make_network(Dropout()), {"noisy": True}),
     "begins as one number": networks.make_network(Zeros()),
     "its halves": of_values(plain, features=features, head=head, activations=activations),
     "an entry that is meant not to count": (
@@ -293,7 +305,17 @@ def updated(change, *sizes):
     return replay._replace(update=lambda state, i, p: replay.update(state, *change(i, p)))
 
 
+def forgets_the_largest(*sizes):
+    """The largest priority so far holds for the next row alone."""
+    replay = prioritised_replay(*sizes)
+    add = lambda state, step, key: replay.add(state, step, key).replace(  # noqa: E731
+        max_priority=jnp.ones(())
+    )
+    return replay._replace(add=add)
+
+
 BAD_REPLAYS: dict[str, Any] = {
+    "forgets the largest priority": (forgets_the_largest, {}, "a new entry is drawn with"),
     "all but the newest": (drawn(all_but_the_newest), {}, "is the newest row"),
     "a little skewed": (
         drawn(a_little_skewed),

@@ -212,7 +212,9 @@ def _differ(subject: Subject, cases: Cases) -> np.ndarray:
     # Without a target network its own prediction has moved meanwhile.
     moved = cases.predict(settled) if subject.bootstrap == "online" else cases
     declared = subject.fixed_point.target(moved.q_tm1, *cases[4:], cases.q_t)
-    return np.where(np.isfinite(settled), settled - declared, np.inf)
+    # What overflows where it is declared says nothing of the loss.
+    difference = np.where(np.isfinite(declared), settled - declared, 0.0)
+    return np.where(np.isfinite(settled), difference, np.inf)
 
 
 def _find_difference(subject: Subject) -> tuple[float, str, str]:
