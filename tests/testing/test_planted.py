@@ -91,7 +91,7 @@ BAD_NETWORKS: dict[str, tuple[Any, str]] = {
     "members that begin alike": (ENSEMBLE._replace(init=members_alike), "all 3 members"),
     "a value that is never set": (
         of_values(lambda p, o: plain(p, o).at[2].set(0)),
-        r"action \[2\]",
+        r"actions \[2\]",
     ),
     "shifted copies": (
         of_values(lambda p, o: plain(p, o)[0] + jnp.arange(3.0)),
@@ -166,6 +166,7 @@ class Zeros(nn.Module):
     @nn.compact
     def __call__(self, obs):
         x = nn.relu(nn.Dense(8, kernel_init=lambda key, shape, dtype: jnp.eye(*shape))(obs))
+        x = nn.relu(nn.Dense(8)(x))
         start = nn.initializers.constant(10.0)
         return nn.Dense(3, kernel_init=nn.initializers.zeros, bias_init=start)(x)
 

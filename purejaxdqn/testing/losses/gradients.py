@@ -162,12 +162,11 @@ def check_weights(subject: Subject) -> str | None:
     pulls = [subject.evaluate(cases.predict(settled - 0.3)).pull]
     pulls.append(subject.evaluate(ended.predict(subject.settle(ended) - 0.3)).pull)
     # By the action they may be meant to differ, and not by what follows it.
-    shares = [pull / np.maximum(np.abs(pulls[0]), 1e-12) for pull in pulls]
-    spread = max(
-        float(np.ptp(np.concatenate([x[cases.a_tm1 == a] for x in pulls])) / np.abs(pulls[0]).max())
-        for a in np.unique(cases.a_tm1)
-    )
-    low, high = np.min(shares[1]), np.max(shares[1])
+    scale, of_action = max(find_size(pulls[0]), 1e-12), cases.a_tm1
+    both = (np.concatenate([x[of_action == a] for x in pulls]) for a in np.unique(of_action))
+    spread = max(float(np.ptp(x)) for x in both) / scale
+    shares = pulls[1] / np.maximum(pulls[0], 1e-12)
+    low, high = shares.min(), shares.max()
     wrong = (
         f"an error of 0.3 pulls by shares that differ up to {spread:.2g}, where the episode "
         f"terminated {low:.3g} to {high:.3g} times as much: what it counts depends on discount_t, "

@@ -219,6 +219,7 @@ def check_interface(
     network = network or _make_network(loss_fn, outputs)
     loss = functools.partial(loss_fn, network)
     batch: Any = jax.tree.map(np.asarray, transitions or _draw_transitions())
+    batch = batch._replace(truncated_t=np.zeros(len(batch.r_t), bool))  # a row of its own asks
     key, *init_keys = jax.random.split(jax.random.key(0), 3)
     init = jax.jit(network.init)
     weights = [init(init_key, batch.obs_tm1[0]) for init_key in init_keys]
@@ -304,7 +305,6 @@ def _examine(loss: Any, batch: Any, order: Any, params: Any, target: Any, keys: 
 
         return jax.grad(mean_loss, has_aux=True)(params)
 
-    batch = batch._replace(truncated_t=np.zeros_like(batch.discount_t, bool))
     ended = batch._replace(discount_t=np.zeros_like(batch.discount_t))
     uncut = batch._replace(discount_t=np.full_like(batch.discount_t, 0.9))
     variants = {
