@@ -89,7 +89,9 @@ def _check_other_actions(subject: Subject) -> str:
 def _check_direction(subject: Subject) -> str:
     cases = subject.cases
     far = 6.0 if subject.table.representation == "categorical" else FAR
-    up, down = (subject.pull(r_t=by) for by in (far, -far))
+    bends_rewards = subject.fixed_point is not None and is_bent(subject.fixed_point)
+    moves = [{"q_tm1": -by} if bends_rewards else {"r_t": by} for by in (far, -far)]
+    up, down = (subject.pull(**move) for move in moves)
     share = float(((up > 0) & (down < 0)).mean())
     is_away = ((up < 0) & (down > 0)).mean() > 0.99
     is_constant = up.any() and not (up - down).any()

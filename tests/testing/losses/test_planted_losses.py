@@ -223,12 +223,6 @@ def log_cosh(error):
     return jnp.logaddexp(error, -error) - jnp.log(2.0)
 
 
-def normalised(network, params, target_params, batch, key):
-    """Errors in units of their size in the batch."""
-    output = EACH(network, params, target_params, batch, key)
-    return output._replace(loss=output.loss / stop(1 + output.priority.mean()))
-
-
 def centred(network, params, target_params, batch, key):
     output = EACH(network, params, target_params, batch, key)
     return output._replace(loss=output.loss + 1e-3 * output.metrics["q_value"].mean() ** 2)
@@ -273,14 +267,13 @@ SOUND: dict[str, Any] = {
         lambda e, tau: jnp.abs(tau - (e < 0)) * optax.huber_loss(e, delta=5.0)
     ),
     "a batch": EACH,
-    "a batch that is normalised": normalised,
     "a batch with a regulariser": (centred, {"fixed_point": None}),
     "n steps": trajectory_loss(peng_q_lambda(1.0)),
 }
 FAST = {
     *("a time limit for a death", "a discount of at least a quarter", "ends count double"),
     *("a batch by one", "behind the last valid step", "log cosh", "residual gradient", "n steps"),
-    *("a batch that is normalised", "time limits left out"),
+    *("a batch", "time limits left out"),
 }
 
 
