@@ -29,6 +29,7 @@ class _Held:
 
     def __init__(self, replay: Replay, steps: Step, key: Array) -> None:
         self.newest = jax.tree.map(lambda x: x[-1], steps)
+        self.added: list[float] = []  # the observations' numbers of rows that were added later
         self._replay, self._keys = replay, jax.random.split(key, (3, _NUM_BATCHES))
         self._sample = jax.jit(jax.vmap(replay.sample, in_axes=(None, 0)))
         self._update = jax.jit(replay.update)
@@ -60,6 +61,7 @@ class _Held:
         self.state = add(self.state, self.newest, jax.random.key(4))
         self.drawn = self.sample(2)
         number = self.drawn.window.obs[..., 0, 0, 0]
+        self.added += self.newest.obs[:, 0, 0, 0].tolist()
         given = [self.drawn.probabilities[number == x] for x in self.newest.obs[:, 0, 0, 0]]
         return np.array([x.max(initial=0) for x in given])
 
@@ -108,7 +110,7 @@ def _check_newest(held: _Held, by: float) -> None:
     """Checks that new entries are as likely as the likeliest; a tie may put one before them."""
     new = held.add_newest(by)
     number, given = held.drawn.window.obs[..., 0, 0, 0], held.drawn.probabilities
-    old = given[~np.isin(number, held.newest.obs[:, 0, 0, 0])]
+    old = given[~np.isin(number, held.added)]
     likelier = np.unique(held.drawn.indices[np.isin(given, old[old > 1.001 * new.min()])])
     require.that(
         len(likelier) <= 1 and new.min() > 0,

@@ -189,11 +189,9 @@ def cramer(network, params, target_params, transition, key):
     online = network.apply(params, transition.obs_tm1)
     target = network.apply(target_params, transition.obs_t)
     best = jax.nn.softmax(target.logits[network.action_values(target).argmax()])
-    atoms = transition.r_t + transition.discount_t * target.support
-    width = target.support[1] - target.support[0]
-    places = (
-        jnp.clip(atoms, *target.support[jnp.array([0, -1])])[:, None] - online.support
-    ) / width
+    low, high = target.support[0], target.support[-1]
+    atoms = jnp.clip(transition.r_t + transition.discount_t * target.support, low, high)
+    places = (atoms[:, None] - online.support[None]) / (target.support[1] - low)
     projected = stop(jnp.maximum(1 - jnp.abs(places), 0).T @ best)
     gaps = jnp.cumsum(projected - jax.nn.softmax(online.logits[transition.a_tm1]))
     return LossOutput(jnp.sum(gaps**2), jnp.sum(gaps**2), {})
