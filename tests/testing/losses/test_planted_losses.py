@@ -68,7 +68,7 @@ def stop_in_one_branch(q_tm1, a_tm1, r_t, discount_t, q_t, q_t_selector):
     return jnp.where(r_t > 0, stop(target), target) - q_tm1[a_tm1]
 
 
-def quantiles(penalty=None, pick=None, total=lambda x: x.mean(1).sum()):
+def quantiles(penalty=None, pick=None):
     """QR-DQN, with what may be wrong in it, or unusual."""
 
     def loss_fn(network, params, target_params, transition, key):
@@ -77,8 +77,9 @@ def quantiles(penalty=None, pick=None, total=lambda x: x.mean(1).sum()):
         values = (pick or network.action_values)(target)
         target_tm1 = transition.r_t + transition.discount_t * target.values[values.argmax()]
         errors = stop(target_tm1)[None] - online.values[transition.a_tm1][:, None]
-        pairs = (penalty or quantile_huber)(errors, online.fractions[:, None])
-        return LossOutput(total(pairs), jnp.abs(errors).mean(), {})
+        pairs = (penalty or quantile_huber)(errors, stop(online.fractions)[:, None])
+        loss = jnp.sum(pairs * stop(target.weights)[None])
+        return LossOutput(loss, jnp.abs(errors).mean(), {})
 
     return loss_fn
 
@@ -260,7 +261,7 @@ SOUND: dict[str, Any] = {
     "time limits left out": of_error(without_limits),
     "C51 as a mean of atoms": scaled(categorical_loss(double=False), 1 / 81),
     "C51 by Cramer's distance": cramer,
-    "QR as a mean": quantiles(total=jnp.mean),
+    "QR as a mean": scaled(quantiles(), 1 / 8),
     "QR with another threshold": quantiles(
         lambda e, tau: jnp.abs(tau - (e < 0)) * optax.huber_loss(e, delta=5.0)
     ),
