@@ -184,20 +184,6 @@ def squared(error):
     return LossOutput(error**2 / 2, jnp.abs(error), {})
 
 
-def cramer(network, params, target_params, transition, key):
-    """The squared distance of distribution functions, Rowland et al. (2018)."""
-    del key
-    online = network.apply(params, transition.obs_tm1)
-    target = network.apply(target_params, transition.obs_t)
-    best = jax.nn.softmax(target.logits[network.action_values(target).argmax()])
-    low, high = target.support[0], target.support[-1]
-    atoms = jnp.clip(transition.r_t + transition.discount_t * target.support, low, high)
-    places = (atoms[:, None] - online.support[None]) / (target.support[1] - low)
-    projected = stop(jnp.maximum(1 - jnp.abs(places), 0).T @ best)
-    gaps = jnp.cumsum(projected - jax.nn.softmax(online.logits[transition.a_tm1]))
-    return LossOutput(jnp.sum(gaps**2), jnp.sum(gaps**2), {})
-
-
 def residual(q_tm1, a_tm1, r_t, discount_t, q_t, q_t_selector):
     return r_t + discount_t * q_t_selector.max() - q_tm1[a_tm1]
 
@@ -260,7 +246,6 @@ SOUND: dict[str, Any] = {
     "one hot": of_error(lambda error, transition: squared(error)),
     "time limits left out": of_error(without_limits),
     "C51 as a mean of atoms": scaled(categorical_loss(double=False), 1 / 81),
-    "C51 by Cramer's distance": cramer,
     "QR as a mean": scaled(quantiles(), 1 / 8),
     "QR with another threshold": quantiles(
         lambda e, tau: jnp.abs(tau - (e < 0)) * optax.huber_loss(e, delta=5.0)
