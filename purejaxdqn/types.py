@@ -248,6 +248,9 @@ class Network(NamedTuple, Generic[Output]):
     # head looks at features that are not its own
     features: Callable[..., Any] | None = None
     head: Callable[..., Any] | None = None
+    # (output, is_legal [A] bool) -> an output that values all other actions at `ILLEGAL`, where an
+    # environment tells legal actions; None for the kinds above, whose values it knows
+    mask: Callable[[Any, Array], Any] | None = None
 
 
 # (network, params, target_params, transition, key) -> LossOutput: a loss of ONE transition, for

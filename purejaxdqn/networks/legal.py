@@ -27,12 +27,13 @@ def mask_illegal(
     losses. No gradient reaches the values of the others.
 
     Args:
-      network: its outputs are `[..., A]`, `Categorical` or quantiles.
+      network: its outputs are `[..., A]`, `Categorical` or quantiles; or others, of which its own
+        `mask` says how they are kept to the legal actions.
       legal_actions: `obs [*obs] -> [A]` bool, as of `Environment`; None leaves the network as it
         is.
 
     Raises:
-      ConfigError: from `apply`, for outputs of other kinds.
+      ConfigError: from `apply`, for outputs of other kinds without a `mask`.
     """
     if legal_actions is None:
         return network
@@ -42,6 +43,8 @@ def mask_illegal(
     def apply(params: Params, obs: Array, key: Array | None = None) -> Any:
         output: Any = network.apply(params, obs, key)
         is_legal = legal_actions(obs)
+        if network.mask is not None:
+            return network.mask(output, is_legal)
 
         def mask(rows: Array) -> Array:
             return jnp.where(is_legal[:, jnp.newaxis], rows, ILLEGAL)
@@ -56,9 +59,9 @@ def mask_illegal(
                 return output._replace(values=values, boundary_values=at_boundaries)
         if getattr(output, "shape", ())[-1:] != is_legal.shape:
             raise ConfigError(
-                f"the network's output ({output!r:.60}) cannot be kept to the legal actions: make "
-                "it an array [..., actions], Categorical or Quantiles, or leave legal_actions out "
-                "of the environment, and keep to them in network and behaviour"
+                f"the network's output ({output!r:.60}) cannot be kept to the legal actions: say "
+                "how, with network._replace(mask=(output, is_legal [actions]) -> output), or make "
+                "it an array [..., actions], Categorical or Quantiles"
             )
         return jnp.where(is_legal, output, ILLEGAL)
 

@@ -51,9 +51,9 @@ def check_replay(
       true one, also where the time limit cut an episode off.
     - With `n_step`, a window spans that many steps of one environment, or fewer where its episode
       ends or no more were added; it never reaches into the next episode.
-    - Entries are drawn as often as `Sample.probabilities` says, which sum to 1; where priorities
-      count, an entry with a higher one is the more likely, and a new one as likely as the
-      likeliest. Negative priorities and a NaN leave all probabilities above 0.
+    - Entries are drawn as often as `Sample.probabilities` says, which sum to 1, and none is left
+      out; where priorities count, an entry with a higher one is the more likely, and a new one as
+      likely as the likeliest. Negative priorities and a NaN leave all probabilities above 0.
     - What `init` and `add` draw comes from their keys, so that seeds differ.
     - `window_at`, where there is one, gives such windows too, at a sample's indices.
     - It works under `jit`, `scan` and `vmap`; it writes in place, also for several runs at once;
@@ -70,8 +70,8 @@ def check_replay(
       num_envs: `E`.
       n_step: the most steps that a window in a sample of this replay spans, such as the length of
         a `sequence_replay`.
-      newest: False for a replay that forgets others than the oldest, such as a reservoir. It may
-        write with a scatter, too.
+      newest: False for a replay that forgets others than the oldest, such as a reservoir, or that
+        does not draw all that it holds. It may write with a scatter, too.
     """
     key = jax.random.key(0) if key is None else key
     name = getattr(make_replay, "__qualname__", None) or repr(make_replay)
@@ -108,11 +108,12 @@ def _check_all(
     if not types.passed:
         return [types]
     drawn, why = (make(8, 3), _draw_steps(29, num_envs, 3), key), "init and add draw nothing"
+    look = functools.partial(check_draws, draws_all=newest and n_step == 1)
     return [
         types,
         attempt("what was added is sampled", check_content, 8, 3),
         attempt("with a time limit of one step", check_content, 4, 1),
-        attempt("probabilities and priorities", check, check_draws),
+        attempt("probabilities and priorities", check, look),
         attempt("odd priorities", check, functools.partial(check_odd_priorities, newest=newest)),
         attempt("streams of seeds", check_streams, *drawn, why_not=why),
         attempt("written in place", _check_in_place, make_replay, num_envs, newest),
@@ -132,9 +133,16 @@ def _learn_probes(
     def sampled(keys: Array) -> Any:
         batches = jax.vmap(replay.sample, in_axes=(None, 0))(fill(replay, steps), keys).window
         windows = jax.tree.map(jnp.concatenate, batches)
-        return jax.vmap(to_transition, in_axes=(0, None))(windows, probes.DISCOUNT)
+        over = [jax.vmap(x, in_axes=(0, None)) for x in (to_transition, n_step_transition)]
+        return windows, *(make(windows, probes.DISCOUNT) for make in over)
 
-    found = to_numpy(jax.jit(sampled)(jax.random.split(key, 4)))
+    windows, found, single = to_numpy(jax.jit(sampled)(jax.random.split(key, 4)))
+    is_step, limits = windows.is_inside, windows.truncated
+    if isinstance(found, Transition):
+        is_step, limits = np.ones_like(single.truncated_t), single.truncated_t
+    given = getattr(found, "truncated_t", None)
+    wrong = "truncated_t is not whether the time limit cut the episode off at obs_t"
+    require.that(given is None or np.array_equal(given[is_step], limits[is_step]), wrong)
     if isinstance(found, Trajectory):  # each valid step of it is a transition
         *fields, extras, is_valid = found
         valid = [x[is_valid] for x in fields]
@@ -149,7 +157,8 @@ def _draw_steps(num_steps: int, num_envs: int, time_limit: int) -> Step:
     terminated = rng.random((num_steps, num_envs)) < 0.25
     since = np.arange(num_steps)[:, np.newaxis] + rng.integers(0, time_limit, num_envs)
     truncated = (since % time_limit == 0) & (rng.random(terminated.shape) < 0.75)
-    obs, last_obs = rng.permutation(2 * num_steps * num_envs).reshape(2, num_steps, num_envs) + 1
+    numbers = 1 + rng.permutation(2 * num_steps * num_envs).reshape(2, num_steps, num_envs)
+    obs, last_obs = 100.25 * numbers  # no type but their own holds them
     following = np.concatenate([obs[1:], last_obs[-1:]])
     next_obs = np.where(terminated | truncated, last_obs, following)
 

@@ -10,6 +10,8 @@ from purejaxdqn.testing import require
 from purejaxdqn.testing.programs import to_numpy
 from purejaxdqn.types import Array, ArrayTree, Replay, Sample, Step
 
+_NUM_BATCHES = 4096
+
 
 def fill(
     replay: Replay, steps: Step, key: Array | None = None, state: ArrayTree = None
@@ -27,17 +29,19 @@ class _Held:
 
     def __init__(self, replay: Replay, steps: Step, key: Array) -> None:
         self.newest = jax.tree.map(lambda x: x[-1], steps)
-        self._replay, self._keys = replay, jax.random.split(key, (3, 512))
+        self.added: list[float] = []  # the observations' numbers of rows that were added later
+        self._replay, self._keys = replay, jax.random.split(key, (3, _NUM_BATCHES))
         self._sample = jax.jit(jax.vmap(replay.sample, in_axes=(None, 0)))
         self._update = jax.jit(replay.update)
         self.state = jax.jit(lambda steps: fill(replay, steps))(
             jax.tree.map(lambda x: x[:-1], steps)
         )
         self.drawn = self.sample(0)
-        self.entries = np.unique(self.drawn.indices)
+        self.entries, first = np.unique(self.drawn.indices, return_index=True)
+        self.given = self.drawn.probabilities.ravel()[first]  # of each entry, at first
 
     def sample(self, i: int) -> Any:
-        """Draws many batches `[512, B, ...]`, others with each `i`."""
+        """Draws many batches `[_NUM_BATCHES, B, ...]`, others with each `i`."""
         return to_numpy(self._sample(self.state, self._keys[i]))
 
     def update(self, priorities: np.ndarray) -> None:
@@ -47,20 +51,33 @@ class _Held:
             given = self.entries[places], priorities[places].astype(np.float32)
             self.state = self._update(self.state, *given)
 
-    def add_newest(self) -> np.ndarray:
-        """Adds the last row; returns the probabilities `[E]` of its steps, 0 where never drawn."""
+    def add_newest(self, by: float = 0.0) -> np.ndarray:
+        """Adds the last row; returns the probabilities `[E]` of its steps, 0 where never drawn.
+
+        Its observations are shifted, so that it may be added again.
+        """
         add = jax.jit(self._replay.add)
+        self.newest = self.newest._replace(obs=self.newest.obs + np.float32(by))
         self.state = add(self.state, self.newest, jax.random.key(4))
         self.drawn = self.sample(2)
         number = self.drawn.window.obs[..., 0, 0, 0]
+        self.added += self.newest.obs[:, 0, 0, 0].tolist()
         given = [self.drawn.probabilities[number == x] for x in self.newest.obs[:, 0, 0, 0]]
         return np.array([x.max(initial=0) for x in given])
 
 
-def check_draws(replay: Replay, steps: Step, key: Array, num_held: int) -> str:
+def check_draws(
+    replay: Replay, steps: Step, key: Array, num_held: int, draws_all: bool = True
+) -> str:
     """Compares `Sample.probabilities` of all `num_held` entries with draws, also after updates."""
     held = _Held(replay, steps, key)
     _compare_counts(held.drawn, num_held, "")
+    num_drawn, total = len(held.entries), float(held.given.sum())
+    wrong = (
+        f"only {num_drawn} of {num_held} entries that are held are ever drawn: is the newest row, "
+        "or an environment, left out? Where that is meant: newest=False"
+    )
+    require.that(not draws_all or num_drawn >= num_held or total < 1 - 1e-3, wrong)
     # Gives each entry a priority of its own, unrelated to its index.
     entries = held.entries
     priorities = 1.0 + np.random.default_rng(9).permutation(len(entries))
@@ -68,9 +85,10 @@ def check_draws(replay: Replay, steps: Step, key: Array, num_held: int) -> str:
     drawn = held.sample(1)
     _compare_counts(drawn, num_held, "after Replay.update, ")
     _, places, first = np.intersect1d(entries, drawn.indices, return_indices=True)
-    found = drawn.probabilities.ravel()[first][np.argsort(priorities[places])]
-    if np.ptp(found) < 1e-3 * found.max():
-        return "all as likely"
+    found = drawn.probabilities.ravel()[first]
+    if np.allclose(found, held.given[places], rtol=1e-3):
+        return "whatever the priorities are"
+    found = found[np.argsort(priorities[places])]
     rises = np.diff(found / found.max())
     rising = np.mean(rises > -1e-3)
     why = (
@@ -83,15 +101,16 @@ def check_draws(replay: Replay, steps: Step, key: Array, num_held: int) -> str:
         "after Replay.update with a priority of its own for each entry, the probabilities do not "
         f"rise with the priorities (they do from {rising:.0%} of entries to the next): {why}",
     )
-    _check_newest(held)
+    for by in (0.0, 0.5):  # after an update, and after another row
+        _check_newest(held, by)
     return "by priority"
 
 
-def _check_newest(held: _Held) -> None:
+def _check_newest(held: _Held, by: float) -> None:
     """Checks that new entries are as likely as the likeliest; a tie may put one before them."""
-    new = held.add_newest()
+    new = held.add_newest(by)
     number, given = held.drawn.window.obs[..., 0, 0, 0], held.drawn.probabilities
-    old = given[~np.isin(number, held.newest.obs[:, 0, 0, 0])]
+    old = given[~np.isin(number, held.added)]
     likelier = np.unique(held.drawn.indices[np.isin(given, old[old > 1.001 * new.min()])])
     require.that(
         len(likelier) <= 1 and new.min() > 0,
@@ -158,12 +177,25 @@ def _compare_counts(drawn: Sample, num_held: int, when: str) -> None:
         "not to 1: each is the probability with which the entry is drawn, among those that were "
         "written",
     )
+    fix = "Sample.probabilities are to be those with which entries are drawn"
     expected = len(indices) * probabilities
     sigmas = np.abs(counts - expected) / np.sqrt(expected)
     i = int(sigmas.argmax())
     require.that(
         sigmas[i] < 6,
         f"{when}{counts[i] / len(indices):.3g} of all draws are of an entry whose probability is "
-        f"said to be {probabilities[i]:.3g}: Sample.probabilities are to be those with which "
-        "entries are drawn",
+        f"said to be {probabilities[i]:.3g}: {fix}",
+    )
+    # How entries deviate in one half of the batches must not be found again in the other half,
+    # however the draws of a batch depend on each other.
+    share = inverse.reshape(drawn.indices.shape)
+    one, other = np.array_split(share, 2)
+    size = share.shape[1] * len(one)
+    bias = np.bincount(one.ravel(), minlength=len(counts)) / (size * probabilities) - 1
+    again = (bias[other] - bias @ probabilities / total).sum(1)
+    sigmas = again.mean() / max(again.std() / np.sqrt(len(again)), 1e-9)
+    require.that(
+        not (sigmas > 6 and again.mean() > 1e-3),
+        f"{when}entries are drawn up to {np.abs(bias).max():.0%} more or less often than is said, "
+        f"in two halves of the draws alike: {fix}",
     )

@@ -17,7 +17,7 @@ from purejaxdqn.environments import Environment
 from purejaxdqn.networks import value_network
 from purejaxdqn.testing.report import Check, Report, attempt, expect, print_and_raise, unprinted
 from purejaxdqn.testing.tabular import probes
-from purejaxdqn.types import Array, TimeStep
+from purejaxdqn.types import Array, TimeStep, TrainState
 
 _NUM_SEEDS = 3
 _WATCHED_STEPS = 40
@@ -33,7 +33,9 @@ def check_training(
     It finds mistakes that a loss cannot see: a time limit that is learned as a death, gamma where
     gamma to the n belongs, windows that reach across episodes, a terminal transition that
     bootstraps, seeds or environments that share a stream of random numbers. The network is a table,
-    so that learned values are exact. Whether the loss is sound, `check_loss` says.
+    so that learned values are exact. Whether the loss is sound, `check_loss` says. The counters of
+    the state must be true at the end. An `optimizer` of the experiment's own, a keyword of
+    `functools.partial`, is asked in a run of its own whether it leads to the known values.
 
     It returns and raises as `check_loss`.
 
@@ -44,7 +46,8 @@ def check_training(
       config: of its settings those that say how transitions are made are kept: num_envs, n_step,
         prioritised, sample_with_replacement and penalty. By default n_step is 3.
     """
-    config = _shorten(config or DQNConfig(n_step=3))
+    given = config or DQNConfig(n_step=3)
+    config = _shorten(given)
     name = getattr(experiment, "__qualname__", None) or repr(experiment)
     network = value_network(probes.NUM_ACTIONS, ())
     learned: list[Any] = []
@@ -52,23 +55,43 @@ def check_training(
     def make(env: Environment) -> Train:
         return experiment(config, env=env, network=network, optimizer=optax.sgd)
 
-    def learn() -> str:
-        train = make(probes.make_probe_environment())
-        state = jax.jit(train.init)(jax.random.key(0))
-        chunk = jax.jit(train.chunk, static_argnums=2)
-        state, _ = chunk(state, jnp.int32(config.num_iterations), config.num_iterations)
+    def values_of(state: TrainState) -> np.ndarray:
         params = state.learner.params
         values = jax.vmap(lambda obs: network.action_values(network.apply(params, obs)))
-        learned.append(np.asarray(values(jnp.eye(probes.NUM_OBS)), np.float64))
+        return np.asarray(values(jnp.eye(probes.NUM_OBS)), np.float64)
+
+    def learn() -> str:
+        _, state = _run(make(probes.make_probe_environment()), config.num_iterations)
+        learned.extend([values_of(state), state])
         return f"{config.total_steps} steps"
+
+    def check_optimizer() -> str | None:
+        if "optimizer" not in getattr(experiment, "keywords", {}):
+            return None
+        ends = ("learning_rate", "learning_rate_end_fraction", "max_grad_norm")
+        own = dataclasses.replace(config, **{x: getattr(given, x) for x in ends})
+        train = experiment(own, env=probes.make_probe_environment(), network=network)
+        return probes.check_approach(*map(values_of, _run(train, config.num_iterations)))
 
     checks = [attempt("trains", learn)]
     if learned:
-        checks += _check_streams(make) + probes.check_probes(learned[0], config.n_step)
+        values, state = learned
+        why = "gradient steps are fewer than were taken: what resets their count is not judged"
+        checks.append(attempt("counters", _check_counters, config, state, why_not=why))
+        checks += _check_streams(make) + probes.check_probes(values, config.n_step)
+        why = "plain gradient descent stands in its place: it is no keyword of a partial"
+        checks.append(attempt("the optimizer", check_optimizer, why_not=why))
     return Report(name, tuple(checks))
 
 
 training_report = unprinted(check_training)
+
+
+def _run(train: Train, num_iterations: int) -> tuple[TrainState, TrainState]:
+    """Trains; returns the states before and after."""
+    state = jax.jit(train.init)(jax.random.key(0))
+    chunk = jax.jit(train.chunk, static_argnums=2)
+    return state, chunk(state, jnp.int32(num_iterations), num_iterations)[0]
 
 
 def _shorten(config: DQNConfig) -> DQNConfig:
@@ -101,6 +124,18 @@ def _shorten(config: DQNConfig) -> DQNConfig:
     )
     settings.validate()
     return settings
+
+
+def _check_counters(config: DQNConfig, state: TrainState) -> str | None:
+    """Checks the counters at the end of a run; None where those of gradient steps began anew."""
+    steps, updates = int(state.num_steps), int(state.learner.num_updates)
+    right = config.total_steps, config.num_iterations * config.updates_per_iteration
+    wrong = (
+        f"after {right[0]} environment steps and {right[1]} gradient steps num_steps is {steps} "
+        f"and num_updates {updates}: schedules read them, so that each step must count one"
+    )
+    expect(steps == right[0] and 0 < updates <= right[1], f"{steps}, {updates}", wrong)
+    return f"{steps}, {updates}" if updates == right[1] else None
 
 
 def _make_watched_environment() -> Environment:

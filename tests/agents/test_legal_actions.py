@@ -125,10 +125,32 @@ def test_outputs_of_each_kind_are_masked():
     assert table(spread).apply(None, OBS).values[:, 0].tolist() == [ILLEGAL, 1, 1]
     with pytest.raises(ConfigError, match="cannot be kept to the legal actions"):
         table(jnp.ones((NUM_ACTIONS, 2))).apply(None, OBS)
-    with pytest.raises(ConfigError, match="cannot be kept to the legal actions"):
+    with pytest.raises(ConfigError, match=r"say how, with network._replace\(mask="):
         table({"q": jnp.ones(NUM_ACTIONS)}).apply(None, OBS)
     network = networks.value_network(NUM_ACTIONS, (4,))
     assert networks.mask_illegal(network, None) is network
+
+
+def test_an_output_of_ones_own_says_how_it_is_masked():
+    """Acting, evaluation and losses see no illegal action, though the network prefers those."""
+
+    def mask(output, is_legal):
+        return {**output, "q": jnp.where(is_legal, output["q"], ILLEGAL)}
+
+    liked = prefer_illegal(networks.value_network(NUM_ACTIONS, (8,)))
+    network = liked._replace(
+        apply=lambda *x: {"q": liked.apply(*x), "other": jnp.ones(2)},
+        action_values=lambda output: output["q"],
+        mask=mask,
+    )
+    train = dqn(dataclasses.replace(TINY, n_step=1), env=ENV, network=network)
+    state = jax.jit(train.init)(jax.random.key(0))
+    state, outputs = jax.jit(train.chunk, static_argnums=2)(state, 5, 5)
+    returns = np.asarray(outputs.episode_return)
+    assert (returns[~np.isnan(returns)] == MAX_STEPS).all()
+    assert (np.abs(np.asarray(outputs.metrics["loss"])) < 1e4).all()
+    stats = evaluate(train.policy(state.learner.params), ENV, jax.random.key(1), 2)
+    assert (stats.episode_return == MAX_STEPS).all()
 
 
 def test_the_check_plays_legal_actions_alone():

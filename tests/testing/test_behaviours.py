@@ -258,5 +258,5 @@ def test_what_is_not_judged_says_why():
     report = behaviour_report(Behaviour(noisy_greedy))
     rows = {check.name: check.message for check in report.checks if check.passed is None}
     assert "it is not made of a schedule" in rows["greedy where epsilon is 0"]
-    assert rows["other keys, other actions"] == "it is greedy here"
+    assert rows["other keys, other actions"] == "it is greedy here, or draws nothing"
     assert rows["the probability"] == "none is written"

@@ -15,6 +15,7 @@ from purejaxdqn.testing.losses import (
     distributions,
     fractions,
     gradients,
+    several,
     target_parts,
 )
 from purejaxdqn.testing.losses.interface import (
@@ -25,6 +26,7 @@ from purejaxdqn.testing.losses.interface import (
     fill_in,
     of_batch,
     of_trajectory,
+    take_first,
 )
 from purejaxdqn.testing.losses.single_transitions import Subject, make_subject
 from purejaxdqn.testing.report import Check, Report, attempt, print_and_raise, unprinted
@@ -33,7 +35,8 @@ from purejaxdqn.types import LossFn, Network, Transition
 
 LOSS_ARGUMENTS = ("network", "params", "target_params", "transition", "key")
 DECLARED: Any = object()
-_OF_TRAJECTORIES = "a loss of trajectories"
+_OF_BATCHES, _OF_TRAJECTORIES = "a loss of batches", "a loss of trajectories"
+_SEVERAL = {_OF_BATCHES: several.check_batch, _OF_TRAJECTORIES: several.check_trajectory}
 _NO_TABLE = (
     "the network's output is none that is known: say how it is made of action values and read, "
     "with outputs=OutputTable(encode, decode)"
@@ -64,7 +67,7 @@ def check_loss(
     """Checks a loss, prints a table with a row a check, and raises if one failed.
 
     One line in a test: `check_loss(my_loss)`. A loss of batches, or of trajectories, is judged on
-    those of one transition. The rows:
+    those of one transition first. The rows:
 
     - It takes ONE transition, and gives a float, a priority of at least 0 and scalar metrics; the
       same arguments give the same bits, and no PRNG key is used twice.
@@ -74,12 +77,15 @@ def check_loss(
     - A TD error is target less prediction, and no penalty is in it yet.
     - It is a semi-gradient: it reaches `q_tm1[a_tm1]`, no other action, nothing at time t, and not
       the target network; and it leads to the target.
-    - Observations after a terminal transition do not count.
+    - Observations after a terminal transition do not count; where a time limit cut the episode off
+      the target is the same as elsewhere, or the transition is left out.
     - Reward, discount and bootstrap enter the target as in a Bellman equation, and the values come
       from the network that is declared. Where the target is not the declared one, the mistake is
       named if it is known; else the message says what the difference depends on.
-    - Errors of both signs count alike, or as a quantile's fraction says; and a network of whole
-      distributions is taught the whole distribution.
+    - Errors of both signs count alike, or as a quantile's fraction says, and at the end of an
+      episode as elsewhere; a network of whole distributions is taught the whole distribution.
+    - No target in a batch reads another transition. In a trajectory of greedy actions whose values
+      are right there is nothing to learn, whatever lies behind its end.
     - With 2 and with 6 actions it is drawn to the declared target too, as with 3.
     - Fractions and weights of quantiles count as the network gives them, and a proposal of
       fractions has a loss of its own, whose gradient reaches nothing else.
@@ -117,7 +123,7 @@ def check_loss(
         made = _make_loss(loss)
         kinds = {"a TD error" if _is_td_error(loss) else "a loss": made}
         if "a loss" in kinds:
-            kinds |= {"a loss of batches": of_batch(made), _OF_TRAJECTORIES: of_trajectory(made)}
+            kinds |= {_OF_BATCHES: of_batch(made), _OF_TRAJECTORIES: of_trajectory(made)}
         filled = {kind: fill_in(one, transitions) for kind, one in kinds.items()}
         fits = (x for x in filled if choose_table(filled[x], network, outputs) is not None)
         kind = next(fits, next(iter(kinds)))
@@ -132,11 +138,9 @@ def check_loss(
         checks.append(attempt("decode(encode(q)) is q", check_outputs, outputs))
         if not checks[-1].passed:
             return Report(name, tuple(checks))
-    rows = check_interface(loss_fn, network, transitions, learns_next_obs, outputs)
+    seen = (transitions, learns_next_obs, outputs, fixed_point is not None)
+    rows = check_interface(loss_fn, network, *seen)
     checks += rows
-    if checks[0].measured == _OF_TRAJECTORIES:
-        why = "trajectories of one step were judged: what later steps count is not known"
-        checks.append(Check("several steps", None, "", why))
     table = choose_table(loss_fn, network, outputs)
     if not rows[0].passed:
         return Report(name, tuple(checks))
@@ -157,6 +161,10 @@ def check_loss(
         checks.append(Check("runs in float64", False, type(error).__name__, message))
     else:
         _check_subject(subject, discount, checks)
+        check_several = _SEVERAL.get(checks[0].measured)
+        if check_several is not None and fixed_point is not None:
+            extras = {} if transitions is None else take_first(transitions.extras)
+            checks += check_several(subject, loss, extras)
     return Report(name, tuple(checks))
 
 
@@ -210,6 +218,9 @@ def _check_subject(subject: Subject, discount: float, checks: list[Check]) -> No
             if representation != "categorical":
                 title = "errors of both signs" if representation == "values" else "the fractions"
                 rows.append(attempt(title, gradients.check_asymmetry, subject))
+                why = "what it bootstraps from moves with the prediction"
+                each = "each transition counts alike"
+                rows.append(attempt(each, gradients.check_weights, subject, why_not=why))
             if all(check.passed is not False for check in rows):  # else the errors are not known
                 if representation != "categorical":
                     rows.append(attempt("the penalty", gradients.check_penalty, subject))

@@ -89,7 +89,9 @@ def _check_other_actions(subject: Subject) -> str:
 def _check_direction(subject: Subject) -> str:
     cases = subject.cases
     far = 6.0 if subject.table.representation == "categorical" else FAR
-    up, down = (subject.pull(r_t=by) for by in (far, -far))
+    bends_rewards = subject.fixed_point is not None and is_bent(subject.fixed_point)
+    moves = [{"q_tm1": -by} if bends_rewards else {"r_t": by} for by in (far, -far)]
+    up, down = (subject.pull(**move) for move in moves)
     share = float(((up > 0) & (down < 0)).mean())
     is_away = ((up < 0) & (down > 0)).mean() > 0.99
     is_constant = up.any() and not (up - down).any()
@@ -149,6 +151,30 @@ def check_finite(subject: Subject) -> str:
             )
             expect(np.isfinite(x).all(), "not finite", wrong)
     return "finite"
+
+
+def check_weights(subject: Subject) -> str | None:
+    """Checks that errors of one size pull alike, also at the end; None if they cannot be made."""
+    cases, settled = subject.cases, subject.settled
+    moved = cases.shift(q_tm1=1.0)
+    targets = [subject.fixed_point.target(x.q_tm1, *x[4:], x.q_t) for x in (cases, moved)]
+    if subject.bootstrap != "target" or find_size(targets[0] - targets[1]) > 0:
+        return None
+    ended = cases.set(discount_t=0.0)
+    pulls = [subject.evaluate(cases.predict(settled - 0.3)).pull]
+    pulls.append(subject.evaluate(ended.predict(subject.settle(ended) - 0.3)).pull)
+    # By the action they may be meant to differ, and not by what follows it.
+    scale, of_action = max(find_size(pulls[0]), 1e-12), cases.a_tm1
+    both = (np.concatenate([x[of_action == a] for x in pulls]) for a in np.unique(of_action))
+    spread = max(float(np.ptp(x)) for x in both) / scale
+    shares = pulls[1] / np.maximum(pulls[0], 1e-12)
+    low, high = shares.min(), shares.max()
+    wrong = (
+        f"an error of 0.3 pulls by shares that differ up to {spread:.2g}, where the episode "
+        f"terminated {low:.3g} to {high:.3g} times as much: what it counts depends on discount_t, "
+        "r_t or values, which biases what is learned. Where that is meant: fixed_point=None"
+    )
+    return expect(spread < 1e-3, f"{spread:.1e}", wrong)
 
 
 def check_asymmetry(subject: Subject) -> str:

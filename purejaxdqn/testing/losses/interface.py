@@ -51,22 +51,22 @@ def check_error_sign(td_error: TDError) -> str:
     action = np.arange(NUM_LANES, dtype=np.int32) % _NUM_ACTIONS
     mapped = jax.jit(jax.vmap(functools.partial(call_by_name, td_error)))
 
-    def evaluate(reward: float, more: float = 0.0) -> np.ndarray:
-        r_t, discount_t = (np.full(NUM_LANES, x, np.float32) for x in (reward, 0.9))
+    def evaluate(more: float) -> np.ndarray:
+        r_t, discount_t = (np.full(NUM_LANES, x, np.float32) for x in (0.0, 0.9))
         values = (np.float32(q_tm1 + more), action, r_t, discount_t, *[np.float32(q_t)] * 2)
         return np.asarray(mapped(dict(zip(TD_ERROR_ARGUMENTS, values, strict=True))))
 
-    above, below = evaluate(1e3), evaluate(-1e3)
+    above, below = evaluate(-1e3), evaluate(1e3)
     share = float(((above > 0) & (below < 0)).mean())
     why = {
         "it is the prediction less the target: the wrong sign. Under a penalty that is the same on "
         "both sides nothing changes, under any other everything does": max(*above, *-below) < 0,
         "it has the same sign on both sides: the square or the size of the error is taken in it, "
         "but that is for the penalty to do (bellman_loss)": (above * below > 0).all(),
-        "it must be above 0 where r_t is large, and below 0 where it is small": True,
+        "it must be above 0 where q_tm1 is small, and below 0 where it is large": True,
     }
     expect(share == 1, f"{share:.0%}", find_true(why)[0])
-    factors = evaluate(0.0) - evaluate(0.0, 1.0)
+    factors = evaluate(0.0) - evaluate(1.0)
     factor = float(factors.mean())
     is_scaled = np.ptp(factors) < 1e-3 and abs(factor - 1) > 1e-3
     whose = " (a mean over the actions?)" if abs(factor * _NUM_ACTIONS - 1) < 1e-3 else ""
@@ -153,12 +153,12 @@ def of_trajectory(loss_fn: Any) -> LossFn[Any]:
 
 def fill_in(loss_fn: LossFn[Any], transitions: Transition | None) -> LossFn[Any]:
     """Shows a loss the extras of the first transition, and no time limit, where there are none."""
-    extras = {} if transitions is None else _take_first(transitions.extras)
+    extras = {} if transitions is None else take_first(transitions.extras)
 
     def filled(network: Any, params: Any, target: Any, transition: Transition, key: Array) -> Any:
         if transition.truncated_t is None:
-            is_cut = jnp.zeros((), bool)
-            transition = transition._replace(truncated_t=is_cut, extras=extras)
+            transition = transition._replace(truncated_t=jnp.zeros((), bool))
+        transition = transition._replace(extras=transition.extras or extras)
         return loss_fn(network, params, target, transition, key)
 
     return filled
@@ -166,7 +166,7 @@ def fill_in(loss_fn: LossFn[Any], transitions: Transition | None) -> LossFn[Any]
 
 def _find_error(loss_fn: LossFn[Any], table: Table) -> Exception | None:
     """Returns what a loss raises with a kind of table."""
-    one = _take_first(_draw_transitions())
+    one = take_first(_draw_transitions())
     params = table.from_values(np.zeros((len(one.obs_t), _NUM_ACTIONS))).astype(np.float32)
     try:
         key = jax.random.key(0)
@@ -193,7 +193,8 @@ def _make_network(loss_fn: LossFn[Any], outputs: OutputTable | None) -> Network[
     return value_network(_NUM_ACTIONS, (16,), representation=representation, **sizes)
 
 
-def _take_first(tree: Any) -> Any:
+def take_first(tree: Any) -> Any:
+    """Takes the first transition of a batch."""
     return jax.tree.map(lambda x: jnp.asarray(x[0]), tree)
 
 
@@ -212,17 +213,19 @@ def check_interface(
     transitions: Transition | None,
     learns_next_obs: bool,
     outputs: OutputTable | None = None,
+    has_fixed_point: bool = True,
 ) -> list[Check]:
     """Makes the rows on a loss's interface: one alone if it does not take one transition."""
     network = network or _make_network(loss_fn, outputs)
     loss = functools.partial(loss_fn, network)
     batch: Any = jax.tree.map(np.asarray, transitions or _draw_transitions())
+    batch = batch._replace(truncated_t=np.zeros(len(batch.r_t), bool))  # a row of its own asks
     key, *init_keys = jax.random.split(jax.random.key(0), 3)
     init = jax.jit(network.init)
     weights = [init(init_key, batch.obs_tm1[0]) for init_key in init_keys]
     keys = jax.random.split(key, len(batch.r_t))
     order = np.random.default_rng(1).permutation(len(batch.r_t))
-    arguments = (*weights, _take_first(batch), keys[0])
+    arguments = (*weights, take_first(batch), keys[0])
     checks = [attempt("takes one transition", _check_types, network, loss, arguments, batch.a_tm1)]
     if not checks[0].passed:
         return checks
@@ -250,7 +253,20 @@ def check_interface(
         )
         row, ends = "a terminal transition ignores obs_t", (found["ended"], found["elsewhere"])
         checks.append(attempt(row, _compare, *ends, wrong))
+    if has_fixed_point:
+        checks.append(attempt("a time limit is no end", _check_limit, found))
     return checks
+
+
+def _check_limit(found: Any) -> str:
+    """Checks that a transition whose episode was cut off counts like any other, or not at all."""
+    if find_size(found["cut"][0]) == 0:
+        return "left out"
+    wrong = (
+        "where truncated_t is True the loss, the priority or the gradient is another one ({}): a "
+        "time limit is no death, and the target bootstraps. Where it is meant: fixed_point=None"
+    )
+    return _compare(found["uncut"], found["cut"], wrong)
 
 
 def _check_types(network: Network[Any], loss: Any, arguments: Any, a_tm1: np.ndarray) -> str:
@@ -290,19 +306,22 @@ def _examine(loss: Any, batch: Any, order: Any, params: Any, target: Any, keys: 
         return jax.grad(mean_loss, has_aux=True)(params)
 
     ended = batch._replace(discount_t=np.zeros_like(batch.discount_t))
+    uncut = batch._replace(discount_t=np.full_like(batch.discount_t, 0.9))
     variants = {
         "batch": batch,
         "ordered": jax.tree.map(lambda x: x[order], batch),
         "ended": ended,
         # Nothing follows an end, so that obs_t may be anything.
         "elsewhere": ended._replace(obs_t=np.roll(batch.obs_t, 1, axis=0)),
+        "uncut": uncut,
+        "cut": uncut._replace(truncated_t=~uncut.truncated_t),
     }
     same = np.arange(len(order))
-    orders = np.stack([same, order, same, same])
+    orders = np.stack([order if name == "ordered" else same for name in variants])
     stacked = jax.tree.map(lambda *x: np.stack(x), *variants.values())
     found = jax.vmap(gradient)(stacked, jax.random.clone(keys)[orders])
     split = {name: jax.tree.map(lambda x, i=i: x[i], found) for i, name in enumerate(variants)}
-    return {"alone": loss(params, target, _take_first(batch), keys[0]), **split}
+    return {"alone": loss(params, target, take_first(batch), keys[0]), **split}
 
 
 def _check_purity(examine: Callable[..., Any], arguments: tuple[Any, ...], found: Any) -> str:
@@ -329,7 +348,7 @@ def _check_eager(loss: Callable[..., Any], arguments: tuple[Any, ...], found: An
         "one transition alone and in a batch have different losses ({}); write the loss for ONE "
         "transition: no mean over a batch, no state outside"
     )
-    return _compare(found["alone"], _take_first(found["batch"][1]), wrong)
+    return _compare(found["alone"], take_first(found["batch"][1]), wrong)
 
 
 def _compare(one: Any, other: Any, wrong: str) -> str:

@@ -146,6 +146,9 @@ def name_target(
     rows = [("target", cases.target_q_tm1), ("online", cases.q_tm1)]
     right, (own, q_own) = rows[::-1] if bootstrap == "online" else rows
     own_rows = [Part(*right), Part(own, q_own, f"it sees the {own} network's q_tm1")]
+    declared = fixed_point.target(own_rows[0].values, *cases[4:], sources[0].values)
+    if find_size(declared - settled) < TOLERANCE:
+        return Formula(fixed_point.name, [])
     for wrong, off in fixed_point.near_misses:
         for own_row in own_rows:
             target = off.target(own_row.values, *cases[4:], sources[0].values)

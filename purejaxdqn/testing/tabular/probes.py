@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from purejaxdqn.environments import Environment
-from purejaxdqn.testing.report import Check
+from purejaxdqn.testing.report import Check, expect
 from purejaxdqn.types import Array, Step, TimeStep, Transition
 
 MAX_STEPS = 5  # odd, so that the delayed reward is cut off between its two observations
@@ -134,6 +134,18 @@ def name_mistake(learned: np.ndarray, n_step: int) -> str:
 
     nearest = min(["", *MISTAKES], key=distance)
     return MISTAKES.get(nearest, "no mistake that is known fits")
+
+
+def check_approach(before: np.ndarray, after: np.ndarray) -> str:
+    """Checks that values `[observations, A]` of episodes of one step come nearer to the known."""
+    rows = [i for name in ("constant reward", "value by observation") for i in _PROBES[name]]
+    known = compute_known_values()[rows]
+    one, other = (float(np.abs(values[rows] - known).mean()) for values in (before, after))
+    wrong = (
+        f"the values of episodes of one step are off by {one:.3g} at first and by {other:.3g} in "
+        "the end: the optimizer leads away from them; is the sign of its step wrong?"
+    )
+    return expect(other < one, f"{one:.3g} to {other:.3g}", wrong)
 
 
 def check_probes(learned: np.ndarray, n_step: int) -> list[Check]:
