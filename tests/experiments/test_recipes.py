@@ -17,8 +17,10 @@ import pytest
 
 from purejaxdqn import agents, load, rerun, run_sweep, testing
 from purejaxdqn.cli.main import main
+from purejaxdqn.engine.programs import make_run_functions
 from purejaxdqn.sweep import batches
 from purejaxdqn.training.declaration import settings_of
+from purejaxdqn.training.schedules import linear, part_of
 from purejaxdqn.types import Step, Transition
 from tiny import TINY, TINY_PQN, step_of
 
@@ -149,6 +151,19 @@ def test_it_trains_over_seeds_and_its_own_setting(name):
     assert len({*last}) == len(last), "a seed or a value of the setting makes no difference"
 
 
+@every_recipe
+def test_schedules_of_its_own_settings_are_followed(name):
+    """Or they are declared to be one value; and so with the discount, which a learner may read."""
+    agent = agent_of(name)
+    config, declared = small(agent), settings_of(type(agent.config))
+    own = [x for x in own_settings(config) if declared[x].may_change]
+    for x in [*own, *["discount"] * (name == "stream_q")]:
+        value = getattr(config, x)
+        changing = dataclasses.replace(config, **{x: linear(value / 2, value, 10)})
+        changing.validate()
+        assert x in make_run_functions(agent.experiment, changing).read
+
+
 def test_a_few_resume_rerun_search_and_ablate(tmp_path, monkeypatch, capsys):
     flags = [f"--{x.replace('_', '-')}={y}" for x, y in SHORT.items() if x != "hidden_sizes"]
     flags += ["--hidden-sizes=8", "--prefill-steps=80", "--replay-capacity=120", "--batch-size=16"]
@@ -188,7 +203,7 @@ def parts_of(module, config):
     patch.setattr(module, name, lambda config, **parts: given.update(parts))
     agent_of(module.__name__.split(".")[-1]).experiment(config)
     patch.undo()
-    return given
+    return {part: part_of(x, config) for part, x in given.items()}
 
 
 def make_transitions(**extras):
