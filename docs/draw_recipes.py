@@ -1,4 +1,4 @@
-"""Trains every recipe on ten seeds, and draws their learning curves into docs/recipes.svg.
+"""Trains every recipe on ten seeds, draws docs/recipes.svg, and fills in docs/extending.md.
 
 python docs/draw_recipes.py --output results/recipes
 
@@ -10,6 +10,7 @@ from __future__ import annotations
 import dataclasses
 import importlib
 import json
+import re
 import sys
 from collections.abc import Mapping
 from pathlib import Path
@@ -27,6 +28,7 @@ from purejaxdqn.report.training import summarise_final_return
 
 ROOT = Path(__file__).resolve().parents[1]
 PICTURE = ROOT / "docs" / "recipes.svg"
+GALLERY = ROOT / "docs" / "extending.md"
 SEEDS = range(10, 20)  # nothing was tuned on them
 PLAIN = "dqn"  # stands behind every recipe
 
@@ -55,7 +57,7 @@ def draw(results: Mapping[str, xr.Dataset]) -> Figure:
     names = [name for name in results if name != PLAIN]
     rows = -(-len(names) // 3)
     figure = Figure(figsize=(9.6, 1.6 * rows), layout="constrained")
-    panels = figure.subplots(rows, 3, sharex=True, sharey=True, squeeze=False)
+    panels = figure.subplots(rows, 3, sharey=True, squeeze=False)
     for axes in panels.ravel()[len(names) :]:
         axes.set_axis_off()
     for axes, name in zip(panels.ravel(), names, strict=False):
@@ -67,14 +69,23 @@ def draw(results: Mapping[str, xr.Dataset]) -> Figure:
         axes.set_title(name, fontsize="medium")
         axes.spines[["top", "right"]].set_visible(False)
         axes.xaxis.set_major_formatter("{x:,.0f}")
+        axes.locator_params(axis="x", nbins=5)
     panels[0, 0].set_ylim(0, 510)
     figure.supxlabel("environment steps per seed", fontsize="medium")
     figure.supylabel("greedy return", fontsize="medium")
     return figure
 
 
+def write_ends(finals: Mapping[str, str], page: str) -> str:
+    """Writes how recipes ended into the gallery, whose rows end with the recipe and this."""
+    for name, end in finals.items():
+        row = re.compile(rf"^(\|.*\[`{name}`\]\(\S+\) \| )[^|]*( \|)$", re.MULTILINE)
+        page = row.sub(rf"\g<1>{end}\g<2>", page)
+    return re.sub(r"(that of plain `dqn` is )[^.]*\.", rf"\g<1>{finals[PLAIN]}.", page)
+
+
 def main(args: Args) -> None:
-    """Trains, draws the picture, and keeps in its description what the gallery says of the end."""
+    """Trains all, and draws the picture, whose description says what the gallery does."""
     results = {}
     for name, agent in {PLAIN: PLAIN, **find_recipes()}.items():
         config, experiment, *_ = agents.get(agent)
@@ -87,7 +98,8 @@ def main(args: Args) -> None:
         print(f"{name}: {finals[name]}")
     mpl.rcParams |= {"svg.fonttype": "none", "svg.hashsalt": "recipes", "font.family": "sans-serif"}
     draw(results).savefig(PICTURE, metadata={"Date": None, "Description": json.dumps(finals)})
-    print(f"written: {PICTURE.relative_to(ROOT)}")
+    GALLERY.write_text(write_ends(finals, GALLERY.read_text()))
+    print(f"written: {PICTURE.relative_to(ROOT)} and {GALLERY.relative_to(ROOT)}")
 
 
 if __name__ == "__main__":

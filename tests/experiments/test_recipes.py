@@ -5,6 +5,7 @@ import dataclasses
 import functools
 import importlib
 import io
+import re
 import sys
 import tokenize
 from pathlib import Path
@@ -25,6 +26,7 @@ from purejaxdqn.types import Step, Transition
 from tiny import TINY, TINY_PQN, step_of
 
 ROOT = Path(__file__).parents[2]
+GALLERY = (ROOT / "docs" / "extending.md").read_text()
 FOLDER = ROOT / "experiments" / "recipes"
 NAMES = sorted(path.stem for path in FOLDER.glob("*.py") if path.stem != "__init__")
 SHORT = {"total_steps": 2_000, "eval_interval": 1_000, "eval_episodes": 2, "hidden_sizes": (8,)}
@@ -116,6 +118,9 @@ def test_it_is_a_page_and_copies_nothing(name):
     path = FOLDER / f"{name}.py"
     lines = code_of(path)
     assert len(lines) <= 60
+    row = re.search(rf"^\| [^|]+ \| (\d+) \| .*\[`{name}`\]", GALLERY, re.M)
+    assert row is not None, "docs/extending.md lists every recipe"
+    assert int(row[1]) == len(lines)
     tree = ast.parse(path.read_text())
     page = ast.get_docstring(tree) or ""
     assert f"--import recipes.{name} --agent " in page
