@@ -154,7 +154,7 @@ def test_what_is_no_part_or_is_given_the_state_follows_nothing():
     with pytest.raises(ConfigError, match=r"loss_fn \(5\) must be a function"):
         dqn(TINY, loss_fn=following(lambda now: 5))
     with pytest.raises(ConfigError, match=r"make .*must be a function"):
-        following(losses.bellman_loss())
+        following(losses.bellman_loss())  # type: ignore[arg-type]
 
 
 def test_a_transition_spans_as_many_steps_as_the_schedule_says():
