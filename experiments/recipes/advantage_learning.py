@@ -21,6 +21,7 @@ import numpy as np
 
 from purejaxdqn import DQNConfig, agents, dqn, setting, testing
 from purejaxdqn.training.loop import Train
+from purejaxdqn.training.schedules import following
 from purejaxdqn.types import Array, LossOutput, Network, Params, Transition
 
 
@@ -64,7 +65,10 @@ def advantage_loss(
 
 def advantage_learning(config: AdvantageLearningConfig) -> Train:
     """Makes the training run of the settings."""
-    return dqn(config, loss_fn=functools.partial(advantage_loss, gap_weight=config.gap_weight))
+    return dqn(
+        config,
+        loss_fn=following(lambda now: functools.partial(advantage_loss, gap_weight=now.gap_weight)),
+    )
 
 
 agents.register(

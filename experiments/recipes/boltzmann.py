@@ -21,8 +21,12 @@ from purejaxdqn.training.schedules import linear_schedule
 class BoltzmannConfig(DQNConfig):
     """DQN's settings, and how the temperature falls over `epsilon_fraction` of the run."""
 
-    temperature_start: float = setting(5.0, "Temperature of the actions at first.", above=0)
-    temperature_end: float = setting(0.2, "Temperature of the actions in the end.", above=0)
+    temperature_start: float = setting(
+        5.0, "Temperature of the actions at first.", above=0, may_change=False
+    )
+    temperature_end: float = setting(
+        0.2, "Temperature of the actions in the end.", above=0, may_change=False
+    )
 
 
 def boltzmann(config: BoltzmannConfig) -> Train:

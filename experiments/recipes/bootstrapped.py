@@ -21,8 +21,8 @@ import jax.numpy as jnp
 from purejaxdqn import DQNConfig, agents, dqn, environments, networks, setting
 from purejaxdqn.behaviours import head_behaviour, write_extras
 from purejaxdqn.training.loop import Train
-from purejaxdqn.training.schedules import linear_epsilon
-from purejaxdqn.types import Array, LossOutput, Network, Params, Transition
+from purejaxdqn.training.schedules import following, linear_epsilon
+from purejaxdqn.types import Array, Behaviour, Extras, LossOutput, Network, Params, Transition
 
 
 @dataclasses.dataclass(frozen=True)
@@ -51,11 +51,15 @@ def bootstrapped(config: BootstrappedConfig) -> Train:
     member = networks.value_network(environments.make(config.env).num_actions, config.hidden_sizes)
     network = networks.ensemble(member, config.num_heads, functools.partial(jnp.mean, axis=0))
     shape = (config.num_heads,)
-    behaviour = write_extras(
-        head_behaviour(linear_epsilon(config), config.num_heads),
-        lambda key, *_: {"mask": jax.random.bernoulli(key, config.mask_probability, shape)},
-    )
-    return dqn(config, network=network, behaviour=behaviour, loss_fn=bootstrapped_loss)
+    acts = head_behaviour(linear_epsilon(config), config.num_heads)
+
+    def behaviour(now: BootstrappedConfig) -> Behaviour:
+        def draw_mask(key: Array, *_: Any) -> Extras:
+            return {"mask": jax.random.bernoulli(key, now.mask_probability, shape)}
+
+        return write_extras(acts, draw_mask)
+
+    return dqn(config, network=network, behaviour=following(behaviour), loss_fn=bootstrapped_loss)
 
 
 agents.register("bootstrapped", BootstrappedConfig(), bootstrapped, "an episode follows one head")

@@ -18,7 +18,8 @@ import jax.numpy as jnp
 from purejaxdqn import DQNConfig, agents, dqn, environments, losses, setting
 from purejaxdqn.training.learner import over_batch
 from purejaxdqn.training.loop import Train
-from purejaxdqn.types import Array, LossOutput, Network, Params, Transition
+from purejaxdqn.training.schedules import following
+from purejaxdqn.types import Array, BatchLossFn, LossOutput, Network, Params, Transition
 
 
 @dataclasses.dataclass(frozen=True)
@@ -28,8 +29,8 @@ class DecorrelationConfig(DQNConfig):
     decorrelation: float = setting(1e-3, "Weight of the features' covariances.", at_least=0)
 
 
-def decorrelation(config: DecorrelationConfig) -> Train:
-    """Makes the training run of the settings."""
+def decorrelated_loss(config: DecorrelationConfig) -> BatchLossFn[Any]:
+    """Makes the loss that the settings name, with the penalty."""
     num_actions = environments.make(config.env).num_actions
     bellman_loss = over_batch(losses.from_config(config, num_actions))
 
@@ -46,7 +47,12 @@ def decorrelation(config: DecorrelationConfig) -> Train:
             output.loss + config.decorrelation / 2 * penalty, output.priority, metrics
         )
 
-    return dqn(config, batch_loss=loss)
+    return loss
+
+
+def decorrelation(config: DecorrelationConfig) -> Train:
+    """Makes the training run of the settings."""
+    return dqn(config, batch_loss=following(decorrelated_loss))
 
 
 agents.register("decorrelation", DecorrelationConfig(), decorrelation, "features not correlated")

@@ -19,6 +19,7 @@ import jax.numpy as jnp
 
 from purejaxdqn import DQNConfig, agents, dqn, setting, testing
 from purejaxdqn.training.loop import Train
+from purejaxdqn.training.schedules import following
 from purejaxdqn.types import Array, Categorical, LossOutput, Network, Params, Transition
 
 
@@ -61,7 +62,10 @@ def hl_gauss_loss(
 
 def hl_gauss(config: HLGaussConfig) -> Train:
     """Makes the training run of the settings."""
-    return dqn(config, loss_fn=functools.partial(hl_gauss_loss, width=config.gaussian_width))
+    return dqn(
+        config,
+        loss_fn=following(lambda now: functools.partial(hl_gauss_loss, width=now.gaussian_width)),
+    )
 
 
 settings = HLGaussConfig(representation="categorical", adam_epsilon=1e-5)

@@ -10,6 +10,7 @@ regularization" (2023): to the loss is added `l2_init * |params - first params|^
 """
 
 import dataclasses
+import functools
 from typing import Any
 
 import jax
@@ -18,6 +19,7 @@ import optax
 
 from purejaxdqn import DQNConfig, agents, dqn, setting
 from purejaxdqn.training.loop import Train
+from purejaxdqn.training.schedules import following
 from purejaxdqn.types import Array, Schedule
 
 
@@ -40,14 +42,15 @@ def draw_to_start(weight: Array | float) -> optax.GradientTransformation:
     return optax.GradientTransformation(lambda params: jax.tree.map(jnp.copy, params), update)
 
 
+def make_optimizer(now: L2InitConfig, learning_rate: Schedule) -> optax.GradientTransformation:
+    """Makes Adam behind the pull to the start."""
+    adam = optax.adam(learning_rate, eps=now.adam_epsilon)
+    return optax.chain(draw_to_start(now.l2_init), adam)
+
+
 def l2_init(config: L2InitConfig) -> Train:
     """Makes the training run of the settings."""
-
-    def optimizer(learning_rate: Schedule) -> optax.GradientTransformation:
-        adam = optax.adam(learning_rate, eps=config.adam_epsilon)
-        return optax.chain(draw_to_start(config.l2_init), adam)
-
-    return dqn(config, optimizer=optimizer)
+    return dqn(config, optimizer=following(lambda now: functools.partial(make_optimizer, now)))
 
 
 agents.register("l2_init", L2InitConfig(), l2_init, "weights are drawn back to their start")

@@ -21,7 +21,9 @@ class CategoricalPQNConfig(PQNConfig):
     """PQN's settings, and those of the atoms."""
 
     num_atoms: int = setting(51, "Atoms of the distribution.", at_least=2)
-    value_max: float = setting(100.0, "The highest atom; the lowest is 0.", above=0)
+    value_max: float = setting(
+        100.0, "The highest atom; the lowest is 0.", above=0, may_change=False
+    )
 
 
 def pqn_categorical(config: CategoricalPQNConfig) -> Train:

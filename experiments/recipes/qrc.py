@@ -23,6 +23,7 @@ import jax.numpy as jnp
 from purejaxdqn import DQNConfig, agents, dqn, environments, networks, setting
 from purejaxdqn.training.learner import no_target
 from purejaxdqn.training.loop import Train
+from purejaxdqn.training.schedules import following
 from purejaxdqn.types import Array, LossOutput, Network, Params, Transition
 
 
@@ -74,7 +75,7 @@ def qrc(config: QRCConfig) -> Train:
     network: Network[Any] = networks.make_network(
         TwoOutputs(config.hidden_sizes, num_actions), lambda output: output[0]
     )
-    loss_fn = functools.partial(qrc_loss, decay=config.correction_decay)
+    loss_fn = following(lambda now: functools.partial(qrc_loss, decay=now.correction_decay))
     return dqn(config, network=network, loss_fn=loss_fn, target_update=no_target)
 
 

@@ -18,6 +18,7 @@ import jax.numpy as jnp
 from purejaxdqn import DQNConfig, agents, dqn, environments, setting
 from purejaxdqn.replay import UniformReplayState, uniform_replay
 from purejaxdqn.training.loop import Train
+from purejaxdqn.training.schedules import following
 from purejaxdqn.types import Array, Replay, Sample, Step, Window
 
 
@@ -76,7 +77,7 @@ def rank_based_replay(
 def rank_based(config: RankBasedConfig) -> Train:
     """Makes the training run of the settings."""
     sizes = config.replay_capacity, config.batch_size, environments.make(config.env).max_steps
-    return dqn(config, replay=rank_based_replay(*sizes, config.rank_exponent))
+    return dqn(config, replay=following(lambda now: rank_based_replay(*sizes, now.rank_exponent)))
 
 
 agents.register("rank_based", RankBasedConfig(), rank_based, "priorities by rank")

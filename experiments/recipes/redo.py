@@ -62,7 +62,7 @@ def redo(config: ReDoConfig) -> Train:
         obs = replay.sample(state.replay, sample_key).window.obs
         show: Any = network.activations
         hidden = jax.vmap(show, in_axes=(None, 0))(learner.params, obs).hidden
-        dormant = find_dormant(hidden, config.dormant_threshold)
+        dormant = find_dormant(hidden, config.at(learner.num_updates).dormant_threshold)
         params = begin_anew(learner.params, network.init(init_key, obs[0]), dormant)
         moments = {n: optax.tree.get(learner.opt_state, n) for n in ("mu", "nu")}
         anew = {n: begin_anew(x, optax.tree.zeros_like(x), dormant) for n, x in moments.items()}

@@ -16,7 +16,7 @@ from purejaxdqn import DQNConfig, agents, dqn, environments, losses, setting
 from purejaxdqn.behaviours import epsilon_greedy_behaviour
 from purejaxdqn.replay import sequence_replay, uniform_replay
 from purejaxdqn.training.loop import Train
-from purejaxdqn.training.schedules import linear_epsilon
+from purejaxdqn.training.schedules import following, linear_epsilon
 
 
 @dataclasses.dataclass(frozen=True)
@@ -35,7 +35,7 @@ def retrace(config: RetraceConfig) -> Train:
         config,
         behaviour=epsilon_greedy_behaviour(linear_epsilon(config), write_probability=True),
         replay=sequence_replay(replay, config.sequence_length),
-        loss_fn=losses.trajectory_loss(losses.retrace(config.trace_decay)),
+        loss_fn=following(lambda now: losses.trajectory_loss(losses.retrace(now.trace_decay))),
     )
 
 

@@ -20,7 +20,7 @@ import optax
 from purejaxdqn import DQNConfig, agents, dqn, environments, networks, setting
 from purejaxdqn.behaviours import epsilon_greedy_behaviour, write_extras
 from purejaxdqn.training.loop import Train
-from purejaxdqn.training.schedules import linear_epsilon
+from purejaxdqn.training.schedules import following, linear_epsilon
 from purejaxdqn.types import Learner, LearnerState, Network, Replay, Sample, Step, Window, ensure
 
 
@@ -87,7 +87,7 @@ def stream_q(config: StreamQConfig) -> Train:
         epsilon_greedy_behaviour(linear_epsilon(config)),
         lambda key, here, action: {"is_greedy": action == jnp.argmax(here.q_values)},
     )
-    learner = stream_learner(network, config)
+    learner = following(lambda now: stream_learner(network, now))
     return dqn(config, network=network, behaviour=behaviour, replay=newest_step(), learner=learner)
 
 

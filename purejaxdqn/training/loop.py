@@ -158,6 +158,23 @@ def begin_measuring(measure: Measure | None, state: TrainState) -> TrainState:
     return dataclasses.replace(state, measured=jax.tree.map(jnp.copy, measure.init(state)))
 
 
+@jax.custom_batching.custom_vmap
+def _same_in_all_runs(count: Array) -> Array:
+    """Returns a count as it is, and refuses one that the runs of a batch would not share."""
+    return count
+
+
+@_same_in_all_runs.def_vmap
+def _ensure_shared(_: int, is_batched: list[bool], count: Array) -> tuple[Array, bool]:
+    if is_batched[0]:
+        raise ConfigError(
+            "after_update sets num_updates by what differs between runs, such as weights or "
+            "returns, but runs that train side by side share it: let it depend on num_updates and "
+            "num_steps alone"
+        )
+    return count, False
+
+
 def end_update(
     key: Array,
     before: TrainState,
@@ -179,7 +196,9 @@ def end_update(
         changed: Any = after_update(key, state)
         ensure(isinstance(changed, TrainState), "what after_update returns", changed, "the state")
         ensure_alike("what after_update returns", changed, state)
-        state = changed
+        count = _same_in_all_runs(changed.learner.num_updates)
+        learner = dataclasses.replace(changed.learner, num_updates=count)
+        state = dataclasses.replace(changed, learner=learner)
     if measure is None:
         return state, (metrics, {})
     measure_key = jax.random.fold_in(key, 1)

@@ -7,7 +7,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from purejaxdqn.training.settings import reserved_names
+from purejaxdqn.training.schedules import part_of
+from purejaxdqn.training.settings import RunConfig, reserved_names
 from purejaxdqn.types import (
     ArrayTree,
     Behaviour,
@@ -50,14 +51,17 @@ _FUNCTIONS = {
     "target_update": (3, "periodic_target_update(50)"),
     "after_update": (2, "lambda key, state: state"),
 }
+_GIVEN_THE_STATE = ("network", "after_update", "measure")  # or the same at all times
 _NUMBERS = (jax.Array, np.ndarray, np.generic, int, float)
 
 
-def ensure_parts(**parts: Any) -> None:
+def ensure_parts(config: RunConfig, **parts: Any) -> None:
     """Refuses parts of an agent, by the names of its arguments, that are of the wrong kind."""
     for name, part in parts.items():
         if part is None:
             continue
+        if name not in _GIVEN_THE_STATE:
+            part = part_of(part, config.at(0))
         if name in _FUNCTIONS:
             count, example = _FUNCTIONS[name]
             ensure_function(name, part, example, count)

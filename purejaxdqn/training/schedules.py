@@ -4,12 +4,12 @@ import dataclasses
 import functools
 import math
 from collections.abc import Callable
-from typing import Any, NoReturn, TypeVar
+from typing import Any, NamedTuple, NoReturn, TypeVar
 
 import jax
 import jax.numpy as jnp
 
-from purejaxdqn.types import Array, ConfigError, Schedule, ensure_number
+from purejaxdqn.types import Array, ConfigError, Schedule, ensure_function, ensure_number
 
 Part = TypeVar("Part")
 
@@ -122,13 +122,16 @@ class Changing:
 
     def _refuse(self, *_: Any) -> NoReturn:
         raise ConfigError(
-            f"a setting that is a {self.shape} schedule is no number: let the experiment read it "
-            "from config.at(state.learner.num_updates), or set it to a number"
+            f"a setting that is a {self.shape} schedule is no number: read it from "
+            "config.at(state.learner.num_updates) where there is a state, pass the part that reads "
+            "it as schedules.following(lambda now: ...), or set it to a number"
         )
 
-    __jax_array__ = __float__ = __neg__ = __add__ = __radd__ = __sub__ = __rsub__ = _refuse
-    __mul__ = __rmul__ = __truediv__ = __rtruediv__ = __pow__ = __rpow__ = _refuse
-    __lt__ = __le__ = __gt__ = __ge__ = _refuse
+    __jax_array__ = __array__ = __float__ = __int__ = __bool__ = __neg__ = __abs__ = _refuse
+    __add__ = __radd__ = __sub__ = __rsub__ = __mul__ = __rmul__ = __matmul__ = _refuse
+    __truediv__ = __rtruediv__ = __floordiv__ = __mod__ = __pow__ = __rpow__ = _refuse
+    __lt__ = __le__ = __gt__ = __ge__ = __round__ = __floor__ = __ceil__ = _refuse
+    dtype = property(_refuse)
 
 
 def linear(start: float, end: float, duration: int) -> Any:
@@ -165,6 +168,28 @@ def follow(config: Any, make: Callable[[Any], Part]) -> Callable[[Array | int], 
         return first if now is config else make(now)
 
     return part_at
+
+
+class Following(NamedTuple):
+    """A part that is made of the settings as they are at each gradient step."""
+
+    make: Callable[[Any], Any]
+
+
+def following(make: Callable[[Any], Any]) -> Any:
+    """Makes a part of one's own follow schedules, for an argument of `dqn` or `pqn`.
+
+    `dqn(config, loss_fn=following(lambda now: partial(my_loss, weight=now.weight)))`: the part is
+    made of the settings `now`, in which schedules are numbers. It may be a loss, `wrap_loss`,
+    optimiser, target update, learner, behaviour or replay; hooks and measures are given the state.
+    """
+    ensure_function("make", make, "lambda now: partial(my_loss, weight=now.weight)")
+    return Following(make)
+
+
+def part_of(part: Any, now: Any) -> Any:
+    """Makes a part of the settings as they are now, where it is `following` them."""
+    return part.make(now) if isinstance(part, Following) else part
 
 
 def largest(value: Any) -> Any:

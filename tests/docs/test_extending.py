@@ -1,14 +1,18 @@
 """The gallery lists every recipe as it is, and each example of a seam makes a training run."""
 
 import functools
+import json
 import re
+import runpy
 from pathlib import Path
 from typing import Any
+from xml.etree import ElementTree
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+import xarray as xr
 
 from purejaxdqn import dqn, losses, networks
 from purejaxdqn.training import learner as learning
@@ -16,6 +20,7 @@ from purejaxdqn.types import Transition
 from tiny import TINY
 
 ROOT = Path(__file__).parents[2]
+DESCRIPTION = "{http://purl.org/dc/elements/1.1/}description"
 PAGE = (ROOT / "docs" / "extending.md").read_text()
 SECTIONS: dict[str, str] = dict(
     re.findall(r"^### (.*?)\n.*?^```python\n(.*?)^```$", PAGE, re.M | re.S)
@@ -32,6 +37,31 @@ def test_the_gallery_lists_every_recipe_with_its_seams():
         assert link.endswith(f"/{name}.py")
         passed = {seam for seam in re.findall(r"`(\w+)`", seams) if seam != "pqn"}
         assert all(f"{seam}=" in source for seam in passed), (name, passed)
+
+
+def test_the_gallery_says_how_each_recipe_ended_as_the_picture_does():
+    (description,) = ElementTree.parse(ROOT / "docs" / "recipes.svg").iter(DESCRIPTION)
+    drawn = json.loads(description.text or "")
+    script = runpy.run_path(str(ROOT / "docs" / "draw_recipes.py"))
+    assert script["write_ends"](drawn, PAGE) == PAGE
+    other = script["write_ends"](dict.fromkeys(drawn, "7 (6 to 8)"), PAGE)
+    assert other.count("7 (6 to 8)") == len(drawn)
+    assert "plain `dqn` is 7 (6 to 8). A dash" in other
+
+
+def test_the_picture_has_a_panel_for_each_recipe_with_plain_dqn_behind():
+    def results(level):
+        returns = level + np.arange(2 * 3 * 4.0).reshape(2, 3, 4)
+        dims, steps = ("seed", "step", "episode"), [0, 5, 10]
+        return xr.Dataset({"evaluation_return": (dims, returns)}, {"seed": [1, 2], "step": steps})
+
+    draw = runpy.run_path(str(ROOT / "docs" / "draw_recipes.py"))["draw"]
+    figure = draw({"dqn": results(0), "one": results(100), "other": results(200)})
+    panels = [panel for panel in figure.axes if panel.get_title()]
+    assert [panel.get_title() for panel in panels] == ["one", "other"]
+    shown = [[line.get_ydata().tolist() for line in panel.lines] for panel in panels]
+    plain = np.array([7.5, 11.5, 15.5])  # the mean over episodes and both seeds
+    assert shown == [[[*plain], [*plain + 100]], [[*plain], [*plain + 200]]]
 
 
 def test_the_page_has_a_section_for_every_part_of_dqn():

@@ -5,6 +5,7 @@ import dataclasses
 import functools
 import importlib
 import io
+import re
 import sys
 import tokenize
 from pathlib import Path
@@ -17,12 +18,15 @@ import pytest
 
 from purejaxdqn import agents, load, rerun, run_sweep, testing
 from purejaxdqn.cli.main import main
+from purejaxdqn.engine.programs import make_run_functions
 from purejaxdqn.sweep import batches
 from purejaxdqn.training.declaration import settings_of
+from purejaxdqn.training.schedules import linear, part_of
 from purejaxdqn.types import Step, Transition
 from tiny import TINY, TINY_PQN, step_of
 
 ROOT = Path(__file__).parents[2]
+GALLERY = (ROOT / "docs" / "extending.md").read_text()
 FOLDER = ROOT / "experiments" / "recipes"
 NAMES = sorted(path.stem for path in FOLDER.glob("*.py") if path.stem != "__init__")
 SHORT = {"total_steps": 2_000, "eval_interval": 1_000, "eval_episodes": 2, "hidden_sizes": (8,)}
@@ -114,6 +118,9 @@ def test_it_is_a_page_and_copies_nothing(name):
     path = FOLDER / f"{name}.py"
     lines = code_of(path)
     assert len(lines) <= 60
+    row = re.search(rf"^\| [^|]+ \| (\d+) \| .*\[`{name}`\]", GALLERY, re.M)
+    assert row is not None, "docs/extending.md lists every recipe"
+    assert int(row[1]) == len(lines)
     tree = ast.parse(path.read_text())
     page = ast.get_docstring(tree) or ""
     assert f"--import recipes.{name} --agent " in page
@@ -147,6 +154,19 @@ def test_it_trains_over_seeds_and_its_own_setting(name):
         assert np.isfinite(dataset[METRICS[name]].isel(step=-1)).all()
     last = dataset.loss.isel(step=-1).values.ravel()
     assert len({*last}) == len(last), "a seed or a value of the setting makes no difference"
+
+
+@every_recipe
+def test_schedules_of_its_own_settings_are_followed(name):
+    """Or they are declared to be one value; and so with the discount, which a learner may read."""
+    agent = agent_of(name)
+    config, declared = small(agent), settings_of(type(agent.config))
+    own = [x for x in own_settings(config) if declared[x].may_change]
+    for x in [*own, *["discount"] * (name == "stream_q")]:
+        value = getattr(config, x)
+        changing = dataclasses.replace(config, **{x: linear(value / 2, value, 10)})
+        changing.validate()
+        assert x in make_run_functions(agent.experiment, changing).read
 
 
 def test_a_few_resume_rerun_search_and_ablate(tmp_path, monkeypatch, capsys):
@@ -188,7 +208,7 @@ def parts_of(module, config):
     patch.setattr(module, name, lambda config, **parts: given.update(parts))
     agent_of(module.__name__.split(".")[-1]).experiment(config)
     patch.undo()
-    return given
+    return {part: part_of(x, config) for part, x in given.items()}
 
 
 def make_transitions(**extras):

@@ -2,6 +2,7 @@
 
 # mypy: disable-error-code="arg-type, return-value"
 
+import contextlib
 import dataclasses
 from typing import Any
 
@@ -14,7 +15,7 @@ import pytest
 from purejaxdqn import behaviours, dqn, losses, networks, pqn
 from purejaxdqn.training.learner import make_learner, over_batch
 from purejaxdqn.training.parts import ensure_alike
-from purejaxdqn.types import Behaviour, ConfigError, Learner, Measure
+from purejaxdqn.types import Behaviour, ConfigError, Learner, Measure, run_axes
 from tiny import TINY, TINY_PQN
 
 EXPERIMENTS: dict[str, Any] = {"dqn": (dqn, TINY), "pqn": (pqn, TINY_PQN)}
@@ -47,6 +48,10 @@ def broken_learner(network):
         return dataclasses.replace(state, num_updates=state.num_updates * 1.0), priorities, metrics
 
     return Learner(sound.init, update)
+
+
+def add_axis(axis, x):
+    return x if axis is None else jax.ShapeDtypeStruct((2, *x.shape), x.dtype)
 
 
 def told(metrics):
@@ -139,3 +144,32 @@ def test_what_is_alike_is_not_refused():
     ensure_alike("it", None, None)
     with pytest.raises(ConfigError, match=r"it .* must be of the same classes"):
         ensure_alike("it", (jnp.zeros(2),), [jnp.zeros(2)])
+
+
+@pytest.mark.parametrize(
+    ("is_due", "is_refused"),
+    [
+        (lambda state: state.learner.num_updates % 4 == 0, False),
+        (lambda state: state.num_steps > 200, False),
+        (lambda state: state.episode_return.mean() > 10, True),
+        (lambda state: jax.random.bernoulli(state.key), True),
+    ],
+)
+def test_a_count_that_runs_side_by_side_would_not_share_is_refused(is_due, is_refused):
+    def begin_anew(key, state):
+        count = jnp.where(is_due(state), 0, state.learner.num_updates)
+        return with_learner(num_updates=count)(key, state)
+
+    train = dqn(TINY, after_update=begin_anew)
+    one = jax.eval_shape(train.init, jax.random.key(0))
+    axes = run_axes(one)
+    shapes = jax.tree.map(
+        lambda axis, part: jax.tree.map(lambda x: add_axis(axis, x), part),
+        axes,
+        one,
+        is_leaf=lambda axis: axis is None,
+    )
+    chunk = jax.vmap(lambda s: train.chunk(s, jnp.int32(1), 1)[0], (axes,), axes)
+    problem = pytest.raises(ConfigError, match="num_updates by what differs between runs")
+    with problem if is_refused else contextlib.nullcontext():
+        jax.eval_shape(chunk, shapes)

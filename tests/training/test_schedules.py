@@ -13,15 +13,16 @@ import numpy as np
 import optax
 import pytest
 
-from purejaxdqn import RunConfig, agents, dqn, load, losses, pqn, rerun, run_sweep
+from purejaxdqn import RunConfig, agents, dqn, load, losses, networks, pqn, rerun, run_sweep
 from purejaxdqn.agents.components import find_components
+from purejaxdqn.behaviours import epsilon_greedy_behaviour, write_extras
 from purejaxdqn.engine.programs import make_run_functions
-from purejaxdqn.replay import first_steps
+from purejaxdqn.replay import first_steps, prioritised_replay
 from purejaxdqn.sweep.design import grid_design, group_by_program
 from purejaxdqn.sweep.rerun import select_run
 from purejaxdqn.training.declaration import setting, settings_of
-from purejaxdqn.training.learner import over_batch
-from purejaxdqn.training.schedules import exponential, linear
+from purejaxdqn.training.learner import make_learner, over_batch, periodic_target_update
+from purejaxdqn.training.schedules import exponential, following, linear
 from purejaxdqn.training.settings import config_from_json, config_to_json, parse
 from purejaxdqn.types import ConfigError, Window
 from tiny import TINY, TINY_PQN, assert_same_dataset
@@ -83,6 +84,77 @@ def test_a_schedule_begins_anew_where_the_count_is_set_back():
     _, outputs = learn(experiment, dataclasses.replace(TINY, n_step=1, discount=RISING), 9)
     expected = 0.5 + 0.05 * (np.arange(9) % 4)
     np.testing.assert_allclose(outputs.metrics["high"], expected, rtol=1e-6)
+
+
+def show(now):
+    """Q-learning, with the discount that it was made of as a metric."""
+
+    def loss(*args):
+        return losses.bellman_loss()(*args)._replace(metrics={"seen": jnp.float32(now.discount)})
+
+    return loss
+
+
+def write(now):
+    """Random actions, which write down the discount that they were made of."""
+    act = epsilon_greedy_behaviour(lambda num_steps: 1.0)
+    return write_extras(act, lambda *_: {"seen": jnp.float32(now.discount)})
+
+
+def test_a_part_of_ones_own_is_made_anew_for_each_gradient_step():
+    experiment = functools.partial(dqn, loss_fn=following(show))
+    _, outputs = learn(experiment, dataclasses.replace(TINY, discount=RISING))
+    np.testing.assert_allclose(outputs.metrics["seen"], RISING(np.arange(10)), rtol=1e-6)
+
+    def written(loss_fn):
+        return lambda network, params, target_params, transition, key: loss_fn(
+            network, params, target_params, transition, key
+        )._replace(metrics=transition.extras)
+
+    experiment = functools.partial(pqn, behaviour=following(write), wrap_loss=written)
+    _, outputs = learn(experiment, dataclasses.replace(TINY_PQN, discount=RISING), 3)
+    counts = TINY_PQN.num_epochs * TINY_PQN.num_minibatches * np.arange(3)
+    np.testing.assert_allclose(outputs.metrics["seen"], RISING(counts), rtol=1e-6)
+
+
+NETWORK: Any = networks.value_network(2, (8,))
+
+
+@pytest.mark.parametrize("experiment", [dqn, pqn])
+@pytest.mark.parametrize(
+    ("name", "make"),
+    [
+        ("behaviour", write),
+        ("loss_fn", show),
+        ("wrap_loss", lambda now: lambda _: show(now)),
+        ("batch_loss", lambda now: over_batch(show(now))),
+        ("optimizer", lambda now: lambda rate: optax.sgd(rate, now.discount * 0.9)),
+        ("learner", lambda now: make_learner(NETWORK, show(now), optax.sgd(0.1))),
+        ("replay", lambda now: prioritised_replay(120, 16, 500, now.discount * 0.9)),
+        ("target_update", lambda now: periodic_target_update(1, now.discount * 0.9)),
+    ],
+)
+def test_each_part_may_follow_schedules_or_is_refused_where_it_reads_one(experiment, name, make):
+    if experiment is pqn and name in ("replay", "target_update"):
+        return
+    config = dataclasses.replace(TINY_PQN if experiment is pqn else TINY, discount=RISING)
+    more = {"network": NETWORK} if name == "learner" else {}
+    part = functools.partial(experiment, **{name: following(make)}, **more)
+    assert "discount" in make_run_functions(part, config).read
+    with pytest.raises(ConfigError, match=r"config\.at.*schedules\.following"):
+        make_run_functions(
+            lambda config: experiment(config, **{name: make(config)}, **more), config
+        )
+
+
+def test_what_is_no_part_or_is_given_the_state_follows_nothing():
+    for name in ("network", "after_update", "measure"):
+        with pytest.raises(ConfigError, match=f"{name} .*must be a"):
+            dqn(TINY, **{name: following(lambda now: None)})
+    with pytest.raises(ConfigError, match=r"loss_fn \(5\) must be a function"):
+        dqn(TINY, loss_fn=following(lambda now: 5))
+    with pytest.raises(ConfigError, match=r"make .*must be a function"):
+        following(losses.bellman_loss())  # type: ignore[arg-type]
 
 
 def test_a_transition_spans_as_many_steps_as_the_schedule_says():
@@ -190,7 +262,9 @@ class ScaleConfig(RunConfig):
     fixed: float = setting(0.5, "Compiled in.", static=True)
 
 
-@pytest.mark.parametrize("use", [lambda x: x * 2.0, lambda x: jnp.ones(2) * x, jnp.exp, float])
+@pytest.mark.parametrize(
+    "use", [lambda x: x * 2.0, lambda x: jnp.ones(2) * x, jnp.exp, float, bool, np.asarray]
+)
 def test_a_schedule_is_no_number(use):
     """An experiment that does not follow schedules refuses them, instead of a trace's end."""
     config = ScaleConfig(scale=linear(0.0, 1.0, 10))

@@ -116,7 +116,7 @@ def dqn(
     given |= {"optimizer": optimizer, "target_update": target_update}
     refuse_unused(learner, initial_params=initial_params, **given)
     own = {"network": network, "behaviour": behaviour, "replay": replay, "learner": learner}
-    ensure_parts(**own, **given, after_update=after_update, measure=measure)
+    ensure_parts(config, **own, **given, after_update=after_update, measure=measure)
     env = environments.make(config.env) if env is None else environments.ensure(env)
     network = _make_network(config, env) if network is None else network
     if initial_params is not None:
@@ -124,14 +124,17 @@ def dqn(
     network = networks.mask_illegal(network, env.legal_actions)
     if behaviour is None:
         behaviour = epsilon_greedy_behaviour(choose_epsilon(config))
-    actor = Actor(env, network, behaviour, config.num_envs)
     is_weighted = replay is not None or config.prioritised
     longest = schedules.largest(config.n_step)
     exponent_at = schedules.linear_schedule(config.importance_exponent, 1.0, config.num_updates)
 
+    def make_actor(now: DQNConfig) -> Actor:
+        return Actor(env, network, schedules.part_of(behaviour, now), config.num_envs)
+
     def make_parts(now: DQNConfig) -> tuple[Learner, Replay, Callable[[Window], Any]]:
         """Makes what a gradient step is taken with, of the settings as they are then."""
-        ring = _make_replay(now, env) if replay is None else replay
+        own = functools.partial(schedules.part_of, now=now)
+        ring = _make_replay(now, env) if replay is None else own(replay)
         ring = n_step_replay(ring, longest) if longest > 1 else ring
         to_transition = ring.to_transition or n_step_transition
 
@@ -140,21 +143,23 @@ def dqn(
             return to_transition(cut, now.discount)
 
         if learner is not None:
-            return learner, ring, transition_of
-        loss = loss_fn
+            return own(learner), ring, transition_of
+        loss = own(loss_fn)
         if loss_fn is None and batch_loss is None:
             loss = losses.from_config(now, env.num_actions)
-        loss = learning.wrap(loss, wrap_loss)
-        move_target = _make_target_update(now) if target_update is None else target_update
-        transformation = _make_transformation(now, optimizer)
-        made = learning.make_learner(network, loss, transformation, move_target, batch_loss)
+        loss = learning.wrap(loss, own(wrap_loss))
+        move_target = _make_target_update(now) if target_update is None else own(target_update)
+        transformation = _make_transformation(now, own(optimizer))
+        made = learning.make_learner(network, loss, transformation, move_target, own(batch_loss))
         return made, ring, transition_of
 
+    actor_at = schedules.follow(config, make_actor)  # num_updates -> what acts
     parts_at = schedules.follow(config, make_parts)  # num_updates -> parts
     first_learner, first_replay, _ = parts_at(0)
 
     def act_once(state: TrainState, is_prefill: bool = False) -> tuple[TrainState, Array]:
         """Steps every environment once; also gives the returns `[E]` of episodes that ended."""
+        actor = actor_at(state.learner.num_updates)
         state, step, episode_return, key = act(actor, state, is_prefill)
         remembered = first_replay.add(state.replay, step, key)
         return dataclasses.replace(state, replay=remembered), episode_return
@@ -194,7 +199,7 @@ def dqn(
             0,
             config.prefill_steps // config.num_envs,
             lambda _, state: act_once(state, is_prefill=True)[0],
-            make_first_state(key, actor, first_learner, first_replay),
+            make_first_state(key, actor_at(0), first_learner, first_replay),
         )
         return begin_measuring(measure, state)
 

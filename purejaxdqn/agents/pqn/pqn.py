@@ -42,7 +42,7 @@ from purejaxdqn.training.loop import (
     run_chunk,
 )
 from purejaxdqn.training.parts import ensure_parts, refuse_unused
-from purejaxdqn.training.schedules import follow, linear_epsilon
+from purejaxdqn.training.schedules import follow, linear_epsilon, part_of
 from purejaxdqn.training.settings import ensure_kind
 from purejaxdqn.types import (
     AfterUpdate,
@@ -103,7 +103,7 @@ def pqn(
     given |= {"optimizer": optimizer}
     refuse_unused(learner, initial_params=initial_params, **given)
     own = {"network": network, "behaviour": behaviour, "learner": learner}
-    ensure_parts(**own, **given, after_update=after_update, measure=measure)
+    ensure_parts(config, **own, **given, after_update=after_update, measure=measure)
     env = environments.make(config.env) if env is None else environments.ensure(env)
     if network is None:
         sizes = config.hidden_sizes
@@ -113,21 +113,26 @@ def pqn(
     network = networks.mask_illegal(network, env.legal_actions)
     if behaviour is None:
         behaviour = epsilon_greedy_behaviour(linear_epsilon(config))
-    actor = Actor(env, network, behaviour, config.num_envs)
+
+    def make_actor(now: PQNConfig) -> Actor:
+        return Actor(env, network, part_of(behaviour, now), config.num_envs)
 
     def make_own_learner(now: PQNConfig) -> Learner:
         """Makes the learner of the settings as they are at a gradient step."""
+        own = functools.partial(part_of, now=now)
         if learner is not None:
-            return learner
-        loss: Any = losses.bellman_loss(losses.return_error) if loss_fn is None else loss_fn
-        loss = wrap(loss, wrap_loss)
-        transformation = make_clipped_optimizer(now, optimizer, make_radam)
-        return make_learner(network, loss, transformation, batch_loss=batch_loss)
+            made: Learner = own(learner)
+            return made
+        loss: Any = losses.bellman_loss(losses.return_error) if loss_fn is None else own(loss_fn)
+        loss = wrap(loss, own(wrap_loss))
+        transformation = make_clipped_optimizer(now, own(optimizer), make_radam)
+        return make_learner(network, loss, transformation, batch_loss=own(batch_loss))
 
-    learner_at = follow(config, make_own_learner)  # num_updates -> learner
+    actor_at = follow(config, make_actor)  # num_updates -> what acts
+    learner_at = follow(config, make_own_learner)
 
     def play(state: TrainState, _: None) -> tuple[TrainState, tuple[Step, Array]]:
-        state, step, episode_return = act(actor, state)[:3]
+        state, step, episode_return = act(actor_at(state.learner.num_updates), state)[:3]
         return state, (step, episode_return)
 
     def make_transitions(state: TrainState, steps: Step) -> Transition:
@@ -182,7 +187,7 @@ def pqn(
         return state, ChunkOutputs(episode_return, means, measured)
 
     def init(key: Array) -> TrainState:
-        return begin_measuring(measure, make_first_state(key, actor, learner_at(0)))
+        return begin_measuring(measure, make_first_state(key, actor_at(0), learner_at(0)))
 
     def observe(state: TrainState, key: Array) -> tuple[Array, Array]:
         """Plays steps that might be learned from next; gives their states and gradients."""
