@@ -82,6 +82,7 @@ def main() -> None:
         n_step=1,
         learning_rate=1e-3,
     )
+    seeds = list_seeds(flags)
     folders = {
         name: results.prepare_output(flags.output / name.split()[0], flags.overwrite)
         for name in EXPERIMENTS
@@ -97,7 +98,7 @@ def main() -> None:
         result = run_sweep(
             experiment,
             config,
-            list_seeds(flags),
+            seeds,
             output=folders[name],
             overwrite=flags.overwrite,
         )

@@ -151,7 +151,9 @@ def main(args: Args) -> None:
     configs = [dataclasses.replace(DQNConfig(), **choice) for choice in choices]
     for config in configs:
         config.validate()
-    for rate in args.learning_rates:
+    rates = args.learning_rates
+    ensure(len({*rates}) == len(rates) > 0, "learning_rates", rates, "one or more, all different")
+    for rate in rates:
         dataclasses.replace(DQNConfig(), learning_rate=rate).validate()
     args.output.mkdir(parents=True, exist_ok=True)
     path = args.output / "tune.jsonl"

@@ -93,7 +93,8 @@ def saying_how_to_go_on(how: str) -> Iterator[None]:
     """Adds a note on how to go on to an `OSError` or interrupt of the block."""
     _remedies[:] = [how]
     try:
-        yield
+        with catch_signals():
+            yield
     except (OSError, KeyboardInterrupt) as error:
         error.add_note(how)
         raise

@@ -24,7 +24,7 @@ from purejaxdqn import agents
 from purejaxdqn.runtime.modules import import_module_or_file
 from purejaxdqn.sweep.options import parse_bytes
 from purejaxdqn.training.declaration import Group, Setting, settings_of
-from purejaxdqn.training.settings import parse
+from purejaxdqn.training.settings import RunConfig, parse
 from purejaxdqn.types import ConfigError
 
 _PLACES = (
@@ -72,7 +72,7 @@ def read_command_line(
     for place in _find_values(argv, "import"):
         import_module_or_file(place)
     named = (_find_values(argv, "agent") or [default_agent]) if default_agent else []
-    bases = [dataclasses.replace(agents.get(name).config, **defaults) for name in named]
+    bases = [_set(prog, agents.get(name).config, defaults) for name in named]
     settings = _collect_settings(bases, "Agents" if have_several_values else "The agent")
     flags = {one.name: one for one in (*own, _IMPORT)}
     if clashing := ", ".join(sorted(flags.keys() & settings.keys())):
@@ -162,6 +162,16 @@ def _make_field(one: Setting, is_several: bool) -> Any:
 def _flag(name: str) -> str:
     """Returns the flag of a setting, or of a label such as "discount=0.9", without its dashes."""
     return re.sub(r"[^\w.]+|_", "-", name)
+
+
+def _set(prog: str, config: RunConfig, defaults: Mapping[str, Any]) -> RunConfig:
+    """Changes settings of an agent, which must have them."""
+    if missing := [name for name in defaults if not hasattr(config, name)]:
+        raise ConfigError(
+            f"agent ({config.agent}) has no {', '.join(missing)}, which {prog} sets: choose one "
+            "that has, such as dqn"
+        )
+    return dataclasses.replace(config, **defaults)
 
 
 def _metavar(one: Setting) -> str:

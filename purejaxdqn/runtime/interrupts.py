@@ -106,6 +106,11 @@ def catch_signals() -> Iterator[StopRequest]:
         sys.unraisablehook = resend
         with _install_handler(request.handle):
             yield request
+    except SystemError as error:
+        # Of code in C that cannot pass on what is raised in it; tracing calls such code often.
+        if isinstance(error.__cause__, Stopped):
+            raise error.__cause__ from None
+        raise
     finally:
         sys.unraisablehook = hook
 
@@ -171,6 +176,17 @@ def defer_signals() -> Iterator[None]:
                 handler(number, None)
             else:  # the system's own
                 signal.raise_signal(number)
+
+
+@contextlib.contextmanager
+def keep_handlers() -> Iterator[None]:
+    """Lets a library put no handlers of its own in place of those that are installed."""
+    install, found = signal.signal, lambda number, handler: signal.getsignal(number)
+    try:
+        signal.signal = found  # type: ignore[assignment]
+        yield
+    finally:
+        signal.signal = install
 
 
 @contextlib.contextmanager

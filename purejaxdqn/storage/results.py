@@ -58,10 +58,10 @@ def check_output(folder: Path, overwrite: bool = False, resume: bool = False) ->
     try:
         nearest = next(path for path in (folder, *folder.parents) if path.exists())
         tempfile.TemporaryFile(dir=nearest).close()
-    except OSError as error:
+    except (OSError, ValueError) as error:  # the latter of a name that no file can have
         raise ConfigError(
-            f"the output folder {folder} cannot be written ({error.strerror}): choose another "
-            "with --output"
+            f"the output folder {folder} cannot be written ({getattr(error, 'strerror', error)}): "
+            "choose another with --output"
         ) from error
     for path, is_right in ((kept, Path.is_dir), (kept / LOCK, Path.is_file), (file, Path.is_file)):
         if path.exists() and not is_right(path):

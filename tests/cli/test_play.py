@@ -2,6 +2,7 @@
 
 import functools
 from types import SimpleNamespace
+from typing import Any
 
 import gymnasium
 import numpy as np
@@ -35,7 +36,7 @@ class Fake(gymnasium.Env):
 
 
 # By name: what is wrong with gymnasium's environment, and the words that say so.
-PROBLEMS = {
+PROBLEMS: dict[str, Any] = {
     "Fake-actions-v0": ({"actions": spaces.Discrete(3)}, "actions Discrete(3), and not observ"),
     "Fake-start-v0": ({"actions": spaces.Discrete(2, start=1)}, "Discrete(2, start=1)"),
     "Fake-force-v0": ({"actions": spaces.Box(-1, 1, (1,), np.float32)}, "actions Box(-1.0, 1.0"),
@@ -95,7 +96,7 @@ def test_an_entry_point_that_is_gone_is_named(registry):
 @pytest.mark.parametrize("name", ["CartPole-v0", "CartPole-v1", "Fake-v0", "Fake-double-v0"])
 def test_those_that_fit_are_played(name, registry):
     """Also a version that gymnasium calls outdated, and observations of more digits."""
-    gymnasium.register("Fake-v0", entry_point=Fake)
+    gymnasium.register("Fake-v0", entry_point=functools.partial(Fake))
     double = functools.partial(Fake, observations=spaces.Box(-1, 1, (4,), np.float64))
     gymnasium.register("Fake-double-v0", entry_point=double)
     assert find_problem(cartpole(name, max_steps=5, threshold=None)) is None

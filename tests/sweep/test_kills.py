@@ -25,7 +25,7 @@ from pathlib import Path
 import pytest
 
 from purejaxdqn.agents.dqn.dqn import dqn
-from purejaxdqn.runtime.interrupts import Stopped, catch_signals
+from purejaxdqn.runtime.interrupts import Stopped, catch_signals, keep_handlers
 from purejaxdqn.storage import checkpoint, results
 from purejaxdqn.storage.checkpoint import CheckpointDamaged
 from purejaxdqn.storage.files import TEMPORARY
@@ -324,6 +324,26 @@ def test_a_signal_that_python_drops_is_heard_again(capfd):
         collect()
     assert stop.number == signal.SIGTERM
     assert "Traceback" not in capfd.readouterr().err
+
+
+@pytest.mark.parametrize("cause", [Stopped(signal.SIGHUP), ValueError("other")])
+def test_a_signal_amid_code_in_c_is_heard(cause):
+    """Where C cannot pass an exception on, Python makes a SystemError of it."""
+    wanted = Stopped if isinstance(cause, Stopped) else SystemError
+    with pytest.raises(wanted), catch_signals():
+        raise SystemError("f returned a result with an exception set") from cause
+
+
+def test_a_library_puts_no_handler_in_place_of_ours():
+    with catch_signals() as stop:
+        with keep_handlers():
+            signal.signal(signal.SIGTERM, lambda *_: sys.exit(15))
+            assert signal.getsignal(signal.SIGTERM) == stop.handle
+        with pytest.raises(Stopped):
+            signal.raise_signal(signal.SIGTERM)
+    before = signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    assert signal.getsignal(signal.SIGTERM) == signal.SIG_IGN
+    signal.signal(signal.SIGTERM, before)
 
 
 def test_two_sweeps_into_one_folder_are_one_too_many(tmp_path):

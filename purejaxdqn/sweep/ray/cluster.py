@@ -22,7 +22,7 @@ import numpy as np
 
 from purejaxdqn.engine.rounds import Event, Record
 from purejaxdqn.runtime.devices import ensure_devices
-from purejaxdqn.runtime.interrupts import catch_signals
+from purejaxdqn.runtime.interrupts import catch_signals, keep_handlers
 from purejaxdqn.runtime.modules import IMPORTED, describe_error
 from purejaxdqn.runtime.processes import split_address
 from purejaxdqn.storage import provenance
@@ -121,7 +121,7 @@ def _connect(address: str | None) -> Iterator[Any]:
         ) from None
     with contextlib.ExitStack() as stack:
         if not ray.is_initialized():
-            stack.enter_context(catch_signals())  # Ray leaves a handler of its own
+            stack.enter_context(catch_signals())
             stack.callback(ray.shutdown)
             _start(ray, address, node)
         try:
@@ -144,7 +144,7 @@ def _start(ray: Any, address: str | None, node: tuple[str, int] | None) -> None:
                 if "RAY_USE_TLS" not in os.environ and connection.recv(9)[3:4] != b"\4":
                     raise OSError("what answers there is no Ray")
         quiet = {"log_to_driver": False, "logging_level": logging.ERROR}
-        with warnings.catch_warnings():
+        with warnings.catch_warnings(), keep_handlers():  # Ray's would end us with nothing said
             # Where JAX has threads already, forking warns; but Ray starts other programs.
             warnings.filterwarnings("ignore", "os.fork", RuntimeWarning)
             ray.init(address, include_dashboard=False, **quiet)
