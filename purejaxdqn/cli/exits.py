@@ -107,7 +107,8 @@ def _say_last_words() -> str:
 
 
 def _join_lines(message: object) -> str:
-    return show_controls("; ".join(str(message).splitlines()))
+    line = show_controls("; ".join(str(message).splitlines()))
+    return re.sub(r"(\S{100})\S{400,}", r"\1...", line)  # what is no word fills no screen
 
 
 def _format_in_a_line(message: Any, category: type[Warning], *where: Any, **more: Any) -> str:

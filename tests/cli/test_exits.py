@@ -109,3 +109,12 @@ def test_no_file_takes_the_place_of_a_closed_stream(fresh_environment, tmp_path)
     )
     with start(code, fresh_environment) as process:
         assert (process.wait(), process.stderr.read()) == (5, "")
+
+
+@pytest.mark.parametrize("words", [("play",), ("rerun",), ("agents",), ("check",), ("restore",)])
+def test_a_word_of_thousands_of_letters_fills_no_screen(words, call_command):
+    code, _, err = call_command(*words, "x" * 5000)
+    assert code in (1, 2)
+    assert "x" * 20 in err
+    assert len(err) < 700
+    assert len(err.splitlines()) == 1
