@@ -338,8 +338,8 @@ def _check_parts(network: Network[Any], params: list[Params], batch: Array) -> N
         for path, one, other in pair_leaves(*found):
             wrong = f"in network.activations {path} is the same for all "
             # Hidden units may be of something else, such as of IQN's fractions.
-            is_still = one is found[0].features and (one == one[:1]).all()
-            is_still = is_still and (other == other[:1]).all()
+            is_judged = one is found[0].features and one.size > 0
+            is_still = is_judged and (one == one[:1]).all() and (other == other[:1]).all()
             require.that(not is_still, f"{wrong}observations: take them of the one that is given")
             is_same = one.size > 0 and np.array_equal(one, other)
             require.that(not is_same, f"{wrong}weights: take them of those that are given")
