@@ -140,6 +140,9 @@ def _learn_probes(
     is_step, limits = windows.is_inside, windows.truncated
     if isinstance(found, Transition):
         is_step, limits = np.ones_like(single.truncated_t), single.truncated_t
+        begins = np.array_equal(found.obs_tm1, single.obs_tm1)
+        wrong = "a_tm1 is not the action that was taken in obs_tm1"
+        require.that(not begins or np.array_equal(found.a_tm1, single.a_tm1), wrong)
     given = getattr(found, "truncated_t", None)
     wrong = "truncated_t is not whether the time limit cut the episode off at obs_t"
     require.that(given is None or np.array_equal(given[is_step], limits[is_step]), wrong)

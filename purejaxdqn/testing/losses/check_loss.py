@@ -152,7 +152,8 @@ def check_loss(
     if fixed_point is DECLARED:
         fixed_point = declared.fixed_point or OPTIMAL
     elif fixed_point is not None and not isinstance(fixed_point, FixedPoint):
-        fixed_point = FixedPoint(getattr(fixed_point, "__name__", "declared"), fixed_point)
+        quiet = np.errstate(all="ignore")(fixed_point)  # it may overflow at values of a thousand
+        fixed_point = FixedPoint(getattr(fixed_point, "__name__", "declared"), quiet)
     told = (fixed_point, bootstrap or declared.bootstrap, learns_other_actions, learns_next_obs)
     try:
         subject = make_subject(loss_fn, table, *told)
