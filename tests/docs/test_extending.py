@@ -46,7 +46,7 @@ def test_the_gallery_says_how_each_recipe_ended_as_the_picture_does():
     assert script["write_ends"](drawn, PAGE) == PAGE
     other = script["write_ends"](dict.fromkeys(drawn, "7 (6 to 8)"), PAGE)
     assert other.count("7 (6 to 8)") == len(drawn)
-    assert "plain `dqn` is 7 (6 to 8). A dash" in other
+    assert "plain `dqn` is 7 (6 to 8).\n" in other
 
 
 def test_the_picture_has_a_panel_for_each_recipe_with_plain_dqn_behind():
