@@ -44,6 +44,12 @@ def epsilon_greedy(
     return jnp.where(explore < epsilon, random_action, jnp.argmax(q_values).astype(jnp.int32))
 
 
+def _epsilon_of(epsilon: Schedule) -> Callable[[Situation], Array | float]:
+    """Makes `situation -> epsilon`, which is 1 in the prefill; refuses what is no schedule."""
+    ensure_function("epsilon", epsilon, "lambda num_steps: 0.1")
+    return lambda situation: 1.0 if situation.is_prefill else epsilon(situation.num_steps)
+
+
 def epsilon_greedy_behaviour(epsilon: Schedule, write_probability: bool = False) -> Behaviour:
     """Makes the behaviour of `epsilon_greedy`.
 
@@ -52,11 +58,11 @@ def epsilon_greedy_behaviour(epsilon: Schedule, write_probability: bool = False)
       write_probability: whether to write down the `probability` `[]` with which the action was
         taken, which corrections of off-policy returns divide by.
     """
-    ensure_function("epsilon", epsilon, "lambda num_steps: 0.1")
+    epsilon_in = _epsilon_of(epsilon)
 
     def act(state: None, key: Array, situation: Situation) -> tuple[None, Array, Extras]:
         q_values, is_legal = situation.q_values, situation.is_legal
-        current = 1.0 if situation.is_prefill else epsilon(situation.num_steps)
+        current = epsilon_in(situation)
         action = epsilon_greedy(key, q_values, current, is_legal)
         if not write_probability:
             return state, action, {}
@@ -83,7 +89,7 @@ def epsilon_z_behaviour(
       exponent: mu, above 1; the larger, the shorter.
       longest: the most steps that an action lasts.
     """
-    ensure_function("epsilon", epsilon, "lambda num_steps: 0.1")
+    epsilon_in = _epsilon_of(epsilon)
     ensure_number("exponent", exponent, 1)
     ensure(exponent > 1, "exponent", exponent, "above 1, such as 2.0")
     ensure_whole("longest", longest)
@@ -97,7 +103,7 @@ def epsilon_z_behaviour(
         goes_on = (left > 0) & ~situation.is_first
         if is_legal is not None:
             goes_on &= is_legal[held]
-        current = 1.0 if situation.is_prefill else epsilon(situation.num_steps)
+        current = epsilon_in(situation)
         begins = jax.random.uniform(explore_key) < current
         keys = action_key, jax.random.clone(action_key)  # the greedy action needs no draw
         greedy, drawn = (
@@ -129,14 +135,14 @@ def head_behaviour(
       num_heads: `K`.
       values_of: makes the action values `[K, A]` of the network's output.
     """
-    ensure_function("epsilon", epsilon, "lambda num_steps: 0.1")
+    epsilon_in = _epsilon_of(epsilon)
     ensure_whole("num_heads", num_heads)
     ensure_function("values_of", values_of, "lambda output: output")
 
     def act(head: Array, key: Array, situation: Situation) -> tuple[Array, Array, Extras]:
         head_key, action_key = jax.random.split(key)
         head = jnp.where(situation.is_first, draw_head(head_key), head)
-        current = 1.0 if situation.is_prefill else epsilon(situation.num_steps)
+        current = epsilon_in(situation)
         q_values = values_of(situation.output)[head]
         return head, epsilon_greedy(action_key, q_values, current, situation.is_legal), {}
 
