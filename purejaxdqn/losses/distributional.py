@@ -1,5 +1,7 @@
 """Losses of ONE transition for networks that put out a distribution over returns."""
 
+from typing import Any
+
 import chex
 import jax
 import jax.numpy as jnp
@@ -51,10 +53,12 @@ def project(probabilities: Array, atoms: Array, support: Array) -> Array:
     chex.assert_axis_dimension_gteq(support, 0, 2)
     last = support.shape[0] - 1
     position = jnp.clip((atoms - support[0]) * (last / (support[-1] - support[0])), 0, last)
-    # Distances to whole numbers and not to the atoms, whose rounding would lose mass.
-    distance = jnp.abs(position[jnp.newaxis, :] - jnp.arange(last + 1.0)[:, jnp.newaxis])
-    # A sum and not a product of matrices, which an accelerator may round to fewer digits.
-    return jnp.sum(jnp.maximum(1 - distance, 0) * probabilities[jnp.newaxis, :], axis=1)
+    below = jnp.floor(position)
+    upper_share = position - below  # 0 on an atom of the support, which then takes all
+    shares = jnp.concatenate([probabilities * (1 - upper_share), probabilities * upper_share])
+    neighbour = jnp.concatenate([below, below + 1]).astype(jnp.int32)
+    # A place more, which gets 0 of what lies on the last atom.
+    return jnp.zeros(last + 2, shares.dtype).at[neighbour].add(shares)[:-1]
 
 
 def categorical_loss(double: bool = True) -> LossFn[Categorical]:
@@ -177,18 +181,48 @@ def fraction_loss(boundaries: Array, boundary_values: Array, values: Array) -> A
     return jnp.sum(jax.lax.stop_gradient(slope) * boundaries)
 
 
-def _regress(
-    output: AnyQuantiles, action: Array, target: Array, weights: Array, threshold: Array | float
+@jax.custom_jvp
+def quantile_regression(
+    values: Array, targets: Array, fractions: Array, weights: Array, threshold: Array | float
 ) -> Array:
-    """Computes the loss of an action's quantiles towards those of the target `[N]`."""
-    fractions = jax.lax.stop_gradient(output.fractions)
-    values = output.values[action]
-    errors = target[jnp.newaxis, :] - values[:, jnp.newaxis]
-    penalties = quantile_huber(errors, fractions[:, jnp.newaxis], threshold)
-    loss = jnp.sum(penalties * weights[jnp.newaxis, :])
-    if isinstance(output, ProposedQuantiles):
-        loss += fraction_loss(output.boundaries, output.boundary_values[action], values)
-    return loss
+    """Computes the loss `[N]` of each predicted quantile towards the weighted quantiles of a target.
+
+    Dabney, Rowland, Bellemare and Munos (2018), equation 10: `sum_j weights[j]
+    quantile_huber(targets[j] - values[i], fractions[i])`. Its gradient goes through the `values`
+    alone, as though all else were constant.
+
+    Args:
+      values: `[N]` the predictions.
+      targets: `[M]` the target's quantiles.
+      fractions: `[N]` between 0 and 1, which quantiles the predictions are.
+      weights: `[M]` what each quantile of the target counts.
+      threshold: `[]` of `quantile_huber`.
+    """
+    return _regress(values, targets, fractions, weights, threshold)[0]
+
+
+@quantile_regression.defjvp
+def _differentiate_regression(primals: Any, tangents: Any) -> tuple[Array, Array]:
+    loss, slope = _regress(*primals)
+    return loss, slope * tangents[0]
+
+
+def _regress(
+    values: Array, targets: Array, fractions: Array, weights: Array, threshold: Array | float
+) -> tuple[Array, Array]:
+    """Computes the losses `[N]` and their slopes `[N]`, touching each pair once.
+
+    A table of all pairs would not fit into a core's cache: so one target after another.
+    """
+
+    def add_target(j: Array, sums: tuple[Array, Array]) -> tuple[Array, Array]:
+        def loss_towards(values: Array) -> Array:
+            return weights[j] * quantile_huber(targets[j] - values, fractions, threshold)
+
+        loss, slope = jax.jvp(loss_towards, (values,), (jnp.ones_like(values),))
+        return sums[0] + loss, sums[1] + slope
+
+    return jax.lax.fori_loop(0, targets.size, add_target, (jnp.zeros_like(values),) * 2)
 
 
 def quantile_loss(
@@ -234,8 +268,15 @@ def quantile_loss(
         target_tm1 = jax.lax.stop_gradient(transition.r_t + transition.discount_t * values_t)
         weights = jax.lax.stop_gradient(target_t.weights)
         q_value = q_tm1[transition.a_tm1]
+        values = online_tm1.values[transition.a_tm1]
+        fractions = online_tm1.fractions
+        losses = quantile_regression(values, target_tm1, fractions, weights, threshold)
+        loss = jnp.sum(losses)
+        if isinstance(online_tm1, ProposedQuantiles):
+            boundary_values = online_tm1.boundary_values[transition.a_tm1]
+            loss += fraction_loss(online_tm1.boundaries, boundary_values, values)
         return LossOutput(
-            loss=_regress(online_tm1, transition.a_tm1, target_tm1, weights, threshold),
+            loss=loss,
             priority=jnp.abs(jnp.sum(weights * target_tm1) - q_value),
             metrics={"q_value": q_value},
         )

@@ -21,6 +21,7 @@ from purejaxdqn.networks.heads import value_plus_advantages as value_plus_advant
 from purejaxdqn.networks.layers import CNNTorso as CNNTorso
 from purejaxdqn.networks.layers import DenseLayer as DenseLayer
 from purejaxdqn.networks.layers import MLPTorso as MLPTorso
+from purejaxdqn.networks.layers import Noise as Noise
 from purejaxdqn.networks.layers import NoisyDense as NoisyDense
 from purejaxdqn.networks.legal import mask_illegal as mask_illegal
 from purejaxdqn.networks.value_network import MLP as MLP

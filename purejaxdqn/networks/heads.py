@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 from numpy.polynomial import Chebyshev, Polynomial
 
-from purejaxdqn.networks.layers import DenseLayer, hidden_layers
+from purejaxdqn.networks.layers import Dense, DenseLayer, hidden_layers
 from purejaxdqn.types import Array, Categorical, ProposedQuantiles, Quantiles, ensure_whole
 
 
@@ -30,7 +30,8 @@ class ActionOutputs(nn.Module):
     def __call__(self, features: Array) -> Array:
         """Maps features `[..., F]` to `[..., A, N]`."""
         x = hidden_layers(self, features, self.hidden_sizes, self.layer_norm, self.dense)
-        outputs = self.dense(self.num_actions * self.num_outputs)(x)
+        last = Dense if self.dense is nn.Dense else self.dense
+        outputs = last(self.num_actions * self.num_outputs)(x)
         return outputs.reshape(*outputs.shape[:-1], self.num_actions, self.num_outputs)
 
 
@@ -199,7 +200,7 @@ class FractionEmbedding(nn.Module):
     @nn.compact
     def __call__(self, fractions: Array) -> Array:
         """Maps fractions `[N]` to `[N, F]`."""
-        embedding = nn.relu(nn.Dense(self.num_features)(cosines(fractions, self.num_cosines)))
+        embedding = nn.relu(Dense(self.num_features)(cosines(fractions, self.num_cosines)))
         self.sow("intermediates", "hidden_embedding", embedding)
         return embedding
 

@@ -1,16 +1,49 @@
 """Layers of torsos and heads, and the torsos, which turn ONE observation into features."""
 
+import functools
 import math
 from collections.abc import Callable, Sequence
+from typing import Any, Literal
 
 import chex
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from purejaxdqn.types import Array, ConfigError
+from purejaxdqn.types import BATCH, Array, ConfigError
 
 DenseLayer = Callable[..., nn.Module]  # features -> layer, such as nn.Dense
+Noise = Literal["batch", "transition"]  # how often a learner draws a network's noise
+
+
+def is_mapped_over_batch() -> bool:
+    """Tells whether this is traced for each transition of a learner's batch."""
+    try:
+        jax.lax.axis_size(BATCH)
+    except NameError:  # no `vmap` around this has that axis
+        return False
+    return True
+
+
+def key_of_batch(key: Array) -> Array:
+    """Returns the key of a batch's first transition to all of them; elsewhere, the key `[]` itself.
+
+    What is drawn from it is the same number for all, which the compiled program draws once.
+    """
+    if not is_mapped_over_batch():
+        return key
+    first = jax.lax.all_gather(jax.random.key_data(key), BATCH)[0]
+    return jax.random.wrap_key_data(first, impl=jax.random.key_impl(key))
+
+
+def dot_by_rows(x: Array, kernel: Array, dimension_numbers: Any, precision: Any = None) -> Array:
+    """Multiplies `[..., inputs]` by `[inputs, outputs]`: the `dot_general` of some `nn.Dense`.
+
+    The kernel's gradient is computed transposed. XLA would compute it with both factors transposed,
+    which takes up to seven times as long on a CPU where there are few outputs or many rows.
+    """
+    transposed = jax.lax.optimization_barrier(kernel.T)  # so that XLA does not undo it
+    return jax.lax.dot_general(x, transposed, (((x.ndim - 1,), (1,)), ((), ())), precision)
 
 
 def hidden_layers(
@@ -26,6 +59,9 @@ def hidden_layers(
     return x
 
 
+Dense = functools.partial(nn.Dense, dot_general=dot_by_rows)  # for outputs, and many rows
+
+
 class NoisyDense(nn.Module):
     """A linear layer whose weights carry learned, factorised Gaussian noise.
 
@@ -35,11 +71,13 @@ class NoisyDense(nn.Module):
     uniform within `1 / sqrt(inputs)`, scales `sigma / sqrt(inputs)`.
 
     Each call draws noise from the stream "noise", once for all leading axes of its input. Without
-    that stream the weights are their means.
+    that stream the weights are their means. With `noise` "batch" the stream is the same for all
+    transitions of a learner's batch, see `make_network`.
     """
 
     features: int
     sigma: float = 0.5
+    noise: Noise = "transition"
 
     @nn.compact
     def __call__(self, x: Array) -> Array:
@@ -50,8 +88,8 @@ class NoisyDense(nn.Module):
         def mean(key: Array, shape: tuple[int, ...]) -> Array:
             return jax.random.uniform(key, shape, minval=-bound, maxval=bound)
 
-        def draw(key: Array, size: int) -> Array:
-            noise = jax.random.normal(key, (size,))
+        def draw(key: Array) -> Array:
+            noise = jax.random.normal(key, (max(num_inputs, self.features),))
             return jnp.sign(noise) * jnp.sqrt(jnp.abs(noise))
 
         def row(vector: Array) -> Array:  # no broadcasting between ranks
@@ -64,12 +102,18 @@ class NoisyDense(nn.Module):
         bias_sigma = self.param("bias_sigma", scale, (self.features,))
         if not self.has_rng("noise"):
             return x @ kernel + row(bias)
-        input_key, output_key = jax.random.split(self.make_rng("noise"))
-        input_noise, output_noise = draw(input_key, num_inputs), draw(output_key, self.features)
+        # In a loop, as XLA would else compute the noise of an input or output for each of its weights.
+        keys = jax.random.split(self.make_rng("noise"))
+        input_noise, output_noise = jax.lax.map(draw, keys)
+        input_noise, output_noise = input_noise[:num_inputs], output_noise[: self.features]
+        if self.noise == "batch" and is_mapped_over_batch():
+            # The weights are noisy once for all, so that one product of matrices is enough.
+            kernel += kernel_sigma * jnp.outer(input_noise, output_noise)
+            return x @ kernel + row(bias + bias_sigma * output_noise)
         # Noise on inputs and outputs is noise on the weights, without a matrix of weights for each
         # transition of a batch.
-        noise = (x * row(input_noise)) @ kernel_sigma * row(output_noise)
-        return x @ kernel + noise + row(bias + bias_sigma * output_noise)
+        noisy = (x * row(input_noise)) @ kernel_sigma * row(output_noise)
+        return x @ kernel + noisy + row(bias + bias_sigma * output_noise)
 
 
 class MLPTorso(nn.Module):

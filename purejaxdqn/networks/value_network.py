@@ -43,7 +43,7 @@ class MLP(nn.Module):
             self.sow("intermediates", "features", x)
         if part == "features":
             return x
-        return nn.Dense(self.num_outputs, name=f"Dense_{len(self.hidden_sizes)}")(x)
+        return layers.Dense(self.num_outputs, name=f"Dense_{len(self.hidden_sizes)}")(x)
 
     def features(self, obs: Array) -> Array:
         """Maps one observation `[*obs]` to features `[F]`."""
@@ -58,10 +58,12 @@ class MLP(nn.Module):
 def make_network(module: nn.Module) -> Network[Array]: ...
 @overload
 def make_network(
-    module: nn.Module, action_values: Callable[[Output], Array]
+    module: nn.Module, action_values: Callable[[Output], Array], noise: layers.Noise = ...
 ) -> Network[Output]: ...
 def make_network(
-    module: nn.Module, action_values: Callable[[Any], Array] = lambda output: output
+    module: nn.Module,
+    action_values: Callable[[Any], Array] = lambda output: output,
+    noise: layers.Noise = "transition",
 ) -> Network[Any]:
     """Turns a linen module of one observation into the package's functions, a `Network`.
 
@@ -73,7 +75,10 @@ def make_network(
         called `features` and `head` are the two halves of a call, `Network.features` and `.head`.
       action_values: `output -> q [A]`, whose argument says what the module puts out; by default
         it puts out action values.
+      noise: whether each transition of a learner's batch draws noise of its own, or all of them
+        the same, "batch". Each call of the network draws anew in any case, and so do environments.
     """
+    ensure(noise in get_args(layers.Noise), "noise", noise, "'batch' or 'transition'")
     ensure(isinstance(module, nn.Module), "module", module, "a module of flax.linen")
     ensure_function("action_values", action_values, "networks.expected_value")
 
@@ -81,6 +86,8 @@ def make_network(
         return module.init(key, obs)
 
     def apply(params: Params, x: Array, key: Array | None = None, method: Any = None) -> Any:
+        if noise == "batch" and key is not None:
+            key = layers.key_of_batch(key)
         return module.apply(params, x, rngs=None if key is None else {"noise": key}, method=method)
 
     def activations(params: Params, obs: Array) -> Activations:
@@ -147,6 +154,7 @@ def value_network(
     dueling: bool = False,
     noisy: bool = False,
     noisy_sigma: float = 0.5,
+    noise: layers.Noise = "transition",
     layer_norm: bool = False,
     representation: Representation = "values",
     num_atoms: int = 51,
@@ -172,6 +180,7 @@ def value_network(
       noisy: whether the linear layers made here are `NoisyDense`, except the embedding of fractions
         and FQF's proposal.
       noisy_sigma: scale of their noise at first.
+      noise: of `make_network`: of `noisy` layers, and of the fractions of "implicit_quantile".
       layer_norm: whether LayerNorm comes before the ReLU of the layers made here.
       representation: the output: "values" `[A]`, "categorical" (C51), "quantile" (QR-DQN),
         "implicit_quantile" (IQN) or "proposed_quantile" (FQF).
@@ -212,7 +221,7 @@ def value_network(
         )
     is_mlp = torso is None and not (dueling or noisy or layer_norm or head_sizes)
 
-    noisy_dense = functools.partial(layers.NoisyDense, sigma=noisy_sigma)
+    noisy_dense = functools.partial(layers.NoisyDense, sigma=noisy_sigma, noise=noise)
     dense: layers.DenseLayer = noisy_dense if noisy else nn.Dense
     torso = layers.MLPTorso(hidden_sizes, layer_norm, dense) if torso is None else torso
 
@@ -228,10 +237,10 @@ def value_network(
             # Initial weights depend on the layers' names: those of the MLP stay what they were.
             return make_network(MLP(hidden_sizes, num_actions))
         case "values":
-            return make_network(heads.Values(torso, outputs(1)))
+            return make_network(heads.Values(torso, outputs(1)), noise=noise)
         case "categorical":
             module = heads.C51(torso, outputs(num_atoms), v_min, v_max)
-            return make_network(module, heads.expected_value)
+            return make_network(module, heads.expected_value, noise)
         case "quantile":
             module = heads.QRDQN(torso, outputs(num_quantiles))
         case "implicit_quantile":
@@ -241,7 +250,7 @@ def value_network(
         case unknown:
             names = ", ".join(get_args(Representation))
             raise ConfigError(f"representation ({unknown!r}) must be one of {names}")
-    return make_network(module, heads.mean_of_quantiles)
+    return make_network(module, heads.mean_of_quantiles, noise)
 
 
 def label_fraction_proposal(params: Params) -> Params:

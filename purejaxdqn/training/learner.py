@@ -11,6 +11,7 @@ from purejaxdqn.training.parts import check_output
 from purejaxdqn.training.schedules import linear_schedule
 from purejaxdqn.training.settings import RunConfig
 from purejaxdqn.types import (
+    BATCH,
     Array,
     ArrayTree,
     BatchLossFn,
@@ -128,7 +129,7 @@ def over_batch(loss_fn: LossFn[Any]) -> BatchLossFn[Any]:
         network: Network[Any], params: Params, target_params: Params, batch: Transition, key: Array
     ) -> LossOutput:
         keys = jax.random.split(key, len(jax.tree.leaves(batch)[0]))
-        batched: Any = jax.vmap(checked_loss, in_axes=(None, None, None, 0, 0))
+        batched: Any = jax.vmap(checked_loss, (None, None, None, 0, 0), axis_name=BATCH)
         return batched(network, params, target_params, batch, keys)
 
     return batch_loss

@@ -13,6 +13,7 @@ from purejaxdqn.training.diagnostics import Probe
 from purejaxdqn.training.evaluation import Policy
 from purejaxdqn.training.parts import check_acted, check_metrics, ensure_alike
 from purejaxdqn.types import (
+    BATCH,
     NOTHING,
     AfterUpdate,
     Array,
@@ -113,7 +114,7 @@ def act(
     # All keys in one call of the generator: a call costs more than a key.
     keys = jax.random.split(state.key, 2 + 3 * num_envs)
     explore_keys, network_keys, env_keys = keys[1:-1].reshape(3, num_envs)
-    apply = jax.vmap(network.apply, in_axes=(None, 0, 0))
+    apply = jax.vmap(network.apply, in_axes=(None, 0, 0), axis_name=BATCH)
     outputs = apply(state.learner.params, state.obs, network_keys)
 
     def choose(

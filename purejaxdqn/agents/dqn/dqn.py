@@ -240,6 +240,7 @@ def _make_network(config: DQNConfig, env: Environment) -> Network[Any]:
         head_sizes=config.head_sizes,
         dueling=config.dueling,
         noisy=config.noisy,
+        noise=config.noise,
         layer_norm=config.layer_norm,
         representation=config.representation,
         num_atoms=config.num_atoms,
