@@ -53,12 +53,14 @@ def project(probabilities: Array, atoms: Array, support: Array) -> Array:
     chex.assert_axis_dimension_gteq(support, 0, 2)
     last = support.shape[0] - 1
     position = jnp.clip((atoms - support[0]) * (last / (support[-1] - support[0])), 0, last)
-    below = jnp.floor(position)
-    upper_share = position - below  # 0 on an atom of the support, which then takes all
-    shares = jnp.concatenate([probabilities * (1 - upper_share), probabilities * upper_share])
-    neighbour = jnp.concatenate([below, below + 1]).astype(jnp.int32)
-    # A place more, which gets 0 of what lies on the last atom.
-    return jnp.zeros(last + 2, shares.dtype).at[neighbour].add(shares)[:-1]
+    places = jnp.arange(last + 1.0)
+
+    def move(j: Array, moved: Array) -> Array:
+        # Distances to whole numbers and not to the atoms, whose rounding would lose mass.
+        return moved + jnp.maximum(1 - jnp.abs(position[j] - places), 0) * probabilities[j]
+
+    # One atom after another: a table of all distances would not fit into a core's cache.
+    return jax.lax.fori_loop(0, probabilities.size, move, jnp.zeros_like(support), unroll=4)
 
 
 def categorical_loss(double: bool = True) -> LossFn[Categorical]:
@@ -75,18 +77,19 @@ def categorical_loss(double: bool = True) -> LossFn[Categorical]:
     """
 
     def measure(outputs: Outputs[Categorical], transition: Transition) -> LossOutput:
-        online_tm1, target_t, q_tm1, _, q_t_selector = outputs
+        online_tm1, target_t, _, _, q_t_selector = outputs
         chex.assert_rank([online_tm1.logits, target_t.logits], 2)
-        probabilities_t = jax.nn.softmax(target_t.logits[jnp.argmax(q_t_selector)])
+        # Of all actions, as for their values, so that it is computed once.
+        probabilities_t = jax.nn.softmax(target_t.logits)[jnp.argmax(q_t_selector)]
         atoms = transition.r_t + transition.discount_t * target_t.support
         target_tm1 = jax.lax.stop_gradient(project(probabilities_t, atoms, online_tm1.support))
-        log_prediction = jax.nn.log_softmax(online_tm1.logits[transition.a_tm1])
-        cross_entropy = -jnp.sum(target_tm1 * log_prediction)
+        logits = online_tm1.logits[transition.a_tm1]
+        cross_entropy = -jnp.sum(target_tm1 * jax.nn.log_softmax(logits))
         entropy = jnp.sum(jax.scipy.special.entr(target_tm1))
         return LossOutput(
             loss=cross_entropy,
             priority=jnp.maximum(cross_entropy - entropy, 0),  # rounding may leave it below 0
-            metrics={"q_value": q_tm1[transition.a_tm1]},
+            metrics={"q_value": jnp.dot(jax.nn.softmax(logits), online_tm1.support)},
         )
 
     loss_fn, name = loss_of_outputs(measure, double), f"categorical_loss(double={double})"

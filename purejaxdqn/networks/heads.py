@@ -24,14 +24,13 @@ class ActionOutputs(nn.Module):
     num_outputs: int = 1
     hidden_sizes: Sequence[int] = ()
     layer_norm: bool = False
-    dense: DenseLayer = nn.Dense
+    dense: DenseLayer = Dense
 
     @nn.compact
     def __call__(self, features: Array) -> Array:
         """Maps features `[..., F]` to `[..., A, N]`."""
         x = hidden_layers(self, features, self.hidden_sizes, self.layer_norm, self.dense)
-        last = Dense if self.dense is nn.Dense else self.dense
-        outputs = last(self.num_actions * self.num_outputs)(x)
+        outputs = self.dense(self.num_actions * self.num_outputs)(x)
         return outputs.reshape(*outputs.shape[:-1], self.num_actions, self.num_outputs)
 
 
@@ -171,7 +170,7 @@ class FQF(Head):
         """Maps features `[F]` to `ProposedQuantiles`."""
         # Zeros, so that the parts are equal at first, as in QR-DQN.
         zeros = nn.initializers.zeros
-        proposal = nn.Dense(self.num_quantiles, kernel_init=zeros, name="fraction_proposal")
+        proposal = Dense(self.num_quantiles, kernel_init=zeros, name="fraction_proposal")
         weights = nn.softmax(proposal(jax.lax.stop_gradient(features)))
         ends = jnp.cumsum(weights)
         fractions, boundaries = ends - weights / 2, ends[:-1]

@@ -36,14 +36,18 @@ def key_of_batch(key: Array) -> Array:
     return jax.random.wrap_key_data(first, impl=jax.random.key_impl(key))
 
 
-def dot_by_rows(x: Array, kernel: Array, dimension_numbers: Any, precision: Any = None) -> Array:
-    """Multiplies `[..., inputs]` by `[inputs, outputs]`: the `dot_general` of some `nn.Dense`.
-
-    The kernel's gradient is computed transposed. XLA would compute it with both factors transposed,
-    which takes up to seven times as long on a CPU where there are few outputs or many rows.
-    """
-    transposed = jax.lax.optimization_barrier(kernel.T)  # so that XLA does not undo it
+def _dot(x: Array, kernel: Array, dimension_numbers: Any, precision: Any = None) -> Array:
+    """Multiplies `[..., inputs]` by `[inputs, outputs]`, as the `dot_general` of `Dense`."""
+    if x.ndim == 1 and kernel.shape[1] > _FEW_OUTPUTS:
+        return jax.lax.dot_general(x, kernel, dimension_numbers, precision)
+    # The gradient of few outputs, or of many rows, XLA computes with both factors transposed, which
+    # takes up to seven times as long on a CPU; behind a barrier it does not see that it could.
+    transposed = jax.lax.optimization_barrier(kernel.T)
     return jax.lax.dot_general(x, transposed, (((x.ndim - 1,), (1,)), ((), ())), precision)
+
+
+_FEW_OUTPUTS = 16  # up to which a product of matrices on a CPU fills no register
+Dense = functools.partial(nn.Dense, dot_general=_dot)
 
 
 def hidden_layers(
@@ -57,9 +61,6 @@ def hidden_layers(
         x = nn.relu(x)
         module.sow("intermediates", f"hidden_{i}", x)  # `make_network` explains these names
     return x
-
-
-Dense = functools.partial(nn.Dense, dot_general=dot_by_rows)  # for outputs, and many rows
 
 
 class NoisyDense(nn.Module):
@@ -122,12 +123,12 @@ class MLPTorso(nn.Module):
     Attributes:
       hidden_sizes: width of each layer.
       layer_norm: whether LayerNorm (Ba et al., 2016) comes between each layer and its ReLU.
-      dense: `features -> layer`, such as `nn.Dense` or `NoisyDense`.
+      dense: `features -> layer`, such as `Dense` or `NoisyDense`.
     """
 
     hidden_sizes: Sequence[int]
     layer_norm: bool = False
-    dense: DenseLayer = nn.Dense
+    dense: DenseLayer = Dense
 
     @nn.compact
     def __call__(self, obs: Array) -> Array:
@@ -164,7 +165,7 @@ class CNNTorso(nn.Module):
     strides: Sequence[int] = (4, 2, 1)
     hidden_size: int | None = 512
     layer_norm: bool = False
-    dense: DenseLayer = nn.Dense
+    dense: DenseLayer = Dense
 
     @nn.compact
     def __call__(self, obs: Array) -> Array:

@@ -39,7 +39,7 @@ class MLP(nn.Module):
         """Maps one observation `[*obs]` to `[num_outputs]`; or one half of that."""
         if part != "head":
             x = jnp.ravel(x).astype(jnp.float32)
-            x = layers.hidden_layers(self, x, self.hidden_sizes, False, nn.Dense)
+            x = layers.hidden_layers(self, x, self.hidden_sizes, False, layers.Dense)
             self.sow("intermediates", "features", x)
         if part == "features":
             return x
@@ -222,7 +222,7 @@ def value_network(
     is_mlp = torso is None and not (dueling or noisy or layer_norm or head_sizes)
 
     noisy_dense = functools.partial(layers.NoisyDense, sigma=noisy_sigma, noise=noise)
-    dense: layers.DenseLayer = noisy_dense if noisy else nn.Dense
+    dense: layers.DenseLayer = noisy_dense if noisy else layers.Dense
     torso = layers.MLPTorso(hidden_sizes, layer_norm, dense) if torso is None else torso
 
     def outputs(num_outputs: int) -> nn.Module:

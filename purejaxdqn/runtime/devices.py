@@ -4,6 +4,7 @@ Small matrix products lose more to handing work between threads than they gain, 
 fastest with one single-threaded device per core. `use_every_core` comes before JAX has started.
 """
 
+import functools
 import hashlib
 import math
 import os
@@ -152,7 +153,26 @@ def compiler_options() -> dict[str, str | bool]:
     if jax.default_backend() != "cpu":
         return {}
     # Splitting an operation between threads, when every core has runs of its own, costs time.
-    return {"xla_disable_hlo_passes": "cpu-parallel-task-assigner"}
+    options: dict[str, str | bool] = {"xla_disable_hlo_passes": "cpu-parallel-task-assigner"}
+    return options | {name: x for name, x in _QUICK_ON_CPU.items() if _is_known(name, x)}
+
+
+_QUICK_ON_CPU = {
+    # Libraries multiply matrices. What surrounds a product takes longer there than in XLA's loops.
+    "xla_cpu_experimental_ynn_fusion_type": "LIBRARY_FUSION_TYPE_INDIVIDUAL_DOT",
+    # With one thread for a program, an order that keeps data in the cache beats one for threads.
+    "xla_cpu_scheduler_type": "CPU_SCHEDULER_TYPE_MEMORY_OPTIMIZED",
+}
+
+
+@functools.cache
+def _is_known(name: str, value: str) -> bool:
+    """Tells whether the installed XLA takes an option; names of such come and go."""
+    try:
+        jax.jit(lambda: 0).lower().compile(compiler_options={name: value})
+    except jax.errors.JaxRuntimeError:
+        return False
+    return True
 
 
 def min_devices() -> int:
