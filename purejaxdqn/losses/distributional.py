@@ -158,10 +158,19 @@ def quantile_huber(error: Array, fraction: Array, threshold: Array | float = 1.0
       threshold: `[]` from which error on the loss grows linearly; 0 stands for the plain quantile
         loss `|fraction - (error < 0)| * |error|` (QR-DQN-0).
     """
-    size = jnp.abs(error)
-    within = jnp.minimum(size, threshold)
-    huber = jnp.where(threshold > 0, within * (size - 0.5 * within), size)
-    return jnp.abs(fraction - (error < 0)) * huber
+    return _quantile_huber_and_slope(error, fraction, threshold)[0]
+
+
+def _quantile_huber_and_slope(
+    error: Array, fraction: Array, threshold: Array | float
+) -> tuple[Array, Array]:
+    """Computes `quantile_huber` and its slope, elementwise, in as few steps as there can be."""
+    is_huber = jnp.asarray(threshold) > 0
+    # The Huber loss has the slope of its error up to the threshold; for want of one, the sign.
+    factor, limit = jnp.where(is_huber, 1.0, 1e38), jnp.where(is_huber, threshold, 1.0)
+    slope = jnp.clip(error * factor, -limit, limit)
+    weighted = jnp.where(error < 0, 1 - fraction, fraction) * slope
+    return weighted * (error - jnp.where(is_huber, 0.5, 0.0) * slope), weighted
 
 
 def fraction_loss(boundaries: Array, boundary_values: Array, values: Array) -> Array:
@@ -219,13 +228,10 @@ def _regress(
     """
 
     def add_target(j: Array, sums: tuple[Array, Array]) -> tuple[Array, Array]:
-        def loss_towards(values: Array) -> Array:
-            return weights[j] * quantile_huber(targets[j] - values, fractions, threshold)
+        loss, slope = _quantile_huber_and_slope(targets[j] - values, fractions, threshold)
+        return sums[0] + weights[j] * loss, sums[1] - weights[j] * slope
 
-        loss, slope = jax.jvp(loss_towards, (values,), (jnp.ones_like(values),))
-        return sums[0] + loss, sums[1] + slope
-
-    return jax.lax.fori_loop(0, targets.size, add_target, (jnp.zeros_like(values),) * 2)
+    return jax.lax.fori_loop(0, targets.size, add_target, (jnp.zeros_like(values),) * 2, unroll=4)
 
 
 def quantile_loss(

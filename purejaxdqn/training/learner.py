@@ -47,15 +47,27 @@ def make_clipped_optimizer(
     the settings, which are only read where it is used.
     """
     learning_rate = linear_learning_rate(config, config.learning_rate)
-    clip = optax.clip_by_global_norm(config.max_grad_norm)
     if optimizer is not None:
         ensure_function("optimizer", optimizer, "optax.rmsprop")
         made = optimizer(learning_rate)
         is_made = isinstance(made, optax.GradientTransformation)
         ensure(is_made, "what optimizer makes", made, "an optimiser of optax")
-        return optax.chain(clip, made)
+        return optax.chain(optax.clip_by_global_norm(config.max_grad_norm), made)
     # All weights as one vector: a few long operations where each layer would have its own.
+    clip = _clip_by_norm(config.max_grad_norm)
     return optax.flatten(optax.chain(clip, default(config)(learning_rate)))
+
+
+def _clip_by_norm(max_norm: Array | float) -> optax.GradientTransformation:
+    """Makes `optax.clip_by_global_norm` for one vector `[N]`, faster on a CPU."""
+
+    def clip(gradient: Array, params: Any = None) -> Array:
+        # A sum over rows, number by number, before the one within a row, which XLA does slowly.
+        rows = jnp.pad(gradient, (0, -gradient.size % 32)).reshape(32, -1)
+        norm = jnp.sqrt(jnp.sum(sum(map(jnp.square, rows))))
+        return gradient * jnp.minimum(1, max_norm / norm)
+
+    return optax.stateless(clip)
 
 
 def periodic_target_update(period: int, step_size: Array | float = 1.0) -> TargetUpdate:
