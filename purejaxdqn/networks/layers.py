@@ -89,8 +89,7 @@ class NoisyDense(nn.Module):
         def mean(key: Array, shape: tuple[int, ...]) -> Array:
             return jax.random.uniform(key, shape, minval=-bound, maxval=bound)
 
-        def draw(key: Array) -> Array:
-            noise = jax.random.normal(key, (max(num_inputs, self.features),))
+        def scale_noise(noise: Array) -> Array:
             return jnp.sign(noise) * jnp.sqrt(jnp.abs(noise))
 
         def row(vector: Array) -> Array:  # no broadcasting between ranks
@@ -103,9 +102,10 @@ class NoisyDense(nn.Module):
         bias_sigma = self.param("bias_sigma", scale, (self.features,))
         if not self.has_rng("noise"):
             return x @ kernel + row(bias)
-        # In a loop, as XLA would else compute the noise of an input or output for each of its weights.
-        keys = jax.random.split(self.make_rng("noise"))
-        input_noise, output_noise = jax.lax.map(draw, keys)
+        # Both in one call of the generator. Scaled in a loop, as XLA would else draw the noise of an
+        # input or output anew for each of its weights.
+        drawn = jax.random.normal(self.make_rng("noise"), (2, max(num_inputs, self.features)))
+        input_noise, output_noise = jax.lax.map(scale_noise, drawn)
         input_noise, output_noise = input_noise[:num_inputs], output_noise[: self.features]
         if self.noise == "batch" and is_mapped_over_batch():
             # The weights are noisy once for all, so that one product of matrices is enough.
