@@ -21,6 +21,7 @@ from purejaxdqn.losses.distributional import hl_gauss_loss as hl_gauss_loss
 from purejaxdqn.losses.distributional import project as project
 from purejaxdqn.losses.distributional import quantile_huber as quantile_huber
 from purejaxdqn.losses.distributional import quantile_loss as quantile_loss
+from purejaxdqn.losses.distributional import quantile_regression as quantile_regression
 from purejaxdqn.losses.from_config import from_config as from_config
 from purejaxdqn.losses.munchausen import munchausen as munchausen
 from purejaxdqn.losses.munchausen import (

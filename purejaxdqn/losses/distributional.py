@@ -197,7 +197,7 @@ def fraction_loss(boundaries: Array, boundary_values: Array, values: Array) -> A
 def quantile_regression(
     values: Array, targets: Array, fractions: Array, weights: Array, threshold: Array | float
 ) -> Array:
-    """Computes the loss `[N]` of each predicted quantile towards the weighted quantiles of a target.
+    """Computes the loss `[N]` of each predicted quantile towards weighted ones of a target.
 
     Dabney, Rowland, Bellemare and Munos (2018), equation 10: `sum_j weights[j]
     quantile_huber(targets[j] - values[i], fractions[i])`. Its gradient goes through the `values`

@@ -3,17 +3,22 @@
 import functools
 import math
 from collections.abc import Callable, Sequence
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 import chex
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from purejaxdqn.types import BATCH, Array, ConfigError
+from purejaxdqn.types import BATCH, Array, ConfigError, ensure
 
 DenseLayer = Callable[..., nn.Module]  # features -> layer, such as nn.Dense
 Noise = Literal["batch", "transition"]  # how often a learner draws a network's noise
+
+
+def ensure_noise(noise: Any) -> None:
+    """Refuses what is no `Noise`."""
+    ensure(noise in get_args(Noise), "noise", noise, "'batch' or 'transition'")
 
 
 def is_mapped_over_batch() -> bool:
@@ -102,8 +107,8 @@ class NoisyDense(nn.Module):
         bias_sigma = self.param("bias_sigma", scale, (self.features,))
         if not self.has_rng("noise"):
             return x @ kernel + row(bias)
-        # Both in one call of the generator. Scaled in a loop, as XLA would else draw the noise of an
-        # input or output anew for each of its weights.
+        # Both in one call of the generator. They are scaled in a loop, as XLA would else draw the
+        # noise of an input or output anew for each of its weights.
         drawn = jax.random.normal(self.make_rng("noise"), (2, max(num_inputs, self.features)))
         input_noise, output_noise = jax.lax.map(scale_noise, drawn)
         input_noise, output_noise = input_noise[:num_inputs], output_noise[: self.features]

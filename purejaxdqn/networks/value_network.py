@@ -78,7 +78,7 @@ def make_network(
       noise: whether each transition of a learner's batch draws noise of its own, or all of them
         the same, "batch". Each call of the network draws anew in any case, and so do environments.
     """
-    ensure(noise in get_args(layers.Noise), "noise", noise, "'batch' or 'transition'")
+    layers.ensure_noise(noise)
     ensure(isinstance(module, nn.Module), "module", module, "a module of flax.linen")
     ensure_function("action_values", action_values, "networks.expected_value")
 
@@ -208,6 +208,7 @@ def value_network(
     for name, number in {"v_min": v_min, "v_max": v_max}.items():
         ensure_number(name, number)
     ensure_number("noisy_sigma", noisy_sigma, 0)
+    layers.ensure_noise(noise)
     ensure(torso is None or isinstance(torso, nn.Module), "torso", torso, "a module of flax.linen")
     if _is_known(v_min, v_max) and not v_min < v_max:
         raise ConfigError(

@@ -16,6 +16,7 @@ from purejaxdqn.losses import (
     project,
     quantile_huber,
     quantile_loss,
+    quantile_regression,
 )
 from purejaxdqn.types import Categorical, Network, Quantiles
 from tiny_losses import (
@@ -227,6 +228,30 @@ class TestQuantileHuber:
         np.testing.assert_allclose(grads, [-0.75, -0.75, -0.375, 0.125, 0.25, 0.25])
         grads = jax.vmap(jax.grad(quantile_huber), (0, None, None))(errors, 0.25, 0.0)
         np.testing.assert_allclose(grads, [-0.75, -0.75, -0.75, 0.25, 0.25, 0.25])
+
+
+class TestQuantileRegression:
+    @settings(max_examples=20)
+    @given(seed=st.integers(0, 2**32 - 1), threshold=st.sampled_from([0.0, 0.5, 3.0]))
+    def test_against_a_table_of_all_pairs(self, seed, threshold):
+        rng = np.random.default_rng(seed)
+        values, targets = rng.normal(size=5), rng.normal(size=(7,))
+        fractions, weights = rng.uniform(size=5), rng.dirichlet(np.ones(7))
+        values, targets, fractions, weights = map(
+            jnp.float32, (values, targets, fractions, weights)
+        )
+
+        def table(values):
+            errors = targets[:, np.newaxis] - values[np.newaxis, :]
+            losses = quantile_huber(errors, fractions[np.newaxis, :], threshold)
+            return weights @ losses
+
+        def in_turn(values):
+            return quantile_regression(values, targets, fractions, weights, threshold)
+
+        np.testing.assert_allclose(in_turn(values), table(values), rtol=1e-5, atol=1e-6)
+        found, expected = (jax.jacobian(f)(values) for f in (in_turn, table))
+        np.testing.assert_allclose(found, expected, rtol=1e-5, atol=1e-6)
 
 
 class TestQuantileLoss:

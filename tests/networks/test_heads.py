@@ -137,6 +137,11 @@ class TestHeads:
         expected = [[math.cos(math.pi * i * tau) for i in range(5)] for tau in fractions.tolist()]
         np.testing.assert_allclose(cosines(jnp.asarray(fractions), 5), expected, atol=1e-5)
 
+    def test_64_cosines_are_as_near_as_the_text_says(self):
+        fractions = np.random.default_rng(0).uniform(size=10_000).astype(np.float32)
+        expected = np.cos(np.pi * np.outer(fractions.astype(np.float64), np.arange(64)))
+        np.testing.assert_allclose(cosines(jnp.asarray(fractions), 64), expected, atol=1e-5)
+
     @pytest.mark.parametrize("seed", [None, 0])
     def test_implicit_quantile_by_hand(self, seed):
         network = small("implicit_quantile", head_sizes=(5,))

@@ -7,7 +7,7 @@ from typing import Literal
 
 import numpy as np
 
-from purejaxdqn.networks import Noise, Representation
+from purejaxdqn.networks import Representation
 from purejaxdqn.training.declaration import setting
 from purejaxdqn.training.schedules import largest
 from purejaxdqn.training.settings import RunConfig
@@ -119,7 +119,7 @@ class DQNConfig(RunConfig):
     noisy: bool = _exploration(
         False, "Whether the network's weights are noisy, and explore in epsilon's place."
     )
-    noise: Noise = _network(
+    noise: Literal["batch", "transition"] = _network(
         "batch",
         "Whether all transitions of a batch share the noise of a network, or each transition draws "
         "its own: that of noisy weights, and the fractions of implicit quantiles.",
