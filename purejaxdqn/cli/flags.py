@@ -21,11 +21,11 @@ from typing import Annotated, Any, Literal, NamedTuple, TypedDict, get_args, get
 import tyro
 
 from purejaxdqn import agents
+from purejaxdqn.checks import ConfigError
 from purejaxdqn.runtime.modules import import_module_or_file
 from purejaxdqn.sweep.options import parse_bytes
 from purejaxdqn.training.declaration import Group, Setting, settings_of
 from purejaxdqn.training.settings import RunConfig, parse
-from purejaxdqn.types import ConfigError
 
 _PLACES = (
     "Modules or files to import first, such as my_module or my/agent.py, which register agents, "

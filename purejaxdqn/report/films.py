@@ -13,6 +13,7 @@ from PIL import Image
 from rich.progress import track
 
 from purejaxdqn.environments import Environment
+from purejaxdqn.report.files import FILM_NAME
 from purejaxdqn.runtime.console import make_console
 from purejaxdqn.runtime.modules import describe_error
 from purejaxdqn.storage import results
@@ -20,7 +21,6 @@ from purejaxdqn.storage.files import replace_file
 from purejaxdqn.training.loop import Train
 from purejaxdqn.types import Params
 
-FILM_NAME = "policy.gif"
 _EPISODES = 100  # played by each seed's policy
 _GIF_SIZE = (300, 200)  # pixels
 

@@ -150,8 +150,9 @@ def _search(
         chosen = _choose_width(min(trials_per_batch, at_once), num_seeds, len(devices))
         width = options.width or begun.get("width", chosen)
         how = {"width": width, "memory_budget": options.memory_budget}
-        plan = _plan_batch(request, trials_per_batch, devices, **how)
-        facts = _describe(request, trials_per_batch, width)
+        with bar.waiting("tracing the programs"):
+            plan = _plan_batch(request, trials_per_batch, devices, **how)
+            facts = _describe(request, trials_per_batch, width)
         folder.lock()
         check()  # again: no other process can write there now
         history = _begin(folder, facts, overwrite)

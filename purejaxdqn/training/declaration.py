@@ -11,10 +11,9 @@ from pathlib import Path
 from typing import Any, Literal, NamedTuple, get_args
 
 import numpy as np
-from scipy import stats
 
+from purejaxdqn.checks import ConfigError, ensure
 from purejaxdqn.training.schedules import Changing
-from purejaxdqn.types import ConfigError, ensure
 
 Group = Literal[  # the headings of `--help`, in their order
     "run", "agent", "exploration", "replay", "network", "evaluation", "sweep", "machines"
@@ -25,6 +24,20 @@ LARGEST_INT = 2**31 - 1
 _SINGLE = np.finfo(np.float32)  # the precision in which floats enter a program
 _WIDEST = 10**6  # units of a layer
 PATH = "a path, such as results/a, without ~, :// or blanks at its ends, and not the root"
+
+# The diagnostics of a learner by name, with the attributes that they have in a results file.
+NUM_STATES = 256  # on which networks are measured; no effective rank can be larger
+DIAGNOSTICS: dict[str, dict[str, str]] = {
+    name: {"long_name": text, "units": "discounted return" if name == "value_bias" else "1"}
+    for name, text in {
+        "value_bias": "value minus discounted Monte-Carlo return, over greedy episodes",
+        "dormant_units": "share of hidden units at most 0.025 times as active as their layer's "
+        "mean",
+        "effective_rank": f"effective rank of the features of {NUM_STATES} states (delta 0.01)",
+        "gradient_norm": "global norm of a batch's gradient before clipping, mean over batches",
+        "policy_churn": "share of states with another greedy action than at the step before",
+    }.items()
+}
 
 
 def is_path(value: Any) -> bool:
@@ -43,6 +56,8 @@ def read_distribution(text: str) -> Any:
     least = {"uniform": -np.inf, "loguniform": 0.0}[word]
     if not least < low < high < np.inf:
         raise ValueError
+    from scipy import stats  # half a second, which others need not wait for
+
     return stats.uniform(low, high - low) if word == "uniform" else stats.loguniform(low, high)
 
 

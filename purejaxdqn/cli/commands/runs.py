@@ -1,27 +1,27 @@
 """Takes up a results file: trains one of its runs again, plays its policy, or mends the file."""
 
+from __future__ import annotations
+
 import contextlib
 import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import jax
 import numpy as np
-import xarray as xr
 
+from purejaxdqn.checks import ConfigError
 from purejaxdqn.cli.exits import EXIT_FAILED
 from purejaxdqn.cli.flags import format_value, read_command_line
-from purejaxdqn.report.films import FILM_NAME, find_problem, play_in_gymnasium, save_gif
-from purejaxdqn.report.statistics import mean_return
-from purejaxdqn.report.training import find_environment
-from purejaxdqn.runtime.console import make_console
-from purejaxdqn.runtime.devices import use_every_core
+from purejaxdqn.report.files import FILM_NAME
+from purejaxdqn.runtime.console import make_console, show_waiting
 from purejaxdqn.storage import results
-from purejaxdqn.sweep.rerun import load_run, rerun, select_run
+from purejaxdqn.sweep.dataset import check_has_weights, select_run
 from purejaxdqn.training.declaration import Setting
-from purejaxdqn.types import ConfigError
+
+if TYPE_CHECKING:
+    import xarray as xr
 
 _FILE = Setting("file", str, "", "a results file, or the folder that it is in")
 _FILM = "Where the film goes; its folder must exist."
@@ -43,7 +43,13 @@ def run_rerun(argv: Sequence[str]) -> int:
     """
     _, dataset, labels, _ = _read_run(argv, "purejaxdqn rerun", run_rerun.__doc__)
     known = select_run(dataset, labels)
-    use_every_core()
+    with show_waiting("importing JAX"):
+        from purejaxdqn.report.statistics import mean_return
+        from purejaxdqn.report.training import find_environment
+        from purejaxdqn.runtime.devices import use_every_core
+        from purejaxdqn.sweep.rerun import rerun
+
+        use_every_core()
     again = rerun(dataset, **labels)
     numbers = [name for name in known.data_vars if name in again and name != "settings"]
     other = [str(name) for name in numbers if not _same_bits(known[name], again[name])]
@@ -75,8 +81,17 @@ def run_play(argv: Sequence[str]) -> int:
         raise ConfigError(
             f"film ({flags.film}) cannot be written ({error.strerror}): its folder must exist"
         ) from error
-    use_every_core()
-    train, params = load_run(place, dataset, labels)
+    check_has_weights(dataset)
+    select_run(dataset, labels)
+    with show_waiting("importing JAX"):
+        import jax
+
+        from purejaxdqn.report.films import find_problem, play_in_gymnasium, save_gif
+        from purejaxdqn.runtime.devices import use_every_core
+        from purejaxdqn.sweep.rerun import load_run
+
+        use_every_core()
+        train, params = load_run(place, dataset, labels)
     if problem := find_problem(train.env):
         raise ConfigError(
             f"{problem}: play policies of gymnasium's environments alone, or import what registers "

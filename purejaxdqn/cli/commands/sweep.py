@@ -24,15 +24,13 @@ from typing import Any
 import numpy as np
 
 from purejaxdqn import agents
+from purejaxdqn.checks import ConfigError
 from purejaxdqn.cli import sweeps
 from purejaxdqn.cli.flags import read_command_line
-from purejaxdqn.report.sweep import report_sweep
-from purejaxdqn.runtime import processes
+from purejaxdqn.runtime.console import show_waiting
 from purejaxdqn.sweep.dataset import SweepResult
 from purejaxdqn.sweep.design import MOST_RUNS, Design, grid_design, random_design
-from purejaxdqn.sweep.run import print_plan
 from purejaxdqn.training.declaration import Setting
-from purejaxdqn.types import ConfigError
 
 _SAMPLES = "Settings to draw, where some are drawn from distributions."
 _SAMPLE_FLAGS = [
@@ -46,10 +44,12 @@ def run(argv: Sequence[str]) -> int:
     design, flags = read_sweep(argv, "purejaxdqn sweep")
 
     def report(result: SweepResult) -> None:
+        from purejaxdqn.report.sweep import report_sweep
+
         if result.dataset.evaluation_return.notnull().any():
             sweeps.print_json(flags, report_sweep(result.dataset, flags.output))
 
-    sweeps.train_design(agents.train, design, flags, report)
+    sweeps.train_design(lambda: agents.train, design, flags, report)
     return 0
 
 
@@ -59,8 +59,12 @@ def run_plan(argv: Sequence[str]) -> int:
     if (address := flags.cluster) is not None:
         raise ConfigError(f"cluster ({address!r}) has no plan before it is reached: leave it out")
     options = sweeps.make_options(flags)
-    processes.join_processes(flags.coordinator, flags.num_processes, flags.process_id)
-    options = dataclasses.replace(options, devices=sweeps.choose_devices(flags))
+    with show_waiting("importing JAX"):
+        from purejaxdqn.runtime.processes import join_processes
+        from purejaxdqn.sweep.run import print_plan
+
+        join_processes(flags.coordinator, flags.num_processes, flags.process_id)
+        options = dataclasses.replace(options, devices=sweeps.choose_devices(flags))
     print_plan(agents.train, design, options=options)
     return 0
 
