@@ -1,7 +1,7 @@
 """Environments as pure functions: `make(name)` makes one, `register` adds one of your own.
 
-A new environment is a file here, and a line at the end of this one. That file is imported once the
-environment is made: the names are known without JAX.
+A new environment is a file here, and a line at the end of this one. Such a file is imported once
+its environment is made: names, and what a list says of them, are known without JAX.
 """
 
 import functools
@@ -28,7 +28,7 @@ class Facts(NamedTuple):
     threshold: float | None
 
 
-# Of the package's own, which are made for nothing but to be played.
+# Of the package's own.
 _FACTS = {
     "CartPole-v0": Facts(2, "4 float32", 200, 195.0),
     "CartPole-v1": Facts(2, "4 float32", 500, 475.0),
@@ -110,6 +110,14 @@ def ensure(env: Environment) -> Environment:
     if not isinstance(env, Environment):
         raise ConfigError(f"env ({env!r:.60}) must be an Environment, such as make('CartPole-v1')")
     return env
+
+
+def __getattr__(name: str) -> Any:
+    if name == "CartPoleState":
+        from purejaxdqn.environments.cartpole import CartPoleState
+
+        return CartPoleState
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
 
 
 def _cartpole(name: str, facts: Facts) -> Environment:

@@ -49,16 +49,30 @@ def is_path(value: Any) -> bool:
     return is_local and os.path.abspath(text).strip(os.path.sep) != ""
 
 
-def read_distribution(text: str) -> Any:
-    """Reads a text such as "uniform:0.9:1" as a frozen distribution of `scipy.stats`."""
+class Drawn(NamedTuple):
+    """A distribution that a text names."""
+
+    kind: str  # "uniform" or "loguniform"
+    low: float
+    high: float
+
+    def freeze(self) -> Any:
+        """Makes the frozen distribution of `scipy.stats`, which takes half a second to import."""
+        from scipy import stats
+
+        if self.kind == "uniform":
+            return stats.uniform(self.low, self.high - self.low)
+        return stats.loguniform(self.low, self.high)
+
+
+def read_distribution(text: str) -> Drawn:
+    """Reads a text such as "uniform:0.9:1"; else raises a `ValueError` or a `KeyError`."""
     word, *limits = text.split(":")
     low, high = map(float, limits)
     least = {"uniform": -np.inf, "loguniform": 0.0}[word]
     if not least < low < high < np.inf:
         raise ValueError
-    from scipy import stats  # half a second, which others need not wait for
-
-    return stats.uniform(low, high - low) if word == "uniform" else stats.loguniform(low, high)
+    return Drawn(word, low, high)
 
 
 # By type: what a value, or each part of a tuple, has to be, and how a message calls it.

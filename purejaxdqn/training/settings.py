@@ -317,8 +317,7 @@ def parse(setting: Setting, text: str, may_be_drawn: bool = False) -> Any:
     """Reads a value of a setting as a command line has it, such as "1e-3", "64x64" or "true".
 
     A setting that may change may be a schedule, such as "linear:0.97:0.997:10000". A float that
-    `may_be_drawn` may also be a distribution, such as "loguniform:1e-5:1e-2", which becomes a
-    frozen one of `scipy.stats`.
+    `may_be_drawn` may also be a distribution, such as "loguniform:1e-5:1e-2": a `Drawn`.
 
     Raises:
       ConfigError: if the text is none of them.

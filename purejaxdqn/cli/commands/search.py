@@ -19,8 +19,10 @@ from purejaxdqn.cli.commands.sweep import read_swept_settings
 from purejaxdqn.cli.exits import saying_how_to_go_on
 from purejaxdqn.cli.sweeps import list_seeds, print_json, refuse_unread, seed_flags
 from purejaxdqn.runtime.console import make_console, show_waiting
+from purejaxdqn.search.space import read_space
+from purejaxdqn.storage import results
 from purejaxdqn.sweep.options import SweepOptions
-from purejaxdqn.training.declaration import Setting, settings_of
+from purejaxdqn.training.declaration import Drawn, Setting, settings_of
 
 if TYPE_CHECKING:
     from purejaxdqn.search.trials import SearchResult
@@ -45,6 +47,8 @@ def run(argv: Sequence[str]) -> int:
     space = {name: values[0] if len(values) == 1 else values for name, values in several.items()}
     config = agents.configure(**fixed)
     refuse_unread([*fixed, *space], [config])
+    read_space(config, space, list_seeds(flags))
+    results.check_output(flags.output, flags.overwrite, resume=not flags.overwrite)
 
     def report(result: SearchResult) -> None:
         from purejaxdqn.report.files import save_summary
@@ -61,6 +65,7 @@ def run(argv: Sequence[str]) -> int:
             from purejaxdqn.search.search import SearchInterrupted, search
 
             use_every_core()
+            space = {n: x.freeze() if isinstance(x, Drawn) else x for n, x in space.items()}
         try:
             seeds, output = list_seeds(flags), flags.output
             report(search(agents.train, config, space, seeds=seeds, output=output, **keywords))

@@ -30,7 +30,7 @@ from purejaxdqn.cli.flags import read_command_line
 from purejaxdqn.runtime.console import show_waiting
 from purejaxdqn.sweep.dataset import SweepResult
 from purejaxdqn.sweep.design import MOST_RUNS, Design, grid_design, random_design
-from purejaxdqn.training.declaration import Setting
+from purejaxdqn.training.declaration import Drawn, Setting
 
 _SAMPLES = "Settings to draw, where some are drawn from distributions."
 _SAMPLE_FLAGS = [
@@ -73,7 +73,7 @@ def read_sweep(argv: Sequence[str], prog: str) -> tuple[Design, SimpleNamespace]
     """Reads the runs of a sweep, and the other flags."""
     own = [*sweeps.sweep_flags("results/sweep"), *_SAMPLE_FLAGS]
     flags, fixed, swept = read_swept_settings(argv, prog, __doc__, own)
-    drawn = sorted(n for n, values in swept.items() if any(hasattr(x, "rvs") for x in values))
+    drawn = sorted(n for n, values in swept.items() if any(isinstance(x, Drawn) for x in values))
     for name in drawn:
         if len(swept[name]) > 1:
             raise ConfigError(
@@ -90,7 +90,7 @@ def read_sweep(argv: Sequence[str], prog: str) -> tuple[Design, SimpleNamespace]
         )
     configure = functools.partial(agents.configure, **fixed)
     if drawn:
-        space = {name: values[0] if name in drawn else values for name, values in swept.items()}
+        space = {n: values[0].freeze() if n in drawn else values for n, values in swept.items()}
         rng = np.random.default_rng(flags.sample_seed)
         design = random_design(configure, sweeps.list_seeds(flags), space, flags.num_samples, rng)
     else:
@@ -104,10 +104,10 @@ def read_swept_settings(
 ) -> tuple[SimpleNamespace, dict[str, Any], dict[str, list[Any]]]:
     """Reads a command's own flags, and the settings of agents: of one value, and all others.
 
-    Those others have several values, or a distribution (with `rvs`).
+    Those others have several values, or a distribution, a `Drawn`.
     """
     flags, given, _ = read_command_line(
         argv, prog, description, own, default_agent=agents.DEFAULT, have_several_values=True
     )
-    fixed = {n: v[0] for n, v in given.items() if len(v) == 1 and not hasattr(v[0], "rvs")}
+    fixed = {n: v[0] for n, v in given.items() if len(v) == 1 and not isinstance(v[0], Drawn)}
     return flags, fixed, {n: v for n, v in given.items() if n not in fixed}
