@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
 @dataclasses.dataclass(frozen=True)
 class Place:
-    """Where an experiment lies, as "module:function": it is imported once it is asked for."""
+    """Where an experiment of the package lies, as "module:function"."""
 
     text: str
 
@@ -55,8 +55,8 @@ def register(name: str, config: RunConfig, experiment: Experiment | Place, help:
     Args:
       name: such as "my_agent"; letters, digits and underscores.
       config: the agent's settings, which are the defaults of its flags.
-      experiment: `config -> Train`, called inside the traced function; or the `Place` of one,
-        which is not imported before something trains.
+      experiment: `config -> Train`, called inside the traced function; of the package's own
+        agents its `Place`, so that it is imported once something trains.
       help: what the agent is, in a line.
 
     Raises:

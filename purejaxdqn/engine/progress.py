@@ -36,7 +36,7 @@ class SweepProgress(Progress):
         )
         # On a terminal the bar moves to and fro until something is trained.
         shown: dict[str, Any] = {"total": total_steps, "speed": "", "mean_return": "-"}
-        self._bar = self.add_task("train", start=not self.console.is_terminal, **shown)
+        self._bar = self.add_task("train", start=not self.console.file.isatty(), **shown)
 
     def message(self, text: str) -> None:
         """Prints a line above the bar."""

@@ -43,7 +43,8 @@ def make_console(**options: Any) -> Console:
 @contextlib.contextmanager
 def show_waiting(text: str, console: Console | None = None) -> Iterator[None]:
     """Shows a line that moves on standard error within the block, on a terminal alone."""
-    with (console or make_console(stderr=True)).status(text):
+    console = console or make_console(stderr=True)
+    with console.status(text) if console.file.isatty() else contextlib.nullcontext():
         yield
 
 

@@ -46,7 +46,16 @@ ROOMS: dict[str, set[str]] = {
         "training",
         "types",
     },
-    "search": {"engine", "report", "runtime", "storage", "sweep", "training", "types"},
+    "search": {
+        "checks",
+        "engine",
+        "report",
+        "runtime",
+        "storage",
+        "sweep",
+        "training",
+        "types",
+    },
     "testing": {
         "agents",
         "environments",
