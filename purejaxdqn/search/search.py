@@ -33,13 +33,13 @@ from purejaxdqn.report.statistics import interquartile_mean
 from purejaxdqn.runtime.devices import ensure_devices, max_width
 from purejaxdqn.runtime.interrupts import catch_signals
 from purejaxdqn.search import study
-from purejaxdqn.search.space import read_space
+from purejaxdqn.search.space import check_batch, read_space
 from purejaxdqn.search.study import SearchRequest, Statistic
 from purejaxdqn.search.trials import Best, SearchInterrupted, SearchResult, TrialTrainer
 from purejaxdqn.storage import results
 from purejaxdqn.storage.fingerprint import fingerprint
 from purejaxdqn.storage.provenance import to_jsonable
-from purejaxdqn.sweep.design import MOST_RUNS, random_design
+from purejaxdqn.sweep.design import random_design
 from purejaxdqn.sweep.folder import SweepFolder
 from purejaxdqn.sweep.options import SweepOptions, take_options
 from purejaxdqn.sweep.plan import SweepPlan, plan_sweep
@@ -173,9 +173,7 @@ def _plan_batch(
 ) -> SweepPlan:
     """Lays out a batch of trials, with as many runs as every batch will have."""
     rng, num_seeds = np.random.default_rng(0), len(request.seeds)
-    if trials_per_batch * num_seeds > MOST_RUNS:
-        shown = f"trials_per_batch ({trials_per_batch}) of {num_seeds} seeds"
-        raise ConfigError(f"{shown} are too many runs: at most {MOST_RUNS:,}")
+    check_batch(trials_per_batch, num_seeds)
     batch = random_design(request.config, request.seeds, request.space, trials_per_batch, rng)
     plan = plan_sweep(request.experiment, batch, devices, **options)
     layout = plan.groups[0].plan

@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from purejaxdqn.checks import ConfigError
-from purejaxdqn.sweep.design import grid_design
+from purejaxdqn.sweep.design import MOST_RUNS, grid_design
 from purejaxdqn.training.declaration import Drawn, settings_of
 from purejaxdqn.training.settings import RunConfig
 
@@ -52,6 +52,13 @@ def read_space(
     for some in itertools.combinations(sources.items(), min(2, len(sources))):
         grid_design(config, seeds, {name: source.numbers for name, source in some})
     return sources
+
+
+def check_batch(trials_per_batch: int, num_seeds: int) -> None:
+    """Refuses more runs than one sweep may have."""
+    if trials_per_batch * num_seeds > MOST_RUNS:
+        shown = f"trials_per_batch ({trials_per_batch}) of {num_seeds} seeds"
+        raise ConfigError(f"{shown} are too many runs: at most {MOST_RUNS:,}")
 
 
 def _read_source(name: str, source: Any) -> Source:

@@ -56,11 +56,14 @@ REFUSED = [
     "search --batch-size 64 128",
     "search --discount uniform:0.5:2",
     f"search {RATES} --num-trials 0",
+    f"search {RATES} --trials-per-batch 99999",
     f"search {RATES} --output results",
     "ablate --components nothing",
     "ablate --components double minto",
     "ablate --metric median",
     *(f"{name} {place}" for name in COMMANDS[5:8] for place in ("", "nothing", "file")),
+    "play results --num-episodes 0",
+    "play results --random_seed -1",
     *("check nothing", "check nothing:loss", "check a:b --discount 2", "check --nothing"),
 ]
 # Forks a process for each command, once what they all import is there.

@@ -13,7 +13,7 @@ import numpy as np
 
 from purejaxdqn.checks import ConfigError
 from purejaxdqn.cli.exits import EXIT_FAILED
-from purejaxdqn.cli.flags import format_value, read_command_line
+from purejaxdqn.cli.flags import check_values, format_value, read_command_line
 from purejaxdqn.report.files import FILM_NAME
 from purejaxdqn.runtime.console import make_console, show_waiting
 from purejaxdqn.storage import results
@@ -92,7 +92,8 @@ def run_play(argv: Sequence[str]) -> int:
 
         use_every_core()
         train, params = load_run(place, dataset, labels)
-    if problem := find_problem(train.env):
+        problem = find_problem(train.env)
+    if problem:
         raise ConfigError(
             f"{problem}: play policies of gymnasium's environments alone, or import what registers "
             "yours there (--import)"
@@ -137,7 +138,9 @@ def _read_run(
     if not argv or argv[0].startswith("-"):
         read_command_line(argv, prog, description, own, positional=_FILE)  # may ask for help
         raise ConfigError(f"name a results file first: {prog} results/train --seed 0")
-    dataset = results.load(argv[0])
+    check_values(argv, own)
+    with show_waiting("reading the results"):
+        dataset = results.load(argv[0])
     names = [str(n) for n in dataset.coords if n not in ("step", "episode", "gymnasium_episode")]
     labels = [Setting(n, str, None, f"Which {n}.", "run") for n in names if dataset[n].size > 1]
     flags = read_command_line(argv, prog, description, [*labels, *own], positional=_FILE).flags

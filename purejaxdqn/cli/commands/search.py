@@ -19,7 +19,7 @@ from purejaxdqn.cli.commands.sweep import read_swept_settings
 from purejaxdqn.cli.exits import saying_how_to_go_on
 from purejaxdqn.cli.sweeps import list_seeds, print_json, refuse_unread, seed_flags
 from purejaxdqn.runtime.console import make_console, show_waiting
-from purejaxdqn.search.space import read_space
+from purejaxdqn.search.space import check_batch, read_space
 from purejaxdqn.storage import results
 from purejaxdqn.sweep.options import SweepOptions
 from purejaxdqn.training.declaration import Drawn, Setting, settings_of
@@ -48,6 +48,7 @@ def run(argv: Sequence[str]) -> int:
     config = agents.configure(**fixed)
     refuse_unread([*fixed, *space], [config])
     read_space(config, space, list_seeds(flags))
+    check_batch(flags.trials_per_batch or 1, flags.num_seeds)
     results.check_output(flags.output, flags.overwrite, resume=not flags.overwrite)
 
     def report(result: SearchResult) -> None:
