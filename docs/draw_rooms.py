@@ -90,7 +90,7 @@ def draw(rooms: Rooms) -> Figure:
     top = max(y for _, y in places.values()) + 1.0
     figure = Figure(figsize=(10, 8.6))
     axes = figure.add_axes((0, 0, 1, 1))
-    axes.set_xlim(-6, 6)
+    axes.set_xlim(-6.6, 6.6)
     axes.set_ylim(-0.6, top)
     axes.axis("off")
     colours = mpl.colormaps["tab20"].colors  # type: ignore[attr-defined]
