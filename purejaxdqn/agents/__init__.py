@@ -4,31 +4,50 @@ A new agent is a few lines in `presets.py`, or a folder beside `dqn/` for anothe
 file stays as it is. Nothing in the rooms below may know an agent.
 """
 
+from __future__ import annotations
+
 import dataclasses
+import pkgutil
 import sys
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any
 
 from purejaxdqn.agents.dqn.settings import DQNConfig
+from purejaxdqn.checks import ConfigError, ensure, ensure_function, nearest_names, suggest_names
 from purejaxdqn.training.declaration import settings_of
-from purejaxdqn.training.loop import Experiment, Train
 from purejaxdqn.training.settings import RunConfig
-from purejaxdqn.types import ConfigError, ensure, ensure_function, nearest_names, suggest_names
+
+if TYPE_CHECKING:
+    from purejaxdqn.training.loop import Experiment, Train
 
 
-class Agent(NamedTuple):
+@dataclasses.dataclass(frozen=True)
+class Place:
+    """Where an experiment of the package lies, as "module:function"."""
+
+    text: str
+
+
+@dataclasses.dataclass(frozen=True)
+class Agent:
     """A named agent: what `register` was given, and the module that has registered it."""
 
     config: Any  # a `RunConfig` of its own class, whose `agent` is the name
-    experiment: Experiment
+    source: Experiment | Place
     help: str
     module: str
+
+    @property
+    def experiment(self) -> Experiment:
+        """The experiment itself; the package's own are imported here, and JAX with them."""
+        source: Any = self.source
+        return pkgutil.resolve_name(source.text) if isinstance(source, Place) else source
 
 
 DEFAULT = DQNConfig.agent  # the agent where none is named
 _AGENTS: dict[str, Agent] = {}
 
 
-def register(name: str, config: RunConfig, experiment: Experiment, help: str = "") -> Agent:
+def register(name: str, config: RunConfig, experiment: Experiment | Place, help: str = "") -> Agent:
     """Registers settings and their experiment under a name that every command knows.
 
     The returned `Agent` has the settings with this name.
@@ -36,7 +55,8 @@ def register(name: str, config: RunConfig, experiment: Experiment, help: str = "
     Args:
       name: such as "my_agent"; letters, digits and underscores.
       config: the agent's settings, which are the defaults of its flags.
-      experiment: `config -> Train`, called inside the traced function.
+      experiment: `config -> Train`, called inside the traced function; of the package's own
+        agents its `Place`, so that it is imported once something trains.
       help: what the agent is, in a line.
 
     Raises:
@@ -50,7 +70,8 @@ def register(name: str, config: RunConfig, experiment: Experiment, help: str = "
             f"the settings of agent {name!r} ({config!r:.60}) must be of a class derived from "
             "RunConfig, such as DQNConfig()"
         )
-    ensure_function(f"the experiment of agent {name!r}", experiment, "dqn")
+    if not isinstance(experiment, Place):
+        ensure_function(f"the experiment of agent {name!r}", experiment, "dqn")
     ensure(isinstance(help, str), "help", help, "a text")
     module = str(sys._getframe(1).f_globals.get("__name__"))
     agent = Agent(dataclasses.replace(config, agent=name), experiment, help, module)

@@ -7,9 +7,9 @@ from typing import Any
 
 from purejaxdqn import agents
 from purejaxdqn.agents.dqn.settings import DQNConfig
+from purejaxdqn.checks import ConfigError, ensure, nearest_names
 from purejaxdqn.training.declaration import settings_of
 from purejaxdqn.training.settings import RunConfig, parse
-from purejaxdqn.types import ConfigError, ensure, nearest_names
 
 Component = Mapping[str, Any]  # settings by name; the first one is the switch
 Combination = tuple[bool, ...]  # of each component, whether it is in

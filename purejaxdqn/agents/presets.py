@@ -4,11 +4,12 @@ import dataclasses
 from collections.abc import Mapping
 from typing import Any
 
-from purejaxdqn.agents import DEFAULT, register
-from purejaxdqn.agents.dqn.dqn import dqn
+from purejaxdqn.agents import DEFAULT, Place, register
 from purejaxdqn.agents.dqn.settings import DQNConfig
-from purejaxdqn.agents.pqn.pqn import pqn
 from purejaxdqn.agents.pqn.settings import PQNConfig
+
+dqn = Place("purejaxdqn.agents.dqn.dqn:dqn")
+pqn = Place("purejaxdqn.agents.pqn.pqn:pqn")
 
 # Settings in which plain DQN differs from the package's default. Every other agent of the family
 # starts from these, so that it differs from plain DQN in its component. A lower discount and

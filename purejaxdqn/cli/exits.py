@@ -13,6 +13,7 @@ from typing import Any, NoReturn, TypeVar
 
 import tyro
 
+from purejaxdqn.checks import ConfigError
 from purejaxdqn.cli.flags import check_words
 from purejaxdqn.runtime.console import discard, show_controls
 from purejaxdqn.runtime.interrupts import (
@@ -21,7 +22,6 @@ from purejaxdqn.runtime.interrupts import (
     catch_signals,
     end_at_second_signal,
 )
-from purejaxdqn.types import ConfigError
 
 Args = TypeVar("Args")
 

@@ -21,11 +21,11 @@ from typing import Annotated, Any, Literal, NamedTuple, TypedDict, get_args, get
 import tyro
 
 from purejaxdqn import agents
+from purejaxdqn.checks import ConfigError
 from purejaxdqn.runtime.modules import import_module_or_file
 from purejaxdqn.sweep.options import parse_bytes
 from purejaxdqn.training.declaration import Group, Setting, settings_of
 from purejaxdqn.training.settings import RunConfig, parse
-from purejaxdqn.types import ConfigError
 
 _PLACES = (
     "Modules or files to import first, such as my_module or my/agent.py, which register agents, "
@@ -103,6 +103,14 @@ def read_command_line(
     return CommandLine(SimpleNamespace(**values), given, bases[0] if bases else None)
 
 
+def check_values(argv: Sequence[str], own: Iterable[Setting]) -> None:
+    """Refuses bad values of a command's own flags, before a file has said which others it has."""
+    for one in own:
+        texts = _find_values(argv, one.name)
+        if texts and (problem := one.problem(_read(one, texts, False))):
+            raise ConfigError(problem)
+
+
 def format_value(value: Any) -> str:
     """Formats a value as a command line has it, such as 64x64 or true; empty for no value."""
     if isinstance(value, bool):
@@ -115,7 +123,7 @@ def format_value(value: Any) -> str:
 def _find_values(argv: Sequence[str], name: str) -> list[str]:
     """Finds the values of one flag, on which other flags or their defaults depend."""
     parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
-    parser.add_argument(f"--{name}", dest="values", nargs="*", default=[])
+    parser.add_argument(f"--{_flag(name)}", f"--{name}", dest="values", nargs="*", default=[])
     return [*parser.parse_known_args(argv)[0].values]
 
 

@@ -11,8 +11,8 @@ import sys
 from collections.abc import Sequence
 from typing import Any
 
+from purejaxdqn.checks import ConfigError, nearest_names
 from purejaxdqn.cli.exits import exit_with
-from purejaxdqn.types import ConfigError, nearest_names
 
 # Each command: the file and the function that run it, and what it does, in a line.
 COMMANDS = {

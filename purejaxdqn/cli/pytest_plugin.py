@@ -26,8 +26,8 @@ def pytest_collection_modifyitems(
 ) -> None:
     """Adds a test for each check; refuses a module that cannot be imported or declares none."""
     for place in config.getoption("purejaxdqn_check"):
+        from purejaxdqn.checks import ConfigError
         from purejaxdqn.runtime.modules import import_module_or_file
-        from purejaxdqn.types import ConfigError
 
         try:
             checks = list_checks(import_module_or_file(place))
@@ -48,7 +48,7 @@ def list_checks(module: ModuleType) -> dict[str, Callable[[], Any]]:
     Raises:
       ConfigError: if `CHECKS` is none of names and functions.
     """
-    from purejaxdqn.types import ensure
+    from purejaxdqn.checks import ensure
 
     declared = getattr(module, "CHECKS", {})
     is_right = isinstance(declared, dict) and all(map(callable, declared.values()))

@@ -1,4 +1,9 @@
-"""What the commands that train many runs share: their flags, and how they train a design."""
+"""What the commands that train many runs share: their flags, and how they train a design.
+
+JAX, and everything that needs it, is imported once all flags are checked.
+"""
+
+from __future__ import annotations
 
 import contextlib
 import dataclasses
@@ -7,25 +12,25 @@ import json
 from collections.abc import Callable, Collection, Iterable, Mapping
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Any
-
-import jax
+from typing import TYPE_CHECKING, Any
 
 from purejaxdqn import tracking
+from purejaxdqn.checks import ConfigError
 from purejaxdqn.cli.exits import saying_how_to_go_on
-from purejaxdqn.runtime import processes
-from purejaxdqn.runtime.devices import use_every_core
+from purejaxdqn.runtime.addresses import check_processes, find_node
+from purejaxdqn.runtime.console import show_waiting
 from purejaxdqn.storage import results
 from purejaxdqn.storage.provenance import to_jsonable
 from purejaxdqn.sweep.dataset import SweepInterrupted, SweepResult
 from purejaxdqn.sweep.design import MOST_RUNS, Design
 from purejaxdqn.sweep.options import SweepOptions
-from purejaxdqn.sweep.ray.cluster import find_node, run_on_cluster
-from purejaxdqn.sweep.run import run_design
 from purejaxdqn.training.declaration import Setting, settings_of
-from purejaxdqn.training.loop import Experiment
 from purejaxdqn.training.settings import RunConfig
-from purejaxdqn.types import ConfigError
+
+if TYPE_CHECKING:
+    import jax
+
+    from purejaxdqn.training.loop import Experiment
 
 _FIRST = "The first of them; they are consecutive. The defaults were tuned on seeds 0 to 9."
 _JSON = "Print the summary as one JSON object on the last line of standard output."
@@ -110,42 +115,45 @@ def make_options(flags: SimpleNamespace) -> SweepOptions:
             f"cluster ({flags.cluster!r}) and coordinator ({flags.coordinator!r}) exclude each "
             "other: leave one of them out"
         )
+    check_processes(flags.coordinator, flags.num_processes, flags.process_id)
     return SweepOptions(**{name: getattr(flags, name) for name in settings_of(SweepOptions)})
 
 
 def choose_devices(flags: SimpleNamespace) -> list[jax.Device]:
     """Starts JAX, and chooses what to train on."""
+    from purejaxdqn.runtime.devices import use_every_core
+
     found = use_every_core(flags.num_devices)
     return found if found[0].platform == "cpu" else found[: flags.num_devices]
 
 
 def train_design(
-    experiment: Experiment, design: Design, flags: SimpleNamespace, report: Report
+    find_experiment: Callable[[], Experiment],
+    design: Design,
+    flags: SimpleNamespace,
+    report: Report,
 ) -> None:
     """Trains a design as `sweep_flags` say, on this machine, a share of it, or a cluster.
 
-    The first process reports the result, also what an interrupt leaves of it. A failed write or an
-    interrupt, also of the report, says how to go on.
+    The experiment is found once JAX is there. The first process reports the result, also what an
+    interrupt leaves of it. A failed write or an interrupt, also of the report, says how to go on.
     """
     options = make_options(flags)
+    folder = (flags.output, flags.overwrite, flags.resume)
+    if flags.coordinator is None:  # else the first process alone tells
+        results.check_output(*folder)
     instead = " in place of --overwrite" if flags.overwrite else ""
     how = f"the same command with --resume{instead} goes on (in {flags.output})"
     with saying_how_to_go_on(how):
-        processes.join_processes(flags.coordinator, flags.num_processes, flags.process_id)
-        folder = (flags.output, flags.overwrite, flags.resume)
-        train: Callable[..., SweepResult] = run_design
-        if flags.cluster is None:
-            options = dataclasses.replace(options, devices=choose_devices(flags))
-            processes.run_on_first_process(lambda: results.check_output(*folder))
-        else:
-            # Ray starts before JAX does, which tells what the first process is.
-            results.check_output(*folder)
-            train = functools.partial(
-                run_on_cluster,
-                address=flags.cluster,
-                num_cpus_per_task=flags.num_devices,
-                num_gpus_per_task=flags.gpus_per_task,
-            )
+        with show_waiting("importing JAX"):
+            from purejaxdqn.runtime import processes
+
+            processes.join_processes(flags.coordinator, flags.num_processes, flags.process_id)
+            if flags.cluster is None:
+                options = dataclasses.replace(options, devices=choose_devices(flags))
+                processes.run_on_first_process(lambda: results.check_output(*folder))
+            train = _choose_trainer(flags)
+            experiment = find_experiment()
         try:
             with contextlib.ExitStack() as stack:
                 settings = to_jsonable(dict(design.shared))
@@ -166,6 +174,22 @@ def train_design(
             raise
         if processes.is_first_process():
             report(result)
+
+
+def _choose_trainer(flags: SimpleNamespace) -> Callable[..., SweepResult]:
+    """Chooses where a design is trained; on a cluster, Ray starts before JAX does."""
+    if flags.cluster is None:
+        from purejaxdqn.sweep.run import run_design
+
+        return run_design
+    from purejaxdqn.sweep.ray.cluster import run_on_cluster
+
+    return functools.partial(
+        run_on_cluster,
+        address=flags.cluster,
+        num_cpus_per_task=flags.num_devices,
+        num_gpus_per_task=flags.gpus_per_task,
+    )
 
 
 def print_json(flags: SimpleNamespace, facts: Mapping[str, Any] | None) -> None:

@@ -269,17 +269,19 @@ def compile_programs(
     plan: Plan,
     devices: Sequence[jax.Device],
     diagnostics: bool = False,
+    run: OneRun | None = None,
 ) -> Programs:
     """Compiles initialisation, training and evaluation for one round of a plan, each on its own.
 
     Diagnostics are one more program, and leave the others as they are. `experiment` and `config`
-    are as in `make_run_functions`; there must be at least as many `devices` as in the plan.
+    are as in `make_run_functions`, and `run` is what that has made of them, where it was called
+    before. There must be at least as many `devices` as in the plan.
 
     Raises:
       ConfigError: as `make_run_functions`, and for diagnostics of a training run without a `probe`.
     """
     start = time.perf_counter()
-    run = make_run_functions(experiment, config)
+    run = run or make_run_functions(experiment, config)
     state_axes = run_axes(run.state)
     mesh = Mesh(np.array(devices[: plan.num_devices]), ("runs",))
     configs, seeds, step, counts = (0, run.config), (0, SEED), (None, COUNT), (_PER_DEVICE, COUNT)

@@ -10,7 +10,7 @@ import numpy as np
 from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 
 from purejaxdqn.engine.rounds import Event
-from purejaxdqn.runtime.console import make_console
+from purejaxdqn.runtime.console import make_console, show_waiting
 
 _COMPLAINT_SECONDS = 60.0  # between two lines about a disk that cannot be written
 
@@ -34,11 +34,17 @@ class SweepProgress(Progress):
             console=make_console(stderr=True, quiet=not enabled, highlight=False),
             disable=not (enabled and total_steps),
         )
-        self._bar = self.add_task("train", total=total_steps, speed="", mean_return="-")
+        # On a terminal the bar moves to and fro until something is trained.
+        shown: dict[str, Any] = {"total": total_steps, "speed": "", "mean_return": "-"}
+        self._bar = self.add_task("train", start=not self.console.file.isatty(), **shown)
 
     def message(self, text: str) -> None:
         """Prints a line above the bar."""
         self.console.print(text)
+
+    def waiting(self, text: str) -> contextlib.AbstractContextManager[None]:
+        """Shows a line that moves in place of the bar, on a terminal, while the block runs."""
+        return show_waiting(text, self.console)
 
     def show_progress(self, env_steps: int, training_return: np.ndarray, speed: float) -> None:
         """Moves the bar to `env_steps`; `training_return [n]` is NaN where no episode has ended."""
@@ -47,6 +53,7 @@ class SweepProgress(Progress):
         if 0 < len(known) < len(training_return):
             shown += f" ({len(known)} of {len(training_return)})"
         text = f"{speed:,.0f} steps/s"
+        self.start_task(self._bar)
         self.update(self._bar, completed=env_steps, speed=text, mean_return=shown)
 
     def add_event(self, event: Event, facts: dict[str, Any], trained: int, env_steps: int) -> None:

@@ -1,19 +1,38 @@
 """Environments as pure functions: `make(name)` makes one, `register` adds one of your own.
 
-A new environment is a file here, and a line at the end of this one.
+A new environment is a file here, and a line at the end of this one. Such a file is imported once
+its environment is made: names, and what a list says of them, are known without JAX.
 """
 
 import functools
 from collections.abc import Callable
+from typing import TYPE_CHECKING, Any, NamedTuple
 
+from purejaxdqn.checks import ConfigError, is_same_definition, nearest_names
 from purejaxdqn.environments.base import Environment as Environment
 from purejaxdqn.environments.base import EnvState as EnvState
 from purejaxdqn.environments.base import step_and_reset as step_and_reset
-from purejaxdqn.environments.cartpole import CartPoleState as CartPoleState
-from purejaxdqn.environments.cartpole import cartpole
-from purejaxdqn.types import ConfigError, is_same_definition, nearest_names
+
+if TYPE_CHECKING:
+    from purejaxdqn.environments.cartpole import CartPoleState as CartPoleState
 
 _ENVIRONMENTS: dict[str, Callable[[], Environment]] = {}
+
+
+class Facts(NamedTuple):
+    """What a list of environments says of one."""
+
+    num_actions: int
+    observation: str  # shape and dtype
+    max_steps: int
+    threshold: float | None
+
+
+# Of the package's own.
+_FACTS = {
+    "CartPole-v0": Facts(2, "4 float32", 200, 195.0),
+    "CartPole-v1": Facts(2, "4 float32", 500, 475.0),
+}
 
 
 def register(name: str, make: Callable[[], Environment]) -> None:
@@ -50,8 +69,7 @@ def make(name: str) -> Environment:
       ConfigError: if no environment has the name, with the nearest ones; or if its function makes
         anything but an `Environment` of this name.
     """
-    if not isinstance(name, str) or name not in _ENVIRONMENTS:
-        raise ConfigError(f"environment ({name!r}) must be one of {nearest_names(name, names())}")
+    _check_name(name)
     env = _ENVIRONMENTS[name]()
     if not isinstance(env, Environment):
         raise ConfigError(
@@ -65,6 +83,28 @@ def make(name: str) -> Environment:
     return env
 
 
+def validate(name: str) -> None:
+    """Refuses a name as `make` does; the package's own environments are not made for that."""
+    _check_name(name)
+    if name not in _FACTS:
+        make(name)
+
+
+def describe(name: str) -> Facts:
+    """Says what an environment is like; the package's own are not made for that."""
+    if name in _FACTS:
+        return _FACTS[name]
+    env = make(name)
+    shape = "x".join(map(str, env.observation_space.shape)) or "none"
+    observation = f"{shape} {env.observation_space.dtype}"
+    return Facts(env.num_actions, observation, env.max_steps, env.threshold)
+
+
+def _check_name(name: Any) -> None:
+    if not isinstance(name, str) or name not in _ENVIRONMENTS:
+        raise ConfigError(f"environment ({name!r}) must be one of {nearest_names(name, names())}")
+
+
 def ensure(env: Environment) -> Environment:
     """Returns an environment as it is; a `ConfigError` refuses what is none."""
     if not isinstance(env, Environment):
@@ -72,5 +112,19 @@ def ensure(env: Environment) -> Environment:
     return env
 
 
-register("CartPole-v0", functools.partial(cartpole, "CartPole-v0", max_steps=200, threshold=195.0))
-register("CartPole-v1", functools.partial(cartpole, "CartPole-v1", max_steps=500, threshold=475.0))
+def __getattr__(name: str) -> Any:
+    if name == "CartPoleState":
+        from purejaxdqn.environments.cartpole import CartPoleState
+
+        return CartPoleState
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+
+
+def _cartpole(name: str, facts: Facts) -> Environment:
+    from purejaxdqn.environments.cartpole import cartpole
+
+    return cartpole(name, facts.max_steps, facts.threshold)
+
+
+for _name, _facts in _FACTS.items():
+    register(_name, functools.partial(_cartpole, _name, _facts))

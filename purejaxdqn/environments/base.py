@@ -1,13 +1,14 @@
 """Says what an environment is: two pure functions of ONE environment, and facts about them."""
 
+from __future__ import annotations
+
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
-import gymnasium
-import jax
-import jax.numpy as jnp
+if TYPE_CHECKING:
+    import gymnasium
 
-from purejaxdqn.types import Array, TimeStep
+    from purejaxdqn.types import Array, TimeStep
 
 EnvState = Any  # a pytree of arrays
 
@@ -35,6 +36,8 @@ class Environment(NamedTuple):
     @property
     def action_space(self) -> gymnasium.spaces.Discrete:
         """Describes the actions as gymnasium does."""
+        import gymnasium  # only where an environment is looked at
+
         return gymnasium.spaces.Discrete(self.num_actions)
 
 
@@ -47,6 +50,9 @@ def step_and_reset(
       `(state, obs_to_act_on [*obs], timestep)`. State and observation are those of the new episode
       if one began; `timestep.obs` is the last observation of the old one then.
     """
+    import jax  # not before something is traced: names of environments are checked without it
+    import jax.numpy as jnp
+
     step_key, reset_key = jax.random.split(key)
     next_state, timestep = env.step(step_key, state, action)
     reset_state, reset_obs = env.reset(reset_key)

@@ -10,7 +10,6 @@ import functools
 import math
 
 import flax.struct
-import gymnasium
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -87,6 +86,8 @@ def step(
 
 def cartpole(name: str, max_steps: int, threshold: float | None) -> Environment:
     """Makes CartPole with a time limit of `max_steps` steps."""
+    import gymnasium  # only where an environment is made
+
     bounds = np.array([2 * X_THRESHOLD, np.inf, 2 * THETA_THRESHOLD, np.inf], np.float32)
     space = gymnasium.spaces.Box(-bounds, bounds, dtype=np.float32)
     limited_step = functools.partial(step, max_steps=max_steps)

@@ -1,17 +1,21 @@
 """Writes the files of a report, each one wholly or not at all."""
 
+from __future__ import annotations
+
 import gzip
 import html
 import json
 from pathlib import Path
-from typing import Any
-
-from matplotlib.figure import Figure
-from plotly.graph_objects import Figure as Page
+from typing import TYPE_CHECKING, Any
 
 from purejaxdqn.runtime.console import make_console
 from purejaxdqn.storage.files import replace_file
 
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+    from plotly.graph_objects import Figure as Page
+
+FILM_NAME = "policy.gif"
 _BUNDLE = Path(__file__).parent / "assets" / "plotly-basic.min.js.gz"
 _BASIC = {"scatter", "bar", "pie"}  # what it draws
 

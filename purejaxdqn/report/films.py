@@ -13,14 +13,14 @@ from PIL import Image
 from rich.progress import track
 
 from purejaxdqn.environments import Environment
-from purejaxdqn.runtime.console import make_console
+from purejaxdqn.report.files import FILM_NAME
+from purejaxdqn.runtime.console import make_console, show_waiting
 from purejaxdqn.runtime.modules import describe_error
 from purejaxdqn.storage import results
 from purejaxdqn.storage.files import replace_file
 from purejaxdqn.training.loop import Train
 from purejaxdqn.types import Params
 
-FILM_NAME = "policy.gif"
 _EPISODES = 100  # played by each seed's policy
 _GIF_SIZE = (300, 200)  # pixels
 
@@ -82,6 +82,9 @@ def _play(
         return jax.vmap(lambda one: train.policy(params)(key, one))(obs)
 
     obs = np.array([[env.reset(seed=seeds[i])[0] for i, env in enumerate(row)] for row in envs])
+    if progress:  # the bar would stand still meanwhile
+        with show_waiting("compiling the policy"):
+            act(params, obs)
     returns = np.zeros(obs.shape[:2])
     running = set(np.ndindex(*returns.shape))
     console, steps = make_console(stderr=True), range(train.env.max_steps)

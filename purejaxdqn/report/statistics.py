@@ -15,7 +15,6 @@ import numpy as np
 import xarray as xr
 from numpy.random import Generator
 from numpy.typing import ArrayLike, NDArray
-from scipy import stats
 
 FloatArray = NDArray[np.float64]
 Samples = NDArray[Any]  # of scores, or of numbers of seeds
@@ -111,6 +110,8 @@ def interquartile_mean(scores: ArrayLike, axis: int | None = -1) -> Any:
     Raises:
       ValueError: scores are empty, not numbers, NaN or infinite, or have no such axis.
     """
+    from scipy import stats  # half a second, which not every report needs
+
     return stats.trim_mean(_check_scores("scores", scores), 0.25, axis=axis)
 
 
@@ -189,6 +190,7 @@ def probability_of_improvement(
     `x` `[n]` and `y` `[m]` are finite, one independent number a seed; higher is better. They are
     resampled independently. All else is as in `bootstrap_interval`.
     """
+    from scipy import stats
 
     def compare(x: FloatArray, y: FloatArray, axis: int) -> FloatArray:
         u = stats.mannwhitneyu(x, y, axis=axis, method="asymptotic").statistic

@@ -10,8 +10,8 @@ from rich.console import Console
 from rich.table import Table
 
 from purejaxdqn import environments
-from purejaxdqn.report import figures, files, pages
-from purejaxdqn.report.films import FILM_NAME
+from purejaxdqn.report import files
+from purejaxdqn.report.files import FILM_NAME
 from purejaxdqn.report.statistics import Interval, bootstrap_interval, count_seeds, mean_return
 from purejaxdqn.runtime.console import make_console
 
@@ -35,6 +35,8 @@ def report_training(dataset: xr.Dataset, output: Path) -> dict[str, Any] | None:
     facts = summarise(dataset, threshold, np.random.default_rng(0))
     print_summary(facts, make_console())
     title = f"{facts['agent'] or facts['algorithm']} on {facts['env']}"
+    from purejaxdqn.report import figures, pages  # and what they draw with
+
     picture = figures.plot_learning_curve(dataset, title, threshold)
     page = pages.plot_interactive_curves({title: greedy}, title, threshold)
     files.save_report(output, facts, {"learning_curve": picture}, {"learning_curve": page})

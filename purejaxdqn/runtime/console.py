@@ -1,6 +1,8 @@
 """Makes the consoles that all commands print to, so that piped tables are never cut."""
 
+import contextlib
 import os
+from collections.abc import Iterator
 from typing import IO, Any
 
 from rich.console import Console
@@ -36,6 +38,14 @@ def make_console(**options: Any) -> Console:
     if not (console.file.isatty() or console.is_jupyter or os.environ.get("COLUMNS")):
         console.width = 10_000  # columns: no line is broken
     return console
+
+
+@contextlib.contextmanager
+def show_waiting(text: str, console: Console | None = None) -> Iterator[None]:
+    """Shows a line that moves on standard error within the block, on a terminal alone."""
+    console = console or make_console(stderr=True)
+    with console.status(text) if console.file.isatty() else contextlib.nullcontext():
+        yield
 
 
 def show_controls(text: str, keep: str = "") -> str:

@@ -7,7 +7,7 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
-from purejaxdqn.types import ConfigError
+from purejaxdqn.checks import ConfigError
 
 IMPORTED: list[str] = []  # in their order, for another process to import too
 

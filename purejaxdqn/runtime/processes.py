@@ -13,7 +13,8 @@ import jax
 import numpy as np
 from jax.experimental.multihost_utils import process_allgather
 
-from purejaxdqn.types import ConfigError
+from purejaxdqn.checks import ConfigError
+from purejaxdqn.runtime.addresses import check_processes
 
 T = TypeVar("T")
 
@@ -32,22 +33,11 @@ def join_processes(
       ConfigError: for arguments that are wrong or exclude each other, before anything is waited
         for; or where process 0 cannot be reached.
     """
+    check_processes(coordinator, num_processes, process_id)
+    if coordinator is None:
+        return
     options: dict[str, Any] = {"num_processes": num_processes, "process_id": process_id}
-    if coordinator is None or coordinator == "auto":
-        why = "needs a coordinator, such as 10.0.0.1:8476"
-        if coordinator == "auto":
-            why = "is found out where coordinator is 'auto'"
-        for name, value in options.items():
-            if value is not None:
-                raise ConfigError(f"{name} ({value}) {why}")
-        if coordinator is None:
-            return
-    else:
-        split_address("coordinator", coordinator)
-        if num_processes is None or num_processes < 1:
-            raise ConfigError(f"num_processes ({num_processes}) must be at least 1")
-        if process_id is None or not 0 <= process_id < num_processes:
-            raise ConfigError(f"process_id ({process_id}) must be 0 to {num_processes - 1}")
+    if coordinator != "auto":
         options["coordinator_address"] = coordinator
     try:
         jax.distributed.initialize(**options)
@@ -56,17 +46,6 @@ def join_processes(
         raise ConfigError(
             f"the processes do not find each other (coordinator {coordinator!r}): {first_line}"
         ) from error
-
-
-def split_address(name: str, address: Any) -> tuple[str, int]:
-    """Splits an address such as "10.0.0.1:8476" into host and port, or refuses it."""
-    host, _, port = address.rpartition(":") if isinstance(address, str) else ("", "", "")
-    is_port = port.isascii() and port.isdigit() and 0 < int(port[:6]) < 2**16
-    if not (host and is_port and host.isprintable() and " " not in host):
-        raise ConfigError(
-            f"{name} ({address!r:.60}) must be a host and a port, such as 10.0.0.1:8476, or auto"
-        )
-    return host.strip("[]"), int(port)
 
 
 def is_first_process() -> bool:

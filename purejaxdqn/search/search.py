@@ -20,7 +20,6 @@ from __future__ import annotations
 
 import contextlib
 import functools
-import itertools
 import json
 import math
 from collections.abc import Callable, Mapping, Sequence
@@ -34,12 +33,13 @@ from purejaxdqn.report.statistics import interquartile_mean
 from purejaxdqn.runtime.devices import ensure_devices, max_width
 from purejaxdqn.runtime.interrupts import catch_signals
 from purejaxdqn.search import study
+from purejaxdqn.search.space import check_batch, read_space
 from purejaxdqn.search.study import SearchRequest, Statistic
 from purejaxdqn.search.trials import Best, SearchInterrupted, SearchResult, TrialTrainer
 from purejaxdqn.storage import results
 from purejaxdqn.storage.fingerprint import fingerprint
 from purejaxdqn.storage.provenance import to_jsonable
-from purejaxdqn.sweep.design import MOST_RUNS, grid_design, random_design
+from purejaxdqn.sweep.design import random_design
 from purejaxdqn.sweep.folder import SweepFolder
 from purejaxdqn.sweep.options import SweepOptions, take_options
 from purejaxdqn.sweep.plan import SweepPlan, plan_sweep
@@ -107,14 +107,11 @@ def search(
     ensure(isinstance(config, RunConfig), "config", config, "settings, such as DQNConfig()")
     ensure_function("statistic", statistic, "interquartile_mean")
     ensure(callable(sampler), "sampler", sampler, "a function from a seed to a sampler of Optuna")
-    distributions = study.make_distributions(config, space)
+    distributions = study.make_distributions(read_space(config, space, seeds))
     study.ensure_pruner(pruner)
     ensure_whole("num_trials", num_trials, 1)
     ensure_whole("sampler_seed", sampler_seed, 0)
     ensure_whole("trials_per_batch", 1 if trials_per_batch is None else trials_per_batch, 1)
-    # Refuses unknown names, bad seeds, and values that are wrong alone or two together.
-    for some in itertools.combinations(distributions.items(), min(2, len(distributions))):
-        grid_design(config, seeds, {name: study.list_extremes(one) for name, one in some})
     seeds = [int(seed) for seed in seeds]
     given = (experiment, config, space, distributions, seeds, statistic, sampler_seed, sampler)
     request = SearchRequest(*given, pruner or study.default_pruner(config.total_steps))
@@ -150,8 +147,9 @@ def _search(
         chosen = _choose_width(min(trials_per_batch, at_once), num_seeds, len(devices))
         width = options.width or begun.get("width", chosen)
         how = {"width": width, "memory_budget": options.memory_budget}
-        plan = _plan_batch(request, trials_per_batch, devices, **how)
-        facts = _describe(request, trials_per_batch, width)
+        with bar.waiting("tracing the programs"):
+            plan = _plan_batch(request, trials_per_batch, devices, **how)
+            facts = _describe(request, trials_per_batch, width)
         folder.lock()
         check()  # again: no other process can write there now
         history = _begin(folder, facts, overwrite)
@@ -175,9 +173,7 @@ def _plan_batch(
 ) -> SweepPlan:
     """Lays out a batch of trials, with as many runs as every batch will have."""
     rng, num_seeds = np.random.default_rng(0), len(request.seeds)
-    if trials_per_batch * num_seeds > MOST_RUNS:
-        shown = f"trials_per_batch ({trials_per_batch}) of {num_seeds} seeds"
-        raise ConfigError(f"{shown} are too many runs: at most {MOST_RUNS:,}")
+    check_batch(trials_per_batch, num_seeds)
     batch = random_design(request.config, request.seeds, request.space, trials_per_batch, rng)
     plan = plan_sweep(request.experiment, batch, devices, **options)
     layout = plan.groups[0].plan

@@ -13,8 +13,8 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
+from purejaxdqn.search.space import Source
 from purejaxdqn.storage.files import replace_file
-from purejaxdqn.training.declaration import settings_of
 from purejaxdqn.training.loop import Experiment
 from purejaxdqn.training.settings import RunConfig
 from purejaxdqn.types import ConfigError
@@ -53,57 +53,18 @@ class SearchRequest(NamedTuple):
     pruner: BasePruner
 
 
-def make_distributions(config: RunConfig, space: Mapping[str, Any]) -> dict[str, Distribution]:
-    """Makes Optuna's distributions of a space; see `purejaxdqn.search.search.search`.
-
-    Raises:
-      ConfigError: without Optuna, for a space that is empty, a setting that is no float, and values
-        that are neither a uniform or loguniform distribution nor a list of numbers.
-    """
+def make_distributions(sources: Mapping[str, Source]) -> dict[str, Distribution]:
+    """Makes Optuna's distributions of a space; a `ConfigError` says that there is no Optuna."""
     if optuna is None:
         raise ConfigError("a search needs Optuna: pip install 'purejaxdqn[search]'")
-    if not isinstance(space, Mapping):
-        raise ConfigError(f"space ({space!r:.60}) must be settings by name with what is searched")
-    if not space:
-        raise ConfigError(
-            "space is empty: give at least one setting to search, such as "
-            "learning_rate=scipy.stats.loguniform(1e-5, 1e-2), on a command line "
-            "--learning-rate loguniform:1e-5:1e-2"
-        )
-    declared = settings_of(type(config))
-    for name in space:
-        if name in declared and not declared[name].is_traced:
-            raise ConfigError(
-                f"{name} cannot be searched: all trials share one compiled program, in which only "
-                "floats vary, such as learning_rate; fix it, or sweep over it with "
-                "purejaxdqn.sweep.run.run_sweep"
-            )
-    return {name: _make_distribution(name, source) for name, source in space.items()}
 
+    def make(kind: str, numbers: Sequence[float]) -> Distribution:
+        if kind == "choice":
+            return optuna.distributions.CategoricalDistribution(numbers)
+        low, high = numbers
+        return optuna.distributions.FloatDistribution(low, high, log=kind == "loguniform")
 
-def _make_distribution(name: str, source: Any) -> Distribution:
-    kind = getattr(getattr(source, "dist", None), "name", None)
-    if kind in ("uniform", "loguniform", "reciprocal"):
-        low, high = map(float, source.support())
-        if -math.inf < low < high < math.inf:
-            return optuna.distributions.FloatDistribution(low, high, log=kind != "uniform")
-    shown = source if kind is None else f"a {kind} distribution of {source.args or source.kwds}"
-    if isinstance(source, (Sequence, np.ndarray)) and len(source) > 0:
-        with contextlib.suppress(TypeError, ValueError):
-            values = [float(value) for value in source if not isinstance(value, (str, bool))]
-            if len(values) == len(source):
-                return optuna.distributions.CategoricalDistribution(values)
-        if any(hasattr(value, "dist") for value in source):
-            shown = "a distribution among other values"
-    raise ConfigError(
-        f"{name} ({shown}) must be searched in a uniform or a loguniform distribution, such as "
-        "loguniform:1e-5:1e-2 on a command line, or in a list of numbers"
-    )
-
-
-def list_extremes(one: Distribution) -> Sequence[Any]:
-    """Returns the ends of a distribution, or all values of a list: if these are valid, all are."""
-    return one.choices if hasattr(one, "choices") else (one.low, one.high)
+    return {name: make(*source) for name, source in sources.items()}
 
 
 def to_json(one: BaseDistribution) -> dict[str, Any]:

@@ -26,7 +26,6 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-import jax
 import numpy as np
 
 from purejaxdqn.storage.bytecode import read_code, read_details, read_globals, read_imports
@@ -141,6 +140,8 @@ def _describe(value: Any, above: tuple[Any, ...], known: _Known) -> Any:
 
 
 def _describe_parts(value: Any, describe: Any) -> Any:
+    import jax  # here: versions and times are noted, and JSON is made, without it
+
     match value:
         case np.ufunc() if "(vectorized)" in repr(value):
             return f"{UNSEEN}the Python function of {value!r}"
@@ -295,6 +296,8 @@ def _describe_class(cls: type, describe: Any) -> Any:
 
 
 def _describe_array(array: Any, describe: Any) -> Any:
+    import jax
+
     if jax.dtypes.issubdtype(array.dtype, jax.dtypes.prng_key):
         array = jax.random.key_data(array)
     if isinstance(array, np.ma.MaskedArray):
@@ -315,6 +318,8 @@ def _describe_array(array: Any, describe: Any) -> Any:
 
 def _describe_object(value: Any, describe: Any) -> Any:
     """Describes an object by its class and its attributes."""
+    import jax
+
     wrapped = getattr(value, "__wrapped__", None)
     if wrapped is not None and not isinstance(value, (jax.custom_jvp, jax.custom_vjp)):
         return describe(wrapped)  # `jax.jit` and `functools.cache`

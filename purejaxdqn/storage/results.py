@@ -1,4 +1,9 @@
-"""Keeps the results of a sweep in one netCDF file, `results.nc`, in an output folder."""
+"""Keeps the results of a sweep in one netCDF file, `results.nc`, in an output folder.
+
+Folders and paths are checked without the libraries that read the file, which take their time.
+"""
+
+from __future__ import annotations
 
 import contextlib
 import hashlib
@@ -10,22 +15,23 @@ import sys
 import tempfile
 import warnings
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import filelock
-import netCDF4
 import numpy as np
-import psutil
-import xarray as xr
 
+from purejaxdqn.checks import ConfigError
 from purejaxdqn.storage.files import replace_file
 from purejaxdqn.storage.provenance import current_time
-from purejaxdqn.types import ConfigError
+
+if TYPE_CHECKING:
+    import xarray as xr
 
 FILE_NAME = "results.nc"
 CHECKPOINT = "checkpoint"  # the folder beside it of what a sweep needs to resume
 LOCK = "lock"  # in that folder: held while a process works there
 FORMAT = 1  # of the results file; another number here means that older versions cannot read it
+_MAGIC = (b"\x89HDF\r\n\x1a\n", b"CDF")  # how the formats of netCDF begin
 _FACTS = "purejaxdqn"  # the attribute of the file, not of the dataset, with its format and digests
 
 
@@ -127,6 +133,8 @@ def release_lock(lock: filelock.BaseFileLock) -> None:
 
 def _name_holder(path: Path) -> str:
     """Names the process that has noted itself in a lock, unless it is one that has ended since."""
+    import psutil
+
     try:
         holder = json.loads(path.read_text())
         pid, host, since, command = (holder[n] for n in ("pid", "host", "since", "command"))
@@ -236,6 +244,12 @@ def _read(path: Path) -> xr.Dataset:
     if not path.is_file():
         raise OSError(f"{path} is no file")
     content, damaged = path.read_bytes(), []
+    nothing = f"{path} cannot be read as results: it is empty, damaged or something else"
+    if not content.startswith(_MAGIC):
+        raise OSError(nothing)
+    import netCDF4
+    import xarray as xr
+
     try:
         # HDF5 never lets go of a damaged file that it has opened, even if that is made again.
         store = xr.backends.NetCDF4DataStore(netCDF4.Dataset(path, memory=content))
@@ -249,9 +263,7 @@ def _read(path: Path) -> xr.Dataset:
     except ConfigError:
         raise
     except Exception as error:
-        raise OSError(
-            f"{path} cannot be read as results: it is empty, damaged or something else"
-        ) from error
+        raise OSError(nothing) from error
     if digests is not None and not damaged:
         now = _digests(dataset)  # with variables that a user has added
         damaged = [name for name, digest in digests.items() if digest != now.get(name)]

@@ -180,7 +180,8 @@ class BatchTrainer:
     def _plan_peak_memory(self, has_run: bool = True) -> None:
         """Notes how much memory this process is going to have, from what it has between runs."""
         if keeps := self._options.output is not None:
-            import netCDF4  # noqa: F401  # which the first write of results would
+            import netCDF4  # noqa: F401  # both of which the first write of results would
+            import xarray  # noqa: F401
         return_free_memory()
         now = memory_bytes() + (0 if has_run else _FIRST_RUN_BYTES)
         running = 0
@@ -207,9 +208,8 @@ class BatchTrainer:
         """Compiles the programs of a group, once."""
         key = group.batches[0]
         if key not in self._compiled:
-            self._compiled[key] = compile_programs(
-                self._experiment, group.config, group.plan, self._devices, self._options.diagnostics
-            )
+            how = (group.plan, self._devices, self._options.diagnostics, group.run.functions)
+            self._compiled[key] = compile_programs(self._experiment, group.config, *how)
             self._facts["compile_seconds"] += self._compiled[key].compile_seconds
             return_free_memory()  # compiling takes hundreds of megabytes more than programs do
             self._saving.start()

@@ -1,19 +1,31 @@
-"""Puts the numbers of a sweep together as one labelled dataset: what a sweep returns."""
+"""Puts the numbers of a sweep together as one labelled dataset, and finds one run in it.
 
+The command line chooses runs before it imports JAX, so that nothing here needs that but what makes
+a dataset.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
 import math
 from collections.abc import Mapping, Sequence
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
-import jax
 import numpy as np
-import xarray as xr
 
-from purejaxdqn.engine.rounds import Record, evaluation_steps
+from purejaxdqn.checks import ConfigError
 from purejaxdqn.runtime.interrupts import Interrupted
-from purejaxdqn.sweep.design import Design
-from purejaxdqn.training.diagnostics import DIAGNOSTICS
+from purejaxdqn.sweep.design import Design, to_label
+from purejaxdqn.training.declaration import DIAGNOSTICS
 from purejaxdqn.training.settings import config_to_json
-from purejaxdqn.types import Params
+
+if TYPE_CHECKING:
+    import jax
+    import xarray as xr
+
+    from purejaxdqn.engine.rounds import Record
+    from purejaxdqn.types import Params
 
 
 class SweepResult(NamedTuple):
@@ -32,7 +44,7 @@ class SweepResult(NamedTuple):
       - `diverged (*runs)`: whether weights or returns stopped being finite numbers;
       - `settings (*grid)` or `(run)`: all settings, as JSON;
       - with `diagnostics`, a variable `(*runs, step)` for each of
-        `purejaxdqn.training.diagnostics.DIAGNOSTICS`.
+        `purejaxdqn.training.declaration.DIAGNOSTICS`.
 
     Attributes:
       dataset: the numbers, labelled.
@@ -56,6 +68,10 @@ def to_dataset(
 
     `batches` says which runs each batch has; `records` has, by number, those that have begun.
     """
+    import xarray as xr
+
+    from purejaxdqn.engine.rounds import evaluation_steps
+
     configs = [run.config for run in design.runs]
     steps_of = [evaluation_steps(config) for config in configs]
     steps = np.unique(np.concatenate(steps_of))
@@ -125,6 +141,8 @@ def stack_params(
     `lengths` are those of the runs' dimensions, `structure` is that of one run's weights; the rest
     is as in `to_dataset`.
     """
+    import jax
+
     finished = {number: record.params for number, record in records.items() if record.params}
     shapes = {tuple((x.shape[1:], x.dtype) for x in params) for params in finished.values()}
     if len(shapes) != 1:
@@ -137,3 +155,58 @@ def stack_params(
             stacked[list(batches[number])] = params[i]
         leaves.append(stacked.reshape(*lengths, *shape))
     return jax.tree.unflatten(structure, leaves)
+
+
+def check_has_weights(dataset: xr.Dataset) -> None:
+    """Refuses what is no dataset of a sweep, which alone keeps weights."""
+    if "trial" in dataset.dims:
+        raise ConfigError("a search keeps no weights: train its best settings first")
+    check_dataset(dataset)
+
+
+def check_dataset(dataset: xr.Dataset) -> None:
+    """Refuses what is no dataset of a sweep, in as far as runs are taken up from it."""
+    attrs = {"code": "{}", "experiment_arguments": "{}", **dataset.attrs}
+    wrong = [name for name in ("settings", "final_return") if name not in dataset]
+    width = attrs.get("width")
+    if not isinstance(width, (int, np.integer)) or width < 1:
+        wrong.append("width")
+    for name in ("experiment", "git_commit", "python", "processor"):
+        if not isinstance(attrs.get(name, ""), str):
+            wrong.append(name)
+    for name in ("experiment_arguments", "versions", "code"):
+        with contextlib.suppress(TypeError, ValueError, RecursionError):
+            if isinstance(json.loads(attrs.get(name, "")), dict):
+                continue
+        wrong.append(name)
+    if wrong:
+        raise ConfigError(
+            f"the dataset is not one of a sweep: its {', '.join(wrong)} cannot be read; give what "
+            "purejaxdqn.load returned"
+        )
+
+
+def select_run(dataset: xr.Dataset, labels: Mapping[str, Any]) -> xr.Dataset:
+    """Selects the one run that has these labels; refuses labels of none, and of several."""
+    # A label that the caller has chosen already, such as with `sel`, has no dimension any more.
+    chosen = {n for n in dataset.coords if dataset[n].ndim == 0} - {"step", "episode"}
+    dataset = dataset.expand_dims([name for name in labels if name in chosen])
+    dims = [dim for dim in dataset.final_return.dims if dim != "episode"]
+    names = [str(name) for name in dataset.coords if dataset[name].dims in [(d,) for d in dims]]
+    for name, value in labels.items():
+        if name not in names:
+            raise ConfigError(f"{name!r} is no label of these runs: they have {', '.join(names)}")
+        value = to_label(value)
+        if dataset[name].dtype.kind in "OU":  # such as "0.9" beside a schedule
+            value = str(value)
+        (matches,) = np.nonzero(dataset[name].values == value)
+        if not len(matches):
+            values = ", ".join(str(x) for x in np.unique(dataset[name].values)[:20])
+            raise ConfigError(f"no run has {name} {value!r}: there are {values}")
+        dataset = dataset.isel({dataset[name].dims[0]: matches})
+    if several := [name for name in names if len(np.unique(dataset[name].values)) > 1]:
+        raise ConfigError(
+            f"{dataset.final_return.isel(episode=0).size} runs have these labels: say which one "
+            f"with {', '.join(several)}"
+        )
+    return dataset.isel(dict.fromkeys(dims, 0))

@@ -1,22 +1,24 @@
 """Says which runs a sweep trains: every seed at every point, on a grid or drawn at random."""
 
+from __future__ import annotations
+
 import dataclasses
 import functools
 import inspect
 import itertools
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
-import jax
 import numpy as np
-import xarray as xr
 
-from purejaxdqn.engine.programs import Label, Run
+from purejaxdqn.checks import ConfigError, ensure, ensure_whole, suggest_names
 from purejaxdqn.sweep.options import SweepOptions
 from purejaxdqn.training.schedules import Changing
 from purejaxdqn.training.settings import RunConfig, config_to_dict
-from purejaxdqn.types import ConfigError, ensure, ensure_whole, suggest_names
+
+if TYPE_CHECKING:
+    from purejaxdqn.engine.programs import Label, Run
 
 Configure = Callable[..., RunConfig]  # swept settings by name -> all settings
 
@@ -49,6 +51,8 @@ class Design(NamedTuple):
     @property
     def runs(self) -> list[Run]:
         """All runs, one point after another."""
+        from purejaxdqn.engine.programs import Run  # which needs JAX: designs are checked without
+
         pairs = itertools.product(self.points, self.seeds)
         return [Run(seed, one.config, {**one.labels, "seed": seed}) for one, seed in pairs]
 
@@ -58,6 +62,8 @@ def group_by_program(configs: Iterable[RunConfig]) -> list[list[int]]:
 
     Such settings are of one class, and have the same values where they are not traced.
     """
+    import jax
+
     members: dict[Any, list[int]] = {}
     for index, config in enumerate(configs):
         members.setdefault(jax.tree.structure(config), []).append(index)
@@ -247,7 +253,7 @@ def to_label(value: Any) -> Label:
     """Turns a setting's value into one that results can show: sizes (64, 64) into "64x64"."""
     if isinstance(value, Changing):
         return str(value)
-    is_array = isinstance(value, np.generic | np.ndarray | xr.DataArray)
-    if is_array and np.ndim(value) == 0:  # such as a coordinate of the results
+    is_array = isinstance(value, np.generic | np.ndarray) or hasattr(value, "dims")
+    if is_array and np.ndim(value) == 0:  # such as a coordinate of the results, of xarray
         return value.item()  # type: ignore[no-any-return]
     return "x".join(map(str, value)) if isinstance(value, (tuple, list, np.ndarray)) else value

@@ -8,11 +8,9 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
-import jax
-
+from purejaxdqn.checks import ConfigError, suggest_names
 from purejaxdqn.tracking import Tracker
 from purejaxdqn.training.declaration import Setting, setting, settings_of
-from purejaxdqn.types import ConfigError, suggest_names
 
 _sweep = functools.partial(setting, group="sweep")
 _NOT_A_FLAG: dict[str, Any] = {"is_no_flag": True}
@@ -79,7 +77,7 @@ class SweepOptions:
         "rank, gradient norm, policy churn. No bit of a run changes.",
         group="evaluation",
     )
-    devices: Sequence[jax.Device] | None = dataclasses.field(default=None, metadata=_NOT_A_FLAG)
+    devices: Sequence[Any] | None = dataclasses.field(default=None, metadata=_NOT_A_FLAG)
     on_evaluation: Tracker | None = dataclasses.field(default=None, metadata=_NOT_A_FLAG)
     progress: bool = dataclasses.field(default=True, metadata=_NOT_A_FLAG)
 
@@ -90,13 +88,8 @@ class SweepOptions:
             raise ConfigError("; ".join(problems))
         if self.output is not None:
             object.__setattr__(self, "output", Path(self.output))
-        devices = self.devices
-        is_list = isinstance(devices, Sequence) and all(isinstance(d, jax.Device) for d in devices)
-        if devices is not None and not (is_list and 0 < len(set(devices)) == len(devices)):
-            raise ConfigError(
-                f"devices ({devices!r}) must be different devices of JAX, such as "
-                "jax.devices()[:2]; leave them out for all there are"
-            )
+        if self.devices is not None:
+            _ensure_devices(self.devices)
         if self.on_evaluation is not None and not callable(self.on_evaluation):
             raise ConfigError(
                 f"on_evaluation ({self.on_evaluation!r:.60}) must be a function of an Evaluated, "
@@ -117,6 +110,17 @@ class SweepOptions:
     def runs_per_batch(self) -> int | None:
         """The width that is asked for; None leaves it to the plan."""
         return 1 if self.seed_mode == "map" else self.width
+
+
+def _ensure_devices(devices: Any) -> None:
+    import jax  # whoever has devices has it
+
+    is_list = isinstance(devices, Sequence) and all(isinstance(d, jax.Device) for d in devices)
+    if not (is_list and 0 < len(set(devices)) == len(devices)):
+        raise ConfigError(
+            f"devices ({devices!r}) must be different devices of JAX, such as jax.devices()[:2]; "
+            "leave them out for all there are"
+        )
 
 
 _DEFAULTS = {field.name: field.default for field in dataclasses.fields(SweepOptions)}

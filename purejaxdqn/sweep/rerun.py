@@ -1,6 +1,5 @@
 """Takes up any single run of a results file: trains it again bit for bit, or loads its weights."""
 
-import contextlib
 import dataclasses
 import json
 import warnings
@@ -15,13 +14,14 @@ import xarray as xr
 from purejaxdqn import agents, environments
 from purejaxdqn.engine.programs import make_traced
 from purejaxdqn.storage import provenance, results
-from purejaxdqn.sweep.design import group_by_program, to_label
+from purejaxdqn.sweep.dataset import check_dataset, check_has_weights, select_run
+from purejaxdqn.sweep.design import group_by_program
 from purejaxdqn.sweep.folder import SweepFolder, find_differences
 from purejaxdqn.sweep.options import SweepOptions
 from purejaxdqn.sweep.plan import cut_into_batches, defaults_of
 from purejaxdqn.sweep.resume import compare_code, describe_code
 from purejaxdqn.sweep.run import run_sweep
-from purejaxdqn.training.diagnostics import DIAGNOSTICS
+from purejaxdqn.training.declaration import DIAGNOSTICS
 from purejaxdqn.training.loop import Experiment, Train
 from purejaxdqn.training.settings import RunConfig, config_from_json, config_to_json
 from purejaxdqn.types import ConfigError, Params
@@ -63,7 +63,7 @@ def rerun(
     """
     if not isinstance(dataset, xr.Dataset):
         dataset = results.load(dataset)
-    _check_dataset(dataset)
+    check_dataset(dataset)
     run = select_run(dataset, labels)
     config = config_from_json(str(run.settings.item()), config_class)
     experiment = experiment or _find_experiment(dataset, config)
@@ -79,54 +79,6 @@ def rerun(
     width, measured = int(dataset.attrs["width"]), any(name in dataset for name in DIAGNOSTICS)
     options = SweepOptions(width=width, devices=devices, progress=progress, diagnostics=measured)
     return run_sweep(experiment, config, [int(run.seed)], options=options).dataset.isel(seed=0)
-
-
-def _check_dataset(dataset: xr.Dataset) -> None:
-    """Refuses what is no dataset of a sweep, in as far as runs are taken up from it."""
-    attrs = {"code": "{}", "experiment_arguments": "{}", **dataset.attrs}
-    wrong = [name for name in ("settings", "final_return") if name not in dataset]
-    width = attrs.get("width")
-    if not isinstance(width, (int, np.integer)) or width < 1:
-        wrong.append("width")
-    for name in ("experiment", "git_commit", "python", "processor"):
-        if not isinstance(attrs.get(name, ""), str):
-            wrong.append(name)
-    for name in ("experiment_arguments", "versions", "code"):
-        with contextlib.suppress(TypeError, ValueError, RecursionError):
-            if isinstance(json.loads(attrs.get(name, "")), dict):
-                continue
-        wrong.append(name)
-    if wrong:
-        raise ConfigError(
-            f"the dataset is not one of a sweep: its {', '.join(wrong)} cannot be read; give what "
-            "purejaxdqn.load returned"
-        )
-
-
-def select_run(dataset: xr.Dataset, labels: Mapping[str, Any]) -> xr.Dataset:
-    """Selects the one run that has these labels; refuses labels of none, and of several."""
-    # A label that the caller has chosen already, such as with `sel`, has no dimension any more.
-    chosen = {n for n in dataset.coords if dataset[n].ndim == 0} - {"step", "episode"}
-    dataset = dataset.expand_dims([name for name in labels if name in chosen])
-    dims = [dim for dim in dataset.final_return.dims if dim != "episode"]
-    names = [str(name) for name in dataset.coords if dataset[name].dims in [(d,) for d in dims]]
-    for name, value in labels.items():
-        if name not in names:
-            raise ConfigError(f"{name!r} is no label of these runs: they have {', '.join(names)}")
-        value = to_label(value)
-        if dataset[name].dtype.kind in "OU":  # such as "0.9" beside a schedule
-            value = str(value)
-        (matches,) = np.nonzero(dataset[name].values == value)
-        if not len(matches):
-            values = ", ".join(str(x) for x in np.unique(dataset[name].values)[:20])
-            raise ConfigError(f"no run has {name} {value!r}: there are {values}")
-        dataset = dataset.isel({dataset[name].dims[0]: matches})
-    if several := [name for name in names if len(np.unique(dataset[name].values)) > 1]:
-        raise ConfigError(
-            f"{dataset.final_return.isel(episode=0).size} runs have these labels: say which one "
-            f"with {', '.join(several)}"
-        )
-    return dataset.isel(dict.fromkeys(dims, 0))
 
 
 def _find_experiment(dataset: xr.Dataset, config: RunConfig) -> Experiment:
@@ -201,9 +153,7 @@ def load_run(
     `may_have_changed`, other code than made the results is refused too.
     """
     folder = folder.parent if folder.is_file() else folder
-    if "trial" in dataset.dims:
-        raise ConfigError("a search keeps no weights: train its best settings first")
-    _check_dataset(dataset)
+    check_has_weights(dataset)
     runs = dataset.final_return.isel(episode=0, drop=True)
     settings = xr.broadcast(dataset.settings, runs)[0].transpose(*runs.dims)
     numbered = dataset.assign(number=(runs.dims, np.arange(runs.size).reshape(runs.shape)))

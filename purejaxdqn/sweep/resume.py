@@ -64,6 +64,8 @@ def open_sweep(
                 width = run_on_first_process(folder.read_asked).get("width")
         budget = options.memory_budget
         plan = functools.partial(plan_sweep, experiment, design, devices, budget, num_devices)
+        waiting = stack.enter_context(contextlib.ExitStack())
+        waiting.enter_context(bar.waiting("tracing the programs"))
         if jax.process_count() > 1:  # all plan the same batches, of a width that each has room for
             plans = run_on_every_process(lambda: (design, plan(width).width))
             for process, (other, _) in enumerate(plans):
@@ -83,6 +85,7 @@ def open_sweep(
             history = run_on_first_process(lambda: begin_or_resume(folder, request, resume))
             if options.overwrite:
                 run_on_first_process(lambda: tracking.forget(folder.output))
+        waiting.close()
         history |= {"seed_mode": options.seed_mode, "code": json.dumps(request["code"])}
         yield OpenSweep(experiment, planned, options, request, folder, bar, history)
 

@@ -20,8 +20,8 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from purejaxdqn.checks import ConfigError
 from purejaxdqn.tracking.registry import PROJECT, Evaluated, Opened, Tracker, join_lines
-from purejaxdqn.types import ConfigError
 
 ID_FILE = "tracking_id"
 _MAX_FOLDER = 200  # characters of a folder's name; file systems take 255 bytes

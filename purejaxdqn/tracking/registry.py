@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from purejaxdqn.types import ConfigError, ensure, is_same_definition, nearest_names
+from purejaxdqn.checks import ConfigError, ensure, is_same_definition, nearest_names
 
 PROJECT = "purejaxdqn"
 

@@ -11,10 +11,9 @@ from pathlib import Path
 from typing import Any, Literal, NamedTuple, get_args
 
 import numpy as np
-from scipy import stats
 
+from purejaxdqn.checks import ConfigError, ensure
 from purejaxdqn.training.schedules import Changing
-from purejaxdqn.types import ConfigError, ensure
 
 Group = Literal[  # the headings of `--help`, in their order
     "run", "agent", "exploration", "replay", "network", "evaluation", "sweep", "machines"
@@ -26,6 +25,20 @@ _SINGLE = np.finfo(np.float32)  # the precision in which floats enter a program
 _WIDEST = 10**6  # units of a layer
 PATH = "a path, such as results/a, without ~, :// or blanks at its ends, and not the root"
 
+# The diagnostics of a learner by name, with the attributes that they have in a results file.
+NUM_STATES = 256  # on which networks are measured; no effective rank can be larger
+DIAGNOSTICS: dict[str, dict[str, str]] = {
+    name: {"long_name": text, "units": "discounted return" if name == "value_bias" else "1"}
+    for name, text in {
+        "value_bias": "value minus discounted Monte-Carlo return, over greedy episodes",
+        "dormant_units": "share of hidden units at most 0.025 times as active as their layer's "
+        "mean",
+        "effective_rank": f"effective rank of the features of {NUM_STATES} states (delta 0.01)",
+        "gradient_norm": "global norm of a batch's gradient before clipping, mean over batches",
+        "policy_churn": "share of states with another greedy action than at the step before",
+    }.items()
+}
+
 
 def is_path(value: Any) -> bool:
     """Tells whether a value can name a file or folder to write; no address, `~`, or blank end."""
@@ -36,14 +49,30 @@ def is_path(value: Any) -> bool:
     return is_local and os.path.abspath(text).strip(os.path.sep) != ""
 
 
-def read_distribution(text: str) -> Any:
-    """Reads a text such as "uniform:0.9:1" as a frozen distribution of `scipy.stats`."""
+class Drawn(NamedTuple):
+    """A distribution that a text names."""
+
+    kind: str  # "uniform" or "loguniform"
+    low: float
+    high: float
+
+    def freeze(self) -> Any:
+        """Makes the frozen distribution of `scipy.stats`, which takes half a second to import."""
+        from scipy import stats
+
+        if self.kind == "uniform":
+            return stats.uniform(self.low, self.high - self.low)
+        return stats.loguniform(self.low, self.high)
+
+
+def read_distribution(text: str) -> Drawn:
+    """Reads a text such as "uniform:0.9:1"; else raises a `ValueError` or a `KeyError`."""
     word, *limits = text.split(":")
     low, high = map(float, limits)
     least = {"uniform": -np.inf, "loguniform": 0.0}[word]
     if not least < low < high < np.inf:
         raise ValueError
-    return stats.uniform(low, high - low) if word == "uniform" else stats.loguniform(low, high)
+    return Drawn(word, low, high)
 
 
 # By type: what a value, or each part of a tuple, has to be, and how a message calls it.

@@ -9,23 +9,11 @@ import numpy as np
 import optax
 
 from purejaxdqn.environments import Environment
+from purejaxdqn.training.declaration import DIAGNOSTICS as DIAGNOSTICS
+from purejaxdqn.training.declaration import NUM_STATES as NUM_STATES
 from purejaxdqn.types import Array, Learner, LearnerState, Network, Params, Schedule, TrainState
 
-NUM_STATES = 256  # on which networks are measured; no effective rank can be larger
 NUM_EPISODES = 10  # with whose returns values are compared
-
-# The diagnostics by name, with the attributes that they have in a results file.
-DIAGNOSTICS: dict[str, dict[str, str]] = {
-    name: {"long_name": text, "units": "discounted return" if name == "value_bias" else "1"}
-    for name, text in {
-        "value_bias": "value minus discounted Monte-Carlo return, over greedy episodes",
-        "dormant_units": "share of hidden units at most 0.025 times as active as their layer's "
-        "mean",
-        "effective_rank": f"effective rank of the features of {NUM_STATES} states (delta 0.01)",
-        "gradient_norm": "global norm of a batch's gradient before clipping, mean over batches",
-        "policy_churn": "share of states with another greedy action than at the step before",
-    }.items()
-}
 
 
 class Probe(NamedTuple):

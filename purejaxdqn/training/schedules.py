@@ -1,15 +1,22 @@
-"""Schedules: numbers that change with a count of environment steps or gradient steps."""
+"""Schedules: numbers that change with a count of environment steps or gradient steps.
+
+Settings may be schedules, so that this file is read where JAX is not needed yet: what is called in
+tracing imports it by itself.
+"""
+
+from __future__ import annotations
 
 import dataclasses
 import functools
 import math
 from collections.abc import Callable
-from typing import Any, NamedTuple, NoReturn, TypeVar
+from typing import TYPE_CHECKING, Any, NamedTuple, NoReturn, TypeVar
 
-import jax
-import jax.numpy as jnp
+from purejaxdqn.checks import ConfigError, ensure_function, ensure_number
+from purejaxdqn.training.pytrees import register_pytree
 
-from purejaxdqn.types import Array, ConfigError, Schedule, ensure_function, ensure_number
+if TYPE_CHECKING:
+    from purejaxdqn.types import Array, Schedule
 
 Part = TypeVar("Part")
 
@@ -28,6 +35,8 @@ def linear_schedule(start: Array | float, end: Array | float, duration: Array | 
     _ensure_numbers(start=start, end=end, duration=duration)
 
     def schedule(count: Array) -> Array:
+        import jax.numpy as jnp
+
         along = start + (end - start) * (count / jnp.maximum(duration, 1.0))
         return jnp.where(count >= duration, end, along)
 
@@ -44,6 +53,8 @@ def exponential_schedule(
     _ensure_numbers(start=start, end=end, duration=duration)
 
     def schedule(count: Array) -> Array:
+        import jax.numpy as jnp
+
         along = start * (end / start) ** (count / jnp.maximum(duration, 1.0))
         return jnp.where(count >= duration, end, along)
 
@@ -60,6 +71,8 @@ def multiplicative_schedule(
     _ensure_numbers(start=start, decay=decay, end=end)
 
     def schedule(count: Array) -> Array:
+        import jax.numpy as jnp
+
         power = jnp.maximum(jnp.asarray(count, jnp.float32), 0.0)
         return jnp.maximum(start * jnp.power(decay, power), end)
 
@@ -78,11 +91,7 @@ SHAPES = {"linear": linear_schedule, "exponential": exponential_schedule}
 EXAMPLE = "linear:0.97:0.997:10000"
 
 
-@functools.partial(
-    jax.tree_util.register_dataclass,
-    data_fields=("start", "end", "duration"),
-    meta_fields=("shape",),
-)
+@functools.partial(register_pytree, leaves=("start", "end", "duration"), static=("shape",))
 @dataclasses.dataclass(frozen=True, repr=False)
 class Changing:
     """The value of a setting that changes with the count of gradient steps: a `Schedule`.

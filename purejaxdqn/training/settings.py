@@ -12,14 +12,13 @@ import sys
 import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any, Self, get_args
-
-import jax
-import numpy as np
+from typing import TYPE_CHECKING, Any, Self, get_args
 
 from purejaxdqn import environments
+from purejaxdqn.checks import ConfigError
 from purejaxdqn.storage.provenance import to_jsonable
 from purejaxdqn.training.declaration import (
+    DIAGNOSTICS,
     LARGEST_INT,
     PATH,
     Setting,
@@ -28,9 +27,11 @@ from purejaxdqn.training.declaration import (
     setting,
     settings_of,
 )
-from purejaxdqn.training.diagnostics import DIAGNOSTICS
+from purejaxdqn.training.pytrees import register_pytree
 from purejaxdqn.training.schedules import EXAMPLE, SHAPES, Changing, read_changing
-from purejaxdqn.types import Array, ConfigError
+
+if TYPE_CHECKING:
+    from purejaxdqn.types import Array
 
 # Settings that not every agent has: where they are missing, what depends on them is read.
 _READ_IF_THERE = {"noisy", "optimizer", "epsilon_schedule", "td_error"}
@@ -90,7 +91,7 @@ class RunConfig:
         10.0,
         "Gradients are scaled down to this global norm; inf never does.",
         above=0,
-        at_most=np.inf,
+        at_most=math.inf,
         remedy="inf turns clipping off",
     )
     epsilon_start: float = _epsilon(1.0, "Probability of a random action at first.")
@@ -150,7 +151,7 @@ class RunConfig:
         """Gradient steps in a run."""
         return self.num_iterations * self.updates_per_iteration
 
-    def at(self, num_updates: Array | int) -> Self:
+    def at(self, num_updates: "Array | int") -> Self:
         """Returns the settings as they are after so many gradient steps, numbers for schedules.
 
         They are these settings themselves where none of them is a schedule.
@@ -169,7 +170,7 @@ class RunConfig:
         # The relations divide by these numbers.
         if problems := problems or [*self.problems_together()]:
             raise ConfigError("; ".join(problems))
-        environments.make(self.env)
+        environments.validate(self.env)
 
     def problems_together(self) -> Iterator[str]:
         """Yields what settings that are allowed each by itself make wrong together."""
@@ -262,8 +263,7 @@ def _register(kind: type[RunConfig]) -> None:
                 "but there is no such setting: correct read_if"
             )
     traced = [name for name, one in declared.items() if one.is_traced]
-    static = [name for name in declared if name not in traced]
-    jax.tree_util.register_dataclass(kind, data_fields=traced, meta_fields=static)
+    register_pytree(kind, leaves=traced, static=[n for n in declared if n not in traced])
     KINDS[name_of_kind(kind)] = kind
 
 
@@ -317,8 +317,7 @@ def parse(setting: Setting, text: str, may_be_drawn: bool = False) -> Any:
     """Reads a value of a setting as a command line has it, such as "1e-3", "64x64" or "true".
 
     A setting that may change may be a schedule, such as "linear:0.97:0.997:10000". A float that
-    `may_be_drawn` may also be a distribution, such as "loguniform:1e-5:1e-2", which becomes a
-    frozen one of `scipy.stats`.
+    `may_be_drawn` may also be a distribution, such as "loguniform:1e-5:1e-2": a `Drawn`.
 
     Raises:
       ConfigError: if the text is none of them.

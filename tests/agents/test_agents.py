@@ -1,14 +1,14 @@
 """The family by name: each member trains, and is what its name says."""
 
 import dataclasses
-from typing import Any
+from typing import Any, get_args
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from purejaxdqn import agents
+from purejaxdqn import agents, networks
 from purejaxdqn.agents.dqn.dqn import dqn
 from purejaxdqn.agents.dqn.settings import DQNConfig
 from purejaxdqn.agents.pqn.pqn import pqn
@@ -16,6 +16,7 @@ from purejaxdqn.agents.pqn.settings import PQNConfig
 from purejaxdqn.cli.commands.train import read_training
 from purejaxdqn.cli.sweeps import sweep_flags
 from purejaxdqn.networks import label_fraction_proposal
+from purejaxdqn.training.declaration import settings_of
 from purejaxdqn.types import ConfigError
 from tiny import TINY, TINY_PQN, bits, compiled
 
@@ -209,3 +210,8 @@ def test_persistent_advantage_learning_has_its_coefficient():
     persistent = "persistent_advantage_learning"
     assert distance(plain, train_params(td_error=persistent, advantage_coefficient=0.0)) < 1e-6
     assert distance(plain, train_params(td_error=persistent, advantage_coefficient=0.9)) > 1e-5
+
+
+def test_the_representations_that_settings_name_are_those_that_networks_have():
+    declared = settings_of(DQNConfig)["representation"].type
+    assert get_args(declared) == get_args(networks.Representation)

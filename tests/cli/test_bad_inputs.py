@@ -3,6 +3,7 @@
 import dataclasses
 import signal
 
+import jax
 import pytest
 
 from purejaxdqn.agents.dqn.settings import DQNConfig
@@ -10,7 +11,6 @@ from purejaxdqn.agents.pqn.settings import PQNConfig
 from purejaxdqn.cli.exits import exit_with, saying_how_to_go_on
 from purejaxdqn.cli.main import COMMANDS
 from purejaxdqn.engine import programs
-from purejaxdqn.runtime.devices import ensure_devices
 from purejaxdqn.runtime.interrupts import Stopped, StopRequest, catch_signals
 from purejaxdqn.storage.files import replace_file
 from purejaxdqn.sweep import batches
@@ -219,7 +219,7 @@ def test_a_bad_input_is_one_line_and_exit_code_2(
 
     monkeypatch.setattr(programs, "compile_programs", compiled)
     monkeypatch.setattr(batches, "compile_programs", compiled)
-    monkeypatch.setattr("purejaxdqn.cli.sweeps.use_every_core", lambda *_: ensure_devices())
+    monkeypatch.setattr("purejaxdqn.runtime.devices.use_every_core", lambda *_: jax.devices())
     argv = [folders.get(word, word) for word in flags.split(" ")]
     if "--output" not in argv:
         argv += ["--output", str(tmp_path / "output")]

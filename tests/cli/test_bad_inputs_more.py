@@ -3,10 +3,10 @@
 Each is one line with value, rule and remedy, and exit code 2. Nothing is compiled or left behind.
 """
 
+import jax
 import pytest
 
 from purejaxdqn.engine import programs
-from purejaxdqn.runtime.devices import ensure_devices
 from purejaxdqn.sweep import batches
 
 PATH = "must be a path, such as results/a"
@@ -119,8 +119,8 @@ def test_it_is_refused_in_one_line(words, expected, call_command, tmp_path, monk
 
     monkeypatch.setattr(programs, "compile_programs", compiled)
     monkeypatch.setattr(batches, "compile_programs", compiled)
-    monkeypatch.setattr("purejaxdqn.cli.sweeps.use_every_core", lambda *_: ensure_devices())
-    monkeypatch.setattr("purejaxdqn.testing.named_loss.loss_report", compiled)
+    monkeypatch.setattr("purejaxdqn.runtime.devices.use_every_core", lambda *_: jax.devices())
+    monkeypatch.setattr("purejaxdqn.testing.loss_report", compiled)
     monkeypatch.setattr("sys.dont_write_bytecode", True)
     monkeypatch.chdir(tmp_path)
     for name, text in FILES.items():

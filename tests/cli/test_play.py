@@ -74,8 +74,11 @@ def test_a_policy_that_does_not_fit_is_refused_before_it_plays(
         gymnasium.register(name, entry_point=functools.partial(Fake, **options))
     env = cartpole(name, max_steps=5, threshold=None)
     monkeypatch.setattr(runs.results, "load", lambda _: xr.Dataset(coords={"seed": [0]}))
-    monkeypatch.setattr(runs, "load_run", lambda *_: (SimpleNamespace(env=env), None))
-    monkeypatch.setattr(runs, "play_in_gymnasium", None)
+    monkeypatch.setattr(runs, "check_has_weights", lambda _: None)
+    monkeypatch.setattr(runs, "select_run", lambda *_: None)
+    made = (SimpleNamespace(env=env), None)
+    monkeypatch.setattr("purejaxdqn.sweep.rerun.load_run", lambda *_: made)
+    monkeypatch.setattr("purejaxdqn.report.films.play_in_gymnasium", None)
     code, out, err = call_command("play", "results", "--film", tmp_path / "film.gif")
     assert (code, out) == (2, "")
     assert err.startswith("error: gymnasium")
@@ -108,7 +111,7 @@ def test_a_film_that_could_not_be_written_is_refused(film, monkeypatch, call_com
     for name in ("folder", "folder.gif"):
         (tmp_path / name).mkdir()
     monkeypatch.setattr(runs.results, "load", lambda _: xr.Dataset(coords={"seed": [0]}))
-    monkeypatch.setattr(runs, "load_run", None)
+    monkeypatch.setattr("purejaxdqn.sweep.rerun.load_run", None)
     code, out, err = call_command("play", "results", "--film", film)
     assert (code, out) == (2, "")
     assert err == f"error: film ({film}) must be a file that ends in .gif, as policy.gif\n"
@@ -118,7 +121,7 @@ def test_a_film_that_could_not_be_written_is_refused(film, monkeypatch, call_com
 def test_a_film_in_no_folder_is_refused(film, monkeypatch, call_command, tmp_path):
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(runs.results, "load", lambda _: xr.Dataset(coords={"seed": [0]}))
-    monkeypatch.setattr(runs, "load_run", None)
+    monkeypatch.setattr("purejaxdqn.sweep.rerun.load_run", None)
     code, out, err = call_command("play", "results", "--film", film)
     assert (code, out) == (2, "")
     assert f"film ({film}) cannot be written" in err

@@ -12,17 +12,19 @@ ROOT = Path(__file__).resolve().parents[2]
 # Each room, and the rooms that it imports; those below come first. A file in the package's root is
 # a room of its own.
 ROOMS: dict[str, set[str]] = {
-    "types": set(),
-    "environments": {"types"},
+    "checks": set(),
+    "types": {"checks"},
+    "environments": {"checks", "types"},
     "networks": {"types"},
     "losses": {"types"},
     "replay": {"types"},
     "behaviours": {"types"},
-    "runtime": {"types"},
-    "storage": {"runtime", "types"},
-    "training": {"environments", "storage", "types"},
+    "runtime": {"checks", "types"},
+    "storage": {"checks", "runtime"},
+    "training": {"checks", "environments", "storage", "types"},
     "agents": {
         "behaviours",
+        "checks",
         "environments",
         "losses",
         "networks",
@@ -31,10 +33,11 @@ ROOMS: dict[str, set[str]] = {
         "types",
     },
     "engine": {"runtime", "training", "types"},
-    "tracking": {"types"},
+    "tracking": {"checks"},
     "report": {"environments", "runtime", "storage", "training", "types"},
     "sweep": {
         "agents",
+        "checks",
         "engine",
         "environments",
         "runtime",
@@ -43,7 +46,16 @@ ROOMS: dict[str, set[str]] = {
         "training",
         "types",
     },
-    "search": {"engine", "report", "runtime", "storage", "sweep", "training", "types"},
+    "search": {
+        "checks",
+        "engine",
+        "report",
+        "runtime",
+        "storage",
+        "sweep",
+        "training",
+        "types",
+    },
     "testing": {
         "agents",
         "environments",
@@ -56,7 +68,9 @@ ROOMS: dict[str, set[str]] = {
     },
     "cli": {
         "agents",
+        "checks",
         "environments",
+        "losses",
         "report",
         "runtime",
         "search",
@@ -65,7 +79,6 @@ ROOMS: dict[str, set[str]] = {
         "testing",
         "tracking",
         "training",
-        "types",
     },
     "__main__": {"cli"},
 }

@@ -64,8 +64,7 @@ def reading(monkeypatch):
         monkeypatch.delitem(sys.modules, module)
     monkeypatch.setattr("purejaxdqn.runtime.devices.available_cores", lambda: 2)
     monkeypatch.setattr("purejaxdqn.runtime.processes.join_processes", stop)
-    for module in ("cli.sweeps", "cli.commands.search"):
-        monkeypatch.setattr(f"purejaxdqn.{module}.use_every_core", stop)
+    monkeypatch.setattr("purejaxdqn.search.search.search", stop)
 
 
 def read_or_run(words):

@@ -339,3 +339,10 @@ class TestRegistry:
         environments.register("Yours-v0", make_mine)
         with pytest.raises(ConfigError, match="as 'Yours-v0' is named 'Mine-v0': both must be"):
             environments.make("Yours-v0")
+
+
+@pytest.mark.parametrize("name", environments._FACTS)
+def test_what_a_list_says_of_the_package_s_own_is_what_they_are(name, monkeypatch):
+    told = environments.describe(name)
+    monkeypatch.setattr(environments, "_FACTS", {})
+    assert environments.describe(name) == told

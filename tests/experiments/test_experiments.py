@@ -9,9 +9,9 @@ import sys
 import time
 from pathlib import Path
 
+import jax
 import pytest
 
-from purejaxdqn.runtime.devices import ensure_devices
 from purejaxdqn.storage import results
 
 EXPERIMENTS = Path(__file__).parents[2] / "experiments"
@@ -55,7 +55,7 @@ def call_script(tmp_path, monkeypatch, capsys):
         monkeypatch.chdir(tmp_path)
         monkeypatch.syspath_prepend(path.parent)
         monkeypatch.setattr(sys, "argv", [script, *flags])
-        monkeypatch.setattr("purejaxdqn.cli.sweeps.use_every_core", lambda *_: ensure_devices())
+        monkeypatch.setattr("purejaxdqn.runtime.devices.use_every_core", lambda *_: jax.devices())
         with pytest.raises(SystemExit) as stopped:
             runpy.run_path(str(path), run_name="__main__")
         return stopped.value.code or 0, *capsys.readouterr()

@@ -7,7 +7,7 @@ import sys
 import pytest
 from rich.table import Table
 
-from purejaxdqn.runtime.console import make_console, show_controls
+from purejaxdqn.runtime.console import make_console, show_controls, show_waiting
 
 
 class Terminal(io.StringIO):
@@ -67,3 +67,16 @@ def test_texts_that_would_steer_a_terminal_are_shown_as_they_are(capsys):
         assert text.count(show_controls(STEERING)) == 3
         assert "\nnext line" in text
     assert show_controls(STEERING).startswith(r"\x1b[31m \x9b2J \x1b]8")
+
+
+@pytest.mark.parametrize("force_color", [None, "1"])
+def test_a_line_that_moves_is_for_terminals_alone(monkeypatch, force_color):
+    monkeypatch.delenv("FORCE_COLOR", raising=False)
+    if force_color is not None:  # for which rich takes any stream for a terminal
+        monkeypatch.setenv("FORCE_COLOR", force_color)
+    for stream, is_shown in ((Terminal(), True), (io.StringIO(), False)):
+        monkeypatch.setattr(sys, "stderr", stream)
+        with show_waiting("importing"):
+            pass
+        assert ("importing" in stream.getvalue()) == is_shown
+        assert is_shown or stream.getvalue() == ""

@@ -27,7 +27,7 @@ def compiled():
     known: dict[Any, Any] = {}
     asked: list[Plan] = []
 
-    def compile_once(experiment, config, plan, devices, diagnostics=False):
+    def compile_once(experiment, config, plan, devices, diagnostics=False, run=None):
         asked.append(plan)
         key = (experiment, jax.tree.structure(config), plan.width, plan.num_devices)
         if key not in known:

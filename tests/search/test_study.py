@@ -18,6 +18,7 @@ import optuna
 from purejaxdqn.agents.dqn.dqn import dqn
 from purejaxdqn.engine.rounds import train_round
 from purejaxdqn.search import search, study, trials
+from purejaxdqn.search.space import read_space
 from purejaxdqn.storage import results
 from purejaxdqn.sweep.folder import SweepFolder
 from purejaxdqn.types import ConfigError
@@ -83,7 +84,7 @@ def test_optuna_reads_the_study(whole):
 def proposals(seed, num_failed=0):
     """Two batches, the second of which the estimator proposes; failed trials go before it."""
     one = optuna.create_study(direction="maximize")
-    distributions = study.make_distributions(TINY, SPACE)
+    distributions = study.make_distributions(read_space(TINY, SPACE, [0]))
     sampling = (seed, study.default_sampler, study.default_pruner(480))
     request = study.SearchRequest(dqn, TINY, SPACE, distributions, (0,), np.mean, *sampling)
     first = study.ask(one, request, 12)

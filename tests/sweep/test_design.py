@@ -128,8 +128,8 @@ def test_values_as_text(name, text, value):
 
 def test_distributions_as_text():
     discount, rate = (settings_of(DQNConfig)[name] for name in ("discount", "learning_rate"))
-    assert parse(discount, "uniform:0.9:1", may_be_drawn=True).support() == (0.9, 1.0)
-    assert parse(rate, "loguniform:1e-5:1e-2", may_be_drawn=True).support() == (1e-5, 1e-2)
+    assert parse(discount, "uniform:0.9:1", may_be_drawn=True).freeze().support() == (0.9, 1.0)
+    assert parse(rate, "loguniform:1e-5:1e-2", may_be_drawn=True).freeze().support() == (1e-5, 1e-2)
     with pytest.raises(ConfigError, match=r"discount \('uniform:0.9:1'\) must be a number, or"):
         parse(discount, "uniform:0.9:1")
 

@@ -169,7 +169,11 @@ class Lives:
 
     server = multiprocessing.get_context("forkserver")
     server.set_forkserver_preload(
-        [f"purejaxdqn.cli.commands.{name}" for name in ("sweep", "search", "ablate")]
+        [
+            *(f"purejaxdqn.cli.commands.{name}" for name in ("sweep", "search", "ablate")),
+            *("purejaxdqn.sweep.run", "purejaxdqn.sweep.ray.cluster", "purejaxdqn.search.search"),
+            *("purejaxdqn.report.sweep", "purejaxdqn.report.ablation", "purejaxdqn.agents.dqn.dqn"),
+        ]
     )
 
     def __init__(self, words, output, cache):

@@ -7,7 +7,6 @@ from typing import Literal
 
 import numpy as np
 
-from purejaxdqn.networks import Representation
 from purejaxdqn.training.declaration import setting
 from purejaxdqn.training.schedules import largest
 from purejaxdqn.training.settings import RunConfig
@@ -60,7 +59,9 @@ class DQNConfig(RunConfig):
         "straight line to 1, wholly, where the run ends.",
         may_change=False,
     )
-    representation: Representation = setting(
+    representation: Literal[
+        "values", "categorical", "quantile", "implicit_quantile", "proposed_quantile"
+    ] = setting(
         "values",
         "What the network says of an action: its value, or its returns' distribution on fixed "
         "atoms (C51), by fixed quantiles (QR-DQN), by drawn ones (IQN), or by proposed ones (FQF).",

@@ -14,12 +14,12 @@ learning_curves.html and summary.json. Progress goes to standard error.
 """
 
 from collections.abc import Sequence
+from typing import Literal
 
 from purejaxdqn import agents
 from purejaxdqn.agents.components import COMPONENTS, configure_all, find_components
 from purejaxdqn.cli.commands.train import read_training
 from purejaxdqn.cli.sweeps import list_seeds, print_json, refuse_unread, sweep_flags, train_design
-from purejaxdqn.report.ablation import Metric, report_ablation
 from purejaxdqn.sweep.dataset import SweepResult
 from purejaxdqn.sweep.design import grid_design
 from purejaxdqn.training.declaration import Setting
@@ -33,7 +33,7 @@ _COMPONENTS = (
 _METRIC = "How seeds are put together: by their interquartile mean or their mean."
 _FLAGS = [
     Setting("components", tuple[str, ...], _DEFAULT, _COMPONENTS, "run"),
-    Setting("metric", Metric, "iqm", _METRIC, "evaluation"),
+    Setting("metric", Literal["iqm", "mean"], "iqm", _METRIC, "evaluation"),
 ]
 
 
@@ -51,11 +51,13 @@ def run(argv: Sequence[str]) -> int:
         return configs[tuple(is_in[name] for name in components)]
 
     def report(result: SweepResult) -> None:
+        from purejaxdqn.report.ablation import report_ablation
+
         dataset = result.dataset
         if dataset.attrs["status"] == "finished":
             told = (flags.components, base.agent, flags.metric)
             print_json(flags, report_ablation(dataset, flags.output, *told))
 
     design = grid_design(configure, list_seeds(flags), {name: [False, True] for name in components})
-    train_design(agents.experiment_of(base), design, flags, report)
+    train_design(lambda: agents.experiment_of(base), design, flags, report)
     return 0

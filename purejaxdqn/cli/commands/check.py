@@ -9,11 +9,11 @@ loss, or a flag is refused.
 
 from collections.abc import Sequence
 
+from purejaxdqn.checks import ConfigError
 from purejaxdqn.cli.exits import EXIT_FAILED
 from purejaxdqn.cli.flags import read_command_line
-from purejaxdqn.testing.named_loss import LossOptions, report_on_named_loss
+from purejaxdqn.cli.named_loss import LossOptions, report_on_named_loss
 from purejaxdqn.training.declaration import Setting, settings_of
-from purejaxdqn.types import ConfigError
 
 _NAMED = (
     "module:name or path/to/file.py:name, of a TD error, of a loss, or of a function that makes "

@@ -42,10 +42,9 @@ def run_environments(argv: Sequence[str]) -> int:
     columns = ("environment", "actions", "observation", "steps", "solved at")
     table = Table(*columns, box=box.SIMPLE_HEAD)
     for name in environments.names():
-        env = environments.make(name)
-        space = env.observation_space
+        env = environments.describe(name)
         solved = "" if env.threshold is None else f"{env.threshold:g}"
-        shape = f"{format_value(space.shape)} {space.dtype}"
-        table.add_row(name, str(env.num_actions), shape, f"at most {env.max_steps:,}", solved)
+        steps = f"at most {env.max_steps:,}"
+        table.add_row(name, str(env.num_actions), env.observation, steps, solved)
     make_console().print(table)
     return 0

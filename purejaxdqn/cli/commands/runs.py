@@ -1,27 +1,27 @@
 """Takes up a results file: trains one of its runs again, plays its policy, or mends the file."""
 
+from __future__ import annotations
+
 import contextlib
 import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import jax
 import numpy as np
-import xarray as xr
 
+from purejaxdqn.checks import ConfigError
 from purejaxdqn.cli.exits import EXIT_FAILED
-from purejaxdqn.cli.flags import format_value, read_command_line
-from purejaxdqn.report.films import FILM_NAME, find_problem, play_in_gymnasium, save_gif
-from purejaxdqn.report.statistics import mean_return
-from purejaxdqn.report.training import find_environment
-from purejaxdqn.runtime.console import make_console
-from purejaxdqn.runtime.devices import use_every_core
+from purejaxdqn.cli.flags import check_values, format_value, read_command_line
+from purejaxdqn.report.files import FILM_NAME
+from purejaxdqn.runtime.console import make_console, show_waiting
 from purejaxdqn.storage import results
-from purejaxdqn.sweep.rerun import load_run, rerun, select_run
+from purejaxdqn.sweep.dataset import check_has_weights, select_run
 from purejaxdqn.training.declaration import Setting
-from purejaxdqn.types import ConfigError
+
+if TYPE_CHECKING:
+    import xarray as xr
 
 _FILE = Setting("file", str, "", "a results file, or the folder that it is in")
 _FILM = "Where the film goes; its folder must exist."
@@ -43,7 +43,13 @@ def run_rerun(argv: Sequence[str]) -> int:
     """
     _, dataset, labels, _ = _read_run(argv, "purejaxdqn rerun", run_rerun.__doc__)
     known = select_run(dataset, labels)
-    use_every_core()
+    with show_waiting("importing JAX"):
+        from purejaxdqn.report.statistics import mean_return
+        from purejaxdqn.report.training import find_environment
+        from purejaxdqn.runtime.devices import use_every_core
+        from purejaxdqn.sweep.rerun import rerun
+
+        use_every_core()
     again = rerun(dataset, **labels)
     numbers = [name for name in known.data_vars if name in again and name != "settings"]
     other = [str(name) for name in numbers if not _same_bits(known[name], again[name])]
@@ -75,9 +81,19 @@ def run_play(argv: Sequence[str]) -> int:
         raise ConfigError(
             f"film ({flags.film}) cannot be written ({error.strerror}): its folder must exist"
         ) from error
-    use_every_core()
-    train, params = load_run(place, dataset, labels)
-    if problem := find_problem(train.env):
+    check_has_weights(dataset)
+    select_run(dataset, labels)
+    with show_waiting("importing JAX"):
+        import jax
+
+        from purejaxdqn.report.films import find_problem, play_in_gymnasium, save_gif
+        from purejaxdqn.runtime.devices import use_every_core
+        from purejaxdqn.sweep.rerun import load_run
+
+        use_every_core()
+        train, params = load_run(place, dataset, labels)
+        problem = find_problem(train.env)
+    if problem:
         raise ConfigError(
             f"{problem}: play policies of gymnasium's environments alone, or import what registers "
             "yours there (--import)"
@@ -122,7 +138,9 @@ def _read_run(
     if not argv or argv[0].startswith("-"):
         read_command_line(argv, prog, description, own, positional=_FILE)  # may ask for help
         raise ConfigError(f"name a results file first: {prog} results/train --seed 0")
-    dataset = results.load(argv[0])
+    check_values(argv, own)
+    with show_waiting("reading the results"):
+        dataset = results.load(argv[0])
     names = [str(n) for n in dataset.coords if n not in ("step", "episode", "gymnasium_episode")]
     labels = [Setting(n, str, None, f"Which {n}.", "run") for n in names if dataset[n].size > 1]
     flags = read_command_line(argv, prog, description, [*labels, *own], positional=_FILE).flags

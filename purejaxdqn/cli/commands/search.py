@@ -9,18 +9,23 @@ pruned. The same command again goes on with a search that was killed, or with mo
 results.nc, summary.json and study.db, which Optuna reads. Progress goes to standard error.
 """
 
+from __future__ import annotations
+
 from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
 from purejaxdqn import agents
 from purejaxdqn.cli.commands.sweep import read_swept_settings
 from purejaxdqn.cli.exits import saying_how_to_go_on
 from purejaxdqn.cli.sweeps import list_seeds, print_json, refuse_unread, seed_flags
-from purejaxdqn.report.files import save_summary
-from purejaxdqn.runtime.console import make_console
-from purejaxdqn.runtime.devices import use_every_core
-from purejaxdqn.search.search import SearchInterrupted, SearchResult, search
+from purejaxdqn.runtime.console import make_console, show_waiting
+from purejaxdqn.search.space import check_batch, read_space
+from purejaxdqn.storage import results
 from purejaxdqn.sweep.options import SweepOptions
-from purejaxdqn.training.declaration import Setting, settings_of
+from purejaxdqn.training.declaration import Drawn, Setting, settings_of
+
+if TYPE_CHECKING:
+    from purejaxdqn.search.trials import SearchResult
 
 _TRIALS = "Settings to try in all, those included that were tried already; pruned ones count."
 _TOGETHER = (
@@ -42,8 +47,13 @@ def run(argv: Sequence[str]) -> int:
     space = {name: values[0] if len(values) == 1 else values for name, values in several.items()}
     config = agents.configure(**fixed)
     refuse_unread([*fixed, *space], [config])
+    read_space(config, space, list_seeds(flags))
+    check_batch(flags.trials_per_batch or 1, flags.num_seeds)
+    results.check_output(flags.output, flags.overwrite, resume=not flags.overwrite)
 
     def report(result: SearchResult) -> None:
+        from purejaxdqn.report.files import save_summary
+
         result.print(make_console())
         save_summary(result.summary(), flags.output)
         print_json(flags, result.summary())
@@ -51,7 +61,12 @@ def run(argv: Sequence[str]) -> int:
     without = " without --overwrite" if flags.overwrite else ""
     keywords = {one.name: getattr(flags, one.name) for one in (*shared, *_FLAGS)}
     with saying_how_to_go_on(f"the same command{without} goes on (in {flags.output})"):
-        use_every_core()
+        with show_waiting("importing JAX"):
+            from purejaxdqn.runtime.devices import use_every_core
+            from purejaxdqn.search.search import SearchInterrupted, search
+
+            use_every_core()
+            space = {n: x.freeze() if isinstance(x, Drawn) else x for n, x in space.items()}
         try:
             seeds, output = list_seeds(flags), flags.output
             report(search(agents.train, config, space, seeds=seeds, output=output, **keywords))

@@ -24,15 +24,13 @@ from typing import Any
 import numpy as np
 
 from purejaxdqn import agents
+from purejaxdqn.checks import ConfigError
 from purejaxdqn.cli import sweeps
 from purejaxdqn.cli.flags import read_command_line
-from purejaxdqn.report.sweep import report_sweep
-from purejaxdqn.runtime import processes
+from purejaxdqn.runtime.console import show_waiting
 from purejaxdqn.sweep.dataset import SweepResult
 from purejaxdqn.sweep.design import MOST_RUNS, Design, grid_design, random_design
-from purejaxdqn.sweep.run import print_plan
-from purejaxdqn.training.declaration import Setting
-from purejaxdqn.types import ConfigError
+from purejaxdqn.training.declaration import Drawn, Setting
 
 _SAMPLES = "Settings to draw, where some are drawn from distributions."
 _SAMPLE_FLAGS = [
@@ -46,10 +44,12 @@ def run(argv: Sequence[str]) -> int:
     design, flags = read_sweep(argv, "purejaxdqn sweep")
 
     def report(result: SweepResult) -> None:
+        from purejaxdqn.report.sweep import report_sweep
+
         if result.dataset.evaluation_return.notnull().any():
             sweeps.print_json(flags, report_sweep(result.dataset, flags.output))
 
-    sweeps.train_design(agents.train, design, flags, report)
+    sweeps.train_design(lambda: agents.train, design, flags, report)
     return 0
 
 
@@ -59,8 +59,12 @@ def run_plan(argv: Sequence[str]) -> int:
     if (address := flags.cluster) is not None:
         raise ConfigError(f"cluster ({address!r}) has no plan before it is reached: leave it out")
     options = sweeps.make_options(flags)
-    processes.join_processes(flags.coordinator, flags.num_processes, flags.process_id)
-    options = dataclasses.replace(options, devices=sweeps.choose_devices(flags))
+    with show_waiting("importing JAX"):
+        from purejaxdqn.runtime.processes import join_processes
+        from purejaxdqn.sweep.run import print_plan
+
+        join_processes(flags.coordinator, flags.num_processes, flags.process_id)
+        options = dataclasses.replace(options, devices=sweeps.choose_devices(flags))
     print_plan(agents.train, design, options=options)
     return 0
 
@@ -69,7 +73,7 @@ def read_sweep(argv: Sequence[str], prog: str) -> tuple[Design, SimpleNamespace]
     """Reads the runs of a sweep, and the other flags."""
     own = [*sweeps.sweep_flags("results/sweep"), *_SAMPLE_FLAGS]
     flags, fixed, swept = read_swept_settings(argv, prog, __doc__, own)
-    drawn = sorted(n for n, values in swept.items() if any(hasattr(x, "rvs") for x in values))
+    drawn = sorted(n for n, values in swept.items() if any(isinstance(x, Drawn) for x in values))
     for name in drawn:
         if len(swept[name]) > 1:
             raise ConfigError(
@@ -86,7 +90,7 @@ def read_sweep(argv: Sequence[str], prog: str) -> tuple[Design, SimpleNamespace]
         )
     configure = functools.partial(agents.configure, **fixed)
     if drawn:
-        space = {name: values[0] if name in drawn else values for name, values in swept.items()}
+        space = {n: values[0].freeze() if n in drawn else values for n, values in swept.items()}
         rng = np.random.default_rng(flags.sample_seed)
         design = random_design(configure, sweeps.list_seeds(flags), space, flags.num_samples, rng)
     else:
@@ -100,10 +104,10 @@ def read_swept_settings(
 ) -> tuple[SimpleNamespace, dict[str, Any], dict[str, list[Any]]]:
     """Reads a command's own flags, and the settings of agents: of one value, and all others.
 
-    Those others have several values, or a distribution (with `rvs`).
+    Those others have several values, or a distribution, a `Drawn`.
     """
     flags, given, _ = read_command_line(
         argv, prog, description, own, default_agent=agents.DEFAULT, have_several_values=True
     )
-    fixed = {n: v[0] for n, v in given.items() if len(v) == 1 and not hasattr(v[0], "rvs")}
+    fixed = {n: v[0] for n, v in given.items() if len(v) == 1 and not isinstance(v[0], Drawn)}
     return flags, fixed, {n: v for n, v in given.items() if n not in fixed}

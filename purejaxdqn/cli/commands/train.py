@@ -18,8 +18,6 @@ from typing import Any
 from purejaxdqn import agents
 from purejaxdqn.cli.flags import read_command_line
 from purejaxdqn.cli.sweeps import list_seeds, print_json, refuse_unread, sweep_flags, train_design
-from purejaxdqn.report.films import find_problem, play_and_film
-from purejaxdqn.report.training import report_training
 from purejaxdqn.runtime.console import make_console
 from purejaxdqn.sweep.dataset import SweepResult
 from purejaxdqn.sweep.design import grid_design
@@ -49,12 +47,14 @@ def read_training(
 def train_and_report(config: RunConfig, flags: SimpleNamespace) -> None:
     """Trains every seed, plays the policies in gymnasium, and reports."""
     refuse_unread(flags.given, [config])
-    experiment = agents.experiment_of(config)
 
     def report(result: SweepResult) -> None:
+        from purejaxdqn.report.films import find_problem, play_and_film
+        from purejaxdqn.report.training import report_training
+
         dataset, params = result
         try:
-            made = experiment(config)
+            made = agents.train(config)
             if dataset.attrs["status"] != "finished" or "gymnasium_return" in dataset:
                 return  # nothing can be played yet, or it has been already
             if problem := find_problem(made.env):
@@ -64,4 +64,5 @@ def train_and_report(config: RunConfig, flags: SimpleNamespace) -> None:
         finally:
             print_json(flags, report_training(dataset, flags.output))
 
-    train_design(experiment, grid_design(config, list_seeds(flags), {}), flags, report)
+    design = grid_design(config, list_seeds(flags), {})
+    train_design(lambda: agents.experiment_of(config), design, flags, report)

@@ -21,10 +21,10 @@ import jax
 import numpy as np
 
 from purejaxdqn.engine.rounds import Event, Record
+from purejaxdqn.runtime.addresses import find_node
 from purejaxdqn.runtime.devices import ensure_devices
 from purejaxdqn.runtime.interrupts import catch_signals, keep_handlers
 from purejaxdqn.runtime.modules import IMPORTED, describe_error
-from purejaxdqn.runtime.processes import split_address
 from purejaxdqn.storage import provenance
 from purejaxdqn.sweep.batches import TIMES, BatchTrainer
 from purejaxdqn.sweep.dataset import SweepResult
@@ -96,13 +96,6 @@ def run_on_cluster(
         options = dataclasses.replace(options, output=output, memory_budget=budget)
         with open_sweep(experiment, design, options, devices, layout.num_devices) as sweep:
             return _Driver(ray, layout, sweep, batches_per_task).run()
-
-
-def find_node(address: str | None) -> tuple[str, int] | None:
-    """Finds host and port in the address of a cluster, None where it has none; refuses others."""
-    if address in (None, "auto", "local"):
-        return None
-    return split_address("cluster", str(address).removeprefix("ray://"))
 
 
 @contextlib.contextmanager

@@ -1,16 +1,17 @@
 """Checks a loss that the command line names, by options that the command line can give."""
 
+from __future__ import annotations
+
 import dataclasses
 import inspect
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
-from purejaxdqn.losses.bellman_loss import TD_ERROR_ARGUMENTS
+from purejaxdqn.checks import ConfigError
 from purejaxdqn.runtime.modules import describe_error, import_module_or_file
-from purejaxdqn.testing import fixed_points
-from purejaxdqn.testing.losses.check_loss import DECLARED, LOSS_ARGUMENTS, loss_report
-from purejaxdqn.testing.report import Report
 from purejaxdqn.training.declaration import setting, settings_of
-from purejaxdqn.types import ConfigError
+
+if TYPE_CHECKING:
+    from purejaxdqn.testing.report import Report
 
 _FixedPointName = Literal[
     "declared", "optimal", "epsilon_greedy", "soft", "munchausen", "persistent", "return", "none"
@@ -60,6 +61,9 @@ def load_loss(name: str) -> Any:
             raise ConfigError(f"{place} has no {attribute!r}: name a function in it")
         loss = getattr(loss, part)
     if not callable(loss):
+        from purejaxdqn.losses.bellman_loss import TD_ERROR_ARGUMENTS
+        from purejaxdqn.testing.losses.check_loss import LOSS_ARGUMENTS
+
         raise ConfigError(
             f"{name} is a {type(loss).__name__} and not a function: a TD error takes "
             f"({', '.join(TD_ERROR_ARGUMENTS)}), a loss ({', '.join(LOSS_ARGUMENTS)})"
@@ -91,6 +95,9 @@ def report_on_named_loss(name: str, options: LossOptions) -> Report:
         raise ConfigError("; ".join(problems))
     if not options.discount < 1:
         raise ConfigError(f"discount ({options.discount}) must be at least 0 and below 1")
+    from purejaxdqn.testing import fixed_points, loss_report
+    from purejaxdqn.testing.losses.check_loss import DECLARED
+
     temperature, coefficient = options.temperature, options.coefficient
     soft = fixed_points.soft(temperature)
     known = {

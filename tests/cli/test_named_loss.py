@@ -5,7 +5,7 @@ import sys
 
 import pytest
 
-from purejaxdqn.testing.named_loss import LossOptions, load_loss, report_on_named_loss
+from purejaxdqn.cli.named_loss import LossOptions, load_loss, report_on_named_loss
 from purejaxdqn.types import ConfigError
 
 SOURCE = """
