@@ -23,11 +23,13 @@ from rich.progress import track
 from throughput import Args as ThroughputArgs
 from throughput import make_config, print_rows
 
+from purejaxdqn import agents
 from purejaxdqn.agents.dqn.dqn import DQNConfig, dqn
 from purejaxdqn.cli.exits import run_script
 from purejaxdqn.engine.programs import compile_programs
 from purejaxdqn.runtime.console import make_console
 from purejaxdqn.runtime.devices import make_plan, max_width, use_every_core
+from purejaxdqn.training.loop import Experiment
 from purejaxdqn.types import ConfigError
 
 COMPONENTS: dict[str, dict[str, Any]] = {
@@ -42,13 +44,14 @@ COMPONENTS: dict[str, dict[str, Any]] = {
     "iqn": {"representation": "implicit_quantile", "num_quantiles": 8},
     "fqf": {"representation": "proposed_quantile", "num_quantiles": 8},
 }
+RAINBOW = "rainbow"
 
 
 @dataclasses.dataclass(frozen=True)
 class Args:
     __doc__ = __doc__
-    components: tuple[str, ...] = tuple(COMPONENTS)
-    """What to measure."""
+    components: tuple[str, ...] = (*COMPONENTS, RAINBOW)
+    """What to measure; rainbow with its own settings, beside plain DQN of the same size."""
     capacities: tuple[int, ...] = (100_000, 1_000_000)
     """Transitions per seed; only prioritised replay is measured at more than the first."""
     num_seeds: int = 8
@@ -61,11 +64,13 @@ class Args:
     """Print everything as one JSON object on the last line of standard output."""
 
 
-def make_runner(config: DQNConfig, args: Args) -> tuple[Callable[[], float], float]:
+def make_runner(
+    config: DQNConfig, args: Args, experiment: Experiment = dqn
+) -> tuple[Callable[[], float], float]:
     """A function that runs a chunk and says how many seconds it took; and the compile time."""
     devices = use_every_core()
     plan = make_plan(args.num_seeds, len(devices), max_width=max_width())
-    programs = compile_programs(dqn, config, plan, devices)
+    programs = compile_programs(experiment, config, plan, devices)
     slots = plan.slots_per_round
     seeds = programs.place(np.arange(slots, dtype=np.uint32))
     configs = jax.tree.map(lambda x: programs.place(np.full(slots, x, np.float32)), config)
@@ -81,15 +86,12 @@ def make_runner(config: DQNConfig, args: Args) -> tuple[Callable[[], float], flo
     return run, programs.compile_seconds
 
 
-def compare(capacity: int, names: tuple[str, ...], args: Args) -> list[dict[str, Any]]:
-    """Plain DQN and some components at one capacity."""
-    plain = dataclasses.replace(make_config(ThroughputArgs()), replay_capacity=capacity)
-    configs = {"dqn": plain}
-    configs |= {name: dataclasses.replace(plain, **COMPONENTS[name]) for name in names}
+def compare(configs: dict[str, DQNConfig], args: Args) -> list[dict[str, Any]]:
+    """Some agents, of which the first one is the measure of all."""
     console = make_console(stderr=True)
     runners = {
         name: make_runner(config, args)
-        for name, config in track(configs.items(), f"compiling ({capacity:,})", console=console)
+        for name, config in track(configs.items(), "compiling", console=console)
     }
     seconds: dict[str, list[float]] = {name: [] for name in runners}
     for turn in track(range(args.rounds + 1), "measuring", console=console):
@@ -97,29 +99,46 @@ def compare(capacity: int, names: tuple[str, ...], args: Args) -> list[dict[str,
             taken = run()
             if turn:  # the first one warms up
                 seconds[name].append(taken)
+    medians = {name: statistics.median(taken) for name, taken in seconds.items()}
     return [
         {
             "component": name,
-            "replay_capacity": capacity,
-            "cost": statistics.median(taken) / statistics.median(seconds["dqn"]),
-            "microseconds": statistics.median(taken) / args.iterations / args.num_seeds * 1e6,
+            "replay_capacity": configs[name].replay_capacity,
+            "cost": median / next(iter(medians.values())),
+            "microseconds": median / args.iterations / args.num_seeds * 1e6,
             "compile_seconds": runners[name][1],
         }
-        for name, taken in seconds.items()
+        for name, median in medians.items()
     ]
 
 
+def list_comparisons(args: Args) -> list[dict[str, DQNConfig]]:
+    """Each with plain DQN as the first."""
+    comparisons = []
+    for capacity in args.capacities:
+        plain = dataclasses.replace(make_config(ThroughputArgs()), replay_capacity=capacity)
+        names = [name for name in args.components if name != RAINBOW]
+        if comparisons:
+            names = [name for name in names if name == "prioritised"]
+        if names:
+            changed = {name: dataclasses.replace(plain, **COMPONENTS[name]) for name in names}
+            comparisons.append({"dqn": plain, **changed})
+    if RAINBOW in args.components:
+        rainbow = agents.get(RAINBOW).config
+        assert isinstance(rainbow, DQNConfig)
+        without = {"dueling": False, "prioritised": False, "noisy": False, "n_step": 1}
+        without |= {"td_error": "q_learning", "representation": "values"}
+        plain = dataclasses.replace(rainbow, **without)
+        comparisons.append({"dqn, as large as rainbow": plain, RAINBOW: rainbow})
+    return comparisons
+
+
 def main(args: Args) -> None:
-    unknown = set(args.components) - set(COMPONENTS)
-    if unknown:
-        raise ConfigError(f"components {sorted(unknown)} must be of {', '.join(COMPONENTS)}")
+    if unknown := sorted(set(args.components) - {*COMPONENTS, RAINBOW}):
+        raise ConfigError(f"components {unknown} must be of {', '.join(COMPONENTS)}, {RAINBOW}")
     if min(args.num_seeds, args.rounds, args.iterations, *args.capacities) < 1:
         raise ConfigError("num_seeds, rounds, iterations and capacities must be at least 1")
-    first, *others = args.capacities
-    rows = compare(first, args.components, args)
-    if "prioritised" in args.components:
-        for capacity in others:
-            rows += compare(capacity, ("prioritised",), args)
+    rows = [row for configs in list_comparisons(args) for row in compare(configs, args)]
     columns = {
         "component": "{component}",
         "replay capacity": "{replay_capacity:,}",

@@ -196,7 +196,12 @@ def measure_bound(args: Args) -> dict[str, float]:
     import jax.numpy as jnp
     from jax.sharding import Mesh, PartitionSpec
 
-    from purejaxdqn.runtime.devices import make_plan, max_width, use_every_core
+    from purejaxdqn.runtime.devices import (
+        compiler_options,
+        make_plan,
+        max_width,
+        use_every_core,
+    )
 
     devices = use_every_core()
     config = make_config(args)
@@ -234,7 +239,8 @@ def measure_bound(args: Args) -> dict[str, float]:
             in_specs=(per_run, per_run, shared),
             out_specs=per_run,
             check_vma=False,
-        )
+        ),
+        compiler_options=compiler_options(),
     )
     rng = np.random.default_rng(0)
     slots = plan.slots_per_round
