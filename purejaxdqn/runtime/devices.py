@@ -22,6 +22,7 @@ _FLAGS = {
     # Loops over little data, such as the generator's, become one call instead of many small ones.
     "xla_backend_extra_options": "xla_cpu_small_while_loop_byte_threshold=65536",
 }
+_OPTIMIZATION_LEVEL = "xla_backend_optimization_level"
 # XLA compiles a program for a lone device by another path, which rounds differently.
 _MIN_CPU_DEVICES = 2
 
@@ -147,12 +148,16 @@ def make_plan(
     return Plan(width, used_devices, math.ceil(num_batches / used_devices))
 
 
-def compiler_options() -> dict[str, str | bool]:
-    """Returns the options with which XLA compiles every program that trains."""
+def compiler_options(trains: bool = True) -> dict[str, str | int]:
+    """Returns the options with which XLA compiles a program that trains, or one of the others."""
     if jax.default_backend() != "cpu":
         return {}
     # Splitting an operation between threads, when every core has runs of its own, costs time.
-    return {"xla_disable_hlo_passes": "cpu-parallel-task-assigner"}
+    options: dict[str, str | int] = {"xla_disable_hlo_passes": "cpu-parallel-task-assigner"}
+    if not trains and _OPTIMIZATION_LEVEL not in os.environ.get("XLA_FLAGS", ""):
+        # Higher levels take LLVM twice as long, and gain nothing outside of the training loop.
+        options[_OPTIMIZATION_LEVEL] = 1
+    return options
 
 
 def min_devices() -> int:

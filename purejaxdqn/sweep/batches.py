@@ -208,7 +208,12 @@ class BatchTrainer:
         key = group.batches[0]
         if key not in self._compiled:
             self._compiled[key] = compile_programs(
-                self._experiment, group.config, group.plan, self._devices, self._options.diagnostics
+                self._experiment,
+                group.config,
+                group.plan,
+                self._devices,
+                self._options.diagnostics,
+                group.run.functions,
             )
             self._facts["compile_seconds"] += self._compiled[key].compile_seconds
             return_free_memory()  # compiling takes hundreds of megabytes more than programs do

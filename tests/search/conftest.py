@@ -27,11 +27,11 @@ def compiled():
     known: dict[Any, Any] = {}
     asked: list[Plan] = []
 
-    def compile_once(experiment, config, plan, devices, diagnostics=False):
+    def compile_once(experiment, config, plan, devices, *rest):
         asked.append(plan)
         key = (experiment, jax.tree.structure(config), plan.width, plan.num_devices)
         if key not in known:
-            known[key] = programs.compile_programs(experiment, config, plan, devices, diagnostics)
+            known[key] = programs.compile_programs(experiment, config, plan, devices, *rest)
         return known[key]
 
     def trace_once(experiment, config):
