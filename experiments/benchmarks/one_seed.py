@@ -76,7 +76,7 @@ def measure(args: Args) -> float:
     function: Any = run
     if args.kind == "split":
         mesh, shared = Mesh(np.array(jax.devices()), ("batch",)), PartitionSpec()
-        specs = {"in_specs": (shared, PartitionSpec("batch"), shared), "out_specs": shared}
+        specs: Any = {"in_specs": (shared, PartitionSpec("batch"), shared), "out_specs": shared}
         function = jax.shard_map(run, mesh=mesh, check_vma=False, **specs)
     program = jax.jit(function)
 

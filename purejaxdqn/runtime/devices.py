@@ -10,7 +10,7 @@ import os
 import platform
 import warnings
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import numpy as np
@@ -148,12 +148,12 @@ def make_plan(
     return Plan(width, used_devices, math.ceil(num_batches / used_devices))
 
 
-def compiler_options(trains: bool = True) -> dict[str, str | int]:
+def compiler_options(trains: bool = True) -> dict[str, Any]:
     """Returns the options with which XLA compiles a program that trains, or one of the others."""
     if jax.default_backend() != "cpu":
         return {}
     # Splitting an operation between threads, when every core has runs of its own, costs time.
-    options: dict[str, str | int] = {"xla_disable_hlo_passes": "cpu-parallel-task-assigner"}
+    options: dict[str, Any] = {"xla_disable_hlo_passes": "cpu-parallel-task-assigner"}
     if not trains and _OPTIMIZATION_LEVEL not in os.environ.get("XLA_FLAGS", ""):
         # Higher levels take LLVM twice as long, and gain nothing outside of the training loop.
         options[_OPTIMIZATION_LEVEL] = 1

@@ -1,5 +1,7 @@
 """Behaviours: how often each action is taken, what is held on to, and what is written down."""
 
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -63,7 +65,7 @@ def test_a_random_action_that_is_certain_needs_no_values():
     drawn = jax.vmap(lambda key: act(key, Q_VALUES, jnp.float32(1.0)))(keys)
     np.testing.assert_array_equal(certain, drawn)
     for epsilon, needed in ((1.0, False), (0.9, True)):
-        closed = jax.make_jaxpr(lambda *args, e=epsilon: act(*args, e))(keys[0], Q_VALUES)
+        closed = jax.make_jaxpr(functools.partial(act, epsilon=epsilon))(keys[0], Q_VALUES)
         assert dce_jaxpr(closed.jaxpr, [True])[1] == [True, needed]
 
 
