@@ -14,7 +14,7 @@ import numpy as np
 from jax.interpreters.partial_eval import dce_jaxpr
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
-from purejaxdqn.runtime.devices import Plan, compiler_options
+from purejaxdqn.runtime.devices import Plan, available_cores, compiler_options
 from purejaxdqn.runtime.interrupts import finish_first
 from purejaxdqn.training.declaration import settings_of
 from purejaxdqn.training.diagnostics import diagnose
@@ -287,7 +287,8 @@ def compile_programs(
     configs, seeds, step, counts = (0, run.config), (0, SEED), (None, COUNT), (_PER_DEVICE, COUNT)
     state, params = (state_axes, run.state), (0, run.state.learner.params)
     # A thread that compiles cannot be stopped: Python would wait for it at its end.
-    with finish_first(), ThreadPoolExecutor() as pool:
+    # More threads than cores only take the caches from each other.
+    with finish_first(), ThreadPoolExecutor(available_cores()) as pool:
 
         def begin(of_run: Callable[..., Any], out: ArrayTree, *args: _Argument, **how: Any) -> Any:
             """Traces a function for all slots now, while XLA still compiles the one before."""
@@ -297,7 +298,8 @@ def compile_programs(
             over_runs = jax.shard_map(on_device, mesh=mesh, check_vma=False, **specs)
             shapes = (_add_axes(*arg, mesh, plan) for arg in args)
             lowered = jax.jit(over_runs, **how).lower(*shapes)
-            return pool.submit(lowered.compile, compiler_options=compiler_options())
+            options = compiler_options(trains=of_run is run.chunk)
+            return pool.submit(lowered.compile, compiler_options=options)
 
         # The quick ones to trace come first: what one of them refuses is refused before compiling.
         begun = {"evaluate": begin(run.evaluate, 0, configs, params, seeds, step)}

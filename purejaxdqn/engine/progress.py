@@ -33,6 +33,7 @@ class SweepProgress(Progress):
             TextColumn("left"),
             console=make_console(stderr=True, quiet=not enabled, highlight=False),
             disable=not (enabled and total_steps),
+            refresh_per_second=4,  # drawing takes time from a core that trains
         )
         # On a terminal the bar moves to and fro until something is trained.
         shown: dict[str, Any] = {"total": total_steps, "speed": "", "mean_return": "-"}

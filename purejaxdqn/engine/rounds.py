@@ -227,8 +227,10 @@ class _Round:
         return np.where(count > 0, total / np.maximum(count, 1), np.nan)
 
     def _to_host(self, tree: ArrayTree) -> ArrayTree:
-        """Copies the rows of the runs `[n, ...]` to the host."""
-        return jax.tree.map(lambda x: np.array(x[: self._num_runs]), jax.device_get(tree))
+        """Copies the rows of the runs `[n, ...]` to the host, once: `device_get` keeps a copy."""
+        by_device = zip(*self._programs.split(tree), strict=True)
+        rows = [np.concatenate(parts)[: self._num_runs] for parts in by_device]
+        return jax.tree.unflatten(jax.tree.structure(tree), rows)
 
 
 def _find_ended_episodes(episode_return: np.ndarray, step: int) -> list[Games]:

@@ -11,7 +11,7 @@ import os
 import platform
 import warnings
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import numpy as np
@@ -23,6 +23,7 @@ _FLAGS = {
     # Loops over little data, such as the generator's, become one call instead of many small ones.
     "xla_backend_extra_options": "xla_cpu_small_while_loop_byte_threshold=65536",
 }
+_OPTIMIZATION_LEVEL = "xla_backend_optimization_level"
 # XLA compiles a program for a lone device by another path, which rounds differently.
 _MIN_CPU_DEVICES = 2
 
@@ -148,12 +149,15 @@ def make_plan(
     return Plan(width, used_devices, math.ceil(num_batches / used_devices))
 
 
-def compiler_options() -> dict[str, str | bool]:
-    """Returns the options with which XLA compiles every program that trains."""
+def compiler_options(trains: bool = True) -> dict[str, Any]:
+    """Returns the options with which XLA compiles a program that trains, or one of the others."""
     if jax.default_backend() != "cpu":
         return {}
     # Splitting an operation between threads, when every core has runs of its own, costs time.
-    options: dict[str, str | bool] = {"xla_disable_hlo_passes": "cpu-parallel-task-assigner"}
+    options: dict[str, Any] = {"xla_disable_hlo_passes": "cpu-parallel-task-assigner"}
+    if not trains and _OPTIMIZATION_LEVEL not in os.environ.get("XLA_FLAGS", ""):
+        # Higher levels take LLVM twice as long, and gain nothing outside of the training loop.
+        options[_OPTIMIZATION_LEVEL] = 1
     return options | {name: x for name, x in _QUICK_ON_CPU.items() if _is_known(name, x)}
 
 

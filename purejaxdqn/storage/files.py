@@ -10,7 +10,7 @@ from pathlib import Path
 from purejaxdqn.runtime.interrupts import defer_signals
 
 TEMPORARY = ".writing-"  # begins the name of what is not finished
-_COST = 20.0  # writing may take one part in so many of the time
+_COST = 100.0  # writing may take one part in so many of the time
 
 
 @contextlib.contextmanager

@@ -25,8 +25,8 @@ from purejaxdqn.sweep.resume import OpenSweep, list_code
 from purejaxdqn.tracking import Evaluated
 from purejaxdqn.types import ConfigError
 
-_SAVE_SECONDS = 5.0  # between two writes of results that are not finished, at least
-_CHECKPOINT_SECONDS = 10.0  # between two checkpoints, at least
+_SAVE_SECONDS = 15.0  # between two writes of results that are not finished, at least
+_CHECKPOINT_SECONDS = 30.0  # between two checkpoints, at least
 _DISBELIEF_FACTOR = 1.6  # ignore XLA's estimate of memory if ours is this many times larger
 _FIRST_RUN_BYTES = 20_000_000  # that JAX keeps of the first run of programs, as measured
 TIMES = ("compile_seconds", "train_seconds", "evaluation_seconds", "checkpoint_seconds")

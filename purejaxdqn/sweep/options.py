@@ -56,8 +56,8 @@ class SweepOptions:
     )
     checkpoint_seconds: float | None = _sweep(
         None,
-        "Seconds between two checkpoints; by default 20 times as long as the last one took, and at "
-        "least 10. 0 makes one after each chunk.",
+        "Seconds between two checkpoints; by default 100 times as long as the last one took, and "
+        "at least 30. 0 makes one after each chunk.",
         at_least=0,
         may_change=False,
         remedy="give seconds, such as 60",

@@ -1,9 +1,12 @@
 """Behaviours: how often each action is taken, what is held on to, and what is written down."""
 
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from jax.interpreters.partial_eval import dce_jaxpr
 from scipy import stats
 
 from purejaxdqn import behaviours
@@ -51,6 +54,19 @@ def play(behaviour, first, num_steps, num=200, q_values=Q_VALUES):
 
 def half(num_steps):
     return jnp.where(num_steps == 10, 0.5, jnp.nan)
+
+
+def test_a_random_action_that_is_certain_needs_no_values():
+    def act(key, q_values, epsilon):
+        return behaviours.epsilon_greedy(key, q_values, epsilon, LEGAL)
+
+    keys = jax.random.split(jax.random.key(0), NUM)
+    certain = jax.vmap(lambda key: act(key, Q_VALUES, 1.0))(keys)
+    drawn = jax.vmap(lambda key: act(key, Q_VALUES, jnp.float32(1.0)))(keys)
+    np.testing.assert_array_equal(certain, drawn)
+    for epsilon, needed in ((1.0, False), (0.9, True)):
+        closed = jax.make_jaxpr(functools.partial(act, epsilon=epsilon))(keys[0], Q_VALUES)
+        assert dce_jaxpr(closed.jaxpr, [True])[1] == [True, needed]
 
 
 ALL = {

@@ -68,6 +68,15 @@ def test_programs_do_not_split_an_operation_between_threads():
     assert 'partitions":["' not in str(ours.as_text())
 
 
+def test_what_is_not_training_is_compiled_sooner_unless_a_user_has_chosen(monkeypatch):
+    level = "xla_backend_optimization_level"
+    monkeypatch.setenv("XLA_FLAGS", "--xla_cpu_multi_thread_eigen=true")
+    assert compiler_options(trains=False) == {**compiler_options(), level: 1}
+    monkeypatch.setenv("XLA_FLAGS", f"--{level}=2")
+    assert compiler_options(trains=False) == compiler_options()
+    assert level not in compiler_options()
+
+
 def test_coming_too_late_is_said_plainly():
     answer = python(
         "import jax; jax.devices();"

@@ -31,7 +31,9 @@ def compiled():
         asked.append(plan)
         key = (experiment, jax.tree.structure(config), plan.width, plan.num_devices)
         if key not in known:
-            known[key] = programs.compile_programs(experiment, config, plan, devices, diagnostics)
+            known[key] = programs.compile_programs(
+                experiment, config, plan, devices, diagnostics, run
+            )
         return known[key]
 
     def trace_once(experiment, config):
