@@ -114,7 +114,7 @@ def compare(configs: dict[str, DQNConfig], args: Args) -> list[dict[str, Any]]:
 
 def list_comparisons(args: Args) -> list[dict[str, DQNConfig]]:
     """Each with plain DQN as the first."""
-    comparisons = []
+    comparisons: list[dict[str, DQNConfig]] = []
     for capacity in args.capacities:
         plain = dataclasses.replace(make_config(ThroughputArgs()), replay_capacity=capacity)
         names = [name for name in args.components if name != RAINBOW]
@@ -126,7 +126,12 @@ def list_comparisons(args: Args) -> list[dict[str, DQNConfig]]:
     if RAINBOW in args.components:
         rainbow = agents.get(RAINBOW).config
         assert isinstance(rainbow, DQNConfig)
-        without = {"dueling": False, "prioritised": False, "noisy": False, "n_step": 1}
+        without: dict[str, Any] = {
+            "dueling": False,
+            "prioritised": False,
+            "noisy": False,
+            "n_step": 1,
+        }
         without |= {"td_error": "q_learning", "representation": "values"}
         plain = dataclasses.replace(rainbow, **without)
         comparisons.append({"dqn, as large as rainbow": plain, RAINBOW: rainbow})

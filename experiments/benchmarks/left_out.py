@@ -97,10 +97,10 @@ def mix(key: Array, num: int) -> Array:
 
 QUICK = define_prng_impl(
     key_shape=(2,),
-    seed=lambda seed: jnp.stack([seed.astype(jnp.uint32), jnp.uint32(1)]),
+    seed=lambda seed: jnp.stack([jnp.uint32(seed), jnp.uint32(1)]),
     split=lambda key, shape: mix(key, 2 * math.prod(shape)).reshape(*shape, 2),
     random_bits=lambda key, _, shape: mix(key, math.prod(shape)).reshape(shape),
-    fold_in=lambda key, data: key + data.astype(jnp.uint32),
+    fold_in=lambda key, data: key + jnp.uint32(data),
     name="quick",
 )
 

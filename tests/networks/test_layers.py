@@ -1,5 +1,7 @@
 """Tests what the layers share: noise of a whole batch, and products of matrices."""
 
+from typing import Any
+
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
@@ -13,7 +15,10 @@ from purejaxdqn.training.learner import over_batch
 from purejaxdqn.types import BATCH, ConfigError, LossOutput, Transition
 
 OBS = jnp.array([0.3, -1.0, 2.0, 0.5])
-KINDS = {"noisy": {"noisy": True}, "fractions": {"representation": "implicit_quantile"}}
+KINDS: dict[str, Any] = {
+    "noisy": {"noisy": True},
+    "fractions": {"representation": "implicit_quantile"},
+}
 
 
 def small(kind, noise):
