@@ -33,9 +33,19 @@ class SumTree:
         return self.sums.shape[1] ** 2
 
     @property
+    def group_sums(self) -> Array:
+        """The sum of each group, `[G]`."""
+        return _sum_rows(self.sums.reshape(-1, self.block_size))
+
+    @property
     def blocks(self) -> Array:
         """The leaves as `[G * K^2, K, K]`."""
         return self.leaves.reshape(-1, *self.sums.shape[1:])
+
+
+def _sum_rows(rows: Array) -> Array:
+    """Sums `[..., N]` over its last axis: as a product, which a CPU does ten times as fast."""
+    return jnp.dot(rows, jnp.ones(rows.shape[-1], rows.dtype), precision="highest")
 
 
 def make_sum_tree(capacity: int) -> SumTree:
@@ -56,7 +66,7 @@ def set_range(tree: SumTree, start: Array, values: Array) -> SumTree:
     num_touched = min((values.size + size - 2) // size + 1, num_blocks)
     first = jnp.minimum(start // size, num_blocks - num_touched)
     touched = jax.lax.dynamic_slice_in_dim(leaves, first * size, num_touched * size)
-    block_sums = touched.reshape(num_touched, size).sum(axis=1)
+    block_sums = _sum_rows(touched.reshape(num_touched, size))
     sums = jax.lax.dynamic_update_slice_in_dim(tree.sums.ravel(), block_sums, first, axis=0)
     return SumTree(leaves, sums.reshape(tree.sums.shape))
 
@@ -66,7 +76,7 @@ def set_leaves(tree: SumTree, indices: Array, values: Array) -> SumTree:
     # Two different writes to one leaf would leave it to the device which of them stays.
     leaves = tree.leaves.at[indices].set(0).at[indices].max(values)
     blocks = indices // tree.block_size
-    block_sums = leaves.reshape(tree.blocks.shape)[blocks].sum(axis=(1, 2))
+    block_sums = _sum_rows(leaves.reshape(-1, tree.block_size)[blocks])
     sums = tree.sums.ravel().at[blocks].set(block_sums)
     return SumTree(leaves, sums.reshape(tree.sums.shape))
 
@@ -84,7 +94,7 @@ def _child_at(children: Array, fraction: Array) -> Array:
 
 def _cell_at(cells: Array, fractions: Array) -> Array:
     """Finds the cell `[]` of a square `[K, K]`: first its row, then its column."""
-    row = _child_at(cells.sum(axis=1), fractions[0])
+    row = _child_at(_sum_rows(cells), fractions[0])
     return row * cells.shape[1] + _child_at(cells[row], fractions[1])
 
 
@@ -94,7 +104,7 @@ def leaf_at(tree: SumTree, fractions: Array) -> Array:
     Fractions that are uniform and independent draw leaves in proportion to what they hold. A single
     one has too few digits for that: in float32, 2^23 values for a million leaves.
     """
-    group = _child_at(tree.sums.sum(axis=(1, 2)), fractions[0])
+    group = _child_at(tree.group_sums, fractions[0])
     block = group * tree.block_size + _cell_at(tree.sums[group], fractions[1:3])
     return block * tree.block_size + _cell_at(tree.blocks[block], fractions[3:])
 
@@ -104,7 +114,7 @@ def _draw_leaves(tree: SumTree, key: Array, num: int) -> tuple[Array, Array]:
     fractions = jax.random.uniform(key, (num, 5))
     strata = (jnp.arange(num) + fractions[:, 0]) / num
     indices = jax.vmap(leaf_at, (None, 0))(tree, fractions.at[:, 0].set(strata))
-    probabilities = tree.leaves[indices] / tree.sums.sum()
+    probabilities = tree.leaves[indices] / tree.group_sums.sum()
     # The condition always holds. It makes the indices depend on the tree, so that XLA cannot start
     # `update` early and copy the tree.
     return jnp.where(probabilities > 0, indices, 0), probabilities
