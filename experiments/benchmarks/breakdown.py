@@ -25,7 +25,7 @@ from throughput import print_rows
 
 from purejaxdqn.cli.commands import train as command
 from purejaxdqn.cli.exits import run_script
-from purejaxdqn.report import films
+from purejaxdqn.report import films, training
 from purejaxdqn.sweep import batches
 from purejaxdqn.sweep.folder import SweepFolder
 
@@ -112,7 +112,7 @@ def measure(args: Args) -> dict[str, float]:
         (batches.results, "save", "results.nc"),
         (films, "play_in_gymnasium", "playing in gymnasium"),
         (films, "save_gif", "film"),
-        (command, "report_training", "tables and figures"),
+        (training, "report_training", "tables and figures"),
     ):
         setattr(where, name, clock.timed(part, getattr(where, name)))
     with tempfile.TemporaryDirectory() as folder:

@@ -152,7 +152,7 @@ def measure_programs(config: Any, num_seeds: int) -> dict[str, float]:
     plan = make_plan(len(runs), len(devices), max_width=max_width())
     programs = compile_programs(experiment, config, plan, devices)
     gc.collect()
-    before = _reset_peak_memory()
+    before = reset_peak_memory()
     train_seconds = 0.0
     start = time.perf_counter()
     for members in plan.rounds(len(runs)):
@@ -165,8 +165,8 @@ def measure_programs(config: Any, num_seeds: int) -> dict[str, float]:
         "compile_seconds": programs.compile_seconds,
         "train_seconds": train_seconds,
         "wall_seconds": wall_seconds,
-        "peak_rss_bytes": _memory("VmHWM"),
-        "peak_rss_above_start_bytes": _memory("VmHWM") - before,
+        "peak_rss_bytes": resident_memory("VmHWM"),
+        "peak_rss_above_start_bytes": resident_memory("VmHWM") - before,
         "replay_bytes": plan.slots_per_round
         * sum(x.size * x.dtype.itemsize for x in jax.tree.leaves(replay)),
         "width": plan.width,
@@ -177,17 +177,17 @@ def measure_programs(config: Any, num_seeds: int) -> dict[str, float]:
 _ON_LINUX = sys.platform == "linux"  # elsewhere memory is not measured
 
 
-def _memory(field: str) -> int:
+def resident_memory(field: str) -> int:
     """Bytes of resident memory, now ("VmRSS") or at most ("VmHWM"), as Linux tells them."""
     lines = Path("/proc/self/status").read_text().splitlines() if _ON_LINUX else []
     return next((int(line.split()[1]) * 1024 for line in lines if line.startswith(field)), 0)
 
 
-def _reset_peak_memory() -> int:
+def reset_peak_memory() -> int:
     """Forgets the highest resident memory so far (compilation's); says what is resident now."""
     if _ON_LINUX:
         Path("/proc/self/clear_refs").write_text("5")
-    return _memory("VmRSS")
+    return resident_memory("VmRSS")
 
 
 def measure_bound(args: Args) -> dict[str, float]:

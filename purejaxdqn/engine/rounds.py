@@ -176,9 +176,9 @@ class _Round:
         """Trains the `active [devices]` for some iterations; the others stand still."""
         counts = self._programs.place(np.where(active, iterations, 0).astype(np.int32))
         self._state, outputs = self._programs.chunk(self._configs, self._state, counts)
-        outputs = jax.tree.map(lambda x: x[:, :iterations], self._to_host(outputs))
-        self._window = _add_outputs(self._window, outputs)
-        games = _find_ended_episodes(np.asarray(outputs.episode_return), self.step)
+        by_run = [jax.tree.map(lambda x: x[:iterations], one) for one in self._split_runs(outputs)]
+        self._window = _add_outputs(self._window, by_run)
+        games = [_find_ended_episodes(one.episode_return, self.step) for one in by_run]
         self.step += iterations * self._steps_per_update
         kept = Kept(self.step, self._state, self._params_before, self._window)
         returns = self._training_return()
@@ -226,6 +226,15 @@ class _Round:
         count, total = (self._window.get(name, none) for name in (_EPISODES, _RETURN))
         return np.where(count > 0, total / np.maximum(count, 1), np.nan)
 
+    def _split_runs(self, tree: ArrayTree) -> list[Any]:
+        """Lists the trees of the runs on the host; on a CPU they are views of what is there."""
+        structure = jax.tree.structure(tree)
+        return [
+            jax.tree.unflatten(structure, rows)
+            for leaves in self._programs.split(tree)
+            for rows in zip(*leaves, strict=True)
+        ][: self._num_runs]
+
     def _to_host(self, tree: ArrayTree) -> ArrayTree:
         """Copies the rows of the runs `[n, ...]` to the host, once: `device_get` keeps a copy."""
         by_device = zip(*self._programs.split(tree), strict=True)
@@ -233,14 +242,11 @@ class _Round:
         return jax.tree.unflatten(jax.tree.structure(tree), rows)
 
 
-def _find_ended_episodes(episode_return: np.ndarray, step: int) -> list[Games]:
-    """Finds the episodes in the outputs `[n, iterations, k, E]` of a chunk that began at `step`."""
-    num_envs = episode_return.shape[-1]
-    games = []
-    for returns in episode_return.reshape(len(episode_return), -1):
-        (ended,) = np.nonzero(~np.isnan(returns))
-        games.append(Games(step + (ended // num_envs + 1) * num_envs, returns[ended]))
-    return games
+def _find_ended_episodes(episode_return: Any, step: int) -> Games:
+    """Finds the episodes in the outputs `[iterations, k, E]` of a chunk that began at `step`."""
+    returns, num_envs = episode_return.ravel(), episode_return.shape[-1]
+    (ended,) = np.nonzero(~np.isnan(returns))
+    return Games(step + (ended // num_envs + 1) * num_envs, returns[ended])
 
 
 _RETURN, _EPISODES, _ITERATIONS = "episode_return/sum", "episode_return/count", "iterations"
@@ -256,27 +262,36 @@ def _find_means(window: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
         return {name: window[name] / count for name, count in counts.items()}
 
 
-def _add_outputs(window: Mapping[str, np.ndarray], outputs: ChunkOutputs) -> dict[str, np.ndarray]:
-    """Adds the outputs `[n, iterations, ...]` of a chunk to the sums since the last evaluation."""
-    num_runs, iterations = outputs.episode_return.shape[:2]
-    returns = np.asarray(outputs.episode_return).reshape(num_runs, -1)
+def _add_outputs(
+    window: Mapping[str, np.ndarray], by_run: Sequence[ChunkOutputs]
+) -> dict[str, np.ndarray]:
+    """Adds the outputs of a chunk, a run at a time, to the sums since the last evaluation."""
+    sums = [
+        _add_run({name: values[i] for name, values in window.items()}, outputs)
+        for i, outputs in enumerate(by_run)
+    ]
+    return {name: np.array([one[name] for one in sums]) for name in sums[0]}
+
+
+def _add_run(window: Mapping[str, float], outputs: ChunkOutputs) -> dict[str, float]:
+    """Adds the outputs `[iterations, ...]` of a run to its sums."""
+    returns: Any = np.ravel(outputs.episode_return)
     ended = ~np.isnan(returns)
-    added = {
-        _EPISODES: ended.sum(axis=1, keepdims=True),
+    added: dict[str, Any] = {
+        _EPISODES: [ended.sum()],
         _RETURN: np.where(ended, returns, 0.0),
-        _ITERATIONS: np.full((num_runs, 1), iterations),
+        _ITERATIONS: [len(outputs.episode_return)],
         **outputs.metrics,
     }
     for name, values in outputs.measured.items():
-        rows = np.asarray(values).reshape(num_runs, -1)
-        taken = ~np.isnan(rows)
-        added |= {name: np.where(taken, rows, 0.0), name + _TAKEN: taken}
-    sums = {}
-    for name, rows in added.items():
-        # In float64 and in order, where `sum` would add in pairs: chunking changes no bit.
-        columns = np.column_stack([window.get(name, np.zeros(num_runs)), rows]).astype(np.float64)
-        sums[name] = np.add.accumulate(columns, axis=1)[:, -1]
-    return sums
+        row: Any = np.ravel(values)
+        taken = ~np.isnan(row)
+        added |= {name: np.where(taken, row, 0.0), name + _TAKEN: taken}
+    # In float64 and in order, where `sum` would add in pairs: chunking changes no bit.
+    return {
+        name: np.add.accumulate(np.append(window.get(name, 0.0), row).astype(np.float64))[-1]
+        for name, row in added.items()
+    }
 
 
 class Record:

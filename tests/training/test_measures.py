@@ -126,10 +126,10 @@ def stopped_once(sweep, folder):
 
 
 def outputs(measured):
-    returns = np.full((1, len(measured), 1, 1), np.nan)
-    rows = {"m": np.asarray(measured)[np.newaxis, :, np.newaxis]}
-    loss = {"loss": np.zeros((1, len(measured)))}
-    return ChunkOutputs(jnp.asarray(returns), loss, rows)  # type: ignore[arg-type]
+    returns = np.full((len(measured), 1, 1), np.nan)
+    rows = {"m": np.asarray(measured)[:, np.newaxis]}
+    loss = {"loss": np.zeros(len(measured))}
+    return [ChunkOutputs(jnp.asarray(returns), loss, rows)]  # type: ignore[arg-type]
 
 
 def test_means_are_over_what_was_measured_in_chunks_of_any_size():
