@@ -18,6 +18,7 @@ from purejaxdqn.engine.memory import (
     trace_run,
 )
 from purejaxdqn.engine.programs import max_iterations_of
+from purejaxdqn.runtime.devices import compiler_options
 from purejaxdqn.training.evaluation import evaluate
 
 SQUARE = jax.ShapeDtypeStruct((100, 100), np.float32)
@@ -61,15 +62,16 @@ def test_a_run_takes_about_what_the_compiler_says(config, compile_as_user):
 
     def by_the_compiler(function, *args, **options):
         lowered = jax.jit(function, **options).lower(*args)
-        # Fused, as a user's programs are.
-        compiled: Any = compile_as_user(lowered, xla_backend_optimization_level=1)
+        # Fused and ordered, as a user's programs are.
+        options = {**compiler_options(), "xla_backend_optimization_level": 1}
+        compiled: Any = compile_as_user(lowered, **options)
         return compiled.memory_analysis().temp_size_in_bytes
 
     run = trace_run(agents.train, config)
     shapes = jax.tree.map(lambda _: jax.ShapeDtypeStruct((), np.float32), config)
     count = jax.ShapeDtypeStruct((), np.int32)
     real = by_the_compiler(chunk, shapes, run.state, count, donate_argnums=1)
-    assert 0.6 * real < run.chunk_bytes < 1.6 * real
+    assert 0.6 * real < run.chunk_bytes < 1.7 * real
     real = by_the_compiler(play, shapes, run.state.learner.params, count)
     assert 0.6 * real < run.evaluation_bytes < 1.6 * real
 
