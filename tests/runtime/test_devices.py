@@ -10,6 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from purejaxdqn.runtime import devices
 from purejaxdqn.runtime.devices import available_cores, compiler_options, make_plan, use_every_core
 from purejaxdqn.types import ConfigError
 
@@ -75,6 +76,13 @@ def test_what_is_not_training_is_compiled_sooner_unless_a_user_has_chosen(monkey
     monkeypatch.setenv("XLA_FLAGS", f"--{level}=2")
     assert compiler_options(trains=False) == compiler_options()
     assert level not in compiler_options()
+
+
+def test_an_option_that_xla_does_not_know_is_left_out(monkeypatch):
+    known = compiler_options()
+    assert known["xla_cpu_scheduler_type"] == "CPU_SCHEDULER_TYPE_MEMORY_OPTIMIZED"
+    monkeypatch.setattr(devices, "_QUICK_ON_CPU", {"xla_cpu_of_tomorrow": "1"})
+    assert {*compiler_options()} < {*known}
 
 
 def test_coming_too_late_is_said_plainly():
