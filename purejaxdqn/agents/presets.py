@@ -54,9 +54,10 @@ _add("prioritised", "prioritised replay, Schaul et al. (2016)", _FAST, prioritis
 _add("minto", "the smaller of both networks' values, Hendawy et al. (2025)", td_error="minto")
 _add("maxmin", "the smallest of several networks' values, Lan et al. (2020)", ensemble="min")
 _add("c51", "categorical distribution, Bellemare et al. (2017)", _C51)
-_add("hl_gauss", "classification, Farebrother et al. (2024)", _C51, label="gaussian")
+_HL_GAUSS = {**_C51, "label": "gaussian", "td_error": "double_q_learning", "learning_rate": 2e-3}
+_add("hl_gauss", "classification, Farebrother et al. (2024)", _HL_GAUSS)
 _add("qr_dqn", "fixed quantiles, Dabney et al. (2018)", _QUANTILES, representation="quantile")
-_add("iqn", "implicit quantiles, Dabney et al. (2018)", _IQN)
+_add("iqn", "implicit quantiles, Dabney et al. (2018)", {**_IQN, **_LARGER})
 _add("fqf", "proposed quantiles, Yang et al. (2019)", _IQN, representation="proposed_quantile")
 _add("munchausen", "Munchausen DQN, Vieillard et al. (2020)", _FAST, munchausen=True)
 _add("m_iqn", "Munchausen IQN, Vieillard et al. (2020)", _M_IQN)
