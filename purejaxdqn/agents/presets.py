@@ -29,6 +29,7 @@ _FAST = {"replay_capacity": 10_000}
 # Their gradients are small, whatever the returns are: Adam's epsilon must not swallow them.
 _DISTRIBUTION: dict[str, Any] = {"learning_rate": 1e-3, "adam_epsilon": 1e-5, **_FAST}
 _C51 = {"representation": "categorical", "value_max": 50.0, **_DISTRIBUTION}
+_HL_GAUSS = {**_C51, "label": "gaussian", "td_error": "double_q_learning", "learning_rate": 2e-3}
 # Quantiles run away where the target network follows at once, and are slow to learn and to hold
 # what they learned one step at a time.
 _QUANTILES = {"td_error": "double_q_learning", "n_step": 5, "target_period": 50, **_DISTRIBUTION}
@@ -54,7 +55,6 @@ _add("prioritised", "prioritised replay, Schaul et al. (2016)", _FAST, prioritis
 _add("minto", "the smaller of both networks' values, Hendawy et al. (2025)", td_error="minto")
 _add("maxmin", "the smallest of several networks' values, Lan et al. (2020)", ensemble="min")
 _add("c51", "categorical distribution, Bellemare et al. (2017)", _C51)
-_HL_GAUSS = {**_C51, "label": "gaussian", "td_error": "double_q_learning", "learning_rate": 2e-3}
 _add("hl_gauss", "classification, Farebrother et al. (2024)", _HL_GAUSS)
 _add("qr_dqn", "fixed quantiles, Dabney et al. (2018)", _QUANTILES, representation="quantile")
 _add("iqn", "implicit quantiles, Dabney et al. (2018)", {**_IQN, **_LARGER})
