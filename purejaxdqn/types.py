@@ -32,7 +32,7 @@ NOTHING: Extras = {}
 Schedule = Callable[[Array], Array | float]  # count [] of environment or gradient steps -> value []
 Output = TypeVar("Output")  # of a network
 ILLEGAL = -1e9  # the value of an action that may not be taken: finite, as 0 times it must be 0
-BATCH = "batch"  # the axis, by name, over which a batch of transitions or environments is mapped
+BATCH = "purejaxdqn.batch"  # the axis over which transitions, or environments, are mapped
 TINY = float(np.finfo(np.float32).tiny)  # the least positive number that programs keep
 
 

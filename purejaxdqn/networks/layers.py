@@ -13,7 +13,7 @@ import jax.numpy as jnp
 from purejaxdqn.types import BATCH, Array, ConfigError, ensure
 
 DenseLayer = Callable[..., nn.Module]  # features -> layer, such as nn.Dense
-Noise = Literal["batch", "transition"]  # how often a learner draws a network's noise
+Noise = Literal["batch", "transition"]  # what has noise of its own, see `make_network`
 
 
 def ensure_noise(noise: Any) -> None:
@@ -22,7 +22,7 @@ def ensure_noise(noise: Any) -> None:
 
 
 def is_mapped_over_batch() -> bool:
-    """Tells whether this is traced for each transition of a learner's batch."""
+    """Tells whether this is traced for each transition, or environment, of a batch."""
     try:
         jax.lax.axis_size(BATCH)
     except NameError:  # no `vmap` around this has that axis
@@ -77,8 +77,8 @@ class NoisyDense(nn.Module):
     uniform within `1 / sqrt(inputs)`, scales `sigma / sqrt(inputs)`.
 
     Each call draws noise from the stream "noise", once for all leading axes of its input. Without
-    that stream the weights are their means. With `noise` "batch" the stream is the same for all
-    transitions of a learner's batch, see `make_network`.
+    that stream the weights are their means. With `noise` "batch" it is the same for a whole batch,
+    see `make_network`.
     """
 
     features: int

@@ -75,8 +75,8 @@ def make_network(
         called `features` and `head` are the two halves of a call, `Network.features` and `.head`.
       action_values: `output -> q [A]`, whose argument says what the module puts out; by default
         it puts out action values.
-      noise: whether each transition of a learner's batch draws noise of its own, or all of them
-        the same, "batch". Each call of the network draws anew in any case, and so do environments.
+      noise: whether each transition of a learner's batch, and each environment that acts, draws
+        noise of its own, or all of them the same, "batch". Each call of the network draws anew.
     """
     layers.ensure_noise(noise)
     ensure(isinstance(module, nn.Module), "module", module, "a module of flax.linen")
