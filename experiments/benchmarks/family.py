@@ -65,7 +65,7 @@ class Args:
 
 
 def make_runner(
-    config: DQNConfig, args: Args, experiment: Experiment = dqn
+    config: DQNConfig, args: Args, experiment: Experiment
 ) -> tuple[Callable[[], float], float]:
     """A function that runs a chunk and says how many seconds it took; and the compile time."""
     devices = use_every_core()
@@ -86,12 +86,14 @@ def make_runner(
     return run, programs.compile_seconds
 
 
-def compare(configs: dict[str, DQNConfig], args: Args) -> list[dict[str, Any]]:
-    """Some agents, of which the first one is the measure of all."""
+def measure_in_turns(
+    programs: dict[str, tuple[DQNConfig, Experiment]], args: Args
+) -> dict[str, tuple[float, float]]:
+    """The median seconds of a chunk by name, and those of compiling."""
     console = make_console(stderr=True)
     runners = {
-        name: make_runner(config, args)
-        for name, config in track(configs.items(), "compiling", console=console)
+        name: make_runner(config, args, experiment)
+        for name, (config, experiment) in track(programs.items(), "compiling", console=console)
     }
     seconds: dict[str, list[float]] = {name: [] for name in runners}
     for turn in track(range(args.rounds + 1), "measuring", console=console):
@@ -99,16 +101,22 @@ def compare(configs: dict[str, DQNConfig], args: Args) -> list[dict[str, Any]]:
             taken = run()
             if turn:  # the first one warms up
                 seconds[name].append(taken)
-    medians = {name: statistics.median(taken) for name, taken in seconds.items()}
+    return {name: (statistics.median(seconds[name]), runners[name][1]) for name in runners}
+
+
+def compare(configs: dict[str, DQNConfig], args: Args) -> list[dict[str, Any]]:
+    """Some agents, of which the first one is the measure of all."""
+    measured = measure_in_turns({name: (config, dqn) for name, config in configs.items()}, args)
+    first, _ = next(iter(measured.values()))
     return [
         {
             "component": name,
             "replay_capacity": configs[name].replay_capacity,
-            "cost": median / next(iter(medians.values())),
+            "cost": median / first,
             "microseconds": median / args.iterations / args.num_seeds * 1e6,
-            "compile_seconds": runners[name][1],
+            "compile_seconds": compile_seconds,
         }
-        for name, median in medians.items()
+        for name, (median, compile_seconds) in measured.items()
     ]
 
 

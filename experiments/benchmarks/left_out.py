@@ -14,8 +14,7 @@ import dataclasses
 import functools
 import json
 import math
-import statistics
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import flax.linen as nn
@@ -23,9 +22,8 @@ import jax
 import jax.numpy as jnp
 import optax
 from family import Args as FamilyArgs
-from family import make_runner
+from family import measure_in_turns
 from jax.extend.random import define_prng_impl
-from rich.progress import track
 from throughput import Args as ThroughputArgs
 from throughput import make_config, print_rows
 
@@ -34,7 +32,6 @@ from purejaxdqn.agents.dqn.dqn import DQNConfig, dqn
 from purejaxdqn.checks import ConfigError
 from purejaxdqn.cli.exits import run_script
 from purejaxdqn.replay import uniform_replay
-from purejaxdqn.runtime.console import make_console
 from purejaxdqn.training.learner import make_learner, periodic_target_update
 from purejaxdqn.training.loop import Experiment, Train
 from purejaxdqn.types import Array, Replay, Sample
@@ -141,22 +138,10 @@ def list_variants(config: DQNConfig) -> dict[str, tuple[DQNConfig, Experiment]]:
 
 def measure(args: Args) -> list[dict[str, Any]]:
     """The microseconds of each part in an iteration, for each seed."""
-    config = make_config(ThroughputArgs())
-    console = make_console(stderr=True)
-    family_args = FamilyArgs(num_seeds=args.num_seeds, iterations=args.iterations)
-    runners: dict[str, Callable[[], float]] = {}
-    for name, (settings, experiment) in track(
-        list_variants(config).items(), "compiling", console=console
-    ):
-        runners[name] = make_runner(settings, family_args, experiment)[0]
-    seconds: dict[str, list[float]] = {name: [] for name in runners}
-    for turn in track(range(args.rounds + 1), "measuring", console=console):
-        for name, run in runners.items():
-            taken = run()
-            if turn:  # the first one warms up
-                seconds[name].append(taken)
+    shared = FamilyArgs(num_seeds=args.num_seeds, rounds=args.rounds, iterations=args.iterations)
+    measured = measure_in_turns(list_variants(make_config(ThroughputArgs())), shared)
     scale = 1e6 / args.iterations / args.num_seeds
-    medians = {name: statistics.median(taken) * scale for name, taken in seconds.items()}
+    medians = {name: median * scale for name, (median, _) in measured.items()}
     whole, twice = medians.pop(""), medians.pop("twice")
     parts = {"acting, environments, remembering and the loop": 2 * whole - twice}
     parts |= {name: whole - without for name, without in medians.items()}
