@@ -212,6 +212,7 @@ def test_persistent_advantage_learning_has_its_coefficient():
     assert distance(plain, train_params(td_error=persistent, advantage_coefficient=0.9)) > 1e-5
 
 
-def test_the_representations_that_settings_name_are_those_that_networks_have():
-    declared = settings_of(DQNConfig)["representation"].type
-    assert get_args(declared) == get_args(networks.Representation)
+def test_the_choices_that_settings_name_are_those_that_networks_have():
+    declared = settings_of(DQNConfig)
+    assert get_args(declared["representation"].type) == get_args(networks.Representation)
+    assert get_args(declared["noise"].type) == get_args(networks.Noise)
