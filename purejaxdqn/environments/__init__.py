@@ -5,6 +5,7 @@ its environment is made: names, and what a list says of them, are known without 
 """
 
 import functools
+import importlib
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -14,7 +15,7 @@ from purejaxdqn.environments.base import EnvState as EnvState
 from purejaxdqn.environments.base import step_and_reset as step_and_reset
 
 if TYPE_CHECKING:
-    from purejaxdqn.environments.cartpole import CartPoleState as CartPoleState
+    from purejaxdqn.environments.classic_control.cartpole import CartPoleState as CartPoleState
 
 _ENVIRONMENTS: dict[str, Callable[[], Environment]] = {}
 
@@ -30,8 +31,16 @@ class Facts(NamedTuple):
 
 # Of the package's own.
 _FACTS = {
+    "Acrobot-v1": Facts(3, "6 float32", 500, -100.0),
     "CartPole-v0": Facts(2, "4 float32", 200, 195.0),
     "CartPole-v1": Facts(2, "4 float32", 500, 475.0),
+    "MountainCar-v0": Facts(3, "2 float32", 200, -110.0),
+}
+# Where each is made, by its name without the version.
+_MAKERS = {
+    "Acrobot": "classic_control.acrobot:acrobot",
+    "CartPole": "classic_control.cartpole:cartpole",
+    "MountainCar": "classic_control.mountain_car:mountain_car",
 }
 
 
@@ -114,17 +123,17 @@ def ensure(env: Environment) -> Environment:
 
 def __getattr__(name: str) -> Any:
     if name == "CartPoleState":
-        from purejaxdqn.environments.cartpole import CartPoleState
+        from purejaxdqn.environments.classic_control.cartpole import CartPoleState
 
         return CartPoleState
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
 
 
-def _cartpole(name: str, facts: Facts) -> Environment:
-    from purejaxdqn.environments.cartpole import cartpole
-
-    return cartpole(name, facts.max_steps, facts.threshold)
+def _make(name: str, facts: Facts) -> Environment:
+    module, _, function = _MAKERS[name.partition("-")[0]].partition(":")
+    maker = getattr(importlib.import_module(f"{__name__}.{module}"), function)
+    return maker(name, facts.max_steps, facts.threshold)
 
 
 for _name, _facts in _FACTS.items():
-    register(_name, functools.partial(_cartpole, _name, _facts))
+    register(_name, functools.partial(_make, _name, _facts))

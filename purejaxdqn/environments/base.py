@@ -32,6 +32,7 @@ class Environment(NamedTuple):
     # obs [*obs] -> [A] bool, which actions may be taken there, at least one of them; None where all
     # may be, always
     legal_actions: Callable[[Array], Array] | None = None
+    render: Callable[[EnvState], Array] | None = None  # state -> [H, W, 3] uint8, for films
 
     @property
     def action_space(self) -> gymnasium.spaces.Discrete:

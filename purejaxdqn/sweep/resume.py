@@ -22,6 +22,9 @@ from purejaxdqn.training.loop import Experiment
 from purejaxdqn.training.settings import RunConfig, config_to_json
 from purejaxdqn.types import ConfigError
 
+# What older fingerprints call otherwise.
+_MOVED = {"purejaxdqn.environments.cartpole.": "purejaxdqn.environments.classic_control.cartpole."}
+
 
 class OpenSweep(NamedTuple):
     """A sweep that is about to be trained."""
@@ -120,7 +123,8 @@ def describe_code(experiment: Experiment, configs: Sequence[RunConfig]) -> dict[
         parts[f"class {type(config).__name__}"] = type(config)
         if "env" in make_traced(experiment, config)[0]:
             env = environments.make(config.env)._asdict()
-            del env["observation_space"]  # only checked, and gymnasium writes it anew each version
+            # One is only checked, and gymnasium writes it anew each version; films see the other.
+            del env["observation_space"], env["render"]
             parts[f"env {config.env}"] = env
     return {name: fingerprint(part) for name, part in parts.items()} | {"format": FORMAT}
 
@@ -134,7 +138,12 @@ def list_code(experiment: Experiment, configs: Iterable[RunConfig]) -> list[Any]
 
 def compare_code(then: Any, now: Any) -> tuple[Any, Any]:
     """Prepares two answers of `describe_code` for a comparison: an older one says less."""
-    return (then, now) if then.get("format") == now.get("format") else keep_common(then, now)
+    if then.get("format") == now.get("format"):
+        return then, now
+    text = json.dumps({name: part for name, part in then.items() if name != "format"})
+    for old, new in _MOVED.items():
+        text = text.replace(old, new)
+    return keep_common(json.loads(text), now)
 
 
 def begin_or_resume(

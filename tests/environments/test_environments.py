@@ -15,7 +15,7 @@ from scipy import stats
 from purejaxdqn import environments
 from purejaxdqn.agents.dqn.settings import DQNConfig
 from purejaxdqn.environments import CartPoleState, step_and_reset
-from purejaxdqn.environments.cartpole import THETA_THRESHOLD, X_THRESHOLD, cartpole
+from purejaxdqn.environments.classic_control.cartpole import THETA_THRESHOLD, X_THRESHOLD, cartpole
 from purejaxdqn.types import ConfigError
 
 NAMES = ("CartPole-v0", "CartPole-v1")
@@ -275,11 +275,11 @@ def define_again(result=None):
 
 class TestRegistry:
     def test_cartpole_is_registered_with_both_time_limits(self):
-        assert environments.names() == NAMES
+        assert {*NAMES} < {*environments.names()}
         assert [environments.make(name).name for name in NAMES] == list(NAMES)
 
     def test_unknown_names_are_refused_with_the_nearest(self):
-        for name, nearest in ("Cartpole-v1", "CartPole-v1"), ("Pong", "CartPole-v0, CartPole-v1"):
+        for name, nearest in ("Cartpole-v1", "CartPole-v1"), ("Pong", "Acrobot-v1, CartPole-v0"):
             words = rf"environment \('{name}'\) must be one of {nearest}"
             with pytest.raises(ConfigError, match=words):
                 environments.make(name)

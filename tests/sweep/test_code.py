@@ -12,7 +12,7 @@ import xarray as xr
 
 from purejaxdqn import ConfigError, agents, dqn, environments, load, losses, rerun, run_sweep
 from purejaxdqn.report.training import find_environment
-from purejaxdqn.storage.fingerprint import find_file
+from purejaxdqn.storage.fingerprint import FORMAT, find_file
 from purejaxdqn.sweep import resume
 from purejaxdqn.sweep.design import grid_design
 from purejaxdqn.sweep.plan import plan_sweep
@@ -164,4 +164,20 @@ def test_an_older_fingerprint_is_compared_as_far_as_it_goes():
     other = resume.describe_code(experiment_of(7.0), [TINY])
     (line,) = resume.find_differences(*resume.compare_code(older, other))
     assert line.endswith('td_error.c: "1.0" there, "7.0" now')
-    assert len(resume.find_differences(*resume.compare_code({**older, "format": "2"}, now))) > 1
+    assert len(resume.find_differences(*resume.compare_code({**older, "format": FORMAT}, now))) > 1
+
+
+def test_cartpole_is_the_same_where_an_older_fingerprint_has_it_at_its_first_place():
+    """Its file moved, and the contract grew."""
+    home = "purejaxdqn.environments.cartpole"
+    then = {
+        **{"name": "'CartPole-v1'", "reset": f"{home}.reset of purejaxdqn"},
+        "step": {"": f"{home}.step of purejaxdqn", "max_steps": "500"},
+        **{"num_actions": "2", "threshold": "475.0", "max_steps": "500", "legal_actions": "None"},
+    }
+    older = {"env CartPole-v1": then, "format": "2"}
+    now = resume.describe_code(dqn, [TINY])
+    assert resume.find_differences(*resume.compare_code(older, now)) == []
+    then["reset"] = f"{home}.other of purejaxdqn"
+    (line,) = resume.find_differences(*resume.compare_code(older, now))
+    assert "env CartPole-v1.reset" in line
