@@ -16,6 +16,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from purejaxdqn.environments.base import Environment
+from purejaxdqn.environments.drawing import BLUE, GREY, ORANGE, blank, disc, segment
 from purejaxdqn.types import Array, TimeStep
 
 GRAVITY = 9.8  # m / s^2
@@ -122,6 +123,16 @@ def _find_joints(state: AcrobotState) -> tuple[Array, Array]:
     return upper, upper + lower
 
 
+def render(state: AcrobotState) -> Array:
+    """Draws both links and the line above, `[100, 150, 3]` uint8."""
+    scale, middle = 50 / (2.2 * LENGTH), jnp.array([75, 50])  # pixels a metre; the fixed joint
+    elbow, tip = (middle + scale * end for end in _find_joints(state))
+    line = 50 + scale * GOAL_HEIGHT
+    image = segment(blank(100, 150), (0, line), (150, line), 0.5, GREY)
+    image = segment(segment(image, middle, elbow, 2.5, BLUE), elbow, tip, 2.5, BLUE)
+    return disc(disc(image, middle, 2, ORANGE), elbow, 2, ORANGE)
+
+
 def acrobot(name: str, max_steps: int, threshold: float | None) -> Environment:
     """Makes Acrobot with a time limit of `max_steps` steps."""
     import gymnasium  # only where an environment is made
@@ -129,4 +140,4 @@ def acrobot(name: str, max_steps: int, threshold: float | None) -> Environment:
     bounds = np.array([1, 1, 1, 1, MAX_SPEED_1, MAX_SPEED_2], np.float32)
     space = gymnasium.spaces.Box(-bounds, bounds, dtype=np.float32)
     limited_step = functools.partial(step, max_steps=max_steps)
-    return Environment(name, reset, limited_step, 3, space, threshold, max_steps)
+    return Environment(name, reset, limited_step, 3, space, threshold, max_steps, render=render)

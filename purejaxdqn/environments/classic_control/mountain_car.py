@@ -13,6 +13,17 @@ import jax.numpy as jnp
 import numpy as np
 
 from purejaxdqn.environments.base import Environment
+from purejaxdqn.environments.drawing import (
+    BLACK,
+    BLUE,
+    GREY,
+    ORANGE,
+    blank,
+    disc,
+    fill,
+    grid,
+    segment,
+)
 from purejaxdqn.types import Array, TimeStep
 
 FORCE = 0.001  # of the motor
@@ -66,6 +77,32 @@ def step(
     return next_state, TimeStep(_observe(next_state), reward, terminated, truncated)
 
 
+def render(state: MountainCarState) -> Array:
+    """Draws the car between its hills and the flag, `[100, 150, 3]` uint8."""
+    scale = 150 / (MAX_POSITION - MIN_POSITION)  # pixels a unit
+
+    def hill(position: Array) -> tuple[Array, Array, Array]:
+        """Finds a place of the ground, and how steep it is there."""
+        height = 0.45 * jnp.sin(3 * position) + 0.55
+        return scale * (position - MIN_POSITION), scale * height, 1.35 * jnp.cos(3 * position)
+
+    image = blank(100, 150)
+    x, y = grid(image)
+    _, height, slope = hill(x / scale + MIN_POSITION)
+    image = fill(image, (y - height) / jnp.sqrt(1 + jnp.square(slope)), GREY)
+    x, y, _ = hill(jnp.array(GOAL_POSITION))
+    image = segment(image, (x, y), (x, y + 13), 0.5, BLACK)
+    image = segment(image, (x + 2, y + 11), (x + 6, y + 11), 2, ORANGE)
+    x, y, slope = hill(state.position)
+    cos, sin = 1 / jnp.sqrt(1 + jnp.square(slope)), slope / jnp.sqrt(1 + jnp.square(slope))
+
+    def place(along: float, above: float) -> tuple[Array, Array]:
+        return x + along * cos - above * sin, y + along * sin + above * cos
+
+    image = segment(image, place(-4, 5), place(4, 5), 2.5, BLUE)
+    return disc(disc(image, place(-3, 2), 2, BLACK), place(3, 2), 2, BLACK)
+
+
 def mountain_car(name: str, max_steps: int, threshold: float | None) -> Environment:
     """Makes MountainCar with a time limit of `max_steps` steps."""
     import gymnasium  # only where an environment is made
@@ -74,4 +111,4 @@ def mountain_car(name: str, max_steps: int, threshold: float | None) -> Environm
     high = np.array([MAX_POSITION, MAX_SPEED], np.float32)
     space = gymnasium.spaces.Box(low, high, dtype=np.float32)
     limited_step = functools.partial(step, max_steps=max_steps)
-    return Environment(name, reset, limited_step, 3, space, threshold, max_steps)
+    return Environment(name, reset, limited_step, 3, space, threshold, max_steps, render=render)
