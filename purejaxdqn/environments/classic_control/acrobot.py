@@ -55,7 +55,8 @@ def reset(key: Array) -> tuple[AcrobotState, Array]:
     They are of JAX's default float type (float64 under x64).
     """
     values = jax.random.uniform(key, (4,), minval=-RESET_BOUND, maxval=RESET_BOUND)
-    state = AcrobotState(*values, jnp.zeros((), jnp.int32))
+    theta_1, theta_2, theta_1_dot, theta_2_dot = values
+    state = AcrobotState(theta_1, theta_2, theta_1_dot, theta_2_dot, jnp.zeros((), jnp.int32))
     return state, _observe(state)
 
 
