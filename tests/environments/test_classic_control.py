@@ -13,7 +13,7 @@ import pytest
 from scipy import stats
 
 from purejaxdqn import environments
-from purejaxdqn.environments import CartPoleState, Environment
+from purejaxdqn.environments import CartPoleState, drawing
 from purejaxdqn.environments.classic_control import acrobot, cartpole, mountain_car
 from purejaxdqn.environments.classic_control.acrobot import AcrobotState
 from purejaxdqn.environments.classic_control.mountain_car import MountainCarState
@@ -165,7 +165,7 @@ class TestAgainstGymnasium:
     def test_single_steps(self, name, play_name, num_episodes):
         play, task = record(name, play_name, num_episodes), TASKS[name]
         assert np.sum(play.num_steps == 0) == num_episodes
-        # The play must reach what it is to be compared on: decent play is what wins, and not always.
+        # The play must reach what it is to be compared on: decent play wins, but not always.
         won = play.truncated if task is CARTPOLE else play.terminated
         assert (won.sum() > 0.5 * num_episodes) == (play_name == "decent")
         assert play_name == "random" or 0 < won.sum() < num_episodes
@@ -183,10 +183,8 @@ class TestAgainstGymnasium:
         excluded = task.threshold(play.next_state) < 2e-6  # float32 may round to the other side
         print(f"\n{name}, {play_name} play: {len(excluded)} steps, {excluded.sum()} on a threshold")
         assert excluded.mean() < 1e-3
-        for ours, theirs in ("terminated", "terminated"), ("reward", "reward"):
-            np.testing.assert_array_equal(
-                getattr(timestep, ours)[~excluded], getattr(play, theirs)[~excluded]
-            )
+        np.testing.assert_array_equal(timestep.terminated[~excluded], play.terminated[~excluded])
+        np.testing.assert_array_equal(timestep.reward[~excluded], play.reward[~excluded])
 
         with jax.enable_x64(True):
             state, timestep = step_all(*args, jnp.float64)
@@ -213,7 +211,8 @@ class TestAgainstGymnasium:
         next_states, rewards, terminated = map(np.array, zip(*rows, strict=True))
         assert 0.02 < terminated.mean() < 0.98
         with jax.enable_x64(True):
-            state, timestep = step_all(name, states, 0, actions, jnp.float64)
+            counts = np.zeros(len(states))
+            state, timestep = step_all(name, states, counts, actions, jnp.float64)
         # The speeds of Acrobot make little errors large within a step.
         np.testing.assert_allclose(timestep.obs, task.observe(next_states), rtol=0, atol=1e-9)
         ours = np.column_stack([getattr(state, field) for field in state.__dataclass_fields__])
@@ -268,11 +267,13 @@ def test_reset_is_uniform(name):
     state, obs = jax.vmap(env.reset)(jax.random.split(jax.random.key(0), 2_000))
     values = np.column_stack([getattr(state, field) for field in state.__dataclass_fields__])
     np.testing.assert_allclose(obs, task.observe(values[:, :-1]), rtol=0, atol=1e-7)
-    drawn = values[:, [low < high for low, high in task.reset] + [False]]
-    for row, (low, high) in zip(values.T[:-1], task.reset, strict=True):
-        distance = stats.kstest(row, stats.uniform(low, high - low).cdf).pvalue
-        assert distance > 1e-3 if low < high else not row.any()
-    correlations = np.atleast_2d(np.corrcoef(drawn.T))
+    is_drawn = [low < high for low, high in task.reset]
+    for row, (low, high) in zip(values.T, task.reset, strict=False):
+        if low < high:
+            assert stats.kstest(row, stats.uniform(low, high - low).cdf).pvalue > 1e-3
+        else:
+            np.testing.assert_array_equal(row, low)
+    correlations = np.atleast_2d(np.corrcoef(values[:, :-1][:, is_drawn].T))
     assert np.abs(correlations - np.eye(len(correlations))).max() < 0.1
     assert not np.any(state.num_steps)
 
@@ -336,41 +337,67 @@ class TestMountainCar:
         np.testing.assert_allclose(timestep.obs[1], velocity - 0.002, rtol=1e-6)
         assert float(timestep.reward) == -1
 
-    def test_walls_and_goal(self):
-        # The left wall stops the car, and the right one does not.
-        for start, action, expected, ends in (
-            ([-1.19, -0.05], 0, [-1.2, 0], False),
-            ([0.45, 0.06], 2, [0.45 + 0.061 - 0.0025 * np.cos(1.35)] * 2, True),
-            ([0.58, 0.07], 2, [0.6, 0.07], True),
-            ([0.55, -0.01], 0, [0.539, -0.011], False),
-        ):
-            _, timestep = one_step("MountainCar-v0", start, action)
-            if expected[0] == expected[1]:
-                expected[1] -= 0.45
-            np.testing.assert_allclose(timestep.obs, expected, atol=2e-4)
-            assert bool(timestep.terminated) == ends
-            assert float(timestep.reward) == -1
-
-
-def find_center(image: np.ndarray, color: tuple[int, int, int]) -> np.ndarray:
-    """The mean `(x, y)` of the pixels of a colour, y upwards."""
-    rows, columns = np.nonzero((image == color).all(axis=-1))
-    return np.array([columns.mean(), len(image) - 1 - rows.mean()])
+    @pytest.mark.parametrize(
+        ("values", "action", "expected", "ends"),
+        [
+            ([-1.19, -0.05], 0, [-1.2, 0], False),  # the left wall stops the car
+            ([0.45, 0.06], 2, [0.45 + 0.06045, 0.06045], True),
+            ([0.58, 0.07], 2, [0.6, 0.07], True),  # the right one does not
+            ([0.55, -0.01], 0, [0.55 - 0.0108, -0.0108], False),  # on its way back
+        ],
+    )
+    def test_walls_and_goal(self, values, action, expected, ends):
+        _, timestep = one_step("MountainCar-v0", values, action)
+        np.testing.assert_allclose(timestep.obs, expected, rtol=0, atol=5e-5)
+        assert bool(timestep.terminated) == ends
+        assert float(timestep.reward) == -1
 
 
 class TestRender:
-    def render(self, name: str, states: list[list[float]]) -> np.ndarray:
-        env: Environment = environments.make(name)
+    def render(self, name: str, *states: tuple[float, ...]) -> np.ndarray:
+        env = environments.make(name)
         assert env.render is not None
         state = state_of(name, jnp.array(states, float).T, jnp.zeros(len(states), jnp.int32))
         return np.asarray(jax.jit(jax.vmap(env.render))(state))
 
+    def find(self, name: str, color: tuple[int, int, int], *states: tuple[float, ...]) -> list[Any]:
+        """The middle `(x, y)` of a colour in the pictures of these states, y upwards."""
+        places = [np.argwhere((image == color).all(-1)) for image in self.render(name, *states)]
+        return [(x, 99 - y) for y, x in (place.mean(axis=0) for place in places)]
+
     @every_task
-    def test_every_state_has_a_picture(self, name):
+    def test_each_state_has_its_picture(self, name):
         task = TASKS[name]
         states = np.random.default_rng(0).uniform(-1, 1, (4, len(task.bounds))) * [task.bounds]
         for x64 in (False, True):
             with jax.enable_x64(x64):
-                images = self.render(name, states.tolist())
-            assert (images.shape, images.dtype) == ((4, 100, 150, 3), np.uint8)
+                images = self.render(name, *states.tolist())
+            assert images.shape == (4, 100, 150, 3)
+            assert images.dtype == np.uint8
             assert len(np.unique(images, axis=0)) == 4
+
+    def test_cartpole(self):
+        states = (0, 0, 0, 0), (1.2, 9, 0, 9), (0, 0, 0.2, 0), (0, 0, -0.2, 0)
+        carts = self.find("CartPole-v1", drawing.BLACK, *states)
+        assert carts[1][0] - carts[0][0] == pytest.approx(65 / 2, abs=1)
+        poles = self.find("CartPole-v1", drawing.ORANGE, *states)
+        upright, moved, right, left = ((x - carts[0][0], y - 25) for x, y in poles)
+        assert moved[0] - upright[0] == pytest.approx(65 / 2, abs=1)
+        assert left[0] < -2 < upright[0] < 2 < right[0]
+        assert min(y for _, y in poles) > 25
+
+    def test_acrobot(self):
+        states = (0, 0, 0, 0), (np.pi / 2, 0, 0, 0), (np.pi, 0, 0, 0), (np.pi / 2, np.pi / 2, 0, 0)
+        hanging, level, up, bent = self.find("Acrobot-v1", drawing.BLUE, *states)
+        reach = 50 / 2.2  # pixels from the middle of the picture to that of both links, but for
+        # some pixels of the joints
+        expected = [(0, -reach), (reach, 0), (0, reach), (0.75 * reach, 0.25 * reach)]
+        found = np.array([hanging, level, up, bent]) - 49.5 - [[25, 0]]
+        np.testing.assert_allclose(found, expected, rtol=0, atol=2.5)
+
+    def test_mountain_car(self):
+        valley, wall, flag = self.find(
+            "MountainCar-v0", drawing.BLUE, (-0.52, 0), (-1.1, 0), (0.5, 0)
+        )
+        assert valley[1] < 20 < wall[1] < flag[1]
+        assert wall[0] < 20 < valley[0] < 65 < 135 < flag[0]
