@@ -17,6 +17,7 @@ from purejaxdqn.sweep import resume
 from purejaxdqn.sweep.design import grid_design
 from purejaxdqn.sweep.plan import plan_sweep
 from purejaxdqn.sweep.rerun import load_run
+from purejaxdqn.training.settings import config_to_json
 from tiny import TINY, assert_same_dataset
 
 
@@ -181,3 +182,20 @@ def test_cartpole_is_the_same_where_an_older_fingerprint_has_it_at_its_first_pla
     then["reset"] = f"{home}.other of purejaxdqn"
     (line,) = resume.find_differences(*resume.compare_code(older, now))
     assert "env CartPole-v1.reset" in line
+
+
+@pytest.mark.parametrize("is_swept", [False, True])
+def test_a_setting_that_came_since_is_the_default(is_swept):
+    def asked(**changes):
+        settings = json.loads(config_to_json(TINY)) | changes
+        return {"code": {}, "settings": {"a=1": settings} if is_swept else settings}
+
+    begun = asked()
+    for settings in begun["settings"].values() if is_swept else [begun["settings"]]:
+        del settings["eval_max_steps"]
+    assert resume._compare(begun, asked()) == []
+    for changes in {"eval_max_steps": 7}, {"gone": 3}:
+        (line,) = resume._compare(begun, asked(**changes))
+        assert next(iter(changes)) in line
+    (line,) = resume._compare(asked(gone=3), asked())
+    assert "gone: 3 there, nothing now" in line
