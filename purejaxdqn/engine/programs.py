@@ -17,7 +17,7 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from purejaxdqn.runtime.devices import Plan, available_cores, compiler_options
 from purejaxdqn.runtime.interrupts import finish_first
 from purejaxdqn.training.declaration import settings_of
-from purejaxdqn.training.diagnostics import diagnose
+from purejaxdqn.training.diagnostics import diagnose, known_values
 from purejaxdqn.training.evaluation import EpisodeStats, evaluate
 from purejaxdqn.training.loop import Experiment, Train, Trained
 from purejaxdqn.training.schedules import Changing
@@ -71,6 +71,7 @@ class OneRun(NamedTuple):
     env: str  # the name of the environment
     threshold: float | None  # of the environment
     max_steps: int  # likewise
+    tabular: Callable[[], Any] | None  # likewise
     has_probe: bool  # or `diagnose` refuses
 
 
@@ -131,7 +132,8 @@ def make_run_functions(experiment: Experiment, config: RunConfig) -> OneRun:
     read_by_chunk, _ = trace_reads(own[1], shapes, state, COUNTS)
     env, has_probe = made[0].env, made[0].probe is not None
     read = read_by_init | read_by_chunk
-    return OneRun(shapes, state, *own, read, env.name, env.threshold, env.max_steps, has_probe)
+    facts = (env.name, env.threshold, env.max_steps, env.tabular)
+    return OneRun(shapes, state, *own, read, *facts, has_probe)
 
 
 def make_traced(experiment: Experiment, config: RunConfig) -> tuple[set[str], Train]:
@@ -230,6 +232,8 @@ class Programs(NamedTuple):
     round_bytes: int  # on all devices while a round trains or is evaluated, by XLA; 0 if unknown
     compile_seconds: float  # of tracing, lowering and compiling
     max_steps: int  # of an episode
+    # Of a discount: the optimal values [S, A] of a small task, for diagnostics; None without both
+    optimal_values: Callable[[float], np.ndarray] | None = None
 
     def place(self, values: ArrayTree) -> ArrayTree:
         """Puts host arrays with one entry per slot, or per device, onto the devices."""
@@ -311,6 +315,9 @@ def compile_programs(
     functions = {"diagnose": None, **compiled, "plan": plan, "mesh": mesh}
     shapes, round_bytes = _add_axes(*state, mesh, plan), plan.num_devices * _device_bytes(compiled)
     functions |= {"round_bytes": round_bytes, "max_steps": run.max_steps}
+    if diagnostics and run.tabular is not None:
+        values = functools.partial(known_values, run.tabular())
+        functions["optimal_values"] = functools.cache(values)
     seconds = time.perf_counter() - start
     return Programs(**functions, state=shapes, compile_seconds=seconds)
 

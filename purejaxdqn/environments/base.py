@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 if TYPE_CHECKING:
     import gymnasium
 
+    from purejaxdqn.environments.tabular import TabularMDP
     from purejaxdqn.types import Array, TimeStep
 
 EnvState = Any  # a pytree of arrays
@@ -28,10 +29,14 @@ class Environment(NamedTuple):
     num_actions: int  # discrete ones
     observation_space: gymnasium.spaces.Box  # bounds, shape and dtype of an observation
     threshold: float | None  # the mean return at which the task counts as solved, if there is one
-    max_steps: int  # the time limit
+    max_steps: int | None = None  # the time limit; None where there is none
     # obs [*obs] -> [A] bool, which actions may be taken there, at least one of them; None where all
     # may be, always
     legal_actions: Callable[[Array], Array] | None = None
+    truncates_early: bool = False  # whether an episode may also be cut at any step before max_steps
+    # state -> [H, W, 3] uint8, a picture of ONE state
+    render: Callable[[EnvState], Array] | None = None
+    tabular: Callable[[], TabularMDP] | None = None  # the exact decision process of a small task
 
     @property
     def action_space(self) -> gymnasium.spaces.Discrete:

@@ -1,0 +1,51 @@
+"""What small worlds share: whether a time limit is reached, drawn outcomes, pictures of cells."""
+
+from collections.abc import Sequence
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from purejaxdqn.types import Array
+
+Colour = tuple[int, int, int]
+WHITE, GREY, BLACK = (255, 255, 255), (200, 200, 200), (40, 40, 40)
+BLUE, GREEN, RED = (66, 133, 244), (52, 168, 83), (234, 67, 53)
+_SIDE = 256  # pixels of a picture's longer side, about
+
+
+def draw(key: Array, probabilities: Sequence[float]) -> Array:
+    """Draws one of the outcomes 0, 1, ..., `[]` int32, with these probabilities."""
+    if 1.0 in probabilities:
+        return jnp.full((), probabilities.index(1.0), jnp.int32)
+    below = np.cumsum(probabilities)[:-1]
+    return jnp.sum(jax.random.uniform(key) >= below, dtype=jnp.int32)
+
+
+def is_late(num_steps: Array, max_steps: int | None) -> Array:
+    """Tells, `[]` bool, whether a time limit is reached; without one it never is."""
+    return num_steps >= max_steps if max_steps is not None else jnp.zeros((), bool)
+
+
+def mark(position: Array, shape: tuple[int, ...]) -> Array:
+    """Marks the cell of a `position` `[2]`, row and column, in a board `[rows, columns]` of bool.
+
+    No cell is marked for a position beside the board.
+    """
+    rows, columns = np.ogrid[: shape[0], : shape[1]]
+    return (position[0] == rows) & (position[1] == columns)
+
+
+def paint(shape: tuple[int, ...], *layers: tuple[Array | np.ndarray, Colour]) -> Array:
+    """Paints a board of cells as `[H, W, 3]` uint8, with lines between them.
+
+    Each layer, cells `[rows, columns]` bool and their colour, lies above the one before.
+    """
+    picture = jnp.full((*shape, 3), np.uint8(WHITE))
+    for cells, colour in layers:
+        picture = jnp.where(jnp.asarray(cells)[..., jnp.newaxis], np.uint8(colour), picture)
+    side = max(_SIDE // max(shape), 3)
+    rows, columns = np.ogrid[: side * shape[0], : side * shape[1]]
+    lines = (rows % side == 0) | (columns % side == 0)
+    squares = picture.repeat(side, axis=0).repeat(side, axis=1)
+    return jnp.where(lines[..., np.newaxis], np.uint8(GREY), squares)

@@ -1,0 +1,119 @@
+"""Small tasks as tables: the exact decision process of one, and its optimal action values."""
+
+from collections.abc import Callable, Sequence
+from typing import NamedTuple
+
+import jax
+import numpy as np
+
+from purejaxdqn.environments.base import EnvState
+from purejaxdqn.types import Array, ConfigError, TimeStep, ensure_number
+
+_MAX_SWEEPS = 100_000  # of value iteration, where nothing is discounted
+
+
+class TabularMDP(NamedTuple):
+    """A task of `S` states and `A` actions as a Markov decision process, in float64.
+
+    Its states are those in which an action is taken; what an episode ends in is none of them. It
+    knows no time limit: values are bootstrapped through it.
+    """
+
+    transition: np.ndarray  # [S, A, S] probability to go on to each state; else the episode ends
+    reward: np.ndarray  # [S, A] the expected one; -inf where an action may not be taken
+    observations: np.ndarray  # [S, *obs] by which a network tells the states apart
+    start: np.ndarray  # [S] probability that an episode begins there
+
+
+def tabulate(
+    observe: Callable[[EnvState], Array],
+    move: Callable[[EnvState, Array, Array], tuple[EnvState, TimeStep]],
+    states: EnvState,
+    starts: EnvState,
+    num_actions: int,
+    probabilities: Sequence[float] = (1.0,),
+) -> TabularMDP:
+    """Lists all that can happen in a task whose chance is a draw from a few outcomes.
+
+    Args:
+      observe: `state -> obs [*obs]`, which tells any two states apart.
+      move: `(state, action [], outcome []) -> (state, TimeStep)`, a step without any chance. It is
+        computed in 64-bit mode.
+      states: `[N, ...]`, all in which an action may be taken. Those that are never reached from a
+        start are left out.
+      starts: `[K, ...]`; an episode begins in each of them with the same probability.
+      num_actions: how many actions there are.
+      probabilities: of the outcomes 0, 1, ...
+    """
+    outcomes = np.arange(len(probabilities), dtype=np.int32)
+    actions = np.arange(num_actions, dtype=np.int32)
+    of_outcomes = jax.vmap(move, (None, None, 0))
+    of_actions = jax.vmap(of_outcomes, (None, 0, None))
+    of_states = jax.vmap(of_actions, (0, None, None))
+
+    def compute(states: EnvState, starts: EnvState) -> tuple[Array, Array, TimeStep]:
+        timestep = of_states(states, actions, outcomes)[1]
+        return jax.vmap(observe)(states), jax.vmap(observe)(starts), timestep
+
+    with jax.enable_x64(True):
+        # Compiled apart, as a program that is being traced may ask for the table.
+        compiled = jax.jit(compute).lower(states, starts).compile()
+        observations, first, timestep = jax.tree.map(np.asarray, compiled(states, starts))
+    obs, reward, terminated, _ = timestep  # [N, A, outcomes, ...]
+    number = {row.tobytes(): i for i, row in enumerate(observations)}
+    goes_on = ~terminated & (np.array(probabilities) > 0)
+    following = np.full(goes_on.shape, -1)
+    following[goes_on] = [number[row.tobytes()] for row in obs[goes_on]]
+    begins = np.array([number[row.tobytes()] for row in first])
+
+    reached, new = np.zeros(len(observations), bool), begins
+    while new.size:
+        reached[new] = True
+        new = np.setdiff1d(following[new], [-1, *np.flatnonzero(reached)])
+    (kept,) = np.nonzero(reached)
+    start = np.zeros(len(reached))
+    np.add.at(start, begins, 1 / len(begins))
+    transition = np.zeros((len(kept), num_actions, len(kept)))
+    for outcome, probability in enumerate(probabilities):
+        state, action = np.nonzero(following[kept, :, outcome] >= 0)
+        to = np.searchsorted(kept, following[kept, :, outcome][state, action])
+        transition[state, action, to] += probability
+    mean = (reward[kept] * np.array(probabilities)).sum(axis=-1)
+    return TabularMDP(transition, mean, observations[kept], start[kept])
+
+
+def optimal_values(mdp: TabularMDP, discount: float) -> np.ndarray:
+    """Computes the optimal action values Q* `[S, A]`, exactly up to rounding in float64.
+
+    Value iteration is exact where episodes end after so many steps at most. Else policy iteration
+    follows (Howard, "Dynamic programming and Markov processes", 1960), or more of value iteration
+    where the discount is 1.
+
+    Raises:
+      ConfigError: for a discount that does not lie between 0 and 1; and for 1, where the values
+        never settle, as episodes may go on for ever and rewards add up.
+    """
+    ensure_number("discount", discount, 0, 1)
+    transition, reward = mdp.transition, mdp.reward
+    num_states = len(reward)
+    values, every = np.zeros(num_states), np.arange(num_states)
+    for _ in range(_MAX_SWEEPS if discount == 1 else num_states + 1):
+        old, q_values = values, reward + discount * (transition @ values)
+        values = q_values.max(axis=1)
+        if np.abs(values - old).max() <= 1e-15 * np.abs(values).max():
+            return q_values
+    if discount == 1:
+        raise ConfigError(
+            "discount (1) must be below 1 for this task: its values do not settle in "
+            f"{_MAX_SWEEPS:,} sweeps, as episodes may go on for ever"
+        )
+    policy = q_values.argmax(axis=1)
+    while True:
+        goes_on = np.eye(num_states) - discount * transition[every, policy]
+        values = np.linalg.solve(goes_on, reward[every, policy])
+        q_values = reward + discount * (transition @ values)
+        # What rounding alone makes better would be followed round and round.
+        better = q_values.max(axis=1) > values + 1e-12 * np.abs(values).max()
+        if not better.any():
+            return q_values
+        policy = np.where(better, q_values.argmax(axis=1), policy)
