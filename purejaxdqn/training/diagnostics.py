@@ -47,10 +47,10 @@ def diagnose(
     Churn is counted from the weights `params_before`. The `key` `[]` serves nothing else.
 
     Returns:
-      `[]` float32 by name, but `features [N, F]` in place of the effective rank, and `table [S, A]`,
-      the values of all states, and `discount` in place of `TABULAR_DIAGNOSTICS`, which an
-      environment with `tabular` has: the host computes these of them. Dormant units and the
-      effective rank are NaN for a network that shows no hidden units or features (see
+      `[]` float32 by name, but `features [N, F]` in place of the effective rank, which the host
+      computes of them. So it does `TABULAR_DIAGNOSTICS`, for an environment with `tabular`: in
+      their place stand `table [S, A]`, the values of all states, and `discount`. Dormant units and
+      the effective rank are NaN for a network that shows no hidden units or features (see
       `make_network`), and so is the gradient's norm for a learner without `gradient`. All of them
       are NaN where weights are NaN.
     """
