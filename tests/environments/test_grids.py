@@ -2,6 +2,7 @@
 
 import collections
 import functools
+import operator
 from typing import Any
 
 import gymnasium
@@ -12,7 +13,7 @@ import pytest
 from scipy import stats
 
 from purejaxdqn import testing
-from purejaxdqn.environments import Environment
+from purejaxdqn.environments import Environment, tabular
 from purejaxdqn.environments.grids import common
 from purejaxdqn.environments.grids.catch import CatchState, catch
 from purejaxdqn.environments.grids.cliff_walking import CliffWalkingState, cliff_walking
@@ -20,6 +21,7 @@ from purejaxdqn.environments.grids.deep_sea import DeepSeaState, deep_sea
 from purejaxdqn.environments.grids.frozen_lake import FrozenLakeState, frozen_lake
 from purejaxdqn.environments.grids.rooms import LAYOUTS, RoomsState, rooms
 from purejaxdqn.environments.tabular import TabularMDP, optimal_values
+from purejaxdqn.training.evaluation import evaluate
 from purejaxdqn.types import ConfigError
 
 GYMNASIUM: dict[str, Environment] = {
@@ -35,13 +37,12 @@ OURS = {
     "Catch": catch("Catch"),
     "small Catch": catch("small Catch", rows=4, columns=2),
     "DeepSea": deep_sea("DeepSea"),
-    "DeepSea of 20": deep_sea("DeepSea of 20", size=20),
     "windy DeepSea": deep_sea("windy DeepSea", size=6, deterministic=False),
     "four rooms": rooms("four rooms", 200, None),
     "two rooms": rooms("two rooms", 100, None, num_rooms=2),
     "two firm rooms": rooms("two firm rooms", None, None, num_rooms=2, failure=0.0),
 }
-ALL = GYMNASIUM | {"firm FrozenLake": FIRM} | OURS
+ALL = GYMNASIUM | OURS
 NUM_EPISODES = 1_000
 NUM_KEYS = 40
 
@@ -188,10 +189,10 @@ def test_the_same_steps_and_flags_over_a_thousand_episodes(name, skill):
         assert (reward == -100).sum() > 200
     else:
         assert min((terminated & (reward == r)).sum() for r in (0, 1)) > 5
-        assert (truncated.sum() > 30) == (skill > 0)
+        assert (truncated.sum() > 10) == (skill > 0)
     outcome = [
-        next(i for i, x in enumerate(table[cell][action]) if x[1] == target)
-        for cell, action, target in zip(cells, actions, to, strict=True)
+        next(i for i, x in enumerate(table[cell][action]) if x[1:3] == (target, earned))
+        for cell, action, target, earned in zip(cells, actions, to, reward, strict=True)
     ]
     state, step = jax.jit(jax.vmap(env.step))(
         outcome_keys()[np.array(outcome)],
@@ -207,33 +208,17 @@ def test_the_same_steps_and_flags_over_a_thousand_episodes(name, skill):
 
 @pytest.mark.parametrize(("name", "skill"), PLAYS)
 def test_the_same_returns_and_lengths_in_closed_loop(name, skill):
-    env, num_episodes = GYMNASIUM[name], 4_000
+    env, num_episodes = GYMNASIUM[name], 2 * NUM_EPISODES
     _, num_steps, _, _, reward, _, _ = record(name, skill)
     starts = np.flatnonzero(num_steps == 0)
     theirs = np.add.reduceat(reward, starts), np.diff([*starts, len(reward)])
     logits = jnp.log(policy_of(name, skill))
-    limit = 3 * int(theirs[1].max())
 
-    @jax.jit
-    @jax.vmap
-    def play(key):
-        def one_step(carry, key):
-            state, obs, running, total, length = carry
-            act_key, step_key = jax.random.split(key)
-            action = jax.random.categorical(act_key, obs @ logits).astype(jnp.int32)
-            state, step = env.step(step_key, state, action)
-            total += jnp.where(running, step.reward, 0.0)
-            length += running
-            running &= ~(step.terminated | step.truncated)
-            return (state, step.obs, running, total, length), None
+    def policy(key, obs):
+        return jax.random.categorical(key, logits[obs.argmax()]).astype(jnp.int32)
 
-        reset_key, key = jax.random.split(key)
-        carry = (*env.reset(reset_key), jnp.bool(True), jnp.float32(0), jnp.int32(0))
-        return jax.lax.scan(one_step, carry, jax.random.split(key, limit))[0][2:]
-
-    running, *ours = map(np.asarray, play(jax.random.split(jax.random.key(1), num_episodes)))
-    assert not running.any()
-    for what, a, b in zip(("returns", "lengths"), ours, theirs, strict=True):
+    ours = jax.jit(lambda key: evaluate(policy, env, key, num_episodes))(jax.random.key(1))
+    for what, a, b in zip(("returns", "lengths"), map(np.asarray, ours), theirs, strict=True):
         print(f"\n{name} {skill}: {what} {a.mean():.3f}, gymnasium {b.mean():.3f}")
         assert stats.ks_2samp(a, b).pvalue > 1e-3
         assert stats.ttest_ind(a, b, equal_var=False).pvalue > 1e-3
@@ -291,7 +276,8 @@ def test_optimal_values_by_hand():
     np.testing.assert_allclose(optimal_values(loop(1.0, -np.inf), 0.5), [[2, -np.inf]])
 
 
-def test_values_that_never_settle_are_refused():
+def test_values_that_never_settle_are_refused(monkeypatch):
+    monkeypatch.setattr(tabular, "_MAX_SWEEPS", 1_000)
     turns = np.array([[[0.0, 1.0]], [[1.0, 0.0]]])  # 1, -1, 1, ... for ever
     to_and_fro = TabularMDP(turns, np.array([[1.0], [-1.0]]), np.eye(2), np.ones(2) / 2)
     for mdp in (loop(1.0, 0.0), to_and_fro):
@@ -363,12 +349,11 @@ def explore(env: Environment, num_states: int) -> tuple[dict[bytes, int], Any, A
     while before < len(rows) <= num_states:
         before = len(rows)
         states, step = try_all(jax.random.key(before))
-        goes_on = ~step.terminated
-        add(jax.tree.map(lambda x: x[goes_on], states), step.obs[goes_on])
+        add(*jax.tree.map(operator.itemgetter(~step.terminated), (states, step.obs)))
     return numbers, rows, sample
 
 
-@pytest.mark.parametrize("name", ALL)
+@pytest.mark.parametrize("name", ["FrozenLake-v1", "CliffWalking-v1", *OURS])
 def test_steps_and_table_agree_on_every_state_and_action(name):
     env = ALL[name]
     assert env.tabular is not None
@@ -414,9 +399,7 @@ def test_the_contract(name):
     testing.check_environment(ALL[name], jax.random.key(0), random_reset=name in OURS)
 
 
-@pytest.mark.parametrize(
-    "name", ["FrozenLake-v1", "CliffWalking-v1", "Catch", "DeepSea", "two rooms"]
-)
+@pytest.mark.parametrize("name", ["FrozenLake-v1", "CliffWalking-v1", "Catch", "two rooms"])
 def test_each_state_has_a_picture_of_its_own(name):
     env = ALL[name]
     assert env.tabular is not None

@@ -16,7 +16,7 @@ import numpy as np
 from purejaxdqn.environments.base import Environment
 from purejaxdqn.environments.grids import common
 from purejaxdqn.environments.tabular import TabularMDP, tabulate
-from purejaxdqn.types import Array, TimeStep, ensure_whole
+from purejaxdqn.types import Array, TimeStep, ensure, ensure_whole
 
 NUM_ACTIONS = 2
 MOVE_COST = 0.01  # of an episode that goes right throughout: so 0.99 is the best return
@@ -131,6 +131,7 @@ def deep_sea(
 
     ensure_whole("size", size, 2)
     ensure_whole("mapping_seed", mapping_seed, 0)
+    ensure(mapping_seed < 2**32, "mapping_seed", mapping_seed, "at most 2**32 - 1")
     right = np.ones((size, size), np.int32)
     if randomize_actions:
         right = np.random.RandomState(mapping_seed).binomial(1, 0.5, (size, size)).astype(np.int32)
