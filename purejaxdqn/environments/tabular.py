@@ -1,9 +1,10 @@
 """Small tasks as tables: the exact decision process of one, and its optimal action values."""
 
 from collections.abc import Callable, Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
 from purejaxdqn.environments.base import EnvState
@@ -26,34 +27,35 @@ class TabularMDP(NamedTuple):
 
 
 def tabulate(
+    begin: Callable[..., EnvState],
     observe: Callable[[EnvState], Array],
     move: Callable[[EnvState, Array, Array], tuple[EnvState, TimeStep]],
-    states: EnvState,
-    starts: EnvState,
+    states: Sequence[np.ndarray],
+    starts: Sequence[np.ndarray],
     num_actions: int,
     probabilities: Sequence[float] = (1.0,),
 ) -> TabularMDP:
     """Lists all that can happen in a task whose chance is a draw from a few outcomes.
 
     Args:
+      begin: makes a state of numbers.
       observe: `state -> obs [*obs]`, which tells any two states apart.
       move: `(state, action [], outcome []) -> (state, TimeStep)`, a step without any chance. It is
         computed in 64-bit mode.
-      states: `[N, ...]`, all in which an action may be taken. Those that are never reached from a
-        start are left out.
-      starts: `[K, ...]`; an episode begins in each of them with the same probability.
+      states: those numbers, `[N, ...]` each, of all states in which an action may be taken. What is
+        never reached from a start is left out.
+      starts: likewise, `[K, ...]`; an episode begins in each of them with the same probability.
       num_actions: how many actions there are.
       probabilities: of the outcomes 0, 1, ...
     """
-    outcomes = np.arange(len(probabilities), dtype=np.int32)
-    actions = np.arange(num_actions, dtype=np.int32)
-    of_outcomes = jax.vmap(move, (None, None, 0))
-    of_actions = jax.vmap(of_outcomes, (None, 0, None))
-    of_states = jax.vmap(of_actions, (0, None, None))
 
-    def compute(states: EnvState, starts: EnvState) -> tuple[Array, Array, TimeStep]:
-        timestep = of_states(states, actions, outcomes)[1]
-        return jax.vmap(observe)(states), jax.vmap(observe)(starts), timestep
+    def compute(states: Sequence[Array], starts: Sequence[Array]) -> tuple[Any, Array, TimeStep]:
+        every, first = (jax.vmap(begin)(*numbers) for numbers in (states, starts))
+        outcomes = jnp.arange(len(probabilities), dtype=jnp.int32)
+        actions = jnp.arange(num_actions, dtype=jnp.int32)
+        of_state = jax.vmap(jax.vmap(move, (None, None, 0)), (None, 0, None))
+        timestep = jax.vmap(of_state, (0, None, None))(every, actions, outcomes)[1]
+        return jax.vmap(observe)(every), jax.vmap(observe)(first), timestep
 
     with jax.enable_x64(True):
         # Compiled apart, as a program that is being traced may ask for the table.

@@ -53,10 +53,16 @@ def make_in_gymnasium(name: str) -> tuple[Any, dict[int, dict[int, list[tuple[An
     return env, env.unwrapped.P  # type: ignore[attr-defined]
 
 
+def table_of(env: Environment) -> TabularMDP:
+    assert env.tabular is not None
+    table: TabularMDP = env.tabular()
+    return table
+
+
 def state_at(env: Environment, cells: Any, num_steps: Any = 0) -> Any:
     """States [N] of FrozenLake or CliffWalking, by the numbers of their cells."""
     is_cliff = env.name.startswith("Cliff")
-    columns = 12 if is_cliff else int(np.sqrt(*env.observation_space.shape))
+    columns = 12 if is_cliff else round(env.observation_space.sample().size ** 0.5)
     cells = np.asarray(cells)
     position = np.stack([cells // columns, cells % columns], axis=-1).astype(np.int32)
     num_steps = np.broadcast_to(np.int32(num_steps), cells.shape)
@@ -102,7 +108,7 @@ def test_the_same_table(name):
 
 def assert_same_table(env, table):
     """To the bit, on all cells that are reached and do not end the episode."""
-    mdp = env.tabular()
+    mdp = table_of(env)
     cells = mdp.observations.argmax(axis=1)
     assert (mdp.observations.sum(axis=1) == 1).all()
     (start,) = np.flatnonzero(mdp.start)
@@ -147,7 +153,7 @@ def test_every_step_from_every_cell_has_the_same_outcomes(name):
 
 def policy_of(name: str, skill: float) -> np.ndarray:
     """Probabilities of actions `[cells, A]`: an optimal one with probability `skill`, else any."""
-    mdp = GYMNASIUM[name].tabular()  # type: ignore[misc]
+    mdp = table_of(GYMNASIUM[name])
     best = optimal_values(mdp, 0.99).argmax(axis=1)
     policy = np.full((mdp.observations.shape[1], 4), (1 - skill) / 4)
     policy[mdp.observations.argmax(axis=1), best] += skill
@@ -241,22 +247,21 @@ def test_optimal_values_are_those_of_plain_value_iteration_on_gymnasium_s_table(
                 )
         if np.abs(q_values.max(axis=1) - best).max() < 1e-13:
             break
-    mdp = GYMNASIUM[name].tabular()  # type: ignore[misc]
+    mdp = table_of(GYMNASIUM[name])
     found = optimal_values(mdp, discount)
     np.testing.assert_allclose(found, q_values[mdp.observations.argmax(axis=1)], atol=1e-10)
 
 
 def test_optimal_values_that_are_published_or_counted_by_hand():
-    mdp = GYMNASIUM["CliffWalking-v1"].tabular()  # type: ignore[misc]
+    mdp = table_of(GYMNASIUM["CliffWalking-v1"])
     cells, q_values = mdp.observations.argmax(axis=1).tolist(), optimal_values(mdp, 1.0)
     steps = [14 - cell % 12 - cell // 12 if cell != 36 else 13 for cell in cells]
     np.testing.assert_array_equal(q_values.max(axis=1), -np.array(steps))
     np.testing.assert_array_equal(q_values[cells.index(36)], [-13, -113, -14, -14])
     # The best chance of the goal, 14 in 17.
-    lake = GYMNASIUM["FrozenLake-v1"].tabular()  # type: ignore[misc]
+    lake = table_of(GYMNASIUM["FrozenLake-v1"])
     assert lake.start @ optimal_values(lake, 1.0).max(axis=1) == pytest.approx(14 / 17, abs=1e-12)
-    assert FIRM.tabular is not None
-    firm = FIRM.tabular()
+    firm = table_of(FIRM)
     assert firm.start @ optimal_values(firm, 0.9).max(axis=1) == pytest.approx(0.9**5, abs=1e-15)
 
 
@@ -356,12 +361,11 @@ def explore(env: Environment, num_states: int) -> tuple[dict[bytes, int], Any, A
 @pytest.mark.parametrize("name", ["FrozenLake-v1", "CliffWalking-v1", *OURS])
 def test_steps_and_table_agree_on_every_state_and_action(name):
     env = ALL[name]
-    assert env.tabular is not None
-    mdp = env.tabular()
-    assert env.tabular() is mdp  # whoever asks again does not compute again
+    mdp = table_of(env)
+    assert table_of(env) is mdp  # whoever asks again does not compute again
     num_states, num_actions = mdp.reward.shape
     assert mdp.transition.shape == (num_states, num_actions, num_states)
-    assert (mdp.transition.dtype, mdp.reward.dtype, mdp.start.dtype) == (np.float64,) * 3
+    assert {x.dtype for x in (mdp.transition, mdp.reward, mdp.start)} == {np.dtype(np.float64)}
     assert mdp.observations.dtype == env.observation_space.dtype
     assert mdp.start.sum() == pytest.approx(1, abs=1e-12)
     assert (mdp.transition.sum(axis=-1) < 1 + 1e-12).all()
@@ -402,9 +406,8 @@ def test_the_contract(name):
 @pytest.mark.parametrize("name", ["FrozenLake-v1", "CliffWalking-v1", "Catch", "two rooms"])
 def test_each_state_has_a_picture_of_its_own(name):
     env = ALL[name]
-    assert env.tabular is not None
     assert env.render is not None
-    _, rows, _ = explore(env, len(env.tabular().reward))
+    _, rows, _ = explore(env, len(table_of(env).reward))
     states = jax.tree.map(lambda *x: np.stack(x), *rows[:40])
     pictures = np.asarray(jax.jit(jax.vmap(env.render))(states))
     assert pictures.dtype == np.uint8
@@ -440,7 +443,7 @@ def test_a_ball_is_caught_and_one_is_missed():
     rewards, ended, obs = play_by_hand(env, start, [0] * 9)  # it stops at the wall
     assert rewards == [0] * 8 + [-1]
     assert np.argwhere(obs[8]).tolist() == [[9, 0], [9, 4]]
-    mdp = env.tabular()
+    mdp = table_of(env)
     assert len(mdp.reward) == 5 * (1 + 3 + 7 * 5)
     values = optimal_values(mdp, 1.0).max(axis=1)
     assert (values[mdp.start > 0] == 1).all()
@@ -474,7 +477,7 @@ def test_the_best_return_of_a_deep_sea_is_the_published_one(size):
     plain = deep_sea("plain", size=size, randomize_actions=False)
     for env in (deep_sea("mixed", size=size), plain):
         assert env.observation_space.shape == (size, size)
-        mdp = env.tabular()
+        mdp = table_of(env)
         assert len(mdp.reward) == size * (size + 1) // 2
         q_values = optimal_values(mdp, 1.0)
         assert mdp.start @ q_values.max(axis=1) == pytest.approx(0.99, abs=1e-12)
@@ -490,7 +493,7 @@ def test_the_best_return_of_a_deep_sea_is_the_published_one(size):
 def test_actions_are_mixed_as_bsuite_does_and_stay_so():
     ways = []
     for env in (deep_sea("a"), deep_sea("a"), deep_sea("b", mapping_seed=1)):
-        mdp = env.tabular()
+        mdp = table_of(env)
         costs = mdp.reward.argmin(axis=1)  # whoever goes right pays, but for the treasure
         cells = np.argwhere(mdp.observations)[:-1, 1:]
         way = np.full((10, 10), -1)
@@ -524,7 +527,7 @@ def test_wind_and_noise():
     column, reward = step(4, 2, 0)
     assert {*column} == {1}
     assert not reward.any()
-    mdp = env.tabular()
+    mdp = table_of(env)
     # A little is saved on the way after the wind has blown.
     best = mdp.start @ optimal_values(mdp, 1.0).max(axis=1)
     assert 0 < best - ((1 - 1 / size) ** (size - 1) - 0.01) < 0.01
@@ -546,7 +549,7 @@ def test_rooms_are_walked_by_the_shortest_way(num_rooms):
                 distance[near] = distance[r, c] + 1
                 to_do.append(near)
     assert len(distance) == {2: 41, 4: 104}[num_rooms]
-    mdp = env.tabular()
+    mdp = table_of(env)
     values = optimal_values(mdp, 0.9).max(axis=1)
     assert len(values) == len(distance) - 1
     for obs, value in zip(mdp.observations, values, strict=True):

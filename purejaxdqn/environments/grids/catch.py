@@ -77,15 +77,15 @@ def render(state: CatchState, *, shape: tuple[int, int]) -> Array:
 def tabular(*, shape: tuple[int, int]) -> TabularMDP:
     """Makes the exact decision process."""
     rows, columns = shape
-    every = np.indices((rows - 1, columns, columns), np.int32).reshape(3, -1)
-    first = np.arange(columns, dtype=np.int32)
-    starts = CatchState(np.zeros_like(first), first, np.full_like(first, columns // 2))
+    states = [*np.indices((rows - 1, columns, columns), np.int32).reshape(3, -1)]
+    ball_columns = np.arange(columns, dtype=np.int32)
+    starts = [0 * ball_columns, ball_columns, np.full(columns, columns // 2, np.int32)]
 
     def move(state: CatchState, action: Array, _: Array) -> tuple[CatchState, TimeStep]:
         return step(None, state, action, shape=shape)
 
     observe = functools.partial(_observe, shape=shape)
-    return tabulate(observe, move, CatchState(*every), starts, NUM_ACTIONS)
+    return tabulate(CatchState, observe, move, states, starts, NUM_ACTIONS)
 
 
 def catch(name: str, *, rows: int = 10, columns: int = 5) -> Environment:
@@ -93,8 +93,6 @@ def catch(name: str, *, rows: int = 10, columns: int = 5) -> Environment:
 
     It has no time limit. The best return is 1.
     """
-    import gymnasium  # only where an environment is made
-
     ensure_whole("rows", rows, 2)
     ensure_whole("columns", columns, 2)
     shape = rows, columns
@@ -103,7 +101,7 @@ def catch(name: str, *, rows: int = 10, columns: int = 5) -> Environment:
         functools.partial(reset, shape=shape),
         functools.partial(step, shape=shape),
         NUM_ACTIONS,
-        gymnasium.spaces.Box(0, 1, shape, bool),
+        common.bool_space(shape),
         threshold=None,
         max_steps=None,
         render=functools.partial(render, shape=shape),

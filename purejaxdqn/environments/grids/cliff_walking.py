@@ -32,6 +32,10 @@ class CliffWalkingState:
     num_steps: Array  # [] int32, steps taken in this episode
 
 
+def _begin(position: Array) -> CliffWalkingState:
+    return CliffWalkingState(position, jnp.zeros((), jnp.int32))
+
+
 def _observe(state: CliffWalkingState) -> Array:
     return common.mark(state.position, SHAPE).ravel()
 
@@ -43,7 +47,7 @@ def _is_cliff(row: Array | np.ndarray, column: Array | np.ndarray) -> Array:
 def reset(key: Array) -> tuple[CliffWalkingState, Array]:
     """Begins an episode, `(state, obs [48] bool)`, at the bottom left."""
     del key  # every episode begins there
-    state = CliffWalkingState(jnp.array(START, jnp.int32), jnp.zeros((), jnp.int32))
+    state = _begin(jnp.array(START, jnp.int32))
     return state, _observe(state)
 
 
@@ -87,11 +91,10 @@ def render(state: CliffWalkingState) -> Array:
 
 def tabular(*, probabilities: Sequence[float]) -> TabularMDP:
     """Makes the exact decision process; its states are the cells beside the cliff and the goal."""
-    positions = np.indices(SHAPE, np.int32).reshape(2, -1).T
-    states = CliffWalkingState(positions, np.zeros(len(positions), np.int32))
-    starts = CliffWalkingState(np.array([START], np.int32), np.zeros(1, np.int32))
+    states = [np.indices(SHAPE, np.int32).reshape(2, -1).T]
+    starts = [np.array([START], np.int32)]
     moves = functools.partial(move, max_steps=None)
-    return tabulate(_observe, moves, states, starts, len(MOVES), probabilities)
+    return tabulate(_begin, _observe, moves, states, starts, len(MOVES), probabilities)
 
 
 def cliff_walking(
@@ -101,15 +104,13 @@ def cliff_walking(
 
     Where it is slippery, a third of the steps goes where it should, and a third to either side.
     """
-    import gymnasium  # only where an environment is made
-
     probabilities = SLIPPERY if is_slippery else FIRM
     return Environment(
         name,
         reset,
         functools.partial(step, max_steps=max_steps, probabilities=probabilities),
         len(MOVES),
-        gymnasium.spaces.Box(0, 1, (SHAPE[0] * SHAPE[1],), bool),
+        common.bool_space((SHAPE[0] * SHAPE[1],)),
         threshold,
         max_steps,
         render=render,

@@ -1,6 +1,9 @@
-"""What small worlds share: whether a time limit is reached, drawn outcomes, pictures of cells."""
+"""What small worlds share: drawn outcomes, time limits, cells, and pictures of these."""
+
+from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
 
 import jax
 import jax.numpy as jnp
@@ -8,9 +11,11 @@ import numpy as np
 
 from purejaxdqn.types import Array
 
-Colour = tuple[int, int, int]
-WHITE, GREY, BLACK = (255, 255, 255), (200, 200, 200), (40, 40, 40)
-BLUE, GREEN, RED = (66, 133, 244), (52, 168, 83), (234, 67, 53)
+if TYPE_CHECKING:
+    import gymnasium
+
+WHITE, GREY, BLACK = np.array([[255] * 3, [200] * 3, [40] * 3], np.uint8)
+BLUE, GREEN, RED = np.array([[66, 133, 244], [52, 168, 83], [234, 67, 53]], np.uint8)
 _SIDE = 256  # pixels of a picture's longer side, about
 
 
@@ -27,8 +32,16 @@ def is_late(num_steps: Array, max_steps: int | None) -> Array:
     return num_steps >= max_steps if max_steps is not None else jnp.zeros((), bool)
 
 
-def mark(position: Array, shape: tuple[int, ...]) -> Array:
-    """Marks the cell of a `position` `[2]`, row and column, in a board `[rows, columns]` of bool.
+def bool_space(shape: tuple[int, ...]) -> gymnasium.spaces.Box:
+    """Makes the space of observations that are False or True."""
+    import gymnasium  # only where an environment is made
+
+    kind: Any = bool  # gymnasium declares numbers alone
+    return gymnasium.spaces.Box(0, 1, shape, kind)
+
+
+def mark(position: Any, shape: tuple[int, ...]) -> Array:
+    """Marks the cell of a `position`, row and column, in a board `[rows, columns]` of bool.
 
     No cell is marked for a position beside the board.
     """
@@ -36,16 +49,16 @@ def mark(position: Array, shape: tuple[int, ...]) -> Array:
     return (position[0] == rows) & (position[1] == columns)
 
 
-def paint(shape: tuple[int, ...], *layers: tuple[Array | np.ndarray, Colour]) -> Array:
+def paint(shape: tuple[int, ...], *layers: tuple[Array | np.ndarray, np.ndarray]) -> Array:
     """Paints a board of cells as `[H, W, 3]` uint8, with lines between them.
 
-    Each layer, cells `[rows, columns]` bool and their colour, lies above the one before.
+    Each layer, cells `[rows, columns]` bool and their colour `[3]`, lies above the one before.
     """
-    picture = jnp.full((*shape, 3), np.uint8(WHITE))
+    picture = jnp.full((*shape, 3), WHITE)
     for cells, colour in layers:
-        picture = jnp.where(jnp.asarray(cells)[..., jnp.newaxis], np.uint8(colour), picture)
+        picture = jnp.where(jnp.asarray(cells)[..., jnp.newaxis], colour, picture)
     side = max(_SIDE // max(shape), 3)
     rows, columns = np.ogrid[: side * shape[0], : side * shape[1]]
     lines = (rows % side == 0) | (columns % side == 0)
     squares = picture.repeat(side, axis=0).repeat(side, axis=1)
-    return jnp.where(lines[..., np.newaxis], np.uint8(GREY), squares)
+    return jnp.where(lines[..., np.newaxis], GREY, squares)

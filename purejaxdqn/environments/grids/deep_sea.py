@@ -103,10 +103,10 @@ def render(state: DeepSeaState, *, sea: Sea) -> Array:
 
 def tabular(*, sea: Sea) -> TabularMDP:
     """Makes the exact decision process; the noise of rewards has mean 0."""
-    states = DeepSeaState(*np.indices(sea.right.shape, np.int32).reshape(2, -1))
-    starts = DeepSeaState(np.zeros(1, np.int32), np.zeros(1, np.int32))
+    states = [*np.indices(sea.right.shape, np.int32).reshape(2, -1)]
+    starts = [np.zeros(1, np.int32)] * 2
     observe, moves = functools.partial(_observe, sea=sea), functools.partial(move, sea=sea)
-    return tabulate(observe, moves, states, starts, NUM_ACTIONS, sea.probabilities)
+    return tabulate(DeepSeaState, observe, moves, states, starts, NUM_ACTIONS, sea.probabilities)
 
 
 def deep_sea(
@@ -127,8 +127,6 @@ def deep_sea(
       mapping_seed: of these actions, which are the same in every episode and run. They are those of
         bsuite, whose experiments have the seed 42.
     """
-    import gymnasium  # only where an environment is made
-
     ensure_whole("size", size, 2)
     ensure_whole("mapping_seed", mapping_seed, 0)
     ensure(mapping_seed < 2**32, "mapping_seed", mapping_seed, "at most 2**32 - 1")
@@ -141,7 +139,7 @@ def deep_sea(
         functools.partial(reset, sea=sea),
         functools.partial(step, sea=sea),
         NUM_ACTIONS,
-        gymnasium.spaces.Box(0, 1, (size, size), bool),
+        common.bool_space((size, size)),
         threshold=None,
         max_steps=None,
         render=functools.partial(render, sea=sea),

@@ -7,6 +7,7 @@ Here it is that number one-hot, which says the same and is what a network can re
 
 import functools
 from collections.abc import Sequence
+from typing import Any
 
 import flax.struct
 import jax.numpy as jnp
@@ -40,6 +41,10 @@ class FrozenLakeState:
     num_steps: Array  # [] int32, steps taken in this episode
 
 
+def _begin(position: Array) -> FrozenLakeState:
+    return FrozenLakeState(position, jnp.zeros((), jnp.int32))
+
+
 def _observe(state: FrozenLakeState, *, tiles: np.ndarray) -> Array:
     return common.mark(state.position, tiles.shape).ravel()
 
@@ -47,7 +52,7 @@ def _observe(state: FrozenLakeState, *, tiles: np.ndarray) -> Array:
 def reset(key: Array, *, tiles: np.ndarray) -> tuple[FrozenLakeState, Array]:
     """Begins an episode, `(state, obs [cells] bool)`, in the corner at the top left."""
     del key  # every episode begins there
-    state = FrozenLakeState(jnp.zeros(2, jnp.int32), jnp.zeros((), jnp.int32))
+    state = _begin(jnp.zeros(2, jnp.int32))
     return state, _observe(state, tiles=tiles)
 
 
@@ -96,11 +101,10 @@ def render(state: FrozenLakeState, *, tiles: np.ndarray) -> Array:
 def tabular(*, tiles: np.ndarray, probabilities: Sequence[float]) -> TabularMDP:
     """Makes the exact decision process; its states are the cells that are no hole or goal."""
     positions = np.indices(tiles.shape, np.int32).reshape(2, -1).T
-    states = FrozenLakeState(positions, np.zeros(len(positions), np.int32))
-    starts = FrozenLakeState(positions[:1], np.zeros(1, np.int32))
     observe = functools.partial(_observe, tiles=tiles)
     moves = functools.partial(move, tiles=tiles, max_steps=1)
-    return tabulate(observe, moves, states, starts, len(MOVES), probabilities)
+    states, starts = [positions], [positions[:1]]
+    return tabulate(_begin, observe, moves, states, starts, len(MOVES), probabilities)
 
 
 def frozen_lake(
@@ -120,17 +124,15 @@ def frozen_lake(
       map_name: "4x4" or "8x8".
       is_slippery: whether a step may go to a side.
     """
-    import gymnasium  # only where an environment is made
-
     ensure(map_name in MAPS, "map_name", map_name, f"one of {', '.join(MAPS)}")
     tiles = np.array([[*map(ord, row)] for row in MAPS[map_name]], np.uint8)
-    chance = {"tiles": tiles, "probabilities": SLIPPERY if is_slippery else FIRM}
+    chance: dict[str, Any] = {"tiles": tiles, "probabilities": SLIPPERY if is_slippery else FIRM}
     return Environment(
         name,
         functools.partial(reset, tiles=tiles),
         functools.partial(step, max_steps=max_steps, **chance),
         len(MOVES),
-        gymnasium.spaces.Box(0, 1, (tiles.size,), bool),
+        common.bool_space((tiles.size,)),
         threshold,
         max_steps,
         render=functools.partial(render, tiles=tiles),

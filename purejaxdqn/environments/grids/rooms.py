@@ -7,6 +7,7 @@ The four rooms are those of Sutton, Precup and Singh, "Between MDPs and semi-MDP
 
 import functools
 from collections.abc import Sequence
+from typing import Any
 
 import flax.struct
 import jax
@@ -55,6 +56,10 @@ class RoomsState:
     num_steps: Array  # [] int32, steps taken in this episode
 
 
+def _begin(position: Array) -> RoomsState:
+    return RoomsState(position, jnp.zeros((), jnp.int32))
+
+
 def _observe(state: RoomsState, *, cells: np.ndarray) -> Array:
     walker = common.mark(state.position, cells.shape)
     return jnp.stack([walker, cells == ord("G"), cells == ord("#")], axis=-1)
@@ -69,8 +74,7 @@ def reset(key: Array, *, cells: np.ndarray) -> tuple[RoomsState, Array]:
 
     The channels of an observation are the walker, the goal and the walls.
     """
-    position = jax.random.choice(key, _starts(cells))
-    state = RoomsState(position, jnp.zeros((), jnp.int32))
+    state = _begin(jax.random.choice(key, _starts(cells)))
     return state, _observe(state, cells=cells)
 
 
@@ -121,11 +125,10 @@ def render(state: RoomsState, *, cells: np.ndarray) -> Array:
 
 def tabular(*, cells: np.ndarray, probabilities: Sequence[float]) -> TabularMDP:
     """Makes the exact decision process; its states are the free cells but the goal."""
-    positions = _starts(cells)
-    states = RoomsState(positions, np.zeros(len(positions), np.int32))
+    states = [_starts(cells)]
     observe = functools.partial(_observe, cells=cells)
     moves = functools.partial(move, cells=cells, max_steps=None)
-    return tabulate(observe, moves, states, states, len(MOVES), probabilities)
+    return tabulate(_begin, observe, moves, states, states, len(MOVES), probabilities)
 
 
 def rooms(
@@ -146,18 +149,16 @@ def rooms(
       failure: the probability that a step goes in one of the three other directions, each as often
         as the others.
     """
-    import gymnasium  # only where an environment is made
-
     ensure(num_rooms in LAYOUTS, "num_rooms", num_rooms, f"one of {', '.join(map(str, LAYOUTS))}")
     ensure_number("failure", failure, 0, 1)
     cells = np.array([[*map(ord, row)] for row in LAYOUTS[num_rooms]], np.uint8)
-    chance = {"cells": cells, "probabilities": (1 - failure, *3 * [failure / 3])}
+    chance: dict[str, Any] = {"cells": cells, "probabilities": (1 - failure, *3 * [failure / 3])}
     return Environment(
         name,
         functools.partial(reset, cells=cells),
         functools.partial(step, max_steps=max_steps, **chance),
         len(MOVES),
-        gymnasium.spaces.Box(0, 1, (*cells.shape, 3), bool),
+        common.bool_space((*cells.shape, 3)),
         threshold,
         max_steps,
         render=functools.partial(render, cells=cells),
