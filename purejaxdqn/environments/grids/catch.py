@@ -11,6 +11,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from purejaxdqn.environments import drawing
 from purejaxdqn.environments.base import Environment
 from purejaxdqn.environments.grids import common
 from purejaxdqn.environments.tabular import TabularMDP, tabulate
@@ -71,7 +72,7 @@ def step(
 def render(state: CatchState, *, shape: tuple[int, int]) -> Array:
     """Draws the board, `[H, W, 3]` uint8, with ball and paddle."""
     ball, paddle = _mark(state, shape)
-    return common.paint(shape, (ball, common.RED), (paddle, common.BLUE))
+    return common.paint(shape, (ball, drawing.ORANGE), (paddle, drawing.BLUE))
 
 
 def tabular(*, shape: tuple[int, int]) -> TabularMDP:

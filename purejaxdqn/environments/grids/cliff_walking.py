@@ -12,6 +12,7 @@ import flax.struct
 import jax.numpy as jnp
 import numpy as np
 
+from purejaxdqn.environments import drawing
 from purejaxdqn.environments.base import Environment
 from purejaxdqn.environments.grids import common
 from purejaxdqn.environments.tabular import TabularMDP, tabulate
@@ -85,7 +86,7 @@ def render(state: CliffWalkingState) -> Array:
     """Draws the board, `[H, W, 3]` uint8, with the cliff, the goal and the walker."""
     cliff, goal = _is_cliff(*np.ogrid[: SHAPE[0], : SHAPE[1]]), common.mark(np.array(GOAL), SHAPE)
     walker = common.mark(state.position, SHAPE)
-    layers = ((cliff, common.BLACK), (goal, common.GREEN), (walker, common.RED))
+    layers = ((cliff, drawing.BLACK), (goal, drawing.BLUE), (walker, drawing.ORANGE))
     return common.paint(SHAPE, *layers)
 
 

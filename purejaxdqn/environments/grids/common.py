@@ -9,13 +9,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from purejaxdqn.environments import drawing
 from purejaxdqn.types import Array
 
 if TYPE_CHECKING:
     import gymnasium
 
-WHITE, GREY, BLACK = np.array([[255] * 3, [200] * 3, [40] * 3], np.uint8)
-BLUE, GREEN, RED = np.array([[66, 133, 244], [52, 168, 83], [234, 67, 53]], np.uint8)
 _SIDE = 256  # pixels of a picture's longer side, about
 
 
@@ -49,16 +48,16 @@ def mark(position: Any, shape: tuple[int, ...]) -> Array:
     return (position[0] == rows) & (position[1] == columns)
 
 
-def paint(shape: tuple[int, ...], *layers: tuple[Array | np.ndarray, np.ndarray]) -> Array:
+def paint(shape: tuple[int, int], *layers: tuple[Array | np.ndarray, drawing.Color]) -> Array:
     """Paints a board of cells as `[H, W, 3]` uint8, with lines between them.
 
-    Each layer, cells `[rows, columns]` bool and their colour `[3]`, lies above the one before.
+    Each layer, cells `[rows, columns]` bool and their colour, lies above the one before.
     """
-    picture = jnp.full((*shape, 3), WHITE)
-    for cells, colour in layers:
-        picture = jnp.where(jnp.asarray(cells)[..., jnp.newaxis], colour, picture)
+    image = drawing.blank(*shape)
+    for cells, color in layers:
+        image = jnp.where(jnp.asarray(cells)[..., jnp.newaxis], np.array(color, np.uint8), image)
     side = max(_SIDE // max(shape), 3)
     rows, columns = np.ogrid[: side * shape[0], : side * shape[1]]
     lines = (rows % side == 0) | (columns % side == 0)
-    squares = picture.repeat(side, axis=0).repeat(side, axis=1)
-    return jnp.where(lines[..., np.newaxis], GREY, squares)
+    squares = image.repeat(side, axis=0).repeat(side, axis=1)
+    return jnp.where(lines[..., np.newaxis], np.array(drawing.GREY, np.uint8), squares)

@@ -13,6 +13,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from purejaxdqn.environments import drawing
 from purejaxdqn.environments.base import Environment
 from purejaxdqn.environments.grids import common
 from purejaxdqn.environments.tabular import TabularMDP, tabulate
@@ -98,7 +99,7 @@ def render(state: DeepSeaState, *, sea: Sea) -> Array:
     size = len(sea.right)
     treasure = common.mark((size - 1, size - 1), sea.right.shape)
     diver = common.mark((state.row, state.column), sea.right.shape)
-    return common.paint(sea.right.shape, (treasure, common.GREEN), (diver, common.BLUE))
+    return common.paint(sea.right.shape, (treasure, drawing.BLUE), (diver, drawing.ORANGE))
 
 
 def tabular(*, sea: Sea) -> TabularMDP:

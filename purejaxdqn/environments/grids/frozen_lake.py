@@ -13,6 +13,7 @@ import flax.struct
 import jax.numpy as jnp
 import numpy as np
 
+from purejaxdqn.environments import drawing
 from purejaxdqn.environments.base import Environment
 from purejaxdqn.environments.grids import common
 from purejaxdqn.environments.tabular import TabularMDP, tabulate
@@ -93,8 +94,8 @@ def step(
 
 def render(state: FrozenLakeState, *, tiles: np.ndarray) -> Array:
     """Draws the lake, `[H, W, 3]` uint8, with its holes, the goal and the walker."""
-    walker = common.mark(state.position, tiles.shape)
-    layers = ((tiles == HOLE, common.BLUE), (tiles == GOAL, common.GREEN), (walker, common.RED))
+    holes, goal, walker = tiles == HOLE, tiles == GOAL, common.mark(state.position, tiles.shape)
+    layers = ((holes, drawing.BLACK), (goal, drawing.BLUE), (walker, drawing.ORANGE))
     return common.paint(tiles.shape, *layers)
 
 

@@ -14,6 +14,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from purejaxdqn.environments import drawing
 from purejaxdqn.environments.base import Environment
 from purejaxdqn.environments.grids import common
 from purejaxdqn.environments.tabular import TabularMDP, tabulate
@@ -119,7 +120,7 @@ def render(state: RoomsState, *, cells: np.ndarray) -> Array:
     """Draws the rooms, `[H, W, 3]` uint8, with walls, goal and walker."""
     walker = common.mark(state.position, cells.shape)
     walls, goal = cells == ord("#"), cells == ord("G")
-    layers = ((walls, common.BLACK), (goal, common.GREEN), (walker, common.RED))
+    layers = ((walls, drawing.BLACK), (goal, drawing.BLUE), (walker, drawing.ORANGE))
     return common.paint(cells.shape, *layers)
 
 
