@@ -10,6 +10,7 @@ import numpy as np
 from purejaxdqn.environments.base import EnvState
 from purejaxdqn.types import Array, ConfigError, TimeStep, ensure_number
 
+MOST_STATES = 2_500  # of a task that is small; a table takes their square
 _MAX_SWEEPS = 100_000  # of value iteration, where nothing is discounted
 
 

@@ -582,6 +582,13 @@ def test_a_wall_the_goal_and_a_step_that_fails():
 # --------------------------------------------------------------------------------------- refusals
 
 
+def test_a_world_too_large_for_a_table_has_none():
+    assert deep_sea("x", size=50).tabular is not None
+    assert deep_sea("x", size=51).tabular is None
+    assert catch("x", rows=100, columns=5).tabular is not None
+    assert catch("x", rows=101, columns=5).tabular is None
+
+
 @pytest.mark.parametrize(
     ("make", "words"),
     [
@@ -595,6 +602,8 @@ def test_a_wall_the_goal_and_a_step_that_fails():
         (lambda: catch("x", rows=1), "rows (1) must be at least 2"),
         (lambda: catch("x", columns=0), "columns (0) must be at least 2"),
         (lambda: deep_sea("x", size=1), "size (1) must be at least 2"),
+        (lambda: deep_sea("x", size=10**6), "size (1000000) must be at most 1000"),
+        (lambda: catch("x", columns=10**6), "columns (1000000) must be at most 1000"),
         (lambda: deep_sea("x", mapping_seed=-1), "mapping_seed (-1) must be at least 0"),
         (lambda: deep_sea("x", mapping_seed=2**32), "mapping_seed (4294967296) must be at most"),
     ],

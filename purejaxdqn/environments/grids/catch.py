@@ -14,8 +14,8 @@ import numpy as np
 from purejaxdqn.environments import drawing
 from purejaxdqn.environments.base import Environment
 from purejaxdqn.environments.grids import common
-from purejaxdqn.environments.tabular import TabularMDP, tabulate
-from purejaxdqn.types import Array, TimeStep, ensure_whole
+from purejaxdqn.environments.tabular import MOST_STATES, TabularMDP, tabulate
+from purejaxdqn.types import Array, TimeStep, ensure, ensure_whole
 
 NUM_ACTIONS = 3  # left, stay, right
 
@@ -92,11 +92,14 @@ def tabular(*, shape: tuple[int, int]) -> TabularMDP:
 def catch(name: str, *, rows: int = 10, columns: int = 5) -> Environment:
     """Makes Catch on a board of `rows` times `columns` cells; its episodes last `rows - 1` steps.
 
-    It has no time limit. The best return is 1.
+    It has no time limit. The best return is 1. Its decision process is made where there are at most
+    2,500 places of ball and paddle.
     """
-    ensure_whole("rows", rows, 2)
-    ensure_whole("columns", columns, 2)
+    for side, length in (("rows", rows), ("columns", columns)):
+        ensure_whole(side, length, 2)
+        ensure(length <= 1_000, side, length, "at most 1000")
     shape = rows, columns
+    table = functools.partial(tabular, shape=shape)
     return Environment(
         name,
         functools.partial(reset, shape=shape),
@@ -106,5 +109,5 @@ def catch(name: str, *, rows: int = 10, columns: int = 5) -> Environment:
         threshold=None,
         max_steps=None,
         render=functools.partial(render, shape=shape),
-        tabular=functools.cache(functools.partial(tabular, shape=shape)),
+        tabular=None if rows * columns**2 > MOST_STATES else functools.cache(table),
     )

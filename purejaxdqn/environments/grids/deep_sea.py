@@ -16,7 +16,7 @@ import numpy as np
 from purejaxdqn.environments import drawing
 from purejaxdqn.environments.base import Environment
 from purejaxdqn.environments.grids import common
-from purejaxdqn.environments.tabular import TabularMDP, tabulate
+from purejaxdqn.environments.tabular import MOST_STATES, TabularMDP, tabulate
 from purejaxdqn.types import Array, TimeStep, ensure, ensure_whole
 
 NUM_ACTIONS = 2
@@ -120,6 +120,8 @@ def deep_sea(
 ) -> Environment:
     """Makes DeepSea; its episodes last `size` steps, and it has no time limit.
 
+    Its decision process is made up to a size of 50.
+
     Args:
       name: of the environment.
       size: rows, and columns.
@@ -129,12 +131,14 @@ def deep_sea(
         bsuite, whose experiments have the seed 42.
     """
     ensure_whole("size", size, 2)
+    ensure(size <= 1_000, "size", size, "at most 1000")
     ensure_whole("mapping_seed", mapping_seed, 0)
     ensure(mapping_seed < 2**32, "mapping_seed", mapping_seed, "at most 2**32 - 1")
     right = np.ones((size, size), np.int32)
     if randomize_actions:
         right = np.random.RandomState(mapping_seed).binomial(1, 0.5, (size, size)).astype(np.int32)
     sea = Sea(right, deterministic)
+    table = functools.partial(tabular, sea=sea)
     return Environment(
         name,
         functools.partial(reset, sea=sea),
@@ -144,5 +148,5 @@ def deep_sea(
         threshold=None,
         max_steps=None,
         render=functools.partial(render, sea=sea),
-        tabular=functools.cache(functools.partial(tabular, sea=sea)),
+        tabular=None if size**2 > MOST_STATES else functools.cache(table),
     )
