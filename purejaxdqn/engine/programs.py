@@ -288,6 +288,8 @@ def compile_programs(
     """
     start = time.perf_counter()
     run = run or make_run_functions(experiment, config)
+    is_known = diagnostics and run.env.tabular is not None
+    known = known_values(run.env.tabular()) if is_known else None
     state_axes = run_axes(run.state)
     mesh = Mesh(np.array(devices[: plan.num_devices]), ("runs",))
     configs, seeds, step, counts = (0, run.config), (0, SEED), (None, COUNT), (_PER_DEVICE, COUNT)
@@ -314,15 +316,12 @@ def compile_programs(
         begun["chunk"] = begin(run.chunk, (state_axes, 0), configs, state, counts, donate_argnums=1)
         begun["init"] = begin(run.init, state_axes, configs, seeds)
     compiled: dict[str, Any] = {name: program.result() for name, program in begun.items()}
-    functions = {"diagnose": None, **compiled, "plan": plan, "mesh": mesh}
+    functions = {"diagnose": None, **compiled, "plan": plan, "mesh": mesh, "optimal_values": known}
     shapes, round_bytes = _add_axes(*state, mesh, plan), plan.num_devices * _device_bytes(compiled)
     functions |= {
         "round_bytes": round_bytes,
         "max_steps": run.env.max_steps or config.eval_max_steps,
     }
-    if diagnostics and run.env.tabular is not None:
-        values = functools.partial(known_values, run.env.tabular())
-        functions["optimal_values"] = functools.cache(values)
     seconds = time.perf_counter() - start
     return Programs(**functions, state=shapes, compile_seconds=seconds)
 

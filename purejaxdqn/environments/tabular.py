@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from purejaxdqn.environments.base import EnvState
-from purejaxdqn.types import Array, ConfigError, TimeStep, ensure_number
+from purejaxdqn.types import Array, ConfigError, TimeStep, ensure, ensure_number
 
 MOST_STATES = 2_500  # of a task that is small; a table takes their square
 _MAX_SWEEPS = 100_000  # of value iteration, where nothing is discounted
@@ -93,12 +93,17 @@ def optimal_values(mdp: TabularMDP, discount: float) -> np.ndarray:
     where the discount is 1.
 
     Raises:
-      ConfigError: for a discount that does not lie between 0 and 1; and for 1, where the values
-        never settle, as episodes may go on for ever and rewards add up.
+      ConfigError: for a table that is none, or a discount that does not lie between 0 and 1; and
+        for 1, where the values never settle, as episodes may go on for ever and rewards add up.
     """
     ensure_number("discount", discount, 0, 1)
     transition, reward = mdp.transition, mdp.reward
     num_states = len(reward)
+    is_right = transition.shape == (*reward.shape, num_states) and bool((transition >= 0).all())
+    is_right &= bool((transition.sum(axis=-1) < 1 + 1e-9).all())
+    ensure(is_right, "transition", transition.shape, "probabilities [S, A, S], at most 1 in sum")
+    is_right = bool(np.isfinite(reward.max(axis=1)).all())
+    ensure(is_right, "reward", reward, "numbers [S, A], or -inf for some actions of a state")
     values, every = np.zeros(num_states), np.arange(num_states)
     for _ in range(_MAX_SWEEPS if discount == 1 else num_states + 1):
         old, q_values = values, reward + discount * (transition @ values)

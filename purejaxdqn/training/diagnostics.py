@@ -1,6 +1,7 @@
 """Measures what goes on inside a learner and returns do not show, with a key of its own."""
 
 import contextlib
+import functools
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -215,11 +216,23 @@ def policy_churn(q_before: Array, q_after: Array) -> Array:
     return jnp.where(finite, jnp.mean(changed), jnp.nan)
 
 
-def known_values(mdp: TabularMDP, discount: float) -> np.ndarray:
-    """Computes `optimal_values` `[S, A]`, or NaN where there are none."""
-    with contextlib.suppress(ConfigError):  # without discounting, they need not settle
-        return optimal_values(mdp, discount)
-    return np.full_like(mdp.reward, np.nan)
+def known_values(mdp: TabularMDP) -> Callable[[float], np.ndarray]:
+    """Makes a function of the discount that computes `optimal_values` `[S, A]` once for each.
+
+    They are NaN where there are none, which is possible without discounting alone.
+
+    Raises:
+      ConfigError: for a table that is none.
+    """
+    optimal_values(mdp, 0.0)  # of any table
+
+    @functools.cache
+    def values(discount: float) -> np.ndarray:
+        with contextlib.suppress(ConfigError):
+            return optimal_values(mdp, discount)
+        return np.full_like(mdp.reward, np.nan)
+
+    return values
 
 
 def compare_with_optimal(q_values: np.ndarray, optimal: np.ndarray) -> dict[str, np.ndarray]:

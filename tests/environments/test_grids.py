@@ -297,6 +297,16 @@ def test_a_discount_that_is_none_is_refused(discount):
         optimal_values(loop(1.0), discount)
 
 
+def test_a_table_that_is_none_is_refused():
+    right = loop(1.0, 2.0)
+    for wrong in (1.5 * right.transition, -right.transition, right.transition[:, :1]):
+        with pytest.raises(ConfigError, match=r"transition .* must be probabilities \[S, A, S\]"):
+            optimal_values(right._replace(transition=wrong), 0.9)
+    for earned in (np.nan, np.inf, -np.inf):
+        with pytest.raises(ConfigError, match=r"reward .* must be numbers \[S, A\], or -inf"):
+            optimal_values(loop(earned, -np.inf), 0.9)
+
+
 @pytest.mark.parametrize("discount", [0.0, 0.3, 0.9, 0.9999])
 def test_no_policy_is_better_than_the_optimal_values(discount):
     rng = np.random.default_rng(0)

@@ -426,8 +426,12 @@ def test_a_small_task_has_its_true_values_in_the_results(tmp_path):
 def test_values_that_do_not_exist_are_nan(monkeypatch):
     monkeypatch.setattr(tabular, "_MAX_SWEEPS", 1_000)
     mdp = TabularMDP(np.ones((1, 1, 1)), np.ones((1, 1)), np.ones((1, 1)), np.ones(1))
-    assert known_values(mdp, 0.5) == pytest.approx(2)
-    assert np.isnan(known_values(mdp, 1.0)).all()
+    values = known_values(mdp)
+    assert values(0.5) == pytest.approx(2)
+    assert values(0.5) is values(0.5)
+    assert np.isnan(values(1.0)).all()
+    with pytest.raises(ConfigError, match="transition"):
+        known_values(mdp._replace(transition=2 * mdp.transition))
 
 
 def test_a_training_run_without_a_probe_is_refused():
