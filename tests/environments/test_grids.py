@@ -408,7 +408,7 @@ def test_steps_and_table_agree_on_every_state_and_action(name):
     assert len(set(mdp.start[begins])) == 1
 
 
-@pytest.mark.parametrize("name", ["FrozenLake-v1", "two rooms"])
+@pytest.mark.parametrize("name", ["FrozenLake-v1", "CliffWalking-v1", "Catch", "two rooms"])
 def test_the_contract(name):
     testing.check_environment(ALL[name], jax.random.key(0), random_reset=name in OURS)
 
