@@ -28,10 +28,12 @@ class Environment(NamedTuple):
     num_actions: int  # discrete ones
     observation_space: gymnasium.spaces.Box  # bounds, shape and dtype of an observation
     threshold: float | None  # the mean return at which the task counts as solved, if there is one
-    max_steps: int  # the time limit
+    max_steps: int | None = None  # the time limit
     # obs [*obs] -> [A] bool, which actions may be taken there, at least one of them; None where all
     # may be, always
     legal_actions: Callable[[Array], Array] | None = None
+    truncates_early: bool = False
+    render: Callable[[Any], Array] | None = None
 
     @property
     def action_space(self) -> gymnasium.spaces.Discrete:
