@@ -33,7 +33,13 @@ class Environment(NamedTuple):
     # may be, always
     legal_actions: Callable[[Array], Array] | None = None
     truncates_early: bool = False
-    render: Callable[[Any], Array] | None = None
+    render: Callable[[EnvState], Array] | None = None  # state -> [H, W, 3] uint8, for films
+    tabular: Callable[[], Any] | None = None  # -> TabularMDP, the exact process of a small task
+    # (key, state, action) -> (state, obs_to_act_on, TimeStep), as `step_and_reset` below, which
+    # stands for None; for what resets by itself, or has a state that outlives episodes
+    step_and_reset: Callable[[Array, EnvState, Array], tuple[EnvState, Array, TimeStep]] | None = (
+        None
+    )
 
     @property
     def action_space(self) -> gymnasium.spaces.Discrete:
@@ -55,6 +61,8 @@ def step_and_reset(
     import jax  # not before something is traced: names of environments are checked without it
     import jax.numpy as jnp
 
+    if env.step_and_reset is not None:
+        return env.step_and_reset(key, state, action)
     step_key, reset_key = jax.random.split(key)
     next_state, timestep = env.step(step_key, state, action)
     reset_state, reset_obs = env.reset(reset_key)
