@@ -72,7 +72,7 @@ def planes(*channels: Array) -> Array:
     return jnp.stack(channels, axis=-1)
 
 
-def light(screen: Array, rows: Array, columns: Array, channels: Array) -> Array:
+def light(screen: Array, rows: Array, columns: Array, channels: Array | int) -> Array:
     """Lights cells of a screen `[10, 10, channels]`; none for a column outside of it.
 
     A few writes cost a fifth of what comparing each cell with each thing costs on a CPU.
@@ -102,7 +102,7 @@ def minatar(name: str, game: Game, sticky_actions: float, time_limit: int | None
     version = name.partition("?")[0][-3:]
     ensure(version in ("-v0", "-v1"), "environment", name, "a name that ends in -v0 or -v1")
     actions = tuple(range(6)) if version == "-v0" else game.actions
-    space = gymnasium.spaces.Box(0, 1, (SIZE, SIZE, game.num_channels), np.bool_)
+    space = gymnasium.spaces.Box(0, 1, (SIZE, SIZE, game.num_channels), np.bool_)  # type: ignore[arg-type]
     step = functools.partial(
         _step, game=game, actions=actions, sticky_actions=sticky_actions, time_limit=time_limit
     )
