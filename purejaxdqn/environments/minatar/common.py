@@ -72,6 +72,12 @@ def planes(*channels: Array) -> Array:
     return jnp.stack(channels, axis=-1)
 
 
+def unpack(*channels: Array) -> Array:
+    """Makes an observation of channels whose rows `[10]` int32 have the columns as bits."""
+    rows = jnp.stack(channels, axis=-1)
+    return (rows[:, jnp.newaxis] >> jnp.arange(SIZE)[:, jnp.newaxis]) & 1 == 1
+
+
 def minatar(name: str, game: Game, sticky_actions: float, time_limit: int | None) -> Environment:
     """Makes a game's environment; a name that ends in "-v0" has all six actions.
 
