@@ -66,7 +66,8 @@ class SweepPlan(NamedTuple):
     @property
     def environment(self) -> dict[str, Any]:
         """The name and the threshold of the environment, as attributes; empty for several."""
-        facts = [(group.run.functions.env, group.run.functions.threshold) for group in self.groups]
+        envs = [group.run.functions.env for group in self.groups]
+        facts = [(env.name, env.threshold) for env in envs]
         named = dict(zip(("env", "threshold"), facts[0], strict=True))
         is_one = len({*facts}) == 1
         return {name: fact for name, fact in named.items() if is_one and fact is not None}
@@ -120,6 +121,7 @@ class SweepPlan(NamedTuple):
                 f"{decimal(group.run.running_bytes)} at a time, {decimal(group.round_bytes)} of "
                 f"the {decimal(self.budget)} that may be used"
             )
+            lines += _describe_episodes(group)
         if num_finished:
             whole = _count(len(self.batches), "batch")
             lines.append(f"{num_finished:,} of {whole} finished already")
@@ -149,6 +151,24 @@ def describe_layout(
     if num_cores is not None and num_cores < at_once:
         text += f" that take turns on {_count(num_cores, 'core')}"
     return text if num_rounds == 1 else f"{text}, in {num_rounds:,} rounds one after another"
+
+
+def _describe_episodes(group: Group) -> list[str]:
+    """Says what it costs that episodes may be cut, and where evaluation stops them."""
+    env, config, lines = group.run.functions.env, group.config, []
+    interval, capacity = env.truncation_interval, getattr(config, "replay_capacity", None)
+    if interval is not None and capacity is not None and group.run.state.replay is not None:
+        space = env.observation_space
+        num_rows = (capacity // config.num_envs - 1) // interval + 2
+        size = num_rows * config.num_envs * math.prod(space.shape) * space.dtype.itemsize
+        lines.append(
+            f"an episode may be cut {'at any step' if interval == 1 else f'at step {interval:,}'}: "
+            f"a run's replay takes {decimal(size)} more, for what followed then"
+        )
+    if env.max_steps is None:
+        steps = _count(config.eval_max_steps, "step")
+        lines.append(f"{env.name} has no time limit: evaluation stops an episode after {steps}")
+    return lines
 
 
 def _count(number: int, one: str) -> str:
@@ -234,12 +254,12 @@ def _refuse_unread(experiment: Experiment, design: Design, traced: Sequence[Trac
             value, is_swept = getattr(point.config, name), name in design.axes
             if not is_swept and value == getattr(defaults, name):
                 continue
-            if name == "env" and {run.env for run in runs} == {value}:
+            if name == "env" and {run.env.name for run in runs} == {value}:
                 continue  # what was passed is called so
             for run in runs:  # evaluation and diagnostics read settings too
-                weights = run.state.learner.params
-                read |= trace_reads(run.evaluate, run.config, weights, SEED, COUNT)[0]
-                if run.has_probe:
+                read |= trace_reads(run.evaluate, run.config, run.state, SEED, COUNT)[0]
+                if run.train.probe is not None:
+                    weights = run.state.learner.params
                     args = (run.config, run.state, weights, SEED, COUNT)
                     read |= trace_reads(run.diagnose, *args)[0]
             is_read = declared[name].is_read(point.config)
@@ -321,7 +341,7 @@ def record_environment(config: RunConfig, made: Mapping[Any, OneRun]) -> RunConf
     `made` has the functions of a run by the structure of its settings.
     """
     run = made[jax.tree.structure(config)]
-    return config if "env" in run.read else dataclasses.replace(config, env=run.env)
+    return config if "env" in run.read else dataclasses.replace(config, env=run.env.name)
 
 
 def cut_into_batches(group: Sequence[int], width: int) -> list[Sequence[int]]:
