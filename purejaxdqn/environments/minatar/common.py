@@ -72,8 +72,16 @@ def planes(*channels: Array) -> Array:
     return jnp.stack(channels, axis=-1)
 
 
+def light(screen: Array, rows: Array, columns: Array, channels: Array) -> Array:
+    """Lights cells of a screen `[10, 10, channels]`; what lies outside of it is left out.
+
+    A few writes cost a fifth of what comparing each cell with each thing costs on a CPU.
+    """
+    return screen.at[rows, columns, channels].set(True, mode="drop", wrap_negative_indices=False)
+
+
 def unpack(*channels: Array) -> Array:
-    """Makes an observation of channels whose rows `[10]` int32 have the columns as bits."""
+    """Makes an observation of channels whose rows, `[10]` int32, have their columns as bits."""
     rows = jnp.stack(channels, axis=-1)
     return (rows[:, jnp.newaxis] >> jnp.arange(SIZE)[:, jnp.newaxis]) & 1 == 1
 
@@ -97,16 +105,19 @@ def minatar(name: str, game: Game, sticky_actions: float, time_limit: int | None
     ensure(version in ("-v0", "-v1"), "environment", name, "named -v0 or -v1")
     actions = tuple(range(6)) if version == "-v0" else game.actions
     space = gymnasium.spaces.Box(0, 1, (SIZE, SIZE, game.num_channels), np.bool_)
-    settings = dict(game=game, sticky_actions=sticky_actions, time_limit=time_limit)
+    step = functools.partial(
+        _step, game=game, actions=actions, sticky_actions=sticky_actions, time_limit=time_limit
+    )
     return Environment(
         name,
         functools.partial(_reset, game=game),
-        functools.partial(_step, actions=actions, **settings),
+        step,
         len(actions),
         space,
         None,
         time_limit,
         render=functools.partial(_render, game=game),
+        step_and_reset=functools.partial(_step_and_reset, game=game, step=step),
     )
 
 
@@ -136,6 +147,21 @@ def _step(
     limit = jnp.iinfo(jnp.int32).max if time_limit is None else time_limit
     truncated = state.num_steps >= limit
     return state, TimeStep(game.observe(game_state), reward, terminated, truncated)
+
+
+def _step_and_reset(
+    key: Array, state: MinAtarState, action: Array, *, game: Game, step: Callable[..., Any]
+) -> tuple[MinAtarState, Array, TimeStep]:
+    """Does what `base.step_and_reset` does, and observes the state that it chose.
+
+    That is faster than choosing between two observations, element by element.
+    """
+    step_key, reset_key = jax.random.split(key)
+    next_state, timestep = step(step_key, state, action)
+    reset_state, _ = _reset(reset_key, game=game)
+    ended = timestep.terminated | timestep.truncated
+    state = jax.tree.map(lambda new, old: jnp.where(ended, new, old), reset_state, next_state)
+    return state, game.observe(state.game), timestep
 
 
 def _render(state: MinAtarState, *, game: Game) -> Array:
