@@ -83,6 +83,7 @@ def light(screen: Array, rows: Array, columns: Array, channels: Array) -> Array:
 def unpack(*channels: Array) -> Array:
     """Makes an observation of channels whose rows, `[10]` int32, have their columns as bits."""
     rows = jnp.stack(channels, axis=-1)
+    rows = jnp.bitwise_or.reduce(jnp.where(jnp.arange(2) == 0, rows[..., jnp.newaxis], 0), axis=-1)
     return (rows[:, jnp.newaxis] >> jnp.arange(SIZE)[:, jnp.newaxis]) & 1 == 1
 
 

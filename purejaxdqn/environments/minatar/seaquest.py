@@ -239,8 +239,10 @@ def _attack(state: SeaquestState) -> tuple[SeaquestState, Array, Array]:
     is_hit = (hits | _is_at(enemies, state.row, state.column)).any()
     # Submarines shoot before they are killed, where they swim into a bullet of the player.
     shoots = state.is_submarine & (state.submarine_timer == 0)
-    to_left = _columns(moved, shoots & ~moved.to_right) | state.bullets_to_left
-    to_right = _columns(moved, shoots & moved.to_right) | state.bullets_to_right
+    shot = _gather(moved, jnp.where(shoots, (1 << moved.column) << (SIZE * moved.to_right), 0))
+    to_left, to_right = (
+        x | y for x, y in zip(_split(shot, 2), (state.bullets_to_left, state.bullets_to_right))
+    )
     meets = jax.vmap(_is_at, (None, 0, 0))(moved, state.bullets.row, state.bullets.column)
     meets &= moves & (moved.row >= 0) & ~hits
     bullets = state.bullets.replace(row=jnp.where(meets.any(1), -1, state.bullets.row))
@@ -248,7 +250,7 @@ def _attack(state: SeaquestState) -> tuple[SeaquestState, Array, Array]:
     enemies = moved.replace(row=jnp.where(killed, -1, moved.row), timer=timer)
     here = jnp.where(jnp.arange(SIZE) == state.row, 1 << state.column, 0)
     is_hit |= ((to_left | to_right) & here).any()
-    to_left, to_right = to_left >> 1, (to_right << 1) & ((1 << SIZE) - 1)
+    to_left, to_right = to_left >> 1, (to_right << 1) & (2**SIZE - 1)
     is_hit |= ((to_left | to_right) & here).any()
     state = state.replace(
         bullets=bullets,
@@ -260,10 +262,19 @@ def _attack(state: SeaquestState) -> tuple[SeaquestState, Array, Array]:
     return state, killed.sum(dtype=jnp.float32), is_hit
 
 
-def _columns(swimmers: Swimmers, is_meant: Array) -> Array:
-    """Says in which columns of each row those that are meant are, `[10]` int32, as bits."""
-    here = (jnp.arange(SIZE)[:, jnp.newaxis] == swimmers.row) & is_meant
-    return jnp.bitwise_or.reduce(jnp.where(here, 1 << swimmers.column, 0), axis=1)
+def _gather(swimmers: Swimmers, bits: Array) -> Array:
+    """Gathers the bits of swimmers in their rows, `[10]` int32."""
+    here = jnp.arange(SIZE)[:, jnp.newaxis] == swimmers.row
+    return jnp.bitwise_or.reduce(jnp.where(here, bits, 0), axis=1)
+
+
+def _split(rows: Array, parts: int) -> list[Array]:
+    """Takes rows apart that have several times ten bits."""
+    return [(rows >> (SIZE * part)) & (2**SIZE - 1) for part in range(parts)]
+
+
+def _trail(swimmers: Swimmers, bits: Array) -> Array:
+    return jnp.where(swimmers.to_right, bits >> 1, (bits << 1) & (2**SIZE - 1))
 
 
 def _breathe(state: SeaquestState, difficulty_ramping: bool) -> tuple[SeaquestState, Array, Array]:
@@ -299,29 +310,30 @@ def advance(
 
 
 def observe(state: SeaquestState) -> Array:
-    """Shows the submarine's front and back, and its bullets; trails, that is where fish, enemies'
-    submarines and divers come from; bullets, fish and submarines of the enemy; the gauges of oxygen
-    and of divers aboard in the last row; and divers.
+    """Shows what is there, and two gauges in the last row, for oxygen and divers aboard.
+
+    Trails are the cells that fish, the enemy's submarines and divers come from.
     """
     rows = jnp.arange(SIZE)
     here, last = rows == state.row, rows == SIZE - 1
     front = 1 << state.column
     back = jnp.where(state.to_right, front >> 1, front << 1)
-    fish = _columns(state.enemies, ~state.is_submarine)
-    submarines = _columns(state.enemies, state.is_submarine)
-    divers = _columns(state.divers, jnp.bool(True))
-    trail = jnp.zeros(SIZE, jnp.int32)
-    for swimmers in (state.enemies, state.divers):
-        trail |= _columns(swimmers, swimmers.to_right) >> 1
-        trail |= _columns(swimmers, ~swimmers.to_right) << 1
+    # A single pass over the enemies, for three channels.
+    bits = 1 << state.enemies.column
+    trails = _trail(state.enemies, bits) << (2 * SIZE)
+    bits = (bits << (SIZE * state.is_submarine)) | trails
+    fish, submarines, trail = _split(_gather(state.enemies, bits), 3)
+    bits = 1 << state.divers.column
+    bits |= _trail(state.divers, bits) << SIZE
+    divers, divers_trail = _split(_gather(state.divers, bits), 2)
     bullets = state.bullets_to_left | state.bullets_to_right
     oxygen = (1 << _oxygen_cells(state)) - 1
     aboard = (1 << (SIZE - 1)) - (1 << (SIZE - 1 - jnp.maximum(state.num_divers, 0)))
     return unpack(
         jnp.where(here, front, 0),
         jnp.where(here, back, 0),
-        _columns(state.bullets, jnp.bool(True)),
-        trail,
+        _gather(state.bullets, 1 << state.bullets.column),
+        trail | divers_trail,
         bullets,
         fish,
         submarines,
@@ -340,4 +352,5 @@ def seaquest(
     """Makes Seaquest; with `difficulty_ramping` enemies come more often after each surfacing."""
     rules = functools.partial(advance, difficulty_ramping=difficulty_ramping)
     game = Game(reset, draw, rules, observe, 10, tuple(range(6)))
-    return minatar(name, game, sticky_actions, time_limit)
+    # Of two observations one is chosen: to observe the state that was chosen takes longer here.
+    return minatar(name, game, sticky_actions, time_limit)._replace(step_and_reset=None)
