@@ -12,7 +12,7 @@ import gymnasium
 import jax
 import numpy as np
 import xarray as xr
-from PIL import Image
+from PIL import Image, ImageOps
 from rich.progress import track
 
 from purejaxdqn.environments import Environment
@@ -28,7 +28,7 @@ from purejaxdqn.types import Params, TimeStep
 _EPISODES = 100  # played by each seed's policy
 _MOST_FRAMES = 500  # of what is not filmed in gymnasium
 _MOST_STEPS = 5_000  # of an episode without a time limit
-_GIF_SIZE = (300, 200)  # pixels
+_GIF_SIZE = (300, 200)  # pixels, at most
 
 
 def play_and_film(
@@ -154,7 +154,9 @@ def _play(
     console, steps = make_console(stderr=True), range(train.env.max_steps or _MOST_STEPS)
     for _ in track(steps, "playing in gymnasium", console=console, disable=not progress):
         if frames is not None and running:
-            frames.append(Image.fromarray(np.asarray(envs[0][0].render())).resize(_GIF_SIZE))
+            frames.append(
+                ImageOps.contain(Image.fromarray(np.asarray(envs[0][0].render())), _GIF_SIZE)
+            )
         actions = np.asarray(act(params, obs)).tolist() if running else []
         for r, i in list(running):
             obs[r, i], reward, terminated, truncated, _ = envs[r][i].step(actions[r][i])

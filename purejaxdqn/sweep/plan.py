@@ -290,8 +290,11 @@ def _is_own(kind: type[RunConfig]) -> bool:
 
 
 def defaults_of(config: RunConfig) -> RunConfig:
-    """Returns the settings before any was set: those of the agent, or else of the class."""
-    known = agents.get(config.agent).config if config.agent in agents.names() else None
+    """Returns the settings before any was set: those of agent and task, or else of the class."""
+    known = None
+    if config.agent in agents.names():
+        own = agents.get(config.agent).config
+        known = dataclasses.replace(agents.defaults(config.agent, config.env), env=own.env)
     return known if type(known) is type(config) else type(config)()
 
 

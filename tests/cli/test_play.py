@@ -11,7 +11,7 @@ import xarray as xr
 from gymnasium import spaces
 
 from purejaxdqn.cli.commands import runs
-from purejaxdqn.environments.cartpole import cartpole
+from purejaxdqn.environments.classic_control.cartpole import cartpole
 from purejaxdqn.report.films import find_problem
 
 BOX, TWO = spaces.Box(-1, 1, (4,), np.float32), spaces.Discrete(2)
