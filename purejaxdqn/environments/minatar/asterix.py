@@ -5,12 +5,11 @@ ramping, they come more and more often, and faster and faster.
 """
 
 import functools
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import flax.struct
 import jax
 import jax.numpy as jnp
-import numpy as np
 
 from purejaxdqn.environments.base import Environment
 from purejaxdqn.environments.minatar.common import (
@@ -77,16 +76,19 @@ def reset(key: Array | None = None) -> AsterixState:
 
 def _spawn(state: AsterixState, draws: Draws) -> AsterixState:
     """Places a new thing at the edge of a free row, if there is one."""
-    is_free = ~state.is_here
-    rank = jnp.floor(draws.choice * is_free.sum(dtype=jnp.int32)).astype(jnp.int32)
-    # How many free rows lie above each.
-    above = (is_free & np.tri(NUM_ROWS, k=-1, dtype=bool)).sum(axis=1, dtype=jnp.int32)
-    is_new = is_free & (above == rank) & (state.spawn_timer == 0)
+    num_free = jnp.cumsum(~state.is_here, dtype=jnp.int32)  # down to each row
+    rank = jnp.floor(draws.choice * num_free[-1]).astype(jnp.int32)
+    index = (num_free <= rank).sum(dtype=jnp.int32)  # 8, and no row, if none is free
+    index = jnp.where(state.spawn_timer == 0, index, NUM_ROWS)
+
+    def put(things: Array, new: Any) -> Array:
+        return things.at[index].set(new, mode="drop")
+
     return state.replace(
-        is_here=state.is_here | is_new,
-        columns=jnp.where(is_new, jnp.where(draws.goes_right, 0, SIZE - 1), state.columns),
-        is_gold=jnp.where(is_new, draws.is_gold, state.is_gold),
-        goes_right=jnp.where(is_new, draws.goes_right, state.goes_right),
+        is_here=put(state.is_here, True),
+        columns=put(state.columns, jnp.where(draws.goes_right, 0, SIZE - 1)),
+        is_gold=put(state.is_gold, draws.is_gold),
+        goes_right=put(state.goes_right, draws.goes_right),
     )
 
 
@@ -118,14 +120,14 @@ def advance(
     row = jnp.clip(state.row + down, 1, NUM_ROWS)
     column = jnp.clip(state.column + right, 0, SIZE - 1)
 
-    is_level = jnp.arange(1, NUM_ROWS + 1) == row
     moves = state.move_timer == 0
     columns = state.columns + jnp.where(moves, jnp.where(state.goes_right, 1, -1), 0)
-    meets = (state.columns == column) | (columns == column)
-    met = state.is_here & is_level & meets
-    is_here = state.is_here & ~(met & state.is_gold) & (columns >= 0) & (columns < SIZE)
-    reward = (met & state.is_gold).any().astype(jnp.float32)
-    terminated = (met & ~state.is_gold).any()
+    index = row - 1
+    is_met = (state.columns[index] == column) | (columns[index] == column)
+    is_met &= state.is_here[index]
+    takes_gold = is_met & state.is_gold[index]
+    is_taken = takes_gold & (jnp.arange(NUM_ROWS) == index)
+    is_here = state.is_here & ~is_taken & (columns >= 0) & (columns < SIZE)
 
     spawns = state.spawn_timer == 0
     state = state.replace(
@@ -136,7 +138,8 @@ def advance(
         spawn_timer=jnp.where(spawns, state.spawn_interval, state.spawn_timer) - 1,
         move_timer=jnp.where(moves, state.move_interval, state.move_timer) - 1,
     )
-    return _ramp(state) if difficulty_ramping else state, reward, terminated
+    state = _ramp(state) if difficulty_ramping else state
+    return state, takes_gold.astype(jnp.float32), is_met & ~takes_gold
 
 
 def observe(state: AsterixState) -> Array:

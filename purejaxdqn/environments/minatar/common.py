@@ -73,11 +73,15 @@ def planes(*channels: Array) -> Array:
 
 
 def light(screen: Array, rows: Array, columns: Array, channels: Array) -> Array:
-    """Lights cells of a screen `[10, 10, channels]`; what lies outside of it is left out.
+    """Lights cells of a screen `[10, 10, channels]`; none for a column outside of it.
 
     A few writes cost a fifth of what comparing each cell with each thing costs on a CPU.
     """
-    return screen.at[rows, columns, channels].set(True, mode="drop", wrap_negative_indices=False)
+    num_channels = screen.shape[-1]
+    is_inside = (columns >= 0) & (columns < SIZE)
+    index = (rows * SIZE + columns) * num_channels + channels  # of one axis: three cost more
+    index = jnp.where(is_inside, index, screen.size)
+    return screen.reshape(-1).at[index].set(True, mode="drop").reshape(screen.shape)
 
 
 def unpack(*channels: Array) -> Array:
