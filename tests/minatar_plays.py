@@ -57,6 +57,7 @@ def record(
     max_steps: int = 1_000,
     difficulty_ramping: bool = True,
     seed: int = 0,
+    keeps_obs: bool = True,
 ) -> Play:
     """Plays episodes of a policy `(the original's game, rng) -> action`; `max_steps` cuts them.
 
@@ -79,16 +80,17 @@ def record(
             reward, ended = env.act(action)
             draws = read_draws(before, recorder.given)
             recorder.given.clear()
-            rows.append((is_first, action, draws, float(reward), ended, env.state()))
+            obs = env.state() if keeps_obs else None
+            rows.append((is_first, action, draws, float(reward), ended, obs))
             is_first = False
-    is_first, action, draws, reward, terminated, obs = zip(*rows, strict=True)
+    columns = list(zip(*rows, strict=True))
     return Play(
-        np.array(is_first),
-        np.array(action, np.int32),
-        jax.tree.map(lambda *x: np.array(x), *draws),
-        np.array(reward, np.float32),
-        np.array(terminated),
-        np.array(obs),
+        np.array(columns[0]),
+        np.array(columns[1], np.int32),
+        jax.tree.map(lambda *x: np.array(x), *columns[2]),
+        np.array(columns[3], np.float32),
+        np.array(columns[4]),
+        np.array(columns[5]),
         first_obs,
     )
 

@@ -3,14 +3,22 @@
 import functools
 from typing import Any
 
+import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
+from scipy import stats
 
 from purejaxdqn.environments.minatar import seaquest, space_invaders
 from purejaxdqn.environments.minatar.common import DOWN, FIRE, LEFT, NOOP, RIGHT, UP, Game
+from purejaxdqn.testing import check_environment
 from tests.minatar_plays import assert_follows, record
 
-RULES = {"seaquest": seaquest, "space_invaders": space_invaders}
+MAKERS: dict[str, Any] = {
+    "seaquest": seaquest.seaquest,
+    "space_invaders": space_invaders.space_invaders,
+}
+RULES: dict[str, Any] = {"seaquest": seaquest, "space_invaders": space_invaders}
 CHANNELS = {"seaquest": 10, "space_invaders": 6}
 
 
@@ -148,3 +156,159 @@ class TestAgainstTheOriginal:
     def test_it_follows_without_ramping(self, name):
         played = play(name, "good", 2, difficulty_ramping=False)
         assert_follows(game_of(name, difficulty_ramping=False), played)
+
+    @pytest.mark.slow
+    @pytest.mark.parametrize("name", RULES)
+    def test_same_returns_of_random_play(self, name):
+        env, num_steps = MAKERS[name](f"{name}-v0", sticky_actions=0.0), 500
+        theirs = play(name, "random", 4_000, max_steps=num_steps, seed=1, keeps_obs=False)
+        starts = np.flatnonzero(theirs.is_first)
+        expected = np.add.reduceat(theirs.reward, starts)
+        expected_lengths = np.diff([*starts, len(theirs.reward)])
+        returns, lengths = random_returns(env, 4_000, num_steps)
+        print(f"\n{name}: {expected.mean():.3f} and {returns.mean():.3f} in random play")
+        assert stats.ks_2samp(lengths, expected_lengths).pvalue > 1e-3
+        assert stats.ttest_ind(returns, expected).pvalue > 1e-3
+        assert stats.ks_2samp(returns, expected).pvalue > 1e-3
+
+
+def random_returns(env: Any, num_episodes: int, num_steps: int) -> tuple[np.ndarray, np.ndarray]:
+    """The return and the length of each of our own episodes of random play."""
+
+    @jax.jit
+    @jax.vmap
+    def play(key):
+        def one_step(carry, key):
+            state, running = carry
+            act_key, step_key = jax.random.split(key)
+            action = jax.random.randint(act_key, (), 0, env.num_actions)
+            state, timestep = env.step(step_key, state, action)
+            row = (jnp.where(running, timestep.reward, 0.0), running)
+            return (state, running & ~timestep.terminated), row
+
+        start = (env.reset(key)[0], jnp.bool(True))
+        rewards, ran = jax.lax.scan(one_step, start, jax.random.split(key, num_steps))[1]
+        return rewards.sum(), ran.sum()
+
+    found = play(jax.random.split(jax.random.key(0), num_episodes))
+    return np.asarray(found[0]), np.asarray(found[1])
+
+
+def submarine(**changes: Any) -> Any:
+    """A game of Seaquest in which some facts are others than at the start."""
+    return seaquest.reset().replace(**{k: jnp.asarray(v) for k, v in changes.items()})
+
+
+def no_draws() -> seaquest.Draws:
+    row = jnp.ones((), jnp.int32)
+    return seaquest.Draws(jnp.bool(False), row, jnp.bool(False), jnp.bool(False), row)
+
+
+class TestSeaquest:
+    def test_draws_come_as_often_as_they_should(self):
+        keys = jax.random.split(jax.random.key(0), 20_000)
+        draws = jax.tree.map(np.asarray, jax.jit(jax.vmap(seaquest.draw))(keys))
+        for rows in (draws.enemy_row, draws.diver_row):
+            counts = np.bincount(rows, minlength=9)
+            assert counts[0] == 0
+            assert stats.chisquare(counts[1:]).pvalue > 1e-3
+        for flags, p in (
+            (draws.enemy_to_right, 1 / 2),
+            (draws.diver_to_right, 1 / 2),
+            (draws.is_submarine, 1 / 3),
+        ):
+            assert stats.binomtest(int(flags.sum()), len(keys), p).pvalue > 1e-3
+        # Each is drawn apart from the others.
+        assert np.abs(np.corrcoef(np.array(draws, float)) - np.eye(5)).max() < 0.03
+
+    @pytest.mark.parametrize(
+        ("num_divers", "reward", "left", "terminated"),
+        [
+            (0, 0, 0, True),
+            (1, 0, 0, False),
+            (5, 0, 4, False),
+            (6, 5, -1, False),
+            (-1, 0, -2, False),
+        ],
+    )
+    def test_surfacing(self, num_divers, reward, left, terminated):
+        before = submarine(row=1, oxygen=109, num_divers=num_divers, is_surfaced=False)
+        game = game_of("seaquest")
+        state, found, ended = game.advance(before, jnp.int32(UP), no_draws())
+        assert (found, state.num_divers, ended) == (reward, left, terminated)
+        assert state.oxygen == (109 if terminated else 200)
+        assert state.enemy_interval == (20 if terminated else 19)
+        gauge = game.observe(state)[9, :, 8]
+        np.testing.assert_array_equal(np.flatnonzero(gauge), range(9 - max(left, 0), 9))
+
+    def test_oxygen_lasts_for_200_steps_under_water(self):
+        game, state = game_of("seaquest"), submarine(enemy_timer=999, diver_timer=999)
+        advance = jax.jit(game.advance)
+        for step in range(202):
+            state, _, ended = advance(state, jnp.int32(DOWN), no_draws())
+            assert ended == (step >= 200)
+
+    def test_an_enemy_that_meets_its_like_on_the_way_does_not_come(self):
+        draws = no_draws()._replace(enemy_row=jnp.int32(4))
+        state = submarine(enemy_timer=0)
+        game = game_of("seaquest")
+        state, *_ = game.advance(state, jnp.int32(NOOP), draws)
+        assert [int(x) for x in state.enemies.row if x >= 0] == [4]
+        for to_right, rows in ((True, [4]), (False, [4, 4])):
+            both = draws._replace(enemy_to_right=jnp.bool(to_right))
+            again, *_ = game.advance(state.replace(enemy_timer=jnp.int32(0)), jnp.int32(NOOP), both)
+            assert [int(x) for x in again.enemies.row if x >= 0] == rows
+
+    def test_there_is_room_for_all_enemies(self):
+        # One comes each step, in one row and as fast as they get, and none is ever overwritten.
+        state = submarine(enemy_timer=0, enemy_interval=1)
+        advance, most = jax.jit(game_of("seaquest").advance), 0
+        for step in range(80):
+            slot = int(state.next_slot)
+            old = int(state.enemies.row[slot]), int(state.enemies.column[slot])
+            # What stands in the next slot is gone, or leaves the screen in this very step.
+            assert old[0] == -1 or (old[1] == 0 and state.enemies.timer[slot] == 0), step
+            state, *_ = advance(state, jnp.int32(NOOP), no_draws())
+            most = max(most, int((state.enemies.row >= 0).sum()))
+        assert most == seaquest.MAX_ENEMIES - 1
+
+
+class TestSpaceInvaders:
+    def test_another_wave_marches_faster(self):
+        state = space_invaders.reset()
+        aliens, bullets = np.zeros((2, 10), np.int32)
+        aliens[3], bullets[4] = 1 << 5, 1 << 5
+        state = state.replace(aliens=jnp.asarray(aliens), bullets=jnp.asarray(bullets))
+        for ramping, interval in ((True, 11), (False, 12)):
+            game = game_of("space_invaders", difficulty_ramping=ramping)
+            after, reward, ended = game.advance(state, jnp.int32(NOOP), None)
+            assert (reward, ended, after.march_interval) == (1, False, interval)
+            screen = np.asarray(game.observe(after))
+            assert screen[..., 1].sum() == 24
+            assert screen[:4, 2:8, 1].all()
+
+
+class TestEnvironments:
+    @pytest.mark.parametrize("name", RULES)
+    @pytest.mark.parametrize(
+        ("version", "settings"),
+        [
+            ("v1", {"time_limit": 30, "difficulty_ramping": False}),
+            pytest.param("v0", {}, marks=pytest.mark.slow),
+            pytest.param("v1", {"sticky_actions": 0.0}, marks=pytest.mark.slow),
+        ],
+    )
+    def test_the_contract_holds(self, name, version, settings):
+        env = MAKERS[name](f"{name}-{version}", **settings)
+        assert env.num_actions == (6 if version == "v0" or name == "seaquest" else 4)
+        assert env.max_steps == settings.get("time_limit")
+        check_environment(env, jax.random.key(0), random_reset=False)
+
+    @pytest.mark.parametrize("name", RULES)
+    def test_the_minimal_actions_are_those_of_the_original(self, name):
+        minatar = pytest.importorskip("minatar")
+        env = MAKERS[name](f"{name}-v1")
+        assert env.num_actions == len(minatar.Environment(name).minimal_action_set())
+        state, _ = env.reset(jax.random.key(0))
+        assert env.render is not None
+        assert env.render(state).shape == (160, 160, 3)

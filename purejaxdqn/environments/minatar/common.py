@@ -86,9 +86,12 @@ def light(screen: Array, rows: Array, columns: Array, channels: Array) -> Array:
 
 def unpack(*channels: Array) -> Array:
     """Makes an observation of channels whose rows, `[10]` int32, have their columns as bits."""
-    rows = jnp.stack(channels, axis=-1)
-    rows = jnp.bitwise_or.reduce(jnp.where(jnp.arange(2) == 0, rows[..., jnp.newaxis], 0), axis=-1)
-    return (rows[:, jnp.newaxis] >> jnp.arange(SIZE)[:, jnp.newaxis]) & 1 == 1
+    rows = jnp.stack(channels)
+    # A reduction, which does nothing: XLA else works the rows out anew for each cell, on a CPU.
+    twice = jnp.where(np.array([[[True]], [[False]]]), rows[jnp.newaxis], 0)
+    rows = jnp.bitwise_or.reduce(twice, axis=0).T
+    cells = np.arange(SIZE, dtype=np.int32)[np.newaxis, :, np.newaxis]
+    return (rows[:, jnp.newaxis] >> cells) & 1 == 1
 
 
 def minatar(name: str, game: Game, sticky_actions: float, time_limit: int | None) -> Environment:
@@ -109,7 +112,7 @@ def minatar(name: str, game: Game, sticky_actions: float, time_limit: int | None
     version = name.partition("?")[0][-3:]
     ensure(version in ("-v0", "-v1"), "environment", name, "named -v0 or -v1")
     actions = tuple(range(6)) if version == "-v0" else game.actions
-    space = gymnasium.spaces.Box(0, 1, (SIZE, SIZE, game.num_channels), np.bool_)
+    space = gymnasium.spaces.Box(0, 1, (SIZE, SIZE, game.num_channels), np.bool_)  # type: ignore[arg-type]
     step = functools.partial(
         _step, game=game, actions=actions, sticky_actions=sticky_actions, time_limit=time_limit
     )

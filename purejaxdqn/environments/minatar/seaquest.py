@@ -7,12 +7,14 @@ an enemy or its bullet reaches the submarine's front, without oxygen, and at the
 diver. In the original there are -1 divers after six; and any number but 0 may surface. So here.
 """
 
+import dataclasses
 import functools
 from typing import NamedTuple
 
 import flax.struct
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from purejaxdqn.environments.base import Environment
 from purejaxdqn.environments.minatar.common import (
@@ -39,6 +41,7 @@ P_SUBMARINE = 1 / 3  # else an enemy is a fish
 # At most as many can be there: one comes at a step at most, and the fastest ones, which come so
 # often, cross the screen in 29 steps. Slower ones come every 15 steps, and cross it in 59.
 MAX_ENEMIES = 30
+ROWS = np.arange(SIZE, dtype=np.int32)
 
 
 @flax.struct.dataclass
@@ -97,7 +100,7 @@ def draw(key: Array) -> Draws:
     return Draws(to_right[0], rows[0], is_submarine, to_right[1], rows[1])
 
 
-def reset(key: Array) -> SeaquestState:
+def reset(key: Array | None = None) -> SeaquestState:
     """Begins an episode at the surface; all begin alike."""
     del key
 
@@ -144,7 +147,7 @@ def _move(swimmers: Swimmers, moves: Array) -> Swimmers:
     """Moves some swimmers by a cell; those that leave the screen are gone."""
     column = swimmers.column + jnp.where(moves, 2 * swimmers.to_right - 1, 0)
     row = jnp.where((column >= 0) & (column < SIZE), swimmers.row, -1)
-    return swimmers.replace(row=row, column=column)
+    return dataclasses.replace(swimmers, row=row, column=column)
 
 
 def _is_at(swimmers: Swimmers, row: Array, column: Array) -> Array:
@@ -156,13 +159,14 @@ def _spawn(state: SeaquestState, draws: Draws) -> SeaquestState:
     enemies, move_interval = state.enemies, _move_interval(state)
     is_blocked = (enemies.row == draws.enemy_row) & (enemies.to_right != draws.enemy_to_right)
     comes = (state.enemy_timer == 0) & ~is_blocked.any()
-    here = comes & (jnp.arange(MAX_ENEMIES) == state.next_slot)
-    column = jnp.where(draws.enemy_to_right, 0, SIZE - 1)
+    here = comes & (state.next_slot == np.arange(MAX_ENEMIES))
+    column = jnp.where(draws.enemy_to_right, 0, SIZE - 1).astype(jnp.int32)
     new = Swimmers(draws.enemy_row, column, draws.enemy_to_right, move_interval)
-    side = jnp.where(draws.diver_to_right, 0, SIZE - 1)
+    side = jnp.where(draws.diver_to_right, 0, SIZE - 1).astype(jnp.int32)
     timer = jnp.int32(DIVER_MOVE_INTERVAL)
     diver = Swimmers(draws.diver_row, side, draws.diver_to_right, timer)
-    return state.replace(
+    return dataclasses.replace(
+        state,
         enemies=jax.tree.map(lambda old, one: jnp.where(here, one, old), enemies, new),
         is_submarine=jnp.where(here, draws.is_submarine, state.is_submarine),
         submarine_timer=jnp.where(here, SUBMARINE_SHOT_INTERVAL, state.submarine_timer),
@@ -185,7 +189,8 @@ def _act(state: SeaquestState, action: Array) -> SeaquestState:
     column = state.column + (action == RIGHT) - (action == LEFT)
     row = state.row + (action == DOWN) - (action == UP)
     new = Swimmers(state.row, state.column, state.to_right, jnp.int32(0))
-    return state.replace(
+    return dataclasses.replace(
+        state,
         column=jnp.clip(column, 0, SIZE - 1),
         row=jnp.clip(row, 0, SIZE - 2),
         to_right=jnp.where(turns, action == RIGHT, state.to_right),
@@ -202,13 +207,16 @@ def _shoot(state: SeaquestState) -> tuple[SeaquestState, Array]:
     """
     bullets, enemies = _move(state.bullets, jnp.bool(True)), state.enemies
     is_hit = jax.vmap(_is_at, (None, 0, 0))(enemies, bullets.row, bullets.column)
-    is_hit &= enemies.row >= 0
-    order = jnp.where(is_hit, enemies.timer + SIZE * state.is_submarine, 2 * SIZE)
+    is_hit &= (enemies.row >= 0)[jnp.newaxis]
+    order = (enemies.timer + SIZE * state.is_submarine)[jnp.newaxis]
+    order = jnp.where(is_hit, order, 2 * SIZE)
     first = order.min(1)
     killed = (is_hit & (order == first[:, jnp.newaxis])).any(0)
-    bullets = bullets.replace(row=jnp.where(first < 2 * SIZE, -1, bullets.row))
-    enemies = enemies.replace(row=jnp.where(killed, -1, enemies.row))
-    return state.replace(bullets=bullets, enemies=enemies), killed.sum(dtype=jnp.float32)
+    bullets = dataclasses.replace(bullets, row=jnp.where(first < 2 * SIZE, -1, bullets.row))
+    enemies = dataclasses.replace(enemies, row=jnp.where(killed, -1, enemies.row))
+    return dataclasses.replace(state, bullets=bullets, enemies=enemies), killed.sum(
+        dtype=jnp.float32
+    )
 
 
 def _swim(state: SeaquestState) -> SeaquestState:
@@ -224,9 +232,9 @@ def _swim(state: SeaquestState) -> SeaquestState:
         num_divers += boards
         row = jnp.where(boards, -1, moved.row)
         timer = jnp.where(moves, DIVER_MOVE_INTERVAL, diver.timer - 1)
-        divers.append(moved.replace(row=row, timer=timer))
+        divers.append(dataclasses.replace(moved, row=row, timer=timer))
     both = jax.tree.map(lambda *x: jnp.stack(x), *reversed(divers))
-    return state.replace(divers=both, num_divers=num_divers)
+    return dataclasses.replace(state, divers=both, num_divers=num_divers)
 
 
 def _attack(state: SeaquestState) -> tuple[SeaquestState, Array, Array]:
@@ -240,19 +248,19 @@ def _attack(state: SeaquestState) -> tuple[SeaquestState, Array, Array]:
     # Submarines shoot before they are killed, where they swim into a bullet of the player.
     shoots = state.is_submarine & (state.submarine_timer == 0)
     shot = _gather(moved, jnp.where(shoots, (1 << moved.column) << (SIZE * moved.to_right), 0))
-    to_left, to_right = (
-        x | y for x, y in zip(_split(shot, 2), (state.bullets_to_left, state.bullets_to_right))
-    )
+    to_left, to_right = _split(shot, 2)
+    to_left, to_right = to_left | state.bullets_to_left, to_right | state.bullets_to_right
     meets = jax.vmap(_is_at, (None, 0, 0))(moved, state.bullets.row, state.bullets.column)
-    meets &= moves & (moved.row >= 0) & ~hits
-    bullets = state.bullets.replace(row=jnp.where(meets.any(1), -1, state.bullets.row))
+    meets &= (moves & (moved.row >= 0) & ~hits)[jnp.newaxis]
+    bullets = dataclasses.replace(state.bullets, row=jnp.where(meets.any(1), -1, state.bullets.row))
     killed = meets.any(0)
-    enemies = moved.replace(row=jnp.where(killed, -1, moved.row), timer=timer)
-    here = jnp.where(jnp.arange(SIZE) == state.row, 1 << state.column, 0)
+    enemies = dataclasses.replace(moved, row=jnp.where(killed, -1, moved.row), timer=timer)
+    here = jnp.where(state.row == ROWS, 1 << state.column, 0)
     is_hit |= ((to_left | to_right) & here).any()
     to_left, to_right = to_left >> 1, (to_right << 1) & (2**SIZE - 1)
     is_hit |= ((to_left | to_right) & here).any()
-    state = state.replace(
+    state = dataclasses.replace(
+        state,
         bullets=bullets,
         enemies=enemies,
         submarine_timer=jnp.where(shoots, SUBMARINE_SHOT_INTERVAL, state.submarine_timer - 1),
@@ -264,8 +272,8 @@ def _attack(state: SeaquestState) -> tuple[SeaquestState, Array, Array]:
 
 def _gather(swimmers: Swimmers, bits: Array) -> Array:
     """Gathers the bits of swimmers in their rows, `[10]` int32."""
-    here = jnp.arange(SIZE)[:, jnp.newaxis] == swimmers.row
-    return jnp.bitwise_or.reduce(jnp.where(here, bits, 0), axis=1)
+    here = ROWS[:, np.newaxis] == swimmers.row[jnp.newaxis]
+    return jnp.bitwise_or.reduce(jnp.where(here, bits[jnp.newaxis], 0), axis=1)
 
 
 def _split(rows: Array, parts: int) -> list[Array]:
@@ -286,7 +294,8 @@ def _breathe(state: SeaquestState, difficulty_ramping: bool) -> tuple[SeaquestSt
     is_full = state.num_divers == MAX_DIVERS
     reward = jnp.where(is_saved & is_full, _oxygen_cells(state), 0).astype(jnp.float32)
     ramps = is_saved & (state.enemy_interval > 1) & difficulty_ramping
-    state = state.replace(
+    state = dataclasses.replace(
+        state,
         oxygen=jnp.where(is_saved, MAX_OXYGEN, state.oxygen - ~at_surface),
         num_divers=jnp.where(is_saved & is_full, 0, state.num_divers) - is_saved,
         is_surfaced=at_surface & (state.is_surfaced | is_saved),
@@ -314,8 +323,7 @@ def observe(state: SeaquestState) -> Array:
 
     Trails are the cells that fish, the enemy's submarines and divers come from.
     """
-    rows = jnp.arange(SIZE)
-    here, last = rows == state.row, rows == SIZE - 1
+    here, last = state.row == ROWS, ROWS == SIZE - 1
     front = 1 << state.column
     back = jnp.where(state.to_right, front >> 1, front << 1)
     # A single pass over the enemies, for three channels.

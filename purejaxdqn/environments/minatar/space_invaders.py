@@ -65,7 +65,7 @@ def draw(key: Array) -> None:
 
 
 def _count(rows: Array) -> Array:
-    return jax.lax.population_count(rows).sum()
+    return jax.lax.population_count(rows).sum(dtype=jnp.int32)
 
 
 def _march(aliens: Array, to_right: Array) -> tuple[Array, Array, Array]:
@@ -79,7 +79,7 @@ def _march(aliens: Array, to_right: Array) -> tuple[Array, Array, Array]:
 
 def _nearest(aliens: Array, position: Array) -> Array:
     """Finds the lowest alien of the nearest column, or of the left one of two, `[10]` int32."""
-    cells = jnp.arange(SIZE)
+    cells = np.arange(SIZE, dtype=np.int32)
     columns = jnp.bitwise_or.reduce(aliens)
     offset = cells - position
     order = (2 * jnp.abs(offset) + (offset > 0)) << 4
@@ -134,7 +134,7 @@ def advance(
 def observe(state: SpaceInvadersState) -> Array:
     """Shows cannon, aliens, those that march left, and right, and the bullets of both."""
     return unpack(
-        jnp.where(jnp.arange(SIZE) == SIZE - 1, 1 << state.position, 0),
+        jnp.where(np.arange(SIZE) == SIZE - 1, 1 << state.position, 0),
         state.aliens,
         jnp.where(state.to_right, 0, state.aliens),
         jnp.where(state.to_right, state.aliens, 0),
