@@ -64,7 +64,7 @@ class MinAtarState:
 def grid(row: Array, column: Array) -> Array:
     """Marks one cell of the screen, `[10, 10]` bool; none where it lies outside."""
     cells = jnp.arange(SIZE)
-    return (cells == row)[:, jnp.newaxis] & (cells == column)
+    return (cells == row)[:, jnp.newaxis] & (cells == column)[jnp.newaxis]
 
 
 def planes(*channels: Array) -> Array:
@@ -110,7 +110,7 @@ def minatar(name: str, game: Game, sticky_actions: float, time_limit: int | None
     if time_limit is not None:
         ensure_whole("time_limit", time_limit)
     version = name.partition("?")[0][-3:]
-    ensure(version in ("-v0", "-v1"), "environment", name, "named -v0 or -v1")
+    ensure(version in ("-v0", "-v1"), "environment", name, "a name that ends in -v0 or -v1")
     actions = tuple(range(6)) if version == "-v0" else game.actions
     space = gymnasium.spaces.Box(0, 1, (SIZE, SIZE, game.num_channels), np.bool_)  # type: ignore[arg-type]
     step = functools.partial(
@@ -174,6 +174,7 @@ def _step_and_reset(
 
 def _render(state: MinAtarState, *, game: Game) -> Array:
     """Draws the screen `[160, 160, 3]` uint8; of several things in a cell the last channel's."""
-    colour = jnp.max(game.observe(state.game) * jnp.arange(1, game.num_channels + 1), axis=-1)
+    number = np.arange(1, game.num_channels + 1)[np.newaxis, np.newaxis]
+    colour = jnp.max(game.observe(state.game) * number, axis=-1)
     pixels = jnp.asarray(PALETTE)[colour]
     return pixels.repeat(CELL, axis=0).repeat(CELL, axis=1)
