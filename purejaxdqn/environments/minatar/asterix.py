@@ -4,6 +4,7 @@ There is at most one of them in each of rows 1 to 8, and the player moves in the
 ramping, they come more and more often, and faster and faster.
 """
 
+import dataclasses
 import functools
 from typing import Any, NamedTuple
 
@@ -84,7 +85,8 @@ def _spawn(state: AsterixState, draws: Draws) -> AsterixState:
     def put(things: Array, new: Any) -> Array:
         return things.at[index].set(new, mode="drop")
 
-    return state.replace(
+    return dataclasses.replace(
+        state,
         is_here=put(state.is_here, True),
         columns=put(state.columns, jnp.where(draws.goes_right, 0, SIZE - 1)),
         is_gold=put(state.is_gold, draws.is_gold),
@@ -98,7 +100,8 @@ def _ramp(state: AsterixState) -> AsterixState:
     ramps = goes_on & (state.ramp_timer < 0)
     is_faster = ramps & (state.move_interval > 1) & (state.num_ramps % 2 == 1)
     timer = jnp.where(ramps, RAMP_INTERVAL, state.ramp_timer - goes_on)
-    return state.replace(
+    return dataclasses.replace(
+        state,
         spawn_interval=state.spawn_interval - (ramps & (state.spawn_interval > 1)),
         move_interval=state.move_interval - is_faster,
         ramp_timer=timer,
@@ -130,7 +133,8 @@ def advance(
     is_here = state.is_here & ~is_taken & (columns >= 0) & (columns < SIZE)
 
     spawns = state.spawn_timer == 0
-    state = state.replace(
+    state = dataclasses.replace(
+        state,
         row=row,
         column=column,
         is_here=is_here,

@@ -72,7 +72,7 @@ def planes(*channels: Array) -> Array:
     return jnp.stack(channels, axis=-1)
 
 
-def light(screen: Array, rows: Array, columns: Array, channels: Array) -> Array:
+def light(screen: Array, rows: Array, columns: Array, channels: Array | int) -> Array:
     """Lights cells of a screen `[10, 10, channels]`; none for a column outside of it.
 
     A few writes cost a fifth of what comparing each cell with each thing costs on a CPU.
