@@ -13,7 +13,7 @@ from scipy import stats
 from purejaxdqn.environments.minatar import seaquest, space_invaders
 from purejaxdqn.environments.minatar.common import DOWN, FIRE, LEFT, NOOP, RIGHT, UP, Game
 from purejaxdqn.testing import check_environment
-from tests.minatar_plays import assert_follows, record
+from tests.minatar_plays import CHUNK, NUM_LANES, Recorder, assert_follows, follower, record
 
 MAKERS: dict[str, Any] = {
     "seaquest": seaquest.seaquest,
@@ -142,6 +142,70 @@ def play(name: str, policy: str, num_episodes: int, **options: Any) -> Any:
     return record(name, choose, DRAWS[name], num_episodes, **options)
 
 
+def scatter_things(game: Any, rng: np.random.Generator) -> None:
+    """Sets the original to a state with many things in two rows, as late in an episode."""
+    number = lambda *limits: int(rng.integers(*limits))  # noqa: E731
+    game.e_spawn_speed = number(1, 21)
+    game.ramp_index = 20 - game.e_spawn_speed
+    game.move_speed = max(2, 5 - game.ramp_index // 2)
+    game.sub_x, game.sub_y, game.sub_or = number(1, 9), number(0, 5), number(2) == 1
+    game.surface = game.sub_y == 0 and number(2) == 1
+    game.oxygen, game.diver_count = number(0, 201) * number(2), number(-2, 7)
+    game.e_spawn_timer, game.d_spawn_timer = number(2), number(1, 30)
+    goes_right = {2: number(2) == 1, 3: number(2) == 1}
+    # In one cell, the first that came is the next to move, and no two move in one step.
+    cells = {(number(game.move_speed), number(10), number(2, 4)) for _ in range(12)}
+    for timer, x, y in sorted(cells):
+        if number(2):
+            game.e_fish.append([x, y, goes_right[y], timer])
+        else:
+            game.e_subs.append([x, y, goes_right[y], timer, number(3)])
+    game.f_bullets = [[number(10), y, number(2) == 1] for y in (2, 3)]
+    # Nothing but a bullet's own first step leads to where the submarine is.
+    game.f_bullets = [b for b in game.f_bullets if abs(b[0] - game.sub_x) > 2]
+    game.e_bullets = [[number(10), number(2, 4), number(2) == 1] for _ in range(2)]
+    game.divers = [[number(10), number(2, 4), number(2) == 1, number(6)] for _ in range(number(3))]
+    game.shot_timer = 1 if len(game.f_bullets) == 2 else number(2)
+
+
+def state_of(game: Any) -> seaquest.SeaquestState:
+    """Reads a state of ours off the original's."""
+
+    def swimmers(things: list[Any], slots: int) -> seaquest.Swimmers:
+        empty = [[0, -1, False, 0]] * (slots - len(things))
+        rows = [*empty, *([*thing, 0][:4] for thing in things)]
+        column, row, to_right, timer = (np.array(x, np.int32) for x in zip(*rows, strict=True))
+        return seaquest.Swimmers(*map(jnp.asarray, (row, column, to_right == 1, timer)))
+
+    enemies, num_others = [*game.e_fish, *game.e_subs], 30 - len(game.e_subs)
+    bullets = np.zeros((2, 10), np.int32)
+    for x, y, to_right in game.e_bullets:
+        bullets[int(to_right), y] |= 1 << x
+    facts = {
+        "row": game.sub_y,
+        "column": game.sub_x,
+        "oxygen": game.oxygen,
+        "num_divers": game.diver_count,
+        "shot_timer": game.shot_timer,
+        "enemy_timer": game.e_spawn_timer,
+        "enemy_interval": game.e_spawn_speed,
+        "diver_timer": game.d_spawn_timer,
+        "submarine_timer": [0] * num_others + [sub[4] for sub in game.e_subs],
+    }
+    return submarine(
+        **{name: np.array(value, np.int32) for name, value in facts.items()},
+        to_right=bool(game.sub_or),
+        is_surfaced=bool(game.surface),
+        is_submarine=np.arange(30) >= num_others,
+        bullets_to_left=bullets[0],
+        bullets_to_right=bullets[1],
+    ).replace(  # type: ignore[attr-defined]
+        bullets=swimmers(game.f_bullets, 2),
+        divers=swimmers(game.divers, 2),
+        enemies=swimmers(enemies, 30),
+    )
+
+
 class TestAgainstTheOriginal:
     @pytest.mark.parametrize("name", RULES)
     def test_it_follows_random_play(self, name):
@@ -155,14 +219,41 @@ class TestAgainstTheOriginal:
         played = play(name, "good", num_episodes)
         returns = np.add.reduceat(played.reward, np.flatnonzero(played.is_first))
         print(f"\n{name}: mean return {returns.mean():.1f}, {len(played.reward)} steps")
-        # What is to be compared is there: six divers were brought home, or a wave was cleared.
-        assert (returns.max() > 24) if name == "space_invaders" else (played.reward.max() > 5)
+        # What is to be compared is there: a wave was cleared, or six divers were brought home, and
+        # the difficulty rose until enemies came at every step.
+        if name == "space_invaders":
+            assert returns.max() > 24
+        else:
+            assert played.reward.max() > 5
+            assert played.obs[..., 5:7].sum((1, 2, 3)).max() >= 15
         assert_follows(game_of(name), played)
 
     @pytest.mark.parametrize("name", RULES)
     def test_it_follows_without_ramping(self, name):
         played = play(name, "good", 2, difficulty_ramping=False)
         assert_follows(game_of(name, difficulty_ramping=False), played)
+
+    @pytest.mark.parametrize("seed", [0, 1])
+    def test_seaquest_follows_from_any_state(self, seed):
+        minatar, rng = pytest.importorskip("minatar"), np.random.default_rng(seed)
+        env, recorder = minatar.Environment("seaquest", sticky_action_prob=0), Recorder(seed)
+        env.env.random = recorder
+        rows = []
+        for _ in range(NUM_LANES):
+            env.reset()
+            scatter_things(env.env, rng)
+            before, state, action = dict(vars(env.env)), state_of(env.env), int(rng.integers(6))
+            recorder.given.clear()
+            reward, ended = env.act(action)
+            draws = seaquest_draws(before, recorder.given)
+            rows.append((state, (np.int32(action), draws, env.state()), float(reward), ended))
+        state, told, reward, ended = jax.tree.map(lambda *x: np.stack(x), *rows)
+        repeated = jax.tree.map(lambda x: np.broadcast_to(x, (CHUNK, *x.shape)), told)
+        found = [x[0] for x in follower(game_of("seaquest"))(state, repeated)[1]]
+        assert np.sum(reward) > 10
+        assert 10 < np.sum(ended) < 190
+        for ours, theirs in zip(found, (True, reward, ended), strict=True):
+            np.testing.assert_array_equal(ours, theirs)
 
     @pytest.mark.slow
     @pytest.mark.parametrize("name", RULES)
