@@ -84,6 +84,16 @@ def light(screen: Array, rows: Array, columns: Array, channels: Array | int) -> 
     return screen.reshape(-1).at[index].set(True, mode="drop").reshape(screen.shape)
 
 
+def unpack(*channels: Array) -> Array:
+    """Makes an observation of channels whose rows, `[10]` int32, have their columns as bits."""
+    rows = jnp.stack(channels)
+    # A reduction, which does nothing: XLA else works the rows out anew for each cell, on a CPU.
+    twice = jnp.where(np.array([[[True]], [[False]]]), rows[jnp.newaxis], 0)
+    rows = jnp.bitwise_or.reduce(twice, axis=0).T
+    cells = np.arange(SIZE, dtype=np.int32)[np.newaxis, :, np.newaxis]
+    return (rows[:, jnp.newaxis] >> cells) & 1 == 1
+
+
 def minatar(name: str, game: Game, sticky_actions: float, time_limit: int | None) -> Environment:
     """Makes a game's environment; a name that ends in "-v0" has all six actions.
 
