@@ -108,12 +108,13 @@ class Conv(nn.Module):
             y = jax.lax.conv_general_dilated(
                 images, kernel, self.strides, "VALID", dimension_numbers=axes
             )
-            return y.reshape(*x.shape[:-3], *y.shape[1:]) + bias
+            return y.reshape(*x.shape[:-3], *y.shape[1:]) + jnp.expand_dims(bias, range(x.ndim - 1))
         # Behind a barrier XLA does not convert an image anew for each slice.
         patches = _patches(jax.lax.optimization_barrier(x), self.kernel_size, self.strides)
         y = _dot(patches, kernel.reshape(-1, self.features), None)
         # A bias for each position: its gradient is a sum over images first, of long rows.
-        return y + jax.lax.optimization_barrier(jnp.broadcast_to(bias, y.shape[-3:]))
+        biases = jax.lax.optimization_barrier(jnp.broadcast_to(bias, y.shape[-3:]))
+        return y + jnp.expand_dims(biases, range(x.ndim - 3))
 
 
 _MANY_SLICES = 16  # a patch of more takes longer to lay out than XLA takes to convolve
