@@ -85,8 +85,13 @@ def make_torso(config: TorsoConfig, obs_shape: Sequence[int]) -> "CNNTorso | Non
             f"{tuple(obs_shape)}: set torso to 'mlp', or leave it out"
         )
     by_size = _LARGE if min(obs_shape[:2]) >= _LARGE_SIDE else _SMALL
-    chosen = [getattr(config, name) or by_size[name] for name in _CONVOLUTIONS]
-    return networks.CNNTorso(*chosen, hidden_size=None, layer_norm=config.layer_norm)
+    return networks.CNNTorso(
+        channels=config.channels or by_size["channels"],
+        kernel_sizes=config.kernel_sizes or by_size["kernel_sizes"],
+        strides=config.strides or by_size["strides"],
+        hidden_size=None,
+        layer_norm=config.layer_norm,
+    )
 
 
 def settings_for_images(env: str) -> dict[str, Any]:

@@ -60,7 +60,7 @@ class TestMLP:
         output = network.apply(params, image)
         assert output.shape == (3,)
         assert output.dtype == jnp.float32
-        flat = image.ravel().astype(jnp.float32)
+        flat = image.ravel().astype(jnp.float32) / 255  # bytes are divided
         np.testing.assert_array_equal(output, network.apply(params, flat))
 
     def test_weights_are_the_keys(self):
