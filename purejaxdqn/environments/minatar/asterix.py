@@ -65,11 +65,11 @@ def draw(key: Array) -> Draws:
 def reset(key: Array | None = None) -> AsterixState:
     """Begins with an empty screen, always alike."""
     del key
-    things = [jnp.zeros((NUM_ROWS,), jnp.int32)] * 2
+    nothing = jnp.zeros((NUM_ROWS,), jnp.int32)
     start, spawn, move, ramp, zero = (
         jnp.asarray(x, jnp.int32) for x in (START, SPAWN_INTERVAL, MOVE_INTERVAL, RAMP_INTERVAL, 0)
     )
-    return AsterixState(start, start, *things, spawn, spawn, move, move, ramp, zero)
+    return AsterixState(start, start, nothing, nothing, spawn, spawn, move, move, ramp, zero)
 
 
 def _spawn(state: AsterixState, draws: Draws) -> AsterixState:
