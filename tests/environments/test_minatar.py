@@ -218,9 +218,9 @@ def random_asterix(rng: np.random.Generator) -> tuple[dict[str, Any], Any]:
     row, column = int(rng.integers(1, 9)), int(rng.integers(10))
     things = [[columns[i], i + 1, right[i], gold[i]] if here[i] else None for i in range(8)]
     theirs = {"player_y": row, "player_x": column, "entities": things, **timers}
-    facts = (np.array(here), np.array(columns, np.int32), np.array(gold), np.array(right))
-    numbers = ints(row, column), ints(*timers.values())
-    return theirs, MODULES["Asterix"].AsterixState(*numbers[0], *facts, *numbers[1])
+    kinds = np.array(here) * np.where(right, 1, -1) * np.where(gold, 2, 1)
+    numbers = *ints(row, column), *ints(columns, kinds), *ints(*timers.values())
+    return theirs, MODULES["Asterix"].AsterixState(*numbers)
 
 
 class TestFromAnyState:
@@ -267,18 +267,19 @@ class TestDraws:
         state = (
             MODULES["Asterix"]
             .reset()
-            .replace(spawn_timer=jnp.int32(0), is_here=jnp.arange(8) % 3 == 0)
+            .replace(spawn_timer=jnp.int32(0), kinds=jnp.int32(jnp.arange(8) % 3 == 0))
         )
         draws = jax.vmap(asterix.draw)(jax.random.split(jax.random.key(1), 6_000))
         step = jax.jit(jax.vmap(lambda draw: asterix.advance(state, jnp.int32(0), draw)[0]))
         after = jax.tree.map(np.asarray, step(draws))
-        new = after.is_here & (np.arange(8) % 3 != 0)
+        new = (after.kinds != 0) & (np.arange(8) % 3 != 0)
         np.testing.assert_array_equal(new.sum(1), 1)
         assert stats.chisquare(new.sum(0)[np.arange(8) % 3 != 0]).pvalue > 1e-3
-        assert np.mean(after.columns[new] == 0) == pytest.approx(0.5, abs=0.03)
-        np.testing.assert_array_equal(after.columns[new], np.where(after.goes_right[new], 0, 9))
-        assert np.mean(after.is_gold[new]) == pytest.approx(1 / 3, abs=0.03)
-        assert abs(np.corrcoef(after.is_gold[new], after.goes_right[new])[0, 1]) < 0.05
+        kinds, columns = after.kinds[new], after.columns[new]
+        assert np.mean(kinds > 0) == pytest.approx(0.5, abs=0.03)
+        np.testing.assert_array_equal(columns, np.where(kinds > 0, 0, 9))
+        assert np.mean(np.abs(kinds) == 2) == pytest.approx(1 / 3, abs=0.03)
+        assert abs(np.corrcoef(np.abs(kinds), columns)[0, 1]) < 0.05
 
     def test_sides_of_the_ball(self):
         begin = jax.vmap(breakout.reset)(jax.random.split(jax.random.key(2), 4_000))

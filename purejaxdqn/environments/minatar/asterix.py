@@ -6,7 +6,7 @@ ramping, they come more and more often, and faster and faster.
 
 import dataclasses
 import functools
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import flax.struct
 import jax
@@ -37,10 +37,9 @@ class AsterixState:
 
     row: Array  # [] int32, of the player
     column: Array  # [] int32
-    is_here: Array  # [8] bool, whether something is in the row; else its other facts mean nothing
-    columns: Array  # [8] int32
-    is_gold: Array  # [8] bool, and no enemy
-    goes_right: Array  # [8] bool
+    columns: Array  # [8] int32, of what is in each row
+    # [8] int32: 1 for an enemy and 2 for gold that goes right, -1 and -2 to the left, 0 for nothing
+    kinds: Array
     spawn_timer: Array  # [] int32, steps until something comes
     spawn_interval: Array  # [] int32
     move_timer: Array  # [] int32, steps until all things move
@@ -66,31 +65,25 @@ def draw(key: Array) -> Draws:
 def reset(key: Array | None = None) -> AsterixState:
     """Begins with an empty screen, always alike."""
     del key
-    nowhere = jnp.zeros((NUM_ROWS,), bool)
+    nothing = jnp.zeros((NUM_ROWS,), jnp.int32)
     start, spawn, move, ramp, zero = (
         jnp.asarray(x, jnp.int32) for x in (START, SPAWN_INTERVAL, MOVE_INTERVAL, RAMP_INTERVAL, 0)
     )
-    columns = jnp.zeros((NUM_ROWS,), jnp.int32)
-    things = (nowhere, columns, nowhere, nowhere)
-    return AsterixState(start, start, *things, spawn, spawn, move, move, ramp, zero)
+    return AsterixState(start, start, nothing, nothing, spawn, spawn, move, move, ramp, zero)
 
 
 def _spawn(state: AsterixState, draws: Draws) -> AsterixState:
     """Places a new thing at the edge of a free row, if there is one."""
-    num_free = jnp.cumsum(~state.is_here, dtype=jnp.int32)  # down to each row
+    num_free = jnp.cumsum(state.kinds == 0, dtype=jnp.int32)  # down to each row
     rank = jnp.floor(draws.choice * num_free[-1]).astype(jnp.int32)
     index = (num_free <= rank).sum(dtype=jnp.int32)  # 8, and no row, if none is free
     index = jnp.where(state.spawn_timer == 0, index, NUM_ROWS)
-
-    def put(things: Array, new: Any) -> Array:
-        return things.at[index].set(new, mode="drop")
-
+    kind = jnp.where(draws.goes_right, 1, -1) * jnp.where(draws.is_gold, 2, 1)
+    column = jnp.where(draws.goes_right, 0, SIZE - 1)
     return dataclasses.replace(
         state,
-        is_here=put(state.is_here, True),
-        columns=put(state.columns, jnp.where(draws.goes_right, 0, SIZE - 1)),
-        is_gold=put(state.is_gold, draws.is_gold),
-        goes_right=put(state.goes_right, draws.goes_right),
+        columns=state.columns.at[index].set(column, mode="drop"),
+        kinds=state.kinds.at[index].set(kind, mode="drop"),
     )
 
 
@@ -124,21 +117,20 @@ def advance(
     column = jnp.clip(state.column + right, 0, SIZE - 1)
 
     moves = state.move_timer == 0
-    columns = state.columns + jnp.where(moves, jnp.where(state.goes_right, 1, -1), 0)
+    columns = state.columns + jnp.where(moves, jnp.sign(state.kinds), 0)
     index = row - 1
-    is_met = (state.columns[index] == column) | (columns[index] == column)
-    is_met &= state.is_here[index]
-    takes_gold = is_met & state.is_gold[index]
-    is_taken = takes_gold & (jnp.arange(NUM_ROWS) == index)
-    is_here = state.is_here & ~is_taken & (columns >= 0) & (columns < SIZE)
+    kind = jnp.abs(state.kinds[index])
+    is_met = (kind > 0) & ((state.columns[index] == column) | (columns[index] == column))
+    takes_gold = is_met & (kind == 2)
+    is_gone = (takes_gold & (jnp.arange(NUM_ROWS) == index)) | (columns < 0) | (columns >= SIZE)
 
     spawns = state.spawn_timer == 0
     state = dataclasses.replace(
         state,
         row=row,
         column=column,
-        is_here=is_here,
         columns=columns,
+        kinds=jnp.where(is_gone, 0, state.kinds),
         spawn_timer=jnp.where(spawns, state.spawn_interval, state.spawn_timer) - 1,
         move_timer=jnp.where(moves, state.move_interval, state.move_timer) - 1,
     )
@@ -149,11 +141,11 @@ def advance(
 def observe(state: AsterixState) -> Array:
     """Shows the player, enemies, trails (the cell behind each thing) and gold."""
     rows = jnp.arange(1, NUM_ROWS + 1)
-    behind = state.columns + jnp.where(state.goes_right, -1, 1)
-    columns, behind = (jnp.where(state.is_here, x, SIZE) for x in (state.columns, behind))
+    behind = state.columns - jnp.sign(state.kinds)
+    columns, behind = (jnp.where(state.kinds == 0, SIZE, x) for x in (state.columns, behind))
     screen = jnp.zeros((SIZE, SIZE, 4), bool).at[state.row, state.column, 0].set(True)
     screen = light(screen, rows, behind, 2)
-    return light(screen, rows, columns, jnp.where(state.is_gold, 3, 1))
+    return light(screen, rows, columns, jnp.where(jnp.abs(state.kinds) == 2, 3, 1))
 
 
 def asterix(
