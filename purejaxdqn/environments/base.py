@@ -17,21 +17,46 @@ class Environment(NamedTuple):
     """An environment as pure functions; `purejaxdqn.testing.check_environment` checks a new one.
 
     `step` never resets by itself: `TimeStep.obs` is the observation that the action led to, also at
-    the end of an episode. `truncated` is True from the `max_steps`-th step of an episode on, and at
-    no earlier one.
+    the end of an episode.
+
+    An episode may be cut at three kinds of times. With a time limit, `truncated` is True from the
+    `max_steps`-th step of an episode on, and at no earlier one. Without one, where `max_steps` is
+    None, it is never True. With `truncates_early` it may be True at any step before the limit too,
+    if there is one, and the replay takes twice the memory for observations.
     """
 
-    name: str  # that it is registered under
+    name: str  # that it is made by, with all settings: "CartPole-v1?sticky_actions=0.1"
     reset: Callable[[Array], tuple[EnvState, Array]]  # key -> (state, obs [*obs])
     # (key, state, action []) -> (state, TimeStep)
     step: Callable[[Array, EnvState, Array], tuple[EnvState, TimeStep]]
     num_actions: int  # discrete ones
-    observation_space: gymnasium.spaces.Box  # bounds, shape and dtype of an observation
+    # bounds, shape and dtype of an observation, which replays keep: bool, uint8 or float32
+    observation_space: gymnasium.spaces.Box
     threshold: float | None  # the mean return at which the task counts as solved, if there is one
-    max_steps: int  # the time limit
+    max_steps: int | None = None  # the time limit; None where an episode may go on for ever
     # obs [*obs] -> [A] bool, which actions may be taken there, at least one of them; None where all
     # may be, always
     legal_actions: Callable[[Array], Array] | None = None
+    truncates_early: bool = False
+    render: Callable[[EnvState], Array] | None = None  # state -> [H, W, 3] uint8, for films
+    tabular: Callable[[], Any] | None = None  # -> TabularMDP, the exact process of a small task
+    # (key, state, action) -> (state, obs_to_act_on, TimeStep), as `step_and_reset` below, which
+    # stands for None; for what resets by itself, or has a state that outlives episodes
+    step_and_reset: Callable[[Array, EnvState, Array], tuple[EnvState, Array, TimeStep]] | None = (
+        None
+    )
+    # states [E, ...] of training -> the environment that evaluations play; None for the same
+    for_evaluation: Callable[[EnvState], Environment] | None = None
+    is_host: bool = False  # whether it steps on the host, outside of the compiled program
+
+    def in_evaluation(self, env_state: EnvState) -> Environment:
+        """Returns what is evaluated, where `env_state [E, ...]` is that of training."""
+        return self if self.for_evaluation is None else self.for_evaluation(env_state)
+
+    @property
+    def truncation_interval(self) -> int | None:
+        """The least number of steps between two truncations; None if there are none."""
+        return 1 if self.truncates_early else self.max_steps
 
     @property
     def action_space(self) -> gymnasium.spaces.Discrete:
@@ -53,6 +78,8 @@ def step_and_reset(
     import jax  # not before something is traced: names of environments are checked without it
     import jax.numpy as jnp
 
+    if env.step_and_reset is not None:
+        return env.step_and_reset(key, state, action)
     step_key, reset_key = jax.random.split(key)
     next_state, timestep = env.step(step_key, state, action)
     reset_state, reset_obs = env.reset(reset_key)

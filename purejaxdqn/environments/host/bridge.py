@@ -1,0 +1,340 @@
+"""Makes any gymnasium environment one of ours, which steps on the host: "gymnasium:LunarLander-v3".
+
+A step is a callback inside of the compiled program, ONE for all environments of all runs that a
+device trains side by side. What threads through a program is the number of an environment, and how
+often it has changed: `purejaxdqn.environments.host.pool` refuses any other order.
+"""
+
+import ast
+import contextlib
+import functools
+import importlib
+import inspect
+import warnings
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any, NamedTuple
+
+import flax.struct
+import gymnasium
+import jax
+import jax.numpy as jnp
+import numpy as np
+from gymnasium.envs import registration
+from gymnasium.spaces import Box, Discrete, MultiBinary, MultiDiscrete
+from gymnasium.spaces.utils import flatten, flatten_space
+from jax.experimental.buffer_callback import buffer_callback
+
+from purejaxdqn.environments.base import Environment
+from purejaxdqn.environments.host.pool import HostEnvs, Pool, Stepped
+from purejaxdqn.types import Array, ConfigError, TimeStep, nearest_names
+
+
+class Source(NamedTuple):
+    """Where environments come from; a function of it is told by all of this from another."""
+
+    id: str  # of gymnasium's registry, also "my_package:My-v0"
+    settings: tuple[tuple[str, Any], ...]  # of `gymnasium.make`
+    creator: Callable[..., Any]
+    registered: str  # what else the registry says of it
+
+    def make(self, render_mode: str | None = None) -> gymnasium.Env[Any, Any]:
+        """Makes one."""
+        settings = dict(self.settings) | (
+            {} if render_mode is None else {"render_mode": render_mode}
+        )
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # gymnasium calls older versions outdated at each make
+            return gymnasium.make(self.id, disable_env_checker=True, **settings)
+
+
+class Reader(NamedTuple):
+    """Reads a gymnasium space as ours."""
+
+    space: Box
+    read: Callable[[Any], Any]  # an observation, whose numbers are cast where it is stored
+
+
+def read_observations(space: gymnasium.Space[Any]) -> Reader | None:
+    """Reads an observation space: a Box as it is, other numbers one-hot; None for other spaces."""
+    if isinstance(space, (Discrete, MultiDiscrete, MultiBinary)):
+        shape = flatten_space(space).shape
+        return Reader(Box(0, 1, shape, np.float32), functools.partial(flatten, space))
+    if not isinstance(space, Box):
+        return None
+    dtype = space.dtype if space.dtype in (np.bool_, np.uint8, np.float32) else np.float32
+    with np.errstate(over="ignore"):
+        low, high = space.low.astype(dtype), space.high.astype(dtype)
+    return Reader(Box(low, high, dtype=dtype), np.asarray)
+
+
+class SingleEnvs:
+    """A group of gymnasium environments, stepped one after another: see `HostEnvs`."""
+
+    def __init__(self, source: Source, reader: Reader, num_envs: int) -> None:
+        self._envs = [source.make() for _ in range(num_envs)]
+        self._reader, self._first = reader, int(self._envs[0].action_space.start)  # type: ignore[attr-defined]
+
+    def _make_rows(self, num: int) -> np.ndarray:
+        return np.empty((num, *self._reader.space.shape), self._reader.space.dtype)
+
+    def reset(self, seeds: np.ndarray) -> np.ndarray:
+        """See `HostEnvs.reset`."""
+        rows, read = self._make_rows(len(seeds)), self._reader.read
+        for i, (env, seed) in enumerate(zip(self._envs, seeds.tolist(), strict=True)):
+            rows[i] = read(env.reset(seed=seed)[0])
+        return rows
+
+    def step(self, lanes: np.ndarray, actions: np.ndarray) -> Stepped:
+        """See `HostEnvs.step`."""
+        rows, read = self._make_rows(len(lanes)), self._reader.read
+        numbers = []
+        for i, (lane, action) in enumerate(zip(lanes.tolist(), actions.tolist(), strict=True)):
+            obs, *answer, _ = self._envs[lane].step(action + self._first)
+            rows[i] = read(obs)
+            numbers.append(answer)
+        reward, terminated, truncated = np.array(numbers, np.float32).T
+        return rows, reward, terminated != 0, truncated != 0
+
+    def next_episodes(self, lanes: np.ndarray) -> np.ndarray:
+        """See `HostEnvs.next_episodes`."""
+        rows, read = self._make_rows(len(lanes)), self._reader.read
+        for i, lane in enumerate(lanes.tolist()):
+            rows[i] = read(self._envs[lane].reset()[0])
+        return rows
+
+    def close(self) -> None:
+        """See `HostEnvs.close`."""
+        for env in self._envs:
+            env.close()
+
+
+class Host:
+    """What is on the host for a source: made once in a process, whatever is compiled of it."""
+
+    def __init__(self, make: Callable[[int], HostEnvs], space: Box) -> None:
+        # More groups than devices can be stepping: of training, evaluation and diagnostics.
+        self._pool = Pool(make, 4 + 4 * jax.local_device_count())
+        self.space = space  # of an observation
+
+    def begin(self, seeds: Any) -> tuple[np.ndarray, ...]:
+        """Begins environments from seeds `[...]`: handles `[...]`, observations `[..., *obs]`."""
+        seeds = np.asarray(seeds)
+        return _unflatten(seeds.shape, self._pool.begin(seeds.reshape(-1)))
+
+    def step(self, calls: Any) -> tuple[np.ndarray, ...]:
+        """Steps environments, each by its handle, count and action, `[..., 3]`: see `Answer`."""
+        return self._step(calls, False)
+
+    def step_and_reset(self, calls: Any) -> tuple[np.ndarray, ...]:
+        """Steps environments likewise, and begins new episodes where some ended."""
+        return self._step(calls, True)
+
+    def _step(self, calls: Any, resets: bool) -> tuple[np.ndarray, ...]:
+        calls = np.asarray(calls)
+        answer = self._pool.step(*calls.reshape(-1, 3).T, resets)
+        return _unflatten(calls.shape[:-1], answer if resets else answer[:-1])
+
+
+def _unflatten(axes: tuple[int, ...], arrays: tuple[np.ndarray, ...]) -> tuple[np.ndarray, ...]:
+    return tuple(x.reshape((*axes, *x.shape[1:])) for x in arrays)
+
+
+@functools.cache
+def _host_of(source: Source) -> Host:
+    reader = read_observations(source.make().observation_space)
+    assert reader is not None, "it was checked when the environment was made"
+    return Host(functools.partial(SingleEnvs, source, reader), reader.space)
+
+
+def _call_host(function: Callable[[Any], tuple[np.ndarray, ...]], shapes: Any, x: Array) -> Any:
+    """Calls a function on the host: once, with all axes that are vmapped in front."""
+    how: Any = {"vmap_method": "broadcast_all"}
+    if jax.default_backend() == "cpu":  # the same in a seventh of the time
+        return buffer_callback(_writing(function), shapes, has_side_effect=True, **how)(x)
+    return jax.pure_callback(function, shapes, x, **how)
+
+
+@functools.cache
+def _writing(function: Callable[[Any], tuple[np.ndarray, ...]]) -> Callable[..., None]:
+    """Makes a function write its results into the memory of a compiled program."""
+
+    def call(_: Any, buffers: Any, x: Any) -> None:
+        for buffer, result in zip(buffers, function(x), strict=True):
+            np.asarray(buffer)[...] = result
+
+    return call
+
+
+@flax.struct.dataclass
+class HostState:
+    """One environment on the host."""
+
+    handle: Array  # [] int32, its number in this process
+    count: Array  # [] int32, how often it has changed
+
+
+HostOf = Callable[[Any], Host]
+
+
+def _reset(host_of: HostOf, source: Any, key: Array) -> tuple[HostState, Array]:
+    """Begins an environment of its own, whose random numbers follow from the key alone."""
+    host = host_of(source)
+    seed = jax.random.bits(key, (), jnp.uint32)
+    shapes = (jax.ShapeDtypeStruct((), np.int32), _shape_of(host.space))
+    handle, obs = _call_host(host.begin, shapes, seed)
+    return HostState(handle, jnp.zeros_like(handle)), obs
+
+
+def _call(step: Callable[..., Any], shapes: Any, state: HostState, action: Array) -> Any:
+    """Calls the host, once for all that is vmapped; the count that it gives is the next call's."""
+    whole, flag = jax.ShapeDtypeStruct((), np.int32), jax.ShapeDtypeStruct((), np.bool_)
+    first, *more = shapes
+    shapes = (whole, first, jax.ShapeDtypeStruct((), np.float32), flag, flag, *more)
+    call = jnp.stack([state.handle, state.count, jnp.asarray(action, jnp.int32)])
+    count, *answer = _call_host(step, shapes, call)
+    return state.replace(count=count), TimeStep(*answer[:4]), *answer[4:]  # type: ignore[attr-defined]
+
+
+def _step(
+    host_of: HostOf, source: Any, key: Array, state: HostState, action: Array
+) -> tuple[HostState, TimeStep]:
+    """Steps an environment; behind the end of its episode it answers as there, and no reward."""
+    del key  # its random numbers follow from that of the reset
+    host = host_of(source)
+    new_state, timestep = _call(host.step, [_shape_of(host.space)], state, action)
+    return new_state, timestep
+
+
+def _step_and_reset(
+    host_of: HostOf, source: Any, key: Array, state: HostState, action: Array
+) -> tuple[HostState, Array, TimeStep]:
+    """Steps an environment, and goes on with its next episode if one ended."""
+    del key
+    host = host_of(source)
+    shapes = 2 * [_shape_of(host.space)]
+    new_state, timestep, obs = _call(host.step_and_reset, shapes, state, action)
+    return new_state, obs, timestep
+
+
+def _shape_of(space: Box) -> jax.ShapeDtypeStruct:
+    return jax.ShapeDtypeStruct(space.shape, space.dtype)
+
+
+def make_from_gymnasium(name: str, id: str, settings: Mapping[str, Any]) -> Environment:
+    """Makes an environment of gymnasium's registry, such as `id` "LunarLander-v3".
+
+    Of "my_package:My-v0" the package is imported first. The settings go to `gymnasium.make`, texts
+    as the Python values that they spell.
+
+    It may be cut at any step: by its own code, and where a run is resumed in another process.
+
+    Raises:
+      ConfigError: for an unknown id or setting, an environment that cannot be made, and spaces that
+        are not ours.
+    """
+    spec = _find_spec(name, id)
+    read = {key: _read_value(value) for key, value in settings.items()}
+    with _explaining(name, f"made by gymnasium as {spec.id}", _find_extra(spec)):
+        # What it is made by is told apart from another class that is registered under the same id.
+        creator = spec.entry_point
+        creator = creator if callable(creator) else registration.load_env_creator(creator)
+        _check_settings(name, creator, read)
+        registered = f"{spec.kwargs} {spec.max_episode_steps} {spec.additional_wrappers}"
+        source = Source(id, tuple(sorted(read.items())), creator, registered)
+        env = source.make()
+    _check_spaces(name, env)
+    facts, num_actions = env.spec, int(env.action_space.n)  # type: ignore[attr-defined]
+    env.close()
+    assert facts is not None, "gymnasium.make gives one"
+    return Environment(
+        name=name,
+        reset=functools.partial(_reset, _host_of, source),
+        step=functools.partial(_step, _host_of, source),
+        num_actions=num_actions,
+        observation_space=_host_of(source).space,
+        threshold=facts.reward_threshold,
+        max_steps=facts.max_episode_steps,
+        truncates_early=True,
+        step_and_reset=functools.partial(_step_and_reset, _host_of, source),
+        is_host=True,
+    )
+
+
+def _read_value(value: Any) -> Any:
+    if isinstance(value, str):
+        with contextlib.suppress(ValueError, SyntaxError):
+            return ast.literal_eval({"true": "True", "false": "False"}.get(value, value))
+    return value
+
+
+@contextlib.contextmanager
+def _explaining(name: str, what: str, remedy: str) -> Iterator[None]:
+    """Words what others' code raises, of any kind, as one line; what is missing has a remedy."""
+    try:
+        yield
+    except ConfigError:
+        raise
+    except Exception as error:
+        is_missing = isinstance(error, (ImportError, gymnasium.error.DependencyNotInstalled))
+        remedy = remedy if is_missing else "correct that, or choose another environment"
+        raise ConfigError(
+            f"environment ({name!r}) cannot be {what} ({type(error).__name__}: {error!s:.200}): "
+            f"{remedy}"
+        ) from error
+
+
+def _find_extra(spec: gymnasium.envs.registration.EnvSpec) -> str:
+    """Says how to install what an environment of the registry needs."""
+    if "box2d" in str(spec.entry_point):
+        return 'pip install "purejaxdqn[box2d]"'
+    return "install what it needs"
+
+
+def _find_spec(name: str, id: str) -> gymnasium.envs.registration.EnvSpec:
+    """Finds what gymnasium's registry says of an id, and imports the package that it may name."""
+    package, _, rest = id.rpartition(":")
+    package = package or ("ale_py" if rest.startswith("ALE/") else "")
+    if package:
+        is_atari = package == "ale_py"
+        remedy = 'pip install "purejaxdqn[atari]"' if is_atari else "install the package"
+        with _explaining(name, f"made without importing {package}", remedy):
+            importlib.import_module(package)
+    if rest not in gymnasium.registry:
+        near = nearest_names(rest, gymnasium.registry)
+        known = near if near.count(",") < 3 else "CartPole-v1, LunarLander-v3, ..."
+        raise ConfigError(
+            f"environment ({name!r}): gymnasium's {rest!r} must be one of {known}; one that a "
+            "package registers is named gymnasium:my_package:My-v0"
+        )
+    return gymnasium.registry[rest]
+
+
+def _check_settings(name: str, creator: Callable[..., Any], settings: Mapping[str, Any]) -> None:
+    """Refuses settings that the environment is not made with."""
+    parameters = inspect.signature(creator).parameters.values()
+    if any(one.kind == one.VAR_KEYWORD for one in parameters):
+        return
+    allowed = {one.name for one in parameters} | {"max_episode_steps"}
+    allowed -= {"render_mode"}
+    for key in settings:
+        if key not in allowed:
+            raise ConfigError(
+                f"environment ({name!r}): setting {key!r} must be one of "
+                f"{nearest_names(key, sorted(allowed))}, which it is made with"
+            )
+
+
+def _check_spaces(name: str, env: gymnasium.Env[Any, Any]) -> None:
+    """Refuses spaces that are not ours."""
+    remedy = "choose another environment, or register one that wraps it"
+    actions, obs = (" ".join(str(x).split()) for x in (env.action_space, env.observation_space))
+    if not isinstance(env.action_space, Discrete):
+        raise ConfigError(
+            f"environment ({name!r}) has actions {actions:.80}, and must have Discrete ones: "
+            f"{remedy}"
+        )
+    if read_observations(env.observation_space) is None:
+        raise ConfigError(
+            f"environment ({name!r}) has observations {obs:.80}, and must have a Box, Discrete, "
+            f"MultiDiscrete or MultiBinary: {remedy}"
+        )
