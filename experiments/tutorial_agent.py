@@ -36,6 +36,7 @@ from purejaxdqn.sweep.options import SweepOptions
 from purejaxdqn.types import ConfigError
 
 ENV = environments.make("CartPole-v0")
+GAME_STEPS = 200  # of the longest game, by the time limit
 GAMES_TO_WIN = 100  # the average is taken over this many games
 DEFAULTS = "package's defaults"
 TUTORIAL = agents.get("tutorial").config
@@ -151,9 +152,9 @@ def play(name: str, args: Args) -> Played:
 def count_steps(config: DQNConfig, max_games: int) -> int:
     """Counts the environment steps after which every seed has played `max_games` games.
 
-    No game is longer than 200 steps, so that this is an upper bound.
+    No game is longer than the time limit, so that this is an upper bound.
     """
-    steps = (max_games + config.num_envs) * ENV.max_steps
+    steps = (max_games + config.num_envs) * GAME_STEPS
     return config.prefill_steps + -(-steps // config.steps_per_update) * config.steps_per_update
 
 
@@ -242,7 +243,7 @@ def check(args: Args) -> None:
         grid_design(config, args.seeds, {})
         if count_steps(config, args.max_games) >= 2**31:
             raise ConfigError(
-                f"max_games ({args.max_games}) must be at most {2**31 // ENV.max_steps - 100}: "
+                f"max_games ({args.max_games}) must be at most {2**31 // GAME_STEPS - 100}: "
                 "steps are counted in 32 bits"
             )
     options = SweepOptions(width=args.width, seed_mode=args.seed_mode)  # refuses bad values

@@ -57,6 +57,7 @@ keys = iter(jax.random.split(jax.random.key(0), 100))  # next(keys): a key that 
 
 # %%
 env = environments.make("CartPole-v0")
+MAX_STEPS = 200  # of a game: the time limit
 print("Observation space:", env.observation_space)
 print("Shape of an observation:", env.observation_space.shape)
 print("Action space:", env.action_space)
@@ -93,7 +94,7 @@ def print_status(timestep):
 
 state, obs = reset(next(keys))
 print_step(0, obs)
-for n in range(1, env.max_steps + 1):
+for n in range(1, MAX_STEPS + 1):
     state, timestep = step(next(keys), state, LEFT if n == 1 else RIGHT)
     print_step(n, timestep.obs, timestep.reward)
     print_status(timestep)
@@ -108,7 +109,7 @@ for n in range(1, env.max_steps + 1):
 # %%
 def play(choose_action, key):
     """Plays one game, prints each of its steps, and returns them."""
-    reset_key, *step_keys = jax.random.split(key, 1 + env.max_steps)
+    reset_key, *step_keys = jax.random.split(key, 1 + MAX_STEPS)
     state, obs = reset(reset_key)
     print_step(0, obs)
     game = []
@@ -291,7 +292,7 @@ def explore_or_exploit(num_actions, obs, key):
 
 chosen = explore_or_exploit(0, obs, next(keys))
 print("Push Right" if chosen == RIGHT else "Push Left")
-act_keys = jax.random.split(next(keys), env.max_steps)
+act_keys = jax.random.split(next(keys), MAX_STEPS)
 game = play(lambda n, x: explore_or_exploit(n - 1 - BATCH_SIZE, x, act_keys[n - 1]), next(keys))
 memory = empty
 for played in game:

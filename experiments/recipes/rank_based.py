@@ -38,7 +38,7 @@ class RankedState:
 
 
 def rank_based_replay(
-    capacity: int, batch_size: int, time_limit: int = 1, exponent: Array | float = 0.7
+    capacity: int, batch_size: int, time_limit: int | None = 1, exponent: Array | float = 0.7
 ) -> Replay:
     """Makes the replay; its first arguments are those of `uniform_replay`."""
     ring = uniform_replay(capacity, batch_size, time_limit)
@@ -76,7 +76,8 @@ def rank_based_replay(
 
 def rank_based(config: RankBasedConfig) -> Train:
     """Makes the training run of the settings."""
-    sizes = config.replay_capacity, config.batch_size, environments.make(config.env).max_steps
+    interval = environments.make(config.env).truncation_interval
+    sizes = config.replay_capacity, config.batch_size, interval
     return dqn(config, replay=following(lambda now: rank_based_replay(*sizes, now.rank_exponent)))
 
 

@@ -55,7 +55,7 @@ def redo(config: ReDoConfig) -> Train:
     """Makes the training run of the settings."""
     env = environments.make(config.env)
     network = networks.value_network(env.num_actions, config.hidden_sizes)
-    replay = uniform_replay(config.replay_capacity, config.batch_size, env.max_steps)
+    replay = uniform_replay(config.replay_capacity, config.batch_size, env.truncation_interval)
 
     def recycle(key: Array, state: TrainState) -> TrainState:
         learner, (sample_key, init_key) = state.learner, jax.random.split(key)

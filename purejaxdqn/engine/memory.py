@@ -44,7 +44,7 @@ def trace_run(experiment: Experiment, config: RunConfig) -> TracedRun:
     run = make_run_functions(experiment, config)
     state, weights = run.state, run.state.learner.params
     working, outputs = trace_memory(lambda *args: run.chunk(*args)[1], run.config, state, COUNTS)
-    evaluation, _ = trace_memory(run.evaluate, run.config, weights, SEED, COUNT)
+    evaluation, _ = trace_memory(run.evaluate, run.config, state, SEED, COUNT)
     params = tree_bytes(weights)
     parts = {
         # Gradients and optimiser updates are as large as the weights.

@@ -18,7 +18,7 @@ from purejaxdqn.runtime.devices import Plan, available_cores, compiler_options
 from purejaxdqn.runtime.interrupts import finish_first
 from purejaxdqn.training.declaration import settings_of
 from purejaxdqn.training.diagnostics import diagnose
-from purejaxdqn.training.evaluation import EpisodeStats, evaluate
+from purejaxdqn.training.evaluation import EpisodeStats, cap_of, evaluate
 from purejaxdqn.training.loop import Experiment, Train, Trained
 from purejaxdqn.training.schedules import Changing
 from purejaxdqn.training.settings import RunConfig, record_reads
@@ -68,10 +68,12 @@ class OneRun(NamedTuple):
     evaluate: Callable[..., EpisodeStats]
     diagnose: Callable[..., dict[str, Array]]
     read: frozenset[str]  # settings by name that init and chunk depend on
-    env: str  # the name of the environment
-    threshold: float | None  # of the environment
-    max_steps: int  # likewise
-    has_probe: bool  # or `diagnose` refuses
+    train: Train  # as it was made in tracing, to look at
+
+    @property
+    def env(self) -> Any:
+        """The environment."""
+        return self.train.env
 
 
 def make_run_functions(experiment: Experiment, config: RunConfig) -> OneRun:
@@ -107,10 +109,13 @@ def make_run_functions(experiment: Experiment, config: RunConfig) -> OneRun:
     def chunk(config: RunConfig, state: TrainState, num_iterations: Array) -> Trained:
         return make_train(config).chunk(state, num_iterations[0], max_iterations_of(config))
 
-    def evaluate_run(config: RunConfig, params: Params, seed: Array, step: Array) -> EpisodeStats:
+    def evaluate_run(
+        config: RunConfig, state: TrainState, seed: Array, step: Array
+    ) -> EpisodeStats:
         train = make_train(config)
         key = jax.random.fold_in(run_keys(seed)[1], step)
-        return evaluate(train.policy(params), train.env, key, config.eval_episodes)
+        env, policy = train.env.in_evaluation(state.env_state), train.policy(state.learner.params)
+        return evaluate(policy, env, key, config.eval_episodes, cap_of(config, env))
 
     def diagnose_run(
         config: RunConfig, state: TrainState, params_before: Params, seed: Array, step: Array
@@ -122,16 +127,15 @@ def make_run_functions(experiment: Experiment, config: RunConfig) -> OneRun:
                 "dqn does, or leave diagnostics False"
             )
         key = jax.random.fold_in(run_keys(seed)[2], step)
-        return diagnose(train.probe, train.env, state, params_before, key)
+        env = train.env.in_evaluation(state.env_state)
+        return diagnose(train.probe, env, state, params_before, key, cap_of(config, env))
 
     explaining = functools.partial(_explaining, config)
     own = (explaining(init), explaining(chunk), explaining(evaluate_run), explaining(diagnose_run))
     shapes = jax.tree.map(lambda _: jax.ShapeDtypeStruct((), np.float32), config)
     read_by_init, state = trace_reads(own[0], shapes, SEED)
     read_by_chunk, _ = trace_reads(own[1], shapes, state, COUNTS)
-    env, has_probe = made[0].env, made[0].probe is not None
-    read = read_by_init | read_by_chunk
-    return OneRun(shapes, state, *own, read, env.name, env.threshold, env.max_steps, has_probe)
+    return OneRun(shapes, state, *own, read_by_init | read_by_chunk, made[0])
 
 
 def make_traced(experiment: Experiment, config: RunConfig) -> tuple[set[str], Train]:
@@ -220,7 +224,7 @@ class Programs(NamedTuple):
     # Of (config, TrainState, num_iterations [devices]): the state is donated. A device without a
     # run gets 0 iterations.
     chunk: Callable[..., Trained]
-    # Of (config, params, seeds [slots], step []): of greedy episodes [slots, N].
+    # Of (config, TrainState, seeds [slots], step []): of greedy episodes [slots, N].
     evaluate: Callable[..., EpisodeStats]
     # Of (config, TrainState, params before, seeds [slots], step []): diagnostics [slots] by name.
     diagnose: Callable[..., dict[str, Array]] | None  # None if it was not asked for
@@ -229,7 +233,7 @@ class Programs(NamedTuple):
     state: TrainState  # as shapes, with their shardings
     round_bytes: int  # on all devices while a round trains or is evaluated, by XLA; 0 if unknown
     compile_seconds: float  # of tracing, lowering and compiling
-    max_steps: int  # of an episode
+    max_steps: int  # of an evaluation's episode
 
     def place(self, values: ArrayTree) -> ArrayTree:
         """Puts host arrays with one entry per slot, or per device, onto the devices."""
@@ -302,7 +306,7 @@ def compile_programs(
             return pool.submit(lowered.compile, compiler_options=options)
 
         # The quick ones to trace come first: what one of them refuses is refused before compiling.
-        begun = {"evaluate": begin(run.evaluate, 0, configs, params, seeds, step)}
+        begun = {"evaluate": begin(run.evaluate, 0, configs, state, seeds, step)}
         if diagnostics:
             begun["diagnose"] = begin(run.diagnose, 0, configs, state, params, seeds, step)
         begun["chunk"] = begin(run.chunk, (state_axes, 0), configs, state, counts, donate_argnums=1)
@@ -310,7 +314,10 @@ def compile_programs(
     compiled: dict[str, Any] = {name: program.result() for name, program in begun.items()}
     functions = {"diagnose": None, **compiled, "plan": plan, "mesh": mesh}
     shapes, round_bytes = _add_axes(*state, mesh, plan), plan.num_devices * _device_bytes(compiled)
-    functions |= {"round_bytes": round_bytes, "max_steps": run.max_steps}
+    functions |= {
+        "round_bytes": round_bytes,
+        "max_steps": run.env.max_steps or config.eval_max_steps,
+    }
     seconds = time.perf_counter() - start
     return Programs(**functions, state=shapes, compile_seconds=seconds)
 

@@ -188,7 +188,9 @@ class _Round:
         """Evaluates the greedy policies, measures the diagnostics, and begins a new window."""
         train_seconds, params = self.lap(), self._state.learner.params
         step = np.int32(self.step)
-        stats = self._to_host(self._programs.evaluate(self._configs, params, self._seeds, step))
+        stats = self._to_host(
+            self._programs.evaluate(self._configs, self._state, self._seeds, step)
+        )
         returns, longest = stats.episode_return, int(stats.length.max())
         metrics = _find_means(self._window)
         if self._programs.diagnose is not None:

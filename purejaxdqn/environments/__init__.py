@@ -1,14 +1,17 @@
 """Environments as pure functions: `make(name)` makes one, `register` adds one of your own.
 
-A new environment is a file here, and a line at the end of this one. Such a file is imported once
-its environment is made: names, and what a list says of them, are known without JAX.
+A name may have settings: "CartPole-v1?sticky_actions=0.25&time_limit=200". A new environment is a
+file here, and an entry of `_TASKS`. Such a file is imported once its environment is made: names,
+and what a list says of them, are known without JAX.
 """
 
-import functools
-from collections.abc import Callable
+import pkgutil
+from collections.abc import Callable, Mapping
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from purejaxdqn.checks import ConfigError, is_same_definition, nearest_names
+from purejaxdqn.environments import naming
 from purejaxdqn.environments.base import Environment as Environment
 from purejaxdqn.environments.base import EnvState as EnvState
 from purejaxdqn.environments.base import step_and_reset as step_and_reset
@@ -16,7 +19,7 @@ from purejaxdqn.environments.base import step_and_reset as step_and_reset
 if TYPE_CHECKING:
     from purejaxdqn.environments.cartpole import CartPoleState as CartPoleState
 
-_ENVIRONMENTS: dict[str, Callable[[], Environment]] = {}
+_ENVIRONMENTS: dict[str, Callable[..., Environment]] = {}  # those that `register` was given
 
 
 class Facts(NamedTuple):
@@ -24,85 +27,140 @@ class Facts(NamedTuple):
 
     num_actions: int
     observation: str  # shape and dtype
-    max_steps: int
+    max_steps: int | None
     threshold: float | None
 
 
-# Of the package's own.
-_FACTS = {
-    "CartPole-v0": Facts(2, "4 float32", 200, 195.0),
-    "CartPole-v1": Facts(2, "4 float32", 500, 475.0),
+class Task(NamedTuple):
+    """An environment of the package's own."""
+
+    place: str  # of the function that makes it, as "module:function" in this folder
+    facts: Facts
+    arguments: Mapping[str, Any] = MappingProxyType({})  # of that function, beside the name
+    options: naming.Options = MappingProxyType({})  # more of these, which a name may set
+
+
+def _limited(place: str, num_actions: int, size: str, max_steps: int, threshold: float) -> Task:
+    """Declares a task whose function takes its time limit and its threshold."""
+    limits = {"max_steps": max_steps, "threshold": threshold}
+    return Task(place, Facts(num_actions, f"{size} float32", max_steps, threshold), limits)
+
+
+_TASKS = {
+    "CartPole-v0": _limited("cartpole:cartpole", 2, "4", 200, 195.0),
+    "CartPole-v1": _limited("cartpole:cartpole", 2, "4", 500, 475.0),
 }
+# Of others: what stands before the colon, and the function `(name, id, given) -> Environment`.
+_PREFIXES: dict[str, str] = {}
 
 
 def register(name: str, make: Callable[[], Environment]) -> None:
     """Registers an environment under a name that `make` and every command know.
 
-    `make` makes the environment, whose `name` is this one. The same function, defined anew, may be
-    registered again: a notebook's cell may run twice.
+    `make` makes the environment, whose `name` is this one. Its arguments that have a bool, a
+    number or a text as default are settings behind the name: "Mine-v0?size=5". The same function,
+    defined anew, may be registered again: a notebook's cell may run twice.
 
     Raises:
       ConfigError: for a name that is no text or belongs to another function, or a `make` that
         cannot be called.
     """
-    if not isinstance(name, str) or not name or not name.isprintable() or name != name.strip():
+    is_name = isinstance(name, str) and name.isprintable() and name == name.strip()
+    if not is_name or not name or "?" in name or name.partition(":")[0] in _PREFIXES:
         raise ConfigError(f"environment ({name!r}) must be a name, such as 'My-v0'")
     if not callable(make):
         raise ConfigError(
             f"make ({make!r:.60}) of environment {name!r} must be a function without arguments "
             "that makes an Environment: pass the function itself, and not what it makes"
         )
-    if name in _ENVIRONMENTS and not is_same_definition(_ENVIRONMENTS[name], make):
+    if name in _TASKS or not is_same_definition(_ENVIRONMENTS.get(name, make), make):
         raise ConfigError(f"environment {name!r} is registered already: choose another name")
     _ENVIRONMENTS[name] = make
 
 
 def names() -> tuple[str, ...]:
     """Returns the names of all environments, sorted."""
-    return tuple(sorted(_ENVIRONMENTS))
+    return tuple(sorted({**_TASKS, **_ENVIRONMENTS}))
+
+
+def options_of(name: str) -> naming.Options:
+    """Returns the settings that the environment of a name has of its own, beside wrappers."""
+    return _TASKS[name].options if name in _TASKS else naming.options_of(_ENVIRONMENTS[name])
 
 
 def make(name: str) -> Environment:
     """Makes the environment of a name such as "CartPole-v1"; those of gymnasium are the same tasks.
 
     Raises:
-      ConfigError: if no environment has the name, with the nearest ones; or if its function makes
-        anything but an `Environment` of this name.
+      ConfigError: if no environment has the name, with the nearest ones; for a setting in the name
+        that is not allowed; or if its function makes anything but an `Environment` of this name.
     """
-    _check_name(name)
-    env = _ENVIRONMENTS[name]()
+    base, settings, wrappers = _read(name)
+    if base in _TASKS:
+        task = _TASKS[base]
+        function = pkgutil.resolve_name(f"{__name__}.{task.place}")
+        env = function(base, **{**task.arguments, **settings})
+    elif base in _ENVIRONMENTS:
+        env = _ENVIRONMENTS[base](**settings)
+    else:
+        prefix, _, rest = base.partition(":")
+        env = pkgutil.resolve_name(f"{__name__}.{_PREFIXES[prefix]}")(base, rest, settings)
     if not isinstance(env, Environment):
         raise ConfigError(
-            f"the function of environment {name!r} must make an Environment, and made {env!r:.60}"
+            f"the function of environment {base!r} must make an Environment, and made {env!r:.60}"
         )
-    if env.name != name:
+    if env.name != base:
         raise ConfigError(
-            f"the environment registered as {name!r} is named {env.name!r}: both must be equal, so "
+            f"the environment registered as {base!r} is named {env.name!r}: both must be equal, so "
             "change one of them"
         )
-    return env
+    if wrappers:
+        from purejaxdqn.environments import wrappers as functions
+
+        for wrapper, value in wrappers:
+            env = getattr(functions, wrapper)(env, value)
+    return env if env.name == name else env._replace(name=name)
 
 
 def validate(name: str) -> None:
-    """Refuses a name as `make` does; the package's own environments are not made for that."""
-    _check_name(name)
-    if name not in _FACTS:
+    """Refuses a name as `make` does; the package's own are not made for that, but for wrappers."""
+    base, _, wrappers = _read(name)
+    if base not in _TASKS or wrappers:
         make(name)
+
+
+def is_known(name: str) -> bool:
+    """Tells whether an environment has the name, whatever its settings are."""
+    base = name.partition("?")[0]
+    return base in names() or base.partition(":")[0] in _PREFIXES
 
 
 def describe(name: str) -> Facts:
     """Says what an environment is like; the package's own are not made for that."""
-    if name in _FACTS:
-        return _FACTS[name]
-    env = make(name)
+    if name in _TASKS:
+        return _TASKS[name].facts
+    return facts_of(make(name))
+
+
+def facts_of(env: Environment) -> Facts:
+    """Reads what a list says of an environment."""
     shape = "x".join(map(str, env.observation_space.shape)) or "none"
     observation = f"{shape} {env.observation_space.dtype}"
     return Facts(env.num_actions, observation, env.max_steps, env.threshold)
 
 
-def _check_name(name: Any) -> None:
-    if not isinstance(name, str) or name not in _ENVIRONMENTS:
-        raise ConfigError(f"environment ({name!r}) must be one of {nearest_names(name, names())}")
+def _read(name: Any) -> tuple[str, dict[str, Any], list[tuple[str, Any]]]:
+    """Reads a name: of the environment, its own settings, and wrappers with theirs, in order."""
+    base, given = naming.split(name) if isinstance(name, str) else (name, [])
+    if isinstance(name, str) and base.partition(":")[0] in _PREFIXES and ":" in base:
+        own = {key: naming.text() for key, _ in given if key not in naming.WRAPPERS}
+    elif isinstance(name, str) and base in names():
+        own = {**options_of(base)}
+    else:
+        prefixes = [f"{prefix}:NAME" for prefix in _PREFIXES]
+        known = [*names(), *prefixes]
+        raise ConfigError(f"environment ({base!r}) must be one of {nearest_names(base, known)}")
+    return base, *naming.read_settings(name, given, own)
 
 
 def ensure(env: Environment) -> Environment:
@@ -118,13 +176,3 @@ def __getattr__(name: str) -> Any:
 
         return CartPoleState
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-
-
-def _cartpole(name: str, facts: Facts) -> Environment:
-    from purejaxdqn.environments.cartpole import cartpole
-
-    return cartpole(name, facts.max_steps, facts.threshold)
-
-
-for _name, _facts in _FACTS.items():
-    register(_name, functools.partial(_cartpole, _name, _facts))

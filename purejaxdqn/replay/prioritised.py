@@ -138,7 +138,7 @@ def _scale(p: Array, epsilon: Array | float, exponent: Array | float, largest: A
 def prioritised_replay(
     capacity: int,
     batch_size: int,
-    time_limit: int = 1,
+    time_limit: int | None = 1,
     exponent: Array | float = 0.6,
     epsilon: Array | float = 1e-6,
 ) -> Replay:

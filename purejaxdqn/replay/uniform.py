@@ -5,7 +5,8 @@ is the one in the next row, with two exceptions in rows of their own behind the 
 follows the newest row, and the last one of an episode that the time limit cut off, because the next
 row then begins a new episode. An environment is truncated at most once in `time_limit` steps. So
 time is cut into blocks of `time_limit` rows, and each has one place per environment for such a last
-observation, addressed by time alone and written in place. They cost `1 / time_limit` of the ring.
+observation, addressed by time alone and written in place. They cost `1 / time_limit` of the ring,
+and nothing where episodes are never cut.
 """
 
 import functools
@@ -63,7 +64,7 @@ class UniformReplayState:
 
 
 def _make_empty_state(
-    step: Step, key: Array | None = None, *, capacity: int, time_limit: int
+    step: Step, key: Array | None = None, *, capacity: int, time_limit: int | None
 ) -> UniformReplayState:
     """Makes a ring of `capacity` entries that holds nothing; `step` gives shapes and dtypes."""
     num_envs = step.action.shape[0]
@@ -74,7 +75,7 @@ def _make_empty_state(
         )
     max_rows = capacity // num_envs
     # Any max_rows rows one after another touch at most so many.
-    max_blocks = (max_rows - 1) // time_limit + 2
+    max_blocks = 0 if time_limit is None else (max_rows - 1) // time_limit + 2
     return UniformReplayState(
         obs=jnp.zeros((max_rows + 1 + max_blocks, *step.obs.shape), step.obs.dtype),
         **{x: jnp.zeros((max_rows, num_envs), getattr(step, x).dtype) for x in _COLUMNS},
@@ -85,18 +86,21 @@ def _make_empty_state(
 
 
 def _add_step(
-    state: UniformReplayState, step: Step, key: Array | None = None, *, time_limit: int
+    state: UniformReplayState, step: Step, key: Array | None = None, *, time_limit: int | None
 ) -> UniformReplayState:
     """Writes a step `[E, ...]` over the oldest row."""
     # An index that is the same in every run of a batch: written in place, also under vmap.
     write = functools.partial(jax.lax.dynamic_update_index_in_dim, axis=0)
-    enters_block = state.row_in_block + 1 == time_limit
-    block = jnp.where(enters_block, (state.block + 1) % state.max_blocks, state.block)
-    newest_row, block_row = state.max_rows, state.max_rows + 1 + block
-    last_obs = jax.lax.dynamic_index_in_dim(state.obs, block_row, keepdims=False)
-    truncated = step.truncated.reshape(-1, *(1,) * (step.obs.ndim - 1))
-    obs = write(state.obs, jnp.where(truncated, step.next_obs, last_obs), block_row)
-    obs = write(write(obs, step.next_obs, newest_row), step.obs, state.insert_row)
+    obs, block, row_in_block = state.obs, state.block, state.row_in_block
+    if time_limit is not None:
+        enters_block = row_in_block + 1 == time_limit
+        block = jnp.where(enters_block, (block + 1) % state.max_blocks, block)
+        row_in_block = jnp.where(enters_block, 0, row_in_block + 1)
+        block_row = state.max_rows + 1 + block
+        last_obs = jax.lax.dynamic_index_in_dim(obs, block_row, keepdims=False)
+        truncated = step.truncated.reshape(-1, *(1,) * (step.obs.ndim - 1))
+        obs = write(obs, jnp.where(truncated, step.next_obs, last_obs), block_row)
+    obs = write(write(obs, step.next_obs, state.max_rows), step.obs, state.insert_row)
     return UniformReplayState(
         obs=obs,
         **{x: write(getattr(state, x), getattr(step, x), state.insert_row) for x in _COLUMNS},
@@ -106,11 +110,13 @@ def _add_step(
         insert_row=(state.insert_row + 1) % state.max_rows,
         num_rows=jnp.minimum(state.num_rows + 1, state.max_rows),
         block=block,
-        row_in_block=jnp.where(enters_block, 0, state.row_in_block + 1),
+        row_in_block=row_in_block,
     )
 
 
-def read_window(state: UniformReplayState, index: Array, num_steps: int, time_limit: int) -> Window:
+def read_window(
+    state: UniformReplayState, index: Array, num_steps: int, time_limit: int | None
+) -> Window:
     """Reads the window that starts at ONE entry, as `Replay.window_at`, with two observations."""
     # The rows of each buffer [R, E, ...] one after another, [R * E, ...].
     columns = [getattr(state, x) for x in ("obs", *_COLUMNS, "extras")]
@@ -128,10 +134,11 @@ def read_window(state: UniformReplayState, index: Array, num_steps: int, time_li
     num_inside = is_inside.sum()
     last = num_inside - 1
     last_age = age - last
-    # Floor division: rows before the newest one's block lie in blocks before it.
-    block = (state.block + (state.row_in_block - last_age) // time_limit) % state.max_blocks
     next_row = jnp.where(last_age == 0, state.max_rows, (row + num_inside) % state.max_rows)
-    next_row = jnp.where(truncated[last], state.max_rows + 1 + block, next_row)
+    if time_limit is not None:
+        # Floor division: rows before the newest one's block lie in blocks before it.
+        block = (state.block + (state.row_in_block - last_age) // time_limit) % state.max_blocks
+        next_row = jnp.where(truncated[last], state.max_rows + 1 + block, next_row)
     # A transition needs the first action alone: the other gather is dropped when compiled.
     action, extras = jax.tree.map(
         lambda x: jnp.concatenate([x[index][jnp.newaxis], x[entries[1:]]]), (actions, extras)
@@ -178,7 +185,7 @@ def _draw_different_indices(key: Array, num: int, bound: Array) -> Array:
 
 
 def uniform_replay(
-    capacity: int, batch_size: int, time_limit: int = 1, with_replacement: bool = True
+    capacity: int, batch_size: int, time_limit: int | None = 1, with_replacement: bool = True
 ) -> Replay:
     """Makes a circular replay buffer that samples uniformly.
 
@@ -194,8 +201,9 @@ def uniform_replay(
       capacity: steps held, over all environments; a multiple of the number of environments.
       batch_size: `B`, windows per sample.
       time_limit: the least number of steps between two truncations of the same environment,
-        usually `Environment.max_steps`. The default of 1 is right for every environment and
-        doubles the memory.
+        usually `Environment.truncation_interval`; None where none is ever cut, for which the
+        replay then keeps nothing. The default of 1 is right for every environment and doubles the
+        memory.
       with_replacement: whether a batch may hold an entry twice.
 
     Returns:
@@ -206,7 +214,8 @@ def uniform_replay(
         `capacity` is no multiple of the number of environments; from `sample`, if the state holds
         less than a batch (where that can be seen: in compiled code the numbers are not known).
     """
-    counts = {"capacity": capacity, "batch_size": batch_size, "time_limit": time_limit}
+    counts = {"capacity": capacity, "batch_size": batch_size}
+    counts |= {} if time_limit is None else {"time_limit": time_limit}
     for name, count in counts.items():
         ensure_whole(name, count)
     is_bool = isinstance(with_replacement, bool)

@@ -22,6 +22,7 @@ from purejaxdqn.training.loop import Train
 from purejaxdqn.types import Params
 
 _EPISODES = 100  # played by each seed's policy
+_MOST_STEPS = 5_000  # of an episode without a time limit
 _GIF_SIZE = (300, 200)  # pixels
 
 
@@ -87,7 +88,7 @@ def _play(
             act(params, obs)
     returns = np.zeros(obs.shape[:2])
     running = set(np.ndindex(*returns.shape))
-    console, steps = make_console(stderr=True), range(train.env.max_steps)
+    console, steps = make_console(stderr=True), range(train.env.max_steps or _MOST_STEPS)
     for _ in track(steps, "playing in gymnasium", console=console, disable=not progress):
         if frames is not None and running:
             frames.append(Image.fromarray(np.asarray(envs[0][0].render())).resize(_GIF_SIZE))

@@ -66,7 +66,8 @@ class SweepPlan(NamedTuple):
     @property
     def environment(self) -> dict[str, Any]:
         """The name and the threshold of the environment, as attributes; empty for several."""
-        facts = [(group.run.functions.env, group.run.functions.threshold) for group in self.groups]
+        envs = [group.run.functions.env for group in self.groups]
+        facts = [(env.name, env.threshold) for env in envs]
         named = dict(zip(("env", "threshold"), facts[0], strict=True))
         is_one = len({*facts}) == 1
         return {name: fact for name, fact in named.items() if is_one and fact is not None}
@@ -234,12 +235,12 @@ def _refuse_unread(experiment: Experiment, design: Design, traced: Sequence[Trac
             value, is_swept = getattr(point.config, name), name in design.axes
             if not is_swept and value == getattr(defaults, name):
                 continue
-            if name == "env" and {run.env for run in runs} == {value}:
+            if name == "env" and {run.env.name for run in runs} == {value}:
                 continue  # what was passed is called so
             for run in runs:  # evaluation and diagnostics read settings too
-                weights = run.state.learner.params
-                read |= trace_reads(run.evaluate, run.config, weights, SEED, COUNT)[0]
-                if run.has_probe:
+                read |= trace_reads(run.evaluate, run.config, run.state, SEED, COUNT)[0]
+                if run.train.probe is not None:
+                    weights = run.state.learner.params
                     args = (run.config, run.state, weights, SEED, COUNT)
                     read |= trace_reads(run.diagnose, *args)[0]
             is_read = declared[name].is_read(point.config)
@@ -321,7 +322,7 @@ def record_environment(config: RunConfig, made: Mapping[Any, OneRun]) -> RunConf
     `made` has the functions of a run by the structure of its settings.
     """
     run = made[jax.tree.structure(config)]
-    return config if "env" in run.read else dataclasses.replace(config, env=run.env)
+    return config if "env" in run.read else dataclasses.replace(config, env=run.env.name)
 
 
 def cut_into_batches(group: Sequence[int], width: int) -> list[Sequence[int]]:

@@ -67,7 +67,7 @@ def rerun(
     run = select_run(dataset, labels)
     config = config_from_json(str(run.settings.item()), config_class)
     experiment = experiment or _find_experiment(dataset, config)
-    if config.env not in environments.names():
+    if not environments.is_known(config.env):
         make_traced(experiment, config)  # refuses the name where the experiment reads it
         config = dataclasses.replace(config, env=defaults_of(config).env)
     _check_code(dataset, experiment, config)
@@ -160,7 +160,7 @@ def load_run(
     run = select_run(numbered, labels)
     config = config_from_json(str(run.settings.item()), config_class)
     experiment = experiment or _find_experiment(dataset, config)
-    if config.env in environments.names():  # else the experiment brings its own
+    if environments.is_known(config.env):  # else the experiment brings its own
         config.validate()
     if not may_have_changed:
         _check_code(dataset, experiment, config)

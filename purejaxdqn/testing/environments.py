@@ -18,6 +18,7 @@ from purejaxdqn.types import Array, ArrayTree, TimeStep
 _ONE_ENVIRONMENT = f"It is a function of ONE environment, batched with vmap. {COMPILABLE}"
 _ONE_LEGAL = "legal_actions must allow at least one where an episode goes on"
 _CORRECT = "correct the one or the other"
+_NUM_STEPS = 200  # played without a time limit
 
 
 def check_environment(env: Environment, key: Array, *, random_reset: bool = True) -> None:
@@ -28,13 +29,16 @@ def check_environment(env: Environment, key: Array, *, random_reset: bool = True
     - Shapes and dtypes are fixed, so that `scan` can carry the state; those of an observation are
       the observation space's, and observations lie in it. Rewards are finite float scalars.
     - `terminated` and `truncated` are separate bool scalars; `truncated` is True from the
-      `max_steps`-th step on and not before.
+      `max_steps`-th step on and not before, unless the environment `truncates_early`; and never
+      where there are no `max_steps`.
     - `step` never starts a new episode by itself.
     - `legal_actions`, if there are any, are bool, and at least one may be taken wherever an episode
       goes on. No other action is ever taken here.
+    - A `step_and_reset` of its own answers as `step` does, and acts on where an episode goes on.
+    - `render` draws one picture, `[H, W, 3]` uint8, of each state.
 
     Args:
-      env: the environment; some `max_steps` steps of it are played at random.
+      env: the environment; some `max_steps` steps of it, or 200, are played at random.
       key: `[]` PRNG key of everything that is drawn.
       random_reset: False for an environment whose episodes all start alike.
 
@@ -49,9 +53,12 @@ def check_environment(env: Environment, key: Array, *, random_reset: bool = True
     start_key, play_key = jax.random.split(key)
     # Two steps longer than an episode.
     rng = np.random.default_rng(np.asarray(jax.random.key_data(key)).ravel())
-    actions = rng.integers(0, env.num_actions, (env.max_steps + 2, NUM_LANES), np.int32)
+    shape = ((env.max_steps or _NUM_STEPS) + 2, NUM_LANES)
+    actions = rng.integers(0, env.num_actions, shape, np.int32)
     fresh = _check_starts(env, start_key, actions[0], random_reset)
     _check_episodes(env, play_key, actions, fresh)
+    if env.step_and_reset is not None:
+        _check_step_and_reset(env, play_key, actions[: 2 * _NUM_STEPS])
 
 
 def _keep_legal(env: Environment) -> Environment:
@@ -80,14 +87,16 @@ def _has_legal(env: Environment, obs: Array) -> Array:
 
 def _check_description(env: Environment) -> None:
     require.that(isinstance(env, Environment), f"{env!r} is not an Environment: build one")
-    is_count = [type(count) is int and count >= 1 for count in (env.num_actions, env.max_steps)]
+    counts = (env.num_actions, 1 if env.max_steps is None else env.max_steps)
+    is_count = [type(count) is int and count >= 1 for count in counts]
     is_box = isinstance(env.observation_space, gymnasium.spaces.Box)
     is_number = env.threshold is None or isinstance(env.threshold, (int, float))
     is_legal = env.legal_actions is None or callable(env.legal_actions)
     for name, is_right, rule in (
         ("name", isinstance(env.name, str) and bool(env.name), "a string that is not empty"),
         ("num_actions", is_count[0], "a whole number of at least 1"),
-        ("max_steps", is_count[1], "a whole number of at least 1"),
+        ("max_steps", is_count[1], "a whole number of at least 1, or None without a time limit"),
+        ("truncates_early", isinstance(env.truncates_early, bool), "True or False"),
         ("observation_space", is_box, "a gymnasium.spaces.Box"),
         ("threshold", is_number, "a number, or None where none is agreed on"),
         ("legal_actions", is_legal, "a function of an observation, or None where all are legal"),
@@ -134,6 +143,11 @@ def _check_types(env: Environment, key: Array, mode: str) -> None:
         flag = getattr(timestep, name)
         is_right = getattr(flag, "shape", None) == () and flag.dtype == bool
         require.that(is_right, f"{name} is {describe_type(flag)} {mode}: it must be a bool scalar")
+    if env.render is not None:
+        image: Any = find_types(f"env.render {mode}", _ONE_ENVIRONMENT, env.render, state)
+        is_image = getattr(image, "shape", ())[2:] == (3,) and image.dtype == np.uint8
+        rule = "it must be uint8[height, width, 3]"
+        require.that(is_image, f"env.render draws {describe_type(image)} {mode}: {rule}")
 
 
 def _lies_in_space(space: gymnasium.spaces.Box, obs: Any) -> Any:
@@ -208,13 +222,13 @@ def _check_episodes(env: Environment, key: Array, actions: np.ndarray, fresh: Ar
     keys = jax.random.split(key, (*actions.shape, 2))
     states, rows = [fresh], []
     # At once up to two steps before the limit, and then one by one.
-    stops = range(max(env.max_steps - 2, 0), len(actions) + 1)
+    stops = range(max(len(actions) - 4, 0), len(actions) + 1)
     for first, end in itertools.pairwise([0, *stops]):
         state, row = program(states[-1], (keys[first:end], actions[first:end]))
         states.append(state)
         rows.append(row)
     _check_played(env, jax.tree.map(lambda *x: np.concatenate(x), *rows))
-    if env.max_steps == 1:
+    if env.max_steps in (None, 1) or env.truncates_early:
         return  # no step comes before the last one, to compare it with
     # Fresh states with only the step counter set to the end.
     clocked = [jax.tree.map(set_clock, fresh, *pair) for pair in (states[1:3], states[2:0:-1])]
@@ -230,8 +244,9 @@ def _check_episodes(env: Environment, key: Array, actions: np.ndarray, fresh: Ar
 def _check_played(env: Environment, played: tuple[np.ndarray, ...]) -> None:
     """Judges what `play_one` says of each step, `[T, lanes]` each."""
     terminated, truncated, in_space, is_finite, has_legal, depends_on_key = played
-    is_late = np.arange(1, len(terminated) + 1)[:, np.newaxis] >= env.max_steps
-    over = terminated | is_late
+    limit_at = np.inf if env.max_steps is None else env.max_steps
+    is_late = np.arange(1, len(terminated) + 1)[:, np.newaxis] >= limit_at
+    over = terminated | is_late | (truncated & env.truncates_early)
     in_episode = np.equal(np.cumsum(over, axis=0), over)
     hint = (
         "Return the state and the observation that the action led to, also at the end of an "
@@ -256,12 +271,46 @@ def _check_played(env: Environment, played: tuple[np.ndarray, ...]) -> None:
     outside = f"lies outside of observation_space ({env.observation_space})"
     limit = f", but max_steps is {env.max_steps}"
     rule = f"{limit}: it means the time limit and nothing else; {count}"
+    if env.max_steps is None:
+        rule = ", but max_steps is None, so that episodes are never cut: give the time limit"
     for wrong, what, how in (
         (~in_space & in_episode, "the observation after", f" {outside}: {_CORRECT}"),
         (~is_finite & in_episode, "the reward of", " is NaN or infinite: it must be finite"),
         (~has_legal & in_episode & ~terminated, "no action is legal after", f": {_ONE_LEGAL}"),
-        (truncated & ~is_late, "truncated is True at", rule),
+        (truncated & ~is_late & (not env.truncates_early), "truncated is True at", rule),
         (missed, "truncated is False at", f"{limit}{remedy}"),
     ):
         step = wrong.any(axis=1).argmax() + 1
         require.that(not wrong.any(), f"{what} step {step} of an episode{how}")
+
+
+def _check_step_and_reset(env: Environment, key: Array, actions: np.ndarray) -> None:
+    """Checks an environment's own `step_and_reset` beside its `step`, over `actions [T, lanes]`."""
+    own: Any = env.step_and_reset
+
+    def play_one(carry: tuple[ArrayTree, Array], xs: tuple[Array, Array]) -> tuple[Any, Any]:
+        state, _ = carry
+        step_key, action = xs
+        _, plain = env.step(step_key, clone_keys(state), action)
+        state, obs, timestep = own(step_key, state, action)
+        ended = timestep.terminated | timestep.truncated
+        goes_on = ended | jnp.array_equal(obs, timestep.obs, equal_nan=True)
+        flags = [jnp.array_equal(x, y) for x, y in zip(timestep[2:], plain[2:], strict=True)]
+        return (state, obs), (goes_on, jnp.stack(flags).all())
+
+    def play(keys: Array, actions: Any) -> Any:
+        start = jax.vmap(env.reset)(keys[0])
+        return jax.lax.scan(jax.vmap(play_one), start, (keys[1:], actions))[1]
+
+    program = pure_jit("env.step_and_reset", _ONE_ENVIRONMENT, play)
+    keys = jax.random.split(key, (len(actions) + 1, NUM_LANES))
+    goes_on, same_flags = map(np.asarray, program(keys, actions))
+    require.that(
+        bool(goes_on.all()),
+        "env.step_and_reset acts on another observation than the action led to, where no episode "
+        "ended: give timestep.obs there",
+    )
+    require.that(
+        bool(same_flags.all()),
+        "env.step_and_reset and env.step end episodes at different steps: make both of one step",
+    )

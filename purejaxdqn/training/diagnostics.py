@@ -28,11 +28,17 @@ class Probe(NamedTuple):
 
 
 def diagnose(
-    probe: Probe, env: Environment, state: TrainState, params_before: Params, key: Array
+    probe: Probe,
+    env: Environment,
+    state: TrainState,
+    params_before: Params,
+    key: Array,
+    max_steps: int | None = None,
 ) -> dict[str, Array]:
     """Measures, for one run, all of `DIAGNOSTICS`; a sweep does so at each evaluation.
 
-    Churn is counted from the weights `params_before`. The `key` `[]` serves nothing else.
+    Churn is counted from the weights `params_before`. The `key` `[]` serves nothing else. An
+    episode of an environment without a time limit is cut after `max_steps`.
 
     Returns:
       `[]` float32 by name, but `features [N, F]` in place of the effective rank, which the host
@@ -54,7 +60,7 @@ def diagnose(
     if network.activations is not None:
         hidden, features = jax.vmap(network.activations, in_axes=(None, 0))(params, obs)
     return {
-        "value_bias": value_bias(network, params, env, discount, play_key, NUM_EPISODES),
+        "value_bias": value_bias(network, params, env, discount, play_key, NUM_EPISODES, max_steps),
         "dormant_units": dormant_units(hidden),
         "features": features,
         "gradient_norm": norm,
@@ -69,15 +75,17 @@ def value_bias(
     discount: Array | float,
     key: Array,
     num_episodes: int,
+    max_steps: int | None = None,
 ) -> Array:
     """Measures how much too high values are: the highest one minus the return, over all states.
 
     Van Hasselt et al., "Deep reinforcement learning with double Q-learning" (2016), figure 3,
     compare values so with the discounted returns of greedy episodes; gamma is per step.
 
-    The return of an episode that a time limit cut short is bootstrapped with the network's own
-    value of the last state. A state m steps before the limit gets the weight 1 - gamma^m, the share
-    of its return that was observed. So a bias that is the same in all states is measured exactly.
+    The return of an episode that a time limit, or `max_steps`, cut short is bootstrapped with the
+    network's own value of the last state. A state m steps before the limit gets the weight
+    1 - gamma^m, the share of its return that was observed. So a bias that is the same in all states
+    is measured exactly.
 
     Returns:
       `[]` above 0 where values are too high. NaN if nothing was tested: no episode terminated, and
@@ -108,7 +116,11 @@ def value_bias(
         env_state, obs = env.reset(reset_key)
         zero, true = jnp.zeros(()), jnp.ones((), bool)
         start = (jnp.zeros((), jnp.int32), env_state, obs, true, ~true, zero, zero)
-        end = jax.lax.while_loop(lambda episode: episode[3], step, start)
+
+        def goes_on(episode: tuple[Any, ...]) -> Array:
+            return episode[3] if max_steps is None else episode[3] & (episode[0] < max_steps)
+
+        end = jax.lax.while_loop(goes_on, step, start)
         num_steps, _, obs, _, terminated, trace, excess = end
         # The sum over the states of gamma^m, by which the last state's value enters each return.
         untested = jnp.where(terminated, 0.0, discount * trace)

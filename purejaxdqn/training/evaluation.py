@@ -29,10 +29,18 @@ def greedy_policy(network: Network[Any], params: Params) -> Policy:
     return policy
 
 
-def evaluate(policy: Policy, env: Environment, key: Array, num_episodes: int) -> EpisodeStats:
+def cap_of(config: Any, env: Environment) -> int | None:
+    """Finds the steps at which settings stop a greedy episode; None with a time limit."""
+    return config.eval_max_steps if env.max_steps is None else None
+
+
+def evaluate(
+    policy: Policy, env: Environment, key: Array, num_episodes: int, max_steps: int | None = None
+) -> EpisodeStats:
     """Plays one episode to its end in each of `N = num_episodes` new environments.
 
-    A second episode where the first was short would favour short episodes.
+    A second episode where the first was short would favour short episodes. An episode that has not
+    ended after `max_steps` steps, for an environment without a time limit, counts as it is then.
     """
 
     def body(carry: tuple[Any, ...]) -> tuple[Any, ...]:
@@ -50,4 +58,9 @@ def evaluate(policy: Policy, env: Environment, key: Array, num_episodes: int) ->
     env_state, obs = jax.vmap(env.reset)(jax.random.split(reset_key, num_episodes))
     stats = EpisodeStats(jnp.zeros(num_episodes, jnp.float32), jnp.zeros(num_episodes, jnp.int32))
     start = (jnp.zeros((), jnp.int32), env_state, obs, jnp.ones(num_episodes, bool), stats)
-    return jax.lax.while_loop(lambda carry: carry[3].any(), body, start)[-1]
+
+    def goes_on(carry: tuple[Any, ...]) -> Array:
+        any_running = carry[3].any()
+        return any_running if max_steps is None else any_running & (carry[0] < max_steps)
+
+    return jax.lax.while_loop(goes_on, body, start)[-1]

@@ -133,7 +133,7 @@ def act(
 
     arguments = (state.behaviour, explore_keys, state.obs, outputs, state.is_first)
     behaviour_state, action, extras = jax.vmap(choose)(*arguments)
-    step_all = jax.vmap(functools.partial(step_and_reset, env))
+    step_all = jax.vmap(functools.partial(step_and_reset, env), axis_name=BATCH)
     env_state, obs, timestep = step_all(env_keys, state.env_state, action)
     next_obs, reward, terminated, truncated = timestep
     step = Step(state.obs, action, reward, terminated, truncated, next_obs, extras)

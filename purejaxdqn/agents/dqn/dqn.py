@@ -281,7 +281,7 @@ def _make_target_update(config: DQNConfig) -> learning.TargetUpdate:
 
 
 def _make_replay(config: DQNConfig, env: Environment) -> Replay:
-    sizes = (config.replay_capacity, config.batch_size, env.max_steps)
+    sizes = (config.replay_capacity, config.batch_size, env.truncation_interval)
     if config.prioritised:
         return prioritised_replay(*sizes, config.priority_exponent)
     return uniform_replay(*sizes, config.sample_with_replacement)

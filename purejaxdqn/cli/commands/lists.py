@@ -44,7 +44,7 @@ def run_environments(argv: Sequence[str]) -> int:
     for name in environments.names():
         env = environments.describe(name)
         solved = "" if env.threshold is None else f"{env.threshold:g}"
-        steps = f"at most {env.max_steps:,}"
+        steps = "no limit" if env.max_steps is None else f"at most {env.max_steps:,}"
         table.add_row(name, str(env.num_actions), env.observation, steps, solved)
     make_console().print(table)
     return 0
