@@ -194,4 +194,8 @@ def prioritised_replay(
     def window_at(state: PrioritisedReplayState, index: Array, num_steps: int) -> Window:
         return read_window(state.replay, index, num_steps, time_limit)
 
-    return Replay(init, add, sample, update, window_at)
+    def cut(state: PrioritisedReplayState) -> PrioritisedReplayState:
+        assert ring.cut is not None, "it is asked only where there is one"
+        return PrioritisedReplayState(ring.cut(state.replay), state.tree, state.max_priority)
+
+    return Replay(init, add, sample, update, window_at, cut=cut if ring.cut else None)

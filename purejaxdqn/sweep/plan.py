@@ -29,6 +29,12 @@ _PLANNED_SHARE = 0.8  # of the memory that is free
 _READ_BY_SWEEP = {"agent", "total_steps", "eval_interval", "eval_episodes"}
 
 
+_ON_HOST = (
+    "steps on the host: a run that is resumed begins new episodes, and is not what it would have "
+    "been to the bit; runs of one process share what the environment's own code shares"
+)
+
+
 class Group(NamedTuple):
     """Runs that share a compiled program."""
 
@@ -65,12 +71,16 @@ class SweepPlan(NamedTuple):
 
     @property
     def environment(self) -> dict[str, Any]:
-        """The name and the threshold of the environment, as attributes; empty for several."""
+        """The name and the threshold of the environment, as attributes, but not of several.
+
+        `on_host` says what cannot be promised of one that steps on the host.
+        """
         envs = [group.run.functions.env for group in self.groups]
         facts = [(env.name, env.threshold) for env in envs]
         named = dict(zip(("env", "threshold"), facts[0], strict=True))
         is_one = len({*facts}) == 1
-        return {name: fact for name, fact in named.items() if is_one and fact is not None}
+        noted = {"on_host": _ON_HOST} if any(env.is_host for env in envs) else {}
+        return noted | {name: fact for name, fact in named.items() if is_one and fact is not None}
 
     @property
     def result_bytes(self) -> int:
@@ -121,6 +131,8 @@ class SweepPlan(NamedTuple):
                 f"{decimal(group.run.running_bytes)} at a time, {decimal(group.round_bytes)} of "
                 f"the {decimal(self.budget)} that may be used"
             )
+        envs = [group.run.functions.env for group in groups]
+        lines += [f"{name} {_ON_HOST}" for name in sorted({x.name for x in envs if x.is_host})]
         if num_finished:
             whole = _count(len(self.batches), "batch")
             lines.append(f"{num_finished:,} of {whole} finished already")

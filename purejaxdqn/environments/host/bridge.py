@@ -112,8 +112,9 @@ class Host:
     """What is on the host for a source: made once in a process, whatever is compiled of it."""
 
     def __init__(self, make: Callable[[int], HostEnvs], space: Box) -> None:
-        # More groups than devices can be stepping: of training, evaluation and diagnostics.
-        self._pool = Pool(make, 4 + 4 * jax.local_device_count())
+        # Devices step groups of training, evaluation and diagnostics. They are counted late, as
+        # JAX fixes their number when it is asked.
+        self._pool = Pool(make, lambda: 4 + 4 * jax.local_device_count())
         self.space = space  # of an observation
 
     def begin(self, seeds: Any) -> tuple[np.ndarray, ...]:

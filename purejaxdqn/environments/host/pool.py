@@ -63,11 +63,11 @@ class Pool:
     """Makes groups of environments, steps them, and uses those again that nobody steps any more.
 
     An evaluation's group is free once all of its episodes have ended. One that was left before is
-    found by its age, as is a training run's: the `num_kept` groups of either kind that
-    were stepped last are kept, and so many must be more than can be in use.
+    found by its age, as is a training run's: of either kind, the groups that were
+    stepped last are kept: `num_kept()` of them, more than can be in use.
     """
 
-    def __init__(self, make: Callable[[int], HostEnvs], num_kept: int) -> None:
+    def __init__(self, make: Callable[[int], HostEnvs], num_kept: Callable[[], int]) -> None:
         self._make, self._num_kept = make, num_kept
         self._groups: dict[int, _Group] = {}  # by each first handle, in the order of their use
         self._group_of: dict[int, _Group] = {}  # by every handle
@@ -162,11 +162,11 @@ class Pool:
 
     def _take_back(self) -> None:
         """Takes environments back from groups that nobody steps any more."""
-        groups = [*self._groups.values()]
+        groups, num_kept = [*self._groups.values()], self._num_kept()
         forgotten = [
             group
             for outlives in (False, True)
-            for group in [one for one in groups if one.outlives == outlives][: -self._num_kept]
+            for group in [one for one in groups if one.outlives == outlives][: -num_kept]
         ]
         for group in forgotten:
             del self._groups[int(group.handles[0])]
@@ -177,5 +177,5 @@ class Pool:
             if group.envs is not None:
                 self._free.append((len(group.lanes), group.envs))
                 group.envs = None
-        while len(self._free) > self._num_kept:
+        while len(self._free) > num_kept:
             self._free.pop(0)[1].close()
