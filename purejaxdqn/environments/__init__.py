@@ -17,7 +17,7 @@ from purejaxdqn.environments.base import EnvState as EnvState
 from purejaxdqn.environments.base import step_and_reset as step_and_reset
 
 if TYPE_CHECKING:
-    from purejaxdqn.environments.cartpole import CartPoleState as CartPoleState
+    from purejaxdqn.environments.classic_control.cartpole import CartPoleState as CartPoleState
 
 _ENVIRONMENTS: dict[str, Callable[..., Environment]] = {}  # those that `register` was given
 
@@ -47,8 +47,10 @@ def _limited(place: str, num_actions: int, size: str, max_steps: int, threshold:
 
 
 _TASKS = {
-    "CartPole-v0": _limited("cartpole:cartpole", 2, "4", 200, 195.0),
-    "CartPole-v1": _limited("cartpole:cartpole", 2, "4", 500, 475.0),
+    "Acrobot-v1": _limited("classic_control.acrobot:acrobot", 3, "6", 500, -100.0),
+    "CartPole-v0": _limited("classic_control.cartpole:cartpole", 2, "4", 200, 195.0),
+    "CartPole-v1": _limited("classic_control.cartpole:cartpole", 2, "4", 500, 475.0),
+    "MountainCar-v0": _limited("classic_control.mountain_car:mountain_car", 3, "2", 200, -110.0),
 }
 # Of others: what stands before the colon, and the function `(name, id, given) -> Environment`.
 _PREFIXES: dict[str, str] = {}
@@ -172,7 +174,7 @@ def ensure(env: Environment) -> Environment:
 
 def __getattr__(name: str) -> Any:
     if name == "CartPoleState":
-        from purejaxdqn.environments.cartpole import CartPoleState
+        from purejaxdqn.environments.classic_control.cartpole import CartPoleState
 
         return CartPoleState
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
