@@ -10,6 +10,7 @@ import contextlib
 import functools
 import importlib
 import inspect
+import os
 import warnings
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any, NamedTuple
@@ -26,7 +27,7 @@ from jax.experimental.buffer_callback import buffer_callback
 
 from purejaxdqn.environments.base import Environment
 from purejaxdqn.environments.host.pool import HostEnvs, Pool, Stepped
-from purejaxdqn.types import Array, ConfigError, TimeStep, nearest_names
+from purejaxdqn.types import Array, ConfigError, TimeStep, ensure, nearest_names
 
 
 class Source(NamedTuple):
@@ -37,14 +38,13 @@ class Source(NamedTuple):
     creator: Callable[..., Any]
     registered: str  # what else the registry says of it
 
-    def make(self, render_mode: str | None = None) -> gymnasium.Env[Any, Any]:
+    def make(self) -> gymnasium.Env[Any, Any]:
         """Makes one."""
-        settings = dict(self.settings) | (
-            {} if render_mode is None else {"render_mode": render_mode}
-        )
+        # Frames are drawn on machines without a screen too.
+        os.environ.setdefault("SDL_VIDEODRIVER", "dummy")
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # gymnasium calls older versions outdated at each make
-            return gymnasium.make(self.id, disable_env_checker=True, **settings)
+            return gymnasium.make(self.id, disable_env_checker=True, **dict(self.settings))
 
 
 class Reader(NamedTuple):
@@ -102,6 +102,10 @@ class SingleEnvs:
             rows[i] = read(self._envs[lane].reset()[0])
         return rows
 
+    def draw(self, lane: int) -> np.ndarray:
+        """See `HostEnvs.draw`."""
+        return np.asarray(self._envs[lane].render())
+
     def close(self) -> None:
         """See `HostEnvs.close`."""
         for env in self._envs:
@@ -115,7 +119,7 @@ class Host:
         # Devices step groups of training, evaluation and diagnostics. They are counted late, as
         # JAX fixes their number when it is asked.
         self._pool = Pool(make, lambda: 4 + 4 * jax.local_device_count())
-        self.space = space  # of an observation
+        self._make, self.space = make, space  # of an observation
 
     def begin(self, seeds: Any) -> tuple[np.ndarray, ...]:
         """Begins environments from seeds `[...]`: handles `[...]`, observations `[..., *obs]`."""
@@ -129,6 +133,21 @@ class Host:
     def step_and_reset(self, calls: Any) -> tuple[np.ndarray, ...]:
         """Steps environments likewise, and begins new episodes where some ended."""
         return self._step(calls, True)
+
+    def draw(self, calls: Any) -> tuple[np.ndarray, ...]:
+        """Draws environments, each by its handle and count, `[..., 2]`: `[..., H, W, 3]`."""
+        calls = np.asarray(calls)
+        pictures = np.array([self._pool.draw(*call) for call in calls.reshape(-1, 2).tolist()])
+        return _unflatten(calls.shape[:-1], (pictures,))
+
+    @functools.cached_property
+    def picture(self) -> jax.ShapeDtypeStruct:
+        """The shape of what it draws."""
+        env = self._make(1)
+        env.reset(np.zeros(1, np.uint32))
+        shape = env.draw(0).shape
+        env.close()
+        return jax.ShapeDtypeStruct(shape, np.uint8)
 
     def _step(self, calls: Any, resets: bool) -> tuple[np.ndarray, ...]:
         calls = np.asarray(calls)
@@ -217,6 +236,14 @@ def _step_and_reset(
     return new_state, obs, timestep
 
 
+def _render(host_of: HostOf, source: Any, state: HostState) -> Array:
+    """Draws an environment as it is now."""
+    host = host_of(source)
+    call = jnp.stack([state.handle, state.count])
+    (picture,) = _call_host(host.draw, (host.picture,), call)
+    return picture
+
+
 def _shape_of(space: Box) -> jax.ShapeDtypeStruct:
     return jax.ShapeDtypeStruct(space.shape, space.dtype)
 
@@ -227,7 +254,8 @@ def make_from_gymnasium(name: str, id: str, settings: Mapping[str, Any]) -> Envi
     Of "my_package:My-v0" the package is imported first. The settings go to `gymnasium.make`, texts
     as the Python values that they spell.
 
-    It may be cut at any step: by its own code, and where a run is resumed in another process.
+    It may be cut at any step: by its own code, and where a run is resumed in another process. It
+    draws itself with the setting `render_mode="rgb_array"`, which may slow it down.
 
     Raises:
       ConfigError: for an unknown id or setting, an environment that cannot be made, and spaces that
@@ -256,6 +284,7 @@ def make_from_gymnasium(name: str, id: str, settings: Mapping[str, Any]) -> Envi
         threshold=facts.reward_threshold,
         max_steps=facts.max_episode_steps,
         truncates_early=True,
+        render=functools.partial(_render, _host_of, source) if "render_mode" in read else None,
         step_and_reset=functools.partial(_step_and_reset, _host_of, source),
         is_host=True,
     )
@@ -312,11 +341,12 @@ def _find_spec(name: str, id: str) -> gymnasium.envs.registration.EnvSpec:
 
 def _check_settings(name: str, creator: Callable[..., Any], settings: Mapping[str, Any]) -> None:
     """Refuses settings that the environment is not made with."""
+    mode = settings.get("render_mode", "rgb_array")
+    ensure(mode == "rgb_array", f"environment ({name!r}): render_mode", mode, "'rgb_array'")
     parameters = inspect.signature(creator).parameters.values()
     if any(one.kind == one.VAR_KEYWORD for one in parameters):
         return
     allowed = {one.name for one in parameters} | {"max_episode_steps"}
-    allowed -= {"render_mode"}
     for key in settings:
         if key not in allowed:
             raise ConfigError(

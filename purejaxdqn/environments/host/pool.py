@@ -31,6 +31,9 @@ class HostEnvs(Protocol):
     def next_episodes(self, lanes: np.ndarray) -> np.ndarray:
         """Begins further episodes in some that have just ended; gives observations `[n, *obs]`."""
 
+    def draw(self, lane: int) -> np.ndarray:
+        """Draws one of them, `[H, W, 3]` uint8."""
+
     def close(self) -> None:
         """Gives back what they hold."""
 
@@ -102,7 +105,9 @@ class Pool:
         if np.array_equal(handles, group.handles):
             return self._step_group(group, group.lanes, counts, actions, resets)
         if len(np.unique(handles)) < len(handles):
-            raise RuntimeError(f"host environments are stepped twice in one call: {handles}")
+            raise RuntimeError(
+                "host environments are stepped twice in one call: reset each with a key of its own"
+            )
         groups = [self._find(handle) for handle in handles]
         answers, order = [], []
         for group in {id(group): group for group in groups}.values():
@@ -112,6 +117,14 @@ class Pool:
             order.append(at)
         back = np.argsort(np.concatenate(order))
         return Answer(*(np.concatenate(parts)[back] for parts in zip(*answers, strict=True)))
+
+    def draw(self, handle: int, count: int) -> np.ndarray:
+        """Draws an environment as it is now, `[H, W, 3]` uint8; refuses an older state of it."""
+        group = self._find(handle)
+        lane = int(handle - group.handles[0])
+        _check_counts(group, np.array([lane]), np.array([count]))
+        assert group.envs is not None, "it is drawn before another one begins"
+        return group.envs.draw(lane)
 
     def _find(self, handle: int) -> _Group:
         group = self._group_of.get(int(handle))
@@ -131,13 +144,7 @@ class Pool:
         resets: bool,
     ) -> Answer:
         """Steps environments of one group."""
-        if not np.array_equal(counts, group.count[lanes]):
-            wrong = np.flatnonzero(counts != group.count[lanes])[0]
-            raise RuntimeError(
-                f"host environment {group.handles[lanes[wrong]]} is at step "
-                f"{group.count[lanes[wrong]]}, and is to be stepped from {counts[wrong]}: its "
-                "calls were repeated, left out or put in another order. Step each state once"
-            )
+        _check_counts(group, lanes, counts)
         if group.envs is None and resets:
             raise RuntimeError("these host environments were given back when their episodes ended")
         with self._lock:
@@ -166,7 +173,7 @@ class Pool:
         forgotten = [
             group
             for outlives in (False, True)
-            for group in [one for one in groups if one.outlives == outlives][: -num_kept]
+            for group in [one for one in groups if one.outlives == outlives][:-num_kept]
         ]
         for group in forgotten:
             del self._groups[int(group.handles[0])]
@@ -179,3 +186,13 @@ class Pool:
                 group.envs = None
         while len(self._free) > num_kept:
             self._free.pop(0)[1].close()
+
+
+def _check_counts(group: _Group, lanes: np.ndarray, counts: np.ndarray) -> None:
+    if not np.array_equal(counts, group.count[lanes]):
+        wrong = np.flatnonzero(counts != group.count[lanes])[0]
+        raise RuntimeError(
+            f"host environment {group.handles[lanes[wrong]]} is at step "
+            f"{group.count[lanes[wrong]]}, and is to be stepped from {counts[wrong]}: its calls "
+            "were repeated, left out or put in another order. Step each state once"
+        )
