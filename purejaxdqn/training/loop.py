@@ -105,9 +105,15 @@ def make_first_state(
 
 
 def begin_anew(actor: Actor, state: TrainState, replay: Replay | None = None) -> TrainState:
-    """Begins a new episode in every environment; those under way are cut in the replay."""
+    """Begins a new episode in every environment on the host; the replay cuts those under way."""
+    from purejaxdqn.environments.host.bridge import begin_unseen  # needs gymnasium
+
     key, env_key = jax.random.split(state.key)
-    env_state, obs = jax.vmap(actor.env.reset)(jax.random.split(env_key, actor.num_envs))
+    keys, action = jax.random.split(env_key, actor.num_envs), jnp.zeros((), jnp.int32)
+    # What wrappers know of other episodes stays.
+    env_state = begin_unseen(state.env_state, jax.vmap(actor.env.reset)(keys)[0])
+    step_all = jax.vmap(functools.partial(step_and_reset, actor.env), (0, 0, None), axis_name=BATCH)
+    env_state, obs, _ = step_all(keys, env_state, action)
     return dataclasses.replace(
         state,
         replay=state.replay if replay is None or replay.cut is None else replay.cut(state.replay),

@@ -1,5 +1,6 @@
 """Environments that step on the host: every call in its order, none twice, and none left out."""
 
+import dataclasses
 import functools
 
 import gymnasium
@@ -9,10 +10,14 @@ import numpy as np
 import pytest
 from jax.sharding import PartitionSpec
 
+from purejaxdqn.agents.dqn.dqn import dqn
 from purejaxdqn.environments.base import step_and_reset
 from purejaxdqn.environments.host import bridge, pool
+from purejaxdqn.replay import prioritised_replay, uniform_replay
+from purejaxdqn.sweep.run import SweepInterrupted, run_sweep
 from purejaxdqn.training.evaluation import evaluate
 from purejaxdqn.types import ConfigError
+from tiny import TINY
 
 BITS = 2**16  # of a seed, that a float32 holds
 
@@ -314,7 +319,7 @@ gymnasium.register("Broken-v0", Broken)
         ("Broken-v0", {}, r"cannot be made.*ValueError: no screen"),
         ("FrozenLake-v1", {"is_slipery": "0"}, r"'is_slipery' must be one of is_slippery"),
         ("FrozenLake-v1", {"map_name": "9x9"}, r"cannot be made.*'9x9'"),
-        ("CartPole-v1", {"render_mode": "human"}, r"'render_mode' must be one of"),
+        ("CartPole-v1", {"render_mode": "human"}, "render_mode .'human'. must be 'rgb_array'"),
     ],
 )
 def test_what_cannot_be_played_is_refused_in_a_line(id, settings, message):
@@ -327,3 +332,51 @@ def test_settings_reach_gymnasium():
     settings = {"is_slippery": "false", "max_episode_steps": "7", "map_name": "8x8"}
     env = bridge.make_from_gymnasium("gymnasium:FrozenLake-v1", "FrozenLake-v1", settings)
     assert (env.max_steps, env.observation_space.shape, env.threshold) == (7, (64,), 0.7)
+
+
+@pytest.mark.parametrize("prioritised", [False, True])
+def test_new_episodes_do_not_continue_those_before_them(prioritised):
+    """After a run begins anew, each step in the replay still leads to what followed it."""
+    config = dataclasses.replace(TINY, num_envs=2, replay_capacity=64, prioritised=prioritised)
+    train = dqn(config, env=make(most=60))
+    state, anew = jax.jit(train.init)(jax.random.key(7)), jax.jit(train.begin_anew)
+    for _ in range(2):
+        state = jax.jit(train.chunk, static_argnums=2)(anew(state), jnp.int32(5), 5)[0]
+        assert (state.env_state.count == 11).all()
+    ring = state.replay
+    window_at = functools.partial(prioritised_replay(64, 8).window_at, ring)
+    if not prioritised:
+        window_at = functools.partial(uniform_replay(64, 8).window_at, ring)
+    windows = jax.tree.map(np.asarray, jax.vmap(lambda i: window_at(i, 3))(jnp.arange(64)))
+    num_steps = windows.is_inside.sum(axis=1)
+    (seed, _, episode, step, _), after = windows.obs.T, windows.next_obs.T
+    for one, other in zip((seed, episode, step + num_steps), after[[0, 2, 3]], strict=True):
+        np.testing.assert_array_equal(one, other)
+    ends = (windows.terminated | windows.truncated)[np.arange(64), num_steps - 1]
+    age = (int((ring.replay if prioritised else ring).insert_row) * 2 - 1 - np.arange(64)) % 64
+    assert (ends | (num_steps == 3) | (age < 4)).all()
+    assert len(np.unique(seed)) == 6, "both environments began three times"
+
+
+def test_a_sweep_trains_seeds_side_by_side_is_resumed_and_says_what_that_costs(tmp_path, capsys):
+    def experiment(config):
+        return dqn(config, env=make(most=40))
+
+    def interrupt(event):
+        if event.step > 200:
+            raise KeyboardInterrupt
+
+    config = dataclasses.replace(TINY, num_envs=2)
+    options = {"output": tmp_path, "resume": True, "width": 2}
+    begun = Telling.made
+    with pytest.raises(SweepInterrupted):
+        run_sweep(
+            experiment, config, range(3), on_evaluation=interrupt, checkpoint_seconds=0, **options
+        )
+    result = run_sweep(experiment, config, range(3), **options)
+    told = " ".join(capsys.readouterr().err.split())
+    assert "going on at step 4" in told
+    assert "gymnasium:Telling-v0 steps on the host: a run that is resumed begins new" in told
+    assert result.dataset.attrs["on_host"].startswith("steps on the host")
+    assert result.dataset.evaluation_return.notnull().all()
+    assert Telling.made - begun < 60

@@ -26,7 +26,7 @@ from gymnasium.spaces.utils import flatten, flatten_space
 from jax.experimental.buffer_callback import buffer_callback
 
 from purejaxdqn.environments.base import Environment
-from purejaxdqn.environments.host.pool import HostEnvs, Pool, Stepped
+from purejaxdqn.environments.host.pool import UNSEEN, HostEnvs, Pool, Stepped
 from purejaxdqn.types import Array, ConfigError, TimeStep, ensure, nearest_names
 
 
@@ -191,6 +191,21 @@ class HostState:
 
     handle: Array  # [] int32, its number in this process
     count: Array  # [] int32, how often it has changed
+
+
+def begin_unseen(state: Any, fresh: Any) -> Any:
+    """Puts fresh host environments into the place of those in a state, wrappers and all.
+
+    With the next `step_and_reset`, whatever the action is, their first episodes begin.
+    """
+
+    def is_host(x: Any) -> bool:
+        return isinstance(x, HostState)
+
+    def replace(old: Any, new: Any) -> Any:
+        return new.replace(count=jnp.full_like(new.count, UNSEEN)) if is_host(new) else old
+
+    return jax.tree.map(replace, state, fresh, is_leaf=is_host)
 
 
 HostOf = Callable[[Any], Host]

@@ -13,6 +13,7 @@ from typing import NamedTuple, Protocol
 
 import numpy as np
 
+UNSEEN = -1  # the count of an environment of which nobody has seen anything
 Stepped = tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]
 
 # Handles begin elsewhere in each process: those of another process, in a checkpoint, are unknown.
@@ -95,7 +96,8 @@ class Pool:
         """Steps environments by actions `[n]`; with `resets`, those that end begin a new episode.
 
         An environment whose episode has ended is not stepped again: it answers what it did then,
-        without a reward.
+        without a reward. Nor is one whose count is `UNSEEN`: with `resets`, its first episode is
+        the one that begins then.
 
         Raises:
           RuntimeError: for a handle that is unknown, or there twice, or a count that is not the
@@ -144,7 +146,8 @@ class Pool:
         resets: bool,
     ) -> Answer:
         """Steps environments of one group."""
-        _check_counts(group, lanes, counts)
+        is_unseen = (counts == UNSEEN) & (group.count[lanes] == 0) & resets
+        _check_counts(group, lanes, np.where(is_unseen, 0, counts))
         if group.envs is None and resets:
             raise RuntimeError("these host environments were given back when their episodes ended")
         with self._lock:
@@ -152,7 +155,7 @@ class Pool:
             self._groups[first] = self._groups.pop(first)
             group.outlives |= resets
         reward = np.zeros(len(lanes), np.float32)
-        is_running = ~group.ended[:, lanes].any(axis=0)
+        is_running = ~(group.ended[:, lanes].any(axis=0) | is_unseen)
         if is_running.any():
             assert group.envs is not None, "they are given back once all have ended"
             stepped = lanes[is_running]
@@ -160,12 +163,14 @@ class Pool:
             group.obs[stepped], reward[is_running] = answer[:2]
             group.ended[:, stepped] = answer[2:]
         obs, (terminated, truncated) = group.obs[lanes], group.ended[:, lanes]
-        obs_to_act_on = obs
-        if group.envs is not None and resets and (again := lanes[terminated | truncated]).size:
+        obs_to_act_on, ended = obs, terminated | truncated
+        if group.envs is not None and resets and ended.any():
+            again = lanes[ended]
             group.obs[again], group.ended[:, again] = group.envs.next_episodes(again), False
             obs_to_act_on = group.obs[lanes]
         group.count[lanes] += is_running | resets
-        return Answer(group.count[lanes], obs, reward, terminated, truncated, obs_to_act_on)
+        flags = (terminated, truncated | is_unseen)
+        return Answer(group.count[lanes], obs, reward, *flags, obs_to_act_on)
 
     def _take_back(self) -> None:
         """Takes environments back from groups that nobody steps any more."""
