@@ -131,17 +131,19 @@ def make_run_functions(experiment: Experiment, config: RunConfig) -> OneRun:
         env = train.env.in_evaluation(state.env_state)
         return diagnose(train.probe, env, state, params_before, key, cap_of(config, env))
 
-    def begin_anew(config: RunConfig, state: TrainState) -> TrainState:
-        anew = make_train(config).begin_anew
-        assert anew is not None, "it is asked only where there is one"
-        return anew(state)
-
-    functions = (init, chunk, evaluate_run, diagnose_run, begin_anew)
-    own = [_explaining(config, function) for function in functions]
+    explaining = functools.partial(_explaining, config)
+    own = (explaining(init), explaining(chunk), explaining(evaluate_run), explaining(diagnose_run))
+    anew = explaining(functools.partial(_begin_anew, experiment))
     shapes = jax.tree.map(lambda _: jax.ShapeDtypeStruct((), np.float32), config)
     read_by_init, state = trace_reads(own[0], shapes, SEED)
     read_by_chunk, _ = trace_reads(own[1], shapes, state, COUNTS)
-    return OneRun(shapes, state, *own, read_by_init | read_by_chunk, made[0])
+    return OneRun(shapes, state, *own, anew, read_by_init | read_by_chunk, made[0])
+
+
+def _begin_anew(experiment: Experiment, config: RunConfig, state: TrainState) -> TrainState:
+    anew = experiment(config).begin_anew
+    assert anew is not None, "it is asked only where there is one"
+    return anew(state)
 
 
 def make_traced(experiment: Experiment, config: RunConfig) -> tuple[set[str], Train]:
@@ -319,9 +321,8 @@ def compile_programs(
         if diagnostics:
             begun["diagnose"] = begin(run.diagnose, 0, configs, state, params, seeds, step)
         if run.env.is_host and run.train.begin_anew is not None:
-            begun["begin_anew"] = begin(
-                run.begin_anew, state_axes, configs, state, donate_argnums=1
-            )
+            anew = (run.begin_anew, state_axes, configs, state)
+            begun["begin_anew"] = begin(*anew, donate_argnums=1)
         begun["chunk"] = begin(run.chunk, (state_axes, 0), configs, state, counts, donate_argnums=1)
         begun["init"] = begin(run.init, state_axes, configs, seeds)
     compiled: dict[str, Any] = {name: program.result() for name, program in begun.items()}

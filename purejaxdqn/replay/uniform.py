@@ -151,7 +151,10 @@ def read_window(
 
 
 def _cut_newest(state: UniformReplayState) -> UniformReplayState:
-    """Cuts the episodes that go on behind the newest row, whose block is its own."""
+    """Cuts the episodes that go on behind the newest row, whose block is its own.
+
+    A block of more rows may have no place for one more last observation.
+    """
     newest = (state.insert_row - 1) % state.max_rows
     goes_on = ~(state.terminated[newest] | state.truncated[newest])
     place, last_obs = state.max_rows + 1 + state.block, state.obs[state.max_rows]
@@ -253,6 +256,5 @@ def uniform_replay(
 
     init = functools.partial(_make_empty_state, capacity=capacity, time_limit=time_limit)
     add = functools.partial(_add_step, time_limit=time_limit)
-    # With another limit there may be no place for one more last observation.
     cut = _cut_newest if time_limit == 1 else None
     return Replay(init, add, sample, lambda state, indices, priorities: state, window_at, cut=cut)

@@ -217,7 +217,7 @@ def _make_in_gymnasium(name: str, render_mode: str | None) -> gymnasium.Env[Any,
     if not isinstance(space, gymnasium.spaces.Discrete):
         return env
     numbers = gymnasium.spaces.Box(0, 1, (int(space.n),), np.float32)
-    read = functools.partial(gymnasium.spaces.utils.flatten, space)  # one-hot, as ours are
+    read: Any = functools.partial(gymnasium.spaces.utils.flatten, space)  # one-hot, as ours are
     return gymnasium.wrappers.TransformObservation(env, lambda x: np.float32(read(x)), numbers)
 
 

@@ -27,8 +27,6 @@ from purejaxdqn.types import ConfigError, Params
 _PLANNED_SHARE = 0.8  # of the memory that is free
 # What the sweep itself reads of a run's settings, and the name that says where they come from.
 _READ_BY_SWEEP = {"agent", "total_steps", "eval_interval", "eval_episodes"}
-
-
 _ON_HOST = (
     "steps on the host: a run that is resumed begins new episodes, and is not what it would have "
     "been to the bit; runs of one process share what the environment's own code shares"
@@ -71,10 +69,7 @@ class SweepPlan(NamedTuple):
 
     @property
     def environment(self) -> dict[str, Any]:
-        """The name and the threshold of the environment, as attributes, but not of several.
-
-        `on_host` says what cannot be promised of one that steps on the host.
-        """
+        """Facts of the environment, as attributes: of several, only what holds `on_host`."""
         envs = [group.run.functions.env for group in self.groups]
         facts = [(env.name, env.threshold) for env in envs]
         named = dict(zip(("env", "threshold"), facts[0], strict=True))

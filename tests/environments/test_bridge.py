@@ -2,6 +2,7 @@
 
 import dataclasses
 import functools
+from typing import Any
 
 import gymnasium
 import jax
@@ -15,6 +16,7 @@ from purejaxdqn.environments.base import step_and_reset
 from purejaxdqn.environments.host import bridge, pool
 from purejaxdqn.replay import prioritised_replay, uniform_replay
 from purejaxdqn.sweep.run import SweepInterrupted, run_sweep
+from purejaxdqn.testing import check_environment
 from purejaxdqn.training.evaluation import evaluate
 from purejaxdqn.types import ConfigError
 from tiny import TINY
@@ -27,6 +29,7 @@ class Telling(gymnasium.Env):
 
     observation_space = gymnasium.spaces.Box(-1, np.inf, (5,), np.float64)
     made = 0
+    _seed = _episode = 0
 
     def __init__(self, start=0, most=6):
         type(self).made += 1
@@ -51,7 +54,8 @@ class Telling(gymnasium.Env):
         return self._observe(action), reward, bool(ended and not cut), bool(ended and cut), {}
 
 
-gymnasium.register("Telling-v0", Telling)
+register: Any = gymnasium.register
+register("Telling-v0", Telling)
 
 
 def make(**settings):
@@ -131,7 +135,7 @@ def test_runs_of_environments_take_one_call_a_step_and_each_is_as_stepped_by_han
 def test_devices_call_for_their_own_runs(calls):
     assert jax.device_count() == 2
     mesh = jax.make_mesh((2,), ("runs",), axis_types=(jax.sharding.AxisType.Auto,))
-    specs = {"in_specs": PartitionSpec("runs"), "out_specs": PartitionSpec("runs")}
+    specs: Any = {"in_specs": PartitionSpec("runs"), "out_specs": PartitionSpec("runs")}
     over_runs = jax.vmap(lambda key: play(make(), key, 2, 40))
     program = jax.jit(jax.shard_map(over_runs, mesh=mesh, check_vma=False, **specs))
     assert_as_on_host(*program(jax.random.split(jax.random.key(1), 4)))
@@ -278,20 +282,21 @@ def test_cartpole_is_gymnasiums():
     assert terminated.sum() > 3
 
 
-SPACES = {
+box: Any = gymnasium.spaces.Box
+SPACES: dict[str, Any] = {
     "discrete": (gymnasium.spaces.Discrete(3, start=1), np.int64(2), [0, 1, 0], np.float32),
     "several": (gymnasium.spaces.MultiDiscrete([2, 3]), np.array([1, 0]), [0, 1, 1, 0, 0], "f4"),
     "bits": (gymnasium.spaces.MultiBinary(2), np.array([1, 0], np.int8), [1, 0], "f4"),
-    "image": (gymnasium.spaces.Box(0, 255, (1, 2), np.uint8), np.uint8([[7, 9]]), [[7, 9]], "u1"),
-    "flags": (gymnasium.spaces.Box(0, 1, (2,), np.bool_), np.array([True, False]), [1, 0], "?"),
-    "double": (gymnasium.spaces.Box(-1, 1, (), np.float64), np.float64(0.5), 0.5, "f4"),
+    "image": (box(0, 255, (1, 2), np.uint8), np.array([[7, 9]], np.uint8), [[7, 9]], "u1"),
+    "flags": (box(0, 1, (2,), np.bool_), np.array([True, False]), [1, 0], "?"),
+    "double": (box(-1, 1, (), np.float64), np.float64(0.5), 0.5, "f4"),
 }  # fmt: skip
 
 
 @pytest.mark.parametrize("name", SPACES)
 def test_observations_are_read(name):
     space, value, wanted, dtype = SPACES[name]
-    reader = bridge.read_observations(space)
+    reader: Any = bridge.read_observations(space)
     row = np.empty(reader.space.shape, reader.space.dtype)
     row[...] = reader.read(value)
     assert row.dtype == dtype
@@ -304,7 +309,7 @@ class Broken(gymnasium.Env):
         raise ValueError("no\nscreen")
 
 
-gymnasium.register("Broken-v0", Broken)
+register("Broken-v0", Broken)
 
 
 @pytest.mark.parametrize(
@@ -338,16 +343,15 @@ def test_settings_reach_gymnasium():
 def test_new_episodes_do_not_continue_those_before_them(prioritised):
     """After a run begins anew, each step in the replay still leads to what followed it."""
     config = dataclasses.replace(TINY, num_envs=2, replay_capacity=64, prioritised=prioritised)
-    train = dqn(config, env=make(most=60))
+    train: Any = dqn(config, env=make(most=60))
     state, anew = jax.jit(train.init)(jax.random.key(7)), jax.jit(train.begin_anew)
     for _ in range(2):
         state = jax.jit(train.chunk, static_argnums=2)(anew(state), jnp.int32(5), 5)[0]
         assert (state.env_state.count == 11).all()
     ring = state.replay
-    window_at = functools.partial(prioritised_replay(64, 8).window_at, ring)
-    if not prioritised:
-        window_at = functools.partial(uniform_replay(64, 8).window_at, ring)
-    windows = jax.tree.map(np.asarray, jax.vmap(lambda i: window_at(i, 3))(jnp.arange(64)))
+    replay: Any = prioritised_replay(64, 8) if prioritised else uniform_replay(64, 8)
+    read = jax.vmap(lambda i: replay.window_at(ring, i, 3))
+    windows = jax.tree.map(np.asarray, read(jnp.arange(64)))
     num_steps = windows.is_inside.sum(axis=1)
     (seed, _, episode, step, _), after = windows.obs.T, windows.next_obs.T
     for one, other in zip((seed, episode, step + num_steps), after[[0, 2, 3]], strict=True):
@@ -379,4 +383,22 @@ def test_a_sweep_trains_seeds_side_by_side_is_resumed_and_says_what_that_costs(t
     assert "gymnasium:Telling-v0 steps on the host: a run that is resumed begins new" in told
     assert result.dataset.attrs["on_host"].startswith("steps on the host")
     assert result.dataset.evaluation_return.notnull().all()
-    assert Telling.made - begun < 60
+    assert Telling.made - begun < 100
+
+
+class Unseeded(Telling):
+    def reset(self, seed=None, options=None):
+        obs, info = super().reset(seed=seed)
+        self._length = UNSEEDED.integers(1, 6)
+        return obs, info
+
+
+UNSEEDED = np.random.default_rng(0)
+register("Unseeded-v0", Unseeded, max_episode_steps=10)
+
+
+def test_the_contract_is_checked_on_the_host():
+    check_environment(make(max_episode_steps=4), jax.random.key(0))
+    env = bridge.make_from_gymnasium("gymnasium:Unseeded-v0", "Unseeded-v0", {})
+    with pytest.raises(AssertionError, match="the same keys and actions give two plays"):
+        check_environment(env, jax.random.key(0))

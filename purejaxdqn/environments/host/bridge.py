@@ -151,7 +151,8 @@ class Host:
 
     def _step(self, calls: Any, resets: bool) -> tuple[np.ndarray, ...]:
         calls = np.asarray(calls)
-        answer = self._pool.step(*calls.reshape(-1, 3).T, resets)
+        handles, counts, actions = calls.reshape(-1, 3).T
+        answer = self._pool.step(handles, counts, actions, resets)
         return _unflatten(calls.shape[:-1], answer if resets else answer[:-1])
 
 
@@ -280,8 +281,8 @@ def make_from_gymnasium(name: str, id: str, settings: Mapping[str, Any]) -> Envi
     read = {key: _read_value(value) for key, value in settings.items()}
     with _explaining(name, f"made by gymnasium as {spec.id}", _find_extra(spec)):
         # What it is made by is told apart from another class that is registered under the same id.
-        creator = spec.entry_point
-        creator = creator if callable(creator) else registration.load_env_creator(creator)
+        entry: Any = spec.entry_point
+        creator = entry if callable(entry) else registration.load_env_creator(entry)
         _check_settings(name, creator, read)
         registered = f"{spec.kwargs} {spec.max_episode_steps} {spec.additional_wrappers}"
         source = Source(id, tuple(sorted(read.items())), creator, registered)

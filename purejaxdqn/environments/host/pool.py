@@ -55,7 +55,7 @@ class _Group:
 class Answer(NamedTuple):
     """What `n` environments answer to a step."""
 
-    count: np.ndarray  # [n] int32
+    counts: np.ndarray  # [n] int32
     obs: np.ndarray  # [n, *obs] before any reset
     reward: np.ndarray  # [n] float32
     terminated: np.ndarray  # [n] bool
