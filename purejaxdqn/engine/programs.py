@@ -131,13 +131,12 @@ def make_run_functions(experiment: Experiment, config: RunConfig) -> OneRun:
         env = train.env.in_evaluation(state.env_state)
         return diagnose(train.probe, env, state, params_before, key, cap_of(config, env))
 
-    explaining = functools.partial(_explaining, config)
-    own = (explaining(init), explaining(chunk), explaining(evaluate_run), explaining(diagnose_run))
-    anew = explaining(functools.partial(_begin_anew, experiment))
+    anew = functools.partial(_begin_anew, experiment)
+    own = [_explaining(config, x) for x in (init, chunk, evaluate_run, diagnose_run, anew)]
     shapes = jax.tree.map(lambda _: jax.ShapeDtypeStruct((), np.float32), config)
     read_by_init, state = trace_reads(own[0], shapes, SEED)
     read_by_chunk, _ = trace_reads(own[1], shapes, state, COUNTS)
-    return OneRun(shapes, state, *own, anew, read_by_init | read_by_chunk, made[0])
+    return OneRun._make((shapes, state, *own, read_by_init | read_by_chunk, made[0]))
 
 
 def _begin_anew(experiment: Experiment, config: RunConfig, state: TrainState) -> TrainState:
