@@ -10,10 +10,8 @@ import contextlib
 import functools
 import importlib
 import inspect
-import os
-import warnings
 from collections.abc import Callable, Iterator, Mapping
-from typing import Any, NamedTuple
+from typing import Any
 
 import flax.struct
 import gymnasium
@@ -21,95 +19,13 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from gymnasium.envs import registration
-from gymnasium.spaces import Box, Discrete, MultiBinary, MultiDiscrete
-from gymnasium.spaces.utils import flatten, flatten_space
+from gymnasium.spaces import Box, Discrete
 from jax.experimental.buffer_callback import buffer_callback
 
 from purejaxdqn.environments.base import Environment
-from purejaxdqn.environments.host.pool import UNSEEN, HostEnvs, Pool, Stepped
+from purejaxdqn.environments.host.pool import UNSEEN, HostEnvs, Pool
+from purejaxdqn.environments.host.singles import SingleEnvs, Source, read_observations
 from purejaxdqn.types import Array, ConfigError, TimeStep, ensure, nearest_names
-
-
-class Source(NamedTuple):
-    """Where environments come from; a function of it is told by all of this from another."""
-
-    id: str  # of gymnasium's registry, also "my_package:My-v0"
-    settings: tuple[tuple[str, Any], ...]  # of `gymnasium.make`
-    creator: Callable[..., Any]
-    registered: str  # what else the registry says of it
-
-    def make(self) -> gymnasium.Env[Any, Any]:
-        """Makes one."""
-        # Frames are drawn on machines without a screen too.
-        os.environ.setdefault("SDL_VIDEODRIVER", "dummy")
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # gymnasium calls older versions outdated at each make
-            return gymnasium.make(self.id, disable_env_checker=True, **dict(self.settings))
-
-
-class Reader(NamedTuple):
-    """Reads a gymnasium space as ours."""
-
-    space: Box
-    read: Callable[[Any], Any]  # an observation, whose numbers are cast where it is stored
-
-
-def read_observations(space: gymnasium.Space[Any]) -> Reader | None:
-    """Reads an observation space: a Box as it is, other numbers one-hot; None for other spaces."""
-    if isinstance(space, (Discrete, MultiDiscrete, MultiBinary)):
-        shape = flatten_space(space).shape
-        return Reader(Box(0, 1, shape, np.float32), functools.partial(flatten, space))
-    if not isinstance(space, Box):
-        return None
-    dtype = space.dtype if space.dtype in (np.bool_, np.uint8, np.float32) else np.float32
-    with np.errstate(over="ignore"):
-        low, high = space.low.astype(dtype), space.high.astype(dtype)
-    return Reader(Box(low, high, dtype=dtype), np.asarray)
-
-
-class SingleEnvs:
-    """A group of gymnasium environments, stepped one after another: see `HostEnvs`."""
-
-    def __init__(self, source: Source, reader: Reader, num_envs: int) -> None:
-        self._envs = [source.make() for _ in range(num_envs)]
-        self._reader, self._first = reader, int(self._envs[0].action_space.start)  # type: ignore[attr-defined]
-
-    def _make_rows(self, num: int) -> np.ndarray:
-        return np.empty((num, *self._reader.space.shape), self._reader.space.dtype)
-
-    def reset(self, seeds: np.ndarray) -> np.ndarray:
-        """See `HostEnvs.reset`."""
-        rows, read = self._make_rows(len(seeds)), self._reader.read
-        for i, (env, seed) in enumerate(zip(self._envs, seeds.tolist(), strict=True)):
-            rows[i] = read(env.reset(seed=seed)[0])
-        return rows
-
-    def step(self, lanes: np.ndarray, actions: np.ndarray) -> Stepped:
-        """See `HostEnvs.step`."""
-        rows, read = self._make_rows(len(lanes)), self._reader.read
-        numbers = []
-        for i, (lane, action) in enumerate(zip(lanes.tolist(), actions.tolist(), strict=True)):
-            obs, *answer, _ = self._envs[lane].step(action + self._first)
-            rows[i] = read(obs)
-            numbers.append(answer)
-        reward, terminated, truncated = np.array(numbers, np.float32).T
-        return rows, reward, terminated != 0, truncated != 0
-
-    def next_episodes(self, lanes: np.ndarray) -> np.ndarray:
-        """See `HostEnvs.next_episodes`."""
-        rows, read = self._make_rows(len(lanes)), self._reader.read
-        for i, lane in enumerate(lanes.tolist()):
-            rows[i] = read(self._envs[lane].reset()[0])
-        return rows
-
-    def draw(self, lane: int) -> np.ndarray:
-        """See `HostEnvs.draw`."""
-        return np.asarray(self._envs[lane].render())
-
-    def close(self) -> None:
-        """See `HostEnvs.close`."""
-        for env in self._envs:
-            env.close()
 
 
 class Host:
@@ -264,14 +180,35 @@ def _shape_of(space: Box) -> jax.ShapeDtypeStruct:
     return jax.ShapeDtypeStruct(space.shape, space.dtype)
 
 
+def make_environment(
+    name: str, host_of: HostOf, source: Any, *, is_drawn: bool, threshold: Any = None, **facts: Any
+) -> Environment:
+    """Makes an environment of what is on the host for a source, with these facts.
+
+    Its functions know the source alone: a fingerprint of them is that of the source.
+    """
+    return Environment(
+        name=name,
+        reset=functools.partial(_reset, host_of, source),
+        step=functools.partial(_step, host_of, source),
+        observation_space=host_of(source).space,
+        threshold=threshold,
+        truncates_early=True,  # by its own code, and where a run is resumed in another process
+        render=functools.partial(_render, host_of, source) if is_drawn else None,
+        step_and_reset=functools.partial(_step_and_reset, host_of, source),
+        is_host=True,
+        **facts,
+    )
+
+
 def make_from_gymnasium(name: str, id: str, settings: Mapping[str, Any]) -> Environment:
     """Makes an environment of gymnasium's registry, such as `id` "LunarLander-v3".
 
     Of "my_package:My-v0" the package is imported first. The settings go to `gymnasium.make`, texts
     as the Python values that they spell.
 
-    It may be cut at any step: by its own code, and where a run is resumed in another process. It
-    draws itself with the setting `render_mode="rgb_array"`, which may slow it down.
+    It draws itself with the setting `render_mode="rgb_array"`, which may slow it down. Atari games
+    are those of `purejaxdqn.environments.host.atari`.
 
     Raises:
       ConfigError: for an unknown id or setting, an environment that cannot be made, and spaces that
@@ -279,6 +216,11 @@ def make_from_gymnasium(name: str, id: str, settings: Mapping[str, Any]) -> Envi
     """
     spec = _find_spec(name, id)
     read = {key: _read_value(value) for key, value in settings.items()}
+    if spec.vector_entry_point == "ale_py.vector_env:AtariVectorEnv":
+        from purejaxdqn.environments.host.atari import make_atari  # which needs this file
+
+        with _explaining(name, f"made by ale_py as {spec.id}", ""):
+            return make_atari(name, spec.kwargs, read)
     with _explaining(name, f"made by gymnasium as {spec.id}", _find_extra(spec)):
         # What it is made by is told apart from another class that is registered under the same id.
         entry: Any = spec.entry_point
@@ -291,18 +233,14 @@ def make_from_gymnasium(name: str, id: str, settings: Mapping[str, Any]) -> Envi
     facts, num_actions = env.spec, int(env.action_space.n)  # type: ignore[attr-defined]
     env.close()
     assert facts is not None, "gymnasium.make gives one"
-    return Environment(
-        name=name,
-        reset=functools.partial(_reset, _host_of, source),
-        step=functools.partial(_step, _host_of, source),
+    return make_environment(
+        name,
+        _host_of,
+        source,
         num_actions=num_actions,
-        observation_space=_host_of(source).space,
-        threshold=facts.reward_threshold,
         max_steps=facts.max_episode_steps,
-        truncates_early=True,
-        render=functools.partial(_render, _host_of, source) if "render_mode" in read else None,
-        step_and_reset=functools.partial(_step_and_reset, _host_of, source),
-        is_host=True,
+        threshold=facts.reward_threshold,
+        is_drawn="render_mode" in read,
     )
 
 
