@@ -5,11 +5,11 @@
     python experiments/benchmarks/environments.py --peers gymnax --venv .venv-peers
 
 Each task steps with uniformly random actions and begins anew when it ends: `num_envs` environments
-of this package's, compiled, on all devices; gymnasium's vector environment of as many, and the one in NumPy that it
-has of CartPole; one of MinAtar's games, which has no vector environment; gymnax's under
-`jit(vmap)`. Of `gymnasium:` tasks it is the bridge beside the bare vector environment. The rates
-are environment steps per second, medians of rounds in which all take turns, after compilation.
-gymnax needs the virtual environment that peers.py makes: name it with --venv.
+of this package's, compiled, on all devices; gymnasium's vector environment of as many, and the one
+in NumPy that it has of CartPole; one of MinAtar's games, which has no vector environment; gymnax's
+under `jit(vmap)`. Of `gymnasium:` tasks it is the bridge beside the bare vector environment. The
+rates are environment steps per second, medians of rounds in which all take turns, after
+compilation. gymnax needs the virtual environment that peers.py makes: name it with --venv.
 """
 
 from __future__ import annotations

@@ -170,6 +170,7 @@ class TestAgainstGymnasium:
         assert (won.sum() > 0.5 * num_episodes) == (play_name == "decent")
         assert play_name == "random" or 0 < won.sum() < num_episodes
         max_steps = environments.make(name).max_steps
+        assert max_steps is not None
         assert np.all(play.num_steps[play.truncated] == max_steps - 1)
 
         expected = task.observe(play.next_state)
@@ -253,6 +254,7 @@ class TestAgainstGymnasium:
 @every_task
 def test_ending_at_the_time_limit_is_both(name):
     max_steps = environments.make(name).max_steps
+    assert max_steps is not None
     begin = [sum(bounds) / 2 for bounds in TASKS[name].reset]
     for values, ends in ((begin, False), (TASKS[name].ending, True)):
         for num_steps in range(max_steps - 2, max_steps + 1):
