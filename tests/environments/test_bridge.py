@@ -10,11 +10,15 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from jax.sharding import PartitionSpec
+from PIL import Image
 
+from purejaxdqn import environments
 from purejaxdqn.agents.dqn.dqn import dqn
 from purejaxdqn.environments.base import step_and_reset
 from purejaxdqn.environments.host import bridge, pool, singles
 from purejaxdqn.replay import prioritised_replay, uniform_replay
+from purejaxdqn.report import films
+from purejaxdqn.storage.fingerprint import fingerprint
 from purejaxdqn.sweep.run import SweepInterrupted, run_sweep
 from purejaxdqn.testing import check_environment
 from purejaxdqn.training.evaluation import evaluate
@@ -404,45 +408,25 @@ def test_the_contract_is_checked_on_the_host():
         check_environment(env, jax.random.key(0))
 
 
-def test_atari_is_played_as_by_its_vector_environment():
-    ale_py = pytest.importorskip("ale_py")
-    settings = {"max_num_frames_per_episode": "120", "render_mode": "rgb_array"}
-    env = bridge.make_from_gymnasium("gymnasium:ALE/Breakout-v5", "ALE/Breakout-v5", settings)
-    keys, step = jax.random.split(jax.random.key(0)), jax.vmap(env.step_and_reset, (None, 0, 0))
-    state, obs = jax.vmap(env.reset)(keys)
-    how = {"repeat_action_probability": 0.25, "max_num_frames_per_episode": 120}
-    how |= {"autoreset_mode": "SameStep", "reward_clipping": False}
-    theirs = ale_py.AtariVectorEnv("breakout", num_envs=2, **how)
-    seeds = [int(jax.random.bits(key, (), np.uint32)) >> 1 for key in keys]
-    wanted = theirs.reset(seed=np.array(seeds))[0]
-    rng, step = np.random.default_rng(0), jax.jit(step)
-    for t in range(40):
-        np.testing.assert_array_equal(obs, np.moveaxis(wanted, 1, -1))
-        actions = rng.integers(0, env.num_actions, 2)
-        state, obs, timestep = step(keys[0], state, jnp.int32(actions))
-        wanted, reward, terminated, truncated, info = theirs.step(actions)
-        for one, other in zip((reward, terminated, truncated), timestep[1:], strict=True):
-            np.testing.assert_array_equal(one, other)
-        if t + 1 == env.max_steps:
-            last = np.moveaxis(info["final_obs"], 1, -1)
-            np.testing.assert_array_equal(timestep.obs, last)
-            assert (timestep.obs != obs).any()
-    assert env.max_steps == 30
-    assert env.render is not None
-    assert jax.vmap(env.render)(state).shape == (2, 210, 160, 3)
+def test_policies_are_played_and_filmed_where_they_step(monkeypatch, tmp_path):
+    place = "host.bridge:make_from_gymnasium"
+    monkeypatch.setitem(environments._PREFIXES, "gymnasium", place)
+    env = environments.make("gymnasium:CartPole-v1?max_episode_steps=12")
+    train: Any = dqn(TINY, env=env)
+    assert films.find_problem(env) is None
+    init = jax.vmap(lambda key: train.probe.network.init(key, jnp.zeros(4)))
+    params = init(jnp.stack([jax.random.key(0)] * 2))
+    returns = films.play_in_gymnasium(train, params, 3)
+    assert returns.shape == (2, 3)
+    np.testing.assert_array_equal(returns[0], returns[1])  # equal weights, and equal beginnings
+    total = films.save_gif(train, jax.tree.map(lambda x: x[0], params), tmp_path / "a.gif")
+    with Image.open(tmp_path / "a.gif") as film:
+        assert film.n_frames == total // 2 + 1
 
 
-def test_a_lost_life_ends_an_episode_of_training_alone():
-    pytest.importorskip("ale_py")
-    name = "ALE/Breakout-v5"
-    env = bridge.make_from_gymnasium(name, name, {"life_loss": "1", "noop_max": "1"})
-    for one, ends in ((env, True), (env.in_evaluation(None), False)):
-
-        def play(key, one=one):
-            state, _ = one.reset(key)
-            step = lambda state, _: one.step(key, state, jnp.int32(1))  # noqa: E731
-            return jax.lax.scan(step, state, length=60)[1].terminated.any()
-
-        assert jax.jit(play)(jax.random.key(0)) == ends
-    with pytest.raises(ConfigError, match="'lifeloss' must be one of life_loss"):
-        bridge.make_from_gymnasium(name, name, {"lifeloss": "1"})
+def test_a_fingerprint_tells_what_is_stepped_and_nothing_that_happened():
+    before = fingerprint(make()._asdict())
+    make().reset(jax.random.key(0))
+    assert fingerprint(make()._asdict()) == before
+    assert fingerprint(make(most=7)._asdict()) != before
+    assert "Telling" in str(before)
