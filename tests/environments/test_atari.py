@@ -1,5 +1,7 @@
 """Atari games on the host: each frame, reward and end is that of ale_py's vector environment."""
 
+from typing import Any
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -13,10 +15,10 @@ ale_py = pytest.importorskip("ale_py")
 
 def test_atari_is_played_as_by_its_vector_environment():
     settings = {"max_num_frames_per_episode": "120", "render_mode": "rgb_array"}
-    env = bridge.make_from_gymnasium("gymnasium:ALE/Breakout-v5", "ALE/Breakout-v5", settings)
+    env: Any = bridge.make_from_gymnasium("gymnasium:ALE/Breakout-v5", "ALE/Breakout-v5", settings)
     keys, step = jax.random.split(jax.random.key(0)), jax.vmap(env.step_and_reset, (None, 0, 0))
     state, obs = jax.vmap(env.reset)(keys)
-    how = {"repeat_action_probability": 0.25, "max_num_frames_per_episode": 120}
+    how: dict[str, Any] = {"repeat_action_probability": 0.25, "max_num_frames_per_episode": 120}
     how |= {"autoreset_mode": "SameStep", "reward_clipping": False}
     theirs = ale_py.AtariVectorEnv("breakout", num_envs=2, **how)
     seeds = [int(jax.random.bits(key, (), np.uint32)) >> 1 for key in keys]
