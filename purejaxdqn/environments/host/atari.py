@@ -21,14 +21,10 @@ from purejaxdqn.environments.host.pool import Stepped
 from purejaxdqn.types import ConfigError, nearest_names
 
 # Of the vector environment's arguments, those that a name may set, and what stands for others.
-_ALLOWED: tuple[str, ...] = (
-    "full_action_space",
-    "frameskip",
-    "max_num_frames_per_episode",
-    "maxpool",
-    "noop_max",
+_ALLOWED = (
+    *("full_action_space", "frameskip", "max_num_frames_per_episode", "maxpool", "noop_max"),
+    *("repeat_action_probability", "stack_num", "use_fire_reset"),
 )
-_ALLOWED += ("repeat_action_probability", "stack_num", "use_fire_reset")
 _GRAY = {"img_height": 84, "img_width": 84, "grayscale": True}
 _PICTURE = {"img_height": 210, "img_width": 160, "grayscale": False, "stack_num": 1}
 
