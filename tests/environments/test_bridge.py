@@ -19,6 +19,7 @@ from purejaxdqn.environments.host import bridge, pool, singles
 from purejaxdqn.replay import prioritised_replay, uniform_replay
 from purejaxdqn.report import films
 from purejaxdqn.storage.fingerprint import fingerprint
+from purejaxdqn.sweep import rerun
 from purejaxdqn.sweep.run import SweepInterrupted, run_sweep
 from purejaxdqn.testing import check_environment
 from purejaxdqn.training.evaluation import evaluate
@@ -436,3 +437,11 @@ def test_a_fingerprint_tells_what_is_stepped_and_nothing_that_happened(monkeypat
     assert "Telling.reset" in str(before)
     assert describe() == before
     assert describe(most=7) != before
+
+
+def test_no_results_file_imports_a_package():
+    config = dataclasses.replace(TINY, env="gymnasium:some_package:My-v0?size=a:b")
+    with pytest.raises(ConfigError, match="no file may import one: trust some_package"):
+        rerun._refuse_import(config)
+    for name in ("gymnasium:gymnasium:CartPole-v1", "gymnasium:ALE/Pong-v5", "CartPole-v1?a=b:c:d"):
+        rerun._refuse_import(dataclasses.replace(TINY, env=name))
