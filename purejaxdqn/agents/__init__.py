@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from purejaxdqn.agents import tasks
 from purejaxdqn.agents.dqn.settings import DQNConfig
+from purejaxdqn.agents.torso import TorsoConfig, settings_for_images
 from purejaxdqn.checks import ConfigError, ensure, ensure_function, nearest_names, suggest_names
 from purejaxdqn.training.declaration import settings_of
 from purejaxdqn.training.settings import RunConfig
@@ -124,6 +125,8 @@ def train(config: RunConfig) -> Train:
 def defaults(name: str, env: str | None = None) -> RunConfig:
     """Returns an agent's settings before any was set: those for a task, where there are some.
 
+    Where a task's observations are images, the network is by default one for images of their size.
+
     Raises:
       ConfigError: for an agent that is not registered.
     """
@@ -131,7 +134,8 @@ def defaults(name: str, env: str | None = None) -> RunConfig:
     if env is None or not isinstance(env, str):
         return config
     known = settings_of(type(config))
-    found = {key: value for key, value in tasks.settings_for(env, name).items() if key in known}
+    found = settings_for_images(env) if isinstance(config, TorsoConfig) else {}
+    found |= {key: value for key, value in tasks.settings_for(env, name).items() if key in known}
     return dataclasses.replace(config, **found, env=env)
 
 

@@ -63,7 +63,7 @@ class TestStepAndReset:
 @pytest.fixture
 def empty_registry(monkeypatch):
     monkeypatch.setattr(environments, "_ENVIRONMENTS", {})
-    monkeypatch.setattr(environments, "_TASKS", {})
+    monkeypatch.setattr(environments, "TASKS", {})
 
 
 def make_mine():
@@ -82,7 +82,7 @@ def define_again(result=None):
 
 class TestRegistry:
     def test_the_package_s_own_are_registered(self):
-        assert environments.names() == tuple(sorted(environments._TASKS))
+        assert environments.names() == tuple(sorted(environments.TASKS))
         assert [environments.make(name).name for name in environments.names()] == [
             *environments.names()
         ]
@@ -150,7 +150,7 @@ class TestRegistry:
             environments.make("Yours-v0")
 
 
-@pytest.mark.parametrize("name", environments._TASKS)
+@pytest.mark.parametrize("name", environments.TASKS)
 def test_what_a_list_says_of_the_package_s_own_is_what_they_are(name):
     env = environments.make(name)
     assert environments.describe(name) == environments.facts_of(env)

@@ -60,7 +60,9 @@ def train_and_report(config: RunConfig, flags: SimpleNamespace) -> None:
             if dataset.attrs["status"] != "finished" or was_played:
                 return  # nothing can be played yet, or it has been already
             if problem := find_problem(made.env):
-                make_console(stderr=True).print(f"{problem}: nothing is played there")
+                instead = "" if made.env.render is None else ", and the film shows this package's"
+                console = make_console(stderr=True)
+                console.print(f"{problem}: nothing is played there{instead}")
             if not problem or made.env.render is not None:
                 dataset = play_and_film(made, dataset, params, flags.output, not problem)
         finally:
