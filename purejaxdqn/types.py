@@ -266,6 +266,9 @@ class Replay(NamedTuple):
     window_at: Callable[[ArrayTree, Array, int], Window] | None = None
     # (window, discount []) -> what a loss sees; None stands for `n_step_transition`
     to_transition: Callable[[Window, Any], Any] | None = None
+    # state -> state: episodes that have not ended with the newest step are cut there. A run whose
+    # environments step on the host cannot be resumed without
+    cut: Callable[[ArrayTree], ArrayTree] | None = None
 
 
 def shared_counter() -> Any:

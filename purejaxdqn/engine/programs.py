@@ -67,6 +67,7 @@ class OneRun(NamedTuple):
     chunk: Callable[..., Trained]
     evaluate: Callable[..., EpisodeStats]
     diagnose: Callable[..., dict[str, Array]]
+    begin_anew: Callable[..., TrainState]
     read: frozenset[str]  # settings by name that init and chunk depend on
     train: Train  # as it was made in tracing, to look at
 
@@ -130,12 +131,18 @@ def make_run_functions(experiment: Experiment, config: RunConfig) -> OneRun:
         env = train.env.in_evaluation(state.env_state)
         return diagnose(train.probe, env, state, params_before, key, cap_of(config, env))
 
-    explaining = functools.partial(_explaining, config)
-    own = (explaining(init), explaining(chunk), explaining(evaluate_run), explaining(diagnose_run))
+    anew = functools.partial(_begin_anew, experiment)
+    own = [_explaining(config, x) for x in (init, chunk, evaluate_run, diagnose_run, anew)]
     shapes = jax.tree.map(lambda _: jax.ShapeDtypeStruct((), np.float32), config)
     read_by_init, state = trace_reads(own[0], shapes, SEED)
     read_by_chunk, _ = trace_reads(own[1], shapes, state, COUNTS)
-    return OneRun(shapes, state, *own, read_by_init | read_by_chunk, made[0])
+    return OneRun._make((shapes, state, *own, read_by_init | read_by_chunk, made[0]))
+
+
+def _begin_anew(experiment: Experiment, config: RunConfig, state: TrainState) -> TrainState:
+    anew = experiment(config).begin_anew
+    assert anew is not None, "it is asked only where there is one"
+    return anew(state)
 
 
 def make_traced(experiment: Experiment, config: RunConfig) -> tuple[set[str], Train]:
@@ -228,6 +235,9 @@ class Programs(NamedTuple):
     evaluate: Callable[..., EpisodeStats]
     # Of (config, TrainState, params before, seeds [slots], step []): diagnostics [slots] by name.
     diagnose: Callable[..., dict[str, Array]] | None  # None if it was not asked for
+    # Of (config, TrainState), which is donated: begins new episodes. None where that is not needed,
+    # or cannot be done
+    begin_anew: Callable[..., TrainState] | None
     plan: Plan  # how the runs are laid out
     mesh: Mesh
     state: TrainState  # as shapes, with their shardings
@@ -313,13 +323,17 @@ def compile_programs(
         begun = {"evaluate": begin(run.evaluate, 0, configs, state, seeds, step)}
         if diagnostics:
             begun["diagnose"] = begin(run.diagnose, 0, configs, state, params, seeds, step)
+        if run.env.is_host and run.train.begin_anew is not None:
+            anew = (run.begin_anew, state_axes, configs, state)
+            begun["begin_anew"] = begin(*anew, donate_argnums=1)
         begun["chunk"] = begin(run.chunk, (state_axes, 0), configs, state, counts, donate_argnums=1)
         begun["init"] = begin(run.init, state_axes, configs, seeds)
     compiled: dict[str, Any] = {name: program.result() for name, program in begun.items()}
-    functions = {"diagnose": None, **compiled, "plan": plan, "mesh": mesh, "optimal_values": known}
+    functions = {"diagnose": None, "begin_anew": None, **compiled, "plan": plan, "mesh": mesh}
     shapes, round_bytes = _add_axes(*state, mesh, plan), plan.num_devices * _device_bytes(compiled)
     functions |= {
         "round_bytes": round_bytes,
+        "optimal_values": known,
         "max_steps": run.env.max_steps or config.eval_max_steps,
     }
     seconds = time.perf_counter() - start

@@ -40,6 +40,7 @@ class Kept(NamedTuple):
     state: TrainState
     params_before: Params  # the weights at the last evaluation, for diagnostics; None without
     window: dict[str, np.ndarray]  # sums of the training numbers since then, [n] float64
+    is_restored: bool = False  # whether it comes from a checkpoint
 
 
 class Event(NamedTuple):
@@ -165,7 +166,9 @@ class _Round:
         if kept is None:
             state = jax.block_until_ready(programs.init(self._configs, self._seeds))
             kept = Kept(config.prefill_steps, state, None, {})
-        self.step, self._state, self._params_before, self._window = kept
+        self.step, self._state, self._params_before, self._window, is_restored = kept
+        if is_restored and programs.begin_anew is not None:
+            self._state = programs.begin_anew(self._configs, self._state)
 
     def lap(self) -> float:
         """Returns the seconds since the call before, or since the beginning."""

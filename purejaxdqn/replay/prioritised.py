@@ -6,6 +6,7 @@ of leaves. A sum is always made anew from all that it sums, so that rounding nev
 """
 
 import math
+from collections.abc import Callable
 from typing import Any
 
 import flax.struct
@@ -135,6 +136,12 @@ def _scale(p: Array, epsilon: Array | float, exponent: Array | float, largest: A
     return jnp.where(jnp.isfinite(scaled), scaled, largest)
 
 
+def _make_cut(ring: Replay) -> Callable[[Any], Any] | None:
+    if (cut := ring.cut) is None:
+        return None
+    return lambda state: PrioritisedReplayState(cut(state.replay), state.tree, state.max_priority)
+
+
 def prioritised_replay(
     capacity: int,
     batch_size: int,
@@ -194,4 +201,4 @@ def prioritised_replay(
     def window_at(state: PrioritisedReplayState, index: Array, num_steps: int) -> Window:
         return read_window(state.replay, index, num_steps, time_limit)
 
-    return Replay(init, add, sample, update, window_at)
+    return Replay(init, add, sample, update, window_at, cut=_make_cut(ring))

@@ -150,6 +150,20 @@ def read_window(
     return Window(obs[index], *steps, next_obs, extras, observations=obs[entries])
 
 
+def _cut_newest(state: UniformReplayState) -> UniformReplayState:
+    """Cuts the episodes that go on behind the newest row, whose block is its own.
+
+    A block of more rows may have no place for one more last observation.
+    """
+    newest = (state.insert_row - 1) % state.max_rows
+    goes_on = ~(state.terminated[newest] | state.truncated[newest])
+    place, last_obs = state.max_rows + 1 + state.block, state.obs[state.max_rows]
+    is_cut = goes_on.reshape(-1, *(1,) * (last_obs.ndim - 1))
+    obs = state.obs.at[place].set(jnp.where(is_cut, last_obs, state.obs[place]))
+    truncated = state.truncated.at[newest].set(state.truncated[newest] | goes_on)
+    return state.replace(obs=obs, truncated=truncated)  # type: ignore[attr-defined]
+
+
 def _draw_indices(key: Array, num: int, bound: Array) -> Array:
     """Draws `num` indices below `bound` (`[]` or `[num]`), all as likely up to `bound / 2**32`."""
     # The high half of the product of 32 random bits and `bound`, summed from 16-bit halves.
@@ -242,4 +256,5 @@ def uniform_replay(
 
     init = functools.partial(_make_empty_state, capacity=capacity, time_limit=time_limit)
     add = functools.partial(_add_step, time_limit=time_limit)
-    return Replay(init, add, sample, lambda state, indices, priorities: state, window_at)
+    cut = _cut_newest if time_limit == 1 else None
+    return Replay(init, add, sample, lambda state, indices, priorities: state, window_at, cut=cut)

@@ -3,6 +3,7 @@
 What gymnasium does not have is filmed as it draws itself.
 """
 
+import functools
 import os
 import warnings
 from pathlib import Path
@@ -15,6 +16,7 @@ import xarray as xr
 from PIL import Image, ImageOps
 from rich.progress import track
 
+from purejaxdqn import environments
 from purejaxdqn.environments import Environment
 from purejaxdqn.report.files import FILM_NAME
 from purejaxdqn.runtime.console import make_console, show_waiting
@@ -60,21 +62,25 @@ def play(train: Train, params: Params, num_episodes: int, random_seed: int = 0) 
     without a time limit counts as it is after 5,000 steps.
     """
 
-    def play_one(params: Params) -> jax.Array:
-        policy, key = train.policy(params), jax.random.key(random_seed)
+    def play_one(params: Params, key: jax.Array) -> jax.Array:
+        policy = train.policy(params)
         return evaluate(policy, train.env, key, num_episodes, _MOST_STEPS).episode_return
 
-    return np.asarray(jax.jit(jax.vmap(play_one))(params))
+    # A key for each run, though all are the same: on the host, runs cannot share environments.
+    keys = jax.numpy.stack([jax.random.key(random_seed)] * len(jax.tree.leaves(params)[0]))
+    return np.asarray(jax.jit(jax.vmap(play_one))(params, keys))
 
 
 def play_in_gymnasium(
     train: Train, params: Params, num_episodes: int, random_seed: int = 0, progress: bool = False
 ) -> np.ndarray:
-    """Plays every run's greedy policy in `gymnasium.make(train.env.name)`.
+    """Plays every run's greedy policy in `gymnasium.make(train.env.name)`, or on the host.
 
     Returns undiscounted returns `[R, N]`: `params` have a leading axis of `R` runs, each of the `N`
     episodes has an environment of its own, and the initial states are the same for each run.
     """
+    if train.env.is_host:  # steps in gymnasium anyhow
+        return play(train, params, num_episodes, random_seed)
     # A seed is derived for each episode, because seed + i would overlap between calls.
     seeds = np.random.SeedSequence(random_seed).generate_state(num_episodes).tolist()
     return _play(train, params, seeds, progress, None)
@@ -89,13 +95,13 @@ def save_gif(
     itself, at most 500 steps. Returns the return of what was filmed.
     """
     frames: list[Image.Image] = []
-    if in_gymnasium:
+    if in_gymnasium and not train.env.is_host:
         batched = jax.tree.map(lambda x: x[None], params)
         total = float(_play(train, batched, [random_seed], False, frames)[0, 0])
-        # Every second frame, for half the bytes; 40 ms each keeps the film at the speed of life.
-        frames, duration = frames[::2], 40
     else:
-        total, duration = _film_here(train, params, random_seed, frames), 80
+        total = _film_here(train, params, random_seed, frames)
+    # Every second frame, for half the bytes; 40 ms each keeps the film at the speed of life.
+    frames, duration = (frames[::2], 40) if in_gymnasium else (frames, 80)
     first, *later = [frame.quantize(16) for frame in frames]
     with replace_file(path) as temporary:
         first.save(temporary, save_all=True, append_images=later, duration=duration, loop=0)
@@ -104,14 +110,16 @@ def save_gif(
 
 def _film_here(train: Train, params: Params, random_seed: int, frames: list[Image.Image]) -> float:
     """Plays an episode in the environment itself, adds its frames, and returns its return."""
-    env, policy = train.env, train.policy(params)
+    env, policy = _make_drawing(train.env), train.policy(params)
     assert env.render is not None
 
     def show(state: Any) -> None:
         image = Image.fromarray(np.asarray(draw(state)))
-        factor = max(1, _GIF_SIZE[1] // image.height)
-        size = (factor * image.width, factor * image.height)
-        frames.append(image.resize(size, Image.Resampling.NEAREST))
+        if factor := _GIF_SIZE[1] // image.height:
+            size = (factor * image.width, factor * image.height)
+            frames.append(image.resize(size, Image.Resampling.NEAREST))
+        else:
+            frames.append(ImageOps.contain(image, _GIF_SIZE))
 
     @jax.jit
     def advance(key: jax.Array, state: Any, obs: jax.Array) -> tuple[Any, TimeStep]:
@@ -172,9 +180,13 @@ def find_problem(env: Environment) -> str | None:
 
     It takes one step there and draws it, before a policy is played for long.
     """
-    if env.name not in gymnasium.registry:
+    if env.name not in gymnasium.registry and not env.is_host:
         return f"gymnasium has no {env.name!r}"
     try:
+        if env.is_host:
+            drawing: Any = _make_drawing(env)
+            Image.fromarray(np.asarray(drawing.render(drawing.reset(jax.random.key(0))[0])))
+            return None
         there = _make_in_gymnasium(env.name, "rgb_array")
         found, wanted = map(_read_spaces, (there, env))
         if found != wanted:
@@ -188,12 +200,25 @@ def find_problem(env: Environment) -> str | None:
     return None
 
 
+def _make_drawing(env: Environment) -> Environment:
+    """Makes an environment that draws itself of one on the host, whose name says what to make."""
+    if not env.is_host:
+        return env
+    return environments.make(f"{env.name}{'&' if '?' in env.name else '?'}render_mode=rgb_array")
+
+
 def _make_in_gymnasium(name: str, render_mode: str | None) -> gymnasium.Env[Any, Any]:
     # Frames are drawn on machines without a screen too.
     os.environ.setdefault("SDL_VIDEODRIVER", "dummy")
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # gymnasium calls CartPole-v0 outdated at each make
-        return gymnasium.make(name, render_mode=render_mode, disable_env_checker=True)
+        env = gymnasium.make(name, render_mode=render_mode, disable_env_checker=True)
+    space = env.observation_space
+    if not isinstance(space, gymnasium.spaces.Discrete):
+        return env
+    numbers = gymnasium.spaces.Box(0, 1, (int(space.n),), np.float32)
+    read: Any = functools.partial(gymnasium.spaces.utils.flatten, space)  # one-hot, as ours are
+    return gymnasium.wrappers.TransformObservation(env, lambda x: np.float32(read(x)), numbers)
 
 
 def _read_spaces(env: Any) -> tuple[Any, ...]:

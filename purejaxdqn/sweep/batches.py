@@ -254,6 +254,12 @@ class BatchTrainer:
             self._records[number] = record
         kept, last_step = None, config.prefill_steps
         if paused:
+            train = group.run.functions.train
+            if train.env.is_host and train.begin_anew is None:
+                raise ConfigError(
+                    f"{train.env.name} steps on the host, and this run cannot be resumed there: "
+                    "give its Replay cut, or its Train begin_anew, or start again with --overwrite"
+                )
             kept = copy_to_devices(programs, [*paused.values()])
             paused.clear()  # of large arrays, which are on the devices now
             last_step = kept.step

@@ -67,7 +67,8 @@ def copy_to_devices(programs: Programs, paused: Sequence[Paused]) -> Kept:
     if first.params_before:
         before = programs.join([one.params_before for one in paused], weights_only=True)
     window = {name: np.concatenate([one.window[name] for one in paused]) for name in first.window}
-    return Kept(first.step, programs.join([one.state for one in paused]), before, window)
+    state = programs.join([one.state for one in paused])
+    return Kept(first.step, state, before, window, is_restored=True)
 
 
 class SweepFolder:

@@ -27,6 +27,10 @@ from purejaxdqn.types import ConfigError, Params
 _PLANNED_SHARE = 0.8  # of the memory that is free
 # What the sweep itself reads of a run's settings, and the name that says where they come from.
 _READ_BY_SWEEP = {"agent", "total_steps", "eval_interval", "eval_episodes"}
+_ON_HOST = (
+    "steps on the host: a run that is resumed begins new episodes, and is not what it would have "
+    "been to the bit; runs of one process share what the environment's own code shares"
+)
 
 
 class Group(NamedTuple):
@@ -65,12 +69,13 @@ class SweepPlan(NamedTuple):
 
     @property
     def environment(self) -> dict[str, Any]:
-        """The name and the threshold of the environment, as attributes; empty for several."""
+        """Facts of the environment, as attributes: of several, only what holds `on_host`."""
         envs = [group.run.functions.env for group in self.groups]
         facts = [(env.name, env.threshold) for env in envs]
         named = dict(zip(("env", "threshold"), facts[0], strict=True))
         is_one = len({*facts}) == 1
-        return {name: fact for name, fact in named.items() if is_one and fact is not None}
+        noted = {"on_host": _ON_HOST} if any(env.is_host for env in envs) else {}
+        return noted | {name: fact for name, fact in named.items() if is_one and fact is not None}
 
     @property
     def result_bytes(self) -> int:
@@ -168,6 +173,8 @@ def _describe_episodes(group: Group) -> list[str]:
     if env.max_steps is None:
         steps = _count(config.eval_max_steps, "step")
         lines.append(f"{env.name} has no time limit: evaluation stops an episode after {steps}")
+    if env.is_host:
+        lines.append(f"{env.name} {_ON_HOST}")
     return lines
 
 

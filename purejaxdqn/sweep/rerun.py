@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import sys
 import warnings
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -66,6 +67,7 @@ def rerun(
     check_dataset(dataset)
     run = select_run(dataset, labels)
     config = config_from_json(str(run.settings.item()), config_class)
+    _refuse_import(config)
     experiment = experiment or _find_experiment(dataset, config)
     if not environments.is_known(config.env):
         make_traced(experiment, config)  # refuses the name where the experiment reads it
@@ -79,6 +81,16 @@ def rerun(
     width, measured = int(dataset.attrs["width"]), any(name in dataset for name in DIAGNOSTICS)
     options = SweepOptions(width=width, devices=devices, progress=progress, diagnostics=measured)
     return run_sweep(experiment, config, [int(run.seed)], options=options).dataset.isel(seed=0)
+
+
+def _refuse_import(config: RunConfig) -> None:
+    """Refuses a package that a file names, as in "gymnasium:my_package:My-v0": none imports one."""
+    package = config.env.partition("?")[0].rpartition(":")[0].partition(":")[2]
+    if package and package not in sys.modules:
+        raise ConfigError(
+            f"env ({config.env!r}) in the results must name a package that is imported already, as "
+            f"no file may import one: trust {package}, and import it first (--import {package})"
+        )
 
 
 def _find_experiment(dataset: xr.Dataset, config: RunConfig) -> Experiment:
@@ -159,6 +171,7 @@ def load_run(
     numbered = dataset.assign(number=(runs.dims, np.arange(runs.size).reshape(runs.shape)))
     run = select_run(numbered, labels)
     config = config_from_json(str(run.settings.item()), config_class)
+    _refuse_import(config)
     experiment = experiment or _find_experiment(dataset, config)
     if environments.is_known(config.env):  # else the experiment brings its own
         config.validate()

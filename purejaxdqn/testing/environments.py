@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from purejaxdqn.environments import Environment
+from purejaxdqn.environments import Environment, step_and_reset
 from purejaxdqn.testing import require
 from purejaxdqn.testing.programs import COMPILABLE, clone_keys, find_types, pure_jit, to_numpy
 from purejaxdqn.testing.require import NUM_LANES, describe_type, drop_keys, is_key
@@ -37,6 +37,8 @@ def check_environment(env: Environment, key: Array, *, random_reset: bool = True
     - A `step_and_reset` of its own answers as `step` does, and acts on where an episode goes on.
     - `render` draws one picture, `[H, W, 3]` uint8, of each state.
 
+    On the host, each state is stepped once: the same keys and actions must give the same episodes.
+
     Args:
       env: the environment; some `max_steps` steps of it, or 200, are played at random.
       key: `[]` PRNG key of everything that is drawn.
@@ -55,6 +57,9 @@ def check_environment(env: Environment, key: Array, *, random_reset: bool = True
     rng = np.random.default_rng(np.asarray(jax.random.key_data(key)).ravel())
     shape = ((env.max_steps or _NUM_STEPS) + 2, NUM_LANES)
     actions = rng.integers(0, env.num_actions, shape, np.int32)
+    if env.is_host:
+        _check_on_host(env, key, actions, random_reset)
+        return
     fresh = _check_starts(env, start_key, actions[0], random_reset)
     _check_episodes(env, play_key, actions, fresh)
     if env.step_and_reset is not None:
@@ -315,3 +320,48 @@ def _check_step_and_reset(env: Environment, key: Array, actions: np.ndarray) -> 
         bool(same_flags.all()),
         "env.step_and_reset and env.step end episodes at different steps: make both of one step",
     )
+
+
+def _check_on_host(env: Environment, key: Array, actions: np.ndarray, random_reset: bool) -> None:
+    """Checks environments on the host, by plays `[T, lanes]` from the same keys."""
+
+    def play(keys: Array, actions: Any, resets: bool) -> Any:
+        def step(state: ArrayTree, action: Array) -> tuple[ArrayTree, Any]:
+            if resets:
+                state, obs, timestep = step_and_reset(env, keys[0], state, action)
+                return state, (timestep, obs)
+            state, timestep = env.step(keys[0], state, action)
+            return state, (timestep, timestep.obs)
+
+        state, obs = jax.vmap(env.reset)(keys)
+        return obs, jax.lax.scan(jax.vmap(step), state, actions)[1]
+
+    program = jax.jit(play, static_argnums=2)
+    keys = jax.random.split(key, NUM_LANES)
+    plays = [to_numpy(program(keys, actions, resets)) for resets in (False, False, True)]
+    first_obs, (timestep, _) = plays[0]
+    obs, reward, terminated, truncated = timestep
+    ended = terminated | truncated
+    is_over = np.cumsum(ended, axis=0) > ended  # behind an end, where `step` answers as there
+    rule = "seed all of its random numbers in env.reset(seed=seed), and keep none elsewhere"
+    require.close(plays[0], plays[1], "the same keys and actions give two plays", rule)
+    require.that(
+        not random_reset or bool((first_obs != first_obs[:1]).any()),
+        f"{NUM_LANES} different keys give {NUM_LANES} times the same reset: {rule}, or pass "
+        "random_reset=False if episodes are meant to start alike",
+    )
+    before, (later, acted_on) = plays[0][1][0], plays[2][1]
+    inside = [np.where(_right_pad(is_over, x), 0, x) for x in before]
+    inside_later = [np.where(_right_pad(is_over, x), 0, x) for x in later]
+    require.close(inside, inside_later, "env.step and env.step_and_reset differ", "step once")
+    goes_on = ~(later.terminated | later.truncated)
+    same = (acted_on == later.obs).reshape(*goes_on.shape, -1).all(axis=-1)
+    require.that(bool(same[goes_on].all()), "env.step_and_reset acts on what no step led to")
+    spaces = jax.vmap(jax.vmap(functools.partial(_lies_in_space, env.observation_space)))(obs)
+    finite, legal = np.isfinite(reward), np.ones_like(terminated)
+    flags = (terminated, truncated | is_over)
+    _check_played(env, (*flags, np.asarray(spaces), finite, legal, ~legal))
+
+
+def _right_pad(mask: np.ndarray, like: np.ndarray) -> np.ndarray:
+    return mask.reshape(*mask.shape, *(1,) * (like.ndim - mask.ndim))

@@ -58,6 +58,9 @@ class Train(NamedTuple):
     policy: Callable[[Params], Policy]  # the greedy one, for evaluation
     env: Environment
     probe: Probe | None = None  # what diagnostics look at; None for a run without diagnostics
+    # TrainState -> TrainState that begins new episodes, where environments step on the host and are
+    # gone in another process; None where a run cannot be resumed there
+    begin_anew: Callable[[TrainState], TrainState] | None = None
 
 
 Experiment = Callable[[Any], Train]  # of a `RunConfig`, or of one of its kinds
@@ -99,6 +102,27 @@ def make_first_state(
     shapes = jax.eval_shape(functools.partial(act, actor), state)[1]
     step = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), shapes)
     return dataclasses.replace(state, replay=replay.init(step, replay_key))
+
+
+def begin_anew(actor: Actor, state: TrainState, replay: Replay | None = None) -> TrainState:
+    """Begins a new episode in every environment on the host; the replay cuts those under way."""
+    from purejaxdqn.environments.host.bridge import begin_unseen  # needs gymnasium
+
+    key, env_key = jax.random.split(state.key)
+    keys, action = jax.random.split(env_key, actor.num_envs), jnp.zeros((), jnp.int32)
+    # What wrappers know of other episodes stays.
+    env_state = begin_unseen(state.env_state, jax.vmap(actor.env.reset)(keys)[0])
+    step_all = jax.vmap(functools.partial(step_and_reset, actor.env), (0, 0, None), axis_name=BATCH)
+    env_state, obs, _ = step_all(keys, env_state, action)
+    return dataclasses.replace(
+        state,
+        replay=state.replay if replay is None or replay.cut is None else replay.cut(state.replay),
+        env_state=env_state,
+        obs=obs,
+        is_first=jnp.ones_like(state.is_first),
+        episode_return=jnp.zeros_like(state.episode_return),
+        key=key,
+    )
 
 
 def act(

@@ -45,7 +45,7 @@ PROBLEMS: dict[str, Any] = {
     "Fake-image-v0": ({"observations": BYTES(shape=(8, 8, 3))}, "Box (8, 8, 3) of unsigned"),
     "Fake-bytes-v0": ({"observations": BYTES(shape=(4,))}, "Box (4,) of unsigned numbers"),
     "Fake-dict-v0": ({"observations": spaces.Dict(a=BOX)}, "observations Dict and actions"),
-    "Fake-number-v0": ({"observations": spaces.Discrete(4)}, "observations Discrete () of whole"),
+    "Fake-number-v0": ({"observations": spaces.Discrete(5)}, "observations Box (5,) of floats"),
     "Fake-none-v0": ({"observations": None}, "cannot make and draw 'Fake-none-v0' (AttributeErr"),
     "Fake-blind-v0": ({"frame": False}, "cannot make and draw 'Fake-blind-v0' (TypeError"),
     "Fake-old-v0": ({"length": 4}, "not enough values to unpack (expected 5, got 4)"),

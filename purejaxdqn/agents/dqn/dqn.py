@@ -40,6 +40,7 @@ from purejaxdqn.training.loop import (
     Metrics,
     Train,
     act,
+    begin_anew,
     begin_measuring,
     end_update,
     make_first_state,
@@ -222,7 +223,10 @@ def dqn(
 
     chunk = functools.partial(run_chunk, iteration)
     probe = Probe(network, config.discount, observe)
-    return Train(init, chunk, functools.partial(greedy_policy, network), env, probe)
+    anew = functools.partial(begin_anew, actor_at(0), replay=first_replay)
+    can_cut = first_replay.cut is not None
+    policy = functools.partial(greedy_policy, network)
+    return Train(init, chunk, policy, env, probe, anew if can_cut else None)
 
 
 def importance_weights(probabilities: Array, exponent: Array | float) -> Array:

@@ -37,6 +37,7 @@ from purejaxdqn.training.loop import (
     Metrics,
     Train,
     act,
+    begin_anew,
     begin_measuring,
     end_update,
     make_first_state,
@@ -199,6 +200,8 @@ def pqn(
         """Plays steps that might be learned from next; gives their states and gradients."""
         play_key, shuffle_key, loss_key = jax.random.split(key, 3)
         state = dataclasses.replace(state, key=play_key)
+        if env.is_host:  # training goes on with those where the state is
+            state = begin_anew(actor_at(state.learner.num_updates), state)
         state, (steps, _) = jax.lax.scan(play, state, length=config.num_steps)
         transitions = make_transitions(state, steps)
         minibatches = deal_minibatches(shuffle_key, transitions, config.num_minibatches)
@@ -211,7 +214,8 @@ def pqn(
 
     chunk = functools.partial(run_chunk, iteration)
     probe = Probe(network, config.discount, observe)
-    return Train(init, chunk, functools.partial(greedy_policy, network), env, probe)
+    anew = functools.partial(begin_anew, actor_at(0))
+    return Train(init, chunk, functools.partial(greedy_policy, network), env, probe, anew)
 
 
 def make_radam(config: PQNConfig) -> MakeOptimizer:

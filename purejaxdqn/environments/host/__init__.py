@@ -1,0 +1,1 @@
+"""Environments that step on the host, called from inside of the compiled program."""
