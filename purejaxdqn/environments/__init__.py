@@ -51,7 +51,7 @@ _TASKS = {
     "CartPole-v1": _limited("cartpole:cartpole", 2, "4", 500, 475.0),
 }
 # Of others: what stands before the colon, and the function `(name, id, given) -> Environment`.
-_PREFIXES: dict[str, str] = {}
+_PREFIXES: dict[str, str] = {"gymnax": "gymnax:make_from_gymnax"}
 
 
 def register(name: str, make: Callable[[], Environment]) -> None:
@@ -81,6 +81,11 @@ def register(name: str, make: Callable[[], Environment]) -> None:
 def names() -> tuple[str, ...]:
     """Returns the names of all environments, sorted."""
     return tuple(sorted({**_TASKS, **_ENVIRONMENTS}))
+
+
+def prefixes() -> tuple[str, ...]:
+    """Returns what stands before the colon in names of other libraries' environments, sorted."""
+    return tuple(sorted(_PREFIXES))
 
 
 def options_of(name: str) -> naming.Options:
