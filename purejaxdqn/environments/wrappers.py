@@ -154,7 +154,7 @@ def mask_observation(env: Environment, positions: Iterable[int]) -> Environment:
     wanted = f"positions from 0 to {size - 1}, as observations of {env.name} have shape "
     ensure(max(hidden) < size, "mask_observation", tuple(hidden), f"{wanted}{space.shape}")
     refuse_legal_actions(env, mask_observation)
-    is_shown = ~np.isin(np.arange(size), hidden)
+    is_shown = np.broadcast_to(~np.isin(np.arange(size), hidden), space.shape)
 
     def show(obs: Array) -> Array:
         return jnp.where(is_shown, obs, jnp.zeros_like(obs))
