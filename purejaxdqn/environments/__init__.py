@@ -162,8 +162,8 @@ def _read(name: Any) -> tuple[str, dict[str, Any], list[tuple[str, Any]]]:
     elif isinstance(name, str) and base in names():
         own = {**options_of(base)}
     else:
-        prefixes = [f"{prefix}:NAME" for prefix in _PREFIXES]
-        known = [*names(), *prefixes]
+        id = base.partition(":")[2] if isinstance(base, str) else ""
+        known = [*names(), *(f"{prefix}:{id or 'NAME'}" for prefix in _PREFIXES)]
         raise ConfigError(f"environment ({base!r}) must be one of {nearest_names(base, known)}")
     return base, *naming.read_settings(name, given, own)
 

@@ -54,6 +54,10 @@ class Environment(NamedTuple):
         """Returns what is evaluated, where `env_state [E, ...]` is that of training."""
         return self if self.for_evaluation is None else self.for_evaluation(env_state)
 
+    def learned_reward(self, reward: Array) -> Array:
+        """Returns what an agent learns from in training, where the reward here is this one."""
+        return reward if self.reward_in_training is None else self.reward_in_training(reward)
+
     @property
     def truncation_interval(self) -> int | None:
         """The least number of steps between two truncations; None if there are none."""

@@ -59,6 +59,8 @@ def make_from_gymnax(name: str, id: str, settings: Mapping[str, str]) -> Environ
     if not hasattr(actions, "n"):
         raise ConfigError(f"environment ({name!r}): its actions ({actions}) must be discrete")
     observations = env.observation_space(params)
+    num_values: int | None
+    space: Box
     if hasattr(observations, "n"):
         num_values, space = int(observations.n), Box(0, 1, (int(observations.n),), np.float32)
     elif hasattr(observations, "low"):
@@ -118,8 +120,10 @@ def _to_box(space: Any) -> Box:
     """Makes a space of ours: of bool and bytes as they are, and of float32 for other numbers."""
     dtype = np.dtype(space.dtype)
     dtype = dtype if dtype in (np.bool_, np.uint8) else np.dtype(np.float32)
-    bounds = (np.broadcast_to(np.asarray(x, dtype), space.shape) for x in (space.low, space.high))
-    return Box(*bounds, dtype=dtype.type)
+    low, high = (
+        np.broadcast_to(np.asarray(x, dtype), space.shape) for x in (space.low, space.high)
+    )
+    return Box(low, high, dtype=dtype.type)
 
 
 def _observe(source: Source, obs: Array) -> Array:

@@ -159,8 +159,8 @@ def mask_observation(env: Environment, positions: Iterable[int]) -> Environment:
     def show(obs: Array) -> Array:
         return jnp.where(is_shown, obs, jnp.zeros_like(obs))
 
-    bounds = (np.where(is_shown, x, 0).astype(space.dtype) for x in (space.low, space.high))
-    masked = gymnasium.spaces.Box(*bounds, dtype=space.dtype.type)
+    low, high = (np.where(is_shown, x, 0).astype(space.dtype) for x in (space.low, space.high))
+    masked = gymnasium.spaces.Box(low, high, dtype=space.dtype.type)
     return of_observations(env, mask_observation, tuple(hidden), show, masked)
 
 
@@ -223,13 +223,11 @@ def normalize_observations(env: Environment, on: bool = True) -> Environment:
     if not read(env, normalize_observations, on):
         return env._replace(name=name_of(env, normalize_observations, False))
     refuse_legal_actions(env, normalize_observations)
-    bound = np.full(env.observation_space.shape, CLIP, np.float32)
-    space = gymnasium.spaces.Box(-bound, bound, dtype=np.float32)
+    space = gymnasium.spaces.Box(-CLIP, CLIP, env.observation_space.shape, np.float32)
 
     def reset(key: Array) -> tuple[Wrapped, Array]:
         inner, obs = env.reset(key)
-        zero = jnp.zeros_like(_to_float(obs))
-        statistics = _count(Statistics(jnp.zeros((), jnp.int32), zero, zero + 1), obs[np.newaxis])
+        statistics = _count(_know_nothing(obs), obs[np.newaxis])
         return Wrapped(inner, statistics), _normalize(statistics, obs)
 
     def step(key: Array, state: Any, action: Array) -> tuple[Wrapped, TimeStep]:
@@ -270,6 +268,11 @@ def normalize_observations(env: Environment, on: bool = True) -> Environment:
 
 def _to_float(obs: Array) -> Array:
     return obs if jnp.issubdtype(obs.dtype, jnp.floating) else obs.astype(jnp.float32)
+
+
+def _know_nothing(obs: Array) -> Statistics:
+    zero = jnp.zeros_like(_to_float(obs))
+    return Statistics(jnp.zeros((), jnp.int32), zero, zero + 1)
 
 
 def _normalize(statistics: Statistics, obs: Array) -> Array:

@@ -1,7 +1,7 @@
 """What wrappers share: an environment around another one, and how their values are read."""
 
 import functools
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from typing import Any
 
 import flax.struct
@@ -31,24 +31,18 @@ class Wrapped:
 def around(
     env: Environment,
     wrapper: Wrapper,
-    value: Any,
-    begin: Begin,
-    go_on: GoOn,
+    value: Any,  # of the wrapper
+    begin: Begin,  # as an episode begins
+    go_on: GoOn,  # after a step
+    # (key, memory, action) -> action, before a step
     act: Callable[[Array, Any, Array], Array] | None = None,
+    # memory -> [] bool before a step, whether it is the last one at any rate
     is_cut: Callable[[Any], Array] | None = None,
     **changes: Any,
 ) -> Environment:
     """Makes an environment that sees what happens in another one, with a memory of an episode.
 
-    Args:
-      env: the other one.
-      wrapper: which one it is; around what is evaluated, it is put anew.
-      value: of the wrapper.
-      begin: as an episode begins.
-      go_on: after a step.
-      act: `(key, memory, action) -> action`, before a step.
-      is_cut: `memory -> []` bool before a step, whether the step is the last one at any rate.
-      **changes: of the environment's facts.
+    What evaluations play is wrapped anew. `changes` are those of the environment's facts.
     """
 
     def reset(key: Array) -> tuple[Wrapped, Array]:
@@ -79,24 +73,25 @@ def around(
         inner, obs, timestep = step_and_reset(env, key, state.inner, action, cut)
         ended, begun = timestep.terminated | timestep.truncated, begin(obs)
         memory, timestep = go_on(state.memory, action, timestep)
-        pick = functools.partial(jnp.where, ended)
-        memory, obs = jax.tree.map(pick, begun, (memory, timestep.obs))
+        going = memory, timestep.obs
+        memory, obs = jax.tree.map(functools.partial(jnp.where, ended), begun, going)
         return Wrapped(inner, memory), obs, timestep
 
     def for_evaluation(state: Any) -> Environment:
         return wrapper(env.in_evaluation(state.inner), value)
 
-    def draw(state: Any) -> Array:
-        return env.render(state.inner)  # type: ignore[misc]
-
     facts = {
         "name": name_of(env, wrapper, value),
         "step_and_reset": None if env.step_and_reset is None else own_step_and_reset,
         "for_evaluation": None if env.for_evaluation is None else for_evaluation,
-        "render": None if env.render is None else draw,
+        "render": None if env.render is None else _of_inner(env.render),
         "tabular": None,
     }
     return env._replace(reset=reset, step=step, **{**facts, **changes})
+
+
+def _of_inner(render: Callable[[EnvState], Array]) -> Callable[[EnvState], Array]:
+    return lambda state: render(state.inner)
 
 
 def of_observations(
@@ -133,7 +128,7 @@ def of_rewards(
         name = name_of(env, wrapper, value)
         return evaluated._replace(name=name, reward_in_training=both, tabular=tabular)
 
-    changes = {"for_evaluation": for_evaluation, "tabular": tabular}
+    changes: dict[str, Any] = {"for_evaluation": for_evaluation, "tabular": tabular}
     return around(env, wrapper, value, lambda obs: ((), obs), go_on, **changes)
 
 
@@ -149,7 +144,7 @@ def read(env: Environment, wrapper: Wrapper, value: Any) -> Any:
 
 def _show(value: Any) -> str:
     """Writes a value as it stands behind a name."""
-    if isinstance(value, Iterable) and not isinstance(value, str) and np.ndim(value) == 1:  # type: ignore[call-overload]
+    if np.ndim(value) == 1:
         return ",".join(map(str, value))
     return str(value)
 

@@ -106,11 +106,9 @@ def value_bias(
             action = jnp.argmax(q_values).astype(jnp.int32)
             env_state, timestep = env.step(step_key, env_state, action)
             obs, reward, terminated, truncated = timestep
-            if env.reward_in_training is not None:
-                reward = env.reward_in_training(reward)
             # What the reward adds to the returns of all states so far, and values minus returns.
             trace = 1 + discount * trace
-            excess = excess + jnp.max(q_values) - trace * reward
+            excess = excess + jnp.max(q_values) - trace * env.learned_reward(reward)
             running = ~(terminated | truncated)
             return num_steps + 1, env_state, obs, running, terminated, trace, excess
 
