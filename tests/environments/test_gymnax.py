@@ -245,7 +245,7 @@ import jax, numpy as np
 from purejaxdqn import DQNConfig, environments, run_sweep, dqn
 from purejaxdqn.testing import check_environment
 for name in sys.argv[1:]:
-    name, _, alike = name.partition("!")
+    name, alike, _ = name.partition("!")
     env = environments.make(f"gymnax:{name}")
     check_environment(env, jax.random.key(0), random_reset=not alike)
     print(name, env.max_steps, env.observation_space.shape)
