@@ -2,6 +2,7 @@
 
     python experiments/benchmarks/family.py
     python experiments/benchmarks/family.py --components double prioritised --num-seeds 8 --json
+    python experiments/benchmarks/family.py --env MinAtar/Breakout-v1
 
 All programs live in one process and take turns, a chunk at a time, so that a drift of the machine's
 speed meets all of them. The cost is a component's median time per iteration over plain DQN's, after
@@ -25,6 +26,7 @@ from throughput import make_config, print_rows
 
 from purejaxdqn import agents
 from purejaxdqn.agents.dqn.dqn import DQNConfig, dqn
+from purejaxdqn.agents.torso import settings_for_images
 from purejaxdqn.cli.exits import run_script
 from purejaxdqn.engine.programs import compile_programs
 from purejaxdqn.runtime.console import make_console
@@ -54,6 +56,8 @@ class Args:
     """What to measure; rainbow with its own settings, beside plain DQN of the same size."""
     capacities: tuple[int, ...] = (100_000, 1_000_000)
     """Transitions per seed; only prioritised replay is measured at more than the first."""
+    env: str = "CartPole-v1"
+    """The task; one with images is learned by convolutions, in batches of 32, once in 4 steps."""
     num_seeds: int = 8
     """Seeds side by side."""
     rounds: int = 30
@@ -120,11 +124,20 @@ def compare(configs: dict[str, DQNConfig], args: Args) -> list[dict[str, Any]]:
     ]
 
 
+def settings_of_task(env: str) -> dict[str, Any]:
+    """What all agents have on a task with images; of CartPole, nothing."""
+    images = settings_for_images(env)
+    of_all = {"env": env, "num_envs": 4, "steps_per_update": 4, "batch_size": 32, **images}
+    return of_all if images else {"env": env}
+
+
 def list_comparisons(args: Args) -> list[dict[str, DQNConfig]]:
     """Each with plain DQN as the first."""
     comparisons: list[dict[str, DQNConfig]] = []
     for capacity in args.capacities:
-        plain = dataclasses.replace(make_config(ThroughputArgs()), replay_capacity=capacity)
+        plain = dataclasses.replace(
+            make_config(ThroughputArgs()), replay_capacity=capacity, **settings_of_task(args.env)
+        )
         names = [name for name in args.components if name != RAINBOW]
         if comparisons:
             names = [name for name in names if name == "prioritised"]
@@ -134,6 +147,7 @@ def list_comparisons(args: Args) -> list[dict[str, DQNConfig]]:
     if RAINBOW in args.components:
         rainbow = agents.get(RAINBOW).config
         assert isinstance(rainbow, DQNConfig)
+        rainbow = dataclasses.replace(rainbow, **settings_of_task(args.env))
         without: dict[str, Any] = {
             "dueling": False,
             "prioritised": False,

@@ -11,7 +11,9 @@ import pkgutil
 import sys
 from typing import TYPE_CHECKING, Any
 
+from purejaxdqn.agents import tasks
 from purejaxdqn.agents.dqn.settings import DQNConfig
+from purejaxdqn.agents.torso import TorsoConfig, settings_for_images
 from purejaxdqn.checks import ConfigError, ensure, ensure_function, nearest_names, suggest_names
 from purejaxdqn.training.declaration import settings_of
 from purejaxdqn.training.settings import RunConfig
@@ -120,17 +122,35 @@ def train(config: RunConfig) -> Train:
     return experiment_of(config)(config)
 
 
+def defaults(name: str, env: str | None = None) -> RunConfig:
+    """Returns an agent's settings before any was set: those for a task, where there are some.
+
+    Where a task's observations are images, the network is by default one for images of their size.
+
+    Raises:
+      ConfigError: for an agent that is not registered.
+    """
+    config: RunConfig = get(name).config
+    if env is None or not isinstance(env, str):
+        return config
+    known = settings_of(type(config))
+    found = settings_for_images(env) if isinstance(config, TorsoConfig) else {}
+    found |= {key: value for key, value in tasks.settings_for(env, name).items() if key in known}
+    return dataclasses.replace(config, **found, env=env)
+
+
 def configure(**settings: Any) -> RunConfig:
     """Makes an agent's settings with some changed.
 
     Args:
       **settings: by name; `agent` among them names the agent, the package's default without it.
+        With `env` among them, the others have the defaults for that task, see `agents/tasks.py`.
 
     Raises:
       ConfigError: for a name that is not registered, or a setting that the agent does not have.
     """
     name = settings.pop("agent", DEFAULT)
-    config = get(name).config
+    config = defaults(name, settings.get("env"))
     known = settings_of(type(config))
     for setting in settings:
         if setting not in known:

@@ -66,13 +66,13 @@ def read_command_line(
       **defaults: settings that the command changes in the agent's.
 
     Raises:
-      ConfigError: for a module that cannot be imported; for an agent or a flag that there is not;
-        for a flag that is given twice or without its value, or for a value that it cannot have.
+      ConfigError: for a module that cannot be imported, an agent or a flag that there is not, a
+        flag that is given twice or without its value, or a value that it cannot have.
     """
     for place in _find_values(argv, "import"):
         import_module_or_file(place)
     named = (_find_values(argv, "agent") or [default_agent]) if default_agent else []
-    bases = [_set(prog, agents.get(name).config, defaults) for name in named]
+    bases = [_set(prog, agents.defaults(name, _find_task(argv)), defaults) for name in named]
     settings = _collect_settings(bases, "Agents" if have_several_values else "The agent")
     flags = {one.name: one for one in (*own, _IMPORT)}
     if clashing := ", ".join(sorted(flags.keys() & settings.keys())):
@@ -125,6 +125,12 @@ def _find_values(argv: Sequence[str], name: str) -> list[str]:
     parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
     parser.add_argument(f"--{_flag(name)}", f"--{name}", dest="values", nargs="*", default=[])
     return [*parser.parse_known_args(argv)[0].values]
+
+
+def _find_task(argv: Sequence[str]) -> str | None:
+    """Finds the one environment whose defaults the help shows; None of several."""
+    tasks = _find_values(argv, "env")
+    return tasks[0] if len(tasks) == 1 else None
 
 
 def _collect_settings(bases: Sequence[Any], agent_help: str) -> dict[str, Setting]:

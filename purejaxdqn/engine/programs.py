@@ -17,7 +17,7 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from purejaxdqn.runtime.devices import Plan, available_cores, compiler_options
 from purejaxdqn.runtime.interrupts import finish_first
 from purejaxdqn.training.declaration import settings_of
-from purejaxdqn.training.diagnostics import diagnose
+from purejaxdqn.training.diagnostics import diagnose, known_values
 from purejaxdqn.training.evaluation import EpisodeStats, cap_of, evaluate
 from purejaxdqn.training.loop import Experiment, Train, Trained
 from purejaxdqn.training.schedules import Changing
@@ -234,6 +234,8 @@ class Programs(NamedTuple):
     round_bytes: int  # on all devices while a round trains or is evaluated, by XLA; 0 if unknown
     compile_seconds: float  # of tracing, lowering and compiling
     max_steps: int  # of an evaluation's episode
+    # Of a discount: the optimal values [S, A] of a small task, for diagnostics; None without both
+    optimal_values: Callable[[float], np.ndarray] | None = None
 
     def place(self, values: ArrayTree) -> ArrayTree:
         """Puts host arrays with one entry per slot, or per device, onto the devices."""
@@ -286,6 +288,8 @@ def compile_programs(
     """
     start = time.perf_counter()
     run = run or make_run_functions(experiment, config)
+    is_known = diagnostics and run.env.tabular is not None
+    known = known_values(run.env.tabular()) if is_known else None
     state_axes = run_axes(run.state)
     mesh = Mesh(np.array(devices[: plan.num_devices]), ("runs",))
     configs, seeds, step, counts = (0, run.config), (0, SEED), (None, COUNT), (_PER_DEVICE, COUNT)
@@ -312,7 +316,7 @@ def compile_programs(
         begun["chunk"] = begin(run.chunk, (state_axes, 0), configs, state, counts, donate_argnums=1)
         begun["init"] = begin(run.init, state_axes, configs, seeds)
     compiled: dict[str, Any] = {name: program.result() for name, program in begun.items()}
-    functions = {"diagnose": None, **compiled, "plan": plan, "mesh": mesh}
+    functions = {"diagnose": None, **compiled, "plan": plan, "mesh": mesh, "optimal_values": known}
     shapes, round_bytes = _add_axes(*state, mesh, plan), plan.num_devices * _device_bytes(compiled)
     functions |= {
         "round_bytes": round_bytes,

@@ -14,7 +14,7 @@ import numpy as np
 from threadpoolctl import threadpool_limits
 
 from purejaxdqn.engine.programs import Programs, Run, max_iterations_of
-from purejaxdqn.training.diagnostics import effective_rank
+from purejaxdqn.training.diagnostics import compare_with_optimal, effective_rank
 from purejaxdqn.training.loop import ChunkOutputs
 from purejaxdqn.training.settings import RunConfig
 from purejaxdqn.types import ArrayTree, Params, TrainState
@@ -218,6 +218,10 @@ class _Round:
         # The threads of NumPy's BLAS wait for each other: for seconds, if the cores are busy.
         with threadpool_limits(limits=1, user_api="blas"):
             values["effective_rank"] = effective_rank(values.pop("features"))
+            if (optimal_values := self._programs.optimal_values) is not None:
+                table, discounts = values.pop("table"), values.pop("discount").tolist()
+                optimal = np.stack([optimal_values(discount) for discount in discounts])
+                values |= compare_with_optimal(table, optimal)
         if is_first:  # there are no two evaluations to compare yet
             values["policy_churn"] = np.full(self._num_runs, np.nan, np.float32)
         return values

@@ -1,55 +1,26 @@
 """Environments as pure functions: `make(name)` makes one, `register` adds one of your own.
 
 A name may have settings: "CartPole-v1?sticky_actions=0.25&time_limit=200". A new environment is a
-file here, and an entry of `_TASKS`. Such a file is imported once its environment is made: names,
-and what a list says of them, are known without JAX.
+file here, and an entry of `tasks.TASKS`. Such a file is imported once its environment is made:
+names, and what a list says of them, are known without JAX.
 """
 
 import pkgutil
-from collections.abc import Callable, Mapping
-from types import MappingProxyType
-from typing import TYPE_CHECKING, Any, NamedTuple
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
 
 from purejaxdqn.checks import ConfigError, is_same_definition, nearest_names
 from purejaxdqn.environments import naming
 from purejaxdqn.environments.base import Environment as Environment
 from purejaxdqn.environments.base import EnvState as EnvState
 from purejaxdqn.environments.base import step_and_reset as step_and_reset
+from purejaxdqn.environments.tasks import TASKS
+from purejaxdqn.environments.tasks import Facts as Facts
 
 if TYPE_CHECKING:
-    from purejaxdqn.environments.cartpole import CartPoleState as CartPoleState
+    from purejaxdqn.environments.classic_control.cartpole import CartPoleState as CartPoleState
 
 _ENVIRONMENTS: dict[str, Callable[..., Environment]] = {}  # those that `register` was given
-
-
-class Facts(NamedTuple):
-    """What a list of environments says of one."""
-
-    num_actions: int
-    observation: str  # shape and dtype
-    max_steps: int | None
-    threshold: float | None
-
-
-class Task(NamedTuple):
-    """An environment of the package's own."""
-
-    place: str  # of the function that makes it, as "module:function" in this folder
-    facts: Facts
-    arguments: Mapping[str, Any] = MappingProxyType({})  # of that function, beside the name
-    options: naming.Options = MappingProxyType({})  # more of these, which a name may set
-
-
-def _limited(place: str, num_actions: int, size: str, max_steps: int, threshold: float) -> Task:
-    """Declares a task whose function takes its time limit and its threshold."""
-    limits = {"max_steps": max_steps, "threshold": threshold}
-    return Task(place, Facts(num_actions, f"{size} float32", max_steps, threshold), limits)
-
-
-_TASKS = {
-    "CartPole-v0": _limited("cartpole:cartpole", 2, "4", 200, 195.0),
-    "CartPole-v1": _limited("cartpole:cartpole", 2, "4", 500, 475.0),
-}
 # Of others: what stands before the colon, and the function `(name, id, given) -> Environment`.
 _PREFIXES: dict[str, str] = {"gymnax": "gymnax:make_from_gymnax"}
 
@@ -73,14 +44,14 @@ def register(name: str, make: Callable[[], Environment]) -> None:
             f"make ({make!r:.60}) of environment {name!r} must be a function without arguments "
             "that makes an Environment: pass the function itself, and not what it makes"
         )
-    if name in _TASKS or not is_same_definition(_ENVIRONMENTS.get(name, make), make):
+    if name in TASKS or not is_same_definition(_ENVIRONMENTS.get(name, make), make):
         raise ConfigError(f"environment {name!r} is registered already: choose another name")
     _ENVIRONMENTS[name] = make
 
 
 def names() -> tuple[str, ...]:
     """Returns the names of all environments, sorted."""
-    return tuple(sorted({**_TASKS, **_ENVIRONMENTS}))
+    return tuple(sorted({**TASKS, **_ENVIRONMENTS}))
 
 
 def prefixes() -> tuple[str, ...]:
@@ -90,7 +61,7 @@ def prefixes() -> tuple[str, ...]:
 
 def options_of(name: str) -> naming.Options:
     """Returns the settings that the environment of a name has of its own, beside wrappers."""
-    return _TASKS[name].options if name in _TASKS else naming.options_of(_ENVIRONMENTS[name])
+    return TASKS[name].options if name in TASKS else naming.options_of(_ENVIRONMENTS[name])
 
 
 def make(name: str) -> Environment:
@@ -101,8 +72,8 @@ def make(name: str) -> Environment:
         that is not allowed; or if its function makes anything but an `Environment` of this name.
     """
     base, settings, wrappers = _read(name)
-    if base in _TASKS:
-        task = _TASKS[base]
+    if base in TASKS:
+        task = TASKS[base]
         function = pkgutil.resolve_name(f"{__name__}.{task.place}")
         env = function(base, **{**task.arguments, **settings})
     elif base in _ENVIRONMENTS:
@@ -130,7 +101,7 @@ def make(name: str) -> Environment:
 def validate(name: str) -> None:
     """Refuses a name as `make` does; the package's own are not made for that, but for wrappers."""
     base, _, wrappers = _read(name)
-    if base not in _TASKS or wrappers:
+    if base not in TASKS or wrappers:
         make(name)
 
 
@@ -142,8 +113,8 @@ def is_known(name: str) -> bool:
 
 def describe(name: str) -> Facts:
     """Says what an environment is like; the package's own are not made for that."""
-    if name in _TASKS:
-        return _TASKS[name].facts
+    if name in TASKS:
+        return TASKS[name].facts
     return facts_of(make(name))
 
 
@@ -177,7 +148,7 @@ def ensure(env: Environment) -> Environment:
 
 def __getattr__(name: str) -> Any:
     if name == "CartPoleState":
-        from purejaxdqn.environments.cartpole import CartPoleState
+        from purejaxdqn.environments.classic_control.cartpole import CartPoleState
 
         return CartPoleState
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -231,8 +231,6 @@ def normalize_observations(env: Environment, on: bool = True) -> Environment:
         return Wrapped(inner, statistics), _normalize(statistics, obs)
 
     def step(key: Array, state: Any, action: Array) -> tuple[Wrapped, TimeStep]:
-        if env.step_and_reset is None:  # the same step as that of `step_and_reset`
-            key, _ = jax.random.split(key)
         inner, timestep = env.step(key, state.inner, action)
         statistics = _count(*_gather(state.memory, timestep.obs))
         obs = _normalize(statistics, timestep.obs)

@@ -50,14 +50,13 @@ def around(
         memory, obs = begin(obs)
         return Wrapped(inner, memory), obs
 
-    def choose(key: Array, memory: Any, action: Array) -> tuple[Array, Array]:
+    def choose(key: Array, memory: Any, action: Array) -> Array:
         if act is None:
-            return key, action
-        key, own_key = jax.random.split(key)
-        return key, act(own_key, memory, jnp.asarray(action, jnp.int32))
+            return action
+        return act(_own_key(key), memory, jnp.asarray(action, jnp.int32))
 
     def step(key: Array, state: Any, action: Array) -> tuple[Wrapped, TimeStep]:
-        key, action = choose(key, state.memory, action)
+        action = choose(key, state.memory, action)
         inner, timestep = env.step(key, state.inner, action)
         if is_cut is not None:
             timestep = timestep._replace(truncated=timestep.truncated | is_cut(state.memory))
@@ -67,14 +66,15 @@ def around(
     def own_step_and_reset(
         key: Array, state: Any, action: Array, cut: Array | None = None
     ) -> tuple[Wrapped, Array, TimeStep]:
-        key, action = choose(key, state.memory, action)
+        step_key = jax.random.split(jax.random.clone(key))[0]  # as `base.step_and_reset` steps
+        action = choose(step_key, state.memory, action)
         if is_cut is not None:
             cut = is_cut(state.memory) if cut is None else cut | is_cut(state.memory)
         inner, obs, timestep = step_and_reset(env, key, state.inner, action, cut)
         ended, begun = timestep.terminated | timestep.truncated, begin(obs)
         memory, timestep = go_on(state.memory, action, timestep)
-        going = memory, timestep.obs
-        memory, obs = jax.tree.map(functools.partial(jnp.where, ended), begun, going)
+        pick = functools.partial(jnp.where, ended)
+        memory, obs = jax.tree.map(pick, begun, (memory, timestep.obs))
         return Wrapped(inner, memory), obs, timestep
 
     def for_evaluation(state: Any) -> Environment:
@@ -88,6 +88,11 @@ def around(
         "tabular": None,
     }
     return env._replace(reset=reset, step=step, **{**facts, **changes})
+
+
+def _own_key(key: Array) -> Array:
+    """Makes a key beside that of a step, with which the environment within steps as ever."""
+    return jax.random.fold_in(jax.random.clone(key), 0x57CA)
 
 
 def _of_inner(render: Callable[[EnvState], Array]) -> Callable[[EnvState], Array]:

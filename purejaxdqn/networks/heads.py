@@ -25,11 +25,13 @@ class ActionOutputs(nn.Module):
     hidden_sizes: Sequence[int] = ()
     layer_norm: bool = False
     dense: DenseLayer = Dense
+    last: DenseLayer | None = None
 
     @nn.compact
     def __call__(self, features: Array) -> Array:
         """Maps features `[..., F]` to `[..., A, N]`."""
-        x = hidden_layers(self, features, self.hidden_sizes, self.layer_norm, self.dense)
+        sizes = self.hidden_sizes
+        x = hidden_layers(self, features, sizes, self.layer_norm, self.dense, self.last)
         outputs = self.dense(self.num_actions * self.num_outputs)(x)
         return outputs.reshape(*outputs.shape[:-1], self.num_actions, self.num_outputs)
 

@@ -38,7 +38,7 @@ class MLP(nn.Module):
     def __call__(self, x: Array, part: Literal["all", "features", "head"] = "all") -> Array:
         """Maps one observation `[*obs]` to `[num_outputs]`; or one half of that."""
         if part != "head":
-            x = jnp.ravel(x).astype(jnp.float32)
+            x = layers.as_floats(jnp.ravel(x))
             x = layers.hidden_layers(self, x, self.hidden_sizes, False, layers.Dense)
             self.sow("intermediates", "features", x)
         if part == "features":
@@ -156,6 +156,7 @@ def value_network(
     noisy_sigma: float = 0.5,
     noise: layers.Noise = "transition",
     layer_norm: bool = False,
+    spectral_norm: bool = False,
     representation: Representation = "values",
     num_atoms: int = 51,
     v_min: float = 0.0,
@@ -170,9 +171,9 @@ def value_network(
 
     Args:
       num_actions: `A`.
-      hidden_sizes: width of each layer of an `MLPTorso`; () with another torso.
-      torso: `obs [*obs] -> features [F]`, such as `CNNTorso()`, in place of the `MLPTorso`. Neither
-        `noisy` nor `layer_norm` changes its layers.
+      hidden_sizes: width of each layer of an `MLPTorso`.
+      torso: `obs [*obs] -> features [F]`, such as `CNNTorso(hidden_size=None)`, before that, or
+        alone where `hidden_sizes` is (). No other argument changes its layers.
       head_sizes: width of each hidden layer between features and outputs, in each stream with
         `dueling`; behind the embedding of the fractions with "implicit_quantile" and
         "proposed_quantile".
@@ -182,6 +183,9 @@ def value_network(
       noisy_sigma: scale of their noise at first.
       noise: of `make_network`: of `noisy` layers, and of the fractions of "implicit_quantile".
       layer_norm: whether LayerNorm comes before the ReLU of the layers made here.
+      spectral_norm: whether the weights of the last hidden layer made here, before the outputs, are
+        divided by their largest singular value: Gogianu et al., "Spectral normalisation for deep
+        reinforcement learning" (2021). In a dueling network with `head_sizes`, each stream's.
       representation: the output: "values" `[A]`, "categorical" (C51), "quantile" (QR-DQN),
         "implicit_quantile" (IQN) or "proposed_quantile" (FQF).
       num_atoms: of "categorical".
@@ -203,6 +207,7 @@ def value_network(
         ensure_whole(name, count)
     ensure_whole("num_atoms", num_atoms, 2)
     flags = {"dueling": dueling, "noisy": noisy, "layer_norm": layer_norm}
+    flags |= {"spectral_norm": spectral_norm}
     for name, flag in flags.items():
         ensure(isinstance(flag, bool), name, flag, "True or False")
     for name, number in {"v_min": v_min, "v_max": v_max}.items():
@@ -215,20 +220,26 @@ def value_network(
             f"v_min ({v_min}) must be below v_max ({v_max}), both finite: give the least and the "
             "largest discounted return"
         )
-    if torso is not None and hidden_sizes:
+    if spectral_norm and (noisy or not (hidden_sizes or head_sizes)):
         raise ConfigError(
-            f"hidden_sizes {tuple(hidden_sizes)} must be () beside a torso, which has its own: "
-            "leave one of them out, or give the layers behind the torso as head_sizes"
+            "spectral_norm (True) needs a hidden layer without noise: give hidden_sizes or "
+            "head_sizes, and leave noisy out"
         )
-    is_mlp = torso is None and not (dueling or noisy or layer_norm or head_sizes)
+    is_mlp = torso is None and not (dueling or noisy or layer_norm or head_sizes or spectral_norm)
 
     noisy_dense = functools.partial(layers.NoisyDense, sigma=noisy_sigma, noise=noise)
     dense: layers.DenseLayer = noisy_dense if noisy else layers.Dense
-    torso = layers.MLPTorso(hidden_sizes, layer_norm, dense) if torso is None else torso
+    last = layers.SpectralDense if spectral_norm else None
+    mlp = layers.MLPTorso(hidden_sizes, layer_norm, dense, None if head_sizes else last)
+    if torso is None:
+        torso = mlp
+    elif hidden_sizes:
+        torso = nn.Sequential([torso, mlp])
 
     def outputs(num_outputs: int) -> nn.Module:
         def stream(num_actions: int) -> nn.Module:
-            return heads.ActionOutputs(num_actions, num_outputs, head_sizes, layer_norm, dense)
+            rest = (head_sizes, layer_norm, dense, last)
+            return heads.ActionOutputs(num_actions, num_outputs, *rest)
 
         return heads.Dueling(stream(1), stream(num_actions)) if dueling else stream(num_actions)
 

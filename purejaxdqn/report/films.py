@@ -1,4 +1,7 @@
-"""Plays and films policies in gymnasium's own environments, to check the reported returns."""
+"""Plays and films policies: in gymnasium's own environments, to check the reported returns.
+
+What gymnasium does not have is filmed as it draws itself.
+"""
 
 import os
 import warnings
@@ -9,7 +12,7 @@ import gymnasium
 import jax
 import numpy as np
 import xarray as xr
-from PIL import Image
+from PIL import Image, ImageOps
 from rich.progress import track
 
 from purejaxdqn.environments import Environment
@@ -18,26 +21,50 @@ from purejaxdqn.runtime.console import make_console, show_waiting
 from purejaxdqn.runtime.modules import describe_error
 from purejaxdqn.storage import results
 from purejaxdqn.storage.files import replace_file
+from purejaxdqn.training.evaluation import evaluate
 from purejaxdqn.training.loop import Train
-from purejaxdqn.types import Params
+from purejaxdqn.types import Params, TimeStep
 
 _EPISODES = 100  # played by each seed's policy
+_MOST_FRAMES = 500  # of what is not filmed in gymnasium
 _MOST_STEPS = 5_000  # of an episode without a time limit
-_GIF_SIZE = (300, 200)  # pixels
+_GIF_SIZE = (300, 200)  # pixels, at most
 
 
-def play_and_film(train: Train, dataset: xr.Dataset, params: Params, output: Path) -> xr.Dataset:
+def play_and_film(
+    train: Train, dataset: xr.Dataset, params: Params, output: Path, in_gymnasium: bool = True
+) -> xr.Dataset:
     """Plays 100 episodes with every seed's policy, films the best policy, and saves the results.
 
     `params` have a leading axis of seeds, as one setting's results have. `policy.gif` goes into the
-    folder of the results too, to which `gymnasium_return (seed, gymnasium_episode)` is added.
+    folder of the results too, to which `gymnasium_return (seed, gymnasium_episode)` is added. What
+    is not `in_gymnasium` is filmed as it draws itself, and `filmed` among the attributes says so.
     """
-    returns = play_in_gymnasium(train, params, _EPISODES, progress=True)
+    if in_gymnasium:
+        returns = play_in_gymnasium(train, params, _EPISODES, progress=True)
+        dataset = dataset.assign(gymnasium_return=(("seed", "gymnasium_episode"), returns))
+    else:
+        returns = dataset.final_return.transpose("seed", "episode").values
+        dataset = dataset.assign_attrs(filmed="as the environment draws itself")
     best = int(np.nan_to_num(returns.mean(axis=1), nan=-np.inf).argmax())
-    save_gif(train, jax.tree.map(lambda x: x[best], params), output / FILM_NAME)
-    dataset = dataset.assign(gymnasium_return=(("seed", "gymnasium_episode"), returns))
+    one = jax.tree.map(lambda x: x[best], params)
+    save_gif(train, one, output / FILM_NAME, in_gymnasium=in_gymnasium)
     results.save(dataset, output)  # last, because it says that all of this is done
     return dataset
+
+
+def play(train: Train, params: Params, num_episodes: int, random_seed: int = 0) -> np.ndarray:
+    """Plays every run's greedy policy in the environment itself.
+
+    Returns undiscounted returns `[R, N]`: `params` have a leading axis of `R` runs. An episode
+    without a time limit counts as it is after 5,000 steps.
+    """
+
+    def play_one(params: Params) -> jax.Array:
+        policy, key = train.policy(params), jax.random.key(random_seed)
+        return evaluate(policy, train.env, key, num_episodes, _MOST_STEPS).episode_return
+
+    return np.asarray(jax.jit(jax.vmap(play_one))(params))
 
 
 def play_in_gymnasium(
@@ -53,19 +80,55 @@ def play_in_gymnasium(
     return _play(train, params, seeds, progress, None)
 
 
-def save_gif(train: Train, params: Params, path: Path, random_seed: int = 0) -> float:
+def save_gif(
+    train: Train, params: Params, path: Path, random_seed: int = 0, in_gymnasium: bool = True
+) -> float:
     """Films one episode of ONE run's greedy policy in gymnasium's own rendered environment.
 
-    Its initial state is that of `random_seed`. Returns the episode's return.
+    Its initial state is that of `random_seed`. What is not `in_gymnasium` is filmed as it draws
+    itself, at most 500 steps. Returns the return of what was filmed.
     """
     frames: list[Image.Image] = []
-    batched = jax.tree.map(lambda x: x[None], params)
-    returns = _play(train, batched, [random_seed], False, frames)
-    # Every second frame, for half the bytes; 40 ms each keeps the film at the speed of life.
-    first, *later = [frame.quantize(16) for frame in frames[::2]]
+    if in_gymnasium:
+        batched = jax.tree.map(lambda x: x[None], params)
+        total = float(_play(train, batched, [random_seed], False, frames)[0, 0])
+        # Every second frame, for half the bytes; 40 ms each keeps the film at the speed of life.
+        frames, duration = frames[::2], 40
+    else:
+        total, duration = _film_here(train, params, random_seed, frames), 80
+    first, *later = [frame.quantize(16) for frame in frames]
     with replace_file(path) as temporary:
-        first.save(temporary, save_all=True, append_images=later, duration=40, loop=0)
-    return float(returns[0, 0])
+        first.save(temporary, save_all=True, append_images=later, duration=duration, loop=0)
+    return total
+
+
+def _film_here(train: Train, params: Params, random_seed: int, frames: list[Image.Image]) -> float:
+    """Plays an episode in the environment itself, adds its frames, and returns its return."""
+    env, policy = train.env, train.policy(params)
+    assert env.render is not None
+
+    def show(state: Any) -> None:
+        image = Image.fromarray(np.asarray(draw(state)))
+        factor = max(1, _GIF_SIZE[1] // image.height)
+        size = (factor * image.width, factor * image.height)
+        frames.append(image.resize(size, Image.Resampling.NEAREST))
+
+    @jax.jit
+    def advance(key: jax.Array, state: Any, obs: jax.Array) -> tuple[Any, TimeStep]:
+        act_key, step_key = jax.random.split(key)
+        return env.step(step_key, state, policy(act_key, obs))
+
+    draw, total = jax.jit(env.render), 0.0
+    reset_key, play_key = jax.random.split(jax.random.key(random_seed))
+    state, obs = jax.jit(env.reset)(reset_key)
+    show(state)
+    for key in jax.random.split(play_key, _MOST_FRAMES):
+        state, timestep = advance(key, state, obs)
+        show(state)
+        obs, total = timestep.obs, total + float(timestep.reward)
+        if timestep.terminated or timestep.truncated:
+            break
+    return total
 
 
 def _play(
@@ -91,7 +154,9 @@ def _play(
     console, steps = make_console(stderr=True), range(train.env.max_steps or _MOST_STEPS)
     for _ in track(steps, "playing in gymnasium", console=console, disable=not progress):
         if frames is not None and running:
-            frames.append(Image.fromarray(np.asarray(envs[0][0].render())).resize(_GIF_SIZE))
+            frames.append(
+                ImageOps.contain(Image.fromarray(np.asarray(envs[0][0].render())), _GIF_SIZE)
+            )
         actions = np.asarray(act(params, obs)).tolist() if running else []
         for r, i in list(running):
             obs[r, i], reward, terminated, truncated, _ = envs[r][i].step(actions[r][i])

@@ -29,7 +29,7 @@ def report_training(dataset: xr.Dataset, output: Path) -> dict[str, Any] | None:
         words = f"no mean return at any step of {count_seeds(greedy)}: nothing is written"
         make_console(stderr=True).print(words)
         return None
-    if "gymnasium_return" not in dataset:
+    if "gymnasium_return" not in dataset and "filmed" not in dataset.attrs:
         (output / FILM_NAME).unlink(missing_ok=True)  # an earlier run's
     threshold = find_environment(dataset)[1]
     facts = summarise(dataset, threshold, np.random.default_rng(0))

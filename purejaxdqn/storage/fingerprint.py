@@ -31,7 +31,7 @@ import numpy as np
 from purejaxdqn.storage.bytecode import read_code, read_details, read_globals, read_imports
 
 UNSEEN = "cannot be seen: "
-FORMAT = "2"  # the first one told less, and had no number
+FORMAT = "3"  # older ones told less, and called some modules otherwise
 _AS_ABOVE = " as above, with hash "
 # Their versions are kept with every result, and another one is a warning.
 WITH_EVERY_RESULT = ("purejaxdqn", "jax", "jaxlib", "flax", "optax", "gymnasium", "numpy", "xarray")

@@ -44,7 +44,8 @@ class SweepResult(NamedTuple):
       - `diverged (*runs)`: whether weights or returns stopped being finite numbers;
       - `settings (*grid)` or `(run)`: all settings, as JSON;
       - with `diagnostics`, a variable `(*runs, step)` for each of
-        `purejaxdqn.training.declaration.DIAGNOSTICS`.
+        `purejaxdqn.training.declaration.DIAGNOSTICS`, of which `TABULAR_DIAGNOSTICS` are there for
+        environments with `tabular` alone.
 
     Attributes:
       dataset: the numbers, labelled.

@@ -74,7 +74,8 @@ class SweepOptions:
     diagnostics: bool = setting(
         False,
         "Also look inside the learner at each evaluation: value bias, dormant units, effective "
-        "rank, gradient norm, policy churn. No bit of a run changes.",
+        "rank, gradient norm, policy churn; of a small task also the true value error, the "
+        "true action gap and the share of optimal actions. No bit of a run changes.",
         group="evaluation",
     )
     devices: Sequence[Any] | None = dataclasses.field(default=None, metadata=_NOT_A_FLAG)

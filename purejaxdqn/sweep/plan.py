@@ -121,6 +121,7 @@ class SweepPlan(NamedTuple):
                 f"{decimal(group.run.running_bytes)} at a time, {decimal(group.round_bytes)} of "
                 f"the {decimal(self.budget)} that may be used"
             )
+            lines += _describe_episodes(group)
         if num_finished:
             whole = _count(len(self.batches), "batch")
             lines.append(f"{num_finished:,} of {whole} finished already")
@@ -150,6 +151,24 @@ def describe_layout(
     if num_cores is not None and num_cores < at_once:
         text += f" that take turns on {_count(num_cores, 'core')}"
     return text if num_rounds == 1 else f"{text}, in {num_rounds:,} rounds one after another"
+
+
+def _describe_episodes(group: Group) -> list[str]:
+    """Says what it costs that episodes may be cut, and where evaluation stops them."""
+    env, config, lines = group.run.functions.env, group.config, []
+    interval, capacity = env.truncation_interval, getattr(config, "replay_capacity", None)
+    if interval is not None and capacity is not None and group.run.state.replay is not None:
+        space = env.observation_space
+        num_rows = (capacity // config.num_envs - 1) // interval + 2
+        size = num_rows * config.num_envs * math.prod(space.shape) * space.dtype.itemsize
+        lines.append(
+            f"an episode may be cut {'at any step' if interval == 1 else f'at step {interval:,}'}: "
+            f"a run's replay takes {decimal(size)} more, for what followed then"
+        )
+    if env.max_steps is None:
+        steps = _count(config.eval_max_steps, "step")
+        lines.append(f"{env.name} has no time limit: evaluation stops an episode after {steps}")
+    return lines
 
 
 def _count(number: int, one: str) -> str:
@@ -271,8 +290,11 @@ def _is_own(kind: type[RunConfig]) -> bool:
 
 
 def defaults_of(config: RunConfig) -> RunConfig:
-    """Returns the settings before any was set: those of the agent, or else of the class."""
-    known = agents.get(config.agent).config if config.agent in agents.names() else None
+    """Returns the settings before any was set: those of agent and task, or else of the class."""
+    known = None
+    if config.agent in agents.names():
+        own = agents.get(config.agent).config
+        known = dataclasses.replace(agents.defaults(config.agent, config.env), env=own.env)
     return known if type(known) is type(config) else type(config)()
 
 

@@ -19,8 +19,11 @@ from purejaxdqn.sweep.folder import SweepFolder, find_differences
 from purejaxdqn.sweep.options import SweepOptions
 from purejaxdqn.sweep.plan import SweepPlan, plan_sweep
 from purejaxdqn.training.loop import Experiment
-from purejaxdqn.training.settings import RunConfig, config_to_json
+from purejaxdqn.training.settings import RunConfig, config_from_json, config_to_json
 from purejaxdqn.types import ConfigError
+
+# What older fingerprints call otherwise.
+_MOVED = {"purejaxdqn.environments.cartpole.": "purejaxdqn.environments.classic_control.cartpole."}
 
 
 class OpenSweep(NamedTuple):
@@ -120,8 +123,10 @@ def describe_code(experiment: Experiment, configs: Sequence[RunConfig]) -> dict[
         parts[f"class {type(config).__name__}"] = type(config)
         if "env" in make_traced(experiment, config)[0]:
             env = environments.make(config.env)._asdict()
-            del env["observation_space"]  # only checked, and gymnasium writes it anew each version
-            parts[f"env {config.env}"] = env
+            # One is only checked, and gymnasium writes it anew each version; films see the other.
+            del env["observation_space"], env["render"]
+            # In this order, fields that are new are told from others that stand elsewhere now.
+            parts[f"env {config.env}"] = dict(sorted(env.items()))
     return {name: fingerprint(part) for name, part in parts.items()} | {"format": FORMAT}
 
 
@@ -134,7 +139,12 @@ def list_code(experiment: Experiment, configs: Iterable[RunConfig]) -> list[Any]
 
 def compare_code(then: Any, now: Any) -> tuple[Any, Any]:
     """Prepares two answers of `describe_code` for a comparison: an older one says less."""
-    return (then, now) if then.get("format") == now.get("format") else keep_common(then, now)
+    if then.get("format") == now.get("format"):
+        return then, now
+    text = json.dumps({name: part for name, part in then.items() if name != "format"})
+    for old, new in _MOVED.items():
+        text = text.replace(old, new)
+    return keep_common(json.loads(text), now)
 
 
 def begin_or_resume(
@@ -166,17 +176,29 @@ def begin_or_resume(
 def _compare(begun: dict[str, Any], request: dict[str, Any]) -> list[str]:
     """Lists where the sweep that was begun differs from the one asked for now, in few lines."""
     axes, now = begun.get("axes", {}), request.get("axes", {})
+    begun = {**begun, "settings": _complete(begun.get("settings"))}
     code = compare_code(begun.get("code", {}), request["code"])
     begun, request = {**begun, "code": code[0]}, {**request, "code": code[1]}
     lines = find_differences({**begun, "settings": None}, {**request, "settings": None})
     # Each point of a sweep has its own settings: those that all points share are compared once.
     shared = [
         find_common([x for x in settings.values() if isinstance(x, dict)] or [settings])
-        for settings in (begun.get("settings", {}), request["settings"])
+        for settings in (begun["settings"], request["settings"])
     ]
     for name, value in shared[0].items():
         if name in shared[1] and name not in {**axes, **now}:
             lines += find_differences(value, shared[1][name], f"settings.{name}")
     if [*axes] != [*now] and {*axes} == {*now}:
         lines += find_differences([*axes], [*now], "order of the axes")
-    return lines or find_differences(begun.get("settings"), request["settings"], "settings")
+    return lines or find_differences(begun["settings"], request["settings"], "settings")
+
+
+def _complete(settings: Any) -> Any:
+    """Gives settings, of each point or of all, the defaults of those that came since they began."""
+    if not isinstance(settings, dict):
+        return {}
+    if "kind" not in settings:
+        return {labels: _complete(one) for labels, one in settings.items()}
+    with contextlib.suppress(ConfigError):  # what is unknown now differs, and is told as it is
+        return json.loads(config_to_json(config_from_json(json.dumps(settings))))
+    return settings

@@ -296,7 +296,8 @@ def _check_step_and_reset(env: Environment, key: Array, actions: np.ndarray) -> 
     def play_one(carry: tuple[ArrayTree, Array], xs: tuple[Array, Array]) -> tuple[Any, Any]:
         state, _ = carry
         step_key, action = xs
-        _, plain = env.step(jax.random.clone(step_key), clone_keys(state), action)
+        plain_key = jax.random.split(clone_keys(step_key))[0]  # as base.step_and_reset steps
+        _, plain = env.step(plain_key, clone_keys(state), action)
         state, obs, timestep = own(step_key, state, action)
         ended = timestep.terminated | timestep.truncated
         goes_on = ended | jnp.array_equal(obs, timestep.obs, equal_nan=True)

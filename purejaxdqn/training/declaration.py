@@ -27,8 +27,10 @@ PATH = "a path, such as results/a, without ~, :// or blanks at its ends, and not
 
 # The diagnostics of a learner by name, with the attributes that they have in a results file.
 NUM_STATES = 256  # on which networks are measured; no effective rank can be larger
+TABULAR_DIAGNOSTICS = ("value_error", "optimal_actions", "true_action_gap")  # of small tasks alone
+_RETURNS = ("value_bias", "value_error", "true_action_gap")
 DIAGNOSTICS: dict[str, dict[str, str]] = {
-    name: {"long_name": text, "units": "discounted return" if name == "value_bias" else "1"}
+    name: {"long_name": text, "units": "discounted return" if name in _RETURNS else "1"}
     for name, text in {
         "value_bias": "value minus discounted Monte-Carlo return, over greedy episodes",
         "dormant_units": "share of hidden units at most 0.025 times as active as their layer's "
@@ -36,6 +38,9 @@ DIAGNOSTICS: dict[str, dict[str, str]] = {
         "effective_rank": f"effective rank of the features of {NUM_STATES} states (delta 0.01)",
         "gradient_norm": "global norm of a batch's gradient before clipping, mean over batches",
         "policy_churn": "share of states with another greedy action than at the step before",
+        "value_error": "mean absolute difference to the optimal values, over states and actions",
+        "optimal_actions": "share of all states whose greedy action is optimal",
+        "true_action_gap": "best optimal value minus the next lower one, mean over all states",
     }.items()
 }
 

@@ -1,5 +1,7 @@
-"""Measures five things inside a learner that returns do not show, with a key of their own."""
+"""Measures what goes on inside a learner and returns do not show, with a key of its own."""
 
+import contextlib
+import functools
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -9,9 +11,20 @@ import numpy as np
 import optax
 
 from purejaxdqn.environments import Environment
+from purejaxdqn.environments.tabular import TabularMDP, optimal_values
 from purejaxdqn.training.declaration import DIAGNOSTICS as DIAGNOSTICS
 from purejaxdqn.training.declaration import NUM_STATES as NUM_STATES
-from purejaxdqn.types import Array, Learner, LearnerState, Network, Params, Schedule, TrainState
+from purejaxdqn.training.declaration import TABULAR_DIAGNOSTICS as TABULAR_DIAGNOSTICS
+from purejaxdqn.types import (
+    Array,
+    ConfigError,
+    Learner,
+    LearnerState,
+    Network,
+    Params,
+    Schedule,
+    TrainState,
+)
 
 NUM_EPISODES = 10  # with whose returns values are compared
 
@@ -42,9 +55,11 @@ def diagnose(
 
     Returns:
       `[]` float32 by name, but `features [N, F]` in place of the effective rank, which the host
-      computes of them. Dormant units and the effective rank are NaN for a network that shows no
-      hidden units or features (see `make_network`), and so is the gradient's norm for a learner
-      without `gradient`. All are NaN where weights are NaN.
+      computes of them. So it does `TABULAR_DIAGNOSTICS`, for an environment with `tabular`: in
+      their place stand `table [S, A]`, the values of all states, and `discount`. Dormant units and
+      the effective rank are NaN for a network that shows no hidden units or features (see
+      `make_network`), and so is the gradient's norm for a learner without `gradient`. All of them
+      are NaN where weights are NaN.
     """
     network, params = probe.network, state.learner.params
     discount = probe.discount
@@ -52,19 +67,24 @@ def diagnose(
     observe_key, play_key = jax.random.split(key)
     obs, norm = probe.observe(state, observe_key)
 
-    def action_values(params: Params) -> Array:
+    def action_values(params: Params, obs: Array) -> Array:
         return jax.vmap(lambda x: network.action_values(network.apply(params, x)))(obs)
 
     hidden: tuple[Array, ...] = ()
     features = jnp.zeros((len(obs), 0))
     if network.activations is not None:
         hidden, features = jax.vmap(network.activations, in_axes=(None, 0))(params, obs)
+    table = {}
+    if env.tabular is not None:
+        states = jnp.asarray(env.tabular().observations)
+        table = {"table": action_values(params, states), "discount": jnp.float32(discount)}
     return {
         "value_bias": value_bias(network, params, env, discount, play_key, NUM_EPISODES, max_steps),
         "dormant_units": dormant_units(hidden),
         "features": features,
         "gradient_norm": norm,
-        "policy_churn": policy_churn(action_values(params_before), action_values(params)),
+        "policy_churn": policy_churn(action_values(params_before, obs), action_values(params, obs)),
+        **table,
     }
 
 
@@ -194,3 +214,59 @@ def policy_churn(q_before: Array, q_after: Array) -> Array:
     changed = jnp.argmax(q_before, axis=-1) != jnp.argmax(q_after, axis=-1)
     finite = jnp.all(jnp.isfinite(q_before) & jnp.isfinite(q_after))
     return jnp.where(finite, jnp.mean(changed), jnp.nan)
+
+
+def known_values(mdp: TabularMDP) -> Callable[[float], np.ndarray]:
+    """Makes a function of the discount that computes `optimal_values` `[S, A]` once for each.
+
+    They are NaN where there are none, which is possible without discounting alone.
+
+    Raises:
+      ConfigError: for a table that is none.
+    """
+    optimal_values(mdp, 0.0)  # of any table
+
+    @functools.cache
+    def values(discount: float) -> np.ndarray:
+        with contextlib.suppress(ConfigError):
+            return optimal_values(mdp, discount)
+        return np.full_like(mdp.reward, np.nan)
+
+    return values
+
+
+def compare_with_optimal(q_values: np.ndarray, optimal: np.ndarray) -> dict[str, np.ndarray]:
+    """Measures how far a network is from the optimal values of a small task, in NumPy on the host.
+
+    Both arguments are `[..., S, A]`; actions that may not be taken have an optimal value of -inf.
+    Of states and actions each counts alike, however often it is met.
+
+    Returns:
+      `[...]` float32 by name:
+        - `value_error`: the mean absolute difference of the two;
+        - `optimal_actions`: the share of states whose greedy action is one of the optimal ones;
+        - `true_action_gap`: the best optimal value minus the next lower one, mean over states, 0
+          for a state without one. Bellemare et al., "Increasing the action gap" (2016), section
+          3.1, ask what the gap of learned values is; this one belongs to the task.
+      NaN where there are no optimal values; the first two also where a value is not finite.
+    """
+    q_values = np.asarray(q_values, np.float64)
+    is_known = ~np.isnan(optimal).any(axis=(-2, -1))
+    is_finite = np.isfinite(q_values).all(axis=(-2, -1)) & is_known
+    optimal = np.where(is_known[..., np.newaxis, np.newaxis], optimal, 0.0)
+    best = optimal.max(axis=-1, keepdims=True)
+    # Equal values may differ by rounding.
+    is_lower = optimal < best - 1e-10 * np.abs(best).max(axis=-2, keepdims=True)
+    greedy = q_values.argmax(axis=-1)[..., np.newaxis]
+    is_optimal = ~np.take_along_axis(is_lower, greedy, axis=-1)
+    is_legal = optimal > -np.inf
+    error = np.abs(q_values - np.where(is_legal, optimal, 0.0)).mean(axis=(-2, -1), where=is_legal)
+    lower = optimal.max(axis=-1, keepdims=True, where=is_lower, initial=-np.inf)
+    gap = np.where(lower > -np.inf, best - lower, 0.0).mean(axis=(-2, -1))
+    return {
+        "value_error": np.where(is_finite, error, np.nan).astype(np.float32),
+        "optimal_actions": np.where(is_finite, is_optimal.mean(axis=(-2, -1)), np.nan).astype(
+            np.float32
+        ),
+        "true_action_gap": np.where(is_known, gap, np.nan).astype(np.float32),
+    }

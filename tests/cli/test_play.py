@@ -11,7 +11,7 @@ import xarray as xr
 from gymnasium import spaces
 
 from purejaxdqn.cli.commands import runs
-from purejaxdqn.environments.cartpole import cartpole
+from purejaxdqn.environments.classic_control.cartpole import cartpole
 from purejaxdqn.report.films import find_problem
 
 BOX, TWO = spaces.Box(-1, 1, (4,), np.float32), spaces.Discrete(2)
@@ -72,7 +72,7 @@ def test_a_policy_that_does_not_fit_is_refused_before_it_plays(
     options, words = PROBLEMS[name]
     if options is not None:
         gymnasium.register(name, entry_point=functools.partial(Fake, **options))
-    env = cartpole(name, max_steps=5, threshold=None)
+    env = cartpole(name, max_steps=5, threshold=None)._replace(render=None)
     monkeypatch.setattr(runs.results, "load", lambda _: xr.Dataset(coords={"seed": [0]}))
     monkeypatch.setattr(runs, "check_has_weights", lambda _: None)
     monkeypatch.setattr(runs, "select_run", lambda *_: None)
@@ -83,7 +83,7 @@ def test_a_policy_that_does_not_fit_is_refused_before_it_plays(
     assert (code, out) == (2, "")
     assert err.startswith("error: gymnasium")
     assert words in err
-    assert "play policies of gymnasium's environments alone" in err
+    assert "play policies of gymnasium's environments, or of those that draw themselves" in err
     assert len(err.splitlines()) == 1
     assert [*tmp_path.iterdir()] == []
 

@@ -60,7 +60,7 @@ class TestMLP:
         output = network.apply(params, image)
         assert output.shape == (3,)
         assert output.dtype == jnp.float32
-        flat = image.ravel().astype(jnp.float32)
+        flat = image.ravel().astype(jnp.float32) / 255  # bytes are divided
         np.testing.assert_array_equal(output, network.apply(params, flat))
 
     def test_weights_are_the_keys(self):
@@ -359,9 +359,10 @@ class TestValueNetwork:
             ({"v_min": 2.0, "v_max": 2.0}, r"v_min \(2.0\) must be below v_max \(2.0\)"),
             ({"v_min": math.nan}, r"v_min \(nan\) must be a finite number"),
             ({"v_max": math.inf}, r"v_max \(inf\) must be a finite number"),
+            ({"torso": "cnn"}, r"torso \(.cnn.\) must be a module of flax"),
+            ({"spectral_norm": 1}, r"spectral_norm \(1\) must be True or False"),
             ({"noisy_sigma": -0.1}, r"noisy_sigma \(-0.1\) must be at least 0"),
             ({"representation": "c51"}, r"representation \('c51'\) must be one of values, cat"),
-            ({"torso": CNNTorso()}, r"hidden_sizes \(4,\) must be \(\) beside a torso"),
         ],
     )
     def test_refusals(self, kwargs, message):

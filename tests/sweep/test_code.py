@@ -12,11 +12,12 @@ import xarray as xr
 
 from purejaxdqn import ConfigError, agents, dqn, environments, load, losses, rerun, run_sweep
 from purejaxdqn.report.training import find_environment
-from purejaxdqn.storage.fingerprint import find_file
+from purejaxdqn.storage.fingerprint import FORMAT, find_file
 from purejaxdqn.sweep import resume
 from purejaxdqn.sweep.design import grid_design
 from purejaxdqn.sweep.plan import plan_sweep
 from purejaxdqn.sweep.rerun import load_run
+from purejaxdqn.training.settings import config_to_json
 from tiny import TINY, assert_same_dataset
 
 
@@ -164,4 +165,37 @@ def test_an_older_fingerprint_is_compared_as_far_as_it_goes():
     other = resume.describe_code(experiment_of(7.0), [TINY])
     (line,) = resume.find_differences(*resume.compare_code(older, other))
     assert line.endswith('td_error.c: "1.0" there, "7.0" now')
-    assert len(resume.find_differences(*resume.compare_code({**older, "format": "2"}, now))) > 1
+    assert len(resume.find_differences(*resume.compare_code({**older, "format": FORMAT}, now))) > 1
+
+
+def test_cartpole_is_the_same_where_an_older_fingerprint_has_it_at_its_first_place():
+    """Its file moved, and the contract grew."""
+    home = "purejaxdqn.environments.cartpole"
+    then = {
+        **{"name": "'CartPole-v1'", "reset": f"{home}.reset of purejaxdqn"},
+        "step": {"": f"{home}.step of purejaxdqn", "max_steps": "500"},
+        **{"num_actions": "2", "threshold": "475.0", "max_steps": "500", "legal_actions": "None"},
+    }
+    older = {"env CartPole-v1": then, "format": "2"}
+    now = resume.describe_code(dqn, [TINY])
+    assert resume.find_differences(*resume.compare_code(older, now)) == []
+    then["reset"] = f"{home}.other of purejaxdqn"
+    (line,) = resume.find_differences(*resume.compare_code(older, now))
+    assert "env CartPole-v1.reset" in line
+
+
+@pytest.mark.parametrize("is_swept", [False, True])
+def test_a_setting_that_came_since_is_the_default(is_swept):
+    def asked(**changes):
+        settings = json.loads(config_to_json(TINY)) | changes
+        return {"code": {}, "settings": {"a=1": settings} if is_swept else settings}
+
+    begun = asked()
+    for settings in begun["settings"].values() if is_swept else [begun["settings"]]:
+        del settings["eval_max_steps"]
+    assert resume._compare(begun, asked()) == []
+    for changes in {"eval_max_steps": 7}, {"gone": 3}:
+        (line,) = resume._compare(begun, asked(**changes))
+        assert next(iter(changes)) in line
+    (line,) = resume._compare(asked(gone=3), asked())
+    assert "gone: 3 there, nothing now" in line

@@ -2,6 +2,7 @@
 
 import dataclasses
 import functools
+import operator
 import re
 
 import flax.struct
@@ -17,19 +18,25 @@ from hypothesis import strategies as st
 from purejaxdqn.agents.dqn.dqn import dqn
 from purejaxdqn.agents.pqn.pqn import pqn
 from purejaxdqn.engine import programs
-from purejaxdqn.environments import Environment
+from purejaxdqn.environments import Environment, tabular
+from purejaxdqn.environments.grids.frozen_lake import frozen_lake
+from purejaxdqn.environments.tabular import TabularMDP, optimal_values
 from purejaxdqn.losses import bellman_loss, q_learning
 from purejaxdqn.networks import value_network
 from purejaxdqn.runtime.devices import make_plan
 from purejaxdqn.storage import results
 from purejaxdqn.sweep.run import run_sweep
+from purejaxdqn.training import schedules
 from purejaxdqn.training.diagnostics import (
     DIAGNOSTICS,
     NUM_STATES,
+    TABULAR_DIAGNOSTICS,
+    compare_with_optimal,
     diagnose,
     dormant_units,
     effective_rank,
     gradient_norm,
+    known_values,
     policy_churn,
     value_bias,
 )
@@ -38,6 +45,7 @@ from purejaxdqn.types import Array, ConfigError, Network, TimeStep, Transition
 from tiny import TINY, TINY_PQN
 
 quiet = functools.partial(run_sweep, progress=False)
+GENERAL = {name: x for name, x in DIAGNOSTICS.items() if name not in TABULAR_DIAGNOSTICS}
 
 
 def with_layers(*layers):
@@ -243,6 +251,45 @@ def test_what_has_run_away_is_nan():
     assert np.isnan(bias_of([np.nan] * 4, [1, 1, 1], True, 0.9))
 
 
+# -------------------------------------------------------------------------------- optimal values
+
+
+def test_how_far_values_are_from_the_optimal_ones_by_hand():
+    optimal = np.array([[1.0, 3.0, 2.0], [5.0, 5.0 + 1e-14, 4.0], [2.0, 2.0, 2.0]])
+    exact = compare_with_optimal(optimal, optimal)
+    assert {name: float(value) for name, value in exact.items()} == {
+        "value_error": 0,
+        "optimal_actions": 1,
+        "true_action_gap": pytest.approx((1 + 1 + 0) / 3),
+    }
+    found = compare_with_optimal(optimal + np.array([[0, 0, 4.5], [0, 0, 0], [-9, 0, 0]]), optimal)
+    assert found["value_error"] == pytest.approx(13.5 / 9)
+    assert found["optimal_actions"] == np.float32(2 / 3)
+    assert found["true_action_gap"] == exact["true_action_gap"]
+    assert {x.dtype for x in found.values()} == {np.dtype(np.float32)}
+    # A tie is as good on either side, and scaling changes no order.
+    tie = compare_with_optimal(np.array([[0, 1, 0], [1, 0, 0], [0, 0, 1]]), 1e-6 * optimal)
+    assert tie["optimal_actions"] == 1
+    assert tie["true_action_gap"] == pytest.approx(2e-6 / 3)
+
+
+def test_of_an_action_that_may_not_be_taken_nothing_is_asked():
+    optimal, q_values = np.array([[1.0, -np.inf, 0.0]]), np.array([[1.5, -1e9, 0.0]])
+    found = compare_with_optimal(q_values, optimal)
+    by_hand = {"value_error": 0.25, "optimal_actions": 1, "true_action_gap": 1}
+    assert found == by_hand
+    assert compare_with_optimal(q_values[:, ::-1], optimal[:, ::-1]) == found
+    assert compare_with_optimal(q_values[:, [1, 0, 2]], optimal)["optimal_actions"] == 0
+
+
+def test_what_is_not_known_of_one_run_is_known_of_the_others():
+    optimal = np.array([[[1.0, 0.0]], [[1.0, 0.0]], [[np.nan, np.nan]]])
+    found = compare_with_optimal(np.array([[[1.0, 0.0]], [[np.nan, 0.0]], [[1.0, 0.0]]]), optimal)
+    np.testing.assert_array_equal(found["value_error"], [0, np.nan, np.nan])
+    np.testing.assert_array_equal(found["optimal_actions"], [1, np.nan, np.nan])
+    np.testing.assert_array_equal(found["true_action_gap"], [1, 1, np.nan])
+
+
 # ---------------------------------------------------------------------------------- whole runs
 
 
@@ -266,7 +313,8 @@ def test_off_they_are_not_there_and_on_they_are_labelled(both, tmp_path):
     assert not set(DIAGNOSTICS) & set(off.dataset)
     results.save(on.dataset, tmp_path)
     dataset = results.load(tmp_path)
-    for name, attributes in DIAGNOSTICS.items():
+    assert not set(TABULAR_DIAGNOSTICS) & set(dataset)  # there is no table of CartPole
+    for name, attributes in GENERAL.items():
         assert dataset[name].dims == ("seed", "step")
         assert dataset[name].attrs == attributes
         assert {"long_name", "units"} <= set(attributes)
@@ -309,7 +357,7 @@ def test_over_a_grid_and_rounds():
     assert grid.policy_churn.dims == ("learning_rate", "seed", "step")
     last = grid.isel(step=-1)
     assert (last.policy_churn.sel(learning_rate=1e-30) == 0).all()  # the weights stand still
-    assert np.isfinite(last[[*DIAGNOSTICS]].to_array()).all()
+    assert np.isfinite(last[[*GENERAL]].to_array()).all()
 
 
 def test_a_known_network_in_a_run():
@@ -333,7 +381,7 @@ def test_a_known_network_in_a_run():
     found = jax.jit(functools.partial(diagnose, train.probe, train.env))(
         state, {"params": swapped}, jax.random.key(1)
     )
-    assert set(found) == {*DIAGNOSTICS, "features"} - {"effective_rank"}
+    assert set(found) == {*GENERAL, "features"} - {"effective_rank"}
     assert found["dormant_units"] == 0.5
     assert effective_rank(found["features"]) == 1
     assert found["policy_churn"] == 1
@@ -346,8 +394,44 @@ def test_a_network_that_shows_nothing_still_has_its_other_diagnostics():
     experiment = functools.partial(dqn, network=plain)
     config = dataclasses.replace(TINY, total_steps=120)
     last = quiet(experiment, config, [0], diagnostics=True).dataset.isel(step=-1, seed=0)
-    for name in DIAGNOSTICS:
+    for name in GENERAL:
         assert np.isnan(last[name]) == (name in ("dormant_units", "effective_rank")), name
+
+
+def test_a_small_task_has_its_true_values_in_the_results(tmp_path):
+    """Of a discount that is 0.5 before the first gradient step, and 1 after it."""
+    lake = frozen_lake("FrozenLake-v1", 5, None)
+    assert lake.tabular is not None
+    experiment, mdp = functools.partial(dqn, env=lake), lake.tabular()
+    config = dataclasses.replace(TINY, total_steps=120, discount=schedules.linear(0.5, 1.0, 1))
+    result = quiet(experiment, config, range(2), diagnostics=True)
+    results.save(result.dataset, tmp_path)
+    dataset, probe = results.load(tmp_path), experiment(config).probe
+    assert set(GENERAL) <= set(dataset)
+    assert probe is not None
+    optimal = [optimal_values(mdp, discount) for discount in (0.5, 1.0)]
+    apply = jax.vmap(probe.network.apply, (None, 0))
+    params = [jax.tree.map(operator.itemgetter(i), result.params) for i in range(2)]
+    last = [apply(of_seed, mdp.observations) for of_seed in params]
+    expected = compare_with_optimal(np.stack(last), np.stack(2 * [optimal[1]]))
+    for name in TABULAR_DIAGNOSTICS:
+        assert dataset[name].dims == ("seed", "step")
+        assert dataset[name].attrs == DIAGNOSTICS[name]
+        np.testing.assert_allclose(dataset[name][:, -1], expected[name], rtol=1e-5, err_msg=name)
+    gap = compare_with_optimal(optimal[0], optimal[0])["true_action_gap"]
+    np.testing.assert_array_equal(dataset.true_action_gap[:, 0], gap)
+    assert np.isfinite(dataset[[*TABULAR_DIAGNOSTICS]].to_array()).all()
+
+
+def test_values_that_do_not_exist_are_nan(monkeypatch):
+    monkeypatch.setattr(tabular, "_MAX_SWEEPS", 1_000)
+    mdp = TabularMDP(np.ones((1, 1, 1)), np.ones((1, 1)), np.ones((1, 1)), np.ones(1))
+    values = known_values(mdp)
+    assert values(0.5) == pytest.approx(2)
+    assert values(0.5) is values(0.5)
+    assert np.isnan(values(1.0)).all()
+    with pytest.raises(ConfigError, match="transition"):
+        known_values(mdp._replace(transition=2 * mdp.transition))
 
 
 def test_a_training_run_without_a_probe_is_refused():

@@ -125,7 +125,8 @@ class TestEvaluate:
         with jax.enable_x64(True):
             found = run(environments.make(name), num_episodes=5)
         assert found.episode_return.dtype == np.float32
-        np.testing.assert_array_equal(found.episode_return, found.length)
+        # Each step counts 1 or -1, but for the one that wins Acrobot.
+        np.testing.assert_allclose(np.abs(found.episode_return), found.length, rtol=0, atol=1)
 
 
 class TestGreedyPolicy:

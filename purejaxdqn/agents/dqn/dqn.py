@@ -20,6 +20,7 @@ import optax
 
 from purejaxdqn import environments, losses, networks
 from purejaxdqn.agents.dqn.settings import DQNConfig
+from purejaxdqn.agents.torso import make_torso
 from purejaxdqn.behaviours import epsilon_greedy_behaviour
 from purejaxdqn.environments import Environment
 from purejaxdqn.replay import (
@@ -90,7 +91,8 @@ def dqn(
     Args:
       config: the settings.
       env: instead of the one that `config.env` names.
-      network: instead of the MLP of `config.hidden_sizes` with the head of `config.representation`.
+      network: instead of that of `config.torso` and `config.hidden_sizes` with the head of
+        `config.representation`.
       initial_params: instead of the network's own, such as those of `load_params`; every seed
         begins with the same ones then, or with those of a function `key -> params`.
       behaviour: instead of epsilon-greedy actions.
@@ -237,11 +239,13 @@ def _make_network(config: DQNConfig, env: Environment) -> Network[Any]:
     network = networks.value_network(
         env.num_actions,
         config.hidden_sizes,
+        torso=make_torso(config, env.observation_space.shape),
         head_sizes=config.head_sizes,
         dueling=config.dueling,
         noisy=config.noisy,
         noise=config.noise,
         layer_norm=config.layer_norm,
+        spectral_norm=config.spectral_norm,
         representation=config.representation,
         num_atoms=config.num_atoms,
         v_min=config.value_min,

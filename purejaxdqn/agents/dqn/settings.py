@@ -7,9 +7,9 @@ from typing import Literal
 
 import numpy as np
 
+from purejaxdqn.agents.torso import TorsoConfig
 from purejaxdqn.training.declaration import setting
 from purejaxdqn.training.schedules import largest
-from purejaxdqn.training.settings import RunConfig
 
 _GREEDY_TARGETS = ("q_learning", "double_q_learning")
 _PERSISTENT = "persistent_advantage_learning"
@@ -25,7 +25,7 @@ _exploration = functools.partial(setting, group="exploration")
 
 
 @dataclasses.dataclass(frozen=True)
-class DQNConfig(RunConfig):
+class DQNConfig(TorsoConfig):
     """Every setting of DQN and its extensions; the defaults are the agent `double_n_step`."""
 
     agent: str = "double_n_step"

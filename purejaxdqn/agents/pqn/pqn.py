@@ -20,6 +20,7 @@ import optax
 
 from purejaxdqn import environments, losses, networks
 from purejaxdqn.agents.pqn.settings import PQNConfig
+from purejaxdqn.agents.torso import make_torso
 from purejaxdqn.behaviours import epsilon_greedy_behaviour
 from purejaxdqn.environments import Environment
 from purejaxdqn.training.diagnostics import NUM_STATES, Probe, gradient_norm
@@ -83,7 +84,7 @@ def pqn(
     Args:
       config: the settings.
       env: instead of that of `config.env`.
-      network: instead of the MLP of `config.hidden_sizes` and `config.layer_norm`.
+      network: instead of that of `config.torso`, `config.hidden_sizes` and `config.layer_norm`.
       loss_fn: instead of half the square of the TD error. It sees transitions whose `r_t` is the
         Q(lambda) return and whose `discount_t` is 0; `target_params` are the weights themselves.
       optimizer: as of `dqn`, instead of `optax.radam`.
@@ -106,8 +107,13 @@ def pqn(
     ensure_parts(config, **own, **given, after_update=after_update, measure=measure)
     env = environments.make(config.env) if env is None else environments.ensure(env)
     if network is None:
-        sizes = config.hidden_sizes
-        network = networks.value_network(env.num_actions, sizes, layer_norm=config.layer_norm)
+        network = networks.value_network(
+            env.num_actions,
+            config.hidden_sizes,
+            torso=make_torso(config, env.observation_space.shape),
+            layer_norm=config.layer_norm,
+            spectral_norm=config.spectral_norm,
+        )
     if initial_params is not None:
         network = networks.begin_with(network, initial_params)
     network = networks.mask_illegal(network, env.legal_actions)

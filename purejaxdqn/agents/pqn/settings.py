@@ -3,12 +3,12 @@
 import dataclasses
 from collections.abc import Iterator
 
+from purejaxdqn.agents.torso import TorsoConfig
 from purejaxdqn.training.declaration import setting
-from purejaxdqn.training.settings import RunConfig
 
 
 @dataclasses.dataclass(frozen=True)
-class PQNConfig(RunConfig):
+class PQNConfig(TorsoConfig):
     """Every setting of PQN; the defaults are the agent `pqn`."""
 
     agent: str = "pqn"

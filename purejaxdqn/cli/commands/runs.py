@@ -28,7 +28,7 @@ _FILM = "Where the film goes; its folder must exist."
 _PLAYING = [
     Setting("num_episodes", int, 100, "Episodes to play.", "evaluation", at_most=10**5),
     Setting("film", Path, Path(FILM_NAME), _FILM, "evaluation"),
-    Setting("random_seed", int, 0, "Seed of gymnasium's initial states.", "evaluation", at_least=0),
+    Setting("random_seed", int, 0, "Seed of the initial states.", "evaluation", at_least=0),
 ]
 
 
@@ -64,7 +64,7 @@ def run_rerun(argv: Sequence[str]) -> int:
 
 
 def run_play(argv: Sequence[str]) -> int:
-    """Plays a trained policy in gymnasium's own environment, and films one episode.
+    """Plays a trained policy and films an episode, in gymnasium's environment where it has one.
 
         purejaxdqn play results/train --seed 3
         purejaxdqn play results/rates --learning-rate 1e-3 --seed 0 --film best.gif
@@ -86,21 +86,22 @@ def run_play(argv: Sequence[str]) -> int:
     with show_waiting("importing JAX"):
         import jax
 
-        from purejaxdqn.report.films import find_problem, play_in_gymnasium, save_gif
+        from purejaxdqn.report.films import find_problem, play, play_in_gymnasium, save_gif
         from purejaxdqn.runtime.devices import use_every_core
         from purejaxdqn.sweep.rerun import load_run
 
         use_every_core()
         train, params = load_run(place, dataset, labels)
         problem = find_problem(train.env)
-    if problem:
+    if problem and train.env.render is None:
         raise ConfigError(
-            f"{problem}: play policies of gymnasium's environments alone, or import what registers "
-            "yours there (--import)"
+            f"{problem}: play policies of gymnasium's environments, or of those that draw "
+            "themselves, or import what registers yours there (--import)"
         )
     one = jax.tree.map(lambda x: x[np.newaxis], params)
-    returns = play_in_gymnasium(train, one, flags.num_episodes, flags.random_seed, progress=True)
-    filmed = save_gif(train, params, flags.film, flags.random_seed)
+    how = (train, one, flags.num_episodes, flags.random_seed)
+    returns = play(*how) if problem else play_in_gymnasium(*how, progress=True)
+    filmed = save_gif(train, params, flags.film, flags.random_seed, in_gymnasium=not problem)
     console = make_console()
     console.print(
         f"{train.env.name}: mean return {returns.mean():.1f} over {flags.num_episodes} episodes, "

@@ -6,8 +6,9 @@
     purejaxdqn train --agent pqn --q-lambda 0.65
 
 Writes results.nc (every number, labelled), learning_curve.png, .svg and .html (to look into),
-policy.gif (the best seed's policy in gymnasium's rendered environment) and summary.json. Progress
-goes to standard error. What a killed run had reached is kept, and --resume goes on from there.
+policy.gif (the best seed's policy, in gymnasium's rendered environment where it has one) and
+summary.json. Progress goes to standard error. What a killed run had reached is kept, and --resume
+goes on from there.
 """
 
 import dataclasses
@@ -55,12 +56,13 @@ def train_and_report(config: RunConfig, flags: SimpleNamespace) -> None:
         dataset, params = result
         try:
             made = agents.train(config)
-            if dataset.attrs["status"] != "finished" or "gymnasium_return" in dataset:
+            was_played = "gymnasium_return" in dataset or "filmed" in dataset.attrs
+            if dataset.attrs["status"] != "finished" or was_played:
                 return  # nothing can be played yet, or it has been already
             if problem := find_problem(made.env):
                 make_console(stderr=True).print(f"{problem}: nothing is played there")
-            else:
-                dataset = play_and_film(made, dataset, params, flags.output)
+            if not problem or made.env.render is not None:
+                dataset = play_and_film(made, dataset, params, flags.output, not problem)
         finally:
             print_json(flags, report_training(dataset, flags.output))
 

@@ -15,6 +15,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from purejaxdqn.environments.base import Environment
+from purejaxdqn.environments.drawing import BLACK, BLUE, GREY, ORANGE, blank, disc, segment
 from purejaxdqn.types import Array, TimeStep
 
 GRAVITY = 9.8  # m / s^2
@@ -84,6 +85,17 @@ def step(
     return next_state, TimeStep(_observe(next_state), reward, terminated, truncated)
 
 
+def render(state: CartPoleState) -> Array:
+    """Draws the track with cart and pole, `[100, 150, 3]` uint8."""
+    scale, height = 65 / X_THRESHOLD, 25  # pixels a metre; of the track
+    x = 75 + scale * state.x
+    top = x + 2 * LENGTH * scale * jnp.sin(state.theta)
+    image = segment(blank(100, 150), (0, height), (150, height), 1, GREY)
+    image = segment(image, (x - 7, height), (x + 7, height), 5, BLACK)
+    pole = (x, height + 4), (top, height + 4 + 2 * LENGTH * scale * jnp.cos(state.theta))
+    return disc(segment(image, *pole, 2, ORANGE), pole[0], 2, BLUE)
+
+
 def cartpole(name: str, max_steps: int, threshold: float | None) -> Environment:
     """Makes CartPole with a time limit of `max_steps` steps."""
     import gymnasium  # only where an environment is made
@@ -91,4 +103,4 @@ def cartpole(name: str, max_steps: int, threshold: float | None) -> Environment:
     bounds = np.array([2 * X_THRESHOLD, np.inf, 2 * THETA_THRESHOLD, np.inf], np.float32)
     space = gymnasium.spaces.Box(-bounds, bounds, dtype=np.float32)
     limited_step = functools.partial(step, max_steps=max_steps)
-    return Environment(name, reset, limited_step, 2, space, threshold, max_steps)
+    return Environment(name, reset, limited_step, 2, space, threshold, max_steps, render=render)

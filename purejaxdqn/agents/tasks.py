@@ -1,0 +1,51 @@
+"""Defaults for each task: the settings in which an agent differs there from its own defaults.
+
+An agent's own defaults are tuned for CartPole-v1. Each entry was found on seeds 0 to 9, by the
+command that stands above it; docs/benchmarks.md has its returns on other seeds.
+"""
+
+from collections.abc import Mapping
+from typing import Any
+
+DEFAULT = "double_n_step"  # the package's default agent
+ALL = ""  # stands for every agent that has these settings
+
+# By task, without what stands behind `?` in its name, and by agent; its own go before those of ALL.
+TUNED: Mapping[str, Mapping[str, Mapping[str, Any]]] = {
+    # purejaxdqn sweep --env Acrobot-v1 --num-seeds 4 --target-period 50 --learning-rate 5e-4 2e-3
+    #   --adam-epsilon 1e-5 --learning-rate-end-fraction 0 --n-step 1 5 --updates-per-iteration 2
+    #   --replay-capacity 50000 --eval-interval 20000
+    "Acrobot-v1": {
+        DEFAULT: {
+            "n_step": 1,
+            "learning_rate": 2e-3,
+            "learning_rate_end_fraction": 0.0,
+            "adam_epsilon": 1e-5,
+            "updates_per_iteration": 2,
+            "replay_capacity": 50_000,
+        },
+    },
+    # purejaxdqn sweep --env MountainCar-v0 --num-seeds 10 --total-steps 120000 --discount 0.98
+    #   --target-period 100 300 --learning-rate 2e-3 --learning-rate-end-fraction 0.2
+    #   --adam-epsilon 1e-6 --n-step 1 --updates-per-iteration 2 --replay-capacity 30000
+    #   --epsilon-end 0.05 --eval-interval 20000 --eval-episodes 50
+    "MountainCar-v0": {
+        ALL: {"total_steps": 120_000, "discount": 0.98},
+        DEFAULT: {
+            "n_step": 1,
+            "target_period": 100,
+            "learning_rate": 2e-3,
+            "learning_rate_end_fraction": 0.2,
+            "adam_epsilon": 1e-6,
+            "updates_per_iteration": 2,
+            "replay_capacity": 30_000,
+            "epsilon_end": 0.05,
+        },
+    },
+}
+
+
+def settings_for(env: str, agent: str) -> dict[str, Any]:
+    """Returns the settings by name that were found for an agent on a task; none are empty."""
+    of_task = TUNED.get(env.partition("?")[0], {})
+    return {**of_task.get(ALL, {}), **of_task.get(agent, {})}

@@ -1,0 +1,1 @@
+"""Small worlds of cells, whose decision processes and optimal values are known exactly."""
