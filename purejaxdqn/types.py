@@ -271,6 +271,15 @@ class Replay(NamedTuple):
     cut: Callable[[ArrayTree], ArrayTree] | None = None
 
 
+def is_mapped_over_batch() -> bool:
+    """Tells whether this is traced for each transition, or environment, of a batch."""
+    try:
+        jax.lax.axis_size(BATCH)
+    except NameError:  # no `vmap` around this has that axis
+        return False
+    return True
+
+
 def shared_counter() -> Any:
     """Declares a state field that is the same number in every run of a vmapped batch.
 

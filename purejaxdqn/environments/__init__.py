@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
 _ENVIRONMENTS: dict[str, Callable[..., Environment]] = {}  # those that `register` was given
 # Of others: what stands before the colon, and the function `(name, id, given) -> Environment`.
-_PREFIXES: dict[str, str] = {}
+_PREFIXES: dict[str, str] = {"gymnax": "gymnax:make_from_gymnax"}
 
 
 def register(name: str, make: Callable[[], Environment]) -> None:
@@ -52,6 +52,11 @@ def register(name: str, make: Callable[[], Environment]) -> None:
 def names() -> tuple[str, ...]:
     """Returns the names of all environments, sorted."""
     return tuple(sorted({**TASKS, **_ENVIRONMENTS}))
+
+
+def prefixes() -> tuple[str, ...]:
+    """Returns what stands before the colon in names of other libraries' environments, sorted."""
+    return tuple(sorted(_PREFIXES))
 
 
 def options_of(name: str) -> naming.Options:
@@ -128,8 +133,8 @@ def _read(name: Any) -> tuple[str, dict[str, Any], list[tuple[str, Any]]]:
     elif isinstance(name, str) and base in names():
         own = {**options_of(base)}
     else:
-        prefixes = [f"{prefix}:NAME" for prefix in _PREFIXES]
-        known = [*names(), *prefixes]
+        id = base.partition(":")[2] if isinstance(base, str) else ""
+        known = [*names(), *(f"{prefix}:{id or 'NAME'}" for prefix in _PREFIXES)]
         raise ConfigError(f"environment ({base!r}) must be one of {nearest_names(base, known)}")
     return base, *naming.read_settings(name, given, own)
 

@@ -41,17 +41,22 @@ class Environment(NamedTuple):
     render: Callable[[EnvState], Array] | None = None  # state -> [H, W, 3] uint8, for films
     tabular: Callable[[], Any] | None = None  # -> TabularMDP, the exact process of a small task
     # (key, state, action) -> (state, obs_to_act_on, TimeStep), as `step_and_reset` below, which
-    # stands for None; for what resets by itself, or has a state that outlives episodes
-    step_and_reset: Callable[[Array, EnvState, Array], tuple[EnvState, Array, TimeStep]] | None = (
-        None
-    )
+    # stands for None; for what resets by itself, or has a state that outlives episodes. Where it
+    # takes `cut` too, a wrapper around it may have a time limit
+    step_and_reset: Callable[..., tuple[EnvState, Array, TimeStep]] | None = None
     # states [E, ...] of training -> the environment that evaluations play; None for the same
     for_evaluation: Callable[[EnvState], Environment] | None = None
     is_host: bool = False  # whether it steps on the host, outside of the compiled program
+    # Of what evaluations play: its reward -> that which the agent learns from; None for the same
+    reward_in_training: Callable[[Array], Array] | None = None
 
     def in_evaluation(self, env_state: EnvState) -> Environment:
         """Returns what is evaluated, where `env_state [E, ...]` is that of training."""
         return self if self.for_evaluation is None else self.for_evaluation(env_state)
+
+    def learned_reward(self, reward: Array) -> Array:
+        """Returns what an agent learns from in training, where the reward here is this one."""
+        return reward if self.reward_in_training is None else self.reward_in_training(reward)
 
     @property
     def truncation_interval(self) -> int | None:
@@ -67,9 +72,11 @@ class Environment(NamedTuple):
 
 
 def step_and_reset(
-    env: Environment, key: Array, state: EnvState, action: Array
+    env: Environment, key: Array, state: EnvState, action: Array, cut: Array | None = None
 ) -> tuple[EnvState, Array, TimeStep]:
     """Steps one environment by an action `[]`, and begins a new episode if the step ended one.
+
+    With `cut`, `[]` bool, the episode is truncated here in any case where it is True.
 
     Returns:
       `(state, obs_to_act_on [*obs], timestep)`. State and observation are those of the new episode
@@ -79,9 +86,11 @@ def step_and_reset(
     import jax.numpy as jnp
 
     if env.step_and_reset is not None:
-        return env.step_and_reset(key, state, action)
+        return env.step_and_reset(key, state, action, *(() if cut is None else (cut,)))
     step_key, reset_key = jax.random.split(key)
     next_state, timestep = env.step(step_key, state, action)
+    if cut is not None:
+        timestep = timestep._replace(truncated=timestep.truncated | cut)
     reset_state, reset_obs = env.reset(reset_key)
     ended = timestep.terminated | timestep.truncated
     begin, go_on = (reset_state, reset_obs), (next_state, timestep.obs)

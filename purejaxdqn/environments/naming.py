@@ -37,16 +37,17 @@ def number(low: float = -math.inf, high: float = math.inf, help: str = "") -> Op
     return Option(read, " and ".join([*limits, "a finite number"]), help)
 
 
-def whole(at_least: int = 1, help: str = "") -> Option:
-    """Makes an option for a whole number of at least `at_least`."""
+def whole(at_least: int = 1, help: str = "", at_most: int = 2**31 - 1) -> Option:
+    """Makes an option for a whole number from `at_least` to `at_most`."""
 
     def read(text: str) -> int:
         value = int(text)
-        if not at_least <= value < 2**31:
+        if not at_least <= value <= at_most:
             raise ValueError
         return value
 
-    return Option(read, f"a whole number of at least {at_least}", help)
+    end = f" and at most {at_most:,}" if at_most < 2**31 - 1 else ""
+    return Option(read, f"a whole number of at least {at_least}{end}", help)
 
 
 def flag(help: str = "") -> Option:
@@ -86,14 +87,20 @@ def text(help: str = "") -> Option:
 
 # Each is the function of this name in `environments.wrappers`, of an environment and this value.
 WRAPPERS: Options = {
-    "time_limit": whole(1, "cut episodes after so many steps"),
-    "sticky_actions": number(0, 1, "probability that the last action is taken instead"),
-    "scale_reward": number(help="factor of each reward"),
-    "clip_reward": number(0, help="rewards are kept between minus this and this"),
-    "mask_observation": positions("numbers of an observation that are always 0, such as 1,3"),
-    "stack_frames": whole(1, "the last so many observations are one"),
+    "time_limit": whole(1, "steps after which an episode is cut"),
+    "sticky_actions": number(0, 1, "probability that the last action is taken again instead"),
+    "scale_reward": number(1e-9, 1e9, "factor of rewards in training; evaluations have none"),
+    "clip_reward": number(1e-9, 1e9, "bound of rewards in training, also from below, such as 1"),
+    "mask_observation": positions("places of an observation that are always 0, such as 1,3"),
+    "stack_frames": whole(1, "how many of the last observations are shown as one", 1_000),
     "normalize_observations": flag("observations with a running mean of 0 and variance of 1"),
 }
+
+
+HELP = (
+    "The environment, by its name. Behind a ? stand settings of its own, and wrappers: "
+    f"{', '.join(WRAPPERS)}; `purejaxdqn environments` lists all."
+)
 
 
 def split(name: str) -> tuple[str, Given]:
@@ -155,9 +162,14 @@ def read_settings(
 
 def options_of(make: Callable[..., Any]) -> Options:
     """Finds the settings of a function that makes an environment: its arguments with defaults."""
-    kinds = {bool: flag(), int: whole(0), float: number(), str: text()}
     try:
         parameters = inspect.signature(make).parameters.values()
     except ValueError:  # of a function that does not say what it takes
         return {}
-    return {p.name: kinds[type(p.default)] for p in parameters if type(p.default) in kinds}
+    return options_for({parameter.name: parameter.default for parameter in parameters})
+
+
+def options_for(defaults: Mapping[str, Any]) -> Options:
+    """Makes an option of the same kind for each bool, number and text among some values."""
+    kinds = {bool: flag(), int: whole(0), float: number(), str: text()}
+    return {name: kinds[type(x)] for name, x in defaults.items() if type(x) in kinds}

@@ -10,7 +10,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from purejaxdqn.types import BATCH, Array, ConfigError, ensure
+from purejaxdqn.types import BATCH, Array, ConfigError, ensure, is_mapped_over_batch
 
 DenseLayer = Callable[..., nn.Module]  # features -> layer, such as nn.Dense
 Noise = Literal["batch", "transition"]  # what has noise of its own, see `make_network`
@@ -19,15 +19,6 @@ Noise = Literal["batch", "transition"]  # what has noise of its own, see `make_n
 def ensure_noise(noise: Any) -> None:
     """Refuses what is no `Noise`."""
     ensure(noise in get_args(Noise), "noise", noise, "'batch' or 'transition'")
-
-
-def is_mapped_over_batch() -> bool:
-    """Tells whether this is traced for each transition, or environment, of a batch."""
-    try:
-        jax.lax.axis_size(BATCH)
-    except NameError:  # no `vmap` around this has that axis
-        return False
-    return True
 
 
 def key_of_batch(key: Array) -> Array:

@@ -13,7 +13,7 @@ from purejaxdqn.environments import Environment, step_and_reset
 from purejaxdqn.testing import require
 from purejaxdqn.testing.programs import COMPILABLE, clone_keys, find_types, pure_jit, to_numpy
 from purejaxdqn.testing.require import NUM_LANES, describe_type, drop_keys, is_key
-from purejaxdqn.types import Array, ArrayTree, TimeStep
+from purejaxdqn.types import BATCH, Array, ArrayTree, TimeStep
 
 _ONE_ENVIRONMENT = f"It is a function of ONE environment, batched with vmap. {COMPILABLE}"
 _ONE_LEGAL = "legal_actions must allow at least one where an episode goes on"
@@ -34,7 +34,9 @@ def check_environment(env: Environment, key: Array, *, random_reset: bool = True
     - `step` never starts a new episode by itself.
     - `legal_actions`, if there are any, are bool, and at least one may be taken wherever an episode
       goes on. No other action is ever taken here.
-    - A `step_and_reset` of its own answers as `step` does, and acts on where an episode goes on.
+    - A `step_and_reset` of its own ends episodes where `step` does, of the same key, and acts on
+      `TimeStep.obs` where one goes on.
+    - What `for_evaluation` makes is an environment of the same actions and observations.
     - `render` draws one picture, `[H, W, 3]` uint8, of each state.
 
     On the host, each state is stepped once: the same keys and actions must give the same episodes.
@@ -64,6 +66,8 @@ def check_environment(env: Environment, key: Array, *, random_reset: bool = True
     _check_episodes(env, play_key, actions, fresh)
     if env.step_and_reset is not None:
         _check_step_and_reset(env, play_key, actions[: 2 * _NUM_STEPS])
+    if env.for_evaluation is not None:
+        _check_evaluated(env, key)
 
 
 def _keep_legal(env: Environment) -> Environment:
@@ -158,8 +162,9 @@ def _check_types(env: Environment, key: Array, mode: str) -> None:
 def _lies_in_space(space: gymnasium.spaces.Box, obs: Any) -> Any:
     # Rounding may carry an observation that sits on a bound beyond it.
     slack = 1e-5 if np.issubdtype(space.dtype, np.floating) else 0
-    low = space.low - slack * np.maximum(1, np.abs(space.low))
-    high = space.high + slack * np.maximum(1, np.abs(space.high))
+    with np.errstate(over="ignore"):  # of the largest number there is
+        low = space.low - slack * np.maximum(1, np.abs(space.low))
+        high = space.high + slack * np.maximum(1, np.abs(space.high))
     return ((obs >= low.astype(obs.dtype)) & (obs <= high.astype(obs.dtype))).all()
 
 
@@ -301,20 +306,27 @@ def _check_step_and_reset(env: Environment, key: Array, actions: np.ndarray) -> 
         state, obs, timestep = own(step_key, state, action)
         ended = timestep.terminated | timestep.truncated
         goes_on = ended | jnp.array_equal(obs, timestep.obs, equal_nan=True)
+        in_space = _lies_in_space(env.observation_space, obs)
         flags = [jnp.array_equal(x, y) for x, y in zip(timestep[2:], plain[2:], strict=True)]
-        return (state, obs), (goes_on, jnp.stack(flags).all())
+        return (state, obs), (goes_on, in_space, jnp.stack(flags).all())
 
     def play(keys: Array, actions: Any) -> Any:
         start = jax.vmap(env.reset)(keys[0])
-        return jax.lax.scan(jax.vmap(play_one), start, (keys[1:], actions))[1]
+        play_all = jax.vmap(play_one, axis_name=BATCH)  # as the training loop does
+        return jax.lax.scan(play_all, start, (keys[1:], actions))[1]
 
     program = pure_jit("env.step_and_reset", _ONE_ENVIRONMENT, play)
     keys = jax.random.split(key, (len(actions) + 1, NUM_LANES))
-    goes_on, same_flags = map(np.asarray, program(keys, actions))
+    goes_on, in_space, same_flags = map(np.asarray, program(keys, actions))
     require.that(
         bool(goes_on.all()),
         "env.step_and_reset acts on another observation than the action led to, where no episode "
         "ended: give timestep.obs there",
+    )
+    require.that(
+        bool(in_space.all()),
+        "an observation that env.step_and_reset acts on lies outside of observation_space "
+        f"({env.observation_space}): {_CORRECT}",
     )
     require.that(
         bool(same_flags.all()),
@@ -365,3 +377,18 @@ def _check_on_host(env: Environment, key: Array, actions: np.ndarray, random_res
 
 def _right_pad(mask: np.ndarray, like: np.ndarray) -> np.ndarray:
     return mask.reshape(*mask.shape, *(1,) * (like.ndim - mask.ndim))
+
+
+def _check_evaluated(env: Environment, key: Array) -> None:
+    """Checks what evaluations play, beside the environment that is trained in."""
+    states, _ = jax.vmap(env.reset)(jax.random.split(key, NUM_LANES))
+    evaluated = env.in_evaluation(states)
+    _check_description(evaluated)
+    _check_types(evaluated, key, "in evaluation")
+    same = evaluated.num_actions == env.num_actions
+    require.that(
+        same and evaluated.observation_space == env.observation_space,
+        f"env.for_evaluation makes an environment of {evaluated.num_actions} actions and "
+        f"{evaluated.observation_space}, but the one that is trained in has {env.num_actions} and "
+        f"{env.observation_space}: a network serves both, so make them the same",
+    )

@@ -128,7 +128,7 @@ def value_bias(
             obs, reward, terminated, truncated = timestep
             # What the reward adds to the returns of all states so far, and values minus returns.
             trace = 1 + discount * trace
-            excess = excess + jnp.max(q_values) - trace * reward
+            excess = excess + jnp.max(q_values) - trace * env.learned_reward(reward)
             running = ~(terminated | truncated)
             return num_steps + 1, env_state, obs, running, terminated, trace, excess
 

@@ -65,7 +65,7 @@ class RunConfig:
     """
 
     agent: str = _run("", "The named agent that the settings belong to.")
-    env: str = _run("CartPole-v1", "The environment, by its name.")
+    env: str = _run("CartPole-v1", environments.naming.HELP)
     total_steps: int = _run(
         100_000, "Environment steps per seed, over all its environments, from the first one on."
     )

@@ -3,6 +3,8 @@
 Each is one line with value, rule and remedy, and exit code 2. Nothing is compiled or left behind.
 """
 
+import sys
+
 import jax
 import pytest
 
@@ -96,6 +98,39 @@ CASES: list[tuple[list[str], str]] = [
     (["check", "purejaxdqn.losses:q_learning", "--coefficient", "nan"], "coefficient (nan)"),
     (["check", "purejaxdqn.losses:q_learning", "--epsilon", "2"], "epsilon (2.0) must lie between"),
     (["check", "purejaxdqn.losses:q_learning", "--discount", "1"], "discount (1.0)"),
+    # Names of environments, and what stands behind them.
+    *(
+        (["train", "--env", f"CartPole-v1?{behind}"], expected)
+        for behind, expected in (
+            ("", "'' behind the ? must be setting=value"),
+            ("time_limit", "'time_limit' behind the ? must be setting=value"),
+            ("time_limit=", "'time_limit=' behind the ? must be setting=value"),
+            ("time_limit=9&", "'' behind the ? must be setting=value"),
+            ("time_limt=9", "'time_limt' must be one of time_limit"),
+            ("time_limit=9&time_limit=8", "time_limit stands there twice"),
+            ("time_limit=0", "time_limit ('0') must be a whole number of at least 1"),
+            ("time_limit=1e3", "time_limit ('1e3') must be a whole number"),
+            ("time_limit=3000000000", "time_limit ('3000000000') must be a whole number"),
+            ("sticky_actions=1.5", "sticky_actions ('1.5') must be at least 0 and at most 1"),
+            ("sticky_actions=nan", "sticky_actions ('nan') must be at least 0 and at most 1"),
+            ("scale_reward=0", "scale_reward ('0') must be at least 1e-09"),
+            ("scale_reward=inf", "scale_reward ('inf') must be at least 1e-09"),
+            ("clip_reward=-1", "clip_reward ('-1') must be at least 1e-09"),
+            ("mask_observation=x", "mask_observation ('x') must be different whole numbers"),
+            ("mask_observation=1,1", "mask_observation ('1,1') must be different whole numbers"),
+            ("mask_observation=1,", "mask_observation ('1,') must be different whole numbers"),
+            ("mask_observation=-1", "mask_observation ('-1') must be different whole numbers"),
+            ("mask_observation=4", "mask_observation ((4,)) must be positions from 0 to 3"),
+            ("stack_frames=1001", "stack_frames ('1001') must be a whole number of at least 1 and"),
+            ("stack_frames=2&mask_observation=8", "must be positions from 0 to 7"),
+            ("normalize_observations=yes", "normalize_observations ('yes') must be 1 or 0"),
+        )
+    ),
+    (["sweep", "--env", "CartPole-v1", "CartPole-v1?time_limit=0"], "time_limit ('0') must be"),
+    (["train", "--env", "CartPol-v1?time_limit=9"], "environment ('CartPol-v1') must be one of"),
+    (["train", "--env", "gymnx:CartPole-v1"], "must be one of gymnax:CartPole-v1"),
+    (["train", "--env", "gymnax:CartPole-v1"], "gymnax cannot be imported"),
+    (["train", "--env", "gymnax:Pong?time_limit=x"], "time_limit ('x') must be a whole number"),
     # Components.
     (["ablate", "--coefficient", "nan"], "did you mean --advantage-coefficient"),
     (["ablate", "--epsilon", "2"], "did you mean --epsilon-end"),
@@ -122,6 +157,7 @@ def test_it_is_refused_in_one_line(words, expected, call_command, tmp_path, monk
     monkeypatch.setattr("purejaxdqn.runtime.devices.use_every_core", lambda *_: jax.devices())
     monkeypatch.setattr("purejaxdqn.testing.loss_report", compiled)
     monkeypatch.setattr("sys.dont_write_bytecode", True)
+    monkeypatch.setitem(sys.modules, "gymnax", None)  # as where it is not installed
     monkeypatch.chdir(tmp_path)
     for name, text in FILES.items():
         (tmp_path / name).write_text(text)

@@ -3,6 +3,8 @@
 purejaxdqn agents
 purejaxdqn agents rainbow
 purejaxdqn environments --import my_environment.py
+
+Settings and wrappers stand behind a name: CartPole-v1?time_limit=200&mask_observation=1,3
 """
 
 from collections.abc import Sequence
@@ -37,14 +39,23 @@ def run_agents(argv: Sequence[str]) -> int:
 
 
 def run_environments(argv: Sequence[str]) -> int:
-    """Prints a row for each environment."""
+    """Prints a row for each environment and each library of them, and one for each wrapper."""
     read_command_line(argv, "purejaxdqn environments", __doc__)
-    columns = ("environment", "actions", "observation", "steps", "solved at")
+    columns = ("environment", "actions", "observation", "steps", "solved at", "settings behind ?")
     table = Table(*columns, box=box.SIMPLE_HEAD)
     for name in environments.names():
         env = environments.describe(name)
         solved = "" if env.threshold is None else f"{env.threshold:g}"
         steps = "no limit" if env.max_steps is None else f"at most {env.max_steps:,}"
-        table.add_row(name, str(env.num_actions), env.observation, steps, solved)
-    make_console().print(table)
+        own = environments.options_of(name).items()
+        settings = "\n".join(f"{key}: {one.help or one.wanted}" for key, one in own)
+        table.add_row(name, str(env.num_actions), env.observation, steps, solved, settings)
+    for prefix in environments.prefixes():
+        table.add_row(f"{prefix}:NAME", *4 * [""], f"any environment of {prefix}")
+    console = make_console()
+    console.print(table)
+    wrappers = Table("wrapper behind ?", "value", "what it is", box=box.SIMPLE_HEAD)
+    for name, option in environments.naming.WRAPPERS.items():
+        wrappers.add_row(name, option.wanted, option.help)
+    console.print(wrappers)
     return 0
