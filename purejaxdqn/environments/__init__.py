@@ -22,7 +22,10 @@ if TYPE_CHECKING:
 
 _ENVIRONMENTS: dict[str, Callable[..., Environment]] = {}  # those that `register` was given
 # Of others: what stands before the colon, and the function `(name, id, given) -> Environment`.
-_PREFIXES: dict[str, str] = {"gymnax": "gymnax:make_from_gymnax"}
+_PREFIXES: dict[str, str] = {
+    "gymnasium": "host.bridge:make_from_gymnasium",
+    "gymnax": "gymnax:make_from_gymnax",
+}
 
 
 def register(name: str, make: Callable[[], Environment]) -> None:
