@@ -235,7 +235,9 @@ def _equal_quantiles(values: Array, fractions: Array) -> Quantiles:
 
 def expected_value(output: Categorical) -> Array:
     """Computes the mean of each action's distribution, `[A]`."""
-    return jax.nn.softmax(output.logits) @ output.support
+    scaled = jnp.exp(output.shifted())
+    total = jnp.dot(scaled, jnp.ones_like(output.support), precision="highest")
+    return jnp.dot(scaled, output.support, precision="highest") / total
 
 
 def mean_of_quantiles(output: Quantiles | ProposedQuantiles) -> Array:
