@@ -161,18 +161,18 @@ def compiler_options(trains: bool = True) -> dict[str, Any]:
     return options | {name: x for name, x in _QUICK_ON_CPU.items() if _is_known(name, x)}
 
 
-_QUICK_ON_CPU: dict[str, str | int] = {
+_QUICK_ON_CPU = {
     # Libraries multiply matrices. What surrounds a product takes longer there than in XLA's loops.
     "xla_cpu_experimental_ynn_fusion_type": "LIBRARY_FUSION_TYPE_INDIVIDUAL_DOT",
     # With one thread for a program, an order that keeps data in the cache beats one for threads.
     "xla_cpu_scheduler_type": "CPU_SCHEDULER_TYPE_MEMORY_OPTIMIZED",
     # LLVM takes half of a processor's vectors by default, for fear of a lower clock.
-    "xla_cpu_prefer_vector_width": 512,
+    "xla_cpu_prefer_vector_width": "512",
 }
 
 
 @functools.cache
-def _is_known(name: str, value: str | int) -> bool:
+def _is_known(name: str, value: str) -> bool:
     """Tells whether the installed XLA takes an option; names of such come and go."""
     try:
         jax.jit(lambda: 0).lower().compile(compiler_options={name: value})
