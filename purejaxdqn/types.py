@@ -13,6 +13,7 @@ from typing import Any, Generic, NamedTuple, TypeVar
 
 import flax.struct
 import jax
+import jax.numpy as jnp
 import numpy as np
 
 from purejaxdqn.checks import ConfigError as ConfigError
@@ -119,6 +120,15 @@ class Categorical(NamedTuple):
 
     logits: Array  # [A, N] unnormalised log-probabilities
     support: Array  # [N] the atoms, evenly spaced and increasing
+
+    def shifted(self) -> Array:
+        """Computes the logits `[A, N]` less the largest of each action, of which none overflows."""
+        highest = jax.lax.stop_gradient(self.logits)
+        # Halves are compared, which CPUs do a vector at a time, and not number after number.
+        while (size := highest.shape[-1]) > 1:
+            half = -(-size // 2)
+            highest = jnp.maximum(highest[..., :half], highest[..., size - half :])
+        return self.logits - highest
 
 
 class Quantiles(NamedTuple):

@@ -53,14 +53,29 @@ def project(probabilities: Array, atoms: Array, support: Array) -> Array:
     chex.assert_axis_dimension_gteq(support, 0, 2)
     last = support.shape[0] - 1
     position = jnp.clip((atoms - support[0]) * (last / (support[-1] - support[0])), 0, last)
-    places = jnp.arange(last + 1.0)
+    places = jnp.arange(-(-support.size // 16) * 16.0)  # whole vectors of a CPU
 
     def move(j: Array, moved: Array) -> Array:
         # Distances to whole numbers and not to the atoms, whose rounding would lose mass.
         return moved + jnp.maximum(1 - jnp.abs(position[j] - places), 0) * probabilities[j]
 
     # One atom after another: a table of all distances would not fit into a core's cache.
-    return jax.lax.fori_loop(0, probabilities.size, move, jnp.zeros_like(support), unroll=4)
+    moved = jax.lax.fori_loop(0, probabilities.size, move, jnp.zeros_like(places), unroll=4)
+    return moved[: support.size]
+
+
+def _sum(x: Array, weights: Array | float = 1.0) -> Array:
+    """Sums `[N]` with weights: as a product, which a CPU does several times as fast."""
+    return jnp.dot(x, jnp.broadcast_to(weights, x.shape), precision="highest")
+
+
+def _cross_entropy(target: Array, prediction: Categorical) -> tuple[Array, Array]:
+    """Computes the cross-entropy `[]` between masses `[N]` and logits `[N]`; also its mean `[]`."""
+    logits = prediction.shifted()
+    scaled = jnp.exp(logits)
+    total = _sum(scaled)
+    mean = _sum(scaled, prediction.support) / total
+    return _sum(target) * jnp.log(total) - _sum(target, logits), mean
 
 
 def categorical_loss(double: bool = True) -> LossFn[Categorical]:
@@ -80,17 +95,15 @@ def categorical_loss(double: bool = True) -> LossFn[Categorical]:
         online_tm1, target_t, _, _, q_t_selector = outputs
         chex.assert_rank([online_tm1.logits, target_t.logits], 2)
         # Of all actions, as for their values, so that it is computed once.
-        probabilities_t = jax.nn.softmax(target_t.logits)[jnp.argmax(q_t_selector)]
+        masses = jnp.exp(target_t.shifted())[jnp.argmax(q_t_selector)]
         atoms = transition.r_t + transition.discount_t * target_t.support
-        target_tm1 = jax.lax.stop_gradient(project(probabilities_t, atoms, online_tm1.support))
-        logits = online_tm1.logits[transition.a_tm1]
-        cross_entropy = -jnp.sum(target_tm1 * jax.nn.log_softmax(logits))
-        entropy = jnp.sum(jax.scipy.special.entr(target_tm1))
-        return LossOutput(
-            loss=cross_entropy,
-            priority=jnp.maximum(cross_entropy - entropy, 0),  # rounding may leave it below 0
-            metrics={"q_value": jnp.dot(jax.nn.softmax(logits), online_tm1.support)},
-        )
+        target_tm1 = project(masses / _sum(masses), atoms, online_tm1.support)
+        target_tm1 = jax.lax.stop_gradient(target_tm1)
+        taken = online_tm1._replace(logits=online_tm1.logits[transition.a_tm1])
+        loss, q_value = _cross_entropy(target_tm1, taken)
+        divergence = loss - jnp.sum(jax.scipy.special.entr(target_tm1))
+        # Rounding may leave it below 0.
+        return LossOutput(loss, jnp.maximum(divergence, 0), {"q_value": q_value})
 
     loss_fn, name = loss_of_outputs(measure, double), f"categorical_loss(double={double})"
     return write_recipe(loss_fn, name, categorical_loss, double=double)
@@ -131,11 +144,12 @@ def hl_gauss_loss(
     ensure_number("width", width, TINY)
 
     def measure(outputs: Outputs[Categorical], transition: Transition) -> LossOutput:
-        logits, support = outputs.online_tm1
-        q_value = outputs.q_tm1[transition.a_tm1]
+        online_tm1, a_tm1 = outputs.online_tm1, transition.a_tm1
+        q_value = outputs.q_tm1[a_tm1]
         error = find_error(td_error, outputs, transition)
-        label = jax.lax.stop_gradient(gaussian_label(q_value + error, support, width))
-        loss = -jnp.sum(label * jax.nn.log_softmax(logits[transition.a_tm1]))
+        label = gaussian_label(q_value + error, online_tm1.support, width)
+        taken = online_tm1._replace(logits=online_tm1.logits[a_tm1])
+        loss, _ = _cross_entropy(jax.lax.stop_gradient(label), taken)
         return LossOutput(loss, jnp.abs(error), {"q_value": q_value})
 
     loss_fn = loss_of_outputs(measure, takes_selector(td_error))

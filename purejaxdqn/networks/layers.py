@@ -32,7 +32,7 @@ def key_of_batch(key: Array) -> Array:
     return jax.random.wrap_key_data(first, impl=jax.random.key_impl(key))
 
 
-def _dot(x: Array, kernel: Array, dimension_numbers: Any, precision: Any = None) -> Array:
+def dot(x: Array, kernel: Array, dimension_numbers: Any, precision: Any = None) -> Array:
     """Multiplies `[..., inputs]` by `[inputs, outputs]`, as the `dot_general` of `Dense`."""
     if x.ndim == 1 and kernel.shape[1] > _FEW_OUTPUTS:
         return jax.lax.dot_general(x, kernel, dimension_numbers, precision)
@@ -43,7 +43,7 @@ def _dot(x: Array, kernel: Array, dimension_numbers: Any, precision: Any = None)
 
 
 _FEW_OUTPUTS = 16  # up to which a product of matrices on a CPU fills no register
-Dense = functools.partial(nn.Dense, dot_general=_dot)
+Dense = functools.partial(nn.Dense, dot_general=dot)
 
 
 def largest_singular_value(matrix: Array, num_iterations: int = 16) -> Array:

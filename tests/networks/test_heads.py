@@ -126,6 +126,14 @@ class TestHeads:
         np.testing.assert_allclose(output.values, values, rtol=1e-4)
         np.testing.assert_allclose(network.action_values(output), values.mean(axis=1), rtol=1e-3)
 
+    @pytest.mark.parametrize("num_atoms", [2, 3, 5, 8, 51])
+    def test_the_largest_logit_becomes_zero_wherever_it_is(self, num_atoms):
+        logits = jnp.where(jnp.eye(num_atoms, dtype=bool), 3e4, -3e4)  # a row for each place
+        found = Categorical(logits, jnp.arange(float(num_atoms))).shifted()
+        np.testing.assert_array_equal(found, jnp.where(jnp.eye(num_atoms, dtype=bool), 0, -6e4))
+        means = expected_value(Categorical(logits, jnp.arange(float(num_atoms))))
+        np.testing.assert_allclose(means, np.arange(num_atoms), atol=1e-5)
+
     def test_mean_of_quantiles_by_hand(self):
         values = jnp.array([[1.0, 2.0, 4.0], [0.0, 0.0, 8.0]])
         weights = jnp.array([0.5, 0.25, 0.25])
