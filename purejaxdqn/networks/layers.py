@@ -69,7 +69,7 @@ def _normalised_dot(
     x: Array, kernel: Array, dimension_numbers: Any, precision: Any = None
 ) -> Array:
     kernel /= largest_singular_value(kernel) + _TINY
-    return _dot(x, kernel, dimension_numbers, precision)
+    return dot(x, kernel, dimension_numbers, precision)
 
 
 _TINY = 1e-12  # beside which weights of zeros are no division by zero
@@ -102,7 +102,7 @@ class Conv(nn.Module):
             return y.reshape(*x.shape[:-3], *y.shape[1:]) + jnp.expand_dims(bias, range(x.ndim - 1))
         # Behind a barrier XLA does not convert an image anew for each slice.
         patches = _patches(jax.lax.optimization_barrier(x), self.kernel_size, self.strides)
-        y = _dot(patches, kernel.reshape(-1, self.features), None)
+        y = dot(patches, kernel.reshape(-1, self.features), None)
         # A bias for each position: its gradient is a sum over images first, of long rows.
         biases = jax.lax.optimization_barrier(jnp.broadcast_to(bias, y.shape[-3:]))
         return y + jnp.expand_dims(biases, range(x.ndim - 3))
