@@ -42,7 +42,8 @@ def around(
 ) -> Environment:
     """Makes an environment that sees what happens in another one, with a memory of an episode.
 
-    What evaluations play is wrapped anew. `changes` are those of the environment's facts.
+    What evaluations play is wrapped anew. `changes` are those of the environment's facts; one whose
+    observations stay has `frames=env.frames`.
     """
 
     def reset(key: Array) -> tuple[Wrapped, Array]:
@@ -86,6 +87,7 @@ def around(
         "for_evaluation": None if env.for_evaluation is None else for_evaluation,
         "render": None if env.render is None else _of_inner(env.render),
         "tabular": None,
+        "frames": 1,
     }
     return env._replace(reset=reset, step=step, **{**facts, **changes})
 
@@ -134,6 +136,7 @@ def of_rewards(
         return evaluated._replace(name=name, reward_in_training=both, tabular=tabular)
 
     changes: dict[str, Any] = {"for_evaluation": for_evaluation, "tabular": tabular}
+    changes["frames"] = env.frames
     return around(env, wrapper, value, lambda obs: ((), obs), go_on, **changes)
 
 
