@@ -42,8 +42,7 @@ def around(
 ) -> Environment:
     """Makes an environment that sees what happens in another one, with a memory of an episode.
 
-    What evaluations play is wrapped anew. `changes` are those of the environment's facts; one whose
-    observations stay has `frames=env.frames`.
+    What evaluations play is wrapped anew. `changes` are of its facts; without one, `frames` is 1.
     """
 
     def reset(key: Array) -> tuple[Wrapped, Array]:
@@ -87,9 +86,8 @@ def around(
         "for_evaluation": None if env.for_evaluation is None else for_evaluation,
         "render": None if env.render is None else _of_inner(env.render),
         "tabular": None,
-        "frames": 1,
     }
-    return env._replace(reset=reset, step=step, **{**facts, **changes})
+    return env._replace(reset=reset, step=step, **{"frames": 1, **facts, **changes})
 
 
 def _own_key(key: Array) -> Array:

@@ -178,9 +178,8 @@ def prioritised_replay(
         return PrioritisedReplayState(ring.init(step), make_sum_tree(capacity), jnp.ones(()))
 
     def add(state: PrioritisedReplayState, step: Step, key: Any = None) -> PrioritisedReplayState:
-        num_envs = state.replay.num_envs
-        priorities = jnp.broadcast_to(state.max_priority, (num_envs,))
-        tree = set_range(state.tree, state.replay.insert_row * num_envs, priorities)
+        priorities = jnp.broadcast_to(state.max_priority, (state.replay.num_envs,))
+        tree = set_range(state.tree, state.replay.insert_row * priorities.size, priorities)
         return PrioritisedReplayState(ring.add(state.replay, step), tree, state.max_priority)
 
     def sample(state: PrioritisedReplayState, key: Array) -> Sample:

@@ -14,6 +14,7 @@ last are kept too.
 """
 
 import functools
+from typing import Any
 
 import flax.struct
 import jax
@@ -113,6 +114,7 @@ def _count_before(state: UniformReplayState, obs: Array, frames: int) -> Array:
     axes = tuple(range(1, obs.ndim))
     is_blank = (older == 0).all(axes) & (frame != 0).any(axes)
     goes_on = jnp.where(last < 0, jnp.maximum(last - 1, -frames), jnp.minimum(last + 1, frames - 1))
+    assert state.begins is not None
     return jnp.where(state.begins, -is_blank.astype(last.dtype), goes_on)
 
 
@@ -132,8 +134,8 @@ def _add_step(
     if num_before is not None:
         num_before = write(num_before, _count_before(state, step.obs, frames), state.insert_row)
         begins = step.terminated | step.truncated
-        newest = (_newest_frame(x, frames) for x in (step.obs, step.next_obs))
-        step = step._replace(**dict(zip(("obs", "next_obs"), newest, strict=True)))
+        newest, following = (_newest_frame(x, frames) for x in (step.obs, step.next_obs))
+        step = step._replace(obs=newest, next_obs=following)
         overwritten = jax.lax.dynamic_index_in_dim(obs, state.insert_row)
         lost = jnp.concatenate([obs[len(obs) - frames + 2 :], overwritten])
         obs = jax.lax.dynamic_update_slice_in_dim(obs, lost, len(obs) - frames + 1, axis=0)
@@ -225,7 +227,7 @@ def read_window(
     read = functools.partial(_read_frames, state)
     before = read(entries[last], last_age, frames - 1)
     next_obs = _stack(jnp.concatenate([before, next_obs[jnp.newaxis]]))
-    observations = jax.vmap(lambda *x: _stack(read(*x, frames)))(entries, age - offsets)
+    observations = jax.vmap(lambda i, age: _stack(read(i, age, frames)))(entries, age - offsets)
     return Window(_stack(read(index, age, frames)), *steps, next_obs, extras, observations)
 
 
@@ -278,6 +280,23 @@ def _draw_different_indices(key: Array, num: int, bound: Array) -> Array:
     return jax.lax.fori_loop(0, num, swap, (positions, positions))[1]
 
 
+def _check_sizes(
+    capacity: int, batch_size: int, time_limit: int | None, with_replacement: bool, frames: int
+) -> None:
+    """Refuses arguments of `uniform_replay`."""
+    counts = {"capacity": capacity, "batch_size": batch_size, "frames": frames}
+    counts |= {} if time_limit is None else {"time_limit": time_limit}
+    for name, count in counts.items():
+        ensure_whole(name, count)
+    is_bool = isinstance(with_replacement, bool)
+    ensure(is_bool, "with_replacement", with_replacement, "True or False")
+    if batch_size > capacity and not with_replacement:
+        raise ValueError(
+            f"batch_size ({batch_size}) must be at most capacity ({capacity}): without replacement "
+            "a batch holds no entry twice"
+        )
+
+
 def uniform_replay(
     capacity: int,
     batch_size: int,
@@ -315,18 +334,9 @@ def uniform_replay(
         none of `frames`; from `sample`, if the state holds less than a batch (where that can be
         seen: in compiled code the numbers are not known).
     """
-    counts = {"capacity": capacity, "batch_size": batch_size, "frames": frames}
-    counts |= {} if time_limit is None else {"time_limit": time_limit}
-    for name, count in counts.items():
-        ensure_whole(name, count)
-    is_bool = isinstance(with_replacement, bool)
-    ensure(is_bool, "with_replacement", with_replacement, "True or False")
-    if batch_size > capacity and not with_replacement:
-        raise ValueError(
-            f"batch_size ({batch_size}) must be at most capacity ({capacity}): without replacement "
-            "a batch holds no entry twice"
-        )
+    _check_sizes(capacity, batch_size, time_limit, with_replacement, frames)
     draw_indices = _draw_indices if with_replacement else _draw_different_indices
+    how: dict[str, Any] = {"time_limit": time_limit, "frames": frames}
     window_at = functools.partial(read_window, time_limit=time_limit, frames=frames)
 
     def sample(state: UniformReplayState, key: Array) -> Sample:
@@ -341,7 +351,6 @@ def uniform_replay(
         windows = jax.vmap(lambda index: window_at(state, index, 1))(indices)
         return Sample(windows, indices, jnp.full((batch_size,), 1.0) / num_entries)
 
-    how = {"time_limit": time_limit, "frames": frames}
     init = functools.partial(_make_empty_state, capacity=capacity, **how)
     add = functools.partial(_add_step, **how)
     cut = _cut_newest if time_limit == 1 else None

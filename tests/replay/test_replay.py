@@ -273,7 +273,7 @@ def lower_adds(shared_counters: bool) -> tuple[Any, Any]:
         return jax.ShapeDtypeStruct(shape, x.dtype)
 
     if shared_counters:
-        states = jax.tree.map(batched, axes, state, is_leaf=lambda axis: axis is None)
+        states = jax.tree.map(lambda x, axis: batched(axis, x), state, axes)
     else:
         states = jax.tree.map(lambda x: batched(0, x), state)
     steps = jax.tree.map(
