@@ -102,10 +102,10 @@ class Conv(nn.Module):
             return y.reshape(*x.shape[:-3], *y.shape[1:]) + jnp.expand_dims(bias, range(x.ndim - 1))
         # Behind a barrier XLA does not convert an image anew for each slice.
         patches = _patches(jax.lax.optimization_barrier(x), self.kernel_size, self.strides)
-        y = dot(patches, kernel.reshape(-1, self.features), None)
-        # A bias for each position: its gradient is a sum over images first, of long rows.
-        biases = jax.lax.optimization_barrier(jnp.broadcast_to(bias, y.shape[-3:]))
-        return y + jnp.expand_dims(biases, range(x.ndim - 3))
+        # The bias multiplies ones: its gradient comes with the kernel's, out of one product.
+        weights = jnp.concatenate([kernel.reshape(-1, self.features), bias[None]])
+        y = dot(patches.reshape(*x.shape[:-3], -1, len(weights)), weights, None)
+        return y.reshape(*patches.shape[:-1], self.features)
 
 
 _MANY_SLICES = 16  # a patch of more takes longer to lay out than XLA takes to convolve
@@ -113,7 +113,10 @@ _FEW_CHANNELS = 16  # in fewer, a patch is laid out faster by rows of patches
 
 
 def _patches(x: Array, size: tuple[int, int], strides: tuple[int, int]) -> Array:
-    """Maps `[..., height, width, C]` to `[..., rows, columns, patch]`, a patch in `C` order."""
+    """Maps `[..., height, width, C]` to `[..., rows, columns, patch + 1]`, a patch in `C` order.
+
+    The last one is 1, for the bias.
+    """
 
     def slices(x: Array, axis: int) -> list[Array]:
         count, stride = size[axis], strides[axis]
@@ -121,10 +124,11 @@ def _patches(x: Array, size: tuple[int, int], strides: tuple[int, int]) -> Array
         return [jax.lax.slice_in_dim(x, i, i + end, stride, axis - 3) for i in range(count)]
 
     if x.shape[-1] < _FEW_CHANNELS:
-        for axis in (1, 0):
-            x = jnp.concatenate(slices(x, axis), axis=-1)
-        return x
-    return jnp.concatenate([one for rows in slices(x, 0) for one in slices(rows, 1)], axis=-1)
+        parts = slices(jnp.concatenate(slices(x, 1), axis=-1), 0)
+    else:
+        parts = [one for rows in slices(x, 0) for one in slices(rows, 1)]
+    ones = jnp.ones((*parts[0].shape[:-1], 1), x.dtype)
+    return jnp.concatenate([*parts, ones], axis=-1)
 
 
 def as_floats(obs: Array) -> Array:
