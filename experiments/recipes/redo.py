@@ -55,7 +55,8 @@ def redo(config: ReDoConfig) -> Train:
     """Makes the training run of the settings."""
     env = environments.make(config.env)
     network = networks.value_network(env.num_actions, config.hidden_sizes)
-    replay = uniform_replay(config.replay_capacity, config.batch_size, env.truncation_interval)
+    sizes = (config.replay_capacity, config.batch_size, env.truncation_interval)
+    replay = uniform_replay(*sizes, frames=env.frames)
 
     def recycle(key: Array, state: TrainState) -> TrainState:
         learner, (sample_key, init_key) = state.learner, jax.random.split(key)

@@ -30,7 +30,8 @@ class RetraceConfig(DQNConfig):
 def retrace(config: RetraceConfig) -> Train:
     """Makes the training run of the settings."""
     env = environments.make(config.env)
-    replay = uniform_replay(config.replay_capacity, config.batch_size, env.truncation_interval)
+    sizes = (config.replay_capacity, config.batch_size, env.truncation_interval)
+    replay = uniform_replay(*sizes, frames=env.frames)
     return dqn(
         config,
         behaviour=epsilon_greedy_behaviour(linear_epsilon(config), write_probability=True),

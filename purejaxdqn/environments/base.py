@@ -49,6 +49,9 @@ class Environment(NamedTuple):
     is_host: bool = False  # whether it steps on the host, outside of the compiled program
     # Of what evaluations play: its reward -> that which the agent learns from; None for the same
     reward_in_training: Callable[[Array], Array] | None = None
+    # How many frames, the newest last, an observation stacks along its last axis; replays keep the
+    # newest. Before the first of an episode, 0 or the first again stands for all that are missing
+    frames: int = 1
 
     def in_evaluation(self, env_state: EnvState) -> Environment:
         """Returns what is evaluated, where `env_state [E, ...]` is that of training."""

@@ -78,6 +78,7 @@ def time_limit(env: Environment, max_steps: int) -> Environment:
         is_cut=lambda count: count + 1 >= limit,
         max_steps=limit,
         threshold=None,
+        frames=env.frames,
     )
 
 
@@ -111,6 +112,7 @@ def sticky_actions(env: Environment, probability: float) -> Environment:
         go_on=go_on,
         act=act,
         threshold=None,
+        frames=env.frames,
     )
 
 
@@ -204,6 +206,7 @@ def stack_frames(env: Environment, num: int) -> Environment:
         go_on=go_on,
         observation_space=gymnasium.spaces.Box(*bounds, dtype=space.dtype.type),
         legal_actions=None if env.legal_actions is None else legal_actions,
+        frames=frames,
     )
 
 
@@ -261,6 +264,7 @@ def normalize_observations(env: Environment, on: bool = True) -> Environment:
         observation_space=space,
         render=None,
         tabular=None,
+        frames=1,
     )
 
 

@@ -42,7 +42,7 @@ def around(
 ) -> Environment:
     """Makes an environment that sees what happens in another one, with a memory of an episode.
 
-    What evaluations play is wrapped anew. `changes` are those of the environment's facts.
+    What evaluations play is wrapped anew. `changes` are of its facts; without one, `frames` is 1.
     """
 
     def reset(key: Array) -> tuple[Wrapped, Array]:
@@ -87,7 +87,7 @@ def around(
         "render": None if env.render is None else _of_inner(env.render),
         "tabular": None,
     }
-    return env._replace(reset=reset, step=step, **{**facts, **changes})
+    return env._replace(reset=reset, step=step, **{"frames": 1, **facts, **changes})
 
 
 def _own_key(key: Array) -> Array:
@@ -134,6 +134,7 @@ def of_rewards(
         return evaluated._replace(name=name, reward_in_training=both, tabular=tabular)
 
     changes: dict[str, Any] = {"for_evaluation": for_evaluation, "tabular": tabular}
+    changes["frames"] = env.frames
     return around(env, wrapper, value, lambda obs: ((), obs), go_on, **changes)
 
 

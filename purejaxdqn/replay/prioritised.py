@@ -148,6 +148,7 @@ def prioritised_replay(
     time_limit: int | None = 1,
     exponent: Array | float = 0.6,
     epsilon: Array | float = 1e-6,
+    frames: int = 1,
 ) -> Replay:
     """Makes a circular replay buffer that samples in proportion to `p^exponent`.
 
@@ -159,8 +160,8 @@ def prioritised_replay(
     parts of the ring, and within each its draws are independent. So an entry is expected
     `batch_size` times its probability in a batch, which may hold it more than once.
 
-    The first three arguments are those of `uniform_replay`. An `exponent`, alpha, of 0 samples
-    uniformly. The `epsilon` keeps entries without any error in play.
+    The first three arguments, and `frames`, are those of `uniform_replay`. An `exponent`, alpha, of
+    0 samples uniformly. The `epsilon` keeps entries without any error in play.
 
     Returns:
       A `Replay` over `PrioritisedReplayState`. `Sample.probabilities` are `p^exponent` over the sum
@@ -169,7 +170,7 @@ def prioritised_replay(
     Raises:
       ValueError: as `uniform_replay`; for a bad exponent; from `sample`, if nothing is held.
     """
-    ring = uniform_replay(capacity, batch_size, time_limit)
+    ring = uniform_replay(capacity, batch_size, time_limit, frames=frames)
     ensure_number("exponent", exponent, 0)
     ensure_number("epsilon", epsilon, 0)
 
@@ -177,9 +178,8 @@ def prioritised_replay(
         return PrioritisedReplayState(ring.init(step), make_sum_tree(capacity), jnp.ones(()))
 
     def add(state: PrioritisedReplayState, step: Step, key: Any = None) -> PrioritisedReplayState:
-        num_envs = state.replay.num_envs
-        priorities = jnp.broadcast_to(state.max_priority, (num_envs,))
-        tree = set_range(state.tree, state.replay.insert_row * num_envs, priorities)
+        priorities = jnp.broadcast_to(state.max_priority, (state.replay.num_envs,))
+        tree = set_range(state.tree, state.replay.insert_row * priorities.size, priorities)
         return PrioritisedReplayState(ring.add(state.replay, step), tree, state.max_priority)
 
     def sample(state: PrioritisedReplayState, key: Array) -> Sample:
@@ -199,6 +199,6 @@ def prioritised_replay(
         return PrioritisedReplayState(state.replay, tree, max_priority)
 
     def window_at(state: PrioritisedReplayState, index: Array, num_steps: int) -> Window:
-        return read_window(state.replay, index, num_steps, time_limit)
+        return read_window(state.replay, index, num_steps, time_limit, frames)
 
     return Replay(init, add, sample, update, window_at, cut=_make_cut(ring))

@@ -166,6 +166,7 @@ def _describe_episodes(group: Group) -> list[str]:
         space = env.observation_space
         num_rows = (capacity // config.num_envs - 1) // interval + 2
         size = num_rows * config.num_envs * math.prod(space.shape) * space.dtype.itemsize
+        size //= env.frames  # of which the newest alone is kept
         lines.append(
             f"an episode may be cut {'at any step' if interval == 1 else f'at step {interval:,}'}: "
             f"a run's replay takes {decimal(size)} more, for what followed then"

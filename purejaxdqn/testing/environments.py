@@ -13,6 +13,7 @@ from purejaxdqn.environments import Environment, step_and_reset
 from purejaxdqn.testing import require
 from purejaxdqn.testing.programs import COMPILABLE, clone_keys, find_types, pure_jit, to_numpy
 from purejaxdqn.testing.require import NUM_LANES, describe_type, drop_keys, is_key
+from purejaxdqn.testing.stacks import check_stacks
 from purejaxdqn.types import BATCH, Array, ArrayTree, TimeStep
 
 _ONE_ENVIRONMENT = f"It is a function of ONE environment, batched with vmap. {COMPILABLE}"
@@ -37,6 +38,7 @@ def check_environment(env: Environment, key: Array, *, random_reset: bool = True
     - A `step_and_reset` of its own ends episodes where `step` does, of the same key, and acts on
       `TimeStep.obs` where one goes on.
     - What `for_evaluation` makes is an environment of the same actions and observations.
+    - Each observation of `frames` repeats those before it.
     - `render` draws one picture, `[H, W, 3]` uint8, of each state.
 
     On the host, each state is stepped once: the same keys and actions must give the same episodes.
@@ -59,6 +61,7 @@ def check_environment(env: Environment, key: Array, *, random_reset: bool = True
     rng = np.random.default_rng(np.asarray(jax.random.key_data(key)).ravel())
     shape = ((env.max_steps or _NUM_STEPS) + 2, NUM_LANES)
     actions = rng.integers(0, env.num_actions, shape, np.int32)
+    check_stacks(env, key, actions)
     if env.is_host:
         _check_on_host(env, key, actions, random_reset)
         return

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 from purejaxdqn.environments.host import bridge
+from purejaxdqn.testing.stacks import check_stacks
 from purejaxdqn.types import ConfigError
 
 ale_py = pytest.importorskip("ale_py")
@@ -35,9 +36,17 @@ def test_atari_is_played_as_by_its_vector_environment():
             last = np.moveaxis(info["final_obs"], 1, -1)
             np.testing.assert_array_equal(timestep.obs, last)
             assert (timestep.obs != obs).any()
-    assert env.max_steps == 30
+    assert (env.max_steps, env.frames) == (30, 4)
     assert env.render is not None
     assert jax.vmap(env.render)(state).shape == (2, 210, 160, 3)
+
+
+def test_frames_are_what_a_replay_makes_of_them():
+    name = "ALE/Breakout-v5"
+    how = {"max_num_frames_per_episode": "120", "life_loss": "1", "stack_num": "3"}
+    env = bridge.make_from_gymnasium(name, name, how)
+    assert env.frames == env.in_evaluation(None).frames == 3
+    check_stacks(env, jax.random.key(0), np.random.default_rng(0).integers(0, 4, (150, 2)))
 
 
 def test_a_lost_life_ends_an_episode_of_training_alone():

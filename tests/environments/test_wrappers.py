@@ -20,11 +20,13 @@ from purejaxdqn.environments import Environment, naming, step_and_reset, wrapper
 from purejaxdqn.storage import results
 from purejaxdqn.sweep.run import SweepInterrupted, run_sweep
 from purejaxdqn.testing import check_environment
+from purejaxdqn.testing.stacks import check_stacks
 from purejaxdqn.training.diagnostics import value_bias
 from purejaxdqn.types import BATCH, ConfigError, TimeStep
 from tiny import TINY, TINY_PQN, assert_same_dataset
 
 KEY, LIMIT = jax.random.key(0), 6
+SIDE_BY_SIDE = np.random.default_rng(0).integers(0, 2, (20, 3))  # actions
 
 
 def observe(x, num_steps):
@@ -322,6 +324,34 @@ class TestObservations:
         assert stacked.observation_space.shape == (2, 3, 6)
         assert stacked.observation_space.dtype == stacked.reset(KEY)[1].dtype == dtype
         np.testing.assert_array_equal(stacked.reset(KEY)[1], np.concatenate([first] * 3, axis=-1))
+
+    def test_stacks_are_told_as_long_as_they_are_some(self):
+        stacked = wrappers.stack_frames(WALK, 3)
+        assert (WALK.frames, stacked.frames) == (1, 3)
+        keep = [name for name in VALUES if wrap(stacked, name).frames == 3]
+        assert keep == ["time_limit", "sticky_actions", "scale_reward", "clip_reward"]
+        assert wrap(stacked, "stack_frames").frames == 2
+
+    @pytest.mark.parametrize("frames", [0, 2.0, 4])
+    def test_frames_that_are_none_are_found(self, frames):
+        with pytest.raises(AssertionError, match=r"frames is .* whole number that divides"):
+            check_stacks(wrappers.stack_frames(WALK, 3)._replace(frames=frames), KEY, SIDE_BY_SIDE)
+
+    def test_stacks_that_no_replay_can_make_are_found(self):
+        stacked = wrappers.stack_frames(WALK, 3)
+        check_stacks(stacked, KEY, SIDE_BY_SIDE)
+
+        def newest_first(key, state, action):
+            state, timestep = stacked.step(key, state, action)
+            return state, timestep._replace(obs=jnp.roll(timestep.obs, 3))
+
+        for env, rule in (
+            (WALK, "at the begin"),
+            (wrappers.mask_observation(stacked, [0]), "at the begin"),
+            (stacked._replace(step=newest_first), "the newest"),
+        ):
+            with pytest.raises(AssertionError, match=f"frames is 3, but .*{rule}"):
+                check_stacks(env._replace(frames=3), KEY, SIDE_BY_SIDE)
 
     def test_an_image_without_channels_gets_some(self):
         env = wrappers.stack_frames(image(np.uint8, (2, 3)), 4)

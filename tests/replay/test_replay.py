@@ -273,7 +273,7 @@ def lower_adds(shared_counters: bool) -> tuple[Any, Any]:
         return jax.ShapeDtypeStruct(shape, x.dtype)
 
     if shared_counters:
-        states = jax.tree.map(batched, axes, state, is_leaf=lambda axis: axis is None)
+        states = jax.tree.map(lambda x, axis: batched(axis, x), state, axes)
     else:
         states = jax.tree.map(lambda x: batched(0, x), state)
     steps = jax.tree.map(
@@ -322,7 +322,7 @@ class TestCost:
         axes = run_axes(state)
         shared = {"insert_row", "num_rows", "block", "row_in_block"}
         for field in UniformReplayState.__dataclass_fields__:
-            nothing: Any = {} if field == "extras" else 0
+            nothing: Any = {"extras": {}, "num_before": None, "begins": None}.get(field, 0)
             assert getattr(axes, field) == (None if field in shared else nothing)
 
 
@@ -333,6 +333,7 @@ class TestBadInput:
             ((0, 4, 1), r"capacity \(0\) must be at least 1"),
             ((8, -1, 1), r"batch_size \(-1\) must be at least 1"),
             ((8, 4, 0), r"time_limit \(0\) must be at least 1"),
+            ((8, 4, 1, True, 0), r"frames \(0\) must be at least 1"),
             ((8, 9, 1, False), r"batch_size \(9\) must be at most capacity \(8\)"),
         ],
     )

@@ -291,8 +291,8 @@ def _make_target_update(config: DQNConfig) -> learning.TargetUpdate:
 def _make_replay(config: DQNConfig, env: Environment) -> Replay:
     sizes = (config.replay_capacity, config.batch_size, env.truncation_interval)
     if config.prioritised:
-        return prioritised_replay(*sizes, config.priority_exponent)
-    return uniform_replay(*sizes, config.sample_with_replacement)
+        return prioritised_replay(*sizes, config.priority_exponent, frames=env.frames)
+    return uniform_replay(*sizes, config.sample_with_replacement, env.frames)
 
 
 def choose_epsilon(config: DQNConfig) -> Schedule:

@@ -131,7 +131,7 @@ def make_atari(
     game = whole._replace(settings=(*whole.settings, ("episodic_life", True)))
     num_actions = int(whole.make(1).single_action_space.n)
     limit = how["max_num_frames_per_episode"] // how["frameskip"]
-    facts = {"num_actions": num_actions, "max_steps": limit}
+    facts = {"num_actions": num_actions, "max_steps": limit, "frames": how.get("stack_num", 4)}
     env = make_environment(name, _host_of, whole, is_drawn=is_drawn, **facts)
     if not life_loss:
         return env
