@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import itertools
 import json
 import math
 from collections.abc import Callable, Sequence
@@ -83,7 +84,7 @@ def sizes_of_products(config: Any) -> tuple[list[int], list[tuple[int, int]]]:
         shapes.append((size * size * channels, features))
         channels = features
     sizes = [rows * columns * channels, *config.hidden_sizes, space.num_actions]
-    return positions, [*shapes, *zip(sizes[:-1], sizes[1:], strict=True)]
+    return positions, [*shapes, *itertools.pairwise(sizes)]
 
 
 def step_of_products(
@@ -118,9 +119,7 @@ def only_products(experiment: Experiment, config: Any) -> Train:
     """Makes a run of as many products of matrices, and nothing else."""
     train = experiment(config)
     is_dqn = isinstance(config, DQNConfig)
-    batch_size = (
-        config.batch_size if is_dqn else config.steps_per_update // config.num_minibatches
-    )
+    batch_size = config.batch_size if is_dqn else config.steps_per_update // config.num_minibatches
     positions, shapes = sizes_of_products(config)
 
     def init(key: Array) -> TrainState:
