@@ -10,6 +10,22 @@ from typing import Any
 DEFAULT = "double_n_step"  # the package's default agent
 ALL = ""  # stands for every agent that has these settings
 
+# purejaxdqn sweep --env FrozenLake-v1 --num-seeds 5 --learning-rate 5e-4 2e-3 --adam-epsilon 1e-5
+#   --learning-rate-end-fraction 0 --n-step 1 --target-period 100 --replay-capacity 100000
+#   --hidden-sizes 64 --epsilon-end 0.2 1 --eval-interval 20000 --eval-episodes 1000
+_FROZEN_LAKE: Mapping[str, Mapping[str, Any]] = {
+    ALL: {"eval_interval": 10_000, "eval_episodes": 1_000, "hidden_sizes": (64,)},
+    DEFAULT: {
+        "n_step": 1,
+        "target_period": 100,
+        "learning_rate": 5e-4,
+        "learning_rate_end_fraction": 0.0,
+        "adam_epsilon": 1e-5,
+        "replay_capacity": 100_000,
+        "epsilon_end": 1.0,
+    },
+}
+
 # purejaxdqn sweep --env MinAtar/Breakout-v1 --num-seeds 3 --total-steps 300000
 #   --learning-rate 3e-4 1e-3 --adam-epsilon 1e-5 --n-step 1 3 --batch-size 32 --target-period 250
 #   --replay-capacity 100000 --hidden-sizes 128 --epsilon-end 0.02 --eval-interval 50000
@@ -50,6 +66,23 @@ TUNED: Mapping[str, Mapping[str, Mapping[str, Any]]] = {
             "replay_capacity": 50_000,
         },
     },
+    # purejaxdqn sweep --env CliffWalking-v1 --num-seeds 5 --total-steps 50000 --n-step 1 5
+    #   --learning-rate 1e-3 --adam-epsilon 1e-5 --learning-rate-end-fraction 0 --target-period 50
+    #   --replay-capacity 50000 --hidden-sizes 64 --epsilon-end 0.1 0.5 --eval-interval 10000
+    #   --eval-episodes 1 --eval-max-steps 200
+    "CliffWalking-v1": {
+        ALL: {"total_steps": 50_000, "eval_max_steps": 200, "hidden_sizes": (64,)},
+        DEFAULT: {
+            "n_step": 1,
+            "learning_rate": 1e-3,
+            "learning_rate_end_fraction": 0.0,
+            "adam_epsilon": 1e-5,
+            "replay_capacity": 50_000,
+            "epsilon_end": 0.1,
+        },
+    },
+    "FrozenLake-v1": _FROZEN_LAKE,
+    "FrozenLake8x8-v1": _FROZEN_LAKE,
     # purejaxdqn sweep --env MountainCar-v0 --num-seeds 10 --total-steps 120000 --discount 0.98
     #   --target-period 100 300 --learning-rate 2e-3 --learning-rate-end-fraction 0.2
     #   --adam-epsilon 1e-6 --n-step 1 --updates-per-iteration 2 --replay-capacity 30000

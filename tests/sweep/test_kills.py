@@ -47,7 +47,8 @@ from purejaxdqn.sweep.run import run_sweep
 def main():
     output, options = Path(sys.argv[1]), json.loads(sys.argv[2])
     results.prepare_output(output, resume=True)
-    config = DQNConfig(**{**json.loads(sys.argv[3]), "hidden_sizes": (8,), "head_sizes": ()})
+    given = json.loads(sys.argv[3])
+    config = DQNConfig(**{n: tuple(x) if type(x) is list else x for n, x in given.items()})
     run_sweep(dqn, config, range(2), learning_rate=[1e-3, 3e-3], width=2, output=output,
               resume=True, **options)
 

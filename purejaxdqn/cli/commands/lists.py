@@ -8,6 +8,7 @@ Settings and wrappers stand behind a name: CartPole-v1?time_limit=200&mask_obser
 """
 
 from collections.abc import Sequence
+from typing import Any
 
 from rich import box
 from rich.table import Table
@@ -43,12 +44,14 @@ def run_environments(argv: Sequence[str]) -> int:
     read_command_line(argv, "purejaxdqn environments", __doc__)
     columns = ("environment", "actions", "observation", "steps", "solved at", "settings behind ?")
     table = Table(*columns, box=box.SIMPLE_HEAD)
+    before: Any = None
     for name in environments.names():
         env = environments.describe(name)
         solved = "" if env.threshold is None else f"{env.threshold:g}"
         steps = "no limit" if env.max_steps is None else f"at most {env.max_steps:,}"
-        own = environments.options_of(name).items()
-        settings = "\n".join(f"{key}: {one.help or one.wanted}" for key, one in own)
+        own = environments.options_of(name)
+        settings = "\n".join(f"{key}: {one.help or one.wanted}" for key, one in own.items())
+        settings, before = ("as above" if own and own is before else settings), own
         table.add_row(name, str(env.num_actions), env.observation, steps, solved, settings)
     for prefix in environments.prefixes():
         table.add_row(f"{prefix}:NAME", *4 * [""], f"any environment of {prefix}")
