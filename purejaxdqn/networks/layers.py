@@ -104,18 +104,42 @@ class Conv(nn.Module):
         patches = _patches(jax.lax.optimization_barrier(x), self.kernel_size, self.strides)
         # The bias multiplies ones: its gradient comes with the kernel's, out of one product.
         weights = jnp.concatenate([kernel.reshape(-1, self.features), bias[None]])
-        y = dot(patches.reshape(*x.shape[:-3], -1, len(weights)), weights, None)
+        weights = jnp.pad(weights, ((0, patches.shape[-1] - len(weights)), (0, 0)))
+        positions = patches.reshape(*x.shape[:-3], -1, len(weights))
+        multiply = _multiply_by_image if self.features <= _FEW_OUTPUTS else dot
+        y = multiply(positions, weights, None)
         return y.reshape(*patches.shape[:-1], self.features)
 
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(2,))
+def _multiply_by_image(x: Array, kernel: Array, dimension_numbers: Any) -> Array:
+    """Multiplies as `dot`; each image `[positions, inputs]` has a gradient, and these are added.
+
+    In one product over all images, XLA would transpose one of the factors first.
+    """
+    return dot(x, kernel, dimension_numbers)
+
+
+def _multiply_forward(x: Array, kernel: Array, dimension_numbers: Any) -> Any:
+    return _multiply_by_image(x, kernel, dimension_numbers), (x, kernel)
+
+
+def _multiply_backward(_: Any, factors: tuple[Array, Array], gradient: Array) -> Any:
+    x, kernel = factors
+    over = tuple(range(x.ndim - 1))
+    return gradient @ kernel.T, jax.lax.dot_general(x, gradient, ((over, over), ((), ())))
+
+
+_multiply_by_image.defvjp(_multiply_forward, _multiply_backward)
 
 _MANY_SLICES = 16  # a patch of more takes longer to lay out than XLA takes to convolve
 _FEW_CHANNELS = 16  # in fewer, a patch is laid out faster by rows of patches
 
 
 def _patches(x: Array, size: tuple[int, int], strides: tuple[int, int]) -> Array:
-    """Maps `[..., height, width, C]` to `[..., rows, columns, patch + 1]`, a patch in `C` order.
+    """Maps `[..., height, width, C]` to `[..., rows, columns, inputs]`, a patch in `C` order.
 
-    The last one is 1, for the bias.
+    Behind a patch stand ones, for the bias, which fill a register.
     """
 
     def slices(x: Array, axis: int) -> list[Array]:
@@ -127,7 +151,8 @@ def _patches(x: Array, size: tuple[int, int], strides: tuple[int, int]) -> Array
         parts = slices(jnp.concatenate(slices(x, 1), axis=-1), 0)
     else:
         parts = [one for rows in slices(x, 0) for one in slices(rows, 1)]
-    ones = jnp.ones((*parts[0].shape[:-1], 1), x.dtype)
+    num_ones = 8 - math.prod(size) * x.shape[-1] % 8
+    ones = jnp.ones((*parts[0].shape[:-1], num_ones), x.dtype)
     return jnp.concatenate([*parts, ones], axis=-1)
 
 
