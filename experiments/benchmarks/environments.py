@@ -43,9 +43,12 @@ from purejaxdqn.types import Array, ConfigError
 Peer = Literal["gymnasium", "minatar", "gymnax"]
 Runner = Callable[[], float]  # runs for a while; steps per second
 _IN_GYMNAX = {
+    "Acrobot-v1": "Acrobot-v1",
+    "CartPole-v1": "CartPole-v1",
+    "MountainCar-v0": "MountainCar-v0",
     "Catch-bsuite": "Catch-bsuite",
     "DeepSea-bsuite": "DeepSea-bsuite",
-    "FourRooms": "FourRooms-misc",
+    "FourRooms-v0": "FourRooms-misc",
     "MinAtar/Asterix-v1": "Asterix-MinAtar",
     "MinAtar/Breakout-v1": "Breakout-MinAtar",
     "MinAtar/Freeway-v1": "Freeway-MinAtar",
@@ -148,7 +151,8 @@ def run_minatar(name: str, seconds: float) -> Runner:
 
     words = {"SpaceInvaders": "space_invaders"}
     game = name.removeprefix("MinAtar/").partition("-")[0]
-    original = Original(words.get(game, game.lower()), random_seed=0)
+    original = Original(words.get(game, game.lower()))
+    original.seed(0)
     original.reset()
     actions = np.random.default_rng(0).integers(0, 6, 4096).tolist()
 
@@ -168,7 +172,7 @@ def run_gymnax(name: str, args: Args) -> Runner:
     if args.venv is None:
         raise ConfigError("peers (gymnax) needs --venv, the virtual environment of peers.py")
     python = python_of(args.venv)
-    asked = {"env": _IN_GYMNAX.get(name, name), "num_envs": args.num_envs, "seconds": args.seconds}
+    asked = {"env": _IN_GYMNAX[name], "num_envs": args.num_envs, "seconds": args.seconds}
     return lambda: float(measure_peer(python, "peer_gymnax.py", asked)["steps_per_second"])
 
 
@@ -190,7 +194,7 @@ def make_runners(task: str, args: Args) -> dict[str, Runner]:
             runners["gymnasium, in NumPy"] = run_gymnasium(base, num_envs, seconds, mode)
     if "minatar" in args.peers and base.startswith("MinAtar/"):
         runners["minatar"] = run_minatar(base, seconds)
-    if "gymnax" in args.peers and (base in _IN_GYMNAX or base in gymnasium.registry):
+    if "gymnax" in args.peers and base in _IN_GYMNAX:
         runners["gymnax"] = run_gymnax(base, args)
     return runners
 
