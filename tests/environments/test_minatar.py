@@ -10,7 +10,8 @@ import pytest
 from minatar import Environment as Original
 from scipy import stats
 
-from purejaxdqn.environments import step_and_reset
+from purejaxdqn import environments
+from purejaxdqn.environments import step_and_reset, wrappers
 from purejaxdqn.environments.minatar import asterix, breakout, common, freeway
 from purejaxdqn.testing import check_environment
 from purejaxdqn.types import ConfigError
@@ -382,6 +383,10 @@ class TestEnvironment:
         is_stuck = done != actions
         np.testing.assert_array_equal(done[is_stuck], before[is_stuck])
         assert is_stuck.mean() == pytest.approx(0.25, abs=0.03)
+
+    def test_a_wrapper_may_cut_it(self):
+        env = wrappers.time_limit(environments.make("MinAtar/Breakout-v1"), 5)
+        check_environment(env, jax.random.key(0))
 
     def test_begins_anew_as_base_does(self):
         env = make("Breakout", time_limit=5)

@@ -12,7 +12,6 @@ import flax.struct
 import jax
 import jax.numpy as jnp
 
-from purejaxdqn.environments.base import Environment
 from purejaxdqn.environments.minatar.common import (
     DOWN,
     LEFT,
@@ -148,13 +147,5 @@ def observe(state: AsterixState) -> Array:
     return light(screen, rows, columns, jnp.where(jnp.abs(state.kinds) == 2, 3, 1))
 
 
-def asterix(
-    name: str,
-    sticky_actions: float = 0.1,
-    time_limit: int | None = None,
-    difficulty_ramping: bool = True,
-) -> Environment:
-    """Makes Asterix; without `difficulty_ramping` it stays as hard as it begins."""
-    rules = functools.partial(advance, difficulty_ramping=difficulty_ramping)
-    game = Game(reset, draw, rules, observe, 4, (NOOP, LEFT, UP, RIGHT, DOWN))
-    return minatar(name, game, sticky_actions, time_limit)
+GAME = Game(reset, draw, advance, observe, 4, (NOOP, LEFT, UP, RIGHT, DOWN), ramps=True)
+asterix = functools.partial(minatar, game=GAME)

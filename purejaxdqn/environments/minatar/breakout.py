@@ -3,12 +3,13 @@
 The ball moves one cell along a diagonal in each step. A game ends when it gets past the paddle.
 """
 
+import functools
+
 import flax.struct
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from purejaxdqn.environments.base import Environment
 from purejaxdqn.environments.minatar.common import LEFT, NOOP, RIGHT, SIZE, Game, minatar
 from purejaxdqn.types import Array
 
@@ -107,14 +108,4 @@ def observe(state: BreakoutState) -> Array:
 
 
 GAME = Game(reset, lambda key: None, advance, observe, 4, (NOOP, LEFT, RIGHT))
-
-
-def breakout(
-    name: str,
-    sticky_actions: float = 0.1,
-    time_limit: int | None = None,
-    difficulty_ramping: bool = True,
-) -> Environment:
-    """Makes Breakout; `difficulty_ramping` changes nothing here, as in the original."""
-    del difficulty_ramping
-    return minatar(name, GAME, sticky_actions, time_limit)
+breakout = functools.partial(minatar, game=GAME)

@@ -45,11 +45,16 @@ class Game(NamedTuple):
 
     reset: Callable[[Array], Any]  # key -> the game's state
     draw: Callable[[Array], Any]  # key -> the random numbers of one step, a pytree
-    # (state, action [] of all six, draws) -> (state, reward [] float32, terminated [] bool)
-    advance: Callable[[Any, Array, Any], tuple[Any, Array, Array]]
+    # (state, action [] of all six, draws) -> (state, reward [] float32, terminated [] bool); if it
+    # ramps, also with difficulty_ramping=False, for a game that stays as hard as it begins
+    advance: Callable[..., tuple[Any, Array, Array]]
     observe: Callable[[Any], Array]  # state -> [10, 10, num_channels] bool
     num_channels: int
     actions: tuple[int, ...]  # the minimal ones, in the original's order
+    ramps: bool = False  # whether it gets harder
+    # Where an episode begins, whether the state that was chosen is observed again, which is faster
+    # than to choose one of two observations, but where observing takes long
+    observes_again: bool = True
 
 
 @flax.struct.dataclass
@@ -59,17 +64,6 @@ class MinAtarState:
     game: Any  # the game's own state
     last_action: Array  # [] int32, of all six; what a sticky action repeats
     num_steps: Array  # [] int32, steps taken in this episode
-
-
-def grid(row: Array, column: Array) -> Array:
-    """Marks one cell of the screen, `[10, 10]` bool; none where it lies outside."""
-    cells = jnp.arange(SIZE)
-    return (cells == row)[:, jnp.newaxis] & (cells == column)[jnp.newaxis]
-
-
-def planes(*channels: Array) -> Array:
-    """Stacks planes `[10, 10]` bool as the channels of an observation."""
-    return jnp.stack(channels, axis=-1)
 
 
 def light(screen: Array, rows: Array, columns: Array, channels: Array | int) -> Array:
@@ -94,12 +88,20 @@ def unpack(*channels: Array) -> Array:
     return (rows[:, jnp.newaxis] >> cells) & 1 == 1
 
 
-def minatar(name: str, game: Game, sticky_actions: float, time_limit: int | None) -> Environment:
+def minatar(
+    name: str,
+    sticky_actions: float = 0.1,
+    time_limit: int | None = None,
+    difficulty_ramping: bool = True,
+    *,
+    game: Game,
+) -> Environment:
     """Makes a game's environment; a name that ends in "-v0" has all six actions.
 
     Those of "-v1" are the game's minimal ones. With probability `sticky_actions` a step repeats the
     action that was taken before it; an episode begins as if that had been no action. (The original
     takes over the last action of the episode before.) Without a `time_limit` nothing is cut off.
+    Without `difficulty_ramping` a game stays as hard as it begins; Breakout and Freeway do anyhow.
 
     Raises:
       ConfigError: for a setting out of range.
@@ -109,6 +111,9 @@ def minatar(name: str, game: Game, sticky_actions: float, time_limit: int | None
     ensure_number("sticky_actions", sticky_actions, 0, 1)
     if time_limit is not None:
         ensure_whole("time_limit", time_limit)
+    if game.ramps:
+        rules = functools.partial(game.advance, difficulty_ramping=difficulty_ramping)
+        game = game._replace(advance=rules)
     version = name.partition("?")[0][-3:]
     ensure(version in ("-v0", "-v1"), "environment", name, "a name that ends in -v0 or -v1")
     actions = tuple(range(6)) if version == "-v0" else game.actions
@@ -116,6 +121,7 @@ def minatar(name: str, game: Game, sticky_actions: float, time_limit: int | None
     step = functools.partial(
         _step, game=game, actions=actions, sticky_actions=sticky_actions, time_limit=time_limit
     )
+    both = functools.partial(_step_and_reset, game=game, step=step)
     return Environment(
         name,
         functools.partial(_reset, game=game),
@@ -125,7 +131,7 @@ def minatar(name: str, game: Game, sticky_actions: float, time_limit: int | None
         None,
         time_limit,
         render=functools.partial(_render, game=game),
-        step_and_reset=functools.partial(_step_and_reset, game=game, step=step),
+        step_and_reset=both if game.observes_again else None,
     )
 
 
@@ -158,14 +164,19 @@ def _step(
 
 
 def _step_and_reset(
-    key: Array, state: MinAtarState, action: Array, *, game: Game, step: Callable[..., Any]
+    key: Array,
+    state: MinAtarState,
+    action: Array,
+    cut: Array | None = None,
+    *,
+    game: Game,
+    step: Callable[..., Any],
 ) -> tuple[MinAtarState, Array, TimeStep]:
-    """Does what `base.step_and_reset` does, and observes the state that it chose.
-
-    That is faster than choosing between two observations, element by element.
-    """
+    """Does what `base.step_and_reset` does, and observes the state that it chose."""
     step_key, reset_key = jax.random.split(key)
     next_state, timestep = step(step_key, state, action)
+    if cut is not None:
+        timestep = timestep._replace(truncated=timestep.truncated | cut)
     reset_state, _ = _reset(reset_key, game=game)
     ended = timestep.terminated | timestep.truncated
     state = jax.tree.map(lambda new, old: jnp.where(ended, new, old), reset_state, next_state)

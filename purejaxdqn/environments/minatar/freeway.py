@@ -6,11 +6,12 @@ not see the clock. The end is the game's own, so that it terminates the episode:
 limit, which truncates one.
 """
 
+import functools
+
 import flax.struct
 import jax
 import jax.numpy as jnp
 
-from purejaxdqn.environments.base import Environment
 from purejaxdqn.environments.minatar.common import DOWN, NOOP, SIZE, UP, Game, light, minatar
 from purejaxdqn.types import Array
 
@@ -90,14 +91,4 @@ def observe(state: FreewayState) -> Array:
 
 
 GAME = Game(reset, draw, advance, observe, 2 + SLOWEST, (NOOP, UP, DOWN))
-
-
-def freeway(
-    name: str,
-    sticky_actions: float = 0.1,
-    time_limit: int | None = None,
-    difficulty_ramping: bool = True,
-) -> Environment:
-    """Makes Freeway; `difficulty_ramping` changes nothing here, as in the original."""
-    del difficulty_ramping
-    return minatar(name, GAME, sticky_actions, time_limit)
+freeway = functools.partial(minatar, game=GAME)

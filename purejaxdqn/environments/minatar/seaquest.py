@@ -16,7 +16,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from purejaxdqn.environments.base import Environment
 from purejaxdqn.environments.minatar.common import (
     DOWN,
     FIRE,
@@ -351,14 +350,5 @@ def observe(state: SeaquestState) -> Array:
     )
 
 
-def seaquest(
-    name: str,
-    sticky_actions: float = 0.1,
-    time_limit: int | None = None,
-    difficulty_ramping: bool = True,
-) -> Environment:
-    """Makes Seaquest; with `difficulty_ramping` enemies come more often after each surfacing."""
-    rules = functools.partial(advance, difficulty_ramping=difficulty_ramping)
-    game = Game(reset, draw, rules, observe, 10, tuple(range(6)))
-    # Of two observations one is chosen: to observe the state that was chosen takes longer here.
-    return minatar(name, game, sticky_actions, time_limit)._replace(step_and_reset=None)
+GAME = Game(reset, draw, advance, observe, 10, tuple(range(6)), ramps=True, observes_again=False)
+seaquest = functools.partial(minatar, game=GAME)

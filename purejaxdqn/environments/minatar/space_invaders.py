@@ -13,7 +13,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from purejaxdqn.environments.base import Environment
 from purejaxdqn.environments.minatar.common import (
     FIRE,
     LEFT,
@@ -143,14 +142,7 @@ def observe(state: SpaceInvadersState) -> Array:
     )
 
 
-def space_invaders(
-    name: str,
-    sticky_actions: float = 0.1,
-    time_limit: int | None = None,
-    difficulty_ramping: bool = True,
-) -> Environment:
-    """Makes Space Invaders; with `difficulty_ramping` each wave marches faster than the last."""
-    rules = functools.partial(advance, difficulty_ramping=difficulty_ramping)
-    game = Game(reset, draw, rules, observe, 6, (NOOP, LEFT, RIGHT, FIRE))
-    # Of two observations one is chosen: to observe the state that was chosen takes longer here.
-    return minatar(name, game, sticky_actions, time_limit)._replace(step_and_reset=None)
+GAME = Game(
+    reset, draw, advance, observe, 6, (NOOP, LEFT, RIGHT, FIRE), ramps=True, observes_again=False
+)
+space_invaders = functools.partial(minatar, game=GAME)
