@@ -16,10 +16,10 @@ from purejaxdqn import testing
 from purejaxdqn.environments import Environment, tabular
 from purejaxdqn.environments.grids import common
 from purejaxdqn.environments.grids.catch import CatchState, catch
-from purejaxdqn.environments.grids.cliff_walking import CliffWalkingState, cliff_walking
+from purejaxdqn.environments.grids.cliff_walking import cliff_walking
 from purejaxdqn.environments.grids.deep_sea import DeepSeaState, deep_sea
-from purejaxdqn.environments.grids.frozen_lake import FrozenLakeState, frozen_lake
-from purejaxdqn.environments.grids.rooms import LAYOUTS, RoomsState, rooms
+from purejaxdqn.environments.grids.frozen_lake import frozen_lake
+from purejaxdqn.environments.grids.rooms import LAYOUTS, rooms
 from purejaxdqn.environments.tabular import TabularMDP, optimal_values
 from purejaxdqn.training.evaluation import evaluate
 from purejaxdqn.types import ConfigError
@@ -66,8 +66,7 @@ def state_at(env: Environment, cells: Any, num_steps: Any = 0) -> Any:
     cells = np.asarray(cells)
     position = np.stack([cells // columns, cells % columns], axis=-1).astype(np.int32)
     num_steps = np.broadcast_to(np.int32(num_steps), cells.shape)
-    kind = CliffWalkingState if is_cliff else FrozenLakeState
-    return kind(jnp.asarray(position), jnp.asarray(num_steps))
+    return common.Walker(jnp.asarray(position), jnp.asarray(num_steps))
 
 
 @functools.cache
@@ -574,7 +573,7 @@ def test_a_wall_the_goal_and_a_step_that_fails():
     keys = jax.random.split(jax.random.key(0), 9_000)
 
     def step(position, action):
-        state = RoomsState(jnp.array(position, jnp.int32), jnp.int32(3))
+        state = common.Walker(jnp.array(position, jnp.int32), jnp.int32(3))
         state, answer = jax.vmap(env.step, (0, None, None))(keys, state, jnp.int32(action))
         return np.asarray(state.position), jax.tree.map(np.asarray, answer)
 

@@ -8,13 +8,13 @@ which says the same and is what a network can read.
 import functools
 from collections.abc import Sequence
 
-import flax.struct
 import jax.numpy as jnp
 import numpy as np
 
 from purejaxdqn.environments import drawing
 from purejaxdqn.environments.base import Environment
 from purejaxdqn.environments.grids import common
+from purejaxdqn.environments.grids.common import Walker
 from purejaxdqn.environments.tabular import TabularMDP, tabulate
 from purejaxdqn.types import Array, TimeStep
 
@@ -25,19 +25,7 @@ SLIPPERY = (1 / 3, 1 / 3, 1 / 3)  # of a turn to one side, none, and one to the 
 FIRM = (0.0, 1.0, 0.0)
 
 
-@flax.struct.dataclass
-class CliffWalkingState:
-    """One walker beside the cliff."""
-
-    position: Array  # [2] int32, row and column
-    num_steps: Array  # [] int32, steps taken in this episode
-
-
-def _begin(position: Array) -> CliffWalkingState:
-    return CliffWalkingState(position, jnp.zeros((), jnp.int32))
-
-
-def _observe(state: CliffWalkingState) -> Array:
+def _observe(state: Walker) -> Array:
     return common.mark(state.position, SHAPE).ravel()
 
 
@@ -45,16 +33,16 @@ def _is_cliff(row: Array | np.ndarray, column: Array | np.ndarray) -> Array:
     return jnp.asarray((row == START[0]) & (column > START[1]) & (column < GOAL[1]))
 
 
-def reset(key: Array) -> tuple[CliffWalkingState, Array]:
+def reset(key: Array) -> tuple[Walker, Array]:
     """Begins an episode, `(state, obs [48] bool)`, at the bottom left."""
     del key  # every episode begins there
-    state = _begin(jnp.array(START, jnp.int32))
+    state = common.begin(jnp.array(START, jnp.int32))
     return state, _observe(state)
 
 
 def move(
-    state: CliffWalkingState, action: Array, outcome: Array, *, max_steps: int | None
-) -> tuple[CliffWalkingState, TimeStep]:
+    state: Walker, action: Array, outcome: Array, *, max_steps: int | None
+) -> tuple[Walker, TimeStep]:
     """Goes to the next cell: up, right, down or left for an action `[]` of 0 to 3.
 
     An outcome `[]` of 0 or 2 turns this to a side; nothing leads off the board. Whoever falls off
@@ -64,7 +52,7 @@ def move(
     wished = jnp.clip(wished, 0, np.array(SHAPE, np.int32) - 1)
     falls = _is_cliff(*wished)
     position = jnp.where(falls, jnp.array(START, jnp.int32), wished)
-    next_state = CliffWalkingState(position, state.num_steps + 1)
+    next_state = Walker(position, state.num_steps + 1)
     reward, terminated = jnp.where(falls, -100.0, -1.0), (position == np.array(GOAL)).all()
     truncated = common.is_late(next_state.num_steps, max_steps)
     return next_state, TimeStep(_observe(next_state), reward, terminated, truncated)
@@ -72,17 +60,17 @@ def move(
 
 def step(
     key: Array,
-    state: CliffWalkingState,
+    state: Walker,
     action: Array,
     *,
     max_steps: int | None,
     probabilities: Sequence[float],
-) -> tuple[CliffWalkingState, TimeStep]:
+) -> tuple[Walker, TimeStep]:
     """Goes to the next cell as `move` does, with an outcome of these probabilities."""
     return move(state, action, common.draw(key, probabilities), max_steps=max_steps)
 
 
-def render(state: CliffWalkingState) -> Array:
+def render(state: Walker) -> Array:
     """Draws the board, `[H, W, 3]` uint8, with the cliff, the goal and the walker."""
     cliff, goal = _is_cliff(*np.ogrid[: SHAPE[0], : SHAPE[1]]), common.mark(np.array(GOAL), SHAPE)
     walker = common.mark(state.position, SHAPE)
@@ -95,7 +83,7 @@ def tabular(*, probabilities: Sequence[float]) -> TabularMDP:
     states = [np.indices(SHAPE, np.int32).reshape(2, -1).T]
     starts = [np.array([START], np.int32)]
     moves = functools.partial(move, max_steps=None)
-    return tabulate(_begin, _observe, moves, states, starts, len(MOVES), probabilities)
+    return tabulate(common.begin, _observe, moves, states, starts, len(MOVES), probabilities)
 
 
 def cliff_walking(

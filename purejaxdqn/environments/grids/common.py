@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
+import flax.struct
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -16,6 +17,19 @@ if TYPE_CHECKING:
     import gymnasium
 
 _SIDE = 256  # pixels of a picture's longer side, about
+
+
+@flax.struct.dataclass
+class Walker:
+    """One walker in a world of cells."""
+
+    position: Array  # [2] int32, row and column
+    num_steps: Array  # [] int32, steps taken in this episode
+
+
+def begin(position: Array) -> Walker:
+    """Begins an episode at a position `[2]` int32."""
+    return Walker(position, jnp.zeros((), jnp.int32))
 
 
 def draw(key: Array, probabilities: Sequence[float]) -> Array:

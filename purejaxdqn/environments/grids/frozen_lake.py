@@ -9,13 +9,13 @@ import functools
 from collections.abc import Sequence
 from typing import Any
 
-import flax.struct
 import jax.numpy as jnp
 import numpy as np
 
 from purejaxdqn.environments import drawing
 from purejaxdqn.environments.base import Environment
 from purejaxdqn.environments.grids import common
+from purejaxdqn.environments.grids.common import Walker
 from purejaxdqn.environments.tabular import TabularMDP, tabulate
 from purejaxdqn.types import Array, TimeStep, ensure
 
@@ -34,32 +34,20 @@ SLIPPERY = ((1 - STRAIGHT) / 2, STRAIGHT, (1 - STRAIGHT) / 2)
 FIRM = (0.0, 1.0, 0.0)
 
 
-@flax.struct.dataclass
-class FrozenLakeState:
-    """One walker on the lake."""
-
-    position: Array  # [2] int32, row and column
-    num_steps: Array  # [] int32, steps taken in this episode
-
-
-def _begin(position: Array) -> FrozenLakeState:
-    return FrozenLakeState(position, jnp.zeros((), jnp.int32))
-
-
-def _observe(state: FrozenLakeState, *, tiles: np.ndarray) -> Array:
+def _observe(state: Walker, *, tiles: np.ndarray) -> Array:
     return common.mark(state.position, tiles.shape).ravel()
 
 
-def reset(key: Array, *, tiles: np.ndarray) -> tuple[FrozenLakeState, Array]:
+def reset(key: Array, *, tiles: np.ndarray) -> tuple[Walker, Array]:
     """Begins an episode, `(state, obs [cells] bool)`, in the corner at the top left."""
     del key  # every episode begins there
-    state = _begin(jnp.zeros(2, jnp.int32))
+    state = common.begin(jnp.zeros(2, jnp.int32))
     return state, _observe(state, tiles=tiles)
 
 
 def move(
-    state: FrozenLakeState, action: Array, outcome: Array, *, tiles: np.ndarray, max_steps: int
-) -> tuple[FrozenLakeState, TimeStep]:
+    state: Walker, action: Array, outcome: Array, *, tiles: np.ndarray, max_steps: int
+) -> tuple[Walker, TimeStep]:
     """Goes to the next cell: left, down, right or up for an action `[]` of 0 to 3.
 
     An outcome `[]` of 0 or 2 turns this to a side. Nothing leads off the lake, or on from a hole or
@@ -72,7 +60,7 @@ def move(
     is_over = (here == HOLE) | (here == GOAL)
     position = jnp.where(is_over, state.position, wished)
     there = cells[tuple(position)]
-    next_state = FrozenLakeState(position, state.num_steps + 1)
+    next_state = Walker(position, state.num_steps + 1)
     reward = jnp.where((there == GOAL) & ~is_over, 1.0, 0.0)
     terminated, truncated = (there == HOLE) | (there == GOAL), next_state.num_steps >= max_steps
     return next_state, TimeStep(_observe(next_state, tiles=tiles), reward, terminated, truncated)
@@ -80,19 +68,19 @@ def move(
 
 def step(
     key: Array,
-    state: FrozenLakeState,
+    state: Walker,
     action: Array,
     *,
     tiles: np.ndarray,
     max_steps: int,
     probabilities: Sequence[float],
-) -> tuple[FrozenLakeState, TimeStep]:
+) -> tuple[Walker, TimeStep]:
     """Goes to the next cell as `move` does, with an outcome of these probabilities."""
     outcome = common.draw(key, probabilities)
     return move(state, action, outcome, tiles=tiles, max_steps=max_steps)
 
 
-def render(state: FrozenLakeState, *, tiles: np.ndarray) -> Array:
+def render(state: Walker, *, tiles: np.ndarray) -> Array:
     """Draws the lake, `[H, W, 3]` uint8, with its holes, the goal and the walker."""
     holes, goal, walker = tiles == HOLE, tiles == GOAL, common.mark(state.position, tiles.shape)
     layers = ((holes, drawing.BLACK), (goal, drawing.BLUE), (walker, drawing.ORANGE))
@@ -105,7 +93,7 @@ def tabular(*, tiles: np.ndarray, probabilities: Sequence[float]) -> TabularMDP:
     observe = functools.partial(_observe, tiles=tiles)
     moves = functools.partial(move, tiles=tiles, max_steps=1)
     states, starts = [positions], [positions[:1]]
-    return tabulate(_begin, observe, moves, states, starts, len(MOVES), probabilities)
+    return tabulate(common.begin, observe, moves, states, starts, len(MOVES), probabilities)
 
 
 def frozen_lake(

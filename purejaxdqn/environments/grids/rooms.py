@@ -9,7 +9,6 @@ import functools
 from collections.abc import Sequence
 from typing import Any
 
-import flax.struct
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -17,6 +16,7 @@ import numpy as np
 from purejaxdqn.environments import drawing
 from purejaxdqn.environments.base import Environment
 from purejaxdqn.environments.grids import common
+from purejaxdqn.environments.grids.common import Walker
 from purejaxdqn.environments.tabular import TabularMDP, tabulate
 from purejaxdqn.types import Array, TimeStep, ensure, ensure_number
 
@@ -49,19 +49,7 @@ LAYOUTS = {  # walls (#), free cells and the goal (G)
 MOVES = np.array([[-1, 0], [0, 1], [1, 0], [0, -1]], np.int32)  # up, right, down, left
 
 
-@flax.struct.dataclass
-class RoomsState:
-    """One walker in the rooms."""
-
-    position: Array  # [2] int32, row and column
-    num_steps: Array  # [] int32, steps taken in this episode
-
-
-def _begin(position: Array) -> RoomsState:
-    return RoomsState(position, jnp.zeros((), jnp.int32))
-
-
-def _observe(state: RoomsState, *, cells: np.ndarray) -> Array:
+def _observe(state: Walker, *, cells: np.ndarray) -> Array:
     walker = common.mark(state.position, cells.shape)
     return jnp.stack([walker, cells == ord("G"), cells == ord("#")], axis=-1)
 
@@ -70,23 +58,23 @@ def _starts(cells: np.ndarray) -> np.ndarray:
     return np.argwhere(cells == ord(" ")).astype(np.int32)
 
 
-def reset(key: Array, *, cells: np.ndarray) -> tuple[RoomsState, Array]:
+def reset(key: Array, *, cells: np.ndarray) -> tuple[Walker, Array]:
     """Begins an episode, `(state, obs [rows, columns, 3] bool)`, in any free cell but the goal.
 
     The channels of an observation are the walker, the goal and the walls.
     """
-    state = _begin(jax.random.choice(key, _starts(cells)))
+    state = common.begin(jax.random.choice(key, _starts(cells)))
     return state, _observe(state, cells=cells)
 
 
 def move(
-    state: RoomsState,
+    state: Walker,
     action: Array,
     outcome: Array,
     *,
     cells: np.ndarray,
     max_steps: int | None,
-) -> tuple[RoomsState, TimeStep]:
+) -> tuple[Walker, TimeStep]:
     """Goes to the next cell: up, right, down or left for an action `[]` of 0 to 3.
 
     An outcome `[]` of 1 to 3 is one of the other directions in place of this one. Walls stop the
@@ -95,7 +83,7 @@ def move(
     wished = state.position + jnp.asarray(MOVES)[(action + outcome) % 4]
     kinds = jnp.asarray(cells)
     position = jnp.where(kinds[tuple(wished)] == ord("#"), state.position, wished)
-    next_state = RoomsState(position, state.num_steps + 1)
+    next_state = Walker(position, state.num_steps + 1)
     terminated = kinds[tuple(position)] == ord("G")
     reward = jnp.where(terminated, 1.0, 0.0)
     truncated = common.is_late(next_state.num_steps, max_steps)
@@ -104,19 +92,19 @@ def move(
 
 def step(
     key: Array,
-    state: RoomsState,
+    state: Walker,
     action: Array,
     *,
     cells: np.ndarray,
     max_steps: int | None,
     probabilities: Sequence[float],
-) -> tuple[RoomsState, TimeStep]:
+) -> tuple[Walker, TimeStep]:
     """Goes to the next cell as `move` does, with an outcome of these probabilities."""
     outcome = common.draw(key, probabilities)
     return move(state, action, outcome, cells=cells, max_steps=max_steps)
 
 
-def render(state: RoomsState, *, cells: np.ndarray) -> Array:
+def render(state: Walker, *, cells: np.ndarray) -> Array:
     """Draws the rooms, `[H, W, 3]` uint8, with walls, goal and walker."""
     walker = common.mark(state.position, cells.shape)
     walls, goal = cells == ord("#"), cells == ord("G")
@@ -129,7 +117,7 @@ def tabular(*, cells: np.ndarray, probabilities: Sequence[float]) -> TabularMDP:
     states = [_starts(cells)]
     observe = functools.partial(_observe, cells=cells)
     moves = functools.partial(move, cells=cells, max_steps=None)
-    return tabulate(_begin, observe, moves, states, states, len(MOVES), probabilities)
+    return tabulate(common.begin, observe, moves, states, states, len(MOVES), probabilities)
 
 
 def rooms(
