@@ -3,9 +3,6 @@
 What gymnasium does not have is filmed as it draws itself.
 """
 
-import functools
-import os
-import warnings
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +15,7 @@ from rich.progress import track
 
 from purejaxdqn import environments
 from purejaxdqn.environments import Environment
+from purejaxdqn.environments.host.singles import make_quietly, read_observations
 from purejaxdqn.report.files import FILM_NAME
 from purejaxdqn.runtime.console import make_console, show_waiting
 from purejaxdqn.runtime.modules import describe_error
@@ -64,7 +62,8 @@ def play(train: Train, params: Params, num_episodes: int, random_seed: int = 0) 
 
     def play_one(params: Params, key: jax.Array) -> jax.Array:
         policy = train.policy(params)
-        return evaluate(policy, train.env, key, num_episodes, _MOST_STEPS).episode_return
+        cap = _MOST_STEPS if train.env.max_steps is None else None
+        return evaluate(policy, train.env, key, num_episodes, cap).episode_return
 
     # A key for each run, though all are the same: on the host, runs cannot share environments.
     keys = jax.numpy.stack([jax.random.key(random_seed)] * len(jax.tree.leaves(params)[0]))
@@ -208,17 +207,12 @@ def _make_drawing(env: Environment) -> Environment:
 
 
 def _make_in_gymnasium(name: str, render_mode: str | None) -> gymnasium.Env[Any, Any]:
-    # Frames are drawn on machines without a screen too.
-    os.environ.setdefault("SDL_VIDEODRIVER", "dummy")
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # gymnasium calls CartPole-v0 outdated at each make
-        env = gymnasium.make(name, render_mode=render_mode, disable_env_checker=True)
-    space = env.observation_space
-    if not isinstance(space, gymnasium.spaces.Discrete):
+    env = make_quietly(name, render_mode=render_mode)
+    reader = read_observations(env.observation_space)
+    if reader is None or not isinstance(env.observation_space, gymnasium.spaces.Discrete):
         return env
-    numbers = gymnasium.spaces.Box(0, 1, (int(space.n),), np.float32)
-    read: Any = functools.partial(gymnasium.spaces.utils.flatten, space)  # one-hot, as ours are
-    return gymnasium.wrappers.TransformObservation(env, lambda x: np.float32(read(x)), numbers)
+    read = reader.read  # one-hot, as ours are
+    return gymnasium.wrappers.TransformObservation(env, lambda x: np.float32(read(x)), reader.space)
 
 
 def _read_spaces(env: Any) -> tuple[Any, ...]:

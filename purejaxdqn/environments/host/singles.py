@@ -24,11 +24,16 @@ class Source(NamedTuple):
 
     def make(self) -> gymnasium.Env[Any, Any]:
         """Makes one."""
-        # Frames are drawn on machines without a screen too.
-        os.environ.setdefault("SDL_VIDEODRIVER", "dummy")
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # gymnasium calls older versions outdated at each make
-            return gymnasium.make(self.id, disable_env_checker=True, **dict(self.settings))
+        return make_quietly(self.id, **dict(self.settings))
+
+
+def make_quietly(id: str, **settings: Any) -> gymnasium.Env[Any, Any]:
+    """Makes an environment of gymnasium's registry, without its warnings and without a screen."""
+    # Frames are drawn on machines without a screen too.
+    os.environ.setdefault("SDL_VIDEODRIVER", "dummy")
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # gymnasium calls older versions outdated at each make
+        return gymnasium.make(id, disable_env_checker=True, **settings)
 
 
 class Reader(NamedTuple):
