@@ -12,7 +12,6 @@ import sys
 from typing import TYPE_CHECKING, Any
 
 from purejaxdqn.agents import tasks
-from purejaxdqn.agents.dqn.settings import DQNConfig
 from purejaxdqn.agents.torso import TorsoConfig, settings_for_images
 from purejaxdqn.checks import ConfigError, ensure, ensure_function, nearest_names, suggest_names
 from purejaxdqn.training.declaration import settings_of
@@ -45,7 +44,7 @@ class Agent:
         return pkgutil.resolve_name(source.text) if isinstance(source, Place) else source
 
 
-DEFAULT = DQNConfig.agent  # the agent where none is named
+DEFAULT = tasks.DEFAULT
 _AGENTS: dict[str, Agent] = {}
 
 

@@ -1,13 +1,15 @@
 """Defaults for each task: the settings in which an agent differs there from its own defaults.
 
 An agent's own defaults are tuned for CartPole-v1. Each entry was found on seeds 0 to 9, by the
-command that stands above it; docs/benchmarks.md has its returns on other seeds.
+command that stands above it; docs/benchmarks.md says which of them were tried on other seeds.
 """
 
 from collections.abc import Mapping
 from typing import Any
 
-DEFAULT = "double_n_step"  # the package's default agent
+from purejaxdqn.agents.dqn.settings import DQNConfig
+
+DEFAULT = DQNConfig.agent  # the agent where none is named
 ALL = ""  # stands for every agent that has these settings
 
 # purejaxdqn sweep --env FrozenLake-v1 --num-seeds 5 --learning-rate 5e-4 2e-3 --adam-epsilon 1e-5
@@ -116,7 +118,6 @@ TUNED: Mapping[str, Mapping[str, Mapping[str, Any]]] = {
         },
     },
 }
-
 
 # Of Atari games, not tuned: Mnih et al. (2015), Methods, have this hidden layer.
 _ATARI: Mapping[str, Mapping[str, Any]] = {ALL: {"hidden_sizes": (512,), "eval_episodes": 10}}
