@@ -37,7 +37,8 @@ from purejaxdqn import environments
 from purejaxdqn.cli.exits import run_script
 from purejaxdqn.environments import Environment, step_and_reset
 from purejaxdqn.runtime.console import make_console
-from purejaxdqn.runtime.devices import use_every_core
+from purejaxdqn.runtime.devices import compiler_options, use_every_core
+from purejaxdqn.runtime.random_keys import make_key
 from purejaxdqn.types import Array, ConfigError
 
 Peer = Literal["gymnasium", "minatar", "gymnax"]
@@ -89,22 +90,22 @@ def run_own(env: Environment, num_envs: int, num_steps: int, seconds: float) -> 
     share = max(num_envs // len(devices), 1)
 
     def begin(keys: Array) -> Any:
-        return jax.vmap(env.reset)(jax.random.split(keys[0], share))[0]
+        return *jax.vmap(env.reset)(jax.random.split(keys[0], share)), jnp.zeros(1)
 
-    def play(keys: Array, state: Any) -> Any:
+    def play(keys: Array, carry: Any) -> Any:
         def step(carry: Any, key: Array) -> Any:
-            state, seen = carry
+            state, _, rewards = carry
             act_key, step_key = jax.random.split(key)
             actions = jax.random.bits(act_key, (share,)) % env.num_actions
             actions = actions.astype(jnp.int32)
             step_all = jax.vmap(functools.partial(step_and_reset, env))
             state, obs, timestep = step_all(jax.random.split(step_key, share), state, actions)
-            # Whoever acts needs the observation: without the sum, XLA would leave it out.
-            return (state, seen + timestep.reward.sum() + jnp.float32(obs.sum())), None
+            # Whoever acts needs the observation: where it is carried on, XLA makes it.
+            return (state, obs, rewards + timestep.reward.sum()), None
 
-        keys = jax.random.split(keys[0], num_steps)
-        (state, seen), _ = jax.lax.scan(step, (state, jnp.zeros(())), keys)
-        return state, seen[jnp.newaxis]
+        key, steps_key = jax.random.split(keys[0])
+        carry, _ = jax.lax.scan(step, carry, jax.random.split(steps_key, num_steps))
+        return key[jnp.newaxis], carry
 
     mesh, by_device = Mesh(np.array(devices), ("envs",)), PartitionSpec("envs")
     specs: dict[str, Any] = {
@@ -113,14 +114,14 @@ def run_own(env: Environment, num_envs: int, num_steps: int, seconds: float) -> 
         "out_specs": by_device,
         "check_vma": False,
     }
-    program = jax.jit(jax.shard_map(play, **specs), donate_argnums=1)
-    keys = jax.random.split(jax.random.key(0), (2, len(devices)))
-    box = [jax.jit(jax.shard_map(begin, **specs))(keys[0]), keys[1]]
+    options = compiler_options()  # as a run that trains is compiled
+    program = jax.jit(jax.shard_map(play, **specs), donate_argnums=1, compiler_options=options)
+    keys = jax.random.split(make_key(0), (2, len(devices)))
+    box = [keys[0], jax.jit(jax.shard_map(begin, **specs))(keys[1])]
 
     def advance() -> int:
-        box[1] = jax.vmap(lambda key: jax.random.split(key, 1)[0])(box[1])
-        box[0], seen = program(box[1], box[0])
-        jax.block_until_ready(seen)
+        box[:] = program(*box)
+        jax.block_until_ready(box[1])
         return num_steps * share * len(devices)
 
     advance()  # compiles

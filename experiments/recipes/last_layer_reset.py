@@ -3,7 +3,7 @@
 Nikishin et al., "The primacy bias in deep reinforcement learning" (2022): every `reset_period`
 gradient steps the last layer begins anew, with its copy in the target network and its moments in
 the optimiser, while the replay stays. New is the hook `after_update`. The `optimizer` is Adam as it
-comes: the package's own keeps all moments in one vector, where no layer can be told.
+comes: the package's own keeps many layers' moments in one vector, where no layer can be told.
 
     cd experiments
     purejaxdqn train --import recipes.last_layer_reset --agent last_layer_reset --num-seeds 10

@@ -16,6 +16,7 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from purejaxdqn.runtime.devices import Plan, available_cores, compiler_options
 from purejaxdqn.runtime.interrupts import finish_first
+from purejaxdqn.runtime.random_keys import make_key, wrap_key_data
 from purejaxdqn.training.declaration import settings_of
 from purejaxdqn.training.diagnostics import diagnose, known_values
 from purejaxdqn.training.evaluation import EpisodeStats, cap_of, evaluate
@@ -48,7 +49,7 @@ def max_iterations_of(config: RunConfig) -> int:
 
 def run_keys(seed: Array) -> tuple[Array, Array, Array]:
     """Makes the keys `[]` of a run for training, evaluation and diagnostics from its seed."""
-    key = jax.random.key(seed)
+    key = make_key(seed)
     training_key, evaluation_key = jax.random.split(key)
     # The split took 0 and 1: folding in 2 gives a third stream of its own.
     return training_key, evaluation_key, jax.random.fold_in(key, 2)
@@ -275,7 +276,7 @@ class Programs(NamedTuple):
             del part
             shape = (*leaf.shape, *shards[0].shape[leaf.ndim :])  # the data of a key has an axis
             data = jax.make_array_from_single_device_arrays(shape, leaf.sharding, shards)
-            joined.append(jax.random.wrap_key_data(data) if _is_key(leaf) else data)
+            joined.append(wrap_key_data(data) if _is_key(leaf) else data)
         return jax.tree.unflatten(structure, joined)
 
 

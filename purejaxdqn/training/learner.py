@@ -6,6 +6,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import optax
+from jax.flatten_util import ravel_pytree
 
 from purejaxdqn.training.parts import check_output
 from purejaxdqn.training.schedules import linear_schedule
@@ -53,19 +54,51 @@ def make_clipped_optimizer(
         is_made = isinstance(made, optax.GradientTransformation)
         ensure(is_made, "what optimizer makes", made, "an optimiser of optax")
         return optax.chain(optax.clip_by_global_norm(config.max_grad_norm), made)
-    # All weights as one vector: a few long operations where each layer would have its own.
     clip = _clip_by_norm(config.max_grad_norm)
-    return optax.flatten(optax.chain(clip, default(config)(learning_rate)))
+    return _join_small(optax.chain(clip, default(config)(learning_rate)))
+
+
+_LARGE = 2**15  # numbers, from which to copy an array takes longer than operations of its own
+
+
+def _join_small(inner: optax.GradientTransformation) -> optax.GradientTransformation:
+    """Hands all small arrays to a transformation as one vector, as `optax.flatten` does all.
+
+    A few long operations take the place of some for each array.
+    """
+
+    def join(tree: ArrayTree) -> tuple[ArrayTree, Callable[[Any], ArrayTree]]:
+        arrays, structure = jax.tree.flatten(tree)
+        vector, split_vector = ravel_pytree([x for x in arrays if x.size < _LARGE])
+        large = [x for x in arrays if x.size >= _LARGE]
+
+        def split(joined: Any) -> ArrayTree:
+            vector, *rest = joined if large else [joined]
+            small, others = iter(split_vector(vector)), iter(rest)
+            parts = [next(small if x.size < _LARGE else others) for x in arrays]
+            return jax.tree.unflatten(structure, parts)
+
+        return [vector, *large] if large else vector, split
+
+    def update(gradients: Any, state: Any, params: Any = None) -> tuple[Any, Any]:
+        joined, split = join(gradients)
+        updates, state = inner.update(joined, state, None if params is None else join(params)[0])
+        return split(updates), state
+
+    return optax.GradientTransformation(lambda params: inner.init(join(params)[0]), update)
 
 
 def _clip_by_norm(max_norm: Array | float) -> optax.GradientTransformation:
-    """Makes `optax.clip_by_global_norm` for one vector `[N]`, faster on a CPU."""
+    """Makes `optax.clip_by_global_norm`, faster on a CPU."""
 
-    def clip(gradient: Array, params: Any = None) -> Array:
+    def square(x: Array) -> Array:
         # A sum over rows, number by number, before the one within a row, which XLA does slowly.
-        rows = jnp.pad(gradient, (0, -gradient.size % 32)).reshape(32, -1)
-        norm = jnp.sqrt(jnp.sum(sum(map(jnp.square, rows))))
-        return gradient * jnp.minimum(1, max_norm / norm)
+        rows = jnp.pad(jnp.ravel(x), (0, -x.size % 32)).reshape(32, -1)
+        return jnp.sum(sum(map(jnp.square, rows)))
+
+    def clip(gradients: ArrayTree, params: Any = None) -> ArrayTree:
+        norm = jnp.sqrt(sum(map(square, jax.tree.leaves(gradients))))
+        return jax.tree.map(lambda x: x * jnp.minimum(1, max_norm / norm), gradients)
 
     return optax.stateless(clip)
 

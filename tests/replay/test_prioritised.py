@@ -181,8 +181,16 @@ class TestNoEmptySlot:
 
     def test_the_whole_sum_is_the_last_above_zero(self):
         children = jnp.array([0.0, 3.0, 0.0, 1e-30, 0.0])
-        found = [int(_child_at(children, jnp.float32(fraction))) for fraction in (0, 0.5, 1, 1.5)]
-        assert found == [1, 1, 3, 3]
+        fractions = jnp.array([0, 0.5, 1, 1.5])
+        found, _ = jax.vmap(_child_at, (None, 0))(children, fractions)
+        assert found.tolist() == [1, 1, 3, 3]
+
+    def test_what_is_left_of_the_fraction_falls_on_the_same_place_again(self):
+        children = jnp.array([0.0, 2.0, 0.0, 1.0, 5.0])
+        fractions = jnp.array([0.0, 0.125, 0.25, 0.3125, 0.375, 0.6875])
+        found, leftover = jax.vmap(_child_at, (None, 0))(children, fractions)
+        assert found.tolist() == [1, 1, 3, 3, 4, 4]
+        np.testing.assert_allclose(leftover, [0, 0.5, 0, 0.5, 0, 0.5], atol=1e-6)
 
     def test_a_zero_between_others_where_rounding_differs(self):
         """Partial sums are added up in different orders, so they may grow at a 0, or shrink."""
@@ -193,7 +201,7 @@ class TestNoEmptySlot:
             up_to / up_to[:, -1:], np.array([[[-1.0]], [[0.5]], [[2.0]]]), dtype=np.float32
         )
         over_fractions = jax.vmap(_child_at, in_axes=(None, 0))
-        found = jax.jit(jax.vmap(over_fractions))(children, np.concatenate(fractions, axis=-1))
+        found, _ = jax.jit(jax.vmap(over_fractions))(children, np.concatenate(fractions, axis=-1))
         assert (np.take_along_axis(children, np.asarray(found), axis=1) > 0).all()
 
     def test_what_is_not_a_number_is_not_drawn_among_numbers(self):
