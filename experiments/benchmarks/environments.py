@@ -65,7 +65,9 @@ class Args:
     peers: tuple[Peer, ...] = ("gymnasium", "minatar")
     """What to measure beside it, where it has the task."""
     num_envs: int = 1024
-    """Environments side by side; of a `gymnasium:` task 8."""
+    """Environments side by side."""
+    host_envs: int = 80
+    """Those of a `gymnasium:` task: ten of each of eight runs."""
     seconds: float = 1.0
     """How long each is timed in a round, at least."""
     rounds: int = 3
@@ -184,8 +186,8 @@ def make_runners(task: str, args: Args) -> dict[str, Runner]:
     if env.is_host:
         there = base.partition(":")[2]
         return {
-            "this package": run_own(env, 8, 64, seconds),
-            "gymnasium": run_gymnasium(there, 8, seconds),
+            "this package": run_own(env, args.host_envs, 64, seconds),
+            "gymnasium": run_gymnasium(there, args.host_envs, seconds),
         }
     runners = {"this package": run_own(env, num_envs, 64, seconds)}
     if "gymnasium" in args.peers and base in gymnasium.registry:
@@ -220,8 +222,8 @@ def measure(task: str, args: Args) -> list[dict[str, Any]]:
 
 
 def main(args: Args) -> None:
-    if min(args.num_envs, args.rounds) < 1 or not args.seconds > 0:
-        raise ConfigError("num_envs and rounds must be at least 1, and seconds above 0")
+    if min(args.num_envs, args.host_envs, args.rounds) < 1 or not args.seconds > 0:
+        raise ConfigError("num_envs, host_envs and rounds must be at least 1, and seconds above 0")
     tasks = args.tasks or environments.names()
     for task in tasks:
         environments.validate(task)

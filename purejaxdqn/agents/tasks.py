@@ -84,7 +84,12 @@ TUNED: Mapping[str, Mapping[str, Mapping[str, Any]]] = {
         },
     },
     "FrozenLake-v1": _FROZEN_LAKE,
-    "FrozenLake8x8-v1": _FROZEN_LAKE,
+    # purejaxdqn sweep --env FrozenLake8x8-v1 --num-seeds 10 --total-steps 300000
+    #   --discount 0.99 0.999 --hidden-sizes 64 64x64 --eval-interval 100000
+    "FrozenLake8x8-v1": {
+        ALL: {**_FROZEN_LAKE[ALL], "total_steps": 300_000, "hidden_sizes": (64, 64)},
+        DEFAULT: _FROZEN_LAKE[DEFAULT],
+    },
     # purejaxdqn sweep --env MountainCar-v0 --num-seeds 10 --total-steps 120000 --discount 0.98
     #   --target-period 100 300 --learning-rate 2e-3 --learning-rate-end-fraction 0.2
     #   --adam-epsilon 1e-6 --n-step 1 --updates-per-iteration 2 --replay-capacity 30000
