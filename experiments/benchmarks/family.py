@@ -46,6 +46,8 @@ COMPONENTS: dict[str, dict[str, Any]] = {
     "iqn": {"representation": "implicit_quantile", "num_quantiles": 8},
     "fqf": {"representation": "proposed_quantile", "num_quantiles": 8},
 }
+# The agents of these names have fewer cosines than their papers, 64.
+COMPONENTS |= {f"{x}_16_cosines": {**COMPONENTS[x], "num_cosines": 16} for x in ("iqn", "fqf")}
 RAINBOW = "rainbow"
 
 
