@@ -6,13 +6,16 @@
 
 All programs live in one process and take turns, a chunk at a time, so that a drift of the machine's
 speed meets all of them. The cost is a component's median time per iteration over plain DQN's, after
-compilation, with the same replay capacity.
+compilation, with the same replay capacity. "Products" is how many multiplications the products of
+matrices in its compiled program have, over plain DQN's: what it would cost if all else were free.
 """
 
 from __future__ import annotations
 
 import dataclasses
 import json
+import math
+import re
 import statistics
 import time
 from collections.abc import Callable
@@ -70,10 +73,30 @@ class Args:
     """Print everything as one JSON object on the last line of standard output."""
 
 
+_SHAPE = re.compile(r"(%[\w.-]+) = \w+\[([\d,]*)\]")
+_PRODUCT = re.compile(r"(%[\w.-]+) = \S+ dot\((%[\w.-]+), .*lhs_contracting_dims=\{([\d,]+)\}")
+
+
+def count_products(program: str) -> int:
+    """Counts the multiplications of all products of matrices in a compiled program's text, once."""
+
+    def numbers(text: str) -> list[int]:
+        return [int(x) for x in text.split(",") if x]
+
+    shapes = {name: numbers(shape) for name, shape in _SHAPE.findall(program)}
+    return sum(
+        math.prod(shapes[result]) * math.prod(shapes[left][axis] for axis in numbers(axes))
+        for result, left, axes in _PRODUCT.findall(program)
+    )
+
+
 def make_runner(
     config: DQNConfig, args: Args, experiment: Experiment
-) -> tuple[Callable[[], float], float]:
-    """A function that runs a chunk and says how many seconds it took; and the compile time."""
+) -> tuple[Callable[[], float], float, int]:
+    """A function that runs a chunk and says how many seconds it took.
+
+    Also the seconds of compiling, and the multiplications of an iteration's products.
+    """
     devices = use_every_core()
     plan = make_plan(args.num_seeds, len(devices), max_width=max_width())
     programs = compile_programs(experiment, config, plan, devices)
@@ -89,13 +112,14 @@ def make_runner(
         jax.block_until_ready(outputs)
         return time.perf_counter() - start
 
-    return run, programs.compile_seconds
+    compiled: Any = programs.chunk
+    return run, programs.compile_seconds, count_products(compiled.as_text())
 
 
 def measure_in_turns(
     programs: dict[str, tuple[DQNConfig, Experiment]], args: Args
-) -> dict[str, tuple[float, float]]:
-    """The median seconds of a chunk by name, and those of compiling."""
+) -> dict[str, tuple[float, float, int]]:
+    """The median seconds of a chunk by name, those of compiling, and the products' size."""
     console = make_console(stderr=True)
     runners = {
         name: make_runner(config, args, experiment)
@@ -103,26 +127,27 @@ def measure_in_turns(
     }
     seconds: dict[str, list[float]] = {name: [] for name in runners}
     for turn in track(range(args.rounds + 1), "measuring", console=console):
-        for name, (run, _) in runners.items():
+        for name, (run, *_) in runners.items():
             taken = run()
             if turn:  # the first one warms up
                 seconds[name].append(taken)
-    return {name: (statistics.median(seconds[name]), runners[name][1]) for name in runners}
+    return {name: (statistics.median(seconds[name]), *runners[name][1:]) for name in runners}
 
 
 def compare(configs: dict[str, DQNConfig], args: Args) -> list[dict[str, Any]]:
     """Some agents, of which the first one is the measure of all."""
     measured = measure_in_turns({name: (config, dqn) for name, config in configs.items()}, args)
-    first, _ = next(iter(measured.values()))
+    first, _, first_products = next(iter(measured.values()))
     return [
         {
             "component": name,
             "replay_capacity": configs[name].replay_capacity,
             "cost": median / first,
+            "products": products / first_products,
             "microseconds": median / args.iterations / args.num_seeds * 1e6,
             "compile_seconds": compile_seconds,
         }
-        for name, (median, compile_seconds) in measured.items()
+        for name, (median, compile_seconds, products) in measured.items()
     ]
 
 
@@ -172,6 +197,7 @@ def main(args: Args) -> None:
         "component": "{component}",
         "replay capacity": "{replay_capacity:,}",
         "cost": "{cost:.2f}",
+        "products": "{products:.2f}",
         "us per seed": "{microseconds:.0f}",
         "compile s": "{compile_seconds:.1f}",
     }

@@ -163,7 +163,7 @@ def compare(agent: Agent, args: Args) -> list[dict[str, Any]]:
     }
     options = FamilyArgs(num_seeds=args.num_seeds, rounds=args.rounds, iterations=iterations)
     measured = measure_in_turns({name: (config, x) for name, x in programs.items()}, options)
-    seconds = {name: median for name, (median, _) in measured.items()}
+    seconds = {name: median for name, (median, *_) in measured.items()}
     scale = 1e6 / iterations / config.updates_per_iteration / args.num_seeds
     return [
         {

@@ -141,7 +141,7 @@ def measure(args: Args) -> list[dict[str, Any]]:
     shared = FamilyArgs(num_seeds=args.num_seeds, rounds=args.rounds, iterations=args.iterations)
     measured = measure_in_turns(list_variants(make_config(ThroughputArgs())), shared)
     scale = 1e6 / args.iterations / args.num_seeds
-    medians = {name: median * scale for name, (median, _) in measured.items()}
+    medians = {name: median * scale for name, (median, *_) in measured.items()}
     whole, twice = medians.pop(""), medians.pop("twice")
     parts = {"acting, environments, remembering and the loop": 2 * whole - twice}
     parts |= {name: whole - without for name, without in medians.items()}
