@@ -10,6 +10,7 @@ import gymnasium
 import jax
 import numpy as np
 import xarray as xr
+from gymnasium.envs import registration
 from PIL import Image, ImageOps
 from rich.progress import track
 
@@ -29,6 +30,8 @@ _EPISODES = 100  # played by each seed's policy
 _MOST_FRAMES = 500  # of what is not filmed in gymnasium
 _MOST_STEPS = 5_000  # of an episode without a time limit
 _GIF_SIZE = (300, 200)  # pixels, at most
+_OWN_RATE = 12.5  # steps per second of what is not filmed in gymnasium
+_USUAL_RATE = 50.0  # where gymnasium's environment does not say
 
 
 def play_and_film(
@@ -99,12 +102,21 @@ def save_gif(
         total = float(_play(train, batched, [random_seed], False, frames)[0, 0])
     else:
         total = _film_here(train, params, random_seed, frames)
-    # Every second frame, for half the bytes; 40 ms each keeps the film at the speed of life.
-    frames, duration = (frames[::2], 40) if in_gymnasium else (frames, 80)
-    first, *later = [frame.quantize(16) for frame in frames]
+    rate = _steps_per_second(train.env.name) if in_gymnasium else _OWN_RATE
+    every = 2 if rate > 30 else 1  # every second frame has half the bytes
+    first, *later = [frame.quantize(16) for frame in frames[::every]]
+    duration = 1000 * every / rate  # milliseconds of a frame: the film has the speed of life
     with replace_file(path) as temporary:
         first.save(temporary, save_all=True, append_images=later, duration=duration, loop=0)
     return total
+
+
+def _steps_per_second(name: str) -> float:
+    """Finds how many steps a second has in one of gymnasium's environments."""
+    spec = gymnasium.spec(name.removeprefix("gymnasium:").partition("?")[0])
+    entry: Any = spec.entry_point
+    made_by = entry if callable(entry) else registration.load_env_creator(entry)
+    return float(getattr(made_by, "metadata", {}).get("render_fps") or _USUAL_RATE)
 
 
 def _film_here(train: Train, params: Params, random_seed: int, frames: list[Image.Image]) -> float:

@@ -11,7 +11,7 @@ from rich.console import Console
 
 from purejaxdqn.agents.dqn.dqn import DQNConfig, dqn
 from purejaxdqn.report import figures, files, training
-from purejaxdqn.report.films import play_in_gymnasium, save_gif
+from purejaxdqn.report.films import _steps_per_second, play_in_gymnasium, save_gif
 
 RETURNS = np.array(  # (seed, step, episode)
     [[[10, 20], [480, 500], [400, 500]], [[9, 9], [100, 200], [500, 500]], [[9, 9], [9, 9], [9, 9]]]
@@ -157,3 +157,11 @@ def test_without_a_mean_return_a_line_says_so_and_nothing_is_written(dataset, tm
     assert training.report_training(dataset, tmp_path) is None
     assert "0 of 3 seeds (all are NaN): nothing is written" in capsys.readouterr().err
     assert [*tmp_path.iterdir()] == []
+
+
+@pytest.mark.parametrize(
+    ("name", "rate"),
+    [("Acrobot-v1", 15), ("CartPole-v0", 50), ("gymnasium:LunarLander-v3?gravity=-5", 50)],
+)
+def test_films_know_how_many_steps_are_a_second(name, rate):
+    assert _steps_per_second(name) == rate
