@@ -34,10 +34,8 @@ _HL_GAUSS = {**_C51, "label": "gaussian", "td_error": "double_q_learning", "lear
 # what they learned one step at a time.
 _QUANTILES = {"td_error": "double_q_learning", "n_step": 5, "target_period": 50, **_DISTRIBUTION}
 _IQN = {**_QUANTILES, "representation": "implicit_quantile", "huber_threshold": 10.0}
-_IQN |= {"num_quantiles": 8, "num_cosines": 16, "hidden_sizes": (64, 32)}
-_LARGER = {"hidden_sizes": (64, 64), "batch_size": 64}
-_M_IQN = {**_IQN, **_LARGER, "munchausen": True, "huber_threshold": 1.0}
-_RAINBOW = {**_C51, **_LARGER, "batch_size": 32, "steps_per_update": 8, "n_step": 3}
+_IQN |= {"num_quantiles": 8, "num_cosines": 16, "batch_size": 64}
+_RAINBOW = {**_C51, "hidden_sizes": (64, 64), "batch_size": 32, "steps_per_update": 8, "n_step": 3}
 _RAINBOW |= {"td_error": "double_q_learning", "dueling": True, "prioritised": True, "noisy": True}
 
 
@@ -57,10 +55,10 @@ _add("maxmin", "the smallest of several networks' values, Lan et al. (2020)", en
 _add("c51", "categorical distribution, Bellemare et al. (2017)", _C51)
 _add("hl_gauss", "classification, Farebrother et al. (2024)", _HL_GAUSS)
 _add("qr_dqn", "fixed quantiles, Dabney et al. (2018)", _QUANTILES, representation="quantile")
-_add("iqn", "implicit quantiles, Dabney et al. (2018)", {**_IQN, **_LARGER})
+_add("iqn", "implicit quantiles, Dabney et al. (2018)", _IQN)
 _add("fqf", "proposed quantiles, Yang et al. (2019)", _IQN, representation="proposed_quantile")
 _add("munchausen", "Munchausen DQN, Vieillard et al. (2020)", _FAST, munchausen=True)
-_add("m_iqn", "Munchausen IQN, Vieillard et al. (2020)", _M_IQN)
+_add("m_iqn", "Munchausen IQN, Vieillard et al. (2020)", _IQN, munchausen=True)
 _add("noisy", "noisy network, Fortunato et al. (2018)", _FAST, noisy=True, batch_size=32)
 _add("rainbow", "six extensions at once, Hessel et al. (2018)", _RAINBOW)
 register(
