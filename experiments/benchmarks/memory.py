@@ -22,6 +22,7 @@ from typing import Any
 
 from throughput import print_rows
 
+from purejaxdqn import environments
 from purejaxdqn.checks import ConfigError
 from purejaxdqn.cli.exits import run_script
 
@@ -47,7 +48,6 @@ def measure(env: str, capacity: int, width: int) -> dict[str, float]:
     import throughput
     from family import settings_of_task
 
-    from purejaxdqn import environments
     from purejaxdqn.agents.dqn.dqn import dqn
     from purejaxdqn.engine.memory import return_free_memory
     from purejaxdqn.engine.programs import compile_programs
@@ -95,6 +95,7 @@ def main(args: Args) -> None:
         return
     if len({*args.widths}) < 2:
         raise ConfigError(f"widths {args.widths} must be two at least, such as 8 32")
+    environments.validate(args.env)
     rows = [compare(args.env, capacity, args.widths) for capacity in args.capacities]
     columns = {
         "replay capacity": "{capacity:,}",
