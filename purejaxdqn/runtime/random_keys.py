@@ -13,7 +13,7 @@ from purejaxdqn.types import Array
 
 
 def make_key(seed: Array | int) -> Array:
-    """Makes the key `[]` of a seed `[]`: what is drawn from it is that of `jax.random.key`."""
+    """Makes the key `[]` of a seed `[]`, which draws what `jax.random.key(seed)` draws."""
     return jax.random.key(seed, impl=_fastest())
 
 
@@ -23,7 +23,7 @@ def wrap_key_data(data: Array) -> Array:
 
 
 def _fastest() -> Any:
-    return UNROLLED if jax.default_backend() == "cpu" else None
+    return UNROLLED if jax.default_backend() == "cpu" else _JAX
 
 
 def _threefry(key: Array, counts: Array) -> tuple[Array, Array]:
@@ -44,6 +44,7 @@ def _threefry(key: Array, counts: Array) -> tuple[Array, Array]:
     return high, low
 
 
+_JAX = "threefry2x32"  # whatever JAX's own default is set to
 _ROTATIONS = ((13, 15, 26, 6), (17, 29, 16, 24))
 
 
@@ -83,7 +84,7 @@ def _random_bits(key: Array, bit_width: int, shape: tuple[int, ...]) -> Array:
 
 
 def _seed(seed: Array) -> Array:
-    return jax.random.key_data(jax.random.key(seed))
+    return jax.random.key_data(jax.random.key(seed, impl=_JAX))
 
 
 def _fold_in(key: Array, data: Any) -> Array:

@@ -27,7 +27,7 @@ def test_they_draw_what_the_keys_of_jax_draw(seed):
         return {name: draw(key) for name, draw in DRAWS.items()}
 
     own, expected = (
-        jax.jit(draw_all)(jax.random.key(seed, impl=impl)) for impl in (UNROLLED, None)
+        jax.jit(draw_all)(jax.random.key(seed, impl=impl)) for impl in (UNROLLED, "threefry2x32")
     )
     for name, drawn in expected.items():
         np.testing.assert_array_equal(own[name], drawn, name)
@@ -36,6 +36,6 @@ def test_they_draw_what_the_keys_of_jax_draw(seed):
 def test_so_they_do_in_64_bits_and_without_a_compiled_program():
     with jax.enable_x64(True):
         for draw in (jax.random.normal, lambda key: jax.random.bits(key, (5,), "uint64")):
-            own, expected = draw(make_key(7)), draw(jax.random.key(7))
+            own, expected = draw(make_key(7)), draw(jax.random.key(7, impl="threefry2x32"))
             assert own.dtype == expected.dtype
             np.testing.assert_array_equal(own, expected)
