@@ -9,7 +9,9 @@ import pytest
 
 START = """
 import hashlib, os, signal, sys
+# What runs in the background, or behind nohup, inherits that these are ignored.
 signal.signal(signal.SIGINT, signal.default_int_handler)
+signal.signal(signal.SIGHUP, signal.SIG_DFL)
 from purejaxdqn.cli.exits import exit_with, saying_how_to_go_on
 from purejaxdqn.runtime.interrupts import defer_signals, finish_first
 
