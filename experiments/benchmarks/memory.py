@@ -103,7 +103,7 @@ def main(args: Args) -> None:
         "MB its arrays need": "{needed:.2f}",
         "ratio": "{ratio:.2f}",
         "MB of observations": "{observed:.2f}",
-        "added by that": "{of_observed:.2f}",
+        "added, over those": "{of_observed:.2f}",
     }
     print_rows(rows, "one more run", columns)
     if args.json:

@@ -10,13 +10,12 @@ import gymnasium
 import jax
 import numpy as np
 import xarray as xr
-from gymnasium.envs import registration
 from PIL import Image, ImageOps
 from rich.progress import track
 
 from purejaxdqn import environments
 from purejaxdqn.environments import Environment
-from purejaxdqn.environments.host.singles import make_quietly, read_observations
+from purejaxdqn.environments.host.singles import load_creator, make_quietly, read_observations
 from purejaxdqn.report.files import FILM_NAME
 from purejaxdqn.runtime.console import make_console, show_waiting
 from purejaxdqn.runtime.modules import describe_error
@@ -114,9 +113,8 @@ def save_gif(
 def _steps_per_second(name: str) -> float:
     """Finds how many steps a second has in one of gymnasium's environments."""
     spec = gymnasium.spec(name.removeprefix("gymnasium:").partition("?")[0])
-    entry: Any = spec.entry_point
-    made_by = entry if callable(entry) else registration.load_env_creator(entry)
-    return float(getattr(made_by, "metadata", {}).get("render_fps") or _USUAL_RATE)
+    metadata = getattr(load_creator(spec), "metadata", {})
+    return float(metadata.get("render_fps") or _USUAL_RATE)
 
 
 def _film_here(train: Train, params: Params, random_seed: int, frames: list[Image.Image]) -> float:

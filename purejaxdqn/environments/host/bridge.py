@@ -18,13 +18,18 @@ import gymnasium
 import jax
 import jax.numpy as jnp
 import numpy as np
-from gymnasium.envs import registration
+from gymnasium.envs.registration import EnvSpec
 from gymnasium.spaces import Box, Discrete
 from jax.experimental.buffer_callback import buffer_callback
 
 from purejaxdqn.environments.base import Environment
 from purejaxdqn.environments.host.pool import UNSEEN, HostEnvs, Pool
-from purejaxdqn.environments.host.singles import SingleEnvs, Source, read_observations
+from purejaxdqn.environments.host.singles import (
+    SingleEnvs,
+    Source,
+    load_creator,
+    read_observations,
+)
 from purejaxdqn.types import Array, ConfigError, TimeStep, ensure, nearest_names
 
 
@@ -223,8 +228,7 @@ def make_from_gymnasium(name: str, id: str, settings: Mapping[str, Any]) -> Envi
             return make_atari(name, spec.kwargs, read)
     with _explaining(name, f"made by gymnasium as {spec.id}", _find_extra(spec)):
         # What it is made by is told apart from another class that is registered under the same id.
-        entry: Any = spec.entry_point
-        creator = entry if callable(entry) else registration.load_env_creator(entry)
+        creator = load_creator(spec)
         _check_settings(name, creator, read)
         registered = f"{spec.kwargs} {spec.max_episode_steps} {spec.additional_wrappers}"
         source = Source(id, tuple(sorted(read.items())), creator, registered)
@@ -267,14 +271,14 @@ def _explaining(name: str, what: str, remedy: str) -> Iterator[None]:
         ) from error
 
 
-def _find_extra(spec: gymnasium.envs.registration.EnvSpec) -> str:
+def _find_extra(spec: EnvSpec) -> str:
     """Says how to install what an environment of the registry needs."""
     if "box2d" in str(spec.entry_point):
         return 'pip install "purejaxdqn[box2d]"'
     return "install what it needs"
 
 
-def _find_spec(name: str, id: str) -> gymnasium.envs.registration.EnvSpec:
+def _find_spec(name: str, id: str) -> EnvSpec:
     """Finds what gymnasium's registry says of an id, and imports the package that it may name."""
     package, _, rest = id.rpartition(":")
     package = package or ("ale_py" if rest.startswith("ALE/") else "")

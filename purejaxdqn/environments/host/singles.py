@@ -8,6 +8,7 @@ from typing import Any, NamedTuple
 
 import gymnasium
 import numpy as np
+from gymnasium.envs.registration import EnvSpec, load_env_creator
 from gymnasium.spaces import Box, Discrete, MultiBinary, MultiDiscrete
 from gymnasium.spaces.utils import flatten, flatten_space
 
@@ -34,6 +35,13 @@ def make_quietly(id: str, **settings: Any) -> gymnasium.Env[Any, Any]:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # gymnasium calls older versions outdated at each make
         return gymnasium.make(id, disable_env_checker=True, **settings)
+
+
+def load_creator(spec: EnvSpec) -> Callable[..., Any]:
+    """Finds the class or function that makes an environment of gymnasium's registry."""
+    entry: Any = spec.entry_point
+    creator: Callable[..., Any] = entry if callable(entry) else load_env_creator(entry)
+    return creator
 
 
 class Reader(NamedTuple):
