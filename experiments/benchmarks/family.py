@@ -33,7 +33,9 @@ from purejaxdqn.agents.torso import settings_for_images
 from purejaxdqn.cli.exits import run_script
 from purejaxdqn.engine.programs import compile_programs
 from purejaxdqn.runtime.console import make_console
-from purejaxdqn.runtime.devices import make_plan, max_width, use_every_core
+from purejaxdqn.runtime.devices import Plan, use_every_core
+from purejaxdqn.sweep.design import grid_design
+from purejaxdqn.sweep.plan import plan_sweep
 from purejaxdqn.training.loop import Experiment
 from purejaxdqn.types import ConfigError
 
@@ -90,15 +92,21 @@ def count_products(program: str) -> int:
     )
 
 
-def make_runner(
-    config: DQNConfig, args: Args, experiment: Experiment
-) -> tuple[Callable[[], float], float, int]:
-    """A function that runs a chunk and says how many seconds it took.
+def plan_seeds(config: DQNConfig, num_seeds: int, experiment: Experiment = dqn) -> Plan:
+    """How a sweep lays seeds out: in rounds, if many at a time would not fit into the cache."""
+    design = grid_design(config, range(num_seeds), {})
+    return plan_sweep(experiment, design, use_every_core()).groups[0].plan
 
-    Also the seconds of compiling, and the multiplications of an iteration's products.
+
+def make_runner(
+    config: DQNConfig, args: Args, experiment: Experiment, plan: Plan | None = None
+) -> tuple[Callable[[], float], float, float]:
+    """A function that runs a chunk of a round and says how many seconds it took, for all rounds.
+
+    Also the seconds of compiling, and the multiplications of the products of a run's iteration.
     """
     devices = use_every_core()
-    plan = make_plan(args.num_seeds, len(devices), max_width=max_width())
+    plan = plan or plan_seeds(config, args.num_seeds, experiment)
     programs = compile_programs(experiment, config, plan, devices)
     slots = plan.slots_per_round
     seeds = programs.place(np.arange(slots, dtype=np.uint32))
@@ -110,19 +118,22 @@ def make_runner(
         start = time.perf_counter()
         state[0], outputs = programs.chunk(configs, state[0], counts)
         jax.block_until_ready(outputs)
-        return time.perf_counter() - start
+        return (time.perf_counter() - start) * plan.num_rounds
 
     compiled: Any = programs.chunk
-    return run, programs.compile_seconds, count_products(compiled.as_text())
+    return run, programs.compile_seconds, count_products(compiled.as_text()) / plan.width
 
 
 def measure_in_turns(
-    programs: dict[str, tuple[DQNConfig, Experiment]], args: Args
-) -> dict[str, tuple[float, float, int]]:
-    """The median seconds of a chunk by name, those of compiling, and the products' size."""
+    programs: dict[str, tuple[DQNConfig, Experiment]], args: Args, plan: Plan | None = None
+) -> dict[str, tuple[float, float, float]]:
+    """The median seconds of a chunk by name, those of compiling, and the products' size.
+
+    With a plan, that of all programs; else each has its own.
+    """
     console = make_console(stderr=True)
     runners = {
-        name: make_runner(config, args, experiment)
+        name: make_runner(config, args, experiment, plan)
         for name, (config, experiment) in track(programs.items(), "compiling", console=console)
     }
     seconds: dict[str, list[float]] = {name: [] for name in runners}

@@ -24,7 +24,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 from family import Args as FamilyArgs
-from family import measure_in_turns, settings_of_task
+from family import measure_in_turns, plan_seeds, settings_of_task
 from throughput import Args as ThroughputArgs
 from throughput import make_config, make_pqn_config, print_rows
 
@@ -162,7 +162,8 @@ def compare(agent: Agent, args: Args) -> list[dict[str, Any]]:
         "purejaxdqn": experiment,
     }
     options = FamilyArgs(num_seeds=args.num_seeds, rounds=args.rounds, iterations=iterations)
-    measured = measure_in_turns({name: (config, x) for name, x in programs.items()}, options)
+    plan = plan_seeds(config, args.num_seeds, experiment)
+    measured = measure_in_turns({name: (config, x) for name, x in programs.items()}, options, plan)
     seconds = {name: median for name, (median, *_) in measured.items()}
     scale = 1e6 / iterations / config.updates_per_iteration / args.num_seeds
     return [

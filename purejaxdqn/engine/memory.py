@@ -14,6 +14,7 @@ from jax.extend.core import Jaxpr, Var, jaxprs_in_params
 
 from purejaxdqn.engine.programs import COUNT, COUNTS, SEED, OneRun, make_run_functions
 from purejaxdqn.engine.rounds import evaluation_steps
+from purejaxdqn.runtime.devices import max_width
 from purejaxdqn.training.loop import ChunkOutputs, Experiment
 from purejaxdqn.training.settings import RunConfig
 from purejaxdqn.types import ArrayTree, TrainState
@@ -37,6 +38,14 @@ class TracedRun(NamedTuple):
     def running_bytes(self) -> int:
         """Bytes on the device while the run trains."""
         return sum(self.parts.values())
+
+    @property
+    def max_width(self) -> int:
+        """The most such runs that are worth while in one batch."""
+        if self.functions.env.is_host:
+            return max_width()  # one call steps the environments of them all
+        # Weights have gradients, and an optimiser's two averages of those.
+        return max_width(self.chunk_bytes + 4 * self.weight_bytes)
 
 
 def trace_run(experiment: Experiment, config: RunConfig) -> TracedRun:

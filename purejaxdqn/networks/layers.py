@@ -178,10 +178,71 @@ def hidden_layers(
         layer = dense if last is None or i < len(sizes) - 1 else last
         x = layer(size)(x)
         if layer_norm:
-            x = nn.LayerNorm()(x)
+            x = LayerNorm()(x)
         x = nn.relu(x)
         module.sow("intermediates", f"hidden_{i}", x)  # `make_network` explains these names
     return x
+
+
+class LayerNorm(nn.Module):
+    """Normalises all units of a layer to mean 0 and variance 1; scales and shifts each channel.
+
+    Ba, Kiros and Hinton, "Layer normalization" (2016), equation 3. It is `nn.LayerNorm` with
+    sums that a CPU does quickly: flax's take a fourth of the time of PQN's updates from images.
+    """
+
+    @nn.compact
+    def __call__(self, x: Array) -> Array:
+        """Maps one layer `[..., channels]` to the same shape."""
+        scale = self.param("scale", nn.initializers.ones, x.shape[-1:])
+        bias = self.param("bias", nn.initializers.zeros, x.shape[-1:])
+        places = range(x.ndim - 1)
+        return _normalise(x, jnp.expand_dims(scale, places), jnp.expand_dims(bias, places))
+
+
+@jax.custom_vjp
+def _normalise(x: Array, scale: Array, bias: Array) -> Array:
+    return _normalise_forward(x, scale, bias)[0]
+
+
+def _normalise_forward(x: Array, scale: Array, bias: Array) -> tuple[Array, tuple[Array, ...]]:
+    mean = _sum(x) / x.size
+    variance = jnp.maximum(_sum(jnp.square(x)) / x.size - jnp.square(mean), 0)
+    factor = jax.lax.rsqrt(variance + 1e-6)
+    return (x - mean) * (factor * scale) + bias, (x, scale, mean, factor)
+
+
+def _normalise_backward(kept: tuple[Array, ...], gradient: Array) -> tuple[Array, Array, Array]:
+    x, scale, mean, factor = kept
+    normal, scaled = (x - mean) * factor, gradient * scale
+    # The gradient's parts along the mean and along the layer itself, which change no output.
+    along = _sum(scaled) / x.size + normal * (_sum(scaled * normal) / x.size)
+    return factor * (scaled - along), _sum_places(gradient * normal), _sum_places(gradient)
+
+
+_normalise.defvjp(_normalise_forward, _normalise_backward)
+
+
+def _sum(x: Array) -> Array:
+    """Sums `[..., channels]` as a product with ones; first over the rows of an image.
+
+    XLA sums one number after another, which takes a CPU up to ten times as long.
+    """
+    x = _add_rows(x) if x.ndim > 1 else x
+    ones = jax.lax.optimization_barrier(jnp.ones(x.size, x.dtype))
+    return jnp.dot(x.ravel(), ones, precision="highest")
+
+
+def _sum_places(x: Array) -> Array:
+    """Sums `[..., channels]` to `[1, ..., channels]`."""
+    shape = (1,) * (x.ndim - 1) + x.shape[-1:]
+    while x.ndim > 1:
+        x = _add_rows(x)
+    return x.reshape(shape)
+
+
+def _add_rows(x: Array) -> Array:
+    return functools.reduce(jnp.add, [x[i] for i in range(len(x))])
 
 
 class NoisyDense(nn.Module):
@@ -312,7 +373,7 @@ class CNNTorso(nn.Module):
                 )
             x = Conv(channels, (kernel_size,) * 2, (stride,) * 2)(x)
             if self.layer_norm:
-                x = nn.LayerNorm(reduction_axes=(-3, -2, -1))(x)
+                x = LayerNorm()(x)
             x = nn.relu(x)
             self.sow("intermediates", f"hidden_convolution_{i}", x)
         hidden_sizes = () if self.hidden_size is None else (self.hidden_size,)

@@ -10,6 +10,7 @@ import math
 import os
 import platform
 import warnings
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -149,6 +150,21 @@ def make_plan(
     return Plan(width, used_devices, math.ceil(num_batches / used_devices))
 
 
+def choose_width(group_sizes: Sequence[int], num_devices: int, widest: int) -> int:
+    """Chooses the runs per batch for which the devices are done soonest.
+
+    The time of a round is taken to be a constant and a time for each run of a batch: of small runs
+    as much again, and of runs that are `widest` at fewer than eight, more.
+    """
+    constant = min(widest / 8, 1)
+
+    def cost(width: int) -> float:
+        rounds = sum(math.ceil(math.ceil(size / width) / num_devices) for size in group_sizes)
+        return rounds * (constant + width)
+
+    return min(range(widest, 0, -1), key=cost)
+
+
 def compiler_options(trains: bool = True) -> dict[str, Any]:
     """Returns the options with which XLA compiles a program that trains, or one of the others."""
     if jax.default_backend() != "cpu":
@@ -186,7 +202,19 @@ def min_devices() -> int:
     return _MIN_CPU_DEVICES if jax.default_backend() == "cpu" else 1
 
 
-def max_width() -> int:
-    """Returns the most runs per device program that are worth while on the devices there are."""
-    # Wider batches gain nothing on one core and fall out of its cache.
-    return 8 if jax.default_backend() == "cpu" else 128
+def max_width(run_bytes: int = 0) -> int:
+    """Returns the most runs per device program that are worth while on the devices there are.
+
+    Args:
+      run_bytes: what an update of a run reads and writes. Together these should stay in a core's
+        cache, outside of which an update takes half as long again.
+    """
+    if jax.default_backend() != "cpu":
+        return 128
+    return max(1, min(_MOST_RUNS, _CACHE_BYTES // max(run_bytes, 1)))
+
+
+_MOST_RUNS = 8  # more gain nothing on one core
+# Of one size on all machines, since the width decides on the bits: between a second and a third
+# level of today's.
+_CACHE_BYTES = 10_000_000

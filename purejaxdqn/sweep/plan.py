@@ -16,7 +16,7 @@ from purejaxdqn import agents
 from purejaxdqn.engine.memory import TracedRun, free_bytes, trace_run
 from purejaxdqn.engine.programs import COUNT, SEED, OneRun, make_traced, trace_reads
 from purejaxdqn.engine.rounds import evaluation_steps
-from purejaxdqn.runtime.devices import Plan, available_cores, max_width, min_devices
+from purejaxdqn.runtime.devices import Plan, available_cores, choose_width, min_devices
 from purejaxdqn.storage import provenance
 from purejaxdqn.sweep.design import Design, Point, group_by_program
 from purejaxdqn.training.declaration import settings_of
@@ -217,14 +217,14 @@ def plan_sweep(
             )
     _refuse_unread(experiment, design, traced)
     fewest = min(min_devices(), max(len(devices), 1))
-    chosen = width or choose_width([*map(len, members)], num_devices or len(devices), max_width())
+    widest = min(run.max_width for run in traced)
+    chosen = width or choose_width([*map(len, members)], num_devices or len(devices), widest)
     for config, run in zip(configs, traced, strict=True):
         widest_that_fits = budget // (fewest * run.running_bytes)
         if width is None:
             chosen = min(chosen, max(widest_that_fits, 1))
         if widest_that_fits < chosen:
             _refuse_size(config, run, chosen, fewest, budget)
-
     batches: list[Sequence[int]] = []
     groups = []
     for config, group, run in zip(configs, members, traced, strict=True):
@@ -358,19 +358,6 @@ def record_environment(config: RunConfig, made: Mapping[Any, OneRun]) -> RunConf
 def cut_into_batches(group: Sequence[int], width: int) -> list[Sequence[int]]:
     """Cuts the runs of a group into batches of a width; the last one may have room left."""
     return [group[at : at + width] for at in range(0, len(group), width)]
-
-
-def choose_width(group_sizes: Sequence[int], num_devices: int, widest: int) -> int:
-    """Chooses the runs per batch for which the devices are done soonest.
-
-    The time of a round is taken to be a constant and as much again for each run of a batch.
-    """
-
-    def cost(width: int) -> int:
-        rounds = sum(math.ceil(math.ceil(size / width) / num_devices) for size in group_sizes)
-        return rounds * (1 + width)
-
-    return min(range(widest, 0, -1), key=cost)
 
 
 def _refuse_size(config: RunConfig, run: TracedRun, width: int, fewest: int, budget: int) -> None:

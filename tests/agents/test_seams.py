@@ -104,7 +104,9 @@ def test_a_wrapped_loss_is_the_configured_one(name):
 
     _, plain, _ = run(experiment, config)
     _, wrapped, outputs = run(functools.partial(experiment, wrap_loss=twice), config)
-    assert bits(wrapped.learner.params) == bits(plain.learner.params)
+    # With one metric more, XLA may add numbers in another order.
+    same = functools.partial(np.testing.assert_allclose, rtol=1e-5, atol=1e-7)
+    jax.tree.map(same, wrapped.learner.params, plain.learner.params)
     np.testing.assert_allclose(outputs.metrics["twice"], 2 * outputs.metrics["loss"], rtol=1e-5)
 
 

@@ -15,7 +15,6 @@ from purejaxdqn.networks import (
     ActionOutputs,
     CNNTorso,
     Dueling,
-    MLPTorso,
     NoisyDense,
     ensemble,
     make_network,
@@ -240,24 +239,6 @@ class TestNoisyNetworks:
 
 
 class TestTorsos:
-    def test_layer_norm_before_the_relu_by_hand(self):
-        network = make_network(MLPTorso((5, 3), layer_norm=True))
-        params = random_params(network)
-        x = np.asarray(OBS)
-        for i in range(2):
-            x = dense(params["params"][f"Dense_{i}"], x)
-            x = (x - x.mean()) / np.sqrt(x.var() + 1e-6)
-            norm = params["params"][f"LayerNorm_{i}"]
-            x = np.maximum(x * norm["scale"] + norm["bias"], 0)
-        np.testing.assert_allclose(network.apply(params, OBS), x, rtol=1e-4, atol=1e-5)
-
-    def test_layer_norm_is_an_argument(self):
-        for kwargs in ({}, {"dueling": True, "head_sizes": (2,)}):
-            assert not any("LayerNorm" in name for name in shapes(small(**kwargs)))
-            found = shapes(small(layer_norm=True, **kwargs))
-            hidden_layers = 1 if not kwargs else 3  # none before the outputs
-            assert sum(name.endswith("scale") for name in found) == hidden_layers
-
     def test_cnn_of_the_paper(self):
         torso = make_network(CNNTorso())
         image = jnp.zeros((84, 84, 4), jnp.uint8)

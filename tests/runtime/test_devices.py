@@ -1,5 +1,6 @@
 """Devices: one per core, said plainly when it comes too late; and how runs are laid out."""
 
+import math
 import os
 import subprocess
 import sys
@@ -11,7 +12,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from purejaxdqn.runtime import devices
-from purejaxdqn.runtime.devices import available_cores, compiler_options, make_plan, use_every_core
+from purejaxdqn.runtime.devices import (
+    available_cores,
+    choose_width,
+    compiler_options,
+    make_plan,
+    use_every_core,
+)
 from purejaxdqn.types import ConfigError
 
 
@@ -145,6 +152,27 @@ def test_plans_hold_every_run_and_waste_less_than_a_run_per_device_and_round(run
     if width is None:
         assert plan.width <= 8
         assert slots - runs < plan.num_devices * plan.num_rounds
+
+
+@given(st.lists(st.integers(1, 300), min_size=1, max_size=4), st.integers(1, 8), st.integers(1, 16))
+def test_no_other_width_is_done_sooner(sizes, num_devices, widest):
+    def cost(width):
+        rounds = sum(math.ceil(math.ceil(n / width) / num_devices) for n in sizes)
+        return rounds * (min(widest / 8, 1) + width)
+
+    chosen = choose_width(sizes, num_devices, widest)
+    assert 1 <= chosen <= widest
+    assert cost(chosen) == min(cost(width) for width in range(1, widest + 1))
+
+
+@pytest.mark.parametrize(("num_runs", "width"), [(10, 5), (16, 8), (1, 1), (30, 8), (256, 8)])
+def test_widths_on_two_devices(num_runs, width):
+    assert choose_width([num_runs], 2, 8) == width
+
+
+@pytest.mark.parametrize(("num_runs", "width"), [(8, 2), (10, 1), (30, 2)])
+def test_widths_of_large_runs(num_runs, width):
+    assert choose_width([num_runs], 2, 2) == width
 
 
 @pytest.mark.parametrize("change", [{"num_runs": 0}, {"num_devices": 0}, {"width": 0}])

@@ -25,7 +25,7 @@ from purejaxdqn.engine.programs import make_run_functions
 from purejaxdqn.storage import results
 from purejaxdqn.sweep.design import grid_design
 from purejaxdqn.sweep.options import SweepOptions
-from purejaxdqn.sweep.plan import choose_width, describe_layout, plan_sweep
+from purejaxdqn.sweep.plan import describe_layout, plan_sweep
 from purejaxdqn.training.declaration import settings_of
 from purejaxdqn.training.learner import make_learner, no_target, over_batch
 from purejaxdqn.types import ConfigError
@@ -38,20 +38,21 @@ def plan(seeds=range(10), grid=None, config=CONFIG, **options):
     return plan_sweep(train, grid_design(config, seeds, grid or {}), DEVICES, **options)
 
 
-@given(st.lists(st.integers(1, 300), min_size=1, max_size=4), st.integers(1, 8), st.integers(1, 16))
-def test_no_other_width_is_done_sooner(sizes, num_devices, widest):
-    def cost(width):
-        rounds = sum(math.ceil(math.ceil(n / width) / num_devices) for n in sizes)
-        return rounds * (1 + width)
-
-    chosen = choose_width(sizes, num_devices, widest)
-    assert 1 <= chosen <= widest
-    assert cost(chosen) == min(cost(width) for width in range(1, widest + 1))
-
-
-@pytest.mark.parametrize(("num_runs", "width"), [(10, 5), (16, 8), (1, 1), (30, 8), (256, 8)])
-def test_widths_on_two_devices(num_runs, width):
-    assert choose_width([num_runs], 2, 8) == width
+@pytest.mark.parametrize(
+    ("changes", "width"),
+    [
+        ({}, 8),
+        ({"hidden_sizes": (256, 256)}, 4),
+        ({"hidden_sizes": (512, 512)}, 1),
+        ({"env": "MinAtar/Breakout-v1", "hidden_sizes": (128,), "batch_size": 32}, 2),
+        # One call on the host steps the environments of all.
+        ({"env": "gymnasium:CartPole-v1", "hidden_sizes": (512, 512)}, 8),
+    ],
+)
+def test_runs_whose_updates_would_leave_the_cache_are_trained_fewer_at_a_time(changes, width):
+    sizes = {"hidden_sizes": (128, 128), "batch_size": 128}
+    config = dataclasses.replace(CONFIG, **sizes | changes)
+    assert plan(range(64), config=config).width == width
 
 
 @settings(max_examples=20)
