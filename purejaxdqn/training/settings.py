@@ -110,7 +110,7 @@ class RunConfig:
         "Environment steps between evaluations; one before learning and one at the end come on "
         "top, and are the only ones if this is longer than the run.",
     )
-    eval_episodes: int = _evaluation(100, "Greedy episodes per evaluation; no training steps.")
+    eval_episodes: int = _evaluation(50, "Greedy episodes per evaluation; no training steps.")
     eval_max_steps: int = _evaluation(
         5_000, "Steps at which a greedy episode is stopped where there is no time limit."
     )

@@ -48,7 +48,7 @@ def measure(every=1):
 
 def run(name, num_iterations, **parts):
     experiment, config = EXPERIMENTS[name]
-    init, chunk = compiled(functools.partial(experiment, **parts), config)
+    init, chunk = compiled(functools.partial(experiment, **parts), config, as_users_have_it=True)
     state = init(jax.random.key(0))
     first = jax.tree.map(np.asarray, state.learner.params)
     state, outputs = chunk(state, num_iterations, num_iterations)
