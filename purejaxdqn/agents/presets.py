@@ -35,9 +35,9 @@ _HL_GAUSS = {**_C51, "label": "gaussian", "td_error": "double_q_learning", "lear
 _QUANTILES = {"td_error": "double_q_learning", "n_step": 5, "target_period": 50, **_DISTRIBUTION}
 _IQN = {**_QUANTILES, "representation": "implicit_quantile", "huber_threshold": 10.0}
 _IQN |= {"num_quantiles": 8, "num_cosines": 16, "batch_size": 64}
-_RAINBOW = {**_C51, "hidden_sizes": (64, 64), "batch_size": 32, "steps_per_update": 8, "n_step": 3}
-_RAINBOW |= {"td_error": "double_q_learning", "dueling": True, "prioritised": True, "noisy": True}
-_RAINBOW["learning_rate"] = 2e-3
+_RAINBOW = {**_C51, "hidden_sizes": (64, 64), "batch_size": 32, "steps_per_update": 8}
+_RAINBOW |= {"learning_rate": 2e-3, "td_error": "double_q_learning", "n_step": 3}
+_RAINBOW |= {"dueling": True, "prioritised": True, "noisy": True}
 
 
 def _add(name: str, help: str, shared: Mapping[str, Any] = {}, /, **changes: Any) -> None:
