@@ -142,7 +142,7 @@ CASES: list[tuple[list[str], str]] = [
     (["ablate", "--components", "=0.9"], "must name a setting"),
     (["ablate", "--components", "agent=rainbow"], "component 'agent=rainbow' must name a setting"),
     (["ablate", "--components", "total_steps=5"], "the base has total_steps 50000 already"),
-    (["ablate", "--agent", "rainbow", "--components", "learning_rate=1e-4"], "has learning_rate"),
+    (["ablate", "--agent", "iqn", "--components", "learning_rate=1e-4"], "has learning_rate"),
     (["ablate", "--components", "discount=0.9", "--discount", "0.8"], "the base has discount 0.8"),
 ]
 
