@@ -27,6 +27,10 @@ _FLAGS = {
 _OPTIMIZATION_LEVEL = "xla_backend_optimization_level"
 # XLA compiles a program for a lone device by another path, which rounds differently.
 _MIN_CPU_DEVICES = 2
+_MOST_RUNS = 8  # of a program on one core: more gain nothing
+# Of one size on all machines, since the width decides on the bits: between a second and a third
+# level of today's.
+_CACHE_BYTES = 10_000_000
 
 
 def available_cores() -> int:
@@ -130,7 +134,7 @@ class Plan(NamedTuple):
 
 
 def make_plan(
-    num_runs: int, num_devices: int, width: int | None = None, max_width: int = 8
+    num_runs: int, num_devices: int, width: int | None = None, max_width: int = _MOST_RUNS
 ) -> Plan:
     """Lays out runs so that no device idles: 10 runs on 2 devices train 5 wide in one round.
 
@@ -154,9 +158,9 @@ def choose_width(group_sizes: Sequence[int], num_devices: int, widest: int) -> i
     """Chooses the runs per batch for which the devices are done soonest.
 
     The time of a round is taken to be a constant and a time for each run of a batch: of small runs
-    as much again, and of runs that are `widest` at fewer than eight, more.
+    as much again, and of larger ones, of which fewer are `widest`, more.
     """
-    constant = min(widest / 8, 1)
+    constant = min(widest / _MOST_RUNS, 1)
 
     def cost(width: int) -> float:
         rounds = sum(math.ceil(math.ceil(size / width) / num_devices) for size in group_sizes)
@@ -212,9 +216,3 @@ def max_width(run_bytes: int = 0) -> int:
     if jax.default_backend() != "cpu":
         return 128
     return max(1, min(_MOST_RUNS, _CACHE_BYTES // max(run_bytes, 1)))
-
-
-_MOST_RUNS = 8  # more gain nothing on one core
-# Of one size on all machines, since the width decides on the bits: between a second and a third
-# level of today's.
-_CACHE_BYTES = 10_000_000

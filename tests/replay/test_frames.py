@@ -131,7 +131,7 @@ def assert_same(found: Any, wanted: Any) -> None:
         np.testing.assert_array_equal(getattr(found, name), getattr(wanted, name))
 
 
-@settings(max_examples=30)
+@settings(max_examples=60)
 @given(
     kind=st.sampled_from(list(MAKE)),
     layout=st.sampled_from(LAYOUTS),

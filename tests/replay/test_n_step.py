@@ -235,7 +235,7 @@ lengths, seeds = st.sampled_from([1, 2, 3, 5, 10, 20]), st.integers(0, 2**31 - 1
 
 
 class TestAgainstEpisodes:
-    @settings(max_examples=500)
+    @settings(max_examples=1_000)
     @given(
         layout=st.sampled_from(LAYOUTS),
         num_adds=st.integers(1, MAX_ADDS),
