@@ -34,7 +34,7 @@ class Args:
     """Transitions that the replay of a run holds."""
     env: str = "CartPole-v1"
     """The task; one with images is learned by convolutions."""
-    widths: tuple[int, ...] = (8, 32)
+    widths: tuple[int, ...] = (8, 64)
     """Runs side by side on each of two devices: few, and many."""
     json: bool = False
     """Print everything as one JSON object on the last line of standard output."""

@@ -241,11 +241,14 @@ def _regress(
     A table of all pairs would not fit into a core's cache: so one target after another.
     """
 
-    def add_target(j: Array, sums: tuple[Array, Array]) -> tuple[Array, Array]:
+    def add_target(j: Array, sums: Array) -> Array:
         loss, slope = _quantile_huber_and_slope(targets[j] - values, fractions, threshold)
-        return sums[0] + weights[j] * loss, sums[1] - weights[j] * slope
+        return sums + jax.lax.complex(weights[j] * loss, -weights[j] * slope)
 
-    return jax.lax.fori_loop(0, targets.size, add_target, (jnp.zeros_like(values),) * 2, unroll=4)
+    # As one complex number, since XLA would compute two sums apart on a CPU.
+    zeros = jnp.zeros_like(values)
+    sums = jax.lax.fori_loop(0, targets.size, add_target, jax.lax.complex(zeros, zeros), unroll=4)
+    return sums.real, sums.imag
 
 
 def quantile_loss(
