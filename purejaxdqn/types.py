@@ -290,6 +290,18 @@ def is_mapped_over_batch() -> bool:
     return True
 
 
+def compute_once(function: Callable[[], Array]) -> Array:
+    """Computes an array, which lies in memory then: for a CPU, XLA may compute it for each reader.
+
+    The function takes no argument.
+    """
+    if jax.default_backend() != "cpu":
+        return function()
+    shape = jax.eval_shape(function)
+    always = jax.lax.optimization_barrier(jnp.bool(True))  # or else it would see through this
+    return jax.lax.cond(always, function, lambda: jnp.zeros(shape.shape, shape.dtype))
+
+
 def shared_counter() -> Any:
     """Declares a state field that is the same number in every run of a vmapped batch.
 

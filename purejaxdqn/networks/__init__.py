@@ -18,9 +18,9 @@ from purejaxdqn.networks.heads import expected_value as expected_value
 from purejaxdqn.networks.heads import mean_of_quantiles as mean_of_quantiles
 from purejaxdqn.networks.heads import midpoints as midpoints
 from purejaxdqn.networks.heads import value_plus_advantages as value_plus_advantages
+from purejaxdqn.networks.layer_norm import LayerNorm as LayerNorm
 from purejaxdqn.networks.layers import CNNTorso as CNNTorso
 from purejaxdqn.networks.layers import DenseLayer as DenseLayer
-from purejaxdqn.networks.layers import LayerNorm as LayerNorm
 from purejaxdqn.networks.layers import MLPTorso as MLPTorso
 from purejaxdqn.networks.layers import Noise as Noise
 from purejaxdqn.networks.layers import NoisyDense as NoisyDense

@@ -2,14 +2,13 @@
 
 import functools
 import math
-from collections.abc import Callable
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 from jax.extend.random import define_prng_impl, threefry_2x32
 
-from purejaxdqn.types import Array
+from purejaxdqn.types import Array, compute_once
 
 
 def make_key(seed: Array | int) -> Array:
@@ -52,13 +51,6 @@ def _count(shape: tuple[int, ...]) -> Array:
     return jax.lax.iota(jnp.uint32, math.prod(shape)).reshape(shape)
 
 
-def _compute_once(function: Callable[[], Array]) -> Array:
-    """Computes an array in a loop of one step, so that XLA does not do it anew for each reader."""
-    shape = jax.eval_shape(function)
-    one = jax.lax.optimization_barrier(jnp.int32(1))  # or else it would see through the loop
-    return jax.lax.fori_loop(0, one, lambda *_: function(), jnp.zeros(shape.shape, shape.dtype))
-
-
 @functools.partial(jax.jit, static_argnums=1, inline=True)
 def _split(key: Array, shape: tuple[int, ...]) -> Array:
     def draw() -> Array:
@@ -67,7 +59,7 @@ def _split(key: Array, shape: tuple[int, ...]) -> Array:
         high, low = _threefry(key, jnp.broadcast_to(counts, (*shape, 2)))
         return jnp.where(jnp.arange(2) == 0, high, low)
 
-    return _compute_once(draw)
+    return compute_once(draw)
 
 
 @functools.partial(jax.jit, static_argnums=(1, 2), inline=True)
@@ -80,7 +72,7 @@ def _random_bits(key: Array, bit_width: int, shape: tuple[int, ...]) -> Array:
             return high.astype(dtype) << 32 | low.astype(dtype)
         return (high ^ low).astype(dtype)
 
-    return _compute_once(draw)
+    return compute_once(draw)
 
 
 def _seed(seed: Array) -> Array:

@@ -149,15 +149,16 @@ def pqn(
         def highest_value(obs: Array) -> Array:
             return jnp.max(network.action_values(network.apply(state.learner.params, obs)))
 
-        def compute_returns(steps: Step) -> Array:
+        def compute_returns(steps: Step, v_t: Array) -> Array:
             """Computes the Q(lambda) returns `[T]` of the steps `[T, ...]` of ONE environment."""
             discount_t = jnp.where(steps.terminated, 0.0, now.discount)
-            v_t = jax.vmap(highest_value)(steps.next_obs)  # at a time limit, of the true last one
             return losses.q_lambda_returns(
                 steps.reward, discount_t, steps.truncated, v_t, now.q_lambda
             )
 
-        returns = jax.vmap(compute_returns, in_axes=1, out_axes=1)(steps)
+        # At a time limit, of the true last observation. `[T, E]`, as the steps lie in memory.
+        v_t = jax.vmap(jax.vmap(highest_value))(steps.next_obs)
+        returns = jax.vmap(compute_returns, in_axes=1, out_axes=1)(steps, v_t)
         # The return stands for all rewards: a discount of 0 leaves nothing to bootstrap.
         nothing = jnp.zeros_like(returns)
         played = Transition(
