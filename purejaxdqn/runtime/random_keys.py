@@ -2,13 +2,14 @@
 
 import functools
 import math
+from collections.abc import Callable
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 from jax.extend.random import define_prng_impl, threefry_2x32
 
-from purejaxdqn.types import Array, compute_once
+from purejaxdqn.types import Array
 
 
 def make_key(seed: Array | int) -> Array:
@@ -51,6 +52,13 @@ def _count(shape: tuple[int, ...]) -> Array:
     return jax.lax.iota(jnp.uint32, math.prod(shape)).reshape(shape)
 
 
+def _compute_in_loop(function: Callable[[], Array]) -> Array:
+    """Does what `types.compute_once` does, in a loop of one step: one call, where data are few."""
+    shape = jax.eval_shape(function)
+    one = jax.lax.optimization_barrier(jnp.int32(1))  # or else it would see through the loop
+    return jax.lax.fori_loop(0, one, lambda *_: function(), jnp.zeros(shape.shape, shape.dtype))
+
+
 @functools.partial(jax.jit, static_argnums=1, inline=True)
 def _split(key: Array, shape: tuple[int, ...]) -> Array:
     def draw() -> Array:
@@ -59,7 +67,7 @@ def _split(key: Array, shape: tuple[int, ...]) -> Array:
         high, low = _threefry(key, jnp.broadcast_to(counts, (*shape, 2)))
         return jnp.where(jnp.arange(2) == 0, high, low)
 
-    return compute_once(draw)
+    return _compute_in_loop(draw)
 
 
 @functools.partial(jax.jit, static_argnums=(1, 2), inline=True)
@@ -72,7 +80,7 @@ def _random_bits(key: Array, bit_width: int, shape: tuple[int, ...]) -> Array:
             return high.astype(dtype) << 32 | low.astype(dtype)
         return (high ^ low).astype(dtype)
 
-    return compute_once(draw)
+    return _compute_in_loop(draw)
 
 
 def _seed(seed: Array) -> Array:
