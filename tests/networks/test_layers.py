@@ -12,7 +12,7 @@ from purejaxdqn.losses import bellman_loss, double_q_learning
 from purejaxdqn.networks import NoisyDense, make_network, value_network
 from purejaxdqn.networks.layers import Dense
 from purejaxdqn.training.learner import over_batch
-from purejaxdqn.types import BATCH, ConfigError, LossOutput, Transition
+from purejaxdqn.types import BATCH, ConfigError, LossOutput, Transition, compute_once
 
 OBS = jnp.array([0.3, -1.0, 2.0, 0.5])
 KINDS: dict[str, Any] = {
@@ -129,3 +129,19 @@ def test_dense_is_that_of_flax(num_outputs, rows):
     jax.tree.map(
         lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-5), found, expected
     )
+
+
+def test_what_is_computed_once_is_the_same_and_lies_in_memory(monkeypatch):
+    def total(x):
+        repeated = compute_once(lambda: jnp.tile(x, 3) ** 2)
+        return jnp.sum(repeated * jnp.arange(6.0)), repeated
+
+    x = jnp.array([1.0, 2.0])
+    program = jax.jit(jax.value_and_grad(total, has_aux=True))
+    (loss, repeated), gradient = program(x)
+    np.testing.assert_array_equal(repeated, [1, 4, 1, 4, 1, 4])
+    assert loss == 4 * (1 + 3 + 5) + 2 + 4
+    np.testing.assert_array_equal(gradient, [2 * (0 + 2 + 4), 4 * (1 + 3 + 5)])
+    assert " conditional(" in program.lower(x).compile().as_text()
+    monkeypatch.setattr(jax, "default_backend", lambda: "gpu")  # which would wait for the condition
+    assert " conditional(" not in jax.jit(total).lower(x).compile().as_text()

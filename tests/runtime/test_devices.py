@@ -1,5 +1,6 @@
 """Devices: one per core, said plainly when it comes too late; and how runs are laid out."""
 
+import ctypes
 import math
 import os
 import subprocess
@@ -110,6 +111,29 @@ def test_a_sweep_that_comes_too_late_warns_and_goes_on():
     )
     assert answer.stdout.split() == ["1"]
     assert "RuntimeWarning: only one core will work" in answer.stderr
+
+
+FREED_TWICE = """
+import ctypes, psutil
+from purejaxdqn.runtime.devices import use_every_core
+use_every_core()
+libc = ctypes.CDLL(None)
+libc.malloc.restype = ctypes.c_void_p
+before = psutil.Process().memory_info().rss
+for _ in range(2):  # glibc would keep the second one
+    block = ctypes.c_void_p(libc.malloc(30_000_000))
+    ctypes.memset(block, 1, 30_000_000)
+    libc.free(block)
+print(psutil.Process().memory_info().rss - before)
+"""
+
+
+@pytest.mark.skipif(not hasattr(ctypes.CDLL(None), "mallopt"), reason="only glibc keeps so much")
+def test_large_blocks_go_back_to_the_system_unless_the_environment_says_otherwise():
+    chosen = {"MALLOC_MMAP_THRESHOLD_": "100000000", "MALLOC_TRIM_THRESHOLD_": "200000000"}
+    ours, theirs = python(FREED_TWICE), python(FREED_TWICE, **chosen)
+    assert int(ours.stdout) < 15_000_000, ours.stderr
+    assert int(theirs.stdout) > 25_000_000, theirs.stderr
 
 
 def test_a_number_of_devices_below_one_is_refused():
