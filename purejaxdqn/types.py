@@ -124,9 +124,9 @@ class Categorical(NamedTuple):
     def shifted(self) -> Array:
         """Computes the logits `[A, N]` less the largest of each action, of which none overflows."""
         highest = jax.lax.stop_gradient(self.logits)
-        # Halves are compared, which CPUs do a vector at a time, and not number after number.
+        # Halves are compared, which CPUs do a vector of 16 at a time, and not number after number.
         while (size := highest.shape[-1]) > 1:
-            half = -(-size // 2)
+            half = -(-size // 2) if size <= 16 else -(-size // 32) * 16
             highest = jnp.maximum(highest[..., :half], highest[..., size - half :])
         return self.logits - highest
 
