@@ -142,6 +142,6 @@ def test_what_is_computed_once_is_the_same_and_lies_in_memory(monkeypatch):
     np.testing.assert_array_equal(repeated, [1, 4, 1, 4, 1, 4])
     assert loss == 4 * (1 + 3 + 5) + 2 + 4
     np.testing.assert_array_equal(gradient, [2 * (0 + 2 + 4), 4 * (1 + 3 + 5)])
-    assert " conditional(" in program.lower(x).compile().as_text()
+    assert " conditional(" in str(program.lower(x).compile().as_text())
     monkeypatch.setattr(jax, "default_backend", lambda: "gpu")  # which would wait for the condition
-    assert " conditional(" not in jax.jit(total).lower(x).compile().as_text()
+    assert " conditional(" not in str(jax.jit(total).lower(x).compile().as_text())
