@@ -293,7 +293,7 @@ def is_mapped_over_batch() -> bool:
 def compute_once(function: Callable[[], Array]) -> Array:
     """Computes an array, which lies in memory then: for a CPU, XLA may compute it for each reader.
 
-    The function takes no argument.
+    The function takes no argument. Outside of `jit` it would be compiled at each call.
     """
     if jax.default_backend() != "cpu":
         return function()

@@ -50,6 +50,7 @@ def _normalise_backward(kept: tuple[Array, ...], gradient: Array) -> tuple[Array
 _normalise.defvjp(_normalise_forward, _normalise_backward)
 
 
+@functools.partial(jax.jit, static_argnums=1, inline=True)
 def _repeat(channels: Array, size: int) -> Array:
     """Repeats `[channels]` for all places of a layer, `[size]`.
 

@@ -101,10 +101,7 @@ class Conv(nn.Module):
                 images, kernel, self.strides, "VALID", dimension_numbers=axes
             )
             return y.reshape(*x.shape[:-3], *y.shape[1:]) + jnp.expand_dims(bias, range(x.ndim - 1))
-        # Once for the product and its gradient, which would else lay out the patches anew; and
-        # behind a barrier XLA does not convert an image for each slice.
-        x = jax.lax.optimization_barrier(x)
-        patches = compute_once(lambda: _patches(x, self.kernel_size, self.strides))
+        patches = _patches(x, self.kernel_size, self.strides)
         # The bias multiplies ones: its gradient comes with the kernel's, out of one product.
         weights = jnp.concatenate([kernel.reshape(-1, self.features), bias[None]])
         weights = jnp.pad(weights, ((0, patches.shape[-1] - len(weights)), (0, 0)))
@@ -141,12 +138,19 @@ _MANY_SLICES = 16  # a patch of more takes longer to lay out than XLA takes to c
 _FEW_CHANNELS = 16  # in fewer, a patch is laid out faster by rows of patches
 
 
+@functools.partial(jax.jit, static_argnums=(1, 2), inline=True)
 def _patches(x: Array, size: tuple[int, int], strides: tuple[int, int]) -> Array:
     """Maps `[..., height, width, C]` to `[..., rows, columns, inputs]`, a patch in `C` order.
 
     Behind a patch stand ones, for the bias, which fill a register.
     """
+    # Once for the product and its gradient, which would else lay out the patches anew; and behind a
+    # barrier XLA does not convert an image for each slice.
+    x = jax.lax.optimization_barrier(x)
+    return compute_once(lambda: _lay_out(x, size, strides))
 
+
+def _lay_out(x: Array, size: tuple[int, int], strides: tuple[int, int]) -> Array:
     def slices(x: Array, axis: int) -> list[Array]:
         count, stride = size[axis], strides[axis]
         end = x.shape[axis - 3] - count + 1
