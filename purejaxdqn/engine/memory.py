@@ -96,7 +96,7 @@ _ELEMENTWISE |= {"shift_right_logical", "sign", "sin", "slice", "sqrt", "square"
 _ELEMENTWISE |= {"sub", "tanh", "transpose", "xor"}
 # What reads elements where they are computed: these too.
 _READS_ELEMENTS = _ELEMENTWISE | {"reduce_max", "reduce_min", "reduce_sum", "argmax", "argmin"}
-_IN_PLACE = ("scatter", "scatter-add", "scatter_add", "dynamic_update_slice")
+_IN_PLACE = ("scatter", "scatter_add", "scatter_max", "dynamic_update_slice")
 
 
 class _Step(NamedTuple):
@@ -178,7 +178,8 @@ def _flat(jaxpr: Jaxpr, names: dict[Var, Var]) -> Iterator[_Step]:
                 pairs: Any = zip(eqn.outvars, bodies[0].outvars, strict=True)
                 in_place["scan"] = sum(out.aval.ndim == own.aval.ndim for out, own in pairs)
             inputs = [names.get(v, v) for v in eqn.invars if isinstance(v, Var)]
-            yield _Step(name, inputs, [*eqn.outvars], bodies, in_place.get(name, 0))
+            num_in_place = in_place.get(name.replace("-", "_"), 0)  # "scatter-add", by release
+            yield _Step(name, inputs, [*eqn.outvars], bodies, num_in_place)
 
 
 # ------------------------------------------------------------------------- the machine's memory

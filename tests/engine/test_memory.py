@@ -30,14 +30,25 @@ def test_what_is_alive_at_the_same_time_counts():
     assert trace_memory(lambda x: jnp.sum((jnp.tanh(x) + 1) @ x), SQUARE)[0] == 2 * 40_000
 
 
-def test_what_takes_the_place_of_an_argument_does_not_count():
+@pytest.mark.parametrize("how", ["set", "add", "max"])
+def test_what_takes_the_place_of_an_argument_does_not_count(how):
     def write(x):
-        body = lambda i, x: x.at[i].set(jnp.sum(x.reshape(-1)))  # noqa: E731
+        body = lambda i, x: getattr(x.at[i], how)(jnp.sum(x.reshape(-1)))  # noqa: E731
         return jax.lax.fori_loop(0, 3, body, x)
 
     most, result = trace_memory(write, SQUARE)
     assert most < 2_000
     assert result.shape == SQUARE.shape
+
+
+@pytest.mark.parametrize("prioritised", [False, True])
+def test_no_fewer_runs_train_side_by_side_where_a_replay_is_larger(prioritised):
+    settings = {"prioritised": prioritised, "batch_size": 32, "hidden_sizes": (8,)}
+    small, large = (
+        trace_run(agents.train, agents.configure(**settings, replay_capacity=capacity))
+        for capacity in (10_000, 1_000_000)
+    )
+    assert small.max_width == large.max_width == 8
 
 
 @pytest.mark.parametrize(
