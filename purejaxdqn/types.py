@@ -291,9 +291,9 @@ def is_mapped_over_batch() -> bool:
 
 
 def compute_once(function: Callable[[], Array]) -> Array:
-    """Computes an array, which lies in memory then: for a CPU, XLA may compute it for each reader.
+    """Computes an array in memory, where XLA may else compute it anew for each reader on a CPU.
 
-    The function takes no argument. Outside of `jit` it would be compiled at each call.
+    Call it under `jit`: elsewhere the function is compiled at each call.
     """
     if jax.default_backend() != "cpu":
         return function()

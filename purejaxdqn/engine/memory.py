@@ -96,7 +96,6 @@ _ELEMENTWISE |= {"shift_right_logical", "sign", "sin", "slice", "sqrt", "square"
 _ELEMENTWISE |= {"sub", "tanh", "transpose", "xor"}
 # What reads elements where they are computed: these too.
 _READS_ELEMENTS = _ELEMENTWISE | {"reduce_max", "reduce_min", "reduce_sum", "argmax", "argmin"}
-_IN_PLACE = ("scatter", "scatter_add", "scatter_max", "dynamic_update_slice")
 
 
 class _Step(NamedTuple):
@@ -172,14 +171,14 @@ def _flat(jaxpr: Jaxpr, names: dict[Var, Var]) -> Iterator[_Step]:
         elif name in _VIEWS and isinstance(eqn.invars[0], Var):
             rename(eqn.outvars[0], eqn.invars[0])
         else:
-            in_place = {**dict.fromkeys(_IN_PLACE, 1), "while": len(eqn.outvars)}
+            in_place = {"scatter": 1, "dynamic_update_slice": 1, "while": len(eqn.outvars)}
             if name == "scan":
                 # A carried value keeps its shape; a stacked one has one axis more than in the body.
                 pairs: Any = zip(eqn.outvars, bodies[0].outvars, strict=True)
                 in_place["scan"] = sum(out.aval.ndim == own.aval.ndim for out, own in pairs)
             inputs = [names.get(v, v) for v in eqn.invars if isinstance(v, Var)]
-            num_in_place = in_place.get(name.replace("-", "_"), 0)  # "scatter-add", by release
-            yield _Step(name, inputs, [*eqn.outvars], bodies, num_in_place)
+            kind = "scatter" if name.startswith("scatter") else name  # "scatter-add", "scatter-max"
+            yield _Step(name, inputs, [*eqn.outvars], bodies, in_place.get(kind, 0))
 
 
 # ------------------------------------------------------------------------- the machine's memory

@@ -30,7 +30,7 @@ def test_what_is_alive_at_the_same_time_counts():
     assert trace_memory(lambda x: jnp.sum((jnp.tanh(x) + 1) @ x), SQUARE)[0] == 2 * 40_000
 
 
-@pytest.mark.parametrize("how", ["set", "add", "max"])
+@pytest.mark.parametrize("how", ["set", "add", "max", "min", "multiply"])
 def test_what_takes_the_place_of_an_argument_does_not_count(how):
     def write(x):
         body = lambda i, x: getattr(x.at[i], how)(jnp.sum(x.reshape(-1)))  # noqa: E731
